@@ -1,0 +1,19 @@
+#![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+pub mod error;
+pub mod provider;
+pub mod subject;
+pub mod types;
+
+pub mod docs;
+
+pub use error::{BackendError, ErrorKind, EventError, Result};
+pub use provider::memory::{MemoryConfig, MemoryProvider};
+pub use provider::{
+    AckHandler, Capabilities, ConsumerInfo, Delivery, Durability, EventProvider, HistoryQuery, PendingEvent,
+    ProviderInfo, ProviderRegistry, PublishRequest, StoredEvent, Subscription, Support,
+};
+pub use types::{
+    DeliverPolicy, Event, EventCounts, PublishOptions, ReceivedEvent, SubscribeOptions, SubscriptionFilter,
+};

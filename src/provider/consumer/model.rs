@@ -1,0 +1,393 @@
+//! The state machine against a reference model: a plain list of events, searched from one end to the other.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::{Consumer, ConsumerConfig, Fetched, Lease, Start, Time};
+use crate::types::SubscribeOptions;
+
+#[derive(Debug, Clone)]
+enum Op {
+    /// Stores an event, matching or not.
+    Publish {
+        matches: bool,
+    },
+    Fetch,
+    /// These settle one of the leases ever handed out, so that late ones and doubles occur.
+    Ack(prop::sample::Index),
+    Nak(prop::sample::Index, Option<u16>),
+    Extend(prop::sample::Index),
+    Release(prop::sample::Index),
+    /// A member dies with everything it holds: its leases are never settled.
+    CrashMember,
+    Advance(u16),
+    /// Retention drops the oldest stored events.
+    Retain {
+        drop: u8,
+    },
+    Reconfigure {
+        max_ack_pending: u8,
+    },
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let index = any::<prop::sample::Index>;
+    prop_oneof![
+        6 => prop::bool::weighted(0.8).prop_map(|matches| Op::Publish { matches }),
+        8 => Just(Op::Fetch),
+        4 => index().prop_map(Op::Ack),
+        3 => (index(), prop::option::of(0..3_000_u16)).prop_map(|(which, delay)| Op::Nak(which, delay)),
+        1 => index().prop_map(Op::Extend),
+        1 => index().prop_map(Op::Release),
+        1 => Just(Op::CrashMember),
+        3 => (0..2_500_u16).prop_map(Op::Advance),
+        1 => (1..4_u8).prop_map(|drop| Op::Retain { drop }),
+        1 => (1..5_u8).prop_map(|max_ack_pending| Op::Reconfigure { max_ack_pending }),
+    ]
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Fate {
+    /// Not handed out yet.
+    Waiting,
+    /// Before the consumer's start.
+    Skipped,
+    Pending {
+        attempt: u32,
+        leased: bool,
+        due: Time,
+    },
+    Acked,
+    Exhausted,
+    /// Dropped by retention before it was processed.
+    Missed,
+}
+
+struct Entry {
+    sequence: u64,
+    matches: bool,
+    retained: bool,
+    fate: Fate,
+}
+
+/// The reference: every decision looks at every event.
+struct Model {
+    entries: Vec<Entry>,
+    config: ConsumerConfig,
+    reported_missed: u64,
+    highest_first_delivery: u64,
+}
+
+impl Model {
+    fn entry(&mut self, sequence: u64) -> &mut Entry {
+        self.entries
+            .iter_mut()
+            .find(|entry| entry.sequence == sequence)
+            .expect("known sequence")
+    }
+
+    fn count(&self, test: impl Fn(&Fate) -> bool) -> usize {
+        self.entries
+            .iter()
+            .filter(|entry| entry.matches && test(&entry.fate))
+            .count()
+    }
+
+    fn pending(&self) -> usize {
+        self.count(|fate| matches!(fate, Fate::Pending { .. }))
+    }
+
+    fn first_retained(&self) -> u64 {
+        self.entries
+            .iter()
+            .find(|entry| entry.retained)
+            .map_or(self.entries.len() as u64 + 1, |entry| entry.sequence)
+    }
+
+    fn next_match(&self, cursor: u64) -> Option<u64> {
+        self.entries
+            .iter()
+            .find(|entry| entry.retained && entry.matches && entry.sequence > cursor)
+            .map(|entry| entry.sequence)
+    }
+
+    fn fetch(&mut self, now: Time) -> Fetched {
+        let mut due: Vec<(Time, u64, u32)> = self
+            .entries
+            .iter()
+            .filter_map(|entry| match entry.fate {
+                Fate::Pending { attempt, due, .. } if due <= now => Some((due, entry.sequence, attempt)),
+                _ => None,
+            })
+            .collect();
+        due.sort_unstable();
+        let max_deliver = self.config.max_deliver;
+        let mut redeliver = None;
+        for (_, sequence, attempt) in due {
+            let entry = self.entry(sequence);
+            if !entry.retained {
+                entry.fate = Fate::Missed;
+            } else if max_deliver.is_some_and(|max| u64::from(attempt) >= max) {
+                entry.fate = Fate::Exhausted;
+            } else {
+                redeliver = Some((sequence, attempt));
+                break;
+            }
+        }
+        for entry in self
+            .entries
+            .iter_mut()
+            .filter(|entry| entry.fate == Fate::Waiting && !entry.retained)
+        {
+            entry.fate = Fate::Missed;
+        }
+        let missed = self.count(|fate| *fate == Fate::Missed) as u64;
+        if missed > self.reported_missed {
+            return Fetched::Missed(missed - std::mem::replace(&mut self.reported_missed, missed));
+        }
+        if let Some((sequence, attempt)) = redeliver {
+            return self.hand_out(now, sequence, attempt + 1);
+        }
+        if self.pending() >= self.config.max_ack_pending {
+            return Fetched::Idle;
+        }
+        match self
+            .entries
+            .iter()
+            .find(|entry| entry.matches && entry.fate == Fate::Waiting)
+        {
+            Some(entry) => {
+                let sequence = entry.sequence;
+                assert!(
+                    sequence > self.highest_first_delivery,
+                    "first deliveries come in order"
+                );
+                self.highest_first_delivery = sequence;
+                self.hand_out(now, sequence, 1)
+            }
+            None => Fetched::Idle,
+        }
+    }
+
+    fn hand_out(&mut self, now: Time, sequence: u64, attempt: u32) -> Fetched {
+        let due = now.after(self.config.ack_wait);
+        self.entry(sequence).fate = Fate::Pending {
+            attempt,
+            leased: true,
+            due,
+        };
+        Fetched::Deliver(Lease { sequence, attempt })
+    }
+
+    /// What a settlement does; whether it takes effect.
+    fn settle(&mut self, lease: Lease, settled: impl FnOnce(&ConsumerConfig) -> Fate) -> bool {
+        let config = self.config.clone();
+        let entry = self.entry(lease.sequence);
+        let valid =
+            matches!(entry.fate, Fate::Pending { attempt, leased: true, .. } if attempt == lease.attempt);
+        if valid {
+            entry.fate = settled(&config);
+        }
+        valid
+    }
+}
+
+/// A stream with `before` events of which the consumer starts behind the first `skipped`.
+fn run(options: &SubscribeOptions, before: u8, skipped: u8, ops: Vec<Op>) -> Result<(), TestCaseError> {
+    let config = ConsumerConfig::new("events.>", options).expect("valid options");
+    let skipped = u64::from(skipped.min(before));
+    let mut consumer = Consumer::new(config.clone(), Start::after(skipped));
+    let mut model = Model {
+        entries: Vec::new(),
+        config,
+        reported_missed: 0,
+        highest_first_delivery: 0,
+    };
+    for sequence in 1..=u64::from(before) {
+        let fate = if sequence <= skipped {
+            Fate::Skipped
+        } else {
+            Fate::Waiting
+        };
+        model.entries.push(Entry {
+            sequence,
+            matches: true,
+            retained: true,
+            fate,
+        });
+    }
+    let mut now = Time::ZERO;
+    let mut leases: Vec<Lease> = Vec::new();
+    for op in ops {
+        match op {
+            Op::Publish { matches } => {
+                let sequence = model.entries.len() as u64 + 1;
+                let fate = if matches { Fate::Waiting } else { Fate::Skipped };
+                model.entries.push(Entry {
+                    sequence,
+                    matches,
+                    retained: true,
+                    fate,
+                });
+            }
+            Op::Fetch => {
+                // What a provider does: it tells how many matches behind the cursor retention took.
+                let overtaken = model
+                    .entries
+                    .iter()
+                    .filter(|entry| entry.matches && !entry.retained && entry.fate == Fate::Waiting)
+                    .count() as u64;
+                consumer.note_missed(overtaken);
+                let found = consumer.fetch(now, model.first_retained(), |cursor| model.next_match(cursor));
+                prop_assert_eq!(found, model.fetch(now));
+                if let Fetched::Deliver(lease) = found {
+                    leases.push(lease);
+                }
+            }
+            Op::Ack(which) if !leases.is_empty() => {
+                let lease = *which.get(&leases);
+                prop_assert_eq!(consumer.ack(lease).is_ok(), model.settle(lease, |_| Fate::Acked));
+            }
+            Op::Nak(which, delay) if !leases.is_empty() => {
+                let lease = *which.get(&leases);
+                let delay = delay.map(|millis| Duration::from_millis(millis.into()));
+                let took_effect = model.settle(lease, |config| {
+                    if config
+                        .max_deliver
+                        .is_some_and(|max| u64::from(lease.attempt) >= max)
+                    {
+                        return Fate::Exhausted;
+                    }
+                    let due = now.after(delay.unwrap_or_else(|| config.backoff_after(lease.attempt)));
+                    Fate::Pending {
+                        attempt: lease.attempt,
+                        leased: false,
+                        due,
+                    }
+                });
+                prop_assert_eq!(consumer.nak(lease, delay, now).is_ok(), took_effect);
+            }
+            Op::Extend(which) if !leases.is_empty() => {
+                let lease = *which.get(&leases);
+                let took_effect = model.settle(lease, |config| Fate::Pending {
+                    attempt: lease.attempt,
+                    leased: true,
+                    due: now.after(config.ack_wait),
+                });
+                prop_assert_eq!(consumer.extend(lease, now).is_ok(), took_effect);
+            }
+            Op::Release(which) if !leases.is_empty() => {
+                let lease = *which.get(&leases);
+                let took_effect = model.settle(lease, |_| Fate::Pending {
+                    attempt: lease.attempt - 1,
+                    leased: false,
+                    due: now,
+                });
+                prop_assert_eq!(consumer.release(lease, now).is_ok(), took_effect);
+            }
+            Op::CrashMember => leases.clear(),
+            Op::Advance(millis) => now = now.after(Duration::from_millis(millis.into())),
+            Op::Retain { drop } => {
+                let oldest = model.entries.iter_mut().filter(|entry| entry.retained);
+                oldest.take(drop.into()).for_each(|entry| entry.retained = false);
+            }
+            Op::Reconfigure { max_ack_pending } => {
+                let mut wanted = model.config.clone();
+                wanted.max_ack_pending = max_ack_pending.into();
+                consumer.reconfigure("c", wanted.clone()).expect("a legal change");
+                model.config = wanted;
+            }
+            _ => {}
+        }
+        check_agreement(&mut consumer, &model)?;
+    }
+    Ok(())
+}
+
+fn check_agreement(consumer: &mut Consumer, model: &Model) -> Result<(), TestCaseError> {
+    prop_assert_eq!(consumer.pending(), model.pending());
+    prop_assert_eq!(
+        consumer.exhausted(),
+        model.count(|fate| *fate == Fate::Exhausted) as u64
+    );
+    prop_assert_eq!(
+        consumer.redelivered(),
+        model.count(|fate| matches!(fate, Fate::Pending { attempt, .. } if *attempt > 1))
+    );
+    let earliest = model.entries.iter().filter_map(|entry| match entry.fate {
+        Fate::Pending { due, .. } => Some(due),
+        _ => None,
+    });
+    prop_assert_eq!(consumer.next_due(), earliest.min());
+    prop_assert!(
+        consumer.due.len() <= 2 * consumer.pending.len() + 64,
+        "timers are bounded by what is pending"
+    );
+    Ok(())
+}
+
+fn options() -> impl Strategy<Value = SubscribeOptions> {
+    (
+        prop::option::of(1..4_i64),
+        prop::collection::vec(0..3_u64, 0..3),
+        1..5_i64,
+        1..3_u64,
+    )
+        .prop_map(
+            |(max_deliver, mut backoff_secs, max_ack_pending, ack_wait_secs)| {
+                backoff_secs.sort_unstable();
+                backoff_secs.truncate(max_deliver.map_or(usize::MAX, |max| usize::try_from(max).expect("small")));
+                SubscribeOptions {
+                    max_deliver,
+                    backoff_secs,
+                    max_ack_pending: Some(max_ack_pending),
+                    ack_wait_secs: Some(ack_wait_secs),
+                    ..SubscribeOptions::default()
+                }
+            },
+        )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(10_000))]
+
+    #[test]
+    fn the_machine_does_what_the_model_does(
+        options in options(),
+        before in 0..6_u8,
+        skipped in 0..6_u8,
+        ops in prop::collection::vec(op(), 0..80),
+    ) {
+        run(&options, before, skipped, ops)?;
+    }
+}
+
+#[test]
+fn a_backlog_goes_before_the_cursor_and_is_reported_when_it_is_gone() {
+    let config = ConsumerConfig::new("events.>", &SubscribeOptions::default()).unwrap();
+    let mut consumer = Consumer::new(config, Start::backlog([2, 5, 7], 9));
+    let mut fetch = |first_retained| consumer.fetch(Time::ZERO, first_retained, |cursor| Some(cursor + 1));
+    assert_eq!(
+        fetch(1),
+        Fetched::Deliver(Lease {
+            sequence: 2,
+            attempt: 1
+        })
+    );
+    assert_eq!(fetch(6), Fetched::Missed(1));
+    assert_eq!(
+        fetch(6),
+        Fetched::Deliver(Lease {
+            sequence: 7,
+            attempt: 1
+        })
+    );
+    assert_eq!(
+        fetch(6),
+        Fetched::Deliver(Lease {
+            sequence: 10,
+            attempt: 1
+        })
+    );
+}

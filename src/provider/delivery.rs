@@ -1,0 +1,445 @@
+//! What a subscription hands out: an event together with the right to settle it.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::capability::unsupported;
+use crate::error::{EventError, Result};
+use crate::types::{Event, ReceivedEvent};
+
+/// Settles one delivery. Providers implement it; users call it through [`Delivery`] and [`PendingEvent`].
+///
+/// Every method may be called again after an error. A settlement that cannot take effect, because the lease has gone to
+/// another delivery, is an error, never a silent success.
+#[async_trait]
+pub trait AckHandler: Send + Sync {
+    /// Settles the event: it is not delivered to this consumer again.
+    async fn ack(&self) -> Result<()>;
+
+    /// Asks for redelivery after `delay`, or after the consumer's backoff for this attempt when it is `None`.
+    async fn nak(&self, delay: Option<Duration>) -> Result<()>;
+
+    /// Settles the event without redelivery because it cannot be processed. Needs the capability `term`.
+    async fn term(&self, reason: &str) -> Result<()> {
+        let _ = reason;
+        Err(unsupported("term", "unknown"))
+    }
+
+    /// Restarts the lease from now. Needs the capability `extend`.
+    async fn extend(&self) -> Result<()> {
+        Err(unsupported("extend", "unknown"))
+    }
+
+    /// Gives the event back for another delivery at once, as far as the backend can without counting an attempt.
+    async fn release(&self) -> Result<()> {
+        self.nak(Some(Duration::ZERO)).await
+    }
+}
+
+/// One delivery of a shared event: the cheapest view, because the payload is never copied.
+///
+/// Dropping it is neither an ack nor a nak: the lease decides, and the event is delivered again after the ack wait.
+///
+/// ```
+/// use a3s_event::{Event, EventProvider, MemoryProvider, Subscription};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> a3s_event::Result<()> {
+/// let provider = MemoryProvider::default();
+/// let mut subscription = provider.subscribe("events.>").await?;
+/// provider.publish(&Event::new("events.a", "a", "", "doc", serde_json::json!(1))).await?;
+///
+/// if let Some(delivery) = subscription.next_delivery().await? {
+///     assert_eq!((delivery.sequence(), delivery.num_delivered()), (1, 1));
+///     delivery.ack().await?;
+/// }
+/// # Ok(())
+/// # }
+/// ```
+pub struct Delivery {
+    event: Arc<Event>,
+    sequence: u64,
+    num_delivered: u64,
+    stream: Arc<str>,
+    handler: Box<dyn AckHandler>,
+}
+
+impl Delivery {
+    /// Puts a delivery together. For providers.
+    pub fn new(
+        event: Arc<Event>,
+        sequence: u64,
+        num_delivered: u64,
+        stream: Arc<str>,
+        handler: impl AckHandler + 'static,
+    ) -> Self {
+        Self {
+            event,
+            sequence,
+            num_delivered,
+            stream,
+            handler: Box::new(handler),
+        }
+    }
+
+    /// The event.
+    pub fn event(&self) -> &Event {
+        &self.event
+    }
+
+    /// The event, shared with the provider and every other delivery of it.
+    pub fn shared_event(&self) -> Arc<Event> {
+        Arc::clone(&self.event)
+    }
+
+    /// Sequence of the event in its stream.
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Which delivery this is to this consumer, starting at 1.
+    pub fn num_delivered(&self) -> u64 {
+        self.num_delivered
+    }
+
+    /// Name of the stream that holds the event.
+    pub fn stream(&self) -> &str {
+        &self.stream
+    }
+
+    /// Settles the event: it is not delivered to this consumer again.
+    ///
+    /// # Errors
+    ///
+    /// [`EventError::Ack`] when the lease was lost to another delivery (that delivery stays in force), or the backend's
+    /// error. The event is then delivered again.
+    pub async fn ack(self) -> Result<()> {
+        self.handler.ack().await
+    }
+
+    /// Asks for redelivery after the consumer's backoff for this attempt; at once when it has none.
+    ///
+    /// # Errors
+    ///
+    /// As [`ack`](Delivery::ack).
+    pub async fn nak(self) -> Result<()> {
+        self.handler.nak(None).await
+    }
+
+    /// Asks for redelivery after `delay`.
+    ///
+    /// # Errors
+    ///
+    /// As [`ack`](Delivery::ack); [`EventError::Unsupported`] without the capability `nak_with_delay`.
+    pub async fn nak_after(self, delay: Duration) -> Result<()> {
+        self.handler.nak(Some(delay)).await
+    }
+
+    /// Settles the event without redelivery because it cannot be processed.
+    ///
+    /// # Errors
+    ///
+    /// As [`ack`](Delivery::ack); [`EventError::Unsupported`] without the capability `term`.
+    pub async fn term(self, reason: &str) -> Result<()> {
+        self.handler.term(reason).await
+    }
+
+    /// Restarts the lease: the ack wait counts from now.
+    ///
+    /// # Errors
+    ///
+    /// As [`ack`](Delivery::ack); [`EventError::Unsupported`] without the capability `extend`.
+    pub async fn extend(&self) -> Result<()> {
+        self.handler.extend().await
+    }
+
+    /// Gives the event back for another delivery at once, as far as the backend can without counting an attempt.
+    ///
+    /// # Errors
+    ///
+    /// As [`ack`](Delivery::ack).
+    pub async fn release(self) -> Result<()> {
+        self.handler.release().await
+    }
+
+    /// The owned view; copies the event when it is still shared.
+    pub fn into_pending(self) -> PendingEvent {
+        let received = ReceivedEvent {
+            event: Arc::unwrap_or_clone(self.event),
+            sequence: self.sequence,
+            num_delivered: self.num_delivered,
+            stream: self.stream.as_ref().to_owned(),
+        };
+        PendingEvent {
+            received,
+            handler: self.handler,
+        }
+    }
+
+    /// The owned event, leaving the settlement behind: the lease decides. Copies the event when it is still shared.
+    pub fn into_received(self) -> ReceivedEvent {
+        self.into_pending().received
+    }
+
+    /// The same delivery of another form of the event, for instance its decrypted one.
+    #[must_use]
+    pub fn map_event(mut self, event: Arc<Event>) -> Self {
+        self.event = event;
+        self
+    }
+}
+
+impl fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Delivery")
+            .field("id", &self.event.id)
+            .field("subject", &self.event.subject)
+            .field("sequence", &self.sequence)
+            .field("num_delivered", &self.num_delivered)
+            .field("stream", &self.stream)
+            .finish_non_exhaustive()
+    }
+}
+
+impl From<PendingEvent> for Delivery {
+    fn from(pending: PendingEvent) -> Self {
+        let ReceivedEvent {
+            event,
+            sequence,
+            num_delivered,
+            stream,
+        } = pending.received;
+        Self {
+            event: Arc::new(event),
+            sequence,
+            num_delivered,
+            stream: stream.into(),
+            handler: pending.handler,
+        }
+    }
+}
+
+/// An owned event together with the right to settle it.
+///
+/// Dropping it is neither an ack nor a nak: the lease decides, and the event is delivered again after the ack wait.
+/// The field `received` can be moved out.
+pub struct PendingEvent {
+    /// The event as it arrived.
+    pub received: ReceivedEvent,
+    handler: Box<dyn AckHandler>,
+}
+
+type SettleFuture = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
+
+impl PendingEvent {
+    /// Makes a pending event from two closures, one of which is called at most once. It can be acked and naked, and
+    /// refuses the rest with [`EventError::Unsupported`]; [`with_handler`](PendingEvent::with_handler) is the full form.
+    pub fn new(
+        received: ReceivedEvent,
+        ack_fn: impl FnOnce() -> SettleFuture + Send + 'static,
+        nak_fn: impl FnOnce() -> SettleFuture + Send + 'static,
+    ) -> Self {
+        let closures = Closures {
+            ack: Box::new(ack_fn),
+            nak: Box::new(nak_fn),
+        };
+        Self::with_handler(
+            received,
+            ClosureHandler {
+                closures: Mutex::new(Some(closures)),
+            },
+        )
+    }
+
+    /// Makes a pending event that is settled through `handler`.
+    pub fn with_handler(received: ReceivedEvent, handler: impl AckHandler + 'static) -> Self {
+        Self {
+            received,
+            handler: Box::new(handler),
+        }
+    }
+
+    /// Settles the event: it is not delivered to this consumer again.
+    ///
+    /// # Errors
+    ///
+    /// As [`Delivery::ack`].
+    pub async fn ack(self) -> Result<()> {
+        self.handler.ack().await
+    }
+
+    /// Asks for redelivery after the consumer's backoff for this attempt; at once when it has none.
+    ///
+    /// # Errors
+    ///
+    /// As [`Delivery::ack`].
+    pub async fn nak(self) -> Result<()> {
+        self.handler.nak(None).await
+    }
+
+    /// Asks for redelivery after `delay`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Delivery::nak_after`].
+    pub async fn nak_after(self, delay: Duration) -> Result<()> {
+        self.handler.nak(Some(delay)).await
+    }
+
+    /// Settles the event without redelivery because it cannot be processed.
+    ///
+    /// # Errors
+    ///
+    /// As [`Delivery::term`].
+    pub async fn term(self, reason: &str) -> Result<()> {
+        self.handler.term(reason).await
+    }
+
+    /// Restarts the lease: the ack wait counts from now.
+    ///
+    /// # Errors
+    ///
+    /// As [`Delivery::extend`].
+    pub async fn extend(&self) -> Result<()> {
+        self.handler.extend().await
+    }
+
+    /// Gives the event back for another delivery at once, as far as the backend can without counting an attempt.
+    ///
+    /// # Errors
+    ///
+    /// As [`Delivery::ack`].
+    pub async fn release(self) -> Result<()> {
+        self.handler.release().await
+    }
+}
+
+impl fmt::Debug for PendingEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PendingEvent")
+            .field("received", &self.received)
+            .finish_non_exhaustive()
+    }
+}
+
+struct Closures {
+    ack: Box<dyn FnOnce() -> SettleFuture + Send>,
+    nak: Box<dyn FnOnce() -> SettleFuture + Send>,
+}
+
+/// Settles through the two closures of [`PendingEvent::new`], of which one can be called once.
+struct ClosureHandler {
+    closures: Mutex<Option<Closures>>,
+}
+
+impl ClosureHandler {
+    fn take(&self) -> Result<Closures> {
+        let taken = self
+            .closures
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        taken.ok_or_else(|| EventError::Ack("the delivery was already settled".to_owned()))
+    }
+}
+
+#[async_trait]
+impl AckHandler for ClosureHandler {
+    async fn ack(&self) -> Result<()> {
+        let settle = (self.take()?.ack)();
+        settle.await
+    }
+
+    async fn nak(&self, delay: Option<Duration>) -> Result<()> {
+        if delay.is_some_and(|delay| !delay.is_zero()) {
+            return Err(unsupported("nak_with_delay", "unknown"));
+        }
+        let settle = (self.take()?.nak)();
+        settle.await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    fn received() -> ReceivedEvent {
+        ReceivedEvent {
+            event: Event::new("events.a", "a", "", "", serde_json::json!(null)),
+            sequence: 3,
+            num_delivered: 1,
+            stream: "s".into(),
+        }
+    }
+
+    fn counting(acks: &Arc<AtomicU32>, naks: &Arc<AtomicU32>) -> PendingEvent {
+        let (acks, naks) = (Arc::clone(acks), Arc::clone(naks));
+        PendingEvent::new(
+            received(),
+            move || {
+                Box::pin(async move {
+                    acks.fetch_add(1, Ordering::SeqCst);
+                    Ok(())
+                })
+            },
+            move || {
+                Box::pin(async move {
+                    naks.fetch_add(1, Ordering::SeqCst);
+                    Ok(())
+                })
+            },
+        )
+    }
+
+    #[tokio::test]
+    async fn closures_are_called_for_their_verb_only_and_dropping_calls_none() {
+        let (acks, naks) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+        drop(counting(&acks, &naks));
+        counting(&acks, &naks).ack().await.unwrap();
+        counting(&acks, &naks).nak().await.unwrap();
+        Delivery::from(counting(&acks, &naks)).ack().await.unwrap();
+        assert_eq!((acks.load(Ordering::SeqCst), naks.load(Ordering::SeqCst)), (2, 1));
+    }
+
+    #[tokio::test]
+    async fn a_failing_ack_closure_surfaces() {
+        let pending = PendingEvent::new(
+            received(),
+            || Box::pin(async { Err(EventError::Ack("no".into())) }),
+            || Box::pin(async { Ok(()) }),
+        );
+        assert!(matches!(pending.ack().await, Err(EventError::Ack(_))));
+    }
+
+    #[tokio::test]
+    async fn closures_refuse_what_they_cannot_do() {
+        let counts = Arc::new(AtomicU32::new(0));
+        let pending = counting(&counts, &counts);
+        assert!(matches!(
+            pending.extend().await,
+            Err(EventError::Unsupported { .. })
+        ));
+        assert!(matches!(
+            pending.nak_after(Duration::from_secs(1)).await,
+            Err(EventError::Unsupported { .. })
+        ));
+        assert!(matches!(
+            counting(&counts, &counts).term("x").await,
+            Err(EventError::Unsupported { .. })
+        ));
+        assert_eq!(counts.load(Ordering::SeqCst), 0);
+    }
+
+    #[test]
+    fn received_can_be_moved_out() {
+        let counts = Arc::new(AtomicU32::new(0));
+        let event: ReceivedEvent = counting(&counts, &counts).received;
+        assert_eq!(event.sequence, 3);
+    }
+}

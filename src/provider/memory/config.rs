@@ -1,0 +1,244 @@
+//! Settings of the memory provider.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::MemoryProvider;
+use crate::error::{EventError, Result};
+use crate::provider::validate::DEFAULT_MAX_PAYLOAD;
+use crate::provider::{EventProvider, ProviderUrl};
+use crate::subject::validate_prefix;
+
+/// How long a `msg_id` is remembered unless configured otherwise.
+pub const DEFAULT_DEDUP_WINDOW: Duration = Duration::from_secs(120);
+
+/// The basic settings; [`MemoryProvider::builder`] has the rest.
+#[derive(Debug, Clone)]
+pub struct MemoryConfig {
+    /// What every subject begins with. Default `events`.
+    pub subject_prefix: String,
+    /// Most stored events; the oldest are dropped. 0 is unlimited. Default 100,000.
+    pub max_events: usize,
+    /// Default 10,000. Subscribers read from the store itself, so that there is no channel that could overflow: any
+    /// capacity is honoured.
+    pub channel_capacity: usize,
+}
+
+impl Default for MemoryConfig {
+    fn default() -> Self {
+        Self {
+            subject_prefix: "events".to_owned(),
+            max_events: 100_000,
+            channel_capacity: 10_000,
+        }
+    }
+}
+
+/// Builds a [`MemoryProvider`] with settings that [`MemoryConfig`] lacks.
+///
+/// ```
+/// use std::time::Duration;
+/// use a3s_event::MemoryProvider;
+///
+/// # fn main() -> a3s_event::Result<()> {
+/// let provider = MemoryProvider::builder().max_events(1_000).max_age(Duration::from_secs(3_600)).build()?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct MemoryProviderBuilder {
+    pub(super) config: MemoryConfig,
+    pub(super) stream_name: String,
+    pub(super) max_bytes: u64,
+    pub(super) max_age: Duration,
+    pub(super) max_payload: usize,
+    pub(super) dedup_window: Duration,
+}
+
+impl MemoryProviderBuilder {
+    pub(super) fn new(config: MemoryConfig) -> Self {
+        Self {
+            config,
+            stream_name: "memory".to_owned(),
+            max_bytes: 0,
+            max_age: Duration::ZERO,
+            max_payload: DEFAULT_MAX_PAYLOAD,
+            dedup_window: DEFAULT_DEDUP_WINDOW,
+        }
+    }
+
+    /// What every subject begins with. Default `events`.
+    pub fn subject_prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.config.subject_prefix = prefix.into();
+        self
+    }
+
+    /// Name of the stream in [`ReceivedEvent::stream`](crate::ReceivedEvent::stream). Default `memory`.
+    pub fn stream_name(mut self, name: impl Into<String>) -> Self {
+        self.stream_name = name.into();
+        self
+    }
+
+    /// Most stored events; the oldest are dropped. 0 is unlimited. Default 100,000.
+    pub fn max_events(mut self, max: usize) -> Self {
+        self.config.max_events = max;
+        self
+    }
+
+    /// Most stored bytes of JSON; the oldest events are dropped, but never the newest. 0 is unlimited, the default.
+    pub fn max_bytes(mut self, max: u64) -> Self {
+        self.max_bytes = max;
+        self
+    }
+
+    /// How long events are kept. Zero is for ever, the default.
+    pub fn max_age(mut self, max: Duration) -> Self {
+        self.max_age = max;
+        self
+    }
+
+    /// Largest event in bytes of JSON. Default 1 MiB, as on NATS.
+    pub fn max_payload(mut self, max: usize) -> Self {
+        self.max_payload = max;
+        self
+    }
+
+    /// How long a `msg_id` is remembered. Default 120 s; zero switches deduplication off.
+    pub fn dedup_window(mut self, window: Duration) -> Self {
+        self.dedup_window = window;
+        self
+    }
+
+    /// Builds the provider.
+    ///
+    /// # Errors
+    ///
+    /// [`EventError::Config`] for a prefix that is not a subject, an empty stream name, or a `max_payload` or
+    /// `max_bytes` too small for any event.
+    pub fn build(self) -> Result<MemoryProvider> {
+        const SMALLEST: usize = 256;
+        validate_prefix(&self.config.subject_prefix)?;
+        if self.stream_name.is_empty() {
+            return Err(EventError::Config(
+                "stream_name \"\": must not be empty".to_owned(),
+            ));
+        }
+        if self.max_payload < SMALLEST {
+            let max = self.max_payload;
+            return Err(EventError::Config(format!(
+                "max_payload {max}: must be at least {SMALLEST}"
+            )));
+        }
+        if self.max_bytes != 0 && self.max_bytes < SMALLEST as u64 {
+            let max = self.max_bytes;
+            return Err(EventError::Config(format!(
+                "max_bytes {max}: must be 0 (unlimited) or at least {SMALLEST}"
+            )));
+        }
+        Ok(MemoryProvider::from_builder(self))
+    }
+}
+
+/// Connects to `memory://[stream name][?subject_prefix=…&max_events=…&…]`: a new, empty provider.
+pub(in crate::provider) async fn connect(url: ProviderUrl) -> Result<Arc<dyn EventProvider>> {
+    url.allow_settings(&[
+        "subject_prefix",
+        "max_events",
+        "channel_capacity",
+        "max_bytes",
+        "max_age_secs",
+        "max_payload",
+        "dedup_window_secs",
+    ])?;
+    let mut builder = MemoryProvider::builder();
+    let name = format!("{}{}", url.authority(), url.path());
+    if !name.trim_matches('/').is_empty() {
+        builder = builder.stream_name(name.trim_matches('/'));
+    }
+    if let Some(prefix) = url.setting::<String>("subject_prefix")? {
+        builder = builder.subject_prefix(prefix);
+    }
+    if let Some(max) = url.setting("max_events")? {
+        builder = builder.max_events(max);
+    }
+    if let Some(capacity) = url.setting("channel_capacity")? {
+        builder.config.channel_capacity = capacity;
+    }
+    if let Some(max) = url.setting("max_bytes")? {
+        builder = builder.max_bytes(max);
+    }
+    if let Some(secs) = url.setting("max_age_secs")? {
+        builder = builder.max_age(Duration::from_secs(secs));
+    }
+    if let Some(max) = url.setting("max_payload")? {
+        builder = builder.max_payload(max);
+    }
+    if let Some(secs) = url.setting("dedup_window_secs")? {
+        builder = builder.dedup_window(Duration::from_secs(secs));
+    }
+    Ok(Arc::new(builder.build()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_the_promised_ones() {
+        let config = MemoryConfig::default();
+        assert_eq!(
+            (
+                config.subject_prefix.as_str(),
+                config.max_events,
+                config.channel_capacity
+            ),
+            ("events", 100_000, 10_000)
+        );
+    }
+
+    #[test]
+    fn wrong_settings_are_refused_with_their_name() {
+        for (builder, name) in [
+            (MemoryProvider::builder().subject_prefix(""), "subject_prefix"),
+            (
+                MemoryProvider::builder().subject_prefix("events."),
+                "subject_prefix",
+            ),
+            (MemoryProvider::builder().subject_prefix("a.*"), "subject_prefix"),
+            (MemoryProvider::builder().stream_name(""), "stream_name"),
+            (MemoryProvider::builder().max_payload(10), "max_payload"),
+            (MemoryProvider::builder().max_bytes(10), "max_bytes"),
+        ] {
+            let error = builder.build().unwrap_err();
+            assert!(
+                matches!(&error, EventError::Config(text) if text.starts_with(name)),
+                "{error}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn every_setting_of_the_url_takes_effect() {
+        let url = "memory://orders?subject_prefix=acme.events&max_events=7&channel_capacity=1&max_bytes=9000\
+                   &max_age_secs=60&max_payload=2000&dedup_window_secs=5";
+        let provider = connect(ProviderUrl::parse(url).unwrap()).await.unwrap();
+        let memory = provider
+            .as_any()
+            .unwrap()
+            .downcast_ref::<MemoryProvider>()
+            .unwrap();
+        let settings = memory.settings();
+        assert_eq!(settings.stream_name, "orders");
+        assert_eq!(settings.config.subject_prefix, "acme.events");
+        assert_eq!(
+            (settings.config.max_events, settings.config.channel_capacity),
+            (7, 1)
+        );
+        assert_eq!((settings.max_bytes, settings.max_payload), (9000, 2000));
+        assert_eq!(
+            (settings.max_age.as_secs(), settings.dedup_window.as_secs()),
+            (60, 5)
+        );
+    }
+}

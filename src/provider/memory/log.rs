@@ -1,0 +1,472 @@
+//! The stored events: sequence, subjects, retention, history.
+
+use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
+use std::ops::Bound;
+use std::sync::Arc;
+
+use crate::provider::{HistoryQuery, StoredEvent};
+use crate::subject::subject_matches;
+use crate::types::Event;
+
+/// Number of a distinct subject; freed numbers are used again.
+pub(super) type SubjectId = u32;
+
+/// Where an event went.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Appended {
+    pub(super) sequence: u64,
+    pub(super) subject: SubjectId,
+    /// Whether no retained event has this subject, so that its id may have stood for another one before.
+    pub(super) is_new_subject: bool,
+}
+
+/// How much may be stored. Zero is unlimited.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) max_events: usize,
+    pub(super) max_bytes: u64,
+    pub(super) max_age_ms: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    event: Arc<Event>,
+    /// The event before this one with the same subject; 0 for none. May be gone already.
+    previous: u64,
+    stored_at: u64,
+    size: u32,
+    subject: SubjectId,
+}
+
+#[derive(Debug)]
+struct Subject {
+    name: Arc<str>,
+    /// Newest event of this subject.
+    newest: u64,
+    stored: usize,
+}
+
+/// Events in sequence order. All retained sequences are consecutive.
+#[derive(Debug)]
+pub(super) struct Log {
+    limits: Limits,
+    /// The filter that selects all that can be stored here, `{prefix}.>`.
+    everything: String,
+    entries: VecDeque<Entry>,
+    /// Sequence of the first entry, or of the next event when there is none.
+    first: u64,
+    bytes: u64,
+    last_stored_at: u64,
+    subject_ids: HashMap<Arc<str>, SubjectId>,
+    /// The same subjects in order, so that a filter finds those under its literal beginning.
+    subjects_in_order: BTreeMap<Arc<str>, SubjectId>,
+    subjects: Vec<Subject>,
+    free_subjects: Vec<SubjectId>,
+}
+
+impl Log {
+    pub(super) fn new(prefix: &str, limits: Limits) -> Self {
+        Self {
+            limits,
+            everything: format!("{prefix}.>"),
+            entries: VecDeque::new(),
+            first: 1,
+            bytes: 0,
+            last_stored_at: 0,
+            subject_ids: HashMap::new(),
+            subjects_in_order: BTreeMap::new(),
+            subjects: Vec::new(),
+            free_subjects: Vec::new(),
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Lowest retained sequence, or the next one when nothing is retained.
+    pub(super) fn first(&self) -> u64 {
+        self.first
+    }
+
+    /// Newest sequence ever given; 0 before the first.
+    pub(super) fn last(&self) -> u64 {
+        self.first + self.entries.len() as u64 - 1
+    }
+
+    pub(super) fn event(&self, sequence: u64) -> Option<&Arc<Event>> {
+        self.entry(sequence).map(|entry| &entry.event)
+    }
+
+    /// Appends an event of `size` bytes.
+    pub(super) fn append(&mut self, event: Arc<Event>, size: usize, now_ms: u64) -> Appended {
+        let sequence = self.last() + 1;
+        let subject = self.subject_id(&event.subject);
+        // The clock may jump back; storage times never do, or time ranges would have holes.
+        self.last_stored_at = self.last_stored_at.max(now_ms);
+        let mut previous = 0;
+        let mut is_new_subject = false;
+        if let Some(known) = self.subjects.get_mut(subject as usize) {
+            previous = std::mem::replace(&mut known.newest, sequence);
+            is_new_subject = known.stored == 0;
+            known.stored += 1;
+        }
+        self.bytes += size as u64;
+        self.entries.push_back(Entry {
+            event,
+            previous,
+            stored_at: self.last_stored_at,
+            size: u32::try_from(size).unwrap_or(u32::MAX),
+            subject,
+        });
+        Appended {
+            sequence,
+            subject,
+            is_new_subject,
+        }
+    }
+
+    /// The subject of an event that retention must drop next, if any.
+    pub(super) fn surplus(&self, now_ms: u64) -> Option<SubjectId> {
+        let oldest = self.entries.front()?;
+        let Limits {
+            max_events,
+            max_bytes,
+            max_age_ms,
+        } = self.limits;
+        let surplus = (max_events != 0 && self.entries.len() > max_events)
+            || (max_bytes != 0 && self.bytes > max_bytes && self.entries.len() > 1)
+            || (max_age_ms != 0 && oldest.stored_at.saturating_add(max_age_ms) <= now_ms);
+        surplus.then_some(oldest.subject)
+    }
+
+    /// Whether the oldest event is too old. Never without an age limit.
+    pub(super) fn has_expired(&self, now_ms: u64) -> bool {
+        self.limits.max_age_ms != 0 && self.surplus(now_ms).is_some()
+    }
+
+    /// Whether events expire by age.
+    pub(super) fn has_age_limit(&self) -> bool {
+        self.limits.max_age_ms != 0
+    }
+
+    /// Drops the oldest event and returns it with its sequence, so that the caller can free it outside its lock.
+    pub(super) fn drop_oldest(&mut self) -> Option<(u64, Arc<Event>)> {
+        let entry = self.entries.pop_front()?;
+        let sequence = self.first;
+        self.first += 1;
+        self.bytes -= u64::from(entry.size);
+        if let Some(subject) = self.subjects.get_mut(entry.subject as usize) {
+            subject.stored -= 1;
+            if subject.stored == 0 {
+                let name = Arc::clone(&subject.name);
+                self.subject_ids.remove(&name);
+                self.subjects_in_order.remove(&name);
+                self.free_subjects.push(entry.subject);
+            }
+        }
+        Some((sequence, entry.event))
+    }
+
+    /// First sequence stored at this time or later.
+    pub(super) fn first_stored_since(&self, unix_ms: u64) -> u64 {
+        self.first + self.entries.partition_point(|entry| entry.stored_at < unix_ms) as u64
+    }
+
+    /// All retained matches in ascending order.
+    pub(super) fn matches(&self, filter: &str) -> VecDeque<u64> {
+        if self.is_everything(filter) {
+            return (self.first..=self.last()).collect();
+        }
+        let mut found = Vec::new();
+        for subject in self.subjects_matching(filter) {
+            found.extend(self.chain(subject.newest));
+        }
+        found.sort_unstable();
+        found.into()
+    }
+
+    /// The newest retained event of each matching subject, in ascending order.
+    pub(super) fn last_per_subject(&self, filter: &str) -> Vec<u64> {
+        let mut found: Vec<u64> = self
+            .subjects_matching(filter)
+            .map(|subject| subject.newest)
+            .collect();
+        found.sort_unstable();
+        found
+    }
+
+    /// The newest matches of a query, newest first.
+    pub(super) fn query(&self, query: &HistoryQuery) -> Vec<StoredEvent> {
+        let since = query.since_sequence.unwrap_or(0).max(self.first);
+        let since = query
+            .since_time
+            .map_or(since, |time| since.max(self.first_stored_since(time)));
+        let before = query.before_sequence.unwrap_or(u64::MAX).min(self.last() + 1);
+        let before = query
+            .before_time
+            .map_or(before, |time| before.min(self.first_stored_since(time)));
+        let filter = query
+            .filter
+            .as_deref()
+            .filter(|filter| !self.is_everything(filter));
+        let sequences = match filter {
+            None => (since..before).rev().take(query.limit).collect(),
+            Some(filter) => self.newest_matches(filter, since, before, query.limit),
+        };
+        sequences
+            .into_iter()
+            .filter_map(|sequence| {
+                let entry = self.entry(sequence)?;
+                Some(StoredEvent::new(
+                    Arc::clone(&entry.event),
+                    sequence,
+                    entry.stored_at,
+                ))
+            })
+            .collect()
+    }
+
+    /// A frequent filter is served by reading backwards; when that finds too little, a rare one by its subjects.
+    fn newest_matches(&self, filter: &str, since: u64, before: u64, limit: usize) -> Vec<u64> {
+        let mut found = Vec::new();
+        let budget = limit.saturating_mul(8).saturating_add(256) as u64;
+        let scan_from = since.max(before.saturating_sub(budget));
+        for sequence in (scan_from..before).rev() {
+            if found.len() >= limit {
+                return found;
+            }
+            if self
+                .entry(sequence)
+                .is_some_and(|entry| subject_matches(&entry.event.subject, filter))
+            {
+                found.push(sequence);
+            }
+        }
+        let mut heads: BinaryHeap<u64> = self
+            .subjects_matching(filter)
+            .filter_map(|subject| self.chain(subject.newest).find(|sequence| *sequence < scan_from))
+            .collect();
+        while found.len() < limit {
+            let Some(newest) = heads.pop().filter(|sequence| *sequence >= since) else {
+                break;
+            };
+            found.push(newest);
+            heads.extend(self.chain(newest).nth(1));
+        }
+        found
+    }
+
+    /// The retained events of one subject from this one backwards.
+    fn chain(&self, newest: u64) -> impl Iterator<Item = u64> + '_ {
+        let retained = move |sequence: u64| (sequence >= self.first).then_some(sequence);
+        std::iter::successors(retained(newest), move |sequence| {
+            retained(self.entry(*sequence)?.previous)
+        })
+    }
+
+    fn subjects_matching<'a>(&'a self, filter: &'a str) -> impl Iterator<Item = &'a Subject> {
+        let (literal, end) = match filter.split_once(['*', '>']) {
+            Some((literal, _)) => (literal, Bound::Unbounded),
+            None => (filter, Bound::Included(filter)),
+        };
+        self.subjects_in_order
+            .range::<str, _>((Bound::Included(literal), end))
+            .take_while(move |(name, _)| name.starts_with(literal))
+            .filter(move |(name, _)| subject_matches(name, filter))
+            .filter_map(|(_, id)| self.subjects.get(*id as usize))
+    }
+
+    /// Whether the filter selects every event that can be stored here.
+    fn is_everything(&self, filter: &str) -> bool {
+        filter == ">" || filter == self.everything
+    }
+
+    fn entry(&self, sequence: u64) -> Option<&Entry> {
+        self.entries
+            .get(usize::try_from(sequence.checked_sub(self.first)?).ok()?)
+    }
+
+    fn subject_id(&mut self, name: &str) -> SubjectId {
+        if let Some(id) = self.subject_ids.get(name) {
+            return *id;
+        }
+        let name: Arc<str> = name.into();
+        let subject = Subject {
+            name: Arc::clone(&name),
+            newest: 0,
+            stored: 0,
+        };
+        let id = match self.free_subjects.pop() {
+            Some(id) => id,
+            None => SubjectId::try_from(self.subjects.len()).unwrap_or(SubjectId::MAX),
+        };
+        match self.subjects.get_mut(id as usize) {
+            Some(free) => *free = subject,
+            None => self.subjects.push(subject),
+        }
+        self.subject_ids.insert(Arc::clone(&name), id);
+        self.subjects_in_order.insert(name, id);
+        id
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const NO_LIMITS: Limits = Limits {
+        max_events: 0,
+        max_bytes: 0,
+        max_age_ms: 0,
+    };
+
+    fn append(log: &mut Log, subject: &str, now_ms: u64) -> u64 {
+        let event = Event::new(subject, "c", "", "", serde_json::Value::Null);
+        let appended = log.append(Arc::new(event), 100, now_ms);
+        while log.surplus(now_ms).is_some() {
+            log.drop_oldest();
+        }
+        appended.sequence
+    }
+
+    fn sequences(log: &Log, query: &HistoryQuery) -> Vec<u64> {
+        log.query(query).iter().map(|stored| stored.sequence).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn queries_and_matches_are_what_a_full_scan_finds(
+            subjects in prop::collection::vec("events\\.[ab]\\.[a-d]", 0..600),
+            max_events in prop_oneof![Just(0_usize), 1..400_usize],
+            filter in prop_oneof![
+                Just("events.>"), Just(">"), Just("events.a.>"), Just("events.*.c"), Just("events.b.d"), Just("events.*.*"),
+            ],
+            limit in 0..20_usize,
+            since in prop::option::of(0..600_u64),
+            before in prop::option::of(0..600_u64),
+        ) {
+            let mut log = Log::new("events", Limits { max_events, ..NO_LIMITS });
+            let mut all = Vec::new();
+            for subject in &subjects {
+                let sequence = append(&mut log, subject, 0);
+                all.push((sequence, subject));
+            }
+            let oldest = if max_events == 0 { 0 } else { all.len().saturating_sub(max_events) };
+            let retained = &all[oldest..];
+            prop_assert_eq!(log.len(), retained.len());
+            prop_assert_eq!(log.bytes(), 100 * retained.len() as u64);
+
+            let matching: Vec<u64> =
+                retained.iter().filter(|(_, subject)| subject_matches(subject, filter)).map(|(s, _)| *s).collect();
+            prop_assert_eq!(Vec::from(log.matches(filter)), matching.clone());
+
+            let mut query = HistoryQuery::new(limit).filter(filter);
+            query.since_sequence = since;
+            query.before_sequence = before;
+            let expected: Vec<u64> = matching
+                .iter()
+                .rev()
+                .copied()
+                .filter(|s| since.is_none_or(|since| *s >= since) && before.is_none_or(|before| *s < before))
+                .take(limit)
+                .collect();
+            prop_assert_eq!(sequences(&log, &query), expected);
+
+            let mut newest = BTreeMap::new();
+            for (sequence, subject) in retained.iter().filter(|(_, subject)| subject_matches(subject, filter)) {
+                newest.insert(subject, *sequence);
+            }
+            let mut newest: Vec<u64> = newest.into_values().collect();
+            newest.sort_unstable();
+            prop_assert_eq!(log.last_per_subject(filter), newest);
+            prop_assert_eq!(log.subject_ids.len(), log.subjects_in_order.len());
+        }
+    }
+
+    #[test]
+    fn a_rare_filter_is_found_behind_many_others() {
+        let mut log = Log::new("events", NO_LIMITS);
+        for number in 0..5_000 {
+            append(
+                &mut log,
+                if number % 1_000 == 0 {
+                    "events.rare.x"
+                } else {
+                    "events.common.x"
+                },
+                number,
+            );
+        }
+        assert_eq!(
+            sequences(&log, &HistoryQuery::new(3).filter("events.rare.>")),
+            [4_001, 3_001, 2_001]
+        );
+        let page = HistoryQuery::new(9)
+            .filter("events.rare.>")
+            .before_sequence(2_001);
+        assert_eq!(sequences(&log, &page), [1_001, 1]);
+    }
+
+    #[test]
+    fn time_ranges_go_by_storage_time_and_storage_time_never_falls() {
+        let mut log = Log::new("events", NO_LIMITS);
+        for now_ms in [100, 200, 150, 300] {
+            append(&mut log, "events.a.b", now_ms);
+        }
+        assert_eq!(sequences(&log, &HistoryQuery::new(9).since_time(200)), [4, 3, 2]);
+        assert_eq!(
+            sequences(&log, &HistoryQuery::new(9).since_time(200).before_time(300)),
+            [3, 2]
+        );
+        assert_eq!(log.first_stored_since(201), 4);
+        assert_eq!(log.first_stored_since(301), 5);
+    }
+
+    #[test]
+    fn every_limit_drops_the_oldest() {
+        let mut log = Log::new(
+            "events",
+            Limits {
+                max_bytes: 250,
+                ..NO_LIMITS
+            },
+        );
+        for _ in 0..4 {
+            append(&mut log, "events.a.b", 0);
+        }
+        assert_eq!((log.len(), log.first(), log.last()), (2, 3, 4));
+
+        let mut log = Log::new(
+            "events",
+            Limits {
+                max_age_ms: 10,
+                ..NO_LIMITS
+            },
+        );
+        append(&mut log, "events.a.b", 0);
+        append(&mut log, "events.a.b", 9);
+        assert_eq!(log.len(), 2);
+        assert!(log.has_expired(10));
+        append(&mut log, "events.a.b", 10);
+        assert_eq!((log.len(), log.first()), (2, 2));
+    }
+
+    #[test]
+    fn a_single_event_over_max_bytes_is_still_stored() {
+        let mut log = Log::new(
+            "events",
+            Limits {
+                max_bytes: 50,
+                ..NO_LIMITS
+            },
+        );
+        append(&mut log, "events.a.b", 0);
+        assert_eq!(log.len(), 1);
+    }
+}

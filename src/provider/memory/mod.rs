@@ -1,0 +1,324 @@
+#![doc = include_str!("docs.md")]
+
+mod config;
+mod log;
+mod publish;
+mod stream;
+mod subscription;
+
+use std::any::Any;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use async_trait::async_trait;
+
+pub(super) use config::connect;
+pub use config::{DEFAULT_DEDUP_WINDOW, MemoryConfig, MemoryProviderBuilder};
+pub use subscription::MemorySubscription;
+
+use self::log::Limits;
+use self::publish::Dedup;
+use self::stream::{Lifecycle, Stream};
+use self::subscription::ConsumerCell;
+use super::consumer::{Consumer, ConsumerConfig, Time};
+use super::{
+    Capabilities, ConsumerInfo, Durability, EventProvider, HistoryQuery, ProviderInfo, PublishRequest,
+    StoredEvent, Subscription,
+};
+use crate::error::{EventError, Result};
+use crate::subject::{validate_consumer_name, validate_filter_under};
+use crate::types::{Event, PublishOptions, SubscribeOptions, unix_millis};
+
+/// The provider that keeps events in the memory of this process.
+#[derive(Debug)]
+pub struct MemoryProvider {
+    shared: Arc<Shared>,
+}
+
+/// What the provider, its subscriptions and their deliveries share.
+#[derive(Debug)]
+struct Shared {
+    settings: MemoryProviderBuilder,
+    clock: Clock,
+    stream: RwLock<Stream>,
+}
+
+/// Time since the provider was made, on tokio's clock, so that tests can pause it.
+#[derive(Debug, Clone, Copy)]
+struct Clock {
+    origin: tokio::time::Instant,
+}
+
+impl Clock {
+    fn now(self) -> Time {
+        Time::from_origin(self.origin.elapsed())
+    }
+
+    fn instant(self, time: Time) -> tokio::time::Instant {
+        self.origin + time.since_origin()
+    }
+}
+
+impl MemoryProvider {
+    /// An empty provider. A prefix that is not a subject is found out by the first publish or subscription; the
+    /// [builder](MemoryProvider::builder) refuses it at once.
+    pub fn new(config: MemoryConfig) -> Self {
+        Self::from_builder(MemoryProviderBuilder::new(config))
+    }
+
+    /// Starts from the default settings.
+    pub fn builder() -> MemoryProviderBuilder {
+        MemoryProviderBuilder::new(MemoryConfig::default())
+    }
+
+    fn from_builder(settings: MemoryProviderBuilder) -> Self {
+        let limits = Limits {
+            max_events: settings.config.max_events,
+            max_bytes: settings.max_bytes,
+            max_age_ms: u64::try_from(settings.max_age.as_millis()).unwrap_or(u64::MAX),
+        };
+        let stream = Stream::new(
+            &settings.config.subject_prefix,
+            limits,
+            Dedup::new(settings.dedup_window),
+        );
+        let clock = Clock {
+            origin: tokio::time::Instant::now(),
+        };
+        Self {
+            shared: Arc::new(Shared {
+                settings,
+                clock,
+                stream: RwLock::new(stream),
+            }),
+        }
+    }
+
+    #[cfg(test)]
+    fn settings(&self) -> &MemoryProviderBuilder {
+        &self.shared.settings
+    }
+
+    fn end(&self, lifecycle: Lifecycle) {
+        let mut stream = self.shared.write();
+        if stream.lifecycle == Lifecycle::Open {
+            stream.lifecycle = lifecycle;
+        }
+        stream.wake_all();
+    }
+}
+
+impl Default for MemoryProvider {
+    fn default() -> Self {
+        Self::new(MemoryConfig::default())
+    }
+}
+
+/// Without the provider nobody can publish: subscriptions end once everything is delivered and settled.
+impl Drop for MemoryProvider {
+    fn drop(&mut self) {
+        self.end(Lifecycle::Abandoned);
+    }
+}
+
+impl Shared {
+    /// The stream for reading, without events that are too old.
+    fn read(&self) -> RwLockReadGuard<'_, Stream> {
+        let stream = self.stream.read().unwrap_or_else(PoisonError::into_inner);
+        if !stream.log.has_age_limit() || !stream.log.has_expired(unix_millis()) {
+            return stream;
+        }
+        drop(stream);
+        let mut dropped = Vec::new();
+        self.write().enforce_retention(unix_millis(), &mut dropped);
+        self.stream.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The stream for changing. No method panics half-way through a change, so that poison means nothing here.
+    fn write(&self) -> RwLockWriteGuard<'_, Stream> {
+        self.stream.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn check_open(stream: &Stream) -> Result<()> {
+        match stream.lifecycle {
+            Lifecycle::Closed => Err(EventError::Closed("the memory provider was closed".to_owned())),
+            Lifecycle::Open | Lifecycle::Abandoned => Ok(()),
+        }
+    }
+
+    /// Opens a durable consumer; `options` are `None` to take an existing one as it is.
+    fn open_durable(
+        &self,
+        name: &str,
+        filter: &str,
+        options: Option<&SubscribeOptions>,
+    ) -> Result<Arc<ConsumerCell>> {
+        validate_consumer_name(name)?;
+        let config = self.consumer_config(filter, options)?;
+        loop {
+            let existing = {
+                let mut stream = self.write();
+                Self::check_open(&stream)?;
+                match stream.durable(name) {
+                    Some(existing) => existing,
+                    None => return add(&mut stream, Some(name.to_owned()), config),
+                }
+            };
+            existing.with_machine(|machine| match options {
+                Some(_) => machine.reconfigure(name, config.clone()),
+                None => machine.config().check_filter(name, filter),
+            })?;
+            existing.wake_one();
+            // Forgotten in the meantime: open it anew.
+            if !existing.gone.load(std::sync::atomic::Ordering::Relaxed) {
+                return Ok(existing);
+            }
+        }
+    }
+
+    fn open_ephemeral(&self, filter: &str, options: &SubscribeOptions) -> Result<Arc<ConsumerCell>> {
+        let config = self.consumer_config(filter, Some(options))?;
+        let mut stream = self.write();
+        Self::check_open(&stream)?;
+        add(&mut stream, None, config)
+    }
+
+    fn consumer_config(&self, filter: &str, options: Option<&SubscribeOptions>) -> Result<ConsumerConfig> {
+        validate_filter_under(filter, &self.settings.config.subject_prefix)?;
+        ConsumerConfig::new(filter, options.unwrap_or(&SubscribeOptions::default()))
+    }
+}
+
+/// Adds a consumer: durable under its name, ephemeral without one.
+fn add(
+    stream: &mut Stream,
+    durable_name: Option<String>,
+    config: ConsumerConfig,
+) -> Result<Arc<ConsumerCell>> {
+    let start = stream.start(&config.filter, &config.deliver_policy);
+    let durable = durable_name.is_some();
+    let name = durable_name.unwrap_or_else(|| stream.next_ephemeral_name());
+    let filter = config.filter.clone();
+    let machine = Consumer::new(config, start);
+    stream.add_consumer(&filter, machine.cursor(), |group, next_ordinal| {
+        ConsumerCell::new(name, durable, group, machine, next_ordinal)
+    })
+}
+
+#[async_trait]
+impl EventProvider for MemoryProvider {
+    async fn publish(&self, event: &Event) -> Result<u64> {
+        self.shared.publish(event, &PublishOptions::default())
+    }
+
+    async fn publish_with_options(&self, event: &Event, opts: &PublishOptions) -> Result<u64> {
+        self.shared.publish(event, opts)
+    }
+
+    async fn publish_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<u64>> {
+        self.shared.publish_batch(batch)
+    }
+
+    async fn subscribe_durable(
+        &self,
+        consumer_name: &str,
+        filter_subject: &str,
+    ) -> Result<Box<dyn Subscription>> {
+        let cell = self.shared.open_durable(consumer_name, filter_subject, None)?;
+        Ok(Box::new(MemorySubscription::new(Arc::clone(&self.shared), cell)))
+    }
+
+    async fn subscribe_durable_with_options(
+        &self,
+        consumer_name: &str,
+        filter_subject: &str,
+        opts: &SubscribeOptions,
+    ) -> Result<Box<dyn Subscription>> {
+        let cell = self
+            .shared
+            .open_durable(consumer_name, filter_subject, Some(opts))?;
+        Ok(Box::new(MemorySubscription::new(Arc::clone(&self.shared), cell)))
+    }
+
+    async fn subscribe(&self, filter_subject: &str) -> Result<Box<dyn Subscription>> {
+        self.subscribe_with_options(filter_subject, &SubscribeOptions::default())
+            .await
+    }
+
+    async fn subscribe_with_options(
+        &self,
+        filter_subject: &str,
+        opts: &SubscribeOptions,
+    ) -> Result<Box<dyn Subscription>> {
+        let cell = self.shared.open_ephemeral(filter_subject, opts)?;
+        Ok(Box::new(MemorySubscription::new(Arc::clone(&self.shared), cell)))
+    }
+
+    async fn history(&self, filter_subject: Option<&str>, limit: usize) -> Result<Vec<Event>> {
+        let mut query = HistoryQuery::new(limit);
+        query.filter = filter_subject.map(str::to_owned);
+        let found = self.query(&query).await?;
+        Ok(found
+            .into_iter()
+            .map(|stored| Arc::unwrap_or_clone(stored.event))
+            .collect())
+    }
+
+    async fn query(&self, query: &HistoryQuery) -> Result<Vec<StoredEvent>> {
+        if let Some(filter) = &query.filter {
+            validate_filter_under(filter, &self.shared.settings.config.subject_prefix)?;
+        }
+        Ok(self.shared.read().log.query(query))
+    }
+
+    async fn unsubscribe(&self, consumer_name: &str) -> Result<()> {
+        let mut stream = self.shared.write();
+        if let Some(cell) = stream.durable(consumer_name) {
+            stream.remove_consumer(&cell);
+        }
+        Ok(())
+    }
+
+    async fn info(&self) -> Result<ProviderInfo> {
+        let stream = self.shared.read();
+        Ok(ProviderInfo {
+            provider: self.name().to_owned(),
+            messages: stream.log.len() as u64,
+            bytes: stream.log.bytes(),
+            consumers: stream.consumer_count(),
+        })
+    }
+
+    async fn consumers(&self) -> Result<Vec<ConsumerInfo>> {
+        let cells = self.shared.read().consumers();
+        let mut consumers: Vec<_> = cells.iter().map(|cell| cell.info(&self.shared)).collect();
+        consumers.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(consumers)
+    }
+
+    async fn health(&self) -> Result<bool> {
+        Ok(self.shared.read().lifecycle == Lifecycle::Open)
+    }
+
+    fn name(&self) -> &str {
+        "memory"
+    }
+
+    fn subject_prefix(&self) -> &str {
+        &self.shared.settings.config.subject_prefix
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let mut capabilities = Capabilities::all(Durability::Process);
+        capabilities.max_payload = Some(self.shared.settings.max_payload);
+        capabilities
+    }
+
+    fn as_any(&self) -> Option<&dyn Any> {
+        Some(self)
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.end(Lifecycle::Closed);
+        Ok(())
+    }
+}

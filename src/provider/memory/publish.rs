@@ -1,0 +1,155 @@
+//! Publishing: checks first, one short exclusive section, then waking the readers.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Shared;
+use super::log::SubjectId;
+use super::stream::{Lifecycle, Stream};
+use crate::error::{EventError, Result};
+use crate::provider::PublishRequest;
+use crate::provider::consumer::Time;
+use crate::provider::validate::{validate_event, validate_publish_options};
+use crate::types::{Event, PublishOptions, unix_millis};
+
+/// The `msg_id`s of the dedup window and the sequences they were stored under.
+#[derive(Debug)]
+pub(super) struct Dedup {
+    window: Duration,
+    sequences: HashMap<Arc<str>, u64>,
+    by_age: VecDeque<(Time, Arc<str>)>,
+}
+
+impl Dedup {
+    pub(super) fn new(window: Duration) -> Self {
+        Self {
+            window,
+            sequences: HashMap::new(),
+            by_age: VecDeque::new(),
+        }
+    }
+
+    fn find(&mut self, msg_id: &str, now: Time) -> Option<u64> {
+        while self.by_age.front().is_some_and(|(expires, _)| *expires <= now) {
+            if let Some((_, expired)) = self.by_age.pop_front() {
+                self.sequences.remove(&expired);
+            }
+        }
+        self.sequences.get(msg_id).copied()
+    }
+
+    fn remember(&mut self, msg_id: &str, sequence: u64, now: Time) {
+        if self.window.is_zero() {
+            return;
+        }
+        let msg_id: Arc<str> = msg_id.into();
+        self.sequences.insert(Arc::clone(&msg_id), sequence);
+        self.by_age.push_back((now.after(self.window), msg_id));
+    }
+}
+
+/// An event that passed all checks that need no lock.
+struct Prepared<'a> {
+    event: Arc<Event>,
+    size: usize,
+    options: &'a PublishOptions,
+}
+
+enum Stored {
+    New { sequence: u64, subject: SubjectId },
+    Duplicate { sequence: u64 },
+}
+
+impl Shared {
+    pub(super) fn publish(&self, event: &Event, options: &PublishOptions) -> Result<u64> {
+        let prepared = self.prepare(event, options)?;
+        let mut dropped = Vec::new();
+        let stored = self.store(&mut self.write(), prepared, &mut dropped)?;
+        if let Stored::New { subject, .. } = stored {
+            self.read().wake_readers(subject, &event.subject);
+        }
+        Ok(stored.sequence())
+    }
+
+    /// Stores the whole batch in one exclusive section.
+    pub(super) fn publish_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<u64>> {
+        let prepared: Vec<_> = batch
+            .iter()
+            .map(|entry| self.prepare(entry.event, &entry.options))
+            .collect();
+        let mut dropped = Vec::new();
+        let stored: Vec<Result<Stored>> = {
+            let mut stream = self.write();
+            prepared
+                .into_iter()
+                .map(|prepared| prepared.and_then(|prepared| self.store(&mut stream, prepared, &mut dropped)))
+                .collect()
+        };
+        let stream = self.read();
+        for (entry, stored) in batch.iter().zip(&stored) {
+            if let Ok(Stored::New { subject, .. }) = stored {
+                stream.wake_readers(*subject, &entry.event.subject);
+            }
+        }
+        drop(stream);
+        stored
+            .into_iter()
+            .map(|stored| stored.map(|stored| stored.sequence()))
+            .collect()
+    }
+
+    fn prepare<'a>(&self, event: &Event, options: &'a PublishOptions) -> Result<Prepared<'a>> {
+        validate_publish_options(options)?;
+        let size = validate_event(
+            event,
+            &self.settings.config.subject_prefix,
+            self.settings.max_payload,
+        )?;
+        Ok(Prepared {
+            event: Arc::new(event.clone()),
+            size,
+            options,
+        })
+    }
+
+    fn store(
+        &self,
+        stream: &mut Stream,
+        prepared: Prepared<'_>,
+        dropped: &mut Vec<Arc<Event>>,
+    ) -> Result<Stored> {
+        let Prepared { event, size, options } = prepared;
+        if stream.lifecycle == Lifecycle::Closed {
+            return Err(EventError::Closed("the memory provider was closed".to_owned()));
+        }
+        // A duplicate comes before the expected sequence, or the retry of a stored publish would meet a conflict.
+        if let Some(msg_id) = &options.msg_id
+            && let Some(sequence) = stream.dedup.find(msg_id, self.clock.now())
+        {
+            return Ok(Stored::Duplicate { sequence });
+        }
+        let last = stream.log.last();
+        if let Some(expected) = options.expected_sequence.filter(|expected| *expected != last) {
+            return Err(EventError::Conflict {
+                resource: format!("stream '{}'", self.settings.stream_name),
+                field: "expected_sequence".to_owned(),
+                existing: last.to_string(),
+                requested: expected.to_string(),
+            });
+        }
+        let (sequence, subject) = stream.append(event, size, unix_millis(), dropped);
+        if let Some(msg_id) = &options.msg_id {
+            stream.dedup.remember(msg_id, sequence, self.clock.now());
+        }
+        Ok(Stored::New { sequence, subject })
+    }
+}
+
+impl Stored {
+    fn sequence(&self) -> u64 {
+        match self {
+            Self::New { sequence, .. } | Self::Duplicate { sequence } => *sequence,
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! The stream: the log, what each filter matches in it, and who reads it.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::log::{Limits, Log, SubjectId};
+use super::publish::Dedup;
+use super::subscription::ConsumerCell;
+use crate::error::Result;
+use crate::provider::consumer::Start;
+use crate::subject::SubjectIndex;
+use crate::types::{DeliverPolicy, Event};
+
+/// Number of a group; freed numbers are used again.
+pub(super) type GroupId = usize;
+
+/// Whether events come in and go out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lifecycle {
+    Open,
+    /// Nobody can publish any more: subscriptions end once everything is delivered and settled.
+    Abandoned,
+    /// Subscriptions end at once.
+    Closed,
+}
+
+/// All consumers of one filter, and the retained sequences that match it: found once for all of them.
+#[derive(Debug)]
+pub(super) struct Group {
+    filter: String,
+    /// How many matches retention has dropped from the front: the ordinal of the first match.
+    first_ordinal: u64,
+    matches: VecDeque<u64>,
+    members: Vec<Arc<ConsumerCell>>,
+}
+
+impl Group {
+    pub(super) fn first_ordinal(&self) -> u64 {
+        self.first_ordinal
+    }
+
+    /// The match at this ordinal.
+    pub(super) fn at(&self, ordinal: u64) -> Option<u64> {
+        self.matches
+            .get(usize::try_from(ordinal.checked_sub(self.first_ordinal)?).ok()?)
+            .copied()
+    }
+
+    /// How many retained matches lie behind this sequence.
+    pub(super) fn count_after(&self, sequence: u64) -> usize {
+        self.matches.len() - self.matches.partition_point(|matched| *matched <= sequence)
+    }
+
+    fn ordinal_after(&self, sequence: u64) -> u64 {
+        self.first_ordinal + self.matches.partition_point(|matched| *matched <= sequence) as u64
+    }
+
+    fn wake(&self) {
+        for member in &self.members {
+            member.wake_one();
+        }
+    }
+}
+
+/// The groups that a subject goes to, as of one generation of the filters.
+#[derive(Debug, Default)]
+struct Route {
+    generation: u64,
+    groups: Box<[GroupId]>,
+}
+
+#[derive(Debug)]
+pub(super) struct Stream {
+    pub(super) log: Log,
+    pub(super) dedup: Dedup,
+    pub(super) lifecycle: Lifecycle,
+    durables: HashMap<String, Arc<ConsumerCell>>,
+    filters: SubjectIndex<GroupId>,
+    groups: Vec<Option<Group>>,
+    /// Counts the changes of `filters`; a route of another generation is out of date.
+    generation: u64,
+    routes: Vec<Route>,
+    consumers: usize,
+    ephemerals_ever: u64,
+}
+
+impl Stream {
+    pub(super) fn new(prefix: &str, limits: Limits, dedup: Dedup) -> Self {
+        Self {
+            log: Log::new(prefix, limits),
+            dedup,
+            lifecycle: Lifecycle::Open,
+            durables: HashMap::new(),
+            filters: SubjectIndex::new(),
+            groups: Vec::new(),
+            generation: 1,
+            routes: Vec::new(),
+            consumers: 0,
+            ephemerals_ever: 0,
+        }
+    }
+
+    /// Stores an event, and drops what retention no longer allows into `dropped`, to be freed outside the lock.
+    pub(super) fn append(
+        &mut self,
+        event: Arc<Event>,
+        size: usize,
+        now_ms: u64,
+        dropped: &mut Vec<Arc<Event>>,
+    ) -> (u64, SubjectId) {
+        let appended = self.log.append(Arc::clone(&event), size, now_ms);
+        if appended.is_new_subject {
+            self.set_route(appended.subject, Route::default());
+        }
+        self.with_route(appended.subject, &event.subject, |group| {
+            group.matches.push_back(appended.sequence);
+        });
+        self.enforce_retention(now_ms, dropped);
+        (appended.sequence, appended.subject)
+    }
+
+    /// Drops the oldest events as long as a limit is exceeded.
+    pub(super) fn enforce_retention(&mut self, now_ms: u64, dropped: &mut Vec<Arc<Event>>) {
+        while let Some(subject) = self.log.surplus(now_ms) {
+            let Some((sequence, event)) = self.log.drop_oldest() else {
+                return;
+            };
+            self.with_route(subject, &event.subject, |group| {
+                if group.matches.front() == Some(&sequence) {
+                    group.matches.pop_front();
+                    group.first_ordinal += 1;
+                }
+            });
+            dropped.push(event);
+        }
+    }
+
+    /// Wakes the readers of a subject. Called after the append, under a shared lock, so that readers need not wait.
+    pub(super) fn wake_readers(&self, id: SubjectId, subject: &str) {
+        match self
+            .routes
+            .get(id as usize)
+            .filter(|route| route.generation == self.generation)
+        {
+            Some(route) => {
+                route
+                    .groups
+                    .iter()
+                    .filter_map(|group| self.group(*group))
+                    .for_each(Group::wake);
+            }
+            None => self.filters.for_each_match(subject, |group| {
+                if let Some(group) = self.group(*group) {
+                    group.wake();
+                }
+            }),
+        }
+    }
+
+    /// Wakes everyone, for instance to see that the stream is closed.
+    pub(super) fn wake_all(&self) {
+        self.groups.iter().flatten().for_each(Group::wake);
+    }
+
+    pub(super) fn group(&self, id: GroupId) -> Option<&Group> {
+        self.groups.get(id)?.as_ref()
+    }
+
+    pub(super) fn durable(&self, name: &str) -> Option<Arc<ConsumerCell>> {
+        self.durables.get(name).cloned()
+    }
+
+    pub(super) fn consumer_count(&self) -> usize {
+        self.consumers
+    }
+
+    pub(super) fn consumers(&self) -> Vec<Arc<ConsumerCell>> {
+        self.groups
+            .iter()
+            .flatten()
+            .flat_map(|group| group.members.iter().cloned())
+            .collect()
+    }
+
+    pub(super) fn next_ephemeral_name(&mut self) -> String {
+        self.ephemerals_ever += 1;
+        format!("ephemeral-{}", self.ephemerals_ever)
+    }
+
+    /// Where a consumer with this policy starts, as of now.
+    pub(super) fn start(&self, filter: &str, policy: &DeliverPolicy) -> Start {
+        let newest = self.log.last();
+        match policy {
+            DeliverPolicy::All => Start::after(0),
+            DeliverPolicy::New => Start::after(newest),
+            DeliverPolicy::ByStartSequence { sequence } => Start::after(sequence.saturating_sub(1)),
+            DeliverPolicy::ByStartTime { timestamp } => {
+                Start::after(self.log.first_stored_since(*timestamp).saturating_sub(1))
+            }
+            DeliverPolicy::Last => {
+                Start::backlog(self.log.last_per_subject(filter).into_iter().max(), newest)
+            }
+            DeliverPolicy::LastPerSubject => Start::backlog(self.log.last_per_subject(filter), newest),
+        }
+    }
+
+    /// Adds a consumer to the group of its filter. `make` gets the group and the ordinal of the first match after the
+    /// consumer's cursor.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidSubject` for a filter that breaks the grammar.
+    pub(super) fn add_consumer(
+        &mut self,
+        filter: &str,
+        cursor: u64,
+        make: impl FnOnce(GroupId, u64) -> ConsumerCell,
+    ) -> Result<Arc<ConsumerCell>> {
+        let id = self.group_of(filter)?;
+        let ordinal = self.group(id).map_or(0, |group| group.ordinal_after(cursor));
+        let cell = Arc::new(make(id, ordinal));
+        if let Some(Some(group)) = self.groups.get_mut(id) {
+            group.members.push(Arc::clone(&cell));
+            self.consumers += 1;
+        }
+        if cell.is_durable() {
+            self.durables.insert(cell.name().to_owned(), Arc::clone(&cell));
+        }
+        Ok(cell)
+    }
+
+    /// Forgets a consumer; its subscriptions end.
+    pub(super) fn remove_consumer(&mut self, cell: &Arc<ConsumerCell>) {
+        if cell.gone.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        if cell.is_durable() {
+            self.durables.remove(cell.name());
+        }
+        let Some(slot) = self.groups.get_mut(cell.group()) else {
+            return;
+        };
+        let Some(group) = slot else { return };
+        if let Some(position) = group.members.iter().position(|member| Arc::ptr_eq(member, cell)) {
+            group.members.swap_remove(position);
+            self.consumers -= 1;
+        }
+        if group.members.is_empty() {
+            self.filters.remove(&group.filter);
+            self.generation += 1;
+            *slot = None;
+        }
+        cell.wake_one();
+    }
+
+    fn group_of(&mut self, filter: &str) -> Result<GroupId> {
+        if let Some(id) = self.filters.get(filter) {
+            return Ok(*id);
+        }
+        let id = self
+            .groups
+            .iter()
+            .position(Option::is_none)
+            .unwrap_or(self.groups.len());
+        self.filters.insert(filter, id)?;
+        self.generation += 1;
+        let group = Some(Group {
+            filter: filter.to_owned(),
+            first_ordinal: 0,
+            matches: self.log.matches(filter),
+            members: Vec::new(),
+        });
+        match self.groups.get_mut(id) {
+            Some(slot) => *slot = group,
+            None => self.groups.push(group),
+        }
+        Ok(id)
+    }
+
+    fn set_route(&mut self, id: SubjectId, route: Route) {
+        let index = id as usize;
+        if index >= self.routes.len() {
+            self.routes.resize_with(index + 1, Route::default);
+        }
+        if let Some(slot) = self.routes.get_mut(index) {
+            *slot = route;
+        }
+    }
+
+    /// Calls `visit` with each group that this subject goes to.
+    fn with_route(&mut self, id: SubjectId, subject: &str, mut visit: impl FnMut(&mut Group)) {
+        if self
+            .routes
+            .get(id as usize)
+            .is_none_or(|route| route.generation != self.generation)
+        {
+            let mut groups = Vec::new();
+            self.filters.for_each_match(subject, |group| groups.push(*group));
+            self.set_route(
+                id,
+                Route {
+                    generation: self.generation,
+                    groups: groups.into(),
+                },
+            );
+        }
+        let Some(route) = self.routes.get(id as usize) else {
+            return;
+        };
+        for group in &route.groups {
+            if let Some(Some(group)) = self.groups.get_mut(*group) {
+                visit(group);
+            }
+        }
+    }
+}

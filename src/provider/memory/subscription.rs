@@ -1,0 +1,385 @@
+//! Subscriptions: members of a consumer that fetch, wait and settle.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::Notify;
+
+use super::stream::{GroupId, Lifecycle};
+use super::{Clock, Shared};
+use crate::error::{EventError, Result};
+use crate::provider::consumer::{Consumer, Fetched, Lease, StaleLease, Time};
+use crate::provider::{AckHandler, ConsumerInfo, Delivery, PendingEvent, Subscription};
+use crate::types::{Event, ReceivedEvent};
+
+/// One consumer, shared by its members. Its lock is taken before the stream's, never after.
+#[derive(Debug)]
+pub(super) struct ConsumerCell {
+    name: String,
+    durable: bool,
+    group: GroupId,
+    /// Open subscriptions.
+    members: AtomicUsize,
+    /// Set, under the stream's exclusive lock, when the consumer is forgotten.
+    pub(super) gone: AtomicBool,
+    wakeup: Notify,
+    state: Mutex<Position>,
+}
+
+#[derive(Debug)]
+struct Position {
+    machine: Consumer,
+    /// Ordinal in the group of the next match to hand out.
+    next_ordinal: u64,
+}
+
+/// What a member gets when it asks.
+enum Step {
+    Deliver { lease: Lease, event: Arc<Event> },
+    Missed(u64),
+    Wait { until: Option<Time> },
+    Closed,
+}
+
+impl ConsumerCell {
+    pub(super) fn new(
+        name: String,
+        durable: bool,
+        group: GroupId,
+        machine: Consumer,
+        next_ordinal: u64,
+    ) -> Self {
+        Self {
+            name,
+            durable,
+            group,
+            members: AtomicUsize::new(0),
+            gone: AtomicBool::new(false),
+            wakeup: Notify::new(),
+            state: Mutex::new(Position {
+                machine,
+                next_ordinal,
+            }),
+        }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn is_durable(&self) -> bool {
+        self.durable
+    }
+
+    pub(super) fn group(&self) -> GroupId {
+        self.group
+    }
+
+    /// Lets one waiting member look again, or the next one that is about to wait.
+    pub(super) fn wake_one(&self) {
+        self.wakeup.notify_one();
+    }
+
+    /// Runs `change` on the state machine.
+    pub(super) fn with_machine<T>(&self, change: impl FnOnce(&mut Consumer) -> T) -> T {
+        change(&mut self.lock().machine)
+    }
+
+    pub(super) fn info(&self, shared: &Shared) -> ConsumerInfo {
+        let state = self.lock();
+        let mut info = ConsumerInfo::new(&self.name, &state.machine.config().filter, self.durable);
+        info.pending = state.machine.pending() as u64;
+        info.redelivered = state.machine.redelivered() as u64;
+        info.lag = self.lag(&state, shared);
+        info
+    }
+
+    fn lag(&self, state: &Position, shared: &Shared) -> u64 {
+        let stream = shared.read();
+        let behind_cursor = stream
+            .group(self.group)
+            .map_or(0, |group| group.count_after(state.machine.cursor()));
+        (state.machine.backlog_len() + behind_cursor) as u64
+    }
+
+    /// What to hand out now. With `settle`, the delivery is acknowledged in the same breath.
+    fn fetch(&self, shared: &Shared, settle: bool) -> Step {
+        let now = shared.clock.now();
+        let mut state = self.lock();
+        let Position {
+            machine,
+            next_ordinal,
+        } = &mut *state;
+        let stream = shared.read();
+        let group = match stream.group(self.group) {
+            Some(group) if !self.gone.load(Ordering::Relaxed) && stream.lifecycle != Lifecycle::Closed => {
+                group
+            }
+            _ => return Step::Closed,
+        };
+        let overtaken = group.first_ordinal().saturating_sub(*next_ordinal);
+        if overtaken > 0 {
+            *next_ordinal = group.first_ordinal();
+            // A start in the future is not overtaken by the retention of what lies before it.
+            if stream.log.first() > machine.cursor() + 1 {
+                machine.note_missed(overtaken);
+            }
+        }
+        let fetched = machine.fetch(now, stream.log.first(), |cursor| {
+            loop {
+                let sequence = group.at(*next_ordinal)?;
+                *next_ordinal += 1;
+                if sequence > cursor {
+                    return Some(sequence);
+                }
+            }
+        });
+        match fetched {
+            Fetched::Deliver(lease) => {
+                let Some(event) = stream.log.event(lease.sequence).map(Arc::clone) else {
+                    return Step::Missed(1);
+                };
+                if settle {
+                    // It was leased under this very lock and cannot be stale.
+                    let _ = machine.ack(lease);
+                }
+                Step::Deliver { lease, event }
+            }
+            Fetched::Missed(missed) => Step::Missed(missed),
+            Fetched::Idle if stream.lifecycle == Lifecycle::Abandoned && machine.pending() == 0 => {
+                Step::Closed
+            }
+            Fetched::Idle => Step::Wait {
+                until: machine.next_due(),
+            },
+        }
+    }
+
+    /// Settles a delivery and wakes a member when that makes work for it.
+    fn settle(
+        &self,
+        change: impl FnOnce(&mut Consumer) -> std::result::Result<(), StaleLease>,
+    ) -> Result<()> {
+        let was_full = {
+            let mut state = self.lock();
+            let was_full = state.machine.is_full();
+            change(&mut state.machine)?;
+            was_full
+        };
+        if was_full {
+            self.wake_one();
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Position> {
+        // The machine's methods leave no half-done state behind, so that a panic elsewhere does not matter here.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A subscription of the memory provider.
+#[derive(Debug)]
+pub struct MemorySubscription {
+    shared: Arc<Shared>,
+    cell: Arc<ConsumerCell>,
+    /// A copy per subscription: the count of one shared by all would be written from every thread.
+    stream_name: Arc<str>,
+    closed: bool,
+}
+
+impl MemorySubscription {
+    pub(super) fn new(shared: Arc<Shared>, cell: Arc<ConsumerCell>) -> Self {
+        cell.members.fetch_add(1, Ordering::Relaxed);
+        let stream_name = shared.settings.stream_name.as_str().into();
+        Self {
+            shared,
+            cell,
+            stream_name,
+            closed: false,
+        }
+    }
+
+    /// Waits until there is something to hand out. Cancel-safe: nothing is awaited after a fetch that delivered.
+    async fn next_lease(&mut self, settle: bool) -> Result<Option<(Lease, Arc<Event>)>> {
+        if self.closed {
+            return Ok(None);
+        }
+        loop {
+            match self.cell.fetch(&self.shared, settle) {
+                Step::Deliver { lease, event } => {
+                    // Another member may have to take over the wait for what is due next.
+                    self.pass_on();
+                    return Ok(Some((lease, event)));
+                }
+                Step::Missed(missed) => {
+                    self.pass_on();
+                    return Err(EventError::Lagged {
+                        consumer: self.cell.name.clone(),
+                        missed,
+                    });
+                }
+                Step::Closed => {
+                    self.pass_on();
+                    return Ok(None);
+                }
+                Step::Wait { until } => self.wait(until).await,
+            }
+        }
+    }
+
+    async fn wait(&self, until: Option<Time>) {
+        let mut baton = Baton {
+            subscription: self,
+            armed: true,
+        };
+        let wakeup = self.cell.wakeup.notified();
+        match until {
+            None => wakeup.await,
+            Some(until) => {
+                // Woken or due: the next fetch tells which.
+                let _ = tokio::time::timeout_at(self.shared.clock.instant(until), wakeup).await;
+            }
+        }
+        baton.armed = false;
+    }
+
+    /// Wakes another member, if there is one.
+    fn pass_on(&self) {
+        if self.cell.members.load(Ordering::Relaxed) > 1 {
+            self.cell.wake_one();
+        }
+    }
+
+    /// Leaves the consumer; the last member of an ephemeral one takes it away.
+    fn leave(&mut self) {
+        if std::mem::replace(&mut self.closed, true) {
+            return;
+        }
+        self.cell.members.fetch_sub(1, Ordering::Relaxed);
+        if self.cell.durable {
+            self.cell.wake_one();
+        } else {
+            self.shared.write().remove_consumer(&self.cell);
+        }
+    }
+}
+
+/// A member that gives up waiting lets another one wait in its place, who then knows when the next event is due.
+struct Baton<'a> {
+    subscription: &'a MemorySubscription,
+    armed: bool,
+}
+
+impl Drop for Baton<'_> {
+    fn drop(&mut self) {
+        if self.armed {
+            self.subscription.pass_on();
+        }
+    }
+}
+
+#[async_trait]
+impl Subscription for MemorySubscription {
+    async fn next(&mut self) -> Result<Option<ReceivedEvent>> {
+        let Some((lease, event)) = self.next_lease(true).await? else {
+            return Ok(None);
+        };
+        Ok(Some(ReceivedEvent {
+            event: Arc::unwrap_or_clone(event),
+            sequence: lease.sequence,
+            num_delivered: lease.attempt.into(),
+            stream: self.stream_name.as_ref().to_owned(),
+        }))
+    }
+
+    async fn next_manual_ack(&mut self) -> Result<Option<PendingEvent>> {
+        Ok(self.next_delivery().await?.map(Delivery::into_pending))
+    }
+
+    async fn next_delivery(&mut self) -> Result<Option<Delivery>> {
+        let Some((lease, event)) = self.next_lease(false).await? else {
+            return Ok(None);
+        };
+        let handler = MemoryAck {
+            cell: Arc::clone(&self.cell),
+            clock: self.shared.clock,
+            lease,
+        };
+        let stream = Arc::clone(&self.stream_name);
+        Ok(Some(Delivery::new(
+            event,
+            lease.sequence,
+            lease.attempt.into(),
+            stream,
+            handler,
+        )))
+    }
+
+    async fn lag(&self) -> Result<u64> {
+        let state = self.cell.lock();
+        Ok(self.cell.lag(&state, &self.shared))
+    }
+
+    async fn close(&mut self) -> Result<()> {
+        self.leave();
+        Ok(())
+    }
+}
+
+impl Drop for MemorySubscription {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+/// Settles one delivery of the memory provider.
+struct MemoryAck {
+    cell: Arc<ConsumerCell>,
+    clock: Clock,
+    lease: Lease,
+}
+
+#[async_trait]
+impl AckHandler for MemoryAck {
+    async fn ack(&self) -> Result<()> {
+        self.cell.settle(|machine| machine.ack(self.lease))
+    }
+
+    async fn nak(&self, delay: Option<Duration>) -> Result<()> {
+        if self.cell.gone.load(Ordering::Relaxed) {
+            let name = &self.cell.name;
+            return Err(EventError::Closed(format!(
+                "consumer '{name}' is gone and delivers nothing again"
+            )));
+        }
+        let now = self.clock.now();
+        self.cell.settle(|machine| machine.nak(self.lease, delay, now))?;
+        self.cell.wake_one();
+        Ok(())
+    }
+
+    async fn term(&self, reason: &str) -> Result<()> {
+        tracing::debug!(
+            consumer = self.cell.name,
+            sequence = self.lease.sequence,
+            reason,
+            "event terminated"
+        );
+        self.ack().await
+    }
+
+    async fn extend(&self) -> Result<()> {
+        let now = self.clock.now();
+        self.cell.settle(|machine| machine.extend(self.lease, now))
+    }
+
+    async fn release(&self) -> Result<()> {
+        let now = self.clock.now();
+        self.cell.settle(|machine| machine.release(self.lease, now))?;
+        self.cell.wake_one();
+        Ok(())
+    }
+}

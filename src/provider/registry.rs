@@ -1,0 +1,341 @@
+//! From a URL to a provider.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use super::EventProvider;
+use super::memory;
+use crate::error::{EventError, Result, shorten};
+
+/// Schemes that this crate knows, with the feature that brings them.
+const KNOWN_SCHEMES: [(&str, &str); 3] = [("sqlite", "sqlite"), ("nats", "nats"), ("tls", "nats")];
+
+type Connecting = Pin<Box<dyn Future<Output = Result<Arc<dyn EventProvider>>> + Send>>;
+type Connect = Arc<dyn Fn(ProviderUrl) -> Connecting + Send + Sync>;
+
+/// An ordinary value that maps URL schemes to providers. There is no global registry.
+///
+/// ```
+/// use a3s_event::provider::ProviderRegistry;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> a3s_event::Result<()> {
+/// let provider = ProviderRegistry::builtin().connect("memory://?max_events=1000").await?;
+/// assert_eq!(provider.name(), "memory");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Default)]
+pub struct ProviderRegistry {
+    schemes: BTreeMap<String, Connect>,
+}
+
+impl ProviderRegistry {
+    /// A registry that knows no scheme.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A registry of the providers that are compiled in.
+    pub fn builtin() -> Self {
+        let mut registry = Self::new();
+        registry.register("memory", memory::connect);
+        registry
+    }
+
+    /// Adds or replaces the provider of a scheme.
+    pub fn register<F, Fut>(&mut self, scheme: impl Into<String>, connect: F)
+    where
+        F: Fn(ProviderUrl) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Arc<dyn EventProvider>>> + Send + 'static,
+    {
+        self.schemes
+            .insert(scheme.into(), Arc::new(move |url| Box::pin(connect(url))));
+    }
+
+    /// The schemes that can be connected to.
+    pub fn schemes(&self) -> impl Iterator<Item = &str> {
+        self.schemes.keys().map(String::as_str)
+    }
+
+    /// Connects to the provider that a URL names. The path is the primary name, the query holds the provider's settings.
+    ///
+    /// # Errors
+    ///
+    /// [`EventError::Config`] for a URL that cannot be read, a scheme that is not compiled in (naming its feature) or not
+    /// known (listing those that are), an unknown setting (listing the valid ones) or a wrong value; otherwise the
+    /// provider's error. Credentials are never part of the text.
+    pub async fn connect(&self, url: &str) -> Result<Arc<dyn EventProvider>> {
+        let url = ProviderUrl::parse(url)?;
+        match self.schemes.get(url.scheme()) {
+            Some(connect) => connect(url).await,
+            None => Err(self.unknown_scheme(url.scheme())),
+        }
+    }
+
+    fn unknown_scheme(&self, scheme: &str) -> EventError {
+        if let Some((_, feature)) = KNOWN_SCHEMES.iter().find(|(known, _)| *known == scheme) {
+            return EventError::Config(format!(
+                "scheme '{scheme}' is not compiled in: enable the feature '{feature}' of a3s-event"
+            ));
+        }
+        let available: Vec<_> = self.schemes().collect();
+        EventError::Config(format!(
+            "unknown scheme '{}': available are {}",
+            shorten(scheme),
+            available.join(", ")
+        ))
+    }
+}
+
+impl fmt::Debug for ProviderRegistry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.schemes()).finish()
+    }
+}
+
+/// The parts of a provider URL. Display and Debug show `***` in place of credentials.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ProviderUrl {
+    scheme: String,
+    username: Option<String>,
+    password: Option<String>,
+    authority: String,
+    path: String,
+    query: Vec<(String, String)>,
+}
+
+impl ProviderUrl {
+    /// Reads `scheme://[user[:password]@]authority[/path][?key=value&…]` or `scheme:path[?…]`.
+    ///
+    /// # Errors
+    ///
+    /// [`EventError::Config`] when there is no scheme, an escape is broken, or a key is given twice.
+    pub fn parse(url: &str) -> Result<Self> {
+        let bad = |rule: &str| EventError::Config(format!("provider URL: {rule}"));
+        let (scheme, rest) = url
+            .split_once(':')
+            .ok_or_else(|| bad("has no scheme, for instance memory://"))?;
+        let scheme_char = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.');
+        if !scheme.starts_with(|c: char| c.is_ascii_alphabetic()) || !scheme.chars().all(scheme_char) {
+            return Err(bad("has no scheme, for instance memory://"));
+        }
+        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let (authority, path) = match rest.strip_prefix("//") {
+            Some(rest) => rest.split_at(rest.find('/').unwrap_or(rest.len())),
+            None => ("", rest),
+        };
+        let (user_info, authority) = match authority.rsplit_once('@') {
+            Some((user_info, authority)) => (Some(user_info), authority),
+            None => (None, authority),
+        };
+        let (username, password) = match user_info.map(|info| info.split_once(':').unwrap_or((info, ""))) {
+            Some((username, "")) => (Some(decode(username)?), None),
+            Some((username, password)) => (Some(decode(username)?), Some(decode(password)?)),
+            None => (None, None),
+        };
+        let mut pairs: Vec<(String, String)> = Vec::new();
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let key = decode(key)?;
+            if pairs.iter().any(|(known, _)| *known == key) {
+                return Err(bad(&format!("setting '{}' is given twice", shorten(&key))));
+            }
+            pairs.push((key, decode(value)?));
+        }
+        Ok(Self {
+            scheme: scheme.to_ascii_lowercase(),
+            username,
+            password,
+            authority: decode(authority)?,
+            path: decode(path)?,
+            query: pairs,
+        })
+    }
+
+    /// The scheme, in lower case.
+    pub fn scheme(&self) -> &str {
+        &self.scheme
+    }
+
+    /// Host and port, or the list of them, without credentials, percent-decoded.
+    pub fn authority(&self) -> &str {
+        &self.authority
+    }
+
+    /// The path, with its leading slash when it has one, percent-decoded.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The user name, percent-decoded.
+    pub fn username(&self) -> Option<&str> {
+        self.username.as_deref()
+    }
+
+    /// The password, percent-decoded.
+    pub fn password(&self) -> Option<&str> {
+        self.password.as_deref()
+    }
+
+    /// The value of a setting, parsed.
+    ///
+    /// # Errors
+    ///
+    /// [`EventError::Config`] that names the setting, its value and what is wrong with it.
+    pub fn setting<T>(&self, key: &str) -> Result<Option<T>>
+    where
+        T: FromStr,
+        T::Err: fmt::Display,
+    {
+        let Some((_, value)) = self.query.iter().find(|(known, _)| known == key) else {
+            return Ok(None);
+        };
+        value.parse().map(Some).map_err(|error| {
+            EventError::Config(format!(
+                "{key} \"{}\" in the provider URL: {error}",
+                shorten(value)
+            ))
+        })
+    }
+
+    /// Refuses settings other than these.
+    ///
+    /// # Errors
+    ///
+    /// [`EventError::Config`] that names the unknown setting and lists the valid ones.
+    pub fn allow_settings(&self, valid: &[&str]) -> Result<()> {
+        match self.query.iter().find(|(key, _)| !valid.contains(&key.as_str())) {
+            None => Ok(()),
+            Some((key, _)) => Err(EventError::Config(format!(
+                "unknown setting '{}' in a {} URL: valid are {}",
+                shorten(key),
+                self.scheme,
+                valid.join(", ")
+            ))),
+        }
+    }
+}
+
+impl fmt::Display for ProviderUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let credentials = if self.username.is_some() { "***@" } else { "" };
+        write!(
+            f,
+            "{}://{credentials}{}{}",
+            self.scheme, self.authority, self.path
+        )?;
+        for (number, (key, _)) in self.query.iter().enumerate() {
+            // Values may be secrets and the keys say enough.
+            write!(f, "{}{key}=***", if number == 0 { '?' } else { '&' })?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for ProviderUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ProviderUrl({self})")
+    }
+}
+
+/// Percent-decoding (RFC 3986, section 2.1).
+fn decode(text: &str) -> Result<String> {
+    let broken = || EventError::Config("provider URL: broken percent-escape".to_owned());
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        if byte != b'%' {
+            bytes.push(byte);
+            continue;
+        }
+        let mut digit = || {
+            rest.next()
+                .and_then(|b| char::from(b).to_digit(16))
+                .ok_or_else(broken)
+        };
+        let value = digit()? * 16 + digit()?;
+        bytes.push(u8::try_from(value).map_err(|_| broken())?);
+    }
+    String::from_utf8(bytes).map_err(|_| broken())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config_error(result: Result<Arc<dyn EventProvider>>) -> String {
+        match result {
+            Err(EventError::Config(text)) => text,
+            Err(other) => panic!("unexpected error {other}"),
+            Ok(_) => panic!("connected"),
+        }
+    }
+
+    #[test]
+    fn the_parts_are_found_and_decoded() {
+        let url = ProviderUrl::parse("nats://us%40er:p%3Aw@127.0.0.1:4222/ORDERS?max_events=5&storage=file")
+            .unwrap();
+        assert_eq!(
+            (url.scheme(), url.authority(), url.path()),
+            ("nats", "127.0.0.1:4222", "/ORDERS")
+        );
+        assert_eq!((url.username(), url.password()), (Some("us@er"), Some("p:w")));
+        assert_eq!(url.setting::<u32>("max_events").unwrap(), Some(5));
+        assert_eq!(url.setting::<u32>("absent").unwrap(), None);
+        assert!(
+            url.setting::<u32>("storage")
+                .unwrap_err()
+                .to_string()
+                .contains("storage \"file\"")
+        );
+        let memory = ProviderUrl::parse("sqlite::memory:").unwrap();
+        assert_eq!((memory.scheme(), memory.path()), ("sqlite", ":memory:"));
+        assert_eq!(
+            ProviderUrl::parse("sqlite:///var/lib/e.db").unwrap().path(),
+            "/var/lib/e.db"
+        );
+    }
+
+    #[test]
+    fn credentials_and_values_are_never_shown() {
+        let url = ProviderUrl::parse("nats://alice:s3cret@host/x?token=t0ken").unwrap();
+        for text in [url.to_string(), format!("{url:?}")] {
+            assert!(
+                !text.contains("s3cret") && !text.contains("t0ken") && !text.contains("alice"),
+                "{text}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn wrong_urls_say_what_would_be_right() {
+        let registry = ProviderRegistry::builtin();
+        assert!(config_error(registry.connect("memory").await).contains("no scheme"));
+        assert!(config_error(registry.connect("ftp://x").await).contains("available are memory"));
+        assert!(config_error(registry.connect("memory://?max_event=1").await).contains("valid are"));
+        assert!(
+            config_error(registry.connect("memory://?max_events=many").await).contains("max_events \"many\"")
+        );
+        assert!(
+            config_error(registry.connect("memory://?max_events=1&max_events=2").await).contains("twice")
+        );
+        assert!(config_error(registry.connect("memory://%zz").await).contains("percent-escape"));
+        if !registry.schemes().any(|scheme| scheme == "sqlite") {
+            assert!(config_error(registry.connect("sqlite:///x").await).contains("feature 'sqlite'"));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_program_can_register_its_own_scheme() {
+        let mut registry = ProviderRegistry::new();
+        registry.register("mine", |_url| async {
+            Ok(Arc::new(memory::MemoryProvider::default()) as Arc<dyn EventProvider>)
+        });
+        assert_eq!(registry.connect("mine://").await.unwrap().name(), "memory");
+    }
+}

@@ -1,0 +1,322 @@
+//! The vocabulary: events, what arrives, and what can be asked of a publish or a subscription.
+//!
+//! Nothing here performs I/O. Every serde form is camelCase and is part of the compatibility contract.
+
+use std::collections::HashMap;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+/// One event: the envelope that every provider stores and delivers.
+///
+/// The struct is frozen: it can be written as a literal, and gains no field. What a later version adds per event
+/// travels in [`metadata`](Event::metadata).
+///
+/// ```
+/// use a3s_event::Event;
+///
+/// let event = Event::new("events.market.forex", "market", "USD/CNY moved", "reuters", serde_json::json!({"rate": 7.35}))
+///     .with_metadata("region", "eu");
+/// assert!(event.id.starts_with("evt-"));
+/// assert_eq!(event.version, 1);
+/// ```
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Event {
+    /// Identity of the event, free text; the constructors make `evt-` followed by a UUIDv7.
+    pub id: String,
+    /// Subject under which the event is published, for instance `events.market.forex`.
+    pub subject: String,
+    /// Category: the token after the prefix, kept as a field for grouping.
+    pub category: String,
+    /// Application type of the event; empty for an untyped one.
+    #[serde(default)]
+    pub event_type: String,
+    /// Version of the schema of `event_type`; 1 unless stated.
+    #[serde(default = "first_version")]
+    pub version: u32,
+    /// The content.
+    pub payload: serde_json::Value,
+    /// One line for people.
+    pub summary: String,
+    /// Who produced the event.
+    pub source: String,
+    /// When the event happened, in Unix milliseconds. Time-based replay uses the time of *storage* instead.
+    pub timestamp: u64,
+    /// Free key-value pairs that travel with the event.
+    #[serde(default)]
+    pub metadata: HashMap<String, String>,
+}
+
+fn first_version() -> u32 {
+    1
+}
+
+impl Event {
+    /// Makes an untyped event with a new id and the current time.
+    pub fn new(
+        subject: impl Into<String>,
+        category: impl Into<String>,
+        summary: impl Into<String>,
+        source: impl Into<String>,
+        payload: serde_json::Value,
+    ) -> Self {
+        Self::typed(subject, category, "", first_version(), summary, source, payload)
+    }
+
+    /// Makes an event of a declared type and schema version, with a new id and the current time.
+    pub fn typed(
+        subject: impl Into<String>,
+        category: impl Into<String>,
+        event_type: impl Into<String>,
+        version: u32,
+        summary: impl Into<String>,
+        source: impl Into<String>,
+        payload: serde_json::Value,
+    ) -> Self {
+        Self {
+            id: format!("evt-{}", uuid::Uuid::now_v7()),
+            subject: subject.into(),
+            category: category.into(),
+            event_type: event_type.into(),
+            version,
+            payload,
+            summary: summary.into(),
+            source: source.into(),
+            timestamp: unix_millis(),
+            metadata: HashMap::new(),
+        }
+    }
+
+    /// Adds one metadata entry, replacing an earlier one of the same key.
+    #[must_use]
+    pub fn with_metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.metadata.insert(key.into(), value.into());
+        self
+    }
+}
+
+/// An event as it arrives at a subscriber.
+#[derive(Debug, Clone)]
+pub struct ReceivedEvent {
+    /// The event.
+    pub event: Event,
+    /// Its sequence in the stream, the number that `publish` returned.
+    pub sequence: u64,
+    /// Which delivery this is to this consumer, starting at 1.
+    pub num_delivered: u64,
+    /// Name of the stream that holds the event.
+    pub stream: String,
+}
+
+/// A subscription as the bus keeps it: who wants which subjects, and how.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SubscriptionFilter {
+    /// Name of the subscriber; the durable consumers' names begin with it.
+    pub subscriber_id: String,
+    /// Subject filters, one subscription each.
+    pub subjects: Vec<String>,
+    /// Whether the position survives a disconnect.
+    pub durable: bool,
+    /// Settings of the consumers; the defaults of [`SubscribeOptions`] when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub options: Option<SubscribeOptions>,
+}
+
+/// How many events there are per category.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EventCounts {
+    /// Number of events per category.
+    pub categories: HashMap<String, u64>,
+    /// Sum over all categories.
+    pub total: u64,
+}
+
+/// Where a new consumer starts. An existing durable consumer keeps its position.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "camelCase")]
+pub enum DeliverPolicy {
+    /// Everything that is retained, then what is published from now on. The default.
+    #[default]
+    All,
+    /// The newest retained match, then what is published from now on.
+    Last,
+    /// Only what is published from now on.
+    New,
+    /// From this sequence on.
+    ByStartSequence {
+        /// First sequence wanted, at least 1.
+        sequence: u64,
+    },
+    /// From the first event that was *stored* at this time or later.
+    ByStartTime {
+        /// Unix milliseconds.
+        timestamp: u64,
+    },
+    /// The newest retained event of each matching subject, then what is published from now on.
+    LastPerSubject,
+}
+
+/// What can be asked of one publish.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PublishOptions {
+    /// Deduplication id: a second publish with the same id inside the dedup window (120 s unless configured) stores
+    /// nothing and returns the first one's sequence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub msg_id: Option<String>,
+    /// The stream's last sequence must equal this, else the publish fails with a conflict and stores nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_sequence: Option<u64>,
+    /// Deadline of the call in seconds; the provider's default (10 s) when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_secs: Option<u64>,
+}
+
+/// What can be asked of a consumer. What is left out means the same on every provider.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SubscribeOptions {
+    /// How often one event may be delivered; unlimited when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_deliver: Option<i64>,
+    /// Delay before the redelivery of a refused event, in seconds, one entry per attempt; the last one repeats. Empty:
+    /// at once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub backoff_secs: Vec<u64>,
+    /// How many events may be unsettled at a time; 1,000 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_ack_pending: Option<i64>,
+    /// Where a new consumer starts.
+    #[serde(default)]
+    pub deliver_policy: DeliverPolicy,
+    /// How long a delivered event may stay unsettled before it is delivered again, in seconds; 30 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ack_wait_secs: Option<u64>,
+}
+
+/// The current time in Unix milliseconds; 0 when the clock stands before 1970.
+pub(crate) fn unix_millis() -> u64 {
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the one place that reads the wall clock"
+    )]
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn event_serializes_to_the_promised_keys_in_order() {
+        let event = Event {
+            id: "evt-1".into(),
+            subject: "events.a.b".into(),
+            category: "a".into(),
+            event_type: "t".into(),
+            version: 2,
+            payload: json!({"x": 1}),
+            summary: "s".into(),
+            source: "src".into(),
+            timestamp: 5,
+            metadata: HashMap::from([("k".into(), "v".into())]),
+        };
+        assert_eq!(
+            serde_json::to_string(&event).unwrap(),
+            r#"{"id":"evt-1","subject":"events.a.b","category":"a","eventType":"t","version":2,"payload":{"x":1},"summary":"s","source":"src","timestamp":5,"metadata":{"k":"v"}}"#
+        );
+    }
+
+    #[test]
+    fn event_fields_that_may_be_absent_have_their_defaults() {
+        let event: Event = serde_json::from_value(json!({
+            "id": "i", "subject": "s", "category": "c", "payload": null, "summary": "", "source": "", "timestamp": 0
+        }))
+        .unwrap();
+        assert_eq!(
+            (event.event_type.as_str(), event.version, event.metadata.len()),
+            ("", 1, 0)
+        );
+    }
+
+    #[test]
+    fn event_ids_are_version_7_and_ordered_by_time() {
+        let ids: Vec<String> = (0..100)
+            .map(|_| Event::new("events.a", "a", "", "", json!(null)).id)
+            .collect();
+        let mut sorted = ids.clone();
+        sorted.sort();
+        assert_eq!(ids, sorted);
+        assert_eq!(ids[0].as_bytes()["evt-".len() + 14], b'7');
+    }
+
+    #[test]
+    fn deliver_policies_have_their_promised_json() {
+        for (policy, expected) in [
+            (DeliverPolicy::All, json!({"type": "all"})),
+            (DeliverPolicy::Last, json!({"type": "last"})),
+            (DeliverPolicy::New, json!({"type": "new"})),
+            (
+                DeliverPolicy::ByStartSequence { sequence: 100 },
+                json!({"type": "byStartSequence", "sequence": 100}),
+            ),
+            (
+                DeliverPolicy::ByStartTime { timestamp: 7 },
+                json!({"type": "byStartTime", "timestamp": 7}),
+            ),
+            (DeliverPolicy::LastPerSubject, json!({"type": "lastPerSubject"})),
+        ] {
+            assert_eq!(serde_json::to_value(&policy).unwrap(), expected);
+            assert_eq!(serde_json::from_value::<DeliverPolicy>(expected).unwrap(), policy);
+        }
+    }
+
+    #[test]
+    fn options_skip_what_is_not_set() {
+        assert_eq!(
+            serde_json::to_value(PublishOptions::default()).unwrap(),
+            json!({})
+        );
+        assert_eq!(
+            serde_json::to_value(SubscribeOptions::default()).unwrap(),
+            json!({"deliverPolicy": {"type": "all"}})
+        );
+        let full = SubscribeOptions {
+            max_deliver: Some(3),
+            backoff_secs: vec![1, 2],
+            max_ack_pending: Some(4),
+            deliver_policy: DeliverPolicy::New,
+            ack_wait_secs: Some(5),
+        };
+        assert_eq!(
+            serde_json::to_value(&full).unwrap(),
+            json!({"maxDeliver": 3, "backoffSecs": [1, 2], "maxAckPending": 4, "deliverPolicy": {"type": "new"}, "ackWaitSecs": 5})
+        );
+        let publish = PublishOptions {
+            msg_id: Some("m".into()),
+            expected_sequence: Some(1),
+            timeout_secs: Some(2),
+        };
+        assert_eq!(
+            serde_json::to_value(&publish).unwrap(),
+            json!({"msgId": "m", "expectedSequence": 1, "timeoutSecs": 2})
+        );
+    }
+
+    #[test]
+    fn subscription_filter_reads_the_form_without_options() {
+        let filter: SubscriptionFilter =
+            serde_json::from_value(json!({"subscriberId": "a", "subjects": ["events.>"], "durable": true}))
+                .unwrap();
+        assert!(filter.options.is_none());
+        assert_eq!(
+            serde_json::to_value(&filter).unwrap(),
+            json!({"subscriberId": "a", "subjects": ["events.>"], "durable": true})
+        );
+    }
+}
