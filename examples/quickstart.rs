@@ -1,0 +1,261 @@
+//! One week of real earthquakes, published once and delivered to everyone who asked for them.
+//!
+//! ```text
+//! cargo run --example quickstart [provider URL]
+//! ```
+//!
+//! The URL is the first argument, or `A3S_EVENT_URL`, or `memory://`. Nothing else here depends on the provider.
+
+#![allow(clippy::print_stdout, reason = "an example talks to the person who runs it")]
+
+use std::time::Duration;
+
+use a3s_event::subject::subject_matches;
+use a3s_event::{DeliverPolicy, Event, EventBus, SubscribeOptions, Subscription, SubscriptionFilter};
+use comfy_table::{Cell, CellAlignment, LineStyle, Table, presets::UTF8_HORIZONTAL_ONLY};
+use serde::{Deserialize, Serialize};
+
+const FEED: &str = include_str!("data/usgs-earthquakes.geojson");
+/// Who listens, and to what: `events.<quake or blast>.<reporting network>.<class>`.
+const SUBSCRIBERS: [(&str, &str); 4] = [
+    ("archive", "events.>"),
+    ("california", "events.quake.ci.>"),
+    ("alarm", "events.quake.*.strong"),
+    ("blasts", "events.blast.>"),
+];
+/// No wait of this program is longer.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+#[tokio::main]
+async fn main() -> Outcome<()> {
+    let url = std::env::args()
+        .nth(1)
+        .or_else(|| std::env::var("A3S_EVENT_URL").ok());
+    let bus = EventBus::connect(url.as_deref().unwrap_or("memory://")).await?;
+    let week = read_feed()?;
+
+    // Subscribe first: every subscriber works in its own task while we publish.
+    let mut desks = Vec::new();
+    for (name, filter) in SUBSCRIBERS {
+        let expected = week
+            .iter()
+            .filter(|event| subject_matches(&event.subject, filter));
+        let expected = expected.count();
+        for subscription in subscribe(&bus, name, filter).await? {
+            desks.push((name, filter, tokio::spawn(work(subscription, expected))));
+        }
+    }
+
+    for result in bus.publish_batch(&week).await {
+        result?;
+    }
+    let provider = bus.info().await?.provider;
+    println!("{} events published to the {provider} provider\n", week.len());
+
+    let mut report = table([
+        "subscriber",
+        "filter",
+        "delivered",
+        "refused",
+        "came again",
+        "acked",
+        "strongest",
+    ]);
+    for (name, filter, desk) in desks {
+        let tally = desk.await??;
+        let mut row = vec![Cell::new(name), Cell::new(filter)];
+        row.extend([tally.delivered, tally.refused, tally.again, tally.acked].map(right));
+        row.push(right(format!("{:.1}", tally.strongest)));
+        report.add_row(row);
+    }
+    println!("{report}\n");
+
+    let quakes = week.iter().filter(|event| event.category == "quake").count();
+    println!("The strongest five, read back from history:\n");
+    println!(
+        "{}",
+        strongest_five(bus.list_events(Some("quake"), quakes).await?)?
+    );
+
+    bus.close().await?;
+    Ok(())
+}
+
+async fn subscribe(
+    bus: &EventBus,
+    name: &str,
+    filter: &str,
+) -> a3s_event::Result<Vec<Box<dyn Subscription>>> {
+    bus.update_subscription(SubscriptionFilter {
+        subscriber_id: name.to_owned(),
+        subjects: vec![filter.to_owned()],
+        durable: false,
+        // A durable backend may hold the weeks of earlier runs; only the new one is wanted.
+        options: Some(SubscribeOptions {
+            deliver_policy: DeliverPolicy::New,
+            ..Default::default()
+        }),
+    })
+    .await?;
+    bus.create_subscriber(name).await
+}
+
+/// What one subscriber did.
+#[derive(Default)]
+struct Tally {
+    delivered: usize,
+    refused: usize,
+    again: usize,
+    acked: usize,
+    strongest: f64,
+}
+
+/// Works until `expected` events are settled. One in twenty is refused at first and accepted when it comes again.
+async fn work(mut subscription: Box<dyn Subscription>, expected: usize) -> Outcome<Tally> {
+    let mut tally = Tally::default();
+    while tally.acked < expected {
+        let next = tokio::time::timeout(DEADLINE, subscription.next_manual_ack()).await??;
+        let pending = next.ok_or("the subscription was closed")?;
+        tally.delivered += 1;
+
+        if pending.received.num_delivered > 1 {
+            tally.again += 1;
+        } else if (tally.delivered - tally.again) % 20 == 1 {
+            tally.refused += 1;
+            pending.nak().await?;
+            continue;
+        }
+        let quake = Quake::deserialize(&pending.received.event.payload)?;
+        tally.strongest = tally.strongest.max(quake.mag);
+        tally.acked += 1;
+        pending.ack().await?;
+    }
+    Ok(tally)
+}
+
+fn strongest_five(history: Vec<Event>) -> Outcome<Table> {
+    let mut quakes = Vec::new();
+    for event in history {
+        quakes.push((event.timestamp, Quake::deserialize(event.payload)?));
+    }
+    quakes.sort_by(|(_, a), (_, b)| b.mag.total_cmp(&a.mag));
+
+    let mut table = table(["magnitude", "when", "where", "depth"]);
+    for (time, quake) in quakes.into_iter().take(5) {
+        table.add_row([
+            Cell::new(format!("{:.1}", quake.mag)),
+            Cell::new(day_and_time(time)),
+            Cell::new(quake.place),
+            right(format!("{:.0} km", quake.depth_km)),
+        ]);
+    }
+    Ok(table)
+}
+
+/// The payload of our events.
+#[derive(Serialize, Deserialize)]
+struct Quake {
+    mag: f64,
+    place: String,
+    longitude: f64,
+    latitude: f64,
+    depth_km: f64,
+}
+
+/// Reads the feed: each of its features becomes one event.
+fn read_feed() -> Outcome<Vec<Event>> {
+    #[derive(Deserialize)]
+    struct Feed {
+        features: Vec<Feature>,
+    }
+    #[derive(Deserialize)]
+    struct Feature {
+        id: String,
+        properties: Properties,
+        geometry: Geometry,
+    }
+    #[derive(Deserialize)]
+    struct Properties {
+        mag: f64,
+        place: String,
+        time: u64,
+        net: String,
+        r#type: String,
+    }
+    #[derive(Deserialize)]
+    struct Geometry {
+        coordinates: [f64; 3],
+    }
+
+    let mut events = Vec::new();
+    for feature in serde_json::from_str::<Feed>(FEED)?.features {
+        let Properties {
+            mag,
+            place,
+            time,
+            net,
+            r#type,
+        } = feature.properties;
+        let [longitude, latitude, depth_km] = feature.geometry.coordinates;
+        let (category, class) = match r#type.as_str() {
+            "earthquake" => ("quake", class_of(mag).to_owned()),
+            other => ("blast", other.replace(' ', "-")),
+        };
+        let mut event = Event::new(
+            format!("events.{category}.{net}.{class}"),
+            category,
+            format!("{mag:.1}, {place}"),
+            format!("usgs/{net}"),
+            serde_json::to_value(Quake {
+                mag,
+                place,
+                longitude,
+                latitude,
+                depth_km,
+            })?,
+        )
+        .with_metadata("usgs_id", feature.id);
+        event.timestamp = time;
+        events.push(event);
+    }
+    Ok(events)
+}
+
+fn class_of(magnitude: f64) -> &'static str {
+    match magnitude {
+        ..2.0 => "micro",
+        ..4.0 => "minor",
+        ..5.0 => "light",
+        ..6.0 => "moderate",
+        _ => "strong",
+    }
+}
+
+/// Day of the week and time of day, UTC: within one week that says it all.
+fn day_and_time(unix_ms: u64) -> String {
+    let minutes = unix_ms / 60_000;
+    let day = match minutes / (24 * 60) % 7 {
+        0 => "Thu", // 1 January 1970
+        1 => "Fri",
+        2 => "Sat",
+        3 => "Sun",
+        4 => "Mon",
+        5 => "Tue",
+        _ => "Wed",
+    };
+    format!("{day} {:02}:{:02}", minutes / 60 % 24, minutes % 60)
+}
+
+fn table<const N: usize>(header: [&str; N]) -> Table {
+    let mut table = Table::new();
+    table
+        .load_style(UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()))
+        .set_header(header);
+    table
+}
+
+fn right(content: impl ToString) -> Cell {
+    Cell::new(content).set_alignment(CellAlignment::Right)
+}
