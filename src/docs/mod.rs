@@ -5,7 +5,17 @@ pub mod delivery {
     #![doc = include_str!("delivery.md")]
 }
 
+/// Which provider for which program.
+pub mod choosing_a_provider {
+    #![doc = include_str!("choosing_a_provider.md")]
+}
+
 /// How to add a backend.
 pub mod writing_a_provider {
     #![doc = include_str!("writing_a_provider.md")]
+}
+
+/// What to set and what to watch in operation.
+pub mod deployment {
+    #![doc = include_str!("deployment.md")]
 }
