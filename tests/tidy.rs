@@ -1,0 +1,310 @@
+//! The invariants of ARCHITECTURE.md that a program can check by reading the sources.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a checkout that cannot be read fails the test, as it should"
+)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A file of the repository, its path relative to the root and with `/` on every system.
+struct File {
+    path: String,
+    text: String,
+}
+
+impl File {
+    /// The lines before the tests of the module, with their numbers. Comments are left out.
+    fn code(&self) -> impl Iterator<Item = (usize, &str)> {
+        let lines = self
+            .text
+            .lines()
+            .enumerate()
+            .map(|(index, line)| (index + 1, line));
+        lines
+            .take_while(|(_, line)| !line.starts_with("mod tests {"))
+            .filter(|(_, line)| !line.trim_start().starts_with("//"))
+    }
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// All text files, without what is built and without what is hidden other than `.ci`.
+fn files() -> Vec<File> {
+    let mut files = Vec::new();
+    let mut folders = vec![root().to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            let is_hidden = name.starts_with('.') && name != ".ci";
+            if is_hidden || name == "target" || name == "proptest-regressions" {
+                continue;
+            }
+            if path.is_dir() {
+                folders.push(path);
+            } else if let Ok(text) = fs::read_to_string(&path) {
+                files.push(File {
+                    path: relative(&path),
+                    text,
+                });
+            }
+        }
+    }
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    assert!(
+        files.iter().any(|file| file.path == "src/lib.rs"),
+        "the walk found no sources"
+    );
+    files
+}
+
+fn relative(path: &Path) -> String {
+    let parts: Vec<_> = path.strip_prefix(root()).unwrap().iter().collect();
+    parts
+        .join(std::ffi::OsStr::new("/"))
+        .to_string_lossy()
+        .into_owned()
+}
+
+fn rust_files_under(folders: &[&str]) -> Vec<File> {
+    let mut files = files();
+    files.retain(|file| {
+        file.path.ends_with(".rs") && folders.iter().any(|folder| file.path.starts_with(folder))
+    });
+    files
+}
+
+/// Collects what is wrong as `path:line: why`, so that one run shows all of it.
+#[derive(Default)]
+struct Complaints(Vec<String>);
+
+impl Complaints {
+    fn add(&mut self, path: &str, line: usize, why: impl AsRef<str>) {
+        self.0.push(format!("{path}:{line}: {}", why.as_ref()));
+    }
+
+    /// Complains about each line of code that has one of these words.
+    fn forbid(&mut self, files: &[File], words: &[&str], why: &str) {
+        for file in files {
+            for (number, line) in file.code() {
+                if let Some(word) = words.iter().find(|word| has_path(line, word)) {
+                    self.add(&file.path, number, format!("`{word}`: {why}"));
+                }
+            }
+        }
+    }
+
+    #[track_caller]
+    fn none(self) {
+        assert!(self.0.is_empty(), "\n{}\n", self.0.join("\n"));
+    }
+}
+
+/// Whether the line has this path, not as a part of a longer identifier.
+fn has_path(line: &str, path: &str) -> bool {
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    line.match_indices(path).any(|(start, _)| {
+        let before = line.get(..start).and_then(|text| text.chars().next_back());
+        let after = line
+            .get(start + path.len()..)
+            .and_then(|text| text.chars().next());
+        !before.is_some_and(is_word) && !after.is_some_and(is_word)
+    })
+}
+
+#[test]
+fn paths_are_found_as_whole_words() {
+    assert!(has_path("use tokio::sync;", "tokio"));
+    assert!(has_path("use crate::bus::EventBus;", "crate::bus"));
+    assert!(!has_path("let mytokio = 1;", "tokio"));
+    assert!(!has_path("use crate::business;", "crate::bus"));
+}
+
+#[test]
+fn the_vocabulary_performs_no_io_and_knows_no_runtime() {
+    let files = rust_files_under(&[
+        "src/types.rs",
+        "src/error.rs",
+        "src/subject/",
+        "src/provider/consumer/",
+    ]);
+    let mut complaints = Complaints::default();
+    complaints.forbid(
+        &files,
+        &[
+            "tokio",
+            "std::fs",
+            "std::net",
+            "std::io",
+            "std::process",
+            "async fn",
+            ".await",
+        ],
+        "no I/O and no runtime here",
+    );
+    complaints.none();
+}
+
+#[test]
+fn providers_do_not_use_the_bus() {
+    let files = rust_files_under(&["src/provider/"]);
+    let mut complaints = Complaints::default();
+    complaints.forbid(
+        &files,
+        &["crate::bus", "crate::store", "crate::EventBus", "super::bus"],
+        "a provider cannot reach the bus",
+    );
+    complaints.none();
+}
+
+#[test]
+fn the_bus_names_no_concrete_provider() {
+    let files = rust_files_under(&["src/bus/"]);
+    let providers: Vec<String> = provider_folders()
+        .into_iter()
+        .map(|folder| format!("provider::{folder}"))
+        .collect();
+    let mut words: Vec<&str> = providers.iter().map(String::as_str).collect();
+    words.extend([
+        "MemoryProvider",
+        "SqliteProvider",
+        "NatsProvider",
+        "async_nats",
+        "rusqlite",
+    ]);
+    let mut complaints = Complaints::default();
+    complaints.forbid(&files, &words, "the bus knows the contract only");
+    complaints.none();
+}
+
+/// The folders that hold a provider: those of `src/provider` other than the state machine.
+fn provider_folders() -> BTreeSet<String> {
+    let entries = fs::read_dir(root().join("src/provider")).unwrap();
+    let folders = entries
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_dir());
+    let names = folders.map(|path| path.file_name().unwrap().to_string_lossy().into_owned());
+    names.filter(|name| name != "consumer").collect()
+}
+
+#[test]
+fn every_provider_folder_has_the_same_files() {
+    let mut complaints = Complaints::default();
+    let folders = provider_folders();
+    assert!(folders.contains("memory"));
+    for folder in folders {
+        for name in ["mod.rs", "config.rs", "publish.rs", "subscription.rs", "docs.md"] {
+            let path = format!("src/provider/{folder}/{name}");
+            if !root().join(&path).is_file() {
+                complaints.add(&path, 0, "is missing");
+            }
+        }
+    }
+    complaints.none();
+}
+
+#[test]
+fn no_source_file_is_longer_than_700_lines() {
+    let mut complaints = Complaints::default();
+    for file in rust_files_under(&["src/", "testkit/src/", "cli/src/"]) {
+        let lines = file.text.lines().count();
+        if lines > 700 {
+            complaints.add(&file.path, lines, "is longer than 700 lines: make it a folder");
+        }
+    }
+    complaints.none();
+}
+
+#[test]
+fn nothing_is_left_to_do() {
+    // Written apart, so that this file does not find itself.
+    let words = [
+        concat!("todo", "!("),
+        concat!("unimplemented", "!("),
+        concat!("dbg", "!("),
+    ];
+    let mut complaints = Complaints::default();
+    for file in rust_files_under(&["src/", "testkit/", "cli/", "examples/", "tests/", "benches/"]) {
+        for (index, line) in file.text.lines().enumerate() {
+            if let Some(word) = words.iter().find(|word| line.contains(**word)) {
+                complaints.add(&file.path, index + 1, format!("`{word}` is left"));
+            }
+        }
+    }
+    complaints.none();
+}
+
+#[test]
+fn no_file_names_a_place_on_one_machine() {
+    // Written apart, so that this file does not find itself.
+    let places = [
+        concat!("/ho", "me/"),
+        concat!("/wo", "rk/"),
+        concat!("/ro", "ot/"),
+        concat!("/Us", "ers/"),
+        concat!("/tm", "p/"),
+    ];
+    let mut complaints = Complaints::default();
+    for file in files() {
+        for (index, line) in file.text.lines().enumerate() {
+            let is_path = |place: &str| {
+                line.match_indices(place).any(|(start, _)| {
+                    // A path begins here, it is not the middle of a longer one such as `target/tmp/`.
+                    let before = line.get(..start).and_then(|text| text.chars().next_back());
+                    before.is_none_or(|c| c.is_whitespace() || "\"'`(=:".contains(c))
+                })
+            };
+            if let Some(place) = places.iter().find(|place| is_path(place)) {
+                complaints.add(&file.path, index + 1, format!("names {place}"));
+            }
+        }
+    }
+    complaints.none();
+}
+
+#[test]
+fn every_example_is_mentioned() {
+    let read = |name: &str| fs::read_to_string(root().join(name)).unwrap();
+    let pages = read("README.md") + &read("ARCHITECTURE.md");
+    let mut complaints = Complaints::default();
+    let examples = rust_files_under(&["examples/"]);
+    assert!(!examples.is_empty());
+    for file in examples {
+        let name = PathBuf::from(&file.path);
+        let name = name.file_stem().unwrap().to_string_lossy();
+        if !pages.contains(&format!("`{name}`")) {
+            complaints.add(
+                &file.path,
+                1,
+                "is mentioned neither in README.md nor in ARCHITECTURE.md",
+            );
+        }
+    }
+    complaints.none();
+}
+
+#[test]
+fn relative_links_lead_somewhere() {
+    let mut complaints = Complaints::default();
+    for file in files() {
+        if !file.path.ends_with(".md") {
+            continue;
+        }
+        let folder = root().join(&file.path);
+        let folder = folder.parent().unwrap();
+        for (index, line) in file.text.lines().enumerate() {
+            for target in line.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+                let is_file = target.ends_with(".md") || target.starts_with('.');
+                if is_file && !target.contains("://") && !folder.join(target).exists() {
+                    complaints.add(&file.path, index + 1, format!("{target} does not exist"));
+                }
+            }
+        }
+    }
+    complaints.none();
+}
