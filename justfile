@@ -50,11 +50,11 @@ bench-one NAME:
 test-cov:
     cargo llvm-cov --workspace
 cov:
-    cargo llvm-cov --workspace --summary-only
+    cargo llvm-cov --workspace --json --summary-only
 cov-html:
     cargo llvm-cov --workspace --open
 cov-table:
-    cargo llvm-cov --workspace --summary-only --show-missing-lines
+    cargo llvm-cov --workspace --show-missing-lines
 cov-ci:
     cargo llvm-cov --workspace --lcov --output-path lcov.info
 
@@ -73,6 +73,10 @@ ci:
 # The same and what needs tools that are compiled first
 ci-slow:
     scripts/test --slow
+
+# The week of earthquakes; URL is a provider, for instance memory://
+quickstart *URL:
+    cargo run --quiet --example quickstart -- {{URL}}
 
 # Build and open the documentation
 doc:
