@@ -39,10 +39,8 @@ async fn main() -> Outcome<()> {
     // Subscribe first: every subscriber works in its own task while we publish.
     let mut desks = Vec::new();
     for (name, filter) in SUBSCRIBERS {
-        let expected = week
-            .iter()
-            .filter(|event| subject_matches(&event.subject, filter));
-        let expected = expected.count();
+        let wanted = |event: &&Event| subject_matches(&event.subject, filter);
+        let expected = week.iter().filter(wanted).count();
         for subscription in subscribe(&bus, name, filter).await? {
             desks.push((name, filter, tokio::spawn(work(subscription, expected))));
         }
@@ -74,10 +72,8 @@ async fn main() -> Outcome<()> {
 
     let quakes = week.iter().filter(|event| event.category == "quake").count();
     println!("The strongest five, read back from history:\n");
-    println!(
-        "{}",
-        strongest_five(bus.list_events(Some("quake"), quakes).await?)?
-    );
+    let history = bus.list_events(Some("quake"), quakes).await?;
+    println!("{}", strongest_five(history)?);
 
     bus.close().await?;
     Ok(())
