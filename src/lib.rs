@@ -3,6 +3,7 @@
 
 pub mod error;
 pub mod provider;
+pub mod scaling;
 pub mod subject;
 pub mod types;
 
@@ -13,6 +14,10 @@ pub use provider::memory::{MemoryConfig, MemoryProvider};
 pub use provider::{
     AckHandler, Capabilities, ConsumerInfo, Delivery, Durability, EventProvider, HistoryQuery, PendingEvent,
     ProviderInfo, ProviderRegistry, PublishRequest, StoredEvent, Subscription, Support,
+};
+pub use scaling::{
+    InstanceHealthPayload, InstanceReadyPayload, InstanceStoppedPayload, ScaleDownPayload, ScaleUpPayload,
+    ScalingEvent,
 };
 pub use types::{
     DeliverPolicy, Event, EventCounts, PublishOptions, ReceivedEvent, SubscribeOptions, SubscriptionFilter,
