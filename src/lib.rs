@@ -4,6 +4,7 @@
 pub mod error;
 pub mod provider;
 pub mod scaling;
+pub mod sink;
 pub mod subject;
 pub mod types;
 
@@ -19,6 +20,7 @@ pub use scaling::{
     InstanceHealthPayload, InstanceReadyPayload, InstanceStoppedPayload, ScaleDownPayload, ScaleUpPayload,
     ScalingEvent,
 };
+pub use sink::{CollectorSink, EventSink, FailingSink, InProcessSink, LogSink, TopicSink};
 pub use types::{
     DeliverPolicy, Event, EventCounts, PublishOptions, ReceivedEvent, SubscribeOptions, SubscriptionFilter,
 };
