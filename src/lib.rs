@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+pub mod dlq;
 pub mod error;
 pub mod provider;
 pub mod scaling;
@@ -10,6 +11,7 @@ pub mod types;
 
 pub mod docs;
 
+pub use dlq::{DeadLetterEvent, DlqHandler, MemoryDlqHandler, SinkDlqHandler};
 pub use error::{BackendError, ErrorKind, EventError, Result};
 pub use provider::memory::{MemoryConfig, MemoryProvider};
 pub use provider::{
