@@ -5,6 +5,7 @@ pub mod dlq;
 pub mod error;
 pub mod provider;
 pub mod scaling;
+pub mod schema;
 pub mod sink;
 pub mod subject;
 pub mod types;
@@ -22,6 +23,7 @@ pub use scaling::{
     InstanceHealthPayload, InstanceReadyPayload, InstanceStoppedPayload, ScaleDownPayload, ScaleUpPayload,
     ScalingEvent,
 };
+pub use schema::{Compatibility, EventSchema, MemorySchemaRegistry, SchemaRegistry};
 pub use sink::{CollectorSink, EventSink, FailingSink, InProcessSink, LogSink, TopicSink};
 pub use types::{
     DeliverPolicy, Event, EventCounts, PublishOptions, ReceivedEvent, SubscribeOptions, SubscriptionFilter,
