@@ -7,6 +7,7 @@ pub mod provider;
 pub mod scaling;
 pub mod schema;
 pub mod sink;
+pub mod source;
 pub mod state;
 pub mod subject;
 pub mod types;
@@ -26,6 +27,7 @@ pub use scaling::{
 };
 pub use schema::{Compatibility, EventSchema, MemorySchemaRegistry, SchemaRegistry};
 pub use sink::{CollectorSink, EventSink, FailingSink, InProcessSink, LogSink, TopicSink};
+pub use source::{CronSource, EventSource};
 pub use state::{FileStateStore, MemoryStateStore, StateStore};
 pub use types::{
     DeliverPolicy, Event, EventCounts, PublishOptions, ReceivedEvent, SubscribeOptions, SubscriptionFilter,
