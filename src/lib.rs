@@ -1,6 +1,9 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+#[cfg(feature = "routing")]
+#[cfg_attr(docsrs, doc(cfg(feature = "routing")))]
+pub mod broker;
 pub mod dlq;
 pub mod error;
 pub mod provider;
@@ -14,6 +17,9 @@ pub mod types;
 
 pub mod docs;
 
+#[cfg(feature = "routing")]
+#[cfg_attr(docsrs, doc(cfg(feature = "routing")))]
+pub use broker::{Broker, RouteResult, Trigger, TriggerFilter};
 pub use dlq::{DeadLetterEvent, DlqHandler, MemoryDlqHandler, SinkDlqHandler};
 pub use error::{BackendError, ErrorKind, EventError, Result};
 pub use provider::memory::{MemoryConfig, MemoryProvider};
