@@ -4,6 +4,7 @@
 #[cfg(feature = "routing")]
 #[cfg_attr(docsrs, doc(cfg(feature = "routing")))]
 pub mod broker;
+pub mod crypto;
 pub mod dlq;
 pub mod error;
 pub mod provider;
@@ -20,6 +21,10 @@ pub mod docs;
 #[cfg(feature = "routing")]
 #[cfg_attr(docsrs, doc(cfg(feature = "routing")))]
 pub use broker::{Broker, RouteResult, Trigger, TriggerFilter};
+#[cfg(feature = "encryption")]
+#[cfg_attr(docsrs, doc(cfg(feature = "encryption")))]
+pub use crypto::Aes256GcmEncryptor;
+pub use crypto::{EncryptedPayload, EventEncryptor};
 pub use dlq::{DeadLetterEvent, DlqHandler, MemoryDlqHandler, SinkDlqHandler};
 pub use error::{BackendError, ErrorKind, EventError, Result};
 pub use provider::memory::{MemoryConfig, MemoryProvider};
