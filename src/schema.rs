@@ -205,10 +205,9 @@ fn poisoned<T>(_error: PoisonError<T>) -> EventError {
 
 fn check_definition(schema: &EventSchema) -> Result<()> {
     let refuse = |rule: String| {
-        let event_type = shorten(&schema.event_type);
+        let (event_type, version) = (shorten(&schema.event_type), schema.version);
         Err(EventError::Config(format!(
-            "schema of event type '{event_type}' v{}: {rule}",
-            schema.version
+            "schema of event type '{event_type}' v{version}: {rule}"
         )))
     };
     if schema.event_type.is_empty() {
