@@ -1,19 +1,45 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+#[cfg(feature = "routing")]
+#[cfg_attr(docsrs, doc(cfg(feature = "routing")))]
+pub mod broker;
+pub mod crypto;
+pub mod dlq;
 pub mod error;
 pub mod provider;
+pub mod scaling;
+pub mod schema;
+pub mod sink;
+pub mod source;
+pub mod state;
 pub mod subject;
 pub mod types;
 
 pub mod docs;
 
+#[cfg(feature = "routing")]
+#[cfg_attr(docsrs, doc(cfg(feature = "routing")))]
+pub use broker::{Broker, RouteResult, Trigger, TriggerFilter};
+#[cfg(feature = "encryption")]
+#[cfg_attr(docsrs, doc(cfg(feature = "encryption")))]
+pub use crypto::Aes256GcmEncryptor;
+pub use crypto::{EncryptedPayload, EventEncryptor};
+pub use dlq::{DeadLetterEvent, DlqHandler, MemoryDlqHandler, SinkDlqHandler};
 pub use error::{BackendError, ErrorKind, EventError, Result};
 pub use provider::memory::{MemoryConfig, MemoryProvider};
 pub use provider::{
     AckHandler, Capabilities, ConsumerInfo, Delivery, Durability, EventProvider, HistoryQuery, PendingEvent,
     ProviderInfo, ProviderRegistry, PublishRequest, StoredEvent, Subscription, Support,
 };
+pub use scaling::{
+    InstanceHealthPayload, InstanceReadyPayload, InstanceStoppedPayload, ScaleDownPayload, ScaleUpPayload,
+    ScalingEvent,
+};
+pub use schema::{Compatibility, EventSchema, MemorySchemaRegistry, SchemaRegistry};
+pub use sink::{CollectorSink, EventSink, FailingSink, InProcessSink, LogSink, TopicSink};
+pub use source::{CronSource, EventSource};
+pub use state::{FileStateStore, MemoryStateStore, StateStore};
 pub use types::{
     DeliverPolicy, Event, EventCounts, PublishOptions, ReceivedEvent, SubscribeOptions, SubscriptionFilter,
 };
