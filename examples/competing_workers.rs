@@ -37,14 +37,7 @@ async fn main() -> Result<()> {
 
     for number in 1..=6 {
         let summary = format!("photo {number}");
-        bus.publish(
-            "photo",
-            "uploaded",
-            &summary,
-            "camera",
-            json!({ "number": number }),
-        )
-        .await?;
+        bus.publish("photo", "uploaded", &summary, "camera", json!({ "number": number })).await?;
     }
 
     // The work is shared: each photo goes to one of the two.
@@ -68,9 +61,7 @@ async fn main() -> Result<()> {
 
 async fn worker(bus: &EventBus) -> Result<Box<dyn Subscription>> {
     let mut subscriptions = bus.create_subscriber("resize").await?;
-    subscriptions
-        .pop()
-        .ok_or_else(|| EventError::NotFound("subscription 'resize'".to_owned()))
+    subscriptions.pop().ok_or_else(|| EventError::NotFound("subscription 'resize'".to_owned()))
 }
 
 /// Takes the next event, waiting no longer than the deadline.
@@ -89,8 +80,5 @@ async fn done(worker: &mut Box<dyn Subscription>) -> Result<ReceivedEvent> {
 }
 
 fn report(worker: &str, received: &ReceivedEvent) {
-    println!(
-        "{worker} finished {} at delivery {}",
-        received.event.summary, received.num_delivered
-    );
+    println!("{worker} finished {} at delivery {}", received.event.summary, received.num_delivered);
 }

@@ -41,9 +41,7 @@ struct Log {
 impl VecProvider {
     /// An empty provider.
     pub fn new() -> Self {
-        Self {
-            log: watch::Sender::new(Log::default()),
-        }
+        Self { log: watch::Sender::new(Log::default()) }
     }
 }
 
@@ -54,10 +52,7 @@ impl Default for VecProvider {
 }
 
 fn unsupported(option: &str) -> EventError {
-    EventError::Unsupported {
-        option: option.to_owned(),
-        provider: NAME.to_owned(),
-    }
+    EventError::Unsupported { option: option.to_owned(), provider: NAME.to_owned() }
 }
 
 fn closed() -> EventError {
@@ -240,13 +235,7 @@ async fn main() -> Result<()> {
     )
     .await?;
     let event = bus
-        .publish(
-            "market",
-            "forex.eur_usd",
-            "EUR/USD fell",
-            "reuters",
-            serde_json::json!({"rate": 1.04}),
-        )
+        .publish("market", "forex.eur_usd", "EUR/USD fell", "reuters", serde_json::json!({"rate": 1.04}))
         .await?;
 
     for _ in 0..2 {
@@ -256,10 +245,7 @@ async fn main() -> Result<()> {
     }
 
     // What the provider does not do is refused, never ignored.
-    let once = PublishOptions {
-        msg_id: Some(event.id.clone()),
-        ..Default::default()
-    };
+    let once = PublishOptions { msg_id: Some(event.id.clone()), ..Default::default() };
     if let Err(error) = bus.publish_event_with_options(&event, &once).await {
         println!("refused: {error}");
     }

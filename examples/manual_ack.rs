@@ -17,24 +17,14 @@ const DEADLINE: Duration = Duration::from_secs(10);
 #[tokio::main]
 async fn main() -> Result<()> {
     let provider = MemoryProvider::default();
-    for (topic, amount) in [
-        ("paid", json!(30)),
-        ("flaky", json!(12)),
-        ("broken", json!("twelve")),
-    ] {
+    for (topic, amount) in [("paid", json!(30)), ("flaky", json!(12)), ("broken", json!("twelve"))] {
         let subject = provider.build_subject("orders", topic);
         let event = Event::new(subject, "orders", topic, "shop", json!({ "amount": amount }));
         provider.publish(&event).await?;
     }
 
-    let options = SubscribeOptions {
-        max_deliver: Some(5),
-        ack_wait_secs: Some(30),
-        ..Default::default()
-    };
-    let mut orders = provider
-        .subscribe_durable_with_options("billing", "events.orders.>", &options)
-        .await?;
+    let options = SubscribeOptions { max_deliver: Some(5), ack_wait_secs: Some(30), ..Default::default() };
+    let mut orders = provider.subscribe_durable_with_options("billing", "events.orders.>", &options).await?;
 
     let mut settled = 0;
     while settled < 3 {
@@ -47,12 +37,7 @@ async fn main() -> Result<()> {
         }
     }
 
-    let left: u64 = provider
-        .consumers()
-        .await?
-        .iter()
-        .map(|consumer| consumer.pending + consumer.lag)
-        .sum();
+    let left: u64 = provider.consumers().await?.iter().map(|consumer| consumer.pending + consumer.lag).sum();
     println!("left to do: {left}");
     orders.close().await
 }
@@ -60,11 +45,7 @@ async fn main() -> Result<()> {
 /// Returns how many orders are done with: none or one.
 async fn handle(delivery: Delivery) -> Result<usize> {
     let (topic, attempt) = (delivery.event().summary.clone(), delivery.num_delivered());
-    let amount = delivery
-        .event()
-        .payload
-        .get("amount")
-        .and_then(serde_json::Value::as_u64);
+    let amount = delivery.event().payload.get("amount").and_then(serde_json::Value::as_u64);
     match (amount, topic.as_str(), attempt) {
         // Nobody can process this one, ever: settle it without redelivery and say why.
         (None, _, _) => {

@@ -30,9 +30,7 @@ type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 #[tokio::main]
 async fn main() -> Outcome<()> {
-    let url = std::env::args()
-        .nth(1)
-        .or_else(|| std::env::var("A3S_EVENT_URL").ok());
+    let url = std::env::args().nth(1).or_else(|| std::env::var("A3S_EVENT_URL").ok());
     let bus = EventBus::connect(url.as_deref().unwrap_or("memory://")).await?;
     let week = read_feed()?;
 
@@ -52,15 +50,8 @@ async fn main() -> Outcome<()> {
     let provider = bus.info().await?.provider;
     println!("{} events published to the {provider} provider\n", week.len());
 
-    let mut report = table([
-        "subscriber",
-        "filter",
-        "delivered",
-        "refused",
-        "came again",
-        "acked",
-        "strongest",
-    ]);
+    let mut report =
+        table(["subscriber", "filter", "delivered", "refused", "came again", "acked", "strongest"]);
     for (name, filter, desk) in desks {
         let tally = desk.await??;
         let mut row = vec![Cell::new(name), Cell::new(filter)];
@@ -89,10 +80,7 @@ async fn subscribe(
         subjects: vec![filter.to_owned()],
         durable: false,
         // A durable backend may hold the weeks of earlier runs; only the new one is wanted.
-        options: Some(SubscribeOptions {
-            deliver_policy: DeliverPolicy::New,
-            ..Default::default()
-        }),
+        options: Some(SubscribeOptions { deliver_policy: DeliverPolicy::New, ..Default::default() }),
     })
     .await?;
     bus.create_subscriber(name).await
@@ -187,13 +175,7 @@ fn read_feed() -> Outcome<Vec<Event>> {
 
     let mut events = Vec::new();
     for feature in serde_json::from_str::<Feed>(FEED)?.features {
-        let Properties {
-            mag,
-            place,
-            time,
-            net,
-            r#type,
-        } = feature.properties;
+        let Properties { mag, place, time, net, r#type } = feature.properties;
         let [longitude, latitude, depth_km] = feature.geometry.coordinates;
         let (category, class) = match r#type.as_str() {
             "earthquake" => ("quake", class_of(mag).to_owned()),
@@ -204,13 +186,7 @@ fn read_feed() -> Outcome<Vec<Event>> {
             category,
             format!("{mag:.1}, {place}"),
             format!("usgs/{net}"),
-            serde_json::to_value(Quake {
-                mag,
-                place,
-                longitude,
-                latitude,
-                depth_km,
-            })?,
+            serde_json::to_value(Quake { mag, place, longitude, latitude, depth_km })?,
         )
         .with_metadata("usgs_id", feature.id);
         event.timestamp = time;
@@ -246,9 +222,7 @@ fn day_and_time(unix_ms: u64) -> String {
 
 fn table<const N: usize>(header: [&str; N]) -> Table {
     let mut table = Table::new();
-    table
-        .load_style(UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()))
-        .set_header(header);
+    table.load_style(UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none())).set_header(header);
     table
 }
 

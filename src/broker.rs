@@ -46,26 +46,17 @@ pub struct TriggerFilter {
 impl TriggerFilter {
     /// Matches events of this type.
     pub fn by_type(event_type: impl Into<String>) -> Self {
-        Self {
-            event_type: Some(event_type.into()),
-            ..Self::default()
-        }
+        Self { event_type: Some(event_type.into()), ..Self::default() }
     }
 
     /// Matches events from this source.
     pub fn by_source(source: impl Into<String>) -> Self {
-        Self {
-            source: Some(source.into()),
-            ..Self::default()
-        }
+        Self { source: Some(source.into()), ..Self::default() }
     }
 
     /// Matches events whose subject this subject filter matches. One that breaks the grammar matches nothing.
     pub fn by_subject(pattern: impl Into<String>) -> Self {
-        Self {
-            subject_pattern: Some(pattern.into()),
-            ..Self::default()
-        }
+        Self { subject_pattern: Some(pattern.into()), ..Self::default() }
     }
 
     /// Wants a metadata entry besides.
@@ -81,14 +72,8 @@ impl TriggerFilter {
             |wanted: &Option<String>, found: &String| wanted.as_ref().is_none_or(|wanted| wanted == found);
         is(&self.event_type, &event.event_type)
             && is(&self.source, &event.source)
-            && self
-                .attributes
-                .iter()
-                .all(|(key, value)| event.metadata.get(key) == Some(value))
-            && self
-                .subject_pattern
-                .as_ref()
-                .is_none_or(|pattern| subject_matches(&event.subject, pattern))
+            && self.attributes.iter().all(|(key, value)| event.metadata.get(key) == Some(value))
+            && self.subject_pattern.as_ref().is_none_or(|pattern| subject_matches(&event.subject, pattern))
     }
 }
 
@@ -105,11 +90,7 @@ pub struct Trigger {
 impl Trigger {
     /// Puts a trigger together.
     pub fn new(name: impl Into<String>, filter: TriggerFilter, sink: Arc<dyn EventSink>) -> Self {
-        Self {
-            name: name.into(),
-            filter,
-            sink,
-        }
+        Self { name: name.into(), filter, sink }
     }
 }
 
@@ -165,10 +146,7 @@ pub struct Broker {
 impl Broker {
     /// A broker without triggers.
     pub fn new() -> Self {
-        Self {
-            triggers: RwLock::default(),
-            delivery_timeout: DEFAULT_DELIVERY_TIMEOUT,
-        }
+        Self { triggers: RwLock::default(), delivery_timeout: DEFAULT_DELIVERY_TIMEOUT }
     }
 
     /// Sets how long a route waits for its sinks.
@@ -204,11 +182,7 @@ impl Broker {
     /// provided that the runtime has another one.
     pub async fn route(&self, event: &Event) -> RouteResult {
         let matching = self.matching(event);
-        let mut result = RouteResult {
-            matched: matching.len(),
-            delivered: 0,
-            failed: 0,
-        };
+        let mut result = RouteResult { matched: matching.len(), delivered: 0, failed: 0 };
         if matching.is_empty() {
             return result;
         }
@@ -299,23 +273,13 @@ mod tests {
     use tokio::time::Instant;
 
     fn event() -> Event {
-        Event::typed(
-            "events.orders.eu.new",
-            "orders",
-            "order.created",
-            1,
-            "",
-            "shop",
-            json!({}),
-        )
-        .with_metadata("region", "eu")
+        Event::typed("events.orders.eu.new", "orders", "order.created", 1, "", "shop", json!({}))
+            .with_metadata("region", "eu")
     }
 
     /// Adds a trigger for all events.
     async fn add(broker: &Broker, name: &str, sink: Arc<impl EventSink + 'static>) {
-        broker
-            .add_trigger(Trigger::new(name, TriggerFilter::default(), sink))
-            .await;
+        broker.add_trigger(Trigger::new(name, TriggerFilter::default(), sink)).await;
     }
 
     fn hanging_sink() -> Arc<InProcessSink> {
@@ -327,11 +291,7 @@ mod tests {
     }
 
     fn result(delivered: usize, failed: usize) -> RouteResult {
-        RouteResult {
-            matched: delivered + failed,
-            delivered,
-            failed,
-        }
+        RouteResult { matched: delivered + failed, delivered, failed }
     }
 
     #[test]
@@ -364,9 +324,7 @@ mod tests {
         let [wanted, other] = ["wanted", "other"].map(|name| Arc::new(CollectorSink::new(name)));
         for (event_type, sink) in [("order.created", &wanted), ("order.paid", &other)] {
             let filter = TriggerFilter::by_type(event_type);
-            broker
-                .add_trigger(Trigger::new("name", filter, sink.clone()))
-                .await;
+            broker.add_trigger(Trigger::new("name", filter, sink.clone())).await;
         }
         assert_eq!(broker.route(&event()).await, result(1, 0));
         assert_eq!((wanted.count().await, other.count().await), (1, 0));
@@ -391,20 +349,9 @@ mod tests {
     async fn a_sink_that_fails_or_panics_is_counted_and_harms_nobody() {
         let broker = Broker::new();
         let collector = working_sink();
-        add(
-            &broker,
-            "fails",
-            Arc::new(FailingSink::new("failing", "on purpose")),
-        )
-        .await;
-        add(
-            &broker,
-            "panics",
-            Arc::new(InProcessSink::new("panicking", |_| async {
-                panic!("on purpose")
-            })),
-        )
-        .await;
+        add(&broker, "fails", Arc::new(FailingSink::new("failing", "on purpose"))).await;
+        add(&broker, "panics", Arc::new(InProcessSink::new("panicking", |_| async { panic!("on purpose") })))
+            .await;
         add(&broker, "works", collector.clone()).await;
         assert_eq!(broker.route(&event()).await, result(1, 2));
         assert_eq!(broker.route(&event()).await, result(1, 2));
@@ -428,10 +375,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_sink_over_the_deadline_counts_as_failed() {
-        for (broker, seconds) in [
-            (Broker::new(), 10),
-            (Broker::new().with_delivery_timeout(Duration::from_secs(2)), 2),
-        ] {
+        for (broker, seconds) in
+            [(Broker::new(), 10), (Broker::new().with_delivery_timeout(Duration::from_secs(2)), 2)]
+        {
             add(&broker, "hangs", hanging_sink()).await;
             add(&broker, "works", working_sink()).await;
             let begin = Instant::now();

@@ -121,11 +121,7 @@ mod aes256_gcm {
             let active_key_id = key_id.into();
             let active_key = Arc::new(SecretKey::new(key));
             let keys = HashMap::from([(active_key_id.clone(), Arc::clone(&active_key))]);
-            Self {
-                active_key_id,
-                active_key,
-                keys: RwLock::new(keys),
-            }
+            Self { active_key_id, active_key, keys: RwLock::new(keys) }
         }
 
         /// Adds a key that opens envelopes. Adding the same key again does nothing.
@@ -139,10 +135,9 @@ mod aes256_gcm {
             let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
             match keys.get(&key_id) {
                 Some(existing) if existing.is_same_as(&key) => Ok(()),
-                Some(_) => Err(key_error(
-                    &key_id,
-                    "another key has this id; give the new key an id of its own",
-                )),
+                Some(_) => {
+                    Err(key_error(&key_id, "another key has this id; give the new key an id of its own"))
+                }
                 None => {
                     keys.insert(key_id, Arc::new(key));
                     Ok(())
@@ -169,9 +164,7 @@ mod aes256_gcm {
 
         fn key(&self, key_id: &str) -> Result<Arc<SecretKey>> {
             let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
-            keys.get(key_id)
-                .cloned()
-                .ok_or_else(|| key_error(key_id, "is not known"))
+            keys.get(key_id).cloned().ok_or_else(|| key_error(key_id, "is not known"))
         }
     }
 
@@ -204,11 +197,9 @@ mod aes256_gcm {
             let ciphertext =
                 decode(envelope.ciphertext).ok_or_else(|| fail("the ciphertext is not base64"))?;
             let mut buffer = Zeroizing::new(ciphertext);
-            key.cipher
-                .decrypt_in_place(nonce, b"", &mut *buffer)
-                .map_err(|_| {
-                    fail("the envelope cannot be opened: it was changed, or sealed with another key")
-                })?;
+            key.cipher.decrypt_in_place(nonce, b"", &mut *buffer).map_err(|_| {
+                fail("the envelope cannot be opened: it was changed, or sealed with another key")
+            })?;
             // Without serde's own text, which quotes the plaintext.
             serde_json::from_slice(&buffer).map_err(|_| fail("the sealed payload is not JSON"))
         }
@@ -237,19 +228,13 @@ mod aes256_gcm {
 
     impl SecretKey {
         fn new(key: &[u8; 32]) -> Self {
-            Self {
-                cipher: Aes256Gcm::new(<&Key<Aes256Gcm>>::from(key)),
-                bytes: Zeroizing::new(key.to_vec()),
-            }
+            Self { cipher: Aes256Gcm::new(<&Key<Aes256Gcm>>::from(key)), bytes: Zeroizing::new(key.to_vec()) }
         }
 
         /// Takes the same time wherever the keys differ.
         fn is_same_as(&self, other: &Self) -> bool {
-            let differing_bits = self
-                .bytes
-                .iter()
-                .zip(other.bytes.iter())
-                .fold(0, |bits, (a, b)| bits | (a ^ b));
+            let differing_bits =
+                self.bytes.iter().zip(other.bytes.iter()).fold(0, |bits, (a, b)| bits | (a ^ b));
             differing_bits == 0
         }
     }
@@ -268,18 +253,11 @@ mod aes256_gcm {
                     EventError::Config(format!("not an encrypted payload: it has no text field '{name}'"))
                 })
             };
-            if value
-                .get("encrypted")
-                .is_some_and(|mark| mark != &Value::Bool(true))
-            {
+            if value.get("encrypted").is_some_and(|mark| mark != &Value::Bool(true)) {
                 let reason = "not an encrypted payload: its field 'encrypted' is not true";
                 return Err(EventError::Config(reason.to_owned()));
             }
-            Ok(Self {
-                key_id: field("keyId")?,
-                nonce: field("nonce")?,
-                ciphertext: field("ciphertext")?,
-            })
+            Ok(Self { key_id: field("keyId")?, nonce: field("nonce")?, ciphertext: field("ciphertext")? })
         }
     }
 
@@ -354,10 +332,7 @@ mod aes256_gcm {
                 "ciphertext": "PCCmeqyX4CGvFMTP8qchT6/09VWEHn1GD0nWsGCY0+oUR7rHxsskaTq5G94h",
                 "encrypted": true,
             });
-            assert_eq!(
-                encryptor.decrypt(&envelope).unwrap(),
-                json!({"rate": 7.35, "pair": "USDCNY"})
-            );
+            assert_eq!(encryptor.decrypt(&envelope).unwrap(), json!({"rate": 7.35, "pair": "USDCNY"}));
         }
 
         #[test]
@@ -372,10 +347,7 @@ mod aes256_gcm {
                     let mut envelope = sealed.clone();
                     envelope[field] = json!(STANDARD.encode(changed));
                     let text = config_error(encryptor.decrypt(&envelope));
-                    assert!(
-                        text.contains("'k1'") && text.contains("cannot be opened"),
-                        "{text}"
-                    );
+                    assert!(text.contains("'k1'") && text.contains("cannot be opened"), "{text}");
                 }
             }
         }
@@ -449,10 +421,7 @@ mod aes256_gcm {
             let encryptor = Aes256GcmEncryptor::new("k1", b"canary-canary-canary-canary-1234");
             let shown = format!("{encryptor:?} {:#?}", encryptor.add_key("k1", &[0; 32]));
             assert!(shown.contains("k1"));
-            assert!(
-                !shown.contains("canary") && !shown.contains("99, 97, 110"),
-                "{shown}"
-            );
+            assert!(!shown.contains("canary") && !shown.contains("99, 97, 110"), "{shown}");
         }
     }
 }
@@ -475,11 +444,7 @@ mod tests {
             r#"{"keyId":"k","nonce":"n","ciphertext":"c","encrypted":true}"#
         );
         let unmarked = json!({"keyId": "k", "nonce": "n", "ciphertext": "c"});
-        assert!(
-            serde_json::from_value::<EncryptedPayload>(unmarked)
-                .unwrap()
-                .encrypted
-        );
+        assert!(serde_json::from_value::<EncryptedPayload>(unmarked).unwrap().encrypted);
     }
 
     #[test]

@@ -125,10 +125,7 @@ impl MemoryDlqHandler {
     /// An empty queue that keeps the newest `max_events` dead letters; 0 means no limit. Each one dropped is a warning
     /// in the log.
     pub fn new(max_events: usize) -> Self {
-        Self {
-            max_events,
-            letters: Mutex::default(),
-        }
+        Self { max_events, letters: Mutex::default() }
     }
 
     fn push(&self, letter: DeadLetterEvent) {
@@ -215,11 +212,7 @@ pub struct SinkDlqHandler {
 impl SinkDlqHandler {
     /// Forwards to `sink` and keeps the newest `max_events` in memory; 0 means no limit.
     pub fn new(sink: Arc<dyn EventSink>, max_events: usize) -> Self {
-        Self {
-            sink,
-            subject_prefix: "events".to_owned(),
-            forwarded: MemoryDlqHandler::new(max_events),
-        }
+        Self { sink, subject_prefix: "events".to_owned(), forwarded: MemoryDlqHandler::new(max_events) }
     }
 
     /// For streams with another subject prefix than `events`: the subject becomes `{prefix}.dlq.{original subject}`.
@@ -254,20 +247,10 @@ fn metadata_of(letter: &DeadLetterEvent) -> HashMap<String, String> {
     ];
     let where_known = [
         ("dlq_original_subject", letter.original_subject.clone()),
-        (
-            "dlq_delivery_attempts",
-            letter.delivery_attempts.map(|attempts| attempts.to_string()),
-        ),
-        (
-            "dlq_first_failure_at",
-            letter.first_failure_at.map(|at| at.to_string()),
-        ),
+        ("dlq_delivery_attempts", letter.delivery_attempts.map(|attempts| attempts.to_string())),
+        ("dlq_first_failure_at", letter.first_failure_at.map(|at| at.to_string())),
     ];
-    always
-        .into_iter()
-        .chain(where_known)
-        .filter_map(|(key, value)| Some((key.to_owned(), value?)))
-        .collect()
+    always.into_iter().chain(where_known).filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
 }
 
 impl fmt::Debug for SinkDlqHandler {
@@ -332,10 +315,7 @@ mod tests {
     }
 
     fn subjects(letters: Vec<DeadLetterEvent>) -> Vec<String> {
-        letters
-            .into_iter()
-            .map(|letter| letter.event.event.subject)
-            .collect()
+        letters.into_iter().map(|letter| letter.event.event.subject).collect()
     }
 
     #[test]
@@ -382,10 +362,7 @@ mod tests {
         let forwarded = &sink.events().await[0];
         assert_eq!(forwarded.subject, "events.dlq.events.a.b");
         assert_eq!(forwarded.category, "dlq");
-        assert_eq!(
-            (forwarded.event_type.as_str(), forwarded.version),
-            ("a3s.dlq.dead_letter", 1)
-        );
+        assert_eq!((forwarded.event_type.as_str(), forwarded.version), ("a3s.dlq.dead_letter", 1));
         assert_eq!(forwarded.summary, "Dead letter: because");
         assert_eq!(forwarded.source, "dlq-handler");
         assert_eq!(forwarded.payload, json!({"n": 1}));
@@ -432,11 +409,7 @@ mod tests {
     fn the_last_allowed_delivery_is_dead_lettered() {
         let received = letter("events.a").event;
         for (max_deliver, expected) in [(0, false), (1, true), (3, true), (4, false)] {
-            assert_eq!(
-                should_dead_letter(&received, max_deliver),
-                expected,
-                "{max_deliver}"
-            );
+            assert_eq!(should_dead_letter(&received, max_deliver), expected, "{max_deliver}");
         }
     }
 }

@@ -227,11 +227,7 @@ impl BackendError {
 
 impl fmt::Display for BackendError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} failed on provider '{}' ({})",
-            self.operation, self.provider, self.kind
-        )
+        write!(f, "{} failed on provider '{}' ({})", self.operation, self.provider, self.kind)
     }
 }
 
@@ -399,68 +395,34 @@ mod tests {
         let json_error = serde_json::from_str::<u8>("x").unwrap_err();
         let json_text = json_error.to_string();
         for (error, text) in [
-            (
-                EventError::Connection("x".into()),
-                "Connection error: x".to_owned(),
-            ),
+            (EventError::Connection("x".into()), "Connection error: x".to_owned()),
             (EventError::JetStream("x".into()), "Provider error: x".to_owned()),
             (
-                EventError::Publish {
-                    subject: "s".into(),
-                    reason: "r".into(),
-                },
+                EventError::Publish { subject: "s".into(), reason: "r".into() },
                 "Failed to publish event to subject 's': r".to_owned(),
             ),
             (
-                EventError::Subscribe {
-                    subject: "s".into(),
-                    reason: "r".into(),
-                },
+                EventError::Subscribe { subject: "s".into(), reason: "r".into() },
                 "Failed to subscribe to subject 's': r".to_owned(),
             ),
-            (
-                EventError::Serialization(json_error),
-                format!("Serialization error: {json_text}"),
-            ),
+            (EventError::Serialization(json_error), format!("Serialization error: {json_text}")),
             (EventError::NotFound("x".into()), "Event not found: x".to_owned()),
-            (
-                EventError::Config("x".into()),
-                "Configuration error: x".to_owned(),
-            ),
+            (EventError::Config("x".into()), "Configuration error: x".to_owned()),
             (EventError::Stream("x".into()), "Stream error: x".to_owned()),
             (EventError::Consumer("x".into()), "Consumer error: x".to_owned()),
-            (
-                EventError::Ack("x".into()),
-                "Failed to acknowledge message: x".to_owned(),
-            ),
-            (
-                EventError::Timeout("x".into()),
-                "Operation timed out: x".to_owned(),
-            ),
+            (EventError::Ack("x".into()), "Failed to acknowledge message: x".to_owned()),
+            (EventError::Timeout("x".into()), "Operation timed out: x".to_owned()),
             (EventError::Provider("x".into()), "Provider error: x".to_owned()),
             (
-                EventError::SchemaValidation {
-                    event_type: "t".into(),
-                    version: 2,
-                    reason: "r".into(),
-                },
+                EventError::SchemaValidation { event_type: "t".into(), version: 2, reason: "r".into() },
                 "Schema validation failed for event type 't' v2: r".to_owned(),
             ),
             (
-                EventError::SinkDelivery {
-                    sink: "s".into(),
-                    reason: "r".into(),
-                },
+                EventError::SinkDelivery { sink: "s".into(), reason: "r".into() },
                 "Sink delivery failed for 's': r".to_owned(),
             ),
-            (
-                EventError::BrokerRouting("x".into()),
-                "Broker routing error: x".to_owned(),
-            ),
-            (
-                EventError::CloudEventConversion("x".into()),
-                "CloudEvent conversion error: x".to_owned(),
-            ),
+            (EventError::BrokerRouting("x".into()), "Broker routing error: x".to_owned()),
+            (EventError::CloudEventConversion("x".into()), "CloudEvent conversion error: x".to_owned()),
             (EventError::Source("x".into()), "Event source error: x".to_owned()),
         ] {
             assert_eq!(error.to_string(), text);
@@ -476,10 +438,7 @@ mod tests {
             .into();
         assert_eq!(error.to_string(), "publish failed on provider 'sqlite' (storage)");
         assert!(error.is_retryable() && error.may_be_stored() && !error.is_closed());
-        assert_eq!(
-            std::error::Error::source(&error).unwrap().to_string(),
-            "disk on fire"
-        );
+        assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "disk on fire");
     }
 
     #[test]

@@ -4,9 +4,11 @@
 #[cfg(feature = "routing")]
 #[cfg_attr(docsrs, doc(cfg(feature = "routing")))]
 pub mod broker;
+pub mod bus;
 pub mod crypto;
 pub mod dlq;
 pub mod error;
+pub mod metrics;
 pub mod provider;
 pub mod scaling;
 pub mod schema;
@@ -18,19 +20,26 @@ pub mod types;
 
 pub mod docs;
 
+/// The bus under the path of earlier versions.
+pub mod store {
+    pub use crate::bus::EventBus;
+}
+
 #[cfg(feature = "routing")]
 #[cfg_attr(docsrs, doc(cfg(feature = "routing")))]
 pub use broker::{Broker, RouteResult, Trigger, TriggerFilter};
+pub use bus::{EventBus, EventBusBuilder};
 #[cfg(feature = "encryption")]
 #[cfg_attr(docsrs, doc(cfg(feature = "encryption")))]
 pub use crypto::Aes256GcmEncryptor;
 pub use crypto::{EncryptedPayload, EventEncryptor};
 pub use dlq::{DeadLetterEvent, DlqHandler, MemoryDlqHandler, SinkDlqHandler};
 pub use error::{BackendError, ErrorKind, EventError, Result};
+pub use metrics::{EventMetrics, MetricsSnapshot};
 pub use provider::memory::{MemoryConfig, MemoryProvider};
 pub use provider::{
-    AckHandler, Capabilities, ConsumerInfo, Delivery, Durability, EventProvider, HistoryQuery, PendingEvent,
-    ProviderInfo, ProviderRegistry, PublishRequest, StoredEvent, Subscription, Support,
+    AckHandler, Capabilities, ConsumerInfo, Delivery, Durability, EventProvider, HistoryQuery, LeaseHolder,
+    PendingEvent, ProviderInfo, ProviderRegistry, PublishRequest, StoredEvent, Subscription, Support,
 };
 pub use scaling::{
     InstanceHealthPayload, InstanceReadyPayload, InstanceStoppedPayload, ScaleDownPayload, ScaleUpPayload,

@@ -165,11 +165,7 @@ mod tests {
     use std::fmt::Debug;
 
     fn scale_up() -> ScaleUpPayload {
-        ScaleUpPayload {
-            service: "api".into(),
-            desired_replicas: 3,
-            reason: "load".into(),
-        }
+        ScaleUpPayload { service: "api".into(), desired_replicas: 3, reason: "load".into() }
     }
 
     /// Checks the bytes on the wire, the way back, and the envelope.
@@ -197,11 +193,7 @@ mod tests {
             "gateway",
         );
         check(
-            ScaleDownPayload {
-                service: "api".into(),
-                target_replicas: 1,
-                drain_timeout_secs: 30,
-            },
+            ScaleDownPayload { service: "api".into(), target_replicas: 1, drain_timeout_secs: 30 },
             r#"{"service":"api","targetReplicas":1,"drainTimeoutSecs":30}"#,
             "a3s.gateway.scale.down",
             "events.gateway.scale.down",
@@ -219,10 +211,7 @@ mod tests {
             "box",
         );
         check(
-            InstanceStoppedPayload {
-                service: "api".into(),
-                instance_id: "i-1".into(),
-            },
+            InstanceStoppedPayload { service: "api".into(), instance_id: "i-1".into() },
             r#"{"service":"api","instanceId":"i-1"}"#,
             "a3s.box.instance.stopped",
             "events.box.instance.stopped",

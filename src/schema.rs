@@ -141,27 +141,18 @@ impl MemorySchemaRegistry {
 impl SchemaRegistry for MemorySchemaRegistry {
     fn register(&self, schema: EventSchema) -> Result<()> {
         check_definition(&schema)?;
-        self.write()?
-            .entry(schema.event_type.clone())
-            .or_default()
-            .insert(schema.version, schema);
+        self.write()?.entry(schema.event_type.clone()).or_default().insert(schema.version, schema);
         Ok(())
     }
 
     fn get(&self, event_type: &str, version: u32) -> Result<Option<EventSchema>> {
         let types = self.read()?;
-        Ok(types
-            .get(event_type)
-            .and_then(|versions| versions.get(&version))
-            .cloned())
+        Ok(types.get(event_type).and_then(|versions| versions.get(&version)).cloned())
     }
 
     fn latest_version(&self, event_type: &str) -> Result<Option<u32>> {
         let types = self.read()?;
-        Ok(types
-            .get(event_type)
-            .and_then(|versions| versions.keys().next_back())
-            .copied())
+        Ok(types.get(event_type).and_then(|versions| versions.keys().next_back()).copied())
     }
 
     fn list_types(&self) -> Result<Vec<String>> {
@@ -175,10 +166,7 @@ impl SchemaRegistry for MemorySchemaRegistry {
             return Ok(());
         }
         let types = self.read()?;
-        match types
-            .get(&event.event_type)
-            .and_then(|versions| versions.get(&event.version))
-        {
+        match types.get(&event.event_type).and_then(|versions| versions.get(&event.version)) {
             Some(schema) => check_payload(schema, &event.payload),
             None => Ok(()),
         }
@@ -189,9 +177,7 @@ impl SchemaRegistry for MemorySchemaRegistry {
         let Some(versions) = types.get(event_type) else {
             return Ok(());
         };
-        let old = new_version
-            .checked_sub(1)
-            .and_then(|version| versions.get(&version));
+        let old = new_version.checked_sub(1).and_then(|version| versions.get(&version));
         match (old, versions.get(&new_version)) {
             (Some(old), Some(new)) => check_change(old, new, mode),
             _ => Ok(()),
@@ -206,9 +192,7 @@ fn poisoned<T>(_error: PoisonError<T>) -> EventError {
 fn check_definition(schema: &EventSchema) -> Result<()> {
     let refuse = |rule: String| {
         let (event_type, version) = (shorten(&schema.event_type), schema.version);
-        Err(EventError::Config(format!(
-            "schema of event type '{event_type}' v{version}: {rule}"
-        )))
+        Err(EventError::Config(format!("schema of event type '{event_type}' v{version}: {rule}")))
     };
     if schema.event_type.is_empty() {
         return refuse("the event type must not be empty".to_owned());
@@ -218,9 +202,7 @@ fn check_definition(schema: &EventSchema) -> Result<()> {
     }
     let count = schema.required_fields.len();
     if count > MAX_REQUIRED_FIELDS {
-        return refuse(format!(
-            "{count} required fields, at most {MAX_REQUIRED_FIELDS} are allowed"
-        ));
+        return refuse(format!("{count} required fields, at most {MAX_REQUIRED_FIELDS} are allowed"));
     }
     let mut seen = HashSet::with_capacity(count);
     for field in &schema.required_fields {
@@ -240,12 +222,8 @@ fn check_payload(schema: &EventSchema, payload: &Value) -> Result<()> {
         return Err(violation(schema, reason));
     };
     // Null says "no value", which is what requiring a field rules out.
-    let missing = names(
-        schema
-            .required_fields
-            .iter()
-            .filter(|field| fields.get(*field).is_none_or(Value::is_null)),
-    );
+    let missing =
+        names(schema.required_fields.iter().filter(|field| fields.get(*field).is_none_or(Value::is_null)));
     match missing {
         None => Ok(()),
         Some(missing) => Err(violation(schema, format!("missing required fields: {missing}"))),
@@ -296,11 +274,7 @@ fn names<'a>(fields: impl Iterator<Item = &'a String>) -> Option<String> {
 }
 
 fn violation(schema: &EventSchema, reason: String) -> EventError {
-    EventError::SchemaValidation {
-        event_type: shorten(&schema.event_type),
-        version: schema.version,
-        reason,
-    }
+    EventError::SchemaValidation { event_type: shorten(&schema.event_type), version: schema.version, reason }
 }
 
 fn kind_of(value: &Value) -> &'static str {
@@ -337,15 +311,7 @@ mod tests {
     }
 
     fn event(event_type: &str, version: u32, payload: Value) -> Event {
-        Event::typed(
-            "events.orders.new",
-            "orders",
-            event_type,
-            version,
-            "",
-            "test",
-            payload,
-        )
+        Event::typed("events.orders.new", "orders", event_type, version, "", "test", payload)
     }
 
     fn reason(result: Result<()>) -> String {
@@ -371,10 +337,7 @@ mod tests {
             (json!(1), "a number"),
             (json!(true), "a boolean"),
         ] {
-            assert_eq!(
-                reason(validate(payload)),
-                format!("the payload must be an object, it is {kind}")
-            );
+            assert_eq!(reason(validate(payload)), format!("the payload must be an object, it is {kind}"));
         }
     }
 
@@ -391,9 +354,7 @@ mod tests {
     fn what_is_not_registered_passes() {
         let registry = registry([schema(1, &["id"])]);
         for (event_type, version) in [("", 1), ("other", 1), ("order", 2)] {
-            registry
-                .validate(&event(event_type, version, json!(null)))
-                .unwrap();
+            registry.validate(&event(event_type, version, json!(null))).unwrap();
         }
         assert!(registry.validate(&event("order", 1, json!(null))).is_err());
     }
@@ -470,9 +431,7 @@ mod tests {
     fn compatibility_compares_with_the_version_just_before_only() {
         let registry = registry([schema(1, &[]), schema(3, &["a"]), schema(4, &["a"])]);
         let check = |event_type, version| {
-            registry
-                .check_compatibility(event_type, version, Compatibility::Full)
-                .unwrap();
+            registry.check_compatibility(event_type, version, Compatibility::Full).unwrap();
         };
         for version in [0, 1, 2, 3, 4, 5, u32::MAX] {
             check("order", version);
@@ -491,9 +450,6 @@ mod tests {
             assert!(panicking.join().is_err());
         });
         assert!(matches!(registry.list_types(), Err(EventError::Provider(_))));
-        assert!(matches!(
-            registry.register(schema(2, &[])),
-            Err(EventError::Provider(_))
-        ));
+        assert!(matches!(registry.register(schema(2, &[])), Err(EventError::Provider(_))));
     }
 }

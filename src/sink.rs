@@ -62,10 +62,7 @@ pub struct TopicSink {
 impl TopicSink {
     /// A sink that publishes to `provider`.
     pub fn new(name: impl Into<String>, provider: Arc<dyn EventProvider>) -> Self {
-        Self {
-            name: name.into(),
-            provider,
-        }
+        Self { name: name.into(), provider }
     }
 }
 
@@ -119,10 +116,7 @@ impl InProcessSink {
         F: Fn(Event) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<()>> + Send + 'static,
     {
-        Self {
-            name: name.into(),
-            handler: Box::new(move |event| Box::pin(handler(event))),
-        }
+        Self { name: name.into(), handler: Box::new(move |event| Box::pin(handler(event))) }
     }
 }
 
@@ -139,9 +133,7 @@ impl EventSink for InProcessSink {
 
 impl fmt::Debug for InProcessSink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("InProcessSink")
-            .field("name", &self.name)
-            .finish_non_exhaustive()
+        f.debug_struct("InProcessSink").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
@@ -216,10 +208,7 @@ impl CollectorSink {
 
     /// An empty collector.
     pub fn new(name: impl Into<String>) -> Self {
-        Self {
-            name: name.into(),
-            events: Mutex::default(),
-        }
+        Self { name: name.into(), events: Mutex::default() }
     }
 
     /// The events so far, in order of arrival.
@@ -267,20 +256,14 @@ pub struct FailingSink {
 impl FailingSink {
     /// A sink that fails with this reason.
     pub fn new(name: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self {
-            name: name.into(),
-            reason: reason.into(),
-        }
+        Self { name: name.into(), reason: reason.into() }
     }
 }
 
 #[async_trait]
 impl EventSink for FailingSink {
     async fn deliver(&self, _event: &Event) -> Result<()> {
-        Err(EventError::SinkDelivery {
-            sink: self.name.clone(),
-            reason: self.reason.clone(),
-        })
+        Err(EventError::SinkDelivery { sink: self.name.clone(), reason: self.reason.clone() })
     }
 
     fn name(&self) -> &str {
@@ -306,10 +289,7 @@ mod tests {
         sink.deliver(&event).await.unwrap();
         let stored = provider.history(None, 10).await.unwrap();
         assert_eq!(stored.len(), 1);
-        assert_eq!(
-            serde_json::to_value(&stored[0]).unwrap(),
-            serde_json::to_value(&event).unwrap()
-        );
+        assert_eq!(serde_json::to_value(&stored[0]).unwrap(), serde_json::to_value(&event).unwrap());
         assert_eq!(sink.name(), "topic");
     }
 
@@ -356,22 +336,14 @@ mod tests {
         for subject in ["events.1", "events.2", "events.3"] {
             sink.deliver(&event(subject)).await.unwrap();
         }
-        let subjects: Vec<String> = sink
-            .events()
-            .await
-            .into_iter()
-            .map(|event| event.subject)
-            .collect();
+        let subjects: Vec<String> = sink.events().await.into_iter().map(|event| event.subject).collect();
         assert_eq!(subjects, ["events.1", "events.2", "events.3"]);
         assert_eq!(sink.count().await, 3);
     }
 
     #[tokio::test]
     async fn a_failing_sink_says_who_failed_and_why() {
-        let error = FailingSink::new("broken", "on purpose")
-            .deliver(&event("events.a"))
-            .await
-            .unwrap_err();
+        let error = FailingSink::new("broken", "on purpose").deliver(&event("events.a")).await.unwrap_err();
         match error {
             EventError::SinkDelivery { sink, reason } => {
                 assert_eq!((sink.as_str(), reason.as_str()), ("broken", "on purpose"));

@@ -74,12 +74,7 @@ impl CronSource {
     where
         F: Fn() -> Event + Send + Sync + 'static,
     {
-        Self {
-            name: name.into(),
-            interval,
-            factory: Box::new(factory),
-            stopped: watch::Sender::new(false),
-        }
+        Self { name: name.into(), interval, factory: Box::new(factory), stopped: watch::Sender::new(false) }
     }
 
     /// Sends events until the receiver is gone.
@@ -260,13 +255,7 @@ mod tests {
     async fn an_event_is_made_when_there_is_a_place_for_it() {
         let begin = Instant::now();
         let source = Arc::new(CronSource::new("ticker", INTERVAL, move || {
-            Event::new(
-                "events.system.tick",
-                "system",
-                "",
-                "ticker",
-                json!(begin.elapsed().as_secs()),
-            )
+            Event::new("events.system.tick", "system", "", "ticker", json!(begin.elapsed().as_secs()))
         }));
         let (_running, mut events) = start(&source, 1);
         tokio::time::sleep(INTERVAL * 3).await;
@@ -278,10 +267,7 @@ mod tests {
     async fn extreme_intervals_do_not_panic() {
         let (sender, _events) = mpsc::channel(1);
         let error = counting_source(Duration::ZERO).start(sender).await.unwrap_err();
-        assert!(
-            matches!(&error, EventError::Source(text) if text.contains("'ticker'")),
-            "{error}"
-        );
+        assert!(matches!(&error, EventError::Source(text) if text.contains("'ticker'")), "{error}");
 
         let source = counting_source(Duration::MAX);
         let (running, _events) = start(&source, 1);

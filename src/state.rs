@@ -137,8 +137,7 @@ impl StateStore for FileStateStore {
         let content =
             serde_json::to_vec_pretty(&sorted).map_err(|error| self.error("cannot be written", error))?;
         self.check_len(content.len())?;
-        self.replace(&content)
-            .map_err(|error| self.error("cannot be written", error))
+        self.replace(&content).map_err(|error| self.error("cannot be written", error))
     }
 
     fn load(&self) -> Result<HashMap<String, SubscriptionFilter>> {
@@ -209,11 +208,7 @@ impl StateStore for MemoryStateStore {
     }
 
     fn load(&self) -> Result<HashMap<String, SubscriptionFilter>> {
-        Ok(self
-            .subscriptions
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone())
+        Ok(self.subscriptions.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 }
 
@@ -316,10 +311,7 @@ mod tests {
         fs::write(folder.store().path(), json).unwrap();
         let loaded = folder.store().load().unwrap();
         let options = loaded["old"].options.as_ref().unwrap();
-        assert_eq!(
-            (options.max_deliver, options.backoff_secs.as_slice()),
-            (Some(3), [1, 5].as_slice())
-        );
+        assert_eq!((options.max_deliver, options.backoff_secs.as_slice()), (Some(3), [1, 5].as_slice()));
         assert_eq!(options.deliver_policy, DeliverPolicy::New);
     }
 
@@ -333,14 +325,8 @@ mod tests {
         let foreign = br#"{"password": "hunter2"}"#.as_slice();
         for content in [b"".as_slice(), truncated, b"[]", foreign, b"\xff\xfe", b"{} x"] {
             fs::write(store.path(), content).unwrap();
-            for text in [
-                config_error(store.load()),
-                config_error(store.save(&subscriptions(&["b"]))),
-            ] {
-                assert!(
-                    text.contains("state.json") && text.contains("is not a state file"),
-                    "{text}"
-                );
+            for text in [config_error(store.load()), config_error(store.save(&subscriptions(&["b"])))] {
+                assert!(text.contains("state.json") && text.contains("is not a state file"), "{text}");
                 assert!(!text.contains("hunter2"), "{text}");
             }
             assert_eq!(fs::read(store.path()).unwrap(), content);

@@ -199,10 +199,7 @@ pub struct SubscribeOptions {
 
 /// The current time in Unix milliseconds; 0 when the clock stands before 1970.
 pub(crate) fn unix_millis() -> u64 {
-    #[allow(
-        clippy::disallowed_methods,
-        reason = "the one place that reads the wall clock"
-    )]
+    #[allow(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
 }
@@ -238,17 +235,13 @@ mod tests {
             "id": "i", "subject": "s", "category": "c", "payload": null, "summary": "", "source": "", "timestamp": 0
         }))
         .unwrap();
-        assert_eq!(
-            (event.event_type.as_str(), event.version, event.metadata.len()),
-            ("", 1, 0)
-        );
+        assert_eq!((event.event_type.as_str(), event.version, event.metadata.len()), ("", 1, 0));
     }
 
     #[test]
     fn event_ids_are_version_7_and_ordered_by_time() {
-        let ids: Vec<String> = (0..100)
-            .map(|_| Event::new("events.a", "a", "", "", json!(null)).id)
-            .collect();
+        let ids: Vec<String> =
+            (0..100).map(|_| Event::new("events.a", "a", "", "", json!(null)).id).collect();
         let mut sorted = ids.clone();
         sorted.sort();
         assert_eq!(ids, sorted);
@@ -265,10 +258,7 @@ mod tests {
                 DeliverPolicy::ByStartSequence { sequence: 100 },
                 json!({"type": "byStartSequence", "sequence": 100}),
             ),
-            (
-                DeliverPolicy::ByStartTime { timestamp: 7 },
-                json!({"type": "byStartTime", "timestamp": 7}),
-            ),
+            (DeliverPolicy::ByStartTime { timestamp: 7 }, json!({"type": "byStartTime", "timestamp": 7})),
             (DeliverPolicy::LastPerSubject, json!({"type": "lastPerSubject"})),
         ] {
             assert_eq!(serde_json::to_value(&policy).unwrap(), expected);
@@ -278,10 +268,7 @@ mod tests {
 
     #[test]
     fn options_skip_what_is_not_set() {
-        assert_eq!(
-            serde_json::to_value(PublishOptions::default()).unwrap(),
-            json!({})
-        );
+        assert_eq!(serde_json::to_value(PublishOptions::default()).unwrap(), json!({}));
         assert_eq!(
             serde_json::to_value(SubscribeOptions::default()).unwrap(),
             json!({"deliverPolicy": {"type": "all"}})
@@ -297,11 +284,8 @@ mod tests {
             serde_json::to_value(&full).unwrap(),
             json!({"maxDeliver": 3, "backoffSecs": [1, 2], "maxAckPending": 4, "deliverPolicy": {"type": "new"}, "ackWaitSecs": 5})
         );
-        let publish = PublishOptions {
-            msg_id: Some("m".into()),
-            expected_sequence: Some(1),
-            timeout_secs: Some(2),
-        };
+        let publish =
+            PublishOptions { msg_id: Some("m".into()), expected_sequence: Some(1), timeout_secs: Some(2) };
         assert_eq!(
             serde_json::to_value(&publish).unwrap(),
             json!({"msgId": "m", "expectedSequence": 1, "timeoutSecs": 2})

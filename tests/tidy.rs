@@ -1,9 +1,6 @@
 //! The invariants of ARCHITECTURE.md that a program can check by reading the sources.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "a checkout that cannot be read fails the test, as it should"
-)]
+#![allow(clippy::unwrap_used, reason = "a checkout that cannot be read fails the test, as it should")]
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,11 +15,7 @@ struct File {
 impl File {
     /// The lines before the tests of the module, with their numbers. Comments are left out.
     fn code(&self) -> impl Iterator<Item = (usize, &str)> {
-        let lines = self
-            .text
-            .lines()
-            .enumerate()
-            .map(|(index, line)| (index + 1, line));
+        let lines = self.text.lines().enumerate().map(|(index, line)| (index + 1, line));
         lines
             .take_while(|(_, line)| !line.starts_with("mod tests {"))
             .filter(|(_, line)| !line.trim_start().starts_with("//"))
@@ -48,27 +41,18 @@ fn files() -> Vec<File> {
             if path.is_dir() {
                 folders.push(path);
             } else if let Ok(text) = fs::read_to_string(&path) {
-                files.push(File {
-                    path: relative(&path),
-                    text,
-                });
+                files.push(File { path: relative(&path), text });
             }
         }
     }
     files.sort_by(|a, b| a.path.cmp(&b.path));
-    assert!(
-        files.iter().any(|file| file.path == "src/lib.rs"),
-        "the walk found no sources"
-    );
+    assert!(files.iter().any(|file| file.path == "src/lib.rs"), "the walk found no sources");
     files
 }
 
 fn relative(path: &Path) -> String {
     let parts: Vec<_> = path.strip_prefix(root()).unwrap().iter().collect();
-    parts
-        .join(std::ffi::OsStr::new("/"))
-        .to_string_lossy()
-        .into_owned()
+    parts.join(std::ffi::OsStr::new("/")).to_string_lossy().into_owned()
 }
 
 fn rust_files_under(folders: &[&str]) -> Vec<File> {
@@ -110,9 +94,7 @@ fn has_path(line: &str, path: &str) -> bool {
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     line.match_indices(path).any(|(start, _)| {
         let before = line.get(..start).and_then(|text| text.chars().next_back());
-        let after = line
-            .get(start + path.len()..)
-            .and_then(|text| text.chars().next());
+        let after = line.get(start + path.len()..).and_then(|text| text.chars().next());
         !before.is_some_and(is_word) && !after.is_some_and(is_word)
     })
 }
@@ -127,24 +109,11 @@ fn paths_are_found_as_whole_words() {
 
 #[test]
 fn the_vocabulary_performs_no_io_and_knows_no_runtime() {
-    let files = rust_files_under(&[
-        "src/types.rs",
-        "src/error.rs",
-        "src/subject/",
-        "src/provider/consumer/",
-    ]);
+    let files = rust_files_under(&["src/types.rs", "src/error.rs", "src/subject/", "src/provider/consumer/"]);
     let mut complaints = Complaints::default();
     complaints.forbid(
         &files,
-        &[
-            "tokio",
-            "std::fs",
-            "std::net",
-            "std::io",
-            "std::process",
-            "async fn",
-            ".await",
-        ],
+        &["tokio", "std::fs", "std::net", "std::io", "std::process", "async fn", ".await"],
         "no I/O and no runtime here",
     );
     complaints.none();
@@ -165,18 +134,10 @@ fn providers_do_not_use_the_bus() {
 #[test]
 fn the_bus_names_no_concrete_provider() {
     let files = rust_files_under(&["src/bus/"]);
-    let providers: Vec<String> = provider_folders()
-        .into_iter()
-        .map(|folder| format!("provider::{folder}"))
-        .collect();
+    let providers: Vec<String> =
+        provider_folders().into_iter().map(|folder| format!("provider::{folder}")).collect();
     let mut words: Vec<&str> = providers.iter().map(String::as_str).collect();
-    words.extend([
-        "MemoryProvider",
-        "SqliteProvider",
-        "NatsProvider",
-        "async_nats",
-        "rusqlite",
-    ]);
+    words.extend(["MemoryProvider", "SqliteProvider", "NatsProvider", "async_nats", "rusqlite"]);
     let mut complaints = Complaints::default();
     complaints.forbid(&files, &words, "the bus knows the contract only");
     complaints.none();
@@ -185,9 +146,7 @@ fn the_bus_names_no_concrete_provider() {
 /// The folders that hold a provider: those of `src/provider` other than the state machine.
 fn provider_folders() -> BTreeSet<String> {
     let entries = fs::read_dir(root().join("src/provider")).unwrap();
-    let folders = entries
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.is_dir());
+    let folders = entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
     let names = folders.map(|path| path.file_name().unwrap().to_string_lossy().into_owned());
     names.filter(|name| name != "consumer").collect()
 }
@@ -223,11 +182,7 @@ fn no_source_file_is_longer_than_700_lines() {
 #[test]
 fn nothing_is_left_to_do() {
     // Written apart, so that this file does not find itself.
-    let words = [
-        concat!("todo", "!("),
-        concat!("unimplemented", "!("),
-        concat!("dbg", "!("),
-    ];
+    let words = [concat!("todo", "!("), concat!("unimplemented", "!("), concat!("dbg", "!(")];
     let mut complaints = Complaints::default();
     for file in rust_files_under(&["src/", "testkit/", "cli/", "examples/", "tests/", "benches/"]) {
         for (index, line) in file.text.lines().enumerate() {
@@ -278,11 +233,7 @@ fn every_example_is_mentioned() {
         let name = PathBuf::from(&file.path);
         let name = name.file_stem().unwrap().to_string_lossy();
         if !pages.contains(&format!("`{name}`")) {
-            complaints.add(
-                &file.path,
-                1,
-                "is mentioned neither in README.md nor in ARCHITECTURE.md",
-            );
+            complaints.add(&file.path, 1, "is mentioned neither in README.md nor in ARCHITECTURE.md");
         }
     }
     complaints.none();

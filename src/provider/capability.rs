@@ -149,12 +149,8 @@ impl Capabilities {
         publish: Option<&PublishOptions>,
         subscribe: Option<&SubscribeOptions>,
     ) -> Option<&'static str> {
-        let publish = publish
-            .into_iter()
-            .flat_map(|options| self.used_by_publish(options));
-        let subscribe = subscribe
-            .into_iter()
-            .flat_map(|options| self.used_by_subscribe(options));
+        let publish = publish.into_iter().flat_map(|options| self.used_by_publish(options));
+        let subscribe = subscribe.into_iter().flat_map(|options| self.used_by_subscribe(options));
         publish
             .chain(subscribe)
             .find_map(|(used, option, support)| (used && support == Support::Unknown).then_some(option))
@@ -163,11 +159,7 @@ impl Capabilities {
     fn used_by_publish(&self, options: &PublishOptions) -> [(bool, &'static str, Support); 2] {
         [
             (options.msg_id.is_some(), "msg_id", self.dedup),
-            (
-                options.expected_sequence.is_some(),
-                "expected_sequence",
-                self.expected_sequence,
-            ),
+            (options.expected_sequence.is_some(), "expected_sequence", self.expected_sequence),
         ]
     }
 
@@ -175,21 +167,9 @@ impl Capabilities {
         [
             (options.max_deliver.is_some(), "max_deliver", self.redelivery),
             (options.ack_wait_secs.is_some(), "ack_wait_secs", self.redelivery),
-            (
-                !options.backoff_secs.is_empty(),
-                "backoff_secs",
-                self.nak_with_delay,
-            ),
-            (
-                options.max_ack_pending.is_some(),
-                "max_ack_pending",
-                self.max_ack_pending,
-            ),
-            (
-                options.deliver_policy != DeliverPolicy::All,
-                "deliver_policy",
-                self.start_policies,
-            ),
+            (!options.backoff_secs.is_empty(), "backoff_secs", self.nak_with_delay),
+            (options.max_ack_pending.is_some(), "max_ack_pending", self.max_ack_pending),
+            (options.deliver_policy != DeliverPolicy::All, "deliver_policy", self.start_policies),
         ]
     }
 }
@@ -203,10 +183,7 @@ fn refuse_first(provider: &str, used: &[(bool, &'static str, Support)]) -> Resul
 
 /// The refusal of an option or operation.
 pub(crate) fn unsupported(option: &str, provider: &str) -> EventError {
-    EventError::Unsupported {
-        option: option.to_owned(),
-        provider: provider.to_owned(),
-    }
+    EventError::Unsupported { option: option.to_owned(), provider: provider.to_owned() }
 }
 
 #[cfg(test)]
@@ -215,11 +192,8 @@ mod tests {
 
     #[test]
     fn each_option_is_refused_by_its_own_capability() {
-        let all_publish = PublishOptions {
-            msg_id: Some("m".into()),
-            expected_sequence: Some(1),
-            timeout_secs: Some(1),
-        };
+        let all_publish =
+            PublishOptions { msg_id: Some("m".into()), expected_sequence: Some(1), timeout_secs: Some(1) };
         let all_subscribe = SubscribeOptions {
             max_deliver: Some(1),
             backoff_secs: vec![1],
@@ -234,18 +208,9 @@ mod tests {
 
         let mut refuses = yes;
         refuses.dedup = Support::No;
-        assert!(
-            refuses
-                .check_publish("p", &all_publish)
-                .unwrap_err()
-                .to_string()
-                .contains("msg_id")
-        );
+        assert!(refuses.check_publish("p", &all_publish).unwrap_err().to_string().contains("msg_id"));
         for (field, option) in [
-            (
-                (|c: &mut Capabilities| c.redelivery = Support::No) as fn(&mut Capabilities),
-                "max_deliver",
-            ),
+            ((|c: &mut Capabilities| c.redelivery = Support::No) as fn(&mut Capabilities), "max_deliver"),
             (|c| c.nak_with_delay = Support::No, "backoff_secs"),
             (|c| c.max_ack_pending = Support::No, "max_ack_pending"),
             (|c| c.start_policies = Support::No, "deliver_policy"),
@@ -253,27 +218,18 @@ mod tests {
             let mut refuses = yes;
             field(&mut refuses);
             let error = refuses.check_subscribe("p", &all_subscribe).unwrap_err();
-            assert!(
-                matches!(&error, EventError::Unsupported { option: o, .. } if o == option),
-                "{error}"
-            );
+            assert!(matches!(&error, EventError::Unsupported { option: o, .. } if o == option), "{error}");
         }
     }
 
     #[test]
     fn unknown_passes_and_is_reported() {
         let unknown = Capabilities::unknown();
-        let options = PublishOptions {
-            msg_id: Some("m".into()),
-            ..Default::default()
-        };
+        let options = PublishOptions { msg_id: Some("m".into()), ..Default::default() };
         unknown.check_publish("p", &options).unwrap();
         assert_eq!(unknown.undeclared(Some(&options), None), Some("msg_id"));
         assert_eq!(
-            unknown.undeclared(
-                Some(&PublishOptions::default()),
-                Some(&SubscribeOptions::default())
-            ),
+            unknown.undeclared(Some(&PublishOptions::default()), Some(&SubscribeOptions::default())),
             None
         );
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::capability::unsupported;
+use super::consumer::Lease;
 use crate::error::{EventError, Result};
 use crate::types::{Event, ReceivedEvent};
 
@@ -41,6 +42,98 @@ pub trait AckHandler: Send + Sync {
     }
 }
 
+/// Settles deliveries at once: the form for providers that keep their consumers in memory, where one holder serves all
+/// deliveries and nothing waits. The promises are those of [`AckHandler`].
+pub trait LeaseHolder: Send + Sync {
+    /// Name of the stream that the leased events come from.
+    fn stream(&self) -> &str;
+
+    /// As [`AckHandler::ack`].
+    ///
+    /// # Errors
+    ///
+    /// [`EventError::Ack`] for a stale lease, as all methods here.
+    fn ack(&self, lease: Lease) -> Result<()>;
+
+    /// As [`AckHandler::nak`].
+    ///
+    /// # Errors
+    ///
+    /// As [`ack`](LeaseHolder::ack), and [`EventError::Closed`] when the consumer is gone.
+    fn nak(&self, lease: Lease, delay: Option<Duration>) -> Result<()>;
+
+    /// As [`AckHandler::term`].
+    ///
+    /// # Errors
+    ///
+    /// As [`ack`](LeaseHolder::ack).
+    fn term(&self, lease: Lease, reason: &str) -> Result<()>;
+
+    /// As [`AckHandler::extend`].
+    ///
+    /// # Errors
+    ///
+    /// As [`ack`](LeaseHolder::ack).
+    fn extend(&self, lease: Lease) -> Result<()>;
+
+    /// As [`AckHandler::release`].
+    ///
+    /// # Errors
+    ///
+    /// As [`ack`](LeaseHolder::ack).
+    fn release(&self, lease: Lease) -> Result<()>;
+}
+
+/// Who settles a delivery.
+enum Settlement {
+    Handler { handler: Box<dyn AckHandler>, stream: Arc<str> },
+    Holder { holder: Arc<dyn LeaseHolder>, lease: Lease },
+}
+
+impl Settlement {
+    fn stream(&self) -> &str {
+        match self {
+            Self::Handler { stream, .. } => stream,
+            Self::Holder { holder, .. } => holder.stream(),
+        }
+    }
+
+    async fn ack(&self) -> Result<()> {
+        match self {
+            Self::Handler { handler, .. } => handler.ack().await,
+            Self::Holder { holder, lease } => holder.ack(*lease),
+        }
+    }
+
+    async fn nak(&self, delay: Option<Duration>) -> Result<()> {
+        match self {
+            Self::Handler { handler, .. } => handler.nak(delay).await,
+            Self::Holder { holder, lease } => holder.nak(*lease, delay),
+        }
+    }
+
+    async fn term(&self, reason: &str) -> Result<()> {
+        match self {
+            Self::Handler { handler, .. } => handler.term(reason).await,
+            Self::Holder { holder, lease } => holder.term(*lease, reason),
+        }
+    }
+
+    async fn extend(&self) -> Result<()> {
+        match self {
+            Self::Handler { handler, .. } => handler.extend().await,
+            Self::Holder { holder, lease } => holder.extend(*lease),
+        }
+    }
+
+    async fn release(&self) -> Result<()> {
+        match self {
+            Self::Handler { handler, .. } => handler.release().await,
+            Self::Holder { holder, lease } => holder.release(*lease),
+        }
+    }
+}
+
 /// One delivery of a shared event: the cheapest view, because the payload is never copied.
 ///
 /// Dropping it is neither an ack nor a nak: the lease decides, and the event is delivered again after the ack wait.
@@ -65,8 +158,7 @@ pub struct Delivery {
     event: Arc<Event>,
     sequence: u64,
     num_delivered: u64,
-    stream: Arc<str>,
-    handler: Box<dyn AckHandler>,
+    settlement: Settlement,
 }
 
 impl Delivery {
@@ -78,13 +170,14 @@ impl Delivery {
         stream: Arc<str>,
         handler: impl AckHandler + 'static,
     ) -> Self {
-        Self {
-            event,
-            sequence,
-            num_delivered,
-            stream,
-            handler: Box::new(handler),
-        }
+        let settlement = Settlement::Handler { handler: Box::new(handler), stream };
+        Self { event, sequence, num_delivered, settlement }
+    }
+
+    /// Puts a delivery together that is settled through its consumer's holder. For providers.
+    pub fn with_lease(event: Arc<Event>, lease: Lease, holder: Arc<dyn LeaseHolder>) -> Self {
+        let settlement = Settlement::Holder { holder, lease };
+        Self { event, sequence: lease.sequence, num_delivered: lease.attempt.into(), settlement }
     }
 
     /// The event.
@@ -109,7 +202,7 @@ impl Delivery {
 
     /// Name of the stream that holds the event.
     pub fn stream(&self) -> &str {
-        &self.stream
+        self.settlement.stream()
     }
 
     /// Settles the event: it is not delivered to this consumer again.
@@ -119,7 +212,7 @@ impl Delivery {
     /// [`EventError::Ack`] when the lease was lost to another delivery (that delivery stays in force), or the backend's
     /// error. The event is then delivered again.
     pub async fn ack(self) -> Result<()> {
-        self.handler.ack().await
+        self.settlement.ack().await
     }
 
     /// Asks for redelivery after the consumer's backoff for this attempt; at once when it has none.
@@ -128,7 +221,7 @@ impl Delivery {
     ///
     /// As [`ack`](Delivery::ack).
     pub async fn nak(self) -> Result<()> {
-        self.handler.nak(None).await
+        self.settlement.nak(None).await
     }
 
     /// Asks for redelivery after `delay`.
@@ -137,7 +230,7 @@ impl Delivery {
     ///
     /// As [`ack`](Delivery::ack); [`EventError::Unsupported`] without the capability `nak_with_delay`.
     pub async fn nak_after(self, delay: Duration) -> Result<()> {
-        self.handler.nak(Some(delay)).await
+        self.settlement.nak(Some(delay)).await
     }
 
     /// Settles the event without redelivery because it cannot be processed.
@@ -146,7 +239,7 @@ impl Delivery {
     ///
     /// As [`ack`](Delivery::ack); [`EventError::Unsupported`] without the capability `term`.
     pub async fn term(self, reason: &str) -> Result<()> {
-        self.handler.term(reason).await
+        self.settlement.term(reason).await
     }
 
     /// Restarts the lease: the ack wait counts from now.
@@ -155,7 +248,7 @@ impl Delivery {
     ///
     /// As [`ack`](Delivery::ack); [`EventError::Unsupported`] without the capability `extend`.
     pub async fn extend(&self) -> Result<()> {
-        self.handler.extend().await
+        self.settlement.extend().await
     }
 
     /// Gives the event back for another delivery at once, as far as the backend can without counting an attempt.
@@ -164,7 +257,7 @@ impl Delivery {
     ///
     /// As [`ack`](Delivery::ack).
     pub async fn release(self) -> Result<()> {
-        self.handler.release().await
+        self.settlement.release().await
     }
 
     /// The owned view; copies the event when it is still shared.
@@ -173,17 +266,28 @@ impl Delivery {
             event: Arc::unwrap_or_clone(self.event),
             sequence: self.sequence,
             num_delivered: self.num_delivered,
-            stream: self.stream.as_ref().to_owned(),
+            stream: self.settlement.stream().to_owned(),
         };
-        PendingEvent {
-            received,
-            handler: self.handler,
-        }
+        PendingEvent { received, settlement: self.settlement }
     }
 
     /// The owned event, leaving the settlement behind: the lease decides. Copies the event when it is still shared.
     pub fn into_received(self) -> ReceivedEvent {
         self.into_pending().received
+    }
+
+    /// Settles the event and keeps its owned view.
+    pub(crate) async fn ack_into_received(self) -> Result<ReceivedEvent> {
+        self.settlement.ack().await?;
+        Ok(self.into_received())
+    }
+
+    /// Ends an event for good: providers that cannot terminate can acknowledge.
+    pub(crate) async fn term_or_ack(self, reason: &str) -> Result<()> {
+        match self.settlement.term(reason).await {
+            Err(EventError::Unsupported { .. }) => self.settlement.ack().await,
+            settled => settled,
+        }
     }
 
     /// The same delivery of another form of the event, for instance its decrypted one.
@@ -201,26 +305,15 @@ impl fmt::Debug for Delivery {
             .field("subject", &self.event.subject)
             .field("sequence", &self.sequence)
             .field("num_delivered", &self.num_delivered)
-            .field("stream", &self.stream)
+            .field("stream", &self.stream())
             .finish_non_exhaustive()
     }
 }
 
 impl From<PendingEvent> for Delivery {
     fn from(pending: PendingEvent) -> Self {
-        let ReceivedEvent {
-            event,
-            sequence,
-            num_delivered,
-            stream,
-        } = pending.received;
-        Self {
-            event: Arc::new(event),
-            sequence,
-            num_delivered,
-            stream: stream.into(),
-            handler: pending.handler,
-        }
+        let ReceivedEvent { event, sequence, num_delivered, .. } = pending.received;
+        Self { event: Arc::new(event), sequence, num_delivered, settlement: pending.settlement }
     }
 }
 
@@ -231,7 +324,7 @@ impl From<PendingEvent> for Delivery {
 pub struct PendingEvent {
     /// The event as it arrived.
     pub received: ReceivedEvent,
-    handler: Box<dyn AckHandler>,
+    settlement: Settlement,
 }
 
 type SettleFuture = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
@@ -244,24 +337,14 @@ impl PendingEvent {
         ack_fn: impl FnOnce() -> SettleFuture + Send + 'static,
         nak_fn: impl FnOnce() -> SettleFuture + Send + 'static,
     ) -> Self {
-        let closures = Closures {
-            ack: Box::new(ack_fn),
-            nak: Box::new(nak_fn),
-        };
-        Self::with_handler(
-            received,
-            ClosureHandler {
-                closures: Mutex::new(Some(closures)),
-            },
-        )
+        let closures = Closures { ack: Box::new(ack_fn), nak: Box::new(nak_fn) };
+        Self::with_handler(received, ClosureHandler { closures: Mutex::new(Some(closures)) })
     }
 
     /// Makes a pending event that is settled through `handler`.
     pub fn with_handler(received: ReceivedEvent, handler: impl AckHandler + 'static) -> Self {
-        Self {
-            received,
-            handler: Box::new(handler),
-        }
+        let stream = received.stream.as_str().into();
+        Self { received, settlement: Settlement::Handler { handler: Box::new(handler), stream } }
     }
 
     /// Settles the event: it is not delivered to this consumer again.
@@ -270,7 +353,7 @@ impl PendingEvent {
     ///
     /// As [`Delivery::ack`].
     pub async fn ack(self) -> Result<()> {
-        self.handler.ack().await
+        self.settlement.ack().await
     }
 
     /// Asks for redelivery after the consumer's backoff for this attempt; at once when it has none.
@@ -279,7 +362,7 @@ impl PendingEvent {
     ///
     /// As [`Delivery::ack`].
     pub async fn nak(self) -> Result<()> {
-        self.handler.nak(None).await
+        self.settlement.nak(None).await
     }
 
     /// Asks for redelivery after `delay`.
@@ -288,7 +371,7 @@ impl PendingEvent {
     ///
     /// As [`Delivery::nak_after`].
     pub async fn nak_after(self, delay: Duration) -> Result<()> {
-        self.handler.nak(Some(delay)).await
+        self.settlement.nak(Some(delay)).await
     }
 
     /// Settles the event without redelivery because it cannot be processed.
@@ -297,7 +380,7 @@ impl PendingEvent {
     ///
     /// As [`Delivery::term`].
     pub async fn term(self, reason: &str) -> Result<()> {
-        self.handler.term(reason).await
+        self.settlement.term(reason).await
     }
 
     /// Restarts the lease: the ack wait counts from now.
@@ -306,7 +389,7 @@ impl PendingEvent {
     ///
     /// As [`Delivery::extend`].
     pub async fn extend(&self) -> Result<()> {
-        self.handler.extend().await
+        self.settlement.extend().await
     }
 
     /// Gives the event back for another delivery at once, as far as the backend can without counting an attempt.
@@ -315,15 +398,13 @@ impl PendingEvent {
     ///
     /// As [`Delivery::ack`].
     pub async fn release(self) -> Result<()> {
-        self.handler.release().await
+        self.settlement.release().await
     }
 }
 
 impl fmt::Debug for PendingEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PendingEvent")
-            .field("received", &self.received)
-            .finish_non_exhaustive()
+        f.debug_struct("PendingEvent").field("received", &self.received).finish_non_exhaustive()
     }
 }
 
@@ -339,11 +420,7 @@ struct ClosureHandler {
 
 impl ClosureHandler {
     fn take(&self) -> Result<Closures> {
-        let taken = self
-            .closures
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let taken = self.closures.lock().unwrap_or_else(PoisonError::into_inner).take();
         taken.ok_or_else(|| EventError::Ack("the delivery was already settled".to_owned()))
     }
 }
@@ -421,18 +498,12 @@ mod tests {
     async fn closures_refuse_what_they_cannot_do() {
         let counts = Arc::new(AtomicU32::new(0));
         let pending = counting(&counts, &counts);
-        assert!(matches!(
-            pending.extend().await,
-            Err(EventError::Unsupported { .. })
-        ));
+        assert!(matches!(pending.extend().await, Err(EventError::Unsupported { .. })));
         assert!(matches!(
             pending.nak_after(Duration::from_secs(1)).await,
             Err(EventError::Unsupported { .. })
         ));
-        assert!(matches!(
-            counting(&counts, &counts).term("x").await,
-            Err(EventError::Unsupported { .. })
-        ));
+        assert!(matches!(counting(&counts, &counts).term("x").await, Err(EventError::Unsupported { .. })));
         assert_eq!(counts.load(Ordering::SeqCst), 0);
     }
 

@@ -23,7 +23,7 @@ use async_trait::async_trait;
 
 pub(crate) use capability::unsupported;
 pub use capability::{Capabilities, Durability, Support};
-pub use delivery::{AckHandler, Delivery, PendingEvent};
+pub use delivery::{AckHandler, Delivery, LeaseHolder, PendingEvent};
 pub use query::{ConsumerInfo, HistoryQuery, StoredEvent};
 pub use registry::{ProviderRegistry, ProviderUrl};
 
@@ -322,7 +322,7 @@ pub trait Subscription: Send + Sync {
 }
 
 /// Polls a future once and drops it.
-async fn poll_once<F: Future + Unpin>(mut future: F) -> Option<F::Output> {
+pub(crate) async fn poll_once<F: Future + Unpin>(mut future: F) -> Option<F::Output> {
     std::future::poll_fn(|cx| {
         Poll::Ready(match Pin::new(&mut future).poll(cx) {
             Poll::Ready(output) => Some(output),

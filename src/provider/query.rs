@@ -33,10 +33,7 @@ pub struct HistoryQuery {
 impl HistoryQuery {
     /// The newest `limit` events.
     pub fn new(limit: usize) -> Self {
-        Self {
-            limit,
-            ..Self::default()
-        }
+        Self { limit, ..Self::default() }
     }
 
     /// Only events whose subject matches.
@@ -90,11 +87,7 @@ pub struct StoredEvent {
 impl StoredEvent {
     /// Puts an answer together. For providers.
     pub fn new(event: Arc<Event>, sequence: u64, stored_at: u64) -> Self {
-        Self {
-            event,
-            sequence,
-            stored_at,
-        }
+        Self { event, sequence, stored_at }
     }
 }
 
@@ -119,13 +112,6 @@ pub struct ConsumerInfo {
 impl ConsumerInfo {
     /// A consumer with nothing pending. For providers.
     pub fn new(name: impl Into<String>, filter: impl Into<String>, durable: bool) -> Self {
-        Self {
-            name: name.into(),
-            filter: filter.into(),
-            durable,
-            lag: 0,
-            pending: 0,
-            redelivered: 0,
-        }
+        Self { name: name.into(), filter: filter.into(), durable, lag: 0, pending: 0, redelivered: 0 }
     }
 }

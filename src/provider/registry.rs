@@ -53,8 +53,7 @@ impl ProviderRegistry {
         F: Fn(ProviderUrl) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Arc<dyn EventProvider>>> + Send + 'static,
     {
-        self.schemes
-            .insert(scheme.into(), Arc::new(move |url| Box::pin(connect(url))));
+        self.schemes.insert(scheme.into(), Arc::new(move |url| Box::pin(connect(url))));
     }
 
     /// The schemes that can be connected to.
@@ -117,9 +116,8 @@ impl ProviderUrl {
     /// [`EventError::Config`] when there is no scheme, an escape is broken, or a key is given twice.
     pub fn parse(url: &str) -> Result<Self> {
         let bad = |rule: &str| EventError::Config(format!("provider URL: {rule}"));
-        let (scheme, rest) = url
-            .split_once(':')
-            .ok_or_else(|| bad("has no scheme, for instance memory://"))?;
+        let (scheme, rest) =
+            url.split_once(':').ok_or_else(|| bad("has no scheme, for instance memory://"))?;
         let scheme_char = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.');
         if !scheme.starts_with(|c: char| c.is_ascii_alphabetic()) || !scheme.chars().all(scheme_char) {
             return Err(bad("has no scheme, for instance memory://"));
@@ -196,10 +194,7 @@ impl ProviderUrl {
             return Ok(None);
         };
         value.parse().map(Some).map_err(|error| {
-            EventError::Config(format!(
-                "{key} \"{}\" in the provider URL: {error}",
-                shorten(value)
-            ))
+            EventError::Config(format!("{key} \"{}\" in the provider URL: {error}", shorten(value)))
         })
     }
 
@@ -224,11 +219,7 @@ impl ProviderUrl {
 impl fmt::Display for ProviderUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let credentials = if self.username.is_some() { "***@" } else { "" };
-        write!(
-            f,
-            "{}://{credentials}{}{}",
-            self.scheme, self.authority, self.path
-        )?;
+        write!(f, "{}://{credentials}{}{}", self.scheme, self.authority, self.path)?;
         for (number, (key, _)) in self.query.iter().enumerate() {
             // Values may be secrets and the keys say enough.
             write!(f, "{}{key}=***", if number == 0 { '?' } else { '&' })?;
@@ -253,11 +244,7 @@ fn decode(text: &str) -> Result<String> {
             bytes.push(byte);
             continue;
         }
-        let mut digit = || {
-            rest.next()
-                .and_then(|b| char::from(b).to_digit(16))
-                .ok_or_else(broken)
-        };
+        let mut digit = || rest.next().and_then(|b| char::from(b).to_digit(16)).ok_or_else(broken);
         let value = digit()? * 16 + digit()?;
         bytes.push(u8::try_from(value).map_err(|_| broken())?);
     }
@@ -280,35 +267,21 @@ mod tests {
     fn the_parts_are_found_and_decoded() {
         let url = ProviderUrl::parse("nats://us%40er:p%3Aw@127.0.0.1:4222/ORDERS?max_events=5&storage=file")
             .unwrap();
-        assert_eq!(
-            (url.scheme(), url.authority(), url.path()),
-            ("nats", "127.0.0.1:4222", "/ORDERS")
-        );
+        assert_eq!((url.scheme(), url.authority(), url.path()), ("nats", "127.0.0.1:4222", "/ORDERS"));
         assert_eq!((url.username(), url.password()), (Some("us@er"), Some("p:w")));
         assert_eq!(url.setting::<u32>("max_events").unwrap(), Some(5));
         assert_eq!(url.setting::<u32>("absent").unwrap(), None);
-        assert!(
-            url.setting::<u32>("storage")
-                .unwrap_err()
-                .to_string()
-                .contains("storage \"file\"")
-        );
+        assert!(url.setting::<u32>("storage").unwrap_err().to_string().contains("storage \"file\""));
         let memory = ProviderUrl::parse("sqlite::memory:").unwrap();
         assert_eq!((memory.scheme(), memory.path()), ("sqlite", ":memory:"));
-        assert_eq!(
-            ProviderUrl::parse("sqlite:///var/lib/e.db").unwrap().path(),
-            "/var/lib/e.db"
-        );
+        assert_eq!(ProviderUrl::parse("sqlite:///var/lib/e.db").unwrap().path(), "/var/lib/e.db");
     }
 
     #[test]
     fn credentials_and_values_are_never_shown() {
         let url = ProviderUrl::parse("nats://alice:s3cret@host/x?token=t0ken").unwrap();
         for text in [url.to_string(), format!("{url:?}")] {
-            assert!(
-                !text.contains("s3cret") && !text.contains("t0ken") && !text.contains("alice"),
-                "{text}"
-            );
+            assert!(!text.contains("s3cret") && !text.contains("t0ken") && !text.contains("alice"), "{text}");
         }
     }
 

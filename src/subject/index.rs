@@ -46,12 +46,7 @@ struct Node<V> {
 
 impl<V> Node<V> {
     fn new() -> Self {
-        Self {
-            literal: HashMap::new(),
-            any: None,
-            rest: None,
-            end: None,
-        }
+        Self { literal: HashMap::new(), any: None, rest: None, end: None }
     }
 
     fn is_empty(&self) -> bool {
@@ -61,10 +56,7 @@ impl<V> Node<V> {
 
 impl<V> Default for SubjectIndex<V> {
     fn default() -> Self {
-        Self {
-            root: Node::new(),
-            len: 0,
-        }
+        Self { root: Node::new(), len: 0 }
     }
 }
 
@@ -116,11 +108,7 @@ impl<V> SubjectIndex<V> {
             if token == ">" {
                 return node.rest.as_ref();
             }
-            node = if token == "*" {
-                node.any.as_deref()?
-            } else {
-                node.literal.get(token)?
-            };
+            node = if token == "*" { node.any.as_deref()? } else { node.literal.get(token)? };
         }
         node.end.as_ref()
     }

@@ -56,11 +56,10 @@ pub fn subject_matches(subject: &str, filter: &str) -> bool {
 /// [`MAX_SUBJECT_TOKENS`] tokens, has an empty token, white space, a control or invisible character or a wildcard, or
 /// begins with a token that brokers reserve (`$JS`, `$SYS`, `_INBOX`).
 pub fn validate_subject(subject: &str) -> Result<()> {
-    check_grammar("subject", subject)?;
-    if subject.contains(['*', '>']) {
-        return Err(invalid("subject", subject, "a published subject has no wildcard"));
+    match check_grammar("subject", subject)? {
+        Wildcards::None => Ok(()),
+        Wildcards::Some => Err(invalid("subject", subject, "a published subject has no wildcard")),
     }
-    Ok(())
 }
 
 /// Checks a subject filter: a subject in which whole tokens may be wildcards.
@@ -70,7 +69,9 @@ pub fn validate_subject(subject: &str) -> Result<()> {
 /// [`EventError::InvalidSubject`] with the field `filter`, for the reasons of [`validate_subject`] other than wildcards,
 /// and when `*` or `>` is only part of a token or `>` is not the last token.
 pub fn validate_filter(filter: &str) -> Result<()> {
-    check_grammar("filter", filter)?;
+    if check_grammar("filter", filter)? == Wildcards::None {
+        return Ok(());
+    }
     let mut tokens = filter.split('.').peekable();
     while let Some(token) = tokens.next() {
         match token {
@@ -107,14 +108,8 @@ pub fn validate_prefix(prefix: &str) -> Result<()> {
 /// As [`validate_subject`], and when the subject does not lie under the prefix.
 pub fn validate_published(subject: &str, prefix: &str) -> Result<()> {
     validate_subject(subject)?;
-    let under = subject
-        .strip_prefix(prefix)
-        .is_some_and(|rest| rest.starts_with('.'));
-    if under {
-        Ok(())
-    } else {
-        Err(invalid("subject", subject, outside(prefix)))
-    }
+    let under = subject.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.'));
+    if under { Ok(()) } else { Err(invalid("subject", subject, outside(prefix))) }
 }
 
 /// Checks that `filter` is well formed and can match a subject under this prefix.
@@ -164,21 +159,14 @@ pub fn validate_consumer_name(name: &str) -> Result<()> {
         "must not be empty".to_owned()
     } else if name.len() > MAX_NAME_LEN {
         format!("is {} bytes long, at most {MAX_NAME_LEN} are allowed", name.len())
-    } else if name
-        .chars()
-        .any(|c| c.is_whitespace() || c.is_control() || is_invisible(c))
-    {
+    } else if name.chars().any(|c| c.is_whitespace() || c.is_control() || is_invisible(c)) {
         "must have no white space, control or invisible character".to_owned()
     } else if name.contains(['.', '*', '>', '/', '\\']) {
         "must have none of . * > / \\".to_owned()
     } else {
         return Ok(());
     };
-    Err(EventError::InvalidName {
-        field: "consumer_name",
-        value: shorten(name),
-        rule,
-    })
+    Err(EventError::InvalidName { field: "consumer_name", value: shorten(name), rule })
 }
 
 /// Characters that print as nothing: two names that look the same must be the same.
@@ -186,63 +174,55 @@ pub(crate) fn is_invisible(c: char) -> bool {
     matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
-fn check_grammar(field: &'static str, value: &str) -> Result<()> {
+#[derive(PartialEq)]
+enum Wildcards {
+    None,
+    Some,
+}
+
+/// What subjects and filters have in common, in one pass over the bytes: every publish goes through here.
+fn check_grammar(field: &'static str, value: &str) -> Result<Wildcards> {
     if value.is_empty() {
         return Err(invalid(field, value, "must not be empty"));
     }
     if value.len() > MAX_SUBJECT_LEN {
-        let rule = format!(
-            "is {} bytes long, at most {MAX_SUBJECT_LEN} are allowed",
-            value.len()
-        );
+        let rule = format!("is {} bytes long, at most {MAX_SUBJECT_LEN} are allowed", value.len());
         return Err(invalid(field, value, rule));
     }
     let mut tokens = 1;
-    let mut token_len = 0;
+    let mut before = b'.';
+    let mut wildcards = Wildcards::None;
+    let mut is_ascii = true;
     for byte in value.bytes() {
         match byte {
-            b'.' if token_len == 0 => return Err(invalid(field, value, "has an empty token")),
-            b'.' => {
-                tokens += 1;
-                token_len = 0;
-            }
+            b'.' if before == b'.' => return Err(invalid(field, value, "has an empty token")),
+            b'.' => tokens += 1,
+            b'*' | b'>' => wildcards = Wildcards::Some,
             0..=b' ' | 0x7f => {
-                return Err(invalid(
-                    field,
-                    value,
-                    "must have no white space or control character",
-                ));
+                return Err(invalid(field, value, "must have no white space or control character"));
             }
-            _ => token_len += 1,
+            0x80.. => is_ascii = false,
+            _ => {}
         }
+        before = byte;
     }
-    if token_len == 0 {
+    if before == b'.' {
         return Err(invalid(field, value, "has an empty token"));
     }
     if tokens > MAX_SUBJECT_TOKENS {
         let rule = format!("has {tokens} tokens, at most {MAX_SUBJECT_TOKENS} are allowed");
         return Err(invalid(field, value, rule));
     }
-    if !value.is_ascii()
-        && value
-            .chars()
-            .any(|c| c.is_whitespace() || c.is_control() || is_invisible(c))
-    {
-        return Err(invalid(
-            field,
-            value,
-            "must have no white space, control or invisible character",
-        ));
+    if !is_ascii && value.chars().any(|c| c.is_whitespace() || c.is_control() || is_invisible(c)) {
+        return Err(invalid(field, value, "must have no white space, control or invisible character"));
     }
-    let first = value.split('.').next().unwrap_or_default();
-    if RESERVED_FIRST_TOKENS.contains(&first) {
-        return Err(invalid(
-            field,
-            value,
-            format!("the first token {first} is reserved"),
-        ));
+    if value.starts_with(['$', '_']) {
+        let first = value.split('.').next().unwrap_or_default();
+        if RESERVED_FIRST_TOKENS.contains(&first) {
+            return Err(invalid(field, value, format!("the first token {first} is reserved")));
+        }
     }
-    Ok(())
+    Ok(wildcards)
 }
 
 fn outside(prefix: &str) -> String {
@@ -250,11 +230,7 @@ fn outside(prefix: &str) -> String {
 }
 
 fn invalid(field: &'static str, value: &str, rule: impl Into<String>) -> EventError {
-    EventError::InvalidSubject {
-        field,
-        value: shorten(value),
-        rule: rule.into(),
-    }
+    EventError::InvalidSubject { field, value: shorten(value), rule: rule.into() }
 }
 
 #[cfg(test)]
@@ -284,11 +260,7 @@ mod tests {
             ("events..a", "events.*.a", false),
             ("", ">", false),
         ] {
-            assert_eq!(
-                subject_matches(subject, filter),
-                expected,
-                "{subject} against {filter}"
-            );
+            assert_eq!(subject_matches(subject, filter), expected, "{subject} against {filter}");
         }
     }
 
@@ -321,13 +293,7 @@ mod tests {
             let found = rule_of(validate_subject(subject));
             assert!(found.contains(rule), "{subject:?}: {found}");
         }
-        for subject in [
-            "events.a",
-            "events.-",
-            "events.~",
-            "events.市场.forex",
-            "events.$price",
-        ] {
+        for subject in ["events.a", "events.-", "events.~", "events.市场.forex", "events.$price"] {
             validate_subject(subject).unwrap();
         }
         validate_subject(&"a".repeat(256)).unwrap();
@@ -355,24 +321,14 @@ mod tests {
     fn subjects_and_filters_keep_to_the_prefix() {
         validate_published("events.a", "events").unwrap();
         validate_published("acme.events.a", "acme.events").unwrap();
-        for (subject, prefix) in [
-            ("events", "events"),
-            ("eventsx.a", "events"),
-            ("other.a", "events"),
-        ] {
-            assert!(
-                rule_of(validate_published(subject, prefix)).contains("outside"),
-                "{subject}"
-            );
+        for (subject, prefix) in [("events", "events"), ("eventsx.a", "events"), ("other.a", "events")] {
+            assert!(rule_of(validate_published(subject, prefix)).contains("outside"), "{subject}");
         }
         for filter in [">", "events.>", "events.a", "*.a", "*.>"] {
             validate_filter_under(filter, "events").unwrap();
         }
         for filter in ["events", "other.>", "*", "other"] {
-            assert!(
-                rule_of(validate_filter_under(filter, "events")).contains("outside"),
-                "{filter}"
-            );
+            assert!(rule_of(validate_filter_under(filter, "events")).contains("outside"), "{filter}");
         }
         validate_filter_under("acme.>", "acme.events").unwrap();
         validate_filter_under("acme.events", "acme.events").unwrap_err();
@@ -395,10 +351,7 @@ mod tests {
             "a\u{200b}",
             &long,
         ] {
-            assert!(
-                matches!(validate_consumer_name(name), Err(EventError::InvalidName { .. })),
-                "{name:?}"
-            );
+            assert!(matches!(validate_consumer_name(name), Err(EventError::InvalidName { .. })), "{name:?}");
         }
         validate_consumer_name("analyst-events-market-1_x").unwrap();
         validate_consumer_name(&"n".repeat(255)).unwrap();
@@ -406,18 +359,9 @@ mod tests {
 
     #[test]
     fn a_category_is_one_token() {
-        assert!(matches!(
-            validate_category("market.forex"),
-            Err(EventError::InvalidName { .. })
-        ));
-        assert!(matches!(
-            validate_category(""),
-            Err(EventError::InvalidName { .. })
-        ));
-        assert!(matches!(
-            validate_category("*"),
-            Err(EventError::InvalidSubject { .. })
-        ));
+        assert!(matches!(validate_category("market.forex"), Err(EventError::InvalidName { .. })));
+        assert!(matches!(validate_category(""), Err(EventError::InvalidName { .. })));
+        assert!(matches!(validate_category("*"), Err(EventError::InvalidSubject { .. })));
         validate_category("market").unwrap();
     }
 

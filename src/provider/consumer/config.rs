@@ -53,22 +53,13 @@ impl ConsumerConfig {
         }
         check_backoff(&options.backoff_secs, max_deliver)?;
         if options.deliver_policy == (DeliverPolicy::ByStartSequence { sequence: 0 }) {
-            return Err(EventError::Config(
-                "deliver_policy start sequence 0: must be at least 1".to_owned(),
-            ));
+            return Err(EventError::Config("deliver_policy start sequence 0: must be at least 1".to_owned()));
         }
         Ok(Self {
             filter: filter.to_owned(),
             deliver_policy: options.deliver_policy.clone(),
-            ack_wait: options
-                .ack_wait_secs
-                .map_or(DEFAULT_ACK_WAIT, Duration::from_secs),
-            backoff: options
-                .backoff_secs
-                .iter()
-                .copied()
-                .map(Duration::from_secs)
-                .collect(),
+            ack_wait: options.ack_wait_secs.map_or(DEFAULT_ACK_WAIT, Duration::from_secs),
+            backoff: options.backoff_secs.iter().copied().map(Duration::from_secs).collect(),
             max_deliver,
             max_ack_pending: max_ack_pending
                 .and_then(|max| usize::try_from(max).ok())
@@ -79,11 +70,7 @@ impl ConsumerConfig {
     /// The delay before the redelivery that follows a nak of this attempt.
     pub fn backoff_after(&self, attempt: u32) -> Duration {
         let index = usize::try_from(attempt.saturating_sub(1)).unwrap_or(usize::MAX);
-        self.backoff
-            .get(index)
-            .or(self.backoff.last())
-            .copied()
-            .unwrap_or_default()
+        self.backoff.get(index).or(self.backoff.last()).copied().unwrap_or_default()
     }
 
     /// Takes over the settings that may change while a consumer lives: everything but its filter and start.
@@ -111,11 +98,7 @@ impl ConsumerConfig {
     ///
     /// [`EventError::Conflict`] that names the field `filter`.
     pub fn check_filter(&self, consumer: &str, filter: &str) -> Result<()> {
-        if self.filter == filter {
-            Ok(())
-        } else {
-            Err(conflict(consumer, "filter", &self.filter, filter))
-        }
+        if self.filter == filter { Ok(()) } else { Err(conflict(consumer, "filter", &self.filter, filter)) }
     }
 }
 
@@ -143,19 +126,12 @@ fn check_backoff(backoff: &[u64], max_deliver: Option<u64>) -> Result<()> {
     } else if backoff.last().is_some_and(|last| *last > MAX_BACKOFF_SECS) {
         format!("must be at most {MAX_BACKOFF_SECS}")
     } else if max_deliver.is_some_and(|max| u64::try_from(backoff.len()).is_ok_and(|len| len > max)) {
-        format!(
-            "has {} delays for {} deliveries",
-            backoff.len(),
-            max_deliver.unwrap_or_default()
-        )
+        format!("has {} delays for {} deliveries", backoff.len(), max_deliver.unwrap_or_default())
     } else {
         return Ok(());
     };
     let shown: Vec<String> = backoff.iter().take(8).map(u64::to_string).collect();
-    Err(EventError::Config(format!(
-        "backoff_secs [{}]: {rule}",
-        shown.join(", ")
-    )))
+    Err(EventError::Config(format!("backoff_secs [{}]: {rule}", shown.join(", "))))
 }
 
 #[cfg(test)]
@@ -178,85 +154,28 @@ mod tests {
 
     #[test]
     fn the_backoff_goes_by_attempt_and_its_last_entry_repeats() {
-        let config = ConsumerConfig::new(
-            "events.>",
-            &SubscribeOptions {
-                backoff_secs: vec![1, 5],
-                ..options()
-            },
-        )
-        .unwrap();
-        assert_eq!(
-            [1, 2, 3, 9].map(|attempt| config.backoff_after(attempt).as_secs()),
-            [1, 5, 5, 5]
-        );
+        let config =
+            ConsumerConfig::new("events.>", &SubscribeOptions { backoff_secs: vec![1, 5], ..options() })
+                .unwrap();
+        assert_eq!([1, 2, 3, 9].map(|attempt| config.backoff_after(attempt).as_secs()), [1, 5, 5, 5]);
     }
 
     #[test]
     fn options_out_of_range_are_named() {
         for (bad, name) in [
+            (SubscribeOptions { max_deliver: Some(0), ..options() }, "max_deliver 0"),
+            (SubscribeOptions { max_deliver: Some(-1), ..options() }, "max_deliver -1"),
+            (SubscribeOptions { max_ack_pending: Some(0), ..options() }, "max_ack_pending 0"),
             (
-                SubscribeOptions {
-                    max_deliver: Some(0),
-                    ..options()
-                },
-                "max_deliver 0",
-            ),
-            (
-                SubscribeOptions {
-                    max_deliver: Some(-1),
-                    ..options()
-                },
-                "max_deliver -1",
-            ),
-            (
-                SubscribeOptions {
-                    max_ack_pending: Some(0),
-                    ..options()
-                },
-                "max_ack_pending 0",
-            ),
-            (
-                SubscribeOptions {
-                    max_ack_pending: Some(1_000_000_000),
-                    ..options()
-                },
+                SubscribeOptions { max_ack_pending: Some(1_000_000_000), ..options() },
                 "max_ack_pending 1000000000",
             ),
+            (SubscribeOptions { ack_wait_secs: Some(0), ..options() }, "ack_wait_secs 0"),
+            (SubscribeOptions { ack_wait_secs: Some(315_360_000), ..options() }, "ack_wait_secs 315360000"),
+            (SubscribeOptions { backoff_secs: vec![5, 1], ..options() }, "backoff_secs [5, 1]"),
+            (SubscribeOptions { backoff_secs: vec![u64::MAX], ..options() }, "backoff_secs"),
             (
-                SubscribeOptions {
-                    ack_wait_secs: Some(0),
-                    ..options()
-                },
-                "ack_wait_secs 0",
-            ),
-            (
-                SubscribeOptions {
-                    ack_wait_secs: Some(315_360_000),
-                    ..options()
-                },
-                "ack_wait_secs 315360000",
-            ),
-            (
-                SubscribeOptions {
-                    backoff_secs: vec![5, 1],
-                    ..options()
-                },
-                "backoff_secs [5, 1]",
-            ),
-            (
-                SubscribeOptions {
-                    backoff_secs: vec![u64::MAX],
-                    ..options()
-                },
-                "backoff_secs",
-            ),
-            (
-                SubscribeOptions {
-                    backoff_secs: vec![1, 2, 3],
-                    max_deliver: Some(2),
-                    ..options()
-                },
+                SubscribeOptions { backoff_secs: vec![1, 2, 3], max_deliver: Some(2), ..options() },
                 "3 delays for 2 deliveries",
             ),
             (
@@ -268,10 +187,7 @@ mod tests {
             ),
         ] {
             let error = ConsumerConfig::new("events.>", &bad).unwrap_err();
-            assert!(
-                matches!(&error, EventError::Config(text) if text.contains(name)),
-                "{error}"
-            );
+            assert!(matches!(&error, EventError::Config(text) if text.contains(name)), "{error}");
         }
     }
 
@@ -285,29 +201,18 @@ mod tests {
             ack_wait_secs: Some(7),
             ..options()
         };
-        config
-            .change_to("c", ConsumerConfig::new("events.a", &wanted).unwrap())
-            .unwrap();
+        config.change_to("c", ConsumerConfig::new("events.a", &wanted).unwrap()).unwrap();
         assert_eq!((config.max_deliver, config.max_ack_pending), (Some(3), 5));
 
         let before = config.clone();
         let other_filter = ConsumerConfig::new("events.b", &wanted).unwrap();
-        let other_start = SubscribeOptions {
-            deliver_policy: DeliverPolicy::New,
-            ..options()
-        };
+        let other_start = SubscribeOptions { deliver_policy: DeliverPolicy::New, ..options() };
         for (other, field) in [
             (other_filter, "filter"),
-            (
-                ConsumerConfig::new("events.a", &other_start).unwrap(),
-                "deliver_policy",
-            ),
+            (ConsumerConfig::new("events.a", &other_start).unwrap(), "deliver_policy"),
         ] {
             let error = config.change_to("c", other).unwrap_err();
-            assert!(
-                matches!(&error, EventError::Conflict { field: f, .. } if f == field),
-                "{error}"
-            );
+            assert!(matches!(&error, EventError::Conflict { field: f, .. } if f == field), "{error}");
             assert_eq!(config, before);
         }
     }

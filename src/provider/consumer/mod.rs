@@ -24,16 +24,18 @@
 mod config;
 #[cfg(test)]
 mod model;
+mod pending;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::collections::{BinaryHeap, VecDeque};
 use std::time::Duration;
 
 pub use config::{ConsumerConfig, DEFAULT_ACK_WAIT, DEFAULT_MAX_ACK_PENDING};
 
+use self::pending::{Pending, PendingEvents};
 use crate::error::EventError;
 
-/// A point in time: microseconds since an origin that the provider chooses and keeps.
+/// A point in time: nanoseconds since an origin that the provider chooses and keeps.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Time(u64);
 
@@ -41,21 +43,20 @@ impl Time {
     /// The origin.
     pub const ZERO: Self = Self(0);
 
-    /// The point `since_origin` behind the origin.
+    /// The point `since_origin` behind the origin; the last one that can be told after 584 years.
     pub fn from_origin(since_origin: Duration) -> Self {
-        Self(u64::try_from(since_origin.as_micros()).unwrap_or(u64::MAX))
+        Self(u64::try_from(since_origin.as_nanos()).unwrap_or(u64::MAX))
     }
 
     /// How far behind the origin this is.
     pub const fn since_origin(self) -> Duration {
-        Duration::from_micros(self.0)
+        Duration::from_nanos(self.0)
     }
 
-    /// The point `wait` later, rounded up so that no wait is cut short.
+    /// The point `wait` later.
     #[must_use]
     pub fn after(self, wait: Duration) -> Self {
-        let micros = u64::try_from(wait.as_nanos().div_ceil(1_000)).unwrap_or(u64::MAX);
-        Self(self.0.saturating_add(micros))
+        Self(self.0.saturating_add(Self::from_origin(wait).0))
     }
 }
 
@@ -69,18 +70,12 @@ pub struct Start {
 impl Start {
     /// With the first match after this sequence.
     pub fn after(cursor: u64) -> Self {
-        Self {
-            cursor,
-            backlog: VecDeque::new(),
-        }
+        Self { cursor, backlog: VecDeque::new() }
     }
 
     /// With these sequences, in ascending order, and then with the first match after `cursor`.
     pub fn backlog(sequences: impl IntoIterator<Item = u64>, cursor: u64) -> Self {
-        Self {
-            cursor,
-            backlog: sequences.into_iter().collect(),
-        }
+        Self { cursor, backlog: sequences.into_iter().collect() }
     }
 }
 
@@ -131,17 +126,6 @@ impl From<StaleLease> for EventError {
     }
 }
 
-/// An event that was handed out and is not settled.
-#[derive(Debug, Clone, Copy)]
-struct Pending {
-    /// Deliveries so far.
-    attempt: u32,
-    /// Whether the latest delivery may still be settled; false once it was refused or given back.
-    leased: bool,
-    /// When the event is to be delivered again.
-    due: Time,
-}
-
 /// The state of one consumer.
 #[derive(Debug, Clone)]
 pub struct Consumer {
@@ -150,7 +134,7 @@ pub struct Consumer {
     cursor: u64,
     /// Matches before the cursor that are to be handed out first.
     backlog: VecDeque<u64>,
-    pending: BTreeMap<u64, Pending>,
+    pending: PendingEvents,
     /// When pending events are due. An entry whose time is not its event's is out of date and is skipped.
     due: BinaryHeap<Reverse<(Time, u64)>>,
     redelivered: usize,
@@ -165,7 +149,7 @@ impl Consumer {
             config,
             cursor: start.cursor,
             backlog: start.backlog,
-            pending: BTreeMap::new(),
+            pending: PendingEvents::default(),
             due: BinaryHeap::new(),
             redelivered: 0,
             missed: 0,
@@ -198,11 +182,7 @@ impl Consumer {
         next_match: impl FnOnce(u64) -> Option<u64>,
     ) -> Fetched {
         let due = self.next_redelivery(now, first_retained);
-        while self
-            .backlog
-            .front()
-            .is_some_and(|sequence| *sequence < first_retained)
-        {
+        while self.backlog.front().is_some_and(|sequence| *sequence < first_retained) {
             self.backlog.pop_front();
             self.missed += 1;
         }
@@ -263,12 +243,7 @@ impl Consumer {
     /// [`StaleLease`] when the event is settled or was delivered again.
     pub fn extend(&mut self, lease: Lease, now: Time) -> Result<(), StaleLease> {
         self.leased(lease)?;
-        self.reschedule(
-            lease.sequence,
-            now.after(self.config.ack_wait),
-            true,
-            lease.attempt,
-        );
+        self.reschedule(lease.sequence, now.after(self.config.ack_wait), true, lease.attempt);
         Ok(())
     }
 
@@ -335,7 +310,7 @@ impl Consumer {
             if due > now {
                 return None;
             }
-            let attempt = self.pending.get(&sequence)?.attempt;
+            let attempt = self.pending.get(sequence)?.attempt;
             if sequence < first_retained {
                 self.missed += 1;
             } else if self.is_last(attempt) {
@@ -360,21 +335,14 @@ impl Consumer {
         self.due.push(Reverse((due, sequence)));
         self.drop_outdated();
         if self.due.len() > 2 * self.pending.len() + 64 {
-            self.due = self
-                .pending
-                .iter()
-                .map(|(sequence, pending)| Reverse((pending.due, *sequence)))
-                .collect();
+            self.due =
+                self.pending.iter().map(|(sequence, pending)| Reverse((pending.due, sequence))).collect();
         }
     }
 
     fn drop_outdated(&mut self) {
         while let Some(Reverse((due, sequence))) = self.due.peek() {
-            if self
-                .pending
-                .get(sequence)
-                .is_some_and(|pending| pending.due == *due)
-            {
+            if self.pending.get(*sequence).is_some_and(|pending| pending.due == *due) {
                 return;
             }
             self.due.pop();
@@ -382,18 +350,14 @@ impl Consumer {
     }
 
     fn forget(&mut self, sequence: u64) {
-        if self
-            .pending
-            .remove(&sequence)
-            .is_some_and(|pending| pending.attempt > 1)
-        {
+        if self.pending.remove(sequence).is_some_and(|pending| pending.attempt > 1) {
             self.redelivered -= 1;
         }
     }
 
     fn leased(&self, lease: Lease) -> Result<(), StaleLease> {
         let Lease { sequence, attempt } = lease;
-        match self.pending.get(&sequence) {
+        match self.pending.get(sequence) {
             Some(pending) if pending.leased && pending.attempt == attempt => Ok(()),
             Some(pending) if pending.attempt > attempt => Err(StaleLease::Redelivered { sequence, attempt }),
             _ => Err(StaleLease::Settled { sequence, attempt }),
@@ -401,8 +365,6 @@ impl Consumer {
     }
 
     fn is_last(&self, attempt: u32) -> bool {
-        self.config
-            .max_deliver
-            .is_some_and(|max| u64::from(attempt) >= max)
+        self.config.max_deliver.is_some_and(|max| u64::from(attempt) >= max)
     }
 }

@@ -81,17 +81,11 @@ struct Model {
 
 impl Model {
     fn entry(&mut self, sequence: u64) -> &mut Entry {
-        self.entries
-            .iter_mut()
-            .find(|entry| entry.sequence == sequence)
-            .expect("known sequence")
+        self.entries.iter_mut().find(|entry| entry.sequence == sequence).expect("known sequence")
     }
 
     fn count(&self, test: impl Fn(&Fate) -> bool) -> usize {
-        self.entries
-            .iter()
-            .filter(|entry| entry.matches && test(&entry.fate))
-            .count()
+        self.entries.iter().filter(|entry| entry.matches && test(&entry.fate)).count()
     }
 
     fn pending(&self) -> usize {
@@ -135,11 +129,7 @@ impl Model {
                 break;
             }
         }
-        for entry in self
-            .entries
-            .iter_mut()
-            .filter(|entry| entry.fate == Fate::Waiting && !entry.retained)
-        {
+        for entry in self.entries.iter_mut().filter(|entry| entry.fate == Fate::Waiting && !entry.retained) {
             entry.fate = Fate::Missed;
         }
         let missed = self.count(|fate| *fate == Fate::Missed) as u64;
@@ -152,17 +142,10 @@ impl Model {
         if self.pending() >= self.config.max_ack_pending {
             return Fetched::Idle;
         }
-        match self
-            .entries
-            .iter()
-            .find(|entry| entry.matches && entry.fate == Fate::Waiting)
-        {
+        match self.entries.iter().find(|entry| entry.matches && entry.fate == Fate::Waiting) {
             Some(entry) => {
                 let sequence = entry.sequence;
-                assert!(
-                    sequence > self.highest_first_delivery,
-                    "first deliveries come in order"
-                );
+                assert!(sequence > self.highest_first_delivery, "first deliveries come in order");
                 self.highest_first_delivery = sequence;
                 self.hand_out(now, sequence, 1)
             }
@@ -172,11 +155,7 @@ impl Model {
 
     fn hand_out(&mut self, now: Time, sequence: u64, attempt: u32) -> Fetched {
         let due = now.after(self.config.ack_wait);
-        self.entry(sequence).fate = Fate::Pending {
-            attempt,
-            leased: true,
-            due,
-        };
+        self.entry(sequence).fate = Fate::Pending { attempt, leased: true, due };
         Fetched::Deliver(Lease { sequence, attempt })
     }
 
@@ -198,24 +177,10 @@ fn run(options: &SubscribeOptions, before: u8, skipped: u8, ops: Vec<Op>) -> Res
     let config = ConsumerConfig::new("events.>", options).expect("valid options");
     let skipped = u64::from(skipped.min(before));
     let mut consumer = Consumer::new(config.clone(), Start::after(skipped));
-    let mut model = Model {
-        entries: Vec::new(),
-        config,
-        reported_missed: 0,
-        highest_first_delivery: 0,
-    };
+    let mut model = Model { entries: Vec::new(), config, reported_missed: 0, highest_first_delivery: 0 };
     for sequence in 1..=u64::from(before) {
-        let fate = if sequence <= skipped {
-            Fate::Skipped
-        } else {
-            Fate::Waiting
-        };
-        model.entries.push(Entry {
-            sequence,
-            matches: true,
-            retained: true,
-            fate,
-        });
+        let fate = if sequence <= skipped { Fate::Skipped } else { Fate::Waiting };
+        model.entries.push(Entry { sequence, matches: true, retained: true, fate });
     }
     let mut now = Time::ZERO;
     let mut leases: Vec<Lease> = Vec::new();
@@ -224,12 +189,7 @@ fn run(options: &SubscribeOptions, before: u8, skipped: u8, ops: Vec<Op>) -> Res
             Op::Publish { matches } => {
                 let sequence = model.entries.len() as u64 + 1;
                 let fate = if matches { Fate::Waiting } else { Fate::Skipped };
-                model.entries.push(Entry {
-                    sequence,
-                    matches,
-                    retained: true,
-                    fate,
-                });
+                model.entries.push(Entry { sequence, matches, retained: true, fate });
             }
             Op::Fetch => {
                 // What a provider does: it tells how many matches behind the cursor retention took.
@@ -253,18 +213,11 @@ fn run(options: &SubscribeOptions, before: u8, skipped: u8, ops: Vec<Op>) -> Res
                 let lease = *which.get(&leases);
                 let delay = delay.map(|millis| Duration::from_millis(millis.into()));
                 let took_effect = model.settle(lease, |config| {
-                    if config
-                        .max_deliver
-                        .is_some_and(|max| u64::from(lease.attempt) >= max)
-                    {
+                    if config.max_deliver.is_some_and(|max| u64::from(lease.attempt) >= max) {
                         return Fate::Exhausted;
                     }
                     let due = now.after(delay.unwrap_or_else(|| config.backoff_after(lease.attempt)));
-                    Fate::Pending {
-                        attempt: lease.attempt,
-                        leased: false,
-                        due,
-                    }
+                    Fate::Pending { attempt: lease.attempt, leased: false, due }
                 });
                 prop_assert_eq!(consumer.nak(lease, delay, now).is_ok(), took_effect);
             }
@@ -307,10 +260,7 @@ fn run(options: &SubscribeOptions, before: u8, skipped: u8, ops: Vec<Op>) -> Res
 
 fn check_agreement(consumer: &mut Consumer, model: &Model) -> Result<(), TestCaseError> {
     prop_assert_eq!(consumer.pending(), model.pending());
-    prop_assert_eq!(
-        consumer.exhausted(),
-        model.count(|fate| *fate == Fate::Exhausted) as u64
-    );
+    prop_assert_eq!(consumer.exhausted(), model.count(|fate| *fate == Fate::Exhausted) as u64);
     prop_assert_eq!(
         consumer.redelivered(),
         model.count(|fate| matches!(fate, Fate::Pending { attempt, .. } if *attempt > 1))
@@ -328,25 +278,19 @@ fn check_agreement(consumer: &mut Consumer, model: &Model) -> Result<(), TestCas
 }
 
 fn options() -> impl Strategy<Value = SubscribeOptions> {
-    (
-        prop::option::of(1..4_i64),
-        prop::collection::vec(0..3_u64, 0..3),
-        1..5_i64,
-        1..3_u64,
+    (prop::option::of(1..4_i64), prop::collection::vec(0..3_u64, 0..3), 1..5_i64, 1..3_u64).prop_map(
+        |(max_deliver, mut backoff_secs, max_ack_pending, ack_wait_secs)| {
+            backoff_secs.sort_unstable();
+            backoff_secs.truncate(max_deliver.map_or(usize::MAX, |max| usize::try_from(max).expect("small")));
+            SubscribeOptions {
+                max_deliver,
+                backoff_secs,
+                max_ack_pending: Some(max_ack_pending),
+                ack_wait_secs: Some(ack_wait_secs),
+                ..SubscribeOptions::default()
+            }
+        },
     )
-        .prop_map(
-            |(max_deliver, mut backoff_secs, max_ack_pending, ack_wait_secs)| {
-                backoff_secs.sort_unstable();
-                backoff_secs.truncate(max_deliver.map_or(usize::MAX, |max| usize::try_from(max).expect("small")));
-                SubscribeOptions {
-                    max_deliver,
-                    backoff_secs,
-                    max_ack_pending: Some(max_ack_pending),
-                    ack_wait_secs: Some(ack_wait_secs),
-                    ..SubscribeOptions::default()
-                }
-            },
-        )
 }
 
 proptest! {
@@ -368,26 +312,8 @@ fn a_backlog_goes_before_the_cursor_and_is_reported_when_it_is_gone() {
     let config = ConsumerConfig::new("events.>", &SubscribeOptions::default()).unwrap();
     let mut consumer = Consumer::new(config, Start::backlog([2, 5, 7], 9));
     let mut fetch = |first_retained| consumer.fetch(Time::ZERO, first_retained, |cursor| Some(cursor + 1));
-    assert_eq!(
-        fetch(1),
-        Fetched::Deliver(Lease {
-            sequence: 2,
-            attempt: 1
-        })
-    );
+    assert_eq!(fetch(1), Fetched::Deliver(Lease { sequence: 2, attempt: 1 }));
     assert_eq!(fetch(6), Fetched::Missed(1));
-    assert_eq!(
-        fetch(6),
-        Fetched::Deliver(Lease {
-            sequence: 7,
-            attempt: 1
-        })
-    );
-    assert_eq!(
-        fetch(6),
-        Fetched::Deliver(Lease {
-            sequence: 10,
-            attempt: 1
-        })
-    );
+    assert_eq!(fetch(6), Fetched::Deliver(Lease { sequence: 7, attempt: 1 }));
+    assert_eq!(fetch(6), Fetched::Deliver(Lease { sequence: 10, attempt: 1 }));
 }

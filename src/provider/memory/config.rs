@@ -26,11 +26,7 @@ pub struct MemoryConfig {
 
 impl Default for MemoryConfig {
     fn default() -> Self {
-        Self {
-            subject_prefix: "events".to_owned(),
-            max_events: 100_000,
-            channel_capacity: 10_000,
-        }
+        Self { subject_prefix: "events".to_owned(), max_events: 100_000, channel_capacity: 10_000 }
     }
 }
 
@@ -120,15 +116,11 @@ impl MemoryProviderBuilder {
         const SMALLEST: usize = 256;
         validate_prefix(&self.config.subject_prefix)?;
         if self.stream_name.is_empty() {
-            return Err(EventError::Config(
-                "stream_name \"\": must not be empty".to_owned(),
-            ));
+            return Err(EventError::Config("stream_name \"\": must not be empty".to_owned()));
         }
         if self.max_payload < SMALLEST {
             let max = self.max_payload;
-            return Err(EventError::Config(format!(
-                "max_payload {max}: must be at least {SMALLEST}"
-            )));
+            return Err(EventError::Config(format!("max_payload {max}: must be at least {SMALLEST}")));
         }
         if self.max_bytes != 0 && self.max_bytes < SMALLEST as u64 {
             let max = self.max_bytes;
@@ -188,11 +180,7 @@ mod tests {
     fn the_defaults_are_the_promised_ones() {
         let config = MemoryConfig::default();
         assert_eq!(
-            (
-                config.subject_prefix.as_str(),
-                config.max_events,
-                config.channel_capacity
-            ),
+            (config.subject_prefix.as_str(), config.max_events, config.channel_capacity),
             ("events", 100_000, 10_000)
         );
     }
@@ -201,20 +189,14 @@ mod tests {
     fn wrong_settings_are_refused_with_their_name() {
         for (builder, name) in [
             (MemoryProvider::builder().subject_prefix(""), "subject_prefix"),
-            (
-                MemoryProvider::builder().subject_prefix("events."),
-                "subject_prefix",
-            ),
+            (MemoryProvider::builder().subject_prefix("events."), "subject_prefix"),
             (MemoryProvider::builder().subject_prefix("a.*"), "subject_prefix"),
             (MemoryProvider::builder().stream_name(""), "stream_name"),
             (MemoryProvider::builder().max_payload(10), "max_payload"),
             (MemoryProvider::builder().max_bytes(10), "max_bytes"),
         ] {
             let error = builder.build().unwrap_err();
-            assert!(
-                matches!(&error, EventError::Config(text) if text.starts_with(name)),
-                "{error}"
-            );
+            assert!(matches!(&error, EventError::Config(text) if text.starts_with(name)), "{error}");
         }
     }
 
@@ -223,22 +205,12 @@ mod tests {
         let url = "memory://orders?subject_prefix=acme.events&max_events=7&channel_capacity=1&max_bytes=9000\
                    &max_age_secs=60&max_payload=2000&dedup_window_secs=5";
         let provider = connect(ProviderUrl::parse(url).unwrap()).await.unwrap();
-        let memory = provider
-            .as_any()
-            .unwrap()
-            .downcast_ref::<MemoryProvider>()
-            .unwrap();
+        let memory = provider.as_any().unwrap().downcast_ref::<MemoryProvider>().unwrap();
         let settings = memory.settings();
         assert_eq!(settings.stream_name, "orders");
         assert_eq!(settings.config.subject_prefix, "acme.events");
-        assert_eq!(
-            (settings.config.max_events, settings.config.channel_capacity),
-            (7, 1)
-        );
+        assert_eq!((settings.config.max_events, settings.config.channel_capacity), (7, 1));
         assert_eq!((settings.max_bytes, settings.max_payload), (9000, 2000));
-        assert_eq!(
-            (settings.max_age.as_secs(), settings.dedup_window.as_secs()),
-            (60, 5)
-        );
+        assert_eq!((settings.max_age.as_secs(), settings.dedup_window.as_secs()), (60, 5));
     }
 }

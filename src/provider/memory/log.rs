@@ -123,21 +123,13 @@ impl Log {
             size: u32::try_from(size).unwrap_or(u32::MAX),
             subject,
         });
-        Appended {
-            sequence,
-            subject,
-            is_new_subject,
-        }
+        Appended { sequence, subject, is_new_subject }
     }
 
     /// The subject of an event that retention must drop next, if any.
     pub(super) fn surplus(&self, now_ms: u64) -> Option<SubjectId> {
         let oldest = self.entries.front()?;
-        let Limits {
-            max_events,
-            max_bytes,
-            max_age_ms,
-        } = self.limits;
+        let Limits { max_events, max_bytes, max_age_ms } = self.limits;
         let surplus = (max_events != 0 && self.entries.len() > max_events)
             || (max_bytes != 0 && self.bytes > max_bytes && self.entries.len() > 1)
             || (max_age_ms != 0 && oldest.stored_at.saturating_add(max_age_ms) <= now_ms);
@@ -192,10 +184,7 @@ impl Log {
 
     /// The newest retained event of each matching subject, in ascending order.
     pub(super) fn last_per_subject(&self, filter: &str) -> Vec<u64> {
-        let mut found: Vec<u64> = self
-            .subjects_matching(filter)
-            .map(|subject| subject.newest)
-            .collect();
+        let mut found: Vec<u64> = self.subjects_matching(filter).map(|subject| subject.newest).collect();
         found.sort_unstable();
         found
     }
@@ -203,17 +192,10 @@ impl Log {
     /// The newest matches of a query, newest first.
     pub(super) fn query(&self, query: &HistoryQuery) -> Vec<StoredEvent> {
         let since = query.since_sequence.unwrap_or(0).max(self.first);
-        let since = query
-            .since_time
-            .map_or(since, |time| since.max(self.first_stored_since(time)));
+        let since = query.since_time.map_or(since, |time| since.max(self.first_stored_since(time)));
         let before = query.before_sequence.unwrap_or(u64::MAX).min(self.last() + 1);
-        let before = query
-            .before_time
-            .map_or(before, |time| before.min(self.first_stored_since(time)));
-        let filter = query
-            .filter
-            .as_deref()
-            .filter(|filter| !self.is_everything(filter));
+        let before = query.before_time.map_or(before, |time| before.min(self.first_stored_since(time)));
+        let filter = query.filter.as_deref().filter(|filter| !self.is_everything(filter));
         let sequences = match filter {
             None => (since..before).rev().take(query.limit).collect(),
             Some(filter) => self.newest_matches(filter, since, before, query.limit),
@@ -222,11 +204,7 @@ impl Log {
             .into_iter()
             .filter_map(|sequence| {
                 let entry = self.entry(sequence)?;
-                Some(StoredEvent::new(
-                    Arc::clone(&entry.event),
-                    sequence,
-                    entry.stored_at,
-                ))
+                Some(StoredEvent::new(Arc::clone(&entry.event), sequence, entry.stored_at))
             })
             .collect()
     }
@@ -240,10 +218,7 @@ impl Log {
             if found.len() >= limit {
                 return found;
             }
-            if self
-                .entry(sequence)
-                .is_some_and(|entry| subject_matches(&entry.event.subject, filter))
-            {
+            if self.entry(sequence).is_some_and(|entry| subject_matches(&entry.event.subject, filter)) {
                 found.push(sequence);
             }
         }
@@ -264,9 +239,7 @@ impl Log {
     /// The retained events of one subject from this one backwards.
     fn chain(&self, newest: u64) -> impl Iterator<Item = u64> + '_ {
         let retained = move |sequence: u64| (sequence >= self.first).then_some(sequence);
-        std::iter::successors(retained(newest), move |sequence| {
-            retained(self.entry(*sequence)?.previous)
-        })
+        std::iter::successors(retained(newest), move |sequence| retained(self.entry(*sequence)?.previous))
     }
 
     fn subjects_matching<'a>(&'a self, filter: &'a str) -> impl Iterator<Item = &'a Subject> {
@@ -287,8 +260,7 @@ impl Log {
     }
 
     fn entry(&self, sequence: u64) -> Option<&Entry> {
-        self.entries
-            .get(usize::try_from(sequence.checked_sub(self.first)?).ok()?)
+        self.entries.get(usize::try_from(sequence.checked_sub(self.first)?).ok()?)
     }
 
     fn subject_id(&mut self, name: &str) -> SubjectId {
@@ -296,11 +268,7 @@ impl Log {
             return *id;
         }
         let name: Arc<str> = name.into();
-        let subject = Subject {
-            name: Arc::clone(&name),
-            newest: 0,
-            stored: 0,
-        };
+        let subject = Subject { name: Arc::clone(&name), newest: 0, stored: 0 };
         let id = match self.free_subjects.pop() {
             Some(id) => id,
             None => SubjectId::try_from(self.subjects.len()).unwrap_or(SubjectId::MAX),
@@ -320,11 +288,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const NO_LIMITS: Limits = Limits {
-        max_events: 0,
-        max_bytes: 0,
-        max_age_ms: 0,
-    };
+    const NO_LIMITS: Limits = Limits { max_events: 0, max_bytes: 0, max_age_ms: 0 };
 
     fn append(log: &mut Log, subject: &str, now_ms: u64) -> u64 {
         let event = Event::new(subject, "c", "", "", serde_json::Value::Null);
@@ -393,23 +357,10 @@ mod tests {
     fn a_rare_filter_is_found_behind_many_others() {
         let mut log = Log::new("events", NO_LIMITS);
         for number in 0..5_000 {
-            append(
-                &mut log,
-                if number % 1_000 == 0 {
-                    "events.rare.x"
-                } else {
-                    "events.common.x"
-                },
-                number,
-            );
+            append(&mut log, if number % 1_000 == 0 { "events.rare.x" } else { "events.common.x" }, number);
         }
-        assert_eq!(
-            sequences(&log, &HistoryQuery::new(3).filter("events.rare.>")),
-            [4_001, 3_001, 2_001]
-        );
-        let page = HistoryQuery::new(9)
-            .filter("events.rare.>")
-            .before_sequence(2_001);
+        assert_eq!(sequences(&log, &HistoryQuery::new(3).filter("events.rare.>")), [4_001, 3_001, 2_001]);
+        let page = HistoryQuery::new(9).filter("events.rare.>").before_sequence(2_001);
         assert_eq!(sequences(&log, &page), [1_001, 1]);
     }
 
@@ -420,35 +371,20 @@ mod tests {
             append(&mut log, "events.a.b", now_ms);
         }
         assert_eq!(sequences(&log, &HistoryQuery::new(9).since_time(200)), [4, 3, 2]);
-        assert_eq!(
-            sequences(&log, &HistoryQuery::new(9).since_time(200).before_time(300)),
-            [3, 2]
-        );
+        assert_eq!(sequences(&log, &HistoryQuery::new(9).since_time(200).before_time(300)), [3, 2]);
         assert_eq!(log.first_stored_since(201), 4);
         assert_eq!(log.first_stored_since(301), 5);
     }
 
     #[test]
     fn every_limit_drops_the_oldest() {
-        let mut log = Log::new(
-            "events",
-            Limits {
-                max_bytes: 250,
-                ..NO_LIMITS
-            },
-        );
+        let mut log = Log::new("events", Limits { max_bytes: 250, ..NO_LIMITS });
         for _ in 0..4 {
             append(&mut log, "events.a.b", 0);
         }
         assert_eq!((log.len(), log.first(), log.last()), (2, 3, 4));
 
-        let mut log = Log::new(
-            "events",
-            Limits {
-                max_age_ms: 10,
-                ..NO_LIMITS
-            },
-        );
+        let mut log = Log::new("events", Limits { max_age_ms: 10, ..NO_LIMITS });
         append(&mut log, "events.a.b", 0);
         append(&mut log, "events.a.b", 9);
         assert_eq!(log.len(), 2);
@@ -459,13 +395,7 @@ mod tests {
 
     #[test]
     fn a_single_event_over_max_bytes_is_still_stored() {
-        let mut log = Log::new(
-            "events",
-            Limits {
-                max_bytes: 50,
-                ..NO_LIMITS
-            },
-        );
+        let mut log = Log::new("events", Limits { max_bytes: 50, ..NO_LIMITS });
         append(&mut log, "events.a.b", 0);
         assert_eq!(log.len(), 1);
     }

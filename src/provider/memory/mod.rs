@@ -17,7 +17,7 @@ pub use subscription::MemorySubscription;
 
 use self::log::Limits;
 use self::publish::Dedup;
-use self::stream::{Lifecycle, Stream};
+use self::stream::{Dropped, Lifecycle, Stream};
 use self::subscription::ConsumerCell;
 use super::consumer::{Consumer, ConsumerConfig, Time};
 use super::{
@@ -76,21 +76,9 @@ impl MemoryProvider {
             max_bytes: settings.max_bytes,
             max_age_ms: u64::try_from(settings.max_age.as_millis()).unwrap_or(u64::MAX),
         };
-        let stream = Stream::new(
-            &settings.config.subject_prefix,
-            limits,
-            Dedup::new(settings.dedup_window),
-        );
-        let clock = Clock {
-            origin: tokio::time::Instant::now(),
-        };
-        Self {
-            shared: Arc::new(Shared {
-                settings,
-                clock,
-                stream: RwLock::new(stream),
-            }),
-        }
+        let stream = Stream::new(&settings.config.subject_prefix, limits, Dedup::new(settings.dedup_window));
+        let clock = Clock { origin: tokio::time::Instant::now() };
+        Self { shared: Arc::new(Shared { settings, clock, stream: RwLock::new(stream) }) }
     }
 
     #[cfg(test)]
@@ -128,7 +116,7 @@ impl Shared {
             return stream;
         }
         drop(stream);
-        let mut dropped = Vec::new();
+        let mut dropped = Dropped::default();
         self.write().enforce_retention(unix_millis(), &mut dropped);
         self.stream.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -160,7 +148,7 @@ impl Shared {
                 Self::check_open(&stream)?;
                 match stream.durable(name) {
                     Some(existing) => existing,
-                    None => return add(&mut stream, Some(name.to_owned()), config),
+                    None => return self.add(&mut stream, Some(name.to_owned()), config),
                 }
             };
             existing.with_machine(|machine| match options {
@@ -179,29 +167,38 @@ impl Shared {
         let config = self.consumer_config(filter, Some(options))?;
         let mut stream = self.write();
         Self::check_open(&stream)?;
-        add(&mut stream, None, config)
+        self.add(&mut stream, None, config)
+    }
+
+    /// Adds a consumer: durable under its name, ephemeral without one.
+    fn add(
+        &self,
+        stream: &mut Stream,
+        durable_name: Option<String>,
+        config: ConsumerConfig,
+    ) -> Result<Arc<ConsumerCell>> {
+        let start = stream.start(&config.filter, &config.deliver_policy);
+        let durable = durable_name.is_some();
+        let name = durable_name.unwrap_or_else(|| stream.next_ephemeral_name());
+        let filter = config.filter.clone();
+        let machine = Consumer::new(config, start);
+        stream.add_consumer(&filter, machine.cursor(), |group, next_ordinal| {
+            ConsumerCell::new(
+                name,
+                durable,
+                self.settings.stream_name.clone(),
+                self.clock,
+                group,
+                machine,
+                next_ordinal,
+            )
+        })
     }
 
     fn consumer_config(&self, filter: &str, options: Option<&SubscribeOptions>) -> Result<ConsumerConfig> {
         validate_filter_under(filter, &self.settings.config.subject_prefix)?;
         ConsumerConfig::new(filter, options.unwrap_or(&SubscribeOptions::default()))
     }
-}
-
-/// Adds a consumer: durable under its name, ephemeral without one.
-fn add(
-    stream: &mut Stream,
-    durable_name: Option<String>,
-    config: ConsumerConfig,
-) -> Result<Arc<ConsumerCell>> {
-    let start = stream.start(&config.filter, &config.deliver_policy);
-    let durable = durable_name.is_some();
-    let name = durable_name.unwrap_or_else(|| stream.next_ephemeral_name());
-    let filter = config.filter.clone();
-    let machine = Consumer::new(config, start);
-    stream.add_consumer(&filter, machine.cursor(), |group, next_ordinal| {
-        ConsumerCell::new(name, durable, group, machine, next_ordinal)
-    })
 }
 
 #[async_trait]
@@ -233,15 +230,12 @@ impl EventProvider for MemoryProvider {
         filter_subject: &str,
         opts: &SubscribeOptions,
     ) -> Result<Box<dyn Subscription>> {
-        let cell = self
-            .shared
-            .open_durable(consumer_name, filter_subject, Some(opts))?;
+        let cell = self.shared.open_durable(consumer_name, filter_subject, Some(opts))?;
         Ok(Box::new(MemorySubscription::new(Arc::clone(&self.shared), cell)))
     }
 
     async fn subscribe(&self, filter_subject: &str) -> Result<Box<dyn Subscription>> {
-        self.subscribe_with_options(filter_subject, &SubscribeOptions::default())
-            .await
+        self.subscribe_with_options(filter_subject, &SubscribeOptions::default()).await
     }
 
     async fn subscribe_with_options(
@@ -257,10 +251,7 @@ impl EventProvider for MemoryProvider {
         let mut query = HistoryQuery::new(limit);
         query.filter = filter_subject.map(str::to_owned);
         let found = self.query(&query).await?;
-        Ok(found
-            .into_iter()
-            .map(|stored| Arc::unwrap_or_clone(stored.event))
-            .collect())
+        Ok(found.into_iter().map(|stored| Arc::unwrap_or_clone(stored.event)).collect())
     }
 
     async fn query(&self, query: &HistoryQuery) -> Result<Vec<StoredEvent>> {

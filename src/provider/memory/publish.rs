@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::Shared;
 use super::log::SubjectId;
-use super::stream::{Lifecycle, Stream};
+use super::stream::{Dropped, Lifecycle, Stream};
 use crate::error::{EventError, Result};
 use crate::provider::PublishRequest;
 use crate::provider::consumer::Time;
@@ -23,11 +23,7 @@ pub(super) struct Dedup {
 
 impl Dedup {
     pub(super) fn new(window: Duration) -> Self {
-        Self {
-            window,
-            sequences: HashMap::new(),
-            by_age: VecDeque::new(),
-        }
+        Self { window, sequences: HashMap::new(), by_age: VecDeque::new() }
     }
 
     fn find(&mut self, msg_id: &str, now: Time) -> Option<u64> {
@@ -57,16 +53,16 @@ struct Prepared<'a> {
 }
 
 enum Stored {
-    New { sequence: u64, subject: SubjectId },
+    New { sequence: u64, subject: SubjectId, has_readers: bool },
     Duplicate { sequence: u64 },
 }
 
 impl Shared {
     pub(super) fn publish(&self, event: &Event, options: &PublishOptions) -> Result<u64> {
         let prepared = self.prepare(event, options)?;
-        let mut dropped = Vec::new();
+        let mut dropped = Dropped::default();
         let stored = self.store(&mut self.write(), prepared, &mut dropped)?;
-        if let Stored::New { subject, .. } = stored {
+        if let Stored::New { subject, has_readers: true, .. } = stored {
             self.read().wake_readers(subject, &event.subject);
         }
         Ok(stored.sequence())
@@ -74,11 +70,8 @@ impl Shared {
 
     /// Stores the whole batch in one exclusive section.
     pub(super) fn publish_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<u64>> {
-        let prepared: Vec<_> = batch
-            .iter()
-            .map(|entry| self.prepare(entry.event, &entry.options))
-            .collect();
-        let mut dropped = Vec::new();
+        let prepared: Vec<_> = batch.iter().map(|entry| self.prepare(entry.event, &entry.options)).collect();
+        let mut dropped = Dropped::default();
         let stored: Vec<Result<Stored>> = {
             let mut stream = self.write();
             prepared
@@ -88,37 +81,21 @@ impl Shared {
         };
         let stream = self.read();
         for (entry, stored) in batch.iter().zip(&stored) {
-            if let Ok(Stored::New { subject, .. }) = stored {
+            if let Ok(Stored::New { subject, has_readers: true, .. }) = stored {
                 stream.wake_readers(*subject, &entry.event.subject);
             }
         }
         drop(stream);
-        stored
-            .into_iter()
-            .map(|stored| stored.map(|stored| stored.sequence()))
-            .collect()
+        stored.into_iter().map(|stored| stored.map(|stored| stored.sequence())).collect()
     }
 
     fn prepare<'a>(&self, event: &Event, options: &'a PublishOptions) -> Result<Prepared<'a>> {
         validate_publish_options(options)?;
-        let size = validate_event(
-            event,
-            &self.settings.config.subject_prefix,
-            self.settings.max_payload,
-        )?;
-        Ok(Prepared {
-            event: Arc::new(event.clone()),
-            size,
-            options,
-        })
+        let size = validate_event(event, &self.settings.config.subject_prefix, self.settings.max_payload)?;
+        Ok(Prepared { event: Arc::new(event.clone()), size, options })
     }
 
-    fn store(
-        &self,
-        stream: &mut Stream,
-        prepared: Prepared<'_>,
-        dropped: &mut Vec<Arc<Event>>,
-    ) -> Result<Stored> {
+    fn store(&self, stream: &mut Stream, prepared: Prepared<'_>, dropped: &mut Dropped) -> Result<Stored> {
         let Prepared { event, size, options } = prepared;
         if stream.lifecycle == Lifecycle::Closed {
             return Err(EventError::Closed("the memory provider was closed".to_owned()));
@@ -138,11 +115,11 @@ impl Shared {
                 requested: expected.to_string(),
             });
         }
-        let (sequence, subject) = stream.append(event, size, unix_millis(), dropped);
+        let (sequence, subject, has_readers) = stream.append(event, size, unix_millis(), dropped);
         if let Some(msg_id) = &options.msg_id {
             stream.dedup.remember(msg_id, sequence, self.clock.now());
         }
-        Ok(Stored::New { sequence, subject })
+        Ok(Stored::New { sequence, subject, has_readers })
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::log::{Limits, Log, SubjectId};
+use super::log::{Appended, Limits, Log, SubjectId};
 use super::publish::Dedup;
 use super::subscription::ConsumerCell;
 use crate::error::Result;
@@ -25,6 +25,19 @@ pub(super) enum Lifecycle {
     Closed,
 }
 
+/// Events to be freed outside the lock. A full store drops one per publish, which needs no allocation.
+#[derive(Debug, Default)]
+pub(super) struct Dropped {
+    last: Option<Arc<Event>>,
+    others: Vec<Arc<Event>>,
+}
+
+impl Dropped {
+    fn keep(&mut self, event: Arc<Event>) {
+        self.others.extend(self.last.replace(event));
+    }
+}
+
 /// All consumers of one filter, and the retained sequences that match it: found once for all of them.
 #[derive(Debug)]
 pub(super) struct Group {
@@ -42,9 +55,7 @@ impl Group {
 
     /// The match at this ordinal.
     pub(super) fn at(&self, ordinal: u64) -> Option<u64> {
-        self.matches
-            .get(usize::try_from(ordinal.checked_sub(self.first_ordinal)?).ok()?)
-            .copied()
+        self.matches.get(usize::try_from(ordinal.checked_sub(self.first_ordinal)?).ok()?).copied()
     }
 
     /// How many retained matches lie behind this sequence.
@@ -101,27 +112,31 @@ impl Stream {
         }
     }
 
-    /// Stores an event, and drops what retention no longer allows into `dropped`, to be freed outside the lock.
+    /// Stores an event, and says under which sequence and subject and whether anyone reads it. What retention no longer
+    /// allows goes into `dropped`, to be freed outside the lock.
     pub(super) fn append(
         &mut self,
         event: Arc<Event>,
         size: usize,
         now_ms: u64,
-        dropped: &mut Vec<Arc<Event>>,
-    ) -> (u64, SubjectId) {
-        let appended = self.log.append(Arc::clone(&event), size, now_ms);
-        if appended.is_new_subject {
-            self.set_route(appended.subject, Route::default());
+        dropped: &mut Dropped,
+    ) -> (u64, SubjectId, bool) {
+        let Appended { sequence, subject, is_new_subject } =
+            self.log.append(Arc::clone(&event), size, now_ms);
+        if is_new_subject {
+            self.set_route(subject, Route::default());
         }
-        self.with_route(appended.subject, &event.subject, |group| {
-            group.matches.push_back(appended.sequence);
+        let mut has_readers = false;
+        self.with_route(subject, &event.subject, |group| {
+            group.matches.push_back(sequence);
+            has_readers = true;
         });
         self.enforce_retention(now_ms, dropped);
-        (appended.sequence, appended.subject)
+        (sequence, subject, has_readers)
     }
 
     /// Drops the oldest events as long as a limit is exceeded.
-    pub(super) fn enforce_retention(&mut self, now_ms: u64, dropped: &mut Vec<Arc<Event>>) {
+    pub(super) fn enforce_retention(&mut self, now_ms: u64, dropped: &mut Dropped) {
         while let Some(subject) = self.log.surplus(now_ms) {
             let Some((sequence, event)) = self.log.drop_oldest() else {
                 return;
@@ -132,23 +147,15 @@ impl Stream {
                     group.first_ordinal += 1;
                 }
             });
-            dropped.push(event);
+            dropped.keep(event);
         }
     }
 
     /// Wakes the readers of a subject. Called after the append, under a shared lock, so that readers need not wait.
     pub(super) fn wake_readers(&self, id: SubjectId, subject: &str) {
-        match self
-            .routes
-            .get(id as usize)
-            .filter(|route| route.generation == self.generation)
-        {
+        match self.routes.get(id as usize).filter(|route| route.generation == self.generation) {
             Some(route) => {
-                route
-                    .groups
-                    .iter()
-                    .filter_map(|group| self.group(*group))
-                    .for_each(Group::wake);
+                route.groups.iter().filter_map(|group| self.group(*group)).for_each(Group::wake);
             }
             None => self.filters.for_each_match(subject, |group| {
                 if let Some(group) = self.group(*group) {
@@ -176,11 +183,7 @@ impl Stream {
     }
 
     pub(super) fn consumers(&self) -> Vec<Arc<ConsumerCell>> {
-        self.groups
-            .iter()
-            .flatten()
-            .flat_map(|group| group.members.iter().cloned())
-            .collect()
+        self.groups.iter().flatten().flat_map(|group| group.members.iter().cloned()).collect()
     }
 
     pub(super) fn next_ephemeral_name(&mut self) -> String {
@@ -258,11 +261,7 @@ impl Stream {
         if let Some(id) = self.filters.get(filter) {
             return Ok(*id);
         }
-        let id = self
-            .groups
-            .iter()
-            .position(Option::is_none)
-            .unwrap_or(self.groups.len());
+        let id = self.groups.iter().position(Option::is_none).unwrap_or(self.groups.len());
         self.filters.insert(filter, id)?;
         self.generation += 1;
         let group = Some(Group {
@@ -290,20 +289,10 @@ impl Stream {
 
     /// Calls `visit` with each group that this subject goes to.
     fn with_route(&mut self, id: SubjectId, subject: &str, mut visit: impl FnMut(&mut Group)) {
-        if self
-            .routes
-            .get(id as usize)
-            .is_none_or(|route| route.generation != self.generation)
-        {
+        if self.routes.get(id as usize).is_none_or(|route| route.generation != self.generation) {
             let mut groups = Vec::new();
             self.filters.for_each_match(subject, |group| groups.push(*group));
-            self.set_route(
-                id,
-                Route {
-                    generation: self.generation,
-                    groups: groups.into(),
-                },
-            );
+            self.set_route(id, Route { generation: self.generation, groups: groups.into() });
         }
         let Some(route) = self.routes.get(id as usize) else {
             return;

@@ -11,13 +11,15 @@ use super::stream::{GroupId, Lifecycle};
 use super::{Clock, Shared};
 use crate::error::{EventError, Result};
 use crate::provider::consumer::{Consumer, Fetched, Lease, StaleLease, Time};
-use crate::provider::{AckHandler, ConsumerInfo, Delivery, PendingEvent, Subscription};
+use crate::provider::{ConsumerInfo, Delivery, LeaseHolder, PendingEvent, Subscription};
 use crate::types::{Event, ReceivedEvent};
 
 /// One consumer, shared by its members. Its lock is taken before the stream's, never after.
 #[derive(Debug)]
 pub(super) struct ConsumerCell {
     name: String,
+    /// Name of the stream it reads.
+    stream: String,
     durable: bool,
     group: GroupId,
     /// Open subscriptions.
@@ -25,6 +27,7 @@ pub(super) struct ConsumerCell {
     /// Set, under the stream's exclusive lock, when the consumer is forgotten.
     pub(super) gone: AtomicBool,
     wakeup: Notify,
+    clock: Clock,
     state: Mutex<Position>,
 }
 
@@ -47,21 +50,22 @@ impl ConsumerCell {
     pub(super) fn new(
         name: String,
         durable: bool,
+        stream: String,
+        clock: Clock,
         group: GroupId,
         machine: Consumer,
         next_ordinal: u64,
     ) -> Self {
         Self {
             name,
+            stream,
             durable,
             group,
             members: AtomicUsize::new(0),
             gone: AtomicBool::new(false),
             wakeup: Notify::new(),
-            state: Mutex::new(Position {
-                machine,
-                next_ordinal,
-            }),
+            clock,
+            state: Mutex::new(Position { machine, next_ordinal }),
         }
     }
 
@@ -98,20 +102,16 @@ impl ConsumerCell {
 
     fn lag(&self, state: &Position, shared: &Shared) -> u64 {
         let stream = shared.read();
-        let behind_cursor = stream
-            .group(self.group)
-            .map_or(0, |group| group.count_after(state.machine.cursor()));
+        let behind_cursor =
+            stream.group(self.group).map_or(0, |group| group.count_after(state.machine.cursor()));
         (state.machine.backlog_len() + behind_cursor) as u64
     }
 
     /// What to hand out now. With `settle`, the delivery is acknowledged in the same breath.
     fn fetch(&self, shared: &Shared, settle: bool) -> Step {
-        let now = shared.clock.now();
+        let now = self.clock.now();
         let mut state = self.lock();
-        let Position {
-            machine,
-            next_ordinal,
-        } = &mut *state;
+        let Position { machine, next_ordinal } = &mut *state;
         let stream = shared.read();
         let group = match stream.group(self.group) {
             Some(group) if !self.gone.load(Ordering::Relaxed) && stream.lifecycle != Lifecycle::Closed => {
@@ -151,9 +151,7 @@ impl ConsumerCell {
             Fetched::Idle if stream.lifecycle == Lifecycle::Abandoned && machine.pending() == 0 => {
                 Step::Closed
             }
-            Fetched::Idle => Step::Wait {
-                until: machine.next_due(),
-            },
+            Fetched::Idle => Step::Wait { until: machine.next_due() },
         }
     }
 
@@ -185,21 +183,13 @@ impl ConsumerCell {
 pub struct MemorySubscription {
     shared: Arc<Shared>,
     cell: Arc<ConsumerCell>,
-    /// A copy per subscription: the count of one shared by all would be written from every thread.
-    stream_name: Arc<str>,
     closed: bool,
 }
 
 impl MemorySubscription {
     pub(super) fn new(shared: Arc<Shared>, cell: Arc<ConsumerCell>) -> Self {
         cell.members.fetch_add(1, Ordering::Relaxed);
-        let stream_name = shared.settings.stream_name.as_str().into();
-        Self {
-            shared,
-            cell,
-            stream_name,
-            closed: false,
-        }
+        Self { shared, cell, closed: false }
     }
 
     /// Waits until there is something to hand out. Cancel-safe: nothing is awaited after a fetch that delivered.
@@ -216,25 +206,20 @@ impl MemorySubscription {
                 }
                 Step::Missed(missed) => {
                     self.pass_on();
-                    return Err(EventError::Lagged {
-                        consumer: self.cell.name.clone(),
-                        missed,
-                    });
+                    return Err(EventError::Lagged { consumer: self.cell.name.clone(), missed });
                 }
                 Step::Closed => {
                     self.pass_on();
                     return Ok(None);
                 }
-                Step::Wait { until } => self.wait(until).await,
+                // Boxed, so that the common case does not carry a timer around.
+                Step::Wait { until } => Box::pin(self.wait(until)).await,
             }
         }
     }
 
     async fn wait(&self, until: Option<Time>) {
-        let mut baton = Baton {
-            subscription: self,
-            armed: true,
-        };
+        let mut baton = Baton { subscription: self, armed: true };
         let wakeup = self.cell.wakeup.notified();
         match until {
             None => wakeup.await,
@@ -291,7 +276,7 @@ impl Subscription for MemorySubscription {
             event: Arc::unwrap_or_clone(event),
             sequence: lease.sequence,
             num_delivered: lease.attempt.into(),
-            stream: self.stream_name.as_ref().to_owned(),
+            stream: self.cell.stream.clone(),
         }))
     }
 
@@ -303,19 +288,7 @@ impl Subscription for MemorySubscription {
         let Some((lease, event)) = self.next_lease(false).await? else {
             return Ok(None);
         };
-        let handler = MemoryAck {
-            cell: Arc::clone(&self.cell),
-            clock: self.shared.clock,
-            lease,
-        };
-        let stream = Arc::clone(&self.stream_name);
-        Ok(Some(Delivery::new(
-            event,
-            lease.sequence,
-            lease.attempt.into(),
-            stream,
-            handler,
-        )))
+        Ok(Some(Delivery::with_lease(event, lease, Arc::clone(&self.cell) as Arc<dyn LeaseHolder>)))
     }
 
     async fn lag(&self) -> Result<u64> {
@@ -335,51 +308,40 @@ impl Drop for MemorySubscription {
     }
 }
 
-/// Settles one delivery of the memory provider.
-struct MemoryAck {
-    cell: Arc<ConsumerCell>,
-    clock: Clock,
-    lease: Lease,
-}
-
-#[async_trait]
-impl AckHandler for MemoryAck {
-    async fn ack(&self) -> Result<()> {
-        self.cell.settle(|machine| machine.ack(self.lease))
+impl LeaseHolder for ConsumerCell {
+    fn stream(&self) -> &str {
+        &self.stream
     }
 
-    async fn nak(&self, delay: Option<Duration>) -> Result<()> {
-        if self.cell.gone.load(Ordering::Relaxed) {
-            let name = &self.cell.name;
-            return Err(EventError::Closed(format!(
-                "consumer '{name}' is gone and delivers nothing again"
-            )));
+    fn ack(&self, lease: Lease) -> Result<()> {
+        self.settle(|machine| machine.ack(lease))
+    }
+
+    fn nak(&self, lease: Lease, delay: Option<Duration>) -> Result<()> {
+        if self.gone.load(Ordering::Relaxed) {
+            let name = &self.name;
+            return Err(EventError::Closed(format!("consumer '{name}' is gone and delivers nothing again")));
         }
         let now = self.clock.now();
-        self.cell.settle(|machine| machine.nak(self.lease, delay, now))?;
-        self.cell.wake_one();
+        self.settle(|machine| machine.nak(lease, delay, now))?;
+        self.wake_one();
         Ok(())
     }
 
-    async fn term(&self, reason: &str) -> Result<()> {
-        tracing::debug!(
-            consumer = self.cell.name,
-            sequence = self.lease.sequence,
-            reason,
-            "event terminated"
-        );
-        self.ack().await
+    fn term(&self, lease: Lease, reason: &str) -> Result<()> {
+        tracing::debug!(consumer = self.name, sequence = lease.sequence, reason, "event terminated");
+        LeaseHolder::ack(self, lease)
     }
 
-    async fn extend(&self) -> Result<()> {
+    fn extend(&self, lease: Lease) -> Result<()> {
         let now = self.clock.now();
-        self.cell.settle(|machine| machine.extend(self.lease, now))
+        self.settle(|machine| machine.extend(lease, now))
     }
 
-    async fn release(&self) -> Result<()> {
+    fn release(&self, lease: Lease) -> Result<()> {
         let now = self.clock.now();
-        self.cell.settle(|machine| machine.release(self.lease, now))?;
-        self.cell.wake_one();
+        self.settle(|machine| machine.release(lease, now))?;
+        self.wake_one();
         Ok(())
     }
 }

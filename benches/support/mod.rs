@@ -1,0 +1,68 @@
+//! What the benchmarks share.
+
+use std::time::{Duration, Instant};
+
+use a3s_event::{Event, MemoryProvider};
+use serde_json::json;
+use tokio::runtime::Runtime;
+
+/// The event of every figure: about 300 bytes of JSON payload and two metadata entries.
+pub(crate) fn event(subject: &str) -> Event {
+    let payload = json!({
+        "order": "7b0c3c1e-3a1f-4a55-9a30-5a5f4c4f0f11",
+        "customer": {"id": 48_213, "name": "Grete Hermann", "city": "Bremen"},
+        "lines": [
+            {"sku": "A-1001", "quantity": 3, "cents": 1_250},
+            {"sku": "B-2002", "quantity": 1, "cents": 9_900},
+        ],
+        "cents": 13_650,
+        "currency": "EUR",
+        "discount": 0.05,
+        "placed": "2026-02-03T10:11:12Z",
+        "express": false,
+        "note": "leave at the door, please",
+    });
+    Event::new(subject, "market", "an order was placed", "bench", payload)
+        .with_metadata("region", "eu-central")
+        .with_metadata("tenant", "acme")
+}
+
+/// A provider that keeps this many events.
+pub(crate) fn provider(max_events: usize) -> MemoryProvider {
+    MemoryProvider::builder().max_events(max_events).build().expect("valid settings")
+}
+
+/// One thread: the least noise on a small machine. `A3S_BENCH_THREADS` asks for more.
+pub(crate) fn runtime() -> Runtime {
+    let threads: usize = std::env::var("A3S_BENCH_THREADS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
+    let mut builder = if threads > 1 {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.worker_threads(threads);
+        builder
+    } else {
+        tokio::runtime::Builder::new_current_thread()
+    };
+    builder.enable_all().build().expect("a runtime")
+}
+
+/// Times `iters` repetitions in chunks on fresh state each, so that a growing store stays small. Making and dropping the
+/// state is not timed.
+#[allow(dead_code, reason = "not every benchmark needs fresh state")]
+pub(crate) fn in_chunks<S>(
+    iters: u64,
+    chunk: u64,
+    make: impl Fn() -> S,
+    mut run: impl FnMut(&mut S, u64),
+) -> Duration {
+    let mut total = Duration::ZERO;
+    let mut left = iters;
+    while left > 0 {
+        let count = left.min(chunk);
+        let mut state = make();
+        let start = Instant::now();
+        run(&mut state, count);
+        total += start.elapsed();
+        left -= count;
+    }
+    total
+}

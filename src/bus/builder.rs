@@ -1,0 +1,101 @@
+//! Putting a bus together.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::EventBus;
+#[cfg(feature = "routing")]
+use crate::broker::Broker;
+use crate::crypto::EventEncryptor;
+use crate::dlq::DlqHandler;
+use crate::error::{EventError, Result};
+use crate::provider::EventProvider;
+use crate::schema::SchemaRegistry;
+use crate::state::StateStore;
+
+/// Builds an [`EventBus`] with several parts in one expression.
+///
+/// ```
+/// use std::{sync::Arc, time::Duration};
+/// use a3s_event::{EventBus, MemoryDlqHandler, MemoryProvider, MemorySchemaRegistry};
+///
+/// # fn main() -> a3s_event::Result<()> {
+/// let bus = EventBus::builder(MemoryProvider::default())
+///     .schema_registry(Arc::new(MemorySchemaRegistry::new()))
+///     .dlq_handler(Arc::new(MemoryDlqHandler::default()))
+///     .operation_timeout(Duration::from_secs(5))
+///     .build()?;
+/// # let _ = bus;
+/// # Ok(())
+/// # }
+/// ```
+#[must_use]
+pub struct EventBusBuilder {
+    bus: EventBus,
+    state_store: Option<Arc<dyn StateStore>>,
+}
+
+impl EventBusBuilder {
+    pub(super) fn new(provider: Arc<dyn EventProvider>) -> Self {
+        Self { bus: EventBus::from_provider(provider), state_store: None }
+    }
+
+    /// As [`EventBus::set_schema_registry`].
+    pub fn schema_registry(mut self, registry: Arc<dyn SchemaRegistry>) -> Self {
+        self.bus.set_schema_registry(registry);
+        self
+    }
+
+    /// As [`EventBus::set_encryptor`].
+    pub fn encryptor(mut self, encryptor: Arc<dyn EventEncryptor>) -> Self {
+        self.bus.set_encryptor(encryptor);
+        self
+    }
+
+    /// As [`EventBus::set_dlq_handler`].
+    pub fn dlq_handler(mut self, handler: Arc<dyn DlqHandler>) -> Self {
+        self.bus.set_dlq_handler(handler);
+        self
+    }
+
+    /// As [`EventBus::set_broker`].
+    #[cfg(feature = "routing")]
+    pub fn broker(mut self, broker: Arc<Broker>) -> Self {
+        self.bus.set_broker(broker);
+        self
+    }
+
+    /// As [`EventBus::set_state_store`]; the subscriptions are loaded by [`build`](EventBusBuilder::build).
+    pub fn state_store(mut self, store: Arc<dyn StateStore>) -> Self {
+        self.state_store = Some(store);
+        self
+    }
+
+    /// How long the bus waits for the provider where a call names no deadline. Default 30 s.
+    pub fn operation_timeout(mut self, timeout: Duration) -> Self {
+        self.bus.operation_timeout = timeout;
+        self
+    }
+
+    /// Builds the bus.
+    ///
+    /// # Errors
+    ///
+    /// [`EventError::Config`] for a zero timeout, and the error of a state store that cannot be loaded.
+    pub fn build(mut self) -> Result<EventBus> {
+        if self.bus.operation_timeout.is_zero() {
+            return Err(EventError::Config("operation_timeout 0s: must be longer than zero".to_owned()));
+        }
+        if let Some(store) = self.state_store {
+            self.bus.set_state_store(store)?;
+        }
+        Ok(self.bus)
+    }
+}
+
+impl fmt::Debug for EventBusBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EventBusBuilder").field("bus", &self.bus).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,357 @@
+//! The bus: one API over any provider.
+//!
+//! A publish checks the subject and the options, validates the payload against its schema, encrypts a copy, hands it to
+//! the provider and routes it through the broker. Consuming undoes the encryption and dead-letters what cannot be
+//! processed. The bus names no concrete provider.
+
+mod builder;
+mod publish;
+mod registry;
+mod subscribe;
+mod subscription;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+pub use builder::EventBusBuilder;
+
+use self::registry::Registry;
+#[cfg(feature = "routing")]
+use crate::broker::Broker;
+use crate::crypto::{EncryptedPayload, EventEncryptor};
+use crate::dlq::DlqHandler;
+use crate::error::{EventError, Result};
+use crate::metrics::EventMetrics;
+use crate::provider::{
+    ConsumerInfo, EventProvider, HistoryQuery, ProviderInfo, ProviderRegistry, StoredEvent, poll_once,
+};
+use crate::schema::SchemaRegistry;
+use crate::state::StateStore;
+use crate::types::{Event, EventCounts, PublishOptions, SubscribeOptions};
+
+/// How long the bus waits for a provider when the call itself names no deadline. Providers have shorter deadlines of
+/// their own; this one is for those that hang.
+const DEFAULT_OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Publishes, subscribes and queries over any provider.
+///
+/// ```
+/// use a3s_event::{EventBus, SubscriptionFilter};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> a3s_event::Result<()> {
+/// let bus = EventBus::connect("memory://").await?;
+/// bus.update_subscription(SubscriptionFilter {
+///     subscriber_id: "analyst".to_owned(),
+///     subjects: vec!["events.market.>".to_owned()],
+///     durable: true,
+///     options: None,
+/// })
+/// .await?;
+/// let mut subscriptions = bus.create_subscriber("analyst").await?;
+///
+/// bus.publish("market", "forex.usd_cny", "USD/CNY moved", "reuters", serde_json::json!({"rate": 7.35})).await?;
+///
+/// let delivery = subscriptions[0].next_delivery().await?.expect("the bus is open");
+/// assert_eq!(delivery.event().payload["rate"], 7.35);
+/// delivery.ack().await?;
+/// # Ok(())
+/// # }
+/// ```
+pub struct EventBus {
+    provider: Arc<dyn EventProvider>,
+    schema_registry: Option<Arc<dyn SchemaRegistry>>,
+    encryptor: Option<Arc<dyn EventEncryptor>>,
+    dlq_handler: Option<Arc<dyn DlqHandler>>,
+    #[cfg(feature = "routing")]
+    broker: Option<Arc<Broker>>,
+    state_store: Option<Arc<dyn StateStore>>,
+    registry: Arc<Registry>,
+    metrics: Arc<EventMetrics>,
+    operation_timeout: Duration,
+    warned_of_undeclared: AtomicBool,
+}
+
+impl EventBus {
+    /// A bus over this provider.
+    pub fn new(provider: impl EventProvider + 'static) -> Self {
+        Self::from_provider(Arc::new(provider))
+    }
+
+    /// A bus over a provider that is shared with others.
+    pub fn from_provider(provider: Arc<dyn EventProvider>) -> Self {
+        Self {
+            provider,
+            schema_registry: None,
+            encryptor: None,
+            dlq_handler: None,
+            #[cfg(feature = "routing")]
+            broker: None,
+            state_store: None,
+            registry: Arc::default(),
+            metrics: Arc::default(),
+            operation_timeout: DEFAULT_OPERATION_TIMEOUT,
+            warned_of_undeclared: AtomicBool::new(false),
+        }
+    }
+
+    /// A bus that validates payloads against registered schemas before it publishes them.
+    pub fn with_schema_registry(
+        provider: impl EventProvider + 'static,
+        registry: Arc<dyn SchemaRegistry>,
+    ) -> Self {
+        let mut bus = Self::new(provider);
+        bus.set_schema_registry(registry);
+        bus
+    }
+
+    /// A bus over the provider that a URL names, for instance `memory://`. [`ProviderRegistry`] has the schemes.
+    ///
+    /// # Errors
+    ///
+    /// As [`ProviderRegistry::connect`].
+    pub async fn connect(url: &str) -> Result<Self> {
+        Ok(Self::from_provider(ProviderRegistry::builtin().connect(url).await?))
+    }
+
+    /// Starts a bus with several parts.
+    pub fn builder(provider: impl EventProvider + 'static) -> EventBusBuilder {
+        EventBusBuilder::new(Arc::new(provider))
+    }
+
+    /// Validates payloads against these schemas before publishing.
+    pub fn set_schema_registry(&mut self, registry: Arc<dyn SchemaRegistry>) {
+        self.schema_registry = Some(registry);
+    }
+
+    /// Sends events there that the bus's subscriptions cannot deliver successfully: those delivered `max_deliver` times,
+    /// and those that cannot be decoded or decrypted. Applies to subscriptions created from now on.
+    pub fn set_dlq_handler(&mut self, handler: Arc<dyn DlqHandler>) {
+        self.dlq_handler = Some(handler);
+    }
+
+    /// Encrypts payloads on publish and decrypts them for everyone who reads through this bus. Applies to subscriptions
+    /// created from now on.
+    pub fn set_encryptor(&mut self, encryptor: Arc<dyn EventEncryptor>) {
+        self.encryptor = Some(encryptor);
+    }
+
+    /// Keeps the subscriptions in `store`, and loads what it holds: a store that is not empty replaces the current
+    /// subscriptions.
+    ///
+    /// # Errors
+    ///
+    /// The store's error; the bus is unchanged then.
+    pub fn set_state_store(&mut self, store: Arc<dyn StateStore>) -> Result<()> {
+        let loaded = store.load()?;
+        if !loaded.is_empty() {
+            self.registry.replace(loaded);
+        }
+        self.state_store = Some(store);
+        Ok(())
+    }
+
+    /// Routes every published event through this broker.
+    #[cfg(feature = "routing")]
+    pub fn set_broker(&mut self, broker: Arc<Broker>) {
+        self.broker = Some(broker);
+    }
+
+    /// The state store, if one is set.
+    pub fn state_store(&self) -> Option<&dyn StateStore> {
+        self.state_store.as_deref()
+    }
+
+    /// The encryptor, if one is set.
+    pub fn encryptor(&self) -> Option<&dyn EventEncryptor> {
+        self.encryptor.as_deref()
+    }
+
+    /// The dead-letter handler, if one is set.
+    pub fn dlq_handler(&self) -> Option<&dyn DlqHandler> {
+        self.dlq_handler.as_deref()
+    }
+
+    /// The schema registry, if one is set.
+    pub fn schema_registry(&self) -> Option<&dyn SchemaRegistry> {
+        self.schema_registry.as_deref()
+    }
+
+    /// The broker, if one is set.
+    #[cfg(feature = "routing")]
+    pub fn broker(&self) -> Option<&Broker> {
+        self.broker.as_deref()
+    }
+
+    /// The bus's counters.
+    pub fn metrics(&self) -> &EventMetrics {
+        &self.metrics
+    }
+
+    /// Name of the provider.
+    pub fn provider_name(&self) -> &str {
+        self.provider.name()
+    }
+
+    /// The provider.
+    pub fn provider(&self) -> &dyn EventProvider {
+        &*self.provider
+    }
+
+    /// The provider, shared.
+    pub fn provider_arc(&self) -> Arc<dyn EventProvider> {
+        Arc::clone(&self.provider)
+    }
+
+    /// The newest `limit` events, newest first, of one category or of all. Payloads come decrypted; those that cannot be
+    /// decrypted stay as they are stored.
+    ///
+    /// # Errors
+    ///
+    /// As [`EventProvider::history`], and [`EventError::Timeout`].
+    pub async fn list_events(&self, category: Option<&str>, limit: usize) -> Result<Vec<Event>> {
+        let filter = category.map(|category| self.provider.category_subject(category));
+        let history = self.provider.history(filter.as_deref(), limit);
+        let mut events = self.within_deadline("history", history).await?;
+        for event in &mut events {
+            if let Some(payload) = self.decrypted(event) {
+                event.payload = payload;
+            }
+        }
+        Ok(events)
+    }
+
+    /// Stored events by filter, sequence and time, newest first. Payloads come decrypted; those that cannot be decrypted
+    /// stay as they are stored.
+    ///
+    /// # Errors
+    ///
+    /// As [`EventProvider::query`], and [`EventError::Timeout`].
+    pub async fn query(&self, query: &HistoryQuery) -> Result<Vec<StoredEvent>> {
+        if self.provider.capabilities().history_query.is_no() {
+            return Err(crate::provider::unsupported("query", self.provider.name()));
+        }
+        let mut found = self.within_deadline("query", self.provider.query(query)).await?;
+        for stored in &mut found {
+            if let Some(payload) = self.decrypted(&stored.event) {
+                Arc::make_mut(&mut stored.event).payload = payload;
+            }
+        }
+        Ok(found)
+    }
+
+    /// How many of the newest `limit` events there are per category.
+    ///
+    /// # Errors
+    ///
+    /// As [`EventProvider::history`], and [`EventError::Timeout`].
+    pub async fn counts(&self, limit: usize) -> Result<EventCounts> {
+        let events = self.within_deadline("history", self.provider.history(None, limit)).await?;
+        let mut counts = EventCounts { total: events.len() as u64, ..EventCounts::default() };
+        for event in events {
+            *counts.categories.entry(event.category).or_default() += 1;
+        }
+        Ok(counts)
+    }
+
+    /// Position and lag of every consumer of the stream, also of those that this bus did not create.
+    ///
+    /// # Errors
+    ///
+    /// As [`EventProvider::consumers`], and [`EventError::Timeout`].
+    pub async fn consumers(&self) -> Result<Vec<ConsumerInfo>> {
+        self.within_deadline("consumers", self.provider.consumers()).await
+    }
+
+    /// Counts of the stream.
+    ///
+    /// # Errors
+    ///
+    /// As [`EventProvider::info`], and [`EventError::Timeout`].
+    pub async fn info(&self) -> Result<ProviderInfo> {
+        self.within_deadline("info", self.provider.info()).await
+    }
+
+    /// Whether the provider makes progress. One that does not answer in time does not.
+    ///
+    /// # Errors
+    ///
+    /// As [`EventProvider::health`].
+    pub async fn health(&self) -> Result<bool> {
+        match self.within_deadline("health", self.provider.health()).await {
+            Err(EventError::Timeout(_)) => Ok(false),
+            answer => answer,
+        }
+    }
+
+    /// Ends the provider: later publishes fail and open subscriptions end with `Ok(None)`.
+    ///
+    /// # Errors
+    ///
+    /// As [`EventProvider::close`], and [`EventError::Timeout`].
+    pub async fn close(&self) -> Result<()> {
+        self.within_deadline("close", self.provider.close()).await
+    }
+
+    /// The payload in clear, when it is encrypted and can be decrypted.
+    fn decrypted(&self, event: &Event) -> Option<serde_json::Value> {
+        let encryptor =
+            self.encryptor.as_deref().filter(|_| EncryptedPayload::is_encrypted(&event.payload))?;
+        match encryptor.decrypt(&event.payload) {
+            Ok(payload) => {
+                self.metrics.record_decrypt();
+                Some(payload)
+            }
+            Err(error) => {
+                tracing::warn!(event = event.id, %error, "payload left encrypted");
+                None
+            }
+        }
+    }
+
+    async fn within_deadline<T>(
+        &self,
+        operation: &str,
+        call: impl Future<Output = Result<T>> + Send,
+    ) -> Result<T> {
+        match within(self.operation_timeout, call).await {
+            Some(result) => result,
+            None => Err(EventError::Timeout(format!(
+                "{operation} on provider '{}' gave no answer within {:?}",
+                self.provider.name(),
+                self.operation_timeout
+            ))),
+        }
+    }
+
+    /// Says once that options are in use of which the provider does not say whether it honours them.
+    fn warn_of_undeclared(&self, publish: Option<&PublishOptions>, subscribe: Option<&SubscribeOptions>) {
+        if let Some(option) = self.provider.capabilities().undeclared(publish, subscribe)
+            && !self.warned_of_undeclared.swap(true, Ordering::Relaxed)
+        {
+            let provider = self.provider.name();
+            tracing::warn!(
+                provider,
+                option,
+                "the provider declares no capabilities; options may have no effect"
+            );
+        }
+    }
+}
+
+/// Waits at most this long; a call that answers at once needs no timer.
+async fn within<T>(deadline: Duration, call: impl Future<Output = T> + Send) -> Option<T> {
+    let mut call = std::pin::pin!(call);
+    match poll_once(&mut call).await {
+        Some(answer) => Some(answer),
+        None => tokio::time::timeout(deadline, call).await.ok(),
+    }
+}
+
+impl fmt::Debug for EventBus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EventBus").field("provider", &self.provider.name()).finish_non_exhaustive()
+    }
+}

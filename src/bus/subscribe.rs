@@ -1,0 +1,194 @@
+//! Subscribing through the bus.
+
+use std::sync::Arc;
+
+use tracing::Instrument;
+
+use super::EventBus;
+use super::registry::distinct_name;
+use super::subscription::BusSubscription;
+use crate::error::{EventError, Result, shorten};
+use crate::provider::consumer::ConsumerConfig;
+use crate::provider::{Subscription, unsupported};
+use crate::types::{SubscribeOptions, SubscriptionFilter};
+
+/// Most subjects in one subscription.
+const MAX_SUBJECTS: usize = 256;
+
+impl EventBus {
+    /// Registers a subscription, or replaces the one of the same subscriber. Nothing is opened yet.
+    ///
+    /// # Errors
+    ///
+    /// [`EventError::InvalidName`] for an empty subscriber id, [`EventError::InvalidSubject`] for a subject that is no
+    /// filter and for none or more than 256 subjects, [`EventError::Config`] for an option out of range,
+    /// [`EventError::Unsupported`] for one that the provider declares absent. Nothing is registered then.
+    pub async fn update_subscription(&self, filter: SubscriptionFilter) -> Result<()> {
+        self.check_subscription(&filter)?;
+        self.registry.insert(filter);
+        self.save_subscriptions().await;
+        Ok(())
+    }
+
+    /// Opens a registered subscription: exactly one [`Subscription`] per subject, in order, each of which receives every
+    /// matching event that is published after this call returned. Subjects that overlap receive an event each.
+    ///
+    /// Durable consumers are named `{subscriber}-{subject with '.' as '-'}`; where that name is not legal, as with
+    /// wildcards, or belongs to another subject, it ends in a hash of both. Everyone who opens the same subscriber and
+    /// subject shares the work.
+    ///
+    /// # Errors
+    ///
+    /// [`EventError::NotFound`] for a subscriber that is not registered; otherwise as
+    /// [`update_subscription`](EventBus::update_subscription) and
+    /// [`EventProvider::subscribe_durable_with_options`](crate::EventProvider::subscribe_durable_with_options).
+    pub async fn create_subscriber(&self, subscriber_id: &str) -> Result<Vec<Box<dyn Subscription>>> {
+        let filter = self
+            .registry
+            .get(subscriber_id)
+            .ok_or_else(|| EventError::NotFound(format!("subscription '{}'", shorten(subscriber_id))))?;
+        self.check_subscription(&filter)?;
+        let mut subscriptions = Vec::with_capacity(filter.subjects.len());
+        for subject in &filter.subjects {
+            let span = tracing::info_span!(
+                "subscribe",
+                messaging.system = self.provider.name(),
+                messaging.operation.name = "subscribe",
+                messaging.destination.name = subject,
+                messaging.consumer.group.name = subscriber_id,
+            );
+            subscriptions.push(self.open(&filter, subject).instrument(span).await?);
+            self.metrics.record_subscribe();
+        }
+        Ok(subscriptions)
+    }
+
+    /// Forgets a subscription and its durable consumers; `Ok` when there is none. What the provider refuses to forget is
+    /// logged.
+    ///
+    /// # Errors
+    ///
+    /// None today.
+    pub async fn remove_subscription(&self, subscriber_id: &str) -> Result<()> {
+        let Some(filter) = self.registry.remove(subscriber_id) else { return Ok(()) };
+        if filter.durable {
+            for subject in &filter.subjects {
+                self.forget_consumer(subscriber_id, subject).await;
+            }
+        }
+        self.metrics.record_unsubscribe();
+        self.save_subscriptions().await;
+        Ok(())
+    }
+
+    /// All registered subscriptions, in no particular order.
+    pub async fn list_subscriptions(&self) -> Vec<SubscriptionFilter> {
+        self.registry.all()
+    }
+
+    /// The subscription of this subscriber.
+    pub async fn get_subscription(&self, subscriber_id: &str) -> Option<SubscriptionFilter> {
+        self.registry.get(subscriber_id)
+    }
+
+    async fn save_subscriptions(&self) {
+        if let Some(store) = &self.state_store {
+            self.registry.save(Arc::clone(store)).await;
+        }
+    }
+
+    fn check_subscription(&self, filter: &SubscriptionFilter) -> Result<()> {
+        if filter.subscriber_id.is_empty() {
+            let rule = "must not be empty".to_owned();
+            return Err(EventError::InvalidName { field: "subscriber_id", value: String::new(), rule });
+        }
+        if !(1..=MAX_SUBJECTS).contains(&filter.subjects.len()) {
+            let rule = format!("a subscription has between 1 and {MAX_SUBJECTS} subjects");
+            let value = format!("{} subjects", filter.subjects.len());
+            return Err(EventError::InvalidSubject { field: "filter", value, rule });
+        }
+        let capabilities = self.provider.capabilities();
+        let options = filter.options.clone().unwrap_or_default();
+        if filter.durable && capabilities.durable.is_no() {
+            return Err(unsupported("durable", self.provider.name()));
+        }
+        capabilities.check_subscribe(self.provider.name(), &options)?;
+        for subject in &filter.subjects {
+            ConsumerConfig::new(subject, &options)?;
+        }
+        self.warn_of_undeclared(None, Some(&options));
+        Ok(())
+    }
+
+    async fn open(&self, filter: &SubscriptionFilter, subject: &str) -> Result<Box<dyn Subscription>> {
+        let mut options = filter.options.clone();
+        let mut max_deliver = None;
+        if self.dlq_handler.is_some() {
+            // The provider must not give an event up by itself: one delivery more brings it to the dead letters.
+            max_deliver = options.as_mut().and_then(|options| options.max_deliver.take());
+        }
+        let inner = if filter.durable {
+            self.open_durable(&filter.subscriber_id, subject, options.as_ref()).await?
+        } else {
+            let call = async {
+                match &options {
+                    Some(options) => self.provider.subscribe_with_options(subject, options).await,
+                    None => self.provider.subscribe(subject).await,
+                }
+            };
+            self.within_deadline("subscribe", call).await?
+        };
+        if self.encryptor.is_none() && self.dlq_handler.is_none() {
+            return Ok(inner);
+        }
+        Ok(Box::new(BusSubscription::new(
+            inner,
+            self.encryptor.clone(),
+            self.dlq_handler.clone(),
+            max_deliver.and_then(|max| u64::try_from(max).ok()),
+            Arc::clone(&self.metrics),
+        )))
+    }
+
+    async fn open_durable(
+        &self,
+        subscriber_id: &str,
+        subject: &str,
+        options: Option<&SubscribeOptions>,
+    ) -> Result<Box<dyn Subscription>> {
+        let mut name = self.registry.consumer_name(subscriber_id, subject);
+        let mut opened = self.open_named(&name, subject, options).await;
+        if matches!(&opened, Err(EventError::Conflict { field, .. }) if field == "filter") {
+            // The plain name belongs to another subject, opened by another bus.
+            name = distinct_name(subscriber_id, subject);
+            opened = self.open_named(&name, subject, options).await;
+        }
+        if opened.is_ok() {
+            self.registry.remember_consumer(&name, subscriber_id, subject);
+        }
+        opened
+    }
+
+    async fn open_named(
+        &self,
+        name: &str,
+        subject: &str,
+        options: Option<&SubscribeOptions>,
+    ) -> Result<Box<dyn Subscription>> {
+        let call = async {
+            match options {
+                Some(options) => self.provider.subscribe_durable_with_options(name, subject, options).await,
+                None => self.provider.subscribe_durable(name, subject).await,
+            }
+        };
+        self.within_deadline("subscribe", call).await
+    }
+
+    async fn forget_consumer(&self, subscriber_id: &str, subject: &str) {
+        let name = self.registry.consumer_name(subscriber_id, subject);
+        if let Err(error) = self.within_deadline("unsubscribe", self.provider.unsubscribe(&name)).await {
+            tracing::warn!(consumer = name, %error, "consumer not forgotten");
+        }
+        self.registry.forget_consumer(&name);
+    }
+}
