@@ -337,7 +337,8 @@ fn options() -> impl Strategy<Value = SubscribeOptions> {
         .prop_map(
             |(max_deliver, mut backoff_secs, max_ack_pending, ack_wait_secs)| {
                 backoff_secs.sort_unstable();
-                backoff_secs.truncate(max_deliver.map_or(usize::MAX, |max| usize::try_from(max).expect("small")));
+                backoff_secs
+                    .truncate(max_deliver.map_or(usize::MAX, |max| usize::try_from(max).expect("small")));
                 SubscribeOptions {
                     max_deliver,
                     backoff_secs,
