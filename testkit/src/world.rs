@@ -309,7 +309,7 @@ impl Reader<'_> {
         sequences
     }
 
-    /// The sequences of these many deliveries, which stay unsettled.
+    /// Takes this many deliveries, which stay unsettled.
     pub(crate) async fn hold(&mut self, count: usize) -> Vec<Delivery> {
         let mut held = Vec::with_capacity(count);
         for _ in 0..count {

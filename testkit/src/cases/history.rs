@@ -99,7 +99,7 @@ pub(super) async fn history_leaves_no_consumer_behind(w: &World<'_>) {
     for _ in 0..3 {
         w.history(Some(&w.all()), 2).await;
     }
-    w.check_eq("consumers", &consumers().await, &0);
+    w.eventually("consumers", 0, consumers).await;
 }
 
 pub(super) async fn history_settles_nothing(w: &World<'_>) {

@@ -141,8 +141,9 @@ fn pending_limit(max: i64) -> SubscribeOptions {
 pub(super) async fn max_ack_pending_pauses_delivery(w: &World<'_>) {
     let mut reader = w.subscribe_with(pending_limit(3)).await;
     let published = w.publish_many("a", 5).await;
-    let held: Vec<_> = reader.hold(3).await.iter().map(Delivery::sequence).collect();
-    w.check_eq("held events", &held, &published[..3].to_vec());
+    let held = reader.hold(3).await;
+    let sequences: Vec<_> = held.iter().map(Delivery::sequence).collect();
+    w.check_eq("held events", &sequences, &published[..3].to_vec());
     reader.silent_for(A_WHILE, "three events are unsettled").await;
 }
 

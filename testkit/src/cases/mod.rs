@@ -1,4 +1,4 @@
-//! The cases. Each takes a [`Harness`](crate::Harness) and panics when the promise is broken.
+//! The cases. Each takes a [`Harness`] and panics when the promise is broken.
 
 mod durable;
 mod history;

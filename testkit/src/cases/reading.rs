@@ -62,12 +62,13 @@ pub(super) async fn a_cancelled_waiter_strands_no_other(w: &World<'_>) {
     let name = w.name("waiters");
     let (mut first, mut second) = (w.durable(&name).await, w.durable(&name).await);
     for _ in 0..3 {
-        let (received, published) = tokio::join!(second.next(), async {
-            // The first waits as well, gives up, and must leave the wakeup to the second.
+        // The first is the first to wait. It gives up, and must leave the wakeup to the second.
+        let gives_up = async {
             let given_up = tokio::time::timeout(ms(100), first.subscription.next_delivery()).await;
             w.check("nothing to receive yet", given_up.is_err());
             w.publish("a").await
-        });
+        };
+        let (published, received) = tokio::join!(gives_up, second.next());
         w.check_eq("sequence", &received.sequence(), &published);
         w.ok("ack", received.ack().await);
     }
@@ -196,7 +197,7 @@ pub(super) async fn timeouts_and_select_lose_nothing(w: &World<'_>) {
         while received.len() < 40 {
             patience += 1;
             w.check("all 40 events arrive", patience < 20_000);
-            let taken = if patience % 2 == 0 {
+            let taken = if patience.is_multiple_of(2) {
                 tokio::time::timeout(ms(patience % 4), take_next(&mut *reader.subscription))
                     .await
                     .ok()
