@@ -1,1 +1,65 @@
-//! The conformance kit of a3s-event.
+//! The conformance kit of a3s-event: every promise of [the delivery contract](a3s_event::docs::delivery) as a named case
+//! that anyone can run against their own provider.
+//!
+//! # Testing a provider
+//!
+//! Write a [`Harness`] that starts a fresh provider for each case, and let [`conformance_tests!`] make one `#[test]` per
+//! case out of it:
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use a3s_event::MemoryProvider;
+//! use a3s_event_testkit::{Fixture, Harness, async_trait};
+//!
+//! struct Memory;
+//!
+//! #[async_trait]
+//! impl Harness for Memory {
+//!     async fn start(&self) -> Box<dyn Fixture> {
+//!         Box::new(Arc::new(MemoryProvider::default()))
+//!     }
+//! }
+//!
+//! a3s_event_testkit::conformance_tests!(Memory, clock = Paused);
+//! # fn main() {}
+//! ```
+//!
+//! A provider that waits with tokio's clock only runs on [`Clock::Paused`], where waiting takes no time; one that talks to
+//! a server runs on [`Clock::Real`].
+//!
+//! # What a provider cannot do
+//!
+//! A case names the capabilities that it [needs](Case::needs). Where the provider declares one of them
+//! [absent](a3s_event::Support::No), the case checks instead that the call is refused with
+//! [`EventError::Unsupported`](a3s_event::EventError::Unsupported): a promise is honoured or refused, never ignored. What
+//! is [not declared](a3s_event::Support::Unknown) counts as promised.
+//!
+//! Some cases need something of the harness, such as a restart. Without it they end as
+//! [`Outcome::NotApplicable`], which a test run shows as passed; [`Case::run`] tells the difference.
+//!
+//! # Cases as data
+//!
+//! [`cases()`] is the list of all cases, for tools that choose, run and report them themselves.
+
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::missing_panics_doc,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a case fails by panicking: that is what the kit is for"
+)]
+
+mod case;
+pub mod cases;
+mod harness;
+mod refusals;
+mod runner;
+mod world;
+
+pub use async_trait::async_trait;
+pub use case::{Case, Need, Outcome};
+pub use cases::cases;
+pub use harness::{Fixture, Harness, Settings};
+pub use runner::{Clock, run_case};

@@ -1,0 +1,191 @@
+//! Reading what is stored without a consumer, and reading about consumers.
+
+use a3s_event::{ConsumerInfo, Event, HistoryQuery, StoredEvent};
+
+use crate::world::{World, ms};
+
+fn topics(events: &[Event]) -> Vec<&str> {
+    events.iter().map(|event| event.summary.as_str()).collect()
+}
+
+async fn publish_topics(w: &World<'_>, topics: &[&str]) -> Vec<u64> {
+    let mut sequences = Vec::new();
+    for topic in topics {
+        sequences.push(w.publish(topic).await);
+    }
+    sequences
+}
+
+pub(super) async fn history_is_newest_first(w: &World<'_>) {
+    publish_topics(w, &["a", "b", "c"]).await;
+    w.check_eq("history", &topics(&w.history(Some(&w.all()), 10).await), &vec!["c", "b", "a"]);
+}
+
+pub(super) async fn history_is_exactly_the_newest_limit(w: &World<'_>) {
+    publish_topics(w, &["a", "b", "c", "d", "e"]).await;
+    for (limit, expected) in [(1, vec!["e"]), (3, vec!["e", "d", "c"]), (5, vec!["e", "d", "c", "b", "a"])] {
+        w.check_eq(&format!("history of {limit}"), &topics(&w.history(None, limit).await), &expected);
+    }
+}
+
+pub(super) async fn a_filtered_history_is_exactly_the_newest_matches(w: &World<'_>) {
+    publish_topics(w, &["m1", "x.1", "m2", "x.2", "x.3", "x.4"]).await;
+    let found = w.history(Some(&w.subject("x.>")), 2).await;
+    w.check_eq("two of x.>", &topics(&found), &vec!["x.4", "x.3"]);
+    let found = w.history(Some(&w.subject("*")), 2).await;
+    w.check_eq("two of *", &topics(&found), &vec!["m2", "m1"]);
+}
+
+pub(super) async fn history_does_not_wait_for_more(w: &World<'_>) {
+    let read = async |limit| {
+        let reading = w.provider.history(None, limit);
+        match tokio::time::timeout(ms(2_000), reading).await {
+            Ok(found) => w.ok("history", found).len(),
+            Err(_) => w.fail(&"expected a history that is too short at once, found that it waits"),
+        }
+    };
+    w.check_eq("history of nothing", &read(10).await, &0);
+    w.publish_many("a", 2).await;
+    w.check_eq("history of two", &read(10).await, &2);
+}
+
+pub(super) async fn history_without_a_filter_is_everything(w: &World<'_>) {
+    let elsewhere = Event {
+        subject: w.provider.build_subject(&w.name("elsewhere"), "b"),
+        summary: "b".to_owned(),
+        ..w.event("b")
+    };
+    w.publish("a").await;
+    w.publish_event(&elsewhere).await;
+    w.check_eq("history", &topics(&w.history(None, 10).await), &vec!["b", "a"]);
+    w.check_eq("of one category", &topics(&w.history(Some(&w.all()), 10).await), &vec!["a"]);
+}
+
+pub(super) async fn a_history_of_zero_is_empty(w: &World<'_>) {
+    w.publish_many("a", 3).await;
+    w.check_eq("history of 0", &w.history(None, 0).await.len(), &0);
+}
+
+pub(super) async fn a_huge_history_is_everything(w: &World<'_>) {
+    w.publish_many("a", 300).await;
+    for limit in [100_000, usize::MAX] {
+        w.check_eq(&format!("history of {limit}"), &w.history(None, limit).await.len(), &300);
+    }
+}
+
+pub(super) async fn history_leaves_no_consumer_behind(w: &World<'_>) {
+    let consumers = || async { w.ok("info", w.call("info", w.provider.info()).await).consumers };
+    w.publish_many("a", 3).await;
+    for _ in 0..3 {
+        w.history(Some(&w.all()), 2).await;
+    }
+    w.eventually("consumers", 0, consumers).await;
+}
+
+pub(super) async fn history_settles_nothing(w: &World<'_>) {
+    let mut reader = w.subscribe().await;
+    let published = w.publish_many("a", 3).await;
+    w.history(Some(&w.all()), 10).await;
+    w.check_eq("events after reading history", &reader.ack_many(3).await, &published);
+}
+
+async fn query(w: &World<'_>, query: HistoryQuery) -> Vec<StoredEvent> {
+    let query = query.filter(w.all());
+    let found = w.call("query", w.provider.query(&query)).await;
+    w.ok("query", found)
+}
+
+fn sequences(found: &[StoredEvent]) -> Vec<u64> {
+    found.iter().map(|stored| stored.sequence).collect()
+}
+
+fn newest_first(published: &[u64]) -> Vec<u64> {
+    published.iter().rev().copied().collect()
+}
+
+pub(super) async fn a_query_reads_a_sequence_range(w: &World<'_>) {
+    let p = w.publish_many("a", 6).await;
+    let since = query(w, HistoryQuery::new(100).since_sequence(p[3])).await;
+    w.check_eq("since the fourth", &sequences(&since), &newest_first(&p[3..]));
+    let before = query(w, HistoryQuery::new(100).before_sequence(p[3])).await;
+    w.check_eq("before the fourth", &sequences(&before), &newest_first(&p[..3]));
+    let between = HistoryQuery::new(100).since_sequence(p[1]).before_sequence(p[4]);
+    w.check_eq("between", &sequences(&query(w, between).await), &newest_first(&p[1..4]));
+    let newest = HistoryQuery::new(2).since_sequence(p[1]).before_sequence(p[4]);
+    w.check_eq("the newest two of it", &sequences(&query(w, newest).await), &newest_first(&p[2..4]));
+}
+
+pub(super) async fn a_query_reads_a_time_range(w: &World<'_>) {
+    let misdated = |timestamp| Event { timestamp, ..w.event("a") };
+    let mut p = vec![w.publish_event(&misdated(4_000_000_000_000)).await];
+    let first = w.storage_time_between().await;
+    p.push(w.publish_event(&misdated(1)).await);
+    let second = w.storage_time_between().await;
+    p.push(w.publish_event(&misdated(first)).await);
+    let since = query(w, HistoryQuery::new(100).since_time(first)).await;
+    w.check_eq("since the first time", &sequences(&since), &newest_first(&p[1..]));
+    let before = query(w, HistoryQuery::new(100).before_time(second)).await;
+    w.check_eq("before the second time", &sequences(&before), &newest_first(&p[..2]));
+    let between = HistoryQuery::new(100).since_time(first).before_time(second);
+    w.check_eq("between", &sequences(&query(w, between).await), &newest_first(&p[1..2]));
+}
+
+pub(super) async fn a_query_pages_through_everything(w: &World<'_>) {
+    let published = w.publish_many("a", 11).await;
+    let mut found = Vec::new();
+    let mut page = query(w, HistoryQuery::new(4)).await;
+    while let Some(oldest) = page.last() {
+        let next = HistoryQuery::new(4).before_sequence(oldest.sequence);
+        w.check("pages come to an end", found.len() <= published.len());
+        found.extend(sequences(&page));
+        page = query(w, next).await;
+    }
+    w.check_eq("all pages", &found, &newest_first(&published));
+}
+
+pub(super) async fn a_query_tells_sequence_and_storage_time(w: &World<'_>) {
+    let start = w.harness.unix_millis();
+    let sequence = w.publish_event(&Event { timestamp: 1, ..w.event("a") }).await;
+    let found = query(w, HistoryQuery::new(1)).await;
+    w.check_eq("sequence", &sequences(&found), &vec![sequence]);
+    let end = w.harness.unix_millis();
+    let stored_at = found[0].stored_at;
+    w.check(
+        &format!("stored_at {stored_at} lies between {start} and {end}"),
+        (start.saturating_sub(1)..=end + 1).contains(&stored_at),
+    );
+}
+
+async fn consumer(w: &World<'_>, name: &str) -> ConsumerInfo {
+    let consumers = w.call("consumers", w.provider.consumers()).await;
+    let found = w.ok("consumers", consumers).into_iter().find(|consumer| consumer.name == name);
+    found.unwrap_or_else(|| w.fail(&format!("expected the consumer {name} in the list, found it missing")))
+}
+
+pub(super) async fn consumers_lists_lag_pending_and_redelivered(w: &World<'_>) {
+    let name = w.name("listed");
+    let mut reader = w.durable(&name).await;
+    w.publish_many("a", 5).await;
+    let _held = reader.hold(2).await;
+    w.ok("nak", reader.next().await.nak().await);
+    let _again = reader.next().await;
+    let found = || async {
+        let info = consumer(w, &name).await;
+        (info.lag, info.pending, info.redelivered)
+    };
+    w.eventually("lag, pending and redelivered", (2, 3, 1), found).await;
+    let info = consumer(w, &name).await;
+    w.check_eq("filter and durable", &(info.filter, info.durable), &(w.all(), true));
+}
+
+pub(super) async fn a_subscription_knows_its_lag(w: &World<'_>) {
+    let mut reader = w.subscribe().await;
+    w.publish_many("a", 3).await;
+    for expected in [3, 2, 1, 0] {
+        let lag = w.ok("lag", w.call("lag", reader.subscription.lag()).await);
+        w.check_eq("lag", &lag, &expected);
+        if expected > 0 {
+            reader.ack_next().await;
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! The cases. Each takes a [`Harness`] and panics when the promise is broken.
+
+mod durable;
+mod history;
+mod lease;
+mod reading;
+mod settle;
+mod start;
+mod stream;
+mod subjects;
+
+use crate::world::prepare;
+use crate::{Case, Harness, Need, Outcome};
+
+/// Hands the list of all cases to a macro: `for_each_case! { [my_macro] extra tokens }` expands to
+/// `my_macro! { { extra tokens } module { name [Need, ...] "promise" ... } ... }`.
+///
+/// The list is written here and nowhere else.
+#[macro_export]
+macro_rules! for_each_case {
+    ([$($callback:tt)*] $($extra:tt)*) => { $($callback)*! { { $($extra)* }
+stream {
+    sequences_are_positive_and_increase []
+        "The sequence of a publish is above zero and above every one before."
+    sequences_increase_across_publishers []
+        "Concurrent publishers get distinct sequences, above every one acknowledged before."
+    received_sequence_is_the_published_one []
+        "An event is delivered with the sequence that its publish returned."
+    a_published_event_is_stored []
+        "When a publish has returned, the event is stored."
+    an_event_survives_unchanged []
+        "Every field of an event is delivered and read back as it was published."
+    a_msg_id_is_stored_once [Dedup]
+        "Publishing again with the same msg_id stores nothing and returns the first sequence."
+    different_msg_ids_are_stored [Dedup]
+        "Events with different msg_ids, and events without, are all stored."
+    a_msg_id_is_checked_before_the_expected_sequence [Dedup, ExpectedSequence]
+        "The retry of a stored publish succeeds although its expected sequence has passed."
+    a_msg_id_is_forgotten_after_the_window [Dedup]
+        "After the dedup window a msg_id can be used again."
+    the_expected_sequence_stores [ExpectedSequence]
+        "A publish that expects the last sequence of the stream is stored."
+    an_unexpected_sequence_is_a_conflict [ExpectedSequence]
+        "A publish that expects another last sequence is a conflict, and nothing is stored."
+    of_racing_expectations_one_wins [ExpectedSequence]
+        "Of concurrent publishes that expect the same sequence exactly one is stored."
+    a_batch_answers_in_order []
+        "A batch returns one result per event, in order, and stores the events in that order."
+    a_batch_goes_on_behind_a_failure []
+        "An entry of a batch that fails is visible as such, and the others are stored."
+    batch_entries_keep_their_options [Dedup]
+        "Each entry of a batch is published with its own options."
+    retention_drops_the_oldest []
+        "A full stream drops its oldest events."
+    an_overtaken_consumer_learns_how_many_it_missed [Durable]
+        "A consumer overtaken by retention is told how many matching events it missed."
+    an_error_is_not_the_end [Durable]
+        "After an error that is not closed, a subscription goes on."
+    publishing_to_nobody_returns []
+        "Publishing with nobody listening does not block."
+    a_slow_subscriber_holds_nobody_up []
+        "A subscriber that does not read makes no publisher wait."
+    a_slow_subscriber_loses_nothing_retained []
+        "A subscriber that falls behind receives everything that is retained, in order."
+    info_counts_what_is_stored []
+        "info counts the stored events and their bytes."
+    a_provider_that_serves_is_healthy []
+        "health is true while the provider serves."
+}
+subjects {
+    bad_subjects_are_refused []
+        "A subject that breaks the grammar is invalid input, and nothing is stored."
+    subjects_outside_the_prefix_are_refused []
+        "A subject outside the prefix of the stream is invalid input, and nothing is stored."
+    bad_filters_are_refused []
+        "A filter that breaks the grammar or matches nothing in the stream is invalid input in every call."
+    bad_consumer_names_are_refused [Durable]
+        "A consumer name that breaks the rules is invalid input, and no consumer is made."
+    bad_events_are_refused []
+        "An event that cannot be stored is invalid input, and nothing is stored."
+    an_event_over_the_size_limit_is_refused []
+        "An event of the declared size limit is stored, a larger one is invalid input."
+    bad_publish_options_are_refused []
+        "A publish option out of range is a configuration error, and nothing is stored."
+    bad_subscribe_options_are_refused []
+        "A subscribe option out of range is a configuration error."
+    a_star_is_exactly_one_token []
+        "In a filter, * stands for exactly one token."
+    a_rest_is_one_or_more_tokens []
+        "In a filter, > stands for one or more tokens, never for none."
+    a_literal_filter_is_exactly_its_subject []
+        "A filter without wildcards matches that subject only."
+    filters_mean_the_same_in_history []
+        "A filter selects the same events in history as in a subscription."
+}
+start {
+    without_a_policy_everything_retained_comes_first []
+        "Without a policy a consumer receives what is retained, then what is published."
+    last_starts_with_the_newest_match [StartPolicies]
+        "Last starts with the newest match."
+    new_skips_what_is_stored [StartPolicies]
+        "New delivers only what is published from now on."
+    by_start_sequence_starts_there [StartPolicies]
+        "ByStartSequence starts with the event of that sequence."
+    by_start_time_means_the_time_of_storage [StartPolicies]
+        "ByStartTime starts with the first event that was stored at that time or later, whatever the events' own timestamps."
+    last_per_subject_starts_with_the_newest_of_each [StartPolicies]
+        "LastPerSubject starts with the newest event of each subject, in sequence order."
+    a_durable_honours_its_policy [Durable, StartPolicies]
+        "A new durable consumer starts where its policy says."
+    a_policy_counts_only_when_the_consumer_is_made [Durable, StartPolicies]
+        "An existing durable consumer goes on from its position, whatever its start policy."
+}
+durable {
+    a_durable_keeps_its_position [Durable]
+        "A durable consumer goes on where it was when everyone had left."
+    members_share_the_work [Durable, SharedConsumers]
+        "Each event goes to one of those who opened the same durable name."
+    every_member_gets_a_share [Durable, SharedConsumers]
+        "While one member is busy, another one gets the next event."
+    each_durable_gets_everything [Durable]
+        "Durable consumers of different names each receive every event."
+    another_filter_is_a_conflict [Durable]
+        "Opening a durable name with another filter is a conflict that names the filter."
+    another_start_is_a_conflict [Durable, StartPolicies]
+        "Opening a durable name with another start policy is a conflict that names the policy."
+    opening_without_options_changes_nothing [Durable, MaxAckPending]
+        "Opening a durable name without options takes the consumer with the settings it has."
+    a_changed_max_ack_pending_applies [Durable, SharedConsumers, MaxAckPending]
+        "Opening a durable name with another max_ack_pending changes it."
+    a_changed_max_deliver_applies [Durable, Redelivery]
+        "Opening a durable name with another max_deliver changes it."
+    a_changed_ack_wait_applies [Durable, Redelivery]
+        "Opening a durable name with another ack_wait changes it."
+    unsubscribe_forgets_the_position [Durable]
+        "unsubscribe forgets a durable consumer and its position."
+    unsubscribe_ends_open_subscriptions [Durable]
+        "unsubscribe ends the open subscriptions of the consumer, also a waiting one."
+    unsubscribe_of_an_unknown_name_is_fine []
+        "unsubscribe of a name that does not exist succeeds."
+    a_forgotten_consumer_takes_an_ack_but_no_nak [Durable, Redelivery]
+        "After unsubscribe, an ack succeeds and a nak says closed."
+    stored_events_outlive_a_restart []
+        "Stored events are there after a restart."
+    a_position_outlives_a_restart [Durable]
+        "The position of a durable consumer is there after a restart."
+    attempts_outlive_a_restart [Durable, Redelivery]
+        "An event that was unsettled at a restart comes again, and its attempts count on."
+}
+settle {
+    first_deliveries_come_in_order []
+        "Events are delivered in sequence order."
+    num_delivered_starts_at_one_and_counts [Redelivery]
+        "num_delivered starts at 1 and counts the deliveries of each event."
+    every_view_shows_the_same_event [Redelivery]
+        "next, next_manual_ack and next_delivery show the same event."
+    ack_settles [Redelivery]
+        "An acked event does not come again."
+    nak_redelivers_at_once [Redelivery]
+        "Without a backoff, a refused event comes again at once."
+    nak_waits_for_the_backoff_of_its_attempt [Redelivery, NakWithDelay]
+        "A refused event comes again after the backoff of its attempt, the last entry of which repeats."
+    nak_after_waits_its_delay [Redelivery, NakWithDelay]
+        "nak_after brings the event again after its delay, not before."
+    nak_after_goes_before_the_backoff [Redelivery, NakWithDelay]
+        "The delay of nak_after counts instead of the backoff."
+    a_delayed_event_holds_no_other_up [Redelivery, NakWithDelay]
+        "An event that waits for its redelivery holds no other event up."
+    term_settles [Redelivery, Term]
+        "A terminated event does not come again."
+    extend_restarts_the_lease [Redelivery, Extend]
+        "extend restarts the lease, as often as it is called."
+    dropping_a_delivery_is_not_an_ack [Redelivery]
+        "A delivery that was dropped unsettled comes again after the ack wait."
+    dropping_a_delivery_is_not_a_nak [Redelivery]
+        "A delivery that was dropped unsettled does not come again before the ack wait."
+    a_late_ack_does_not_settle_the_newer_delivery [Redelivery]
+        "An ack whose lease went to another delivery does not settle that delivery."
+    a_late_settlement_says_so [Redelivery]
+        "A settlement whose lease went to another delivery is an error."
+    a_late_nak_leaves_the_newer_delivery_alone [Redelivery]
+        "A nak whose lease went to another delivery does not end that delivery's lease."
+    release_gives_back_without_counting [Redelivery]
+        "A released event comes again at once as if it had not been delivered."
+}
+lease {
+    an_unsettled_event_comes_again [Redelivery]
+        "An event that is not settled within the ack wait is delivered again."
+    a_lease_is_not_cut_short [Redelivery]
+        "An event is not delivered again before the ack wait is over."
+    the_lease_counts_from_hand_out [Redelivery]
+        "The lease begins when the event is handed out, not when it is fetched."
+    a_member_takes_over_from_a_dead_one [Durable, SharedConsumers, Redelivery]
+        "What a member held that is gone goes to another one after the ack wait."
+    a_waiting_member_takes_over_a_lost_lease [Durable, SharedConsumers, Redelivery]
+        "A member that waits receives an event when another one's lease on it runs out."
+    max_deliver_ends_naks [Redelivery]
+        "After max_deliver attempts a refused event is not delivered again."
+    max_deliver_ends_lost_leases [Redelivery]
+        "After max_deliver attempts an unsettled event is not delivered again."
+    an_exhausted_event_holds_no_other_up [Redelivery, MaxAckPending]
+        "An event that is given up after max_deliver attempts makes room for the next one."
+    redelivery_is_unlimited_by_default [Redelivery]
+        "Without max_deliver an event is delivered as often as it is refused."
+    max_ack_pending_pauses_delivery [MaxAckPending]
+        "No new event is delivered while max_ack_pending events are unsettled."
+    settling_one_resumes_delivery [MaxAckPending]
+        "Settling one event lets the next one through."
+    settling_wakes_a_waiting_member [Durable, SharedConsumers, MaxAckPending]
+        "A member that waits because of max_ack_pending is woken when another one settles."
+    members_share_max_ack_pending [Durable, SharedConsumers, MaxAckPending]
+        "max_ack_pending bounds the unsettled events of all members together."
+    max_ack_pending_lets_redeliveries_through [MaxAckPending, Redelivery]
+        "A refused event comes again although max_ack_pending is reached."
+    a_thousand_events_may_be_unsettled_by_default []
+        "Without max_ack_pending a thousand events may be unsettled."
+}
+reading {
+    ephemerals_are_private []
+        "Ephemeral consumers of the same filter each receive every event."
+    an_ephemeral_is_gone_when_dropped []
+        "An ephemeral consumer is gone when its subscription is dropped."
+    next_settles_before_handing_over [Redelivery]
+        "An event that next returned does not come again."
+    a_publish_wakes_a_waiting_subscriber []
+        "A subscriber that waits receives an event when it is published."
+    a_cancelled_waiter_strands_no_other [Durable, SharedConsumers]
+        "A member that gives up waiting leaves the next event to another one that waits."
+    cancelling_next_loses_nothing []
+        "Dropping the future of next at any await point loses no event."
+    cancelling_next_manual_ack_loses_nothing []
+        "Dropping the future of next_manual_ack at any await point loses no event."
+    cancelling_next_delivery_loses_nothing []
+        "Dropping the future of next_delivery at any await point loses no event."
+    timeouts_and_select_lose_nothing []
+        "A consumer loop of timeouts and select receives every event once, in order."
+    a_closed_subscription_stays_closed []
+        "After close, every call says that the subscription has ended, again and again."
+    close_gives_back_what_was_not_handed_out [Durable]
+        "close gives back what was fetched but not handed out, without counting an attempt."
+    what_was_handed_out_can_be_settled_after_close [Durable, Redelivery]
+        "What was handed out before close can be settled after it."
+    a_closed_provider_refuses_publishes []
+        "After close, a publish fails with an error that says closed."
+    a_closed_provider_ends_subscriptions []
+        "close of the provider ends its subscriptions, also a waiting one."
+    next_batch_takes_at_most_max_in_order []
+        "next_batch returns between one and max deliveries, in order."
+    next_batch_does_not_wait_to_be_full []
+        "next_batch waits for the first delivery only, and not longer than told."
+    an_undecodable_record_surfaces_once [Redelivery]
+        "A stored record that is not an event surfaces once, with its sequence and bytes."
+    an_undecodable_record_blocks_nothing []
+        "The events around a record that cannot be decoded are delivered."
+}
+history {
+    history_is_newest_first []
+        "History is newest first."
+    history_is_exactly_the_newest_limit []
+        "History is exactly the newest limit events."
+    a_filtered_history_is_exactly_the_newest_matches []
+        "History with a filter is exactly the newest limit matches."
+    history_does_not_wait_for_more []
+        "History does not wait when there are fewer than limit."
+    history_without_a_filter_is_everything []
+        "History without a filter covers the whole stream."
+    a_history_of_zero_is_empty []
+        "History with a limit of zero is empty."
+    a_huge_history_is_everything []
+        "History with a limit beyond what is stored is everything."
+    history_leaves_no_consumer_behind []
+        "Reading history leaves no consumer behind."
+    history_settles_nothing []
+        "Reading history takes nothing away from a consumer."
+    a_query_reads_a_sequence_range [HistoryQuery]
+        "A query reads from a first sequence, inclusive, to a last, exclusive."
+    a_query_reads_a_time_range [HistoryQuery]
+        "A query reads a range of storage times, whatever the events' own timestamps."
+    a_query_pages_through_everything [HistoryQuery]
+        "Pages that each begin before the last event of the one before cover everything once."
+    a_query_tells_sequence_and_storage_time [HistoryQuery]
+        "A query tells the sequence and the time of storage of each event."
+    consumers_lists_lag_pending_and_redelivered [Durable, Redelivery, ConsumerInfo]
+        "consumers tells the lag, the pending and the redelivered events of each consumer."
+    a_subscription_knows_its_lag [ConsumerInfo]
+        "lag counts the retained matches that were not delivered yet."
+}
+    } };
+}
+
+macro_rules! define_cases {
+    ({} $($module:ident { $($name:ident [$($need:ident),*] $promise:literal)* })*) => {
+        $($(
+            #[doc = $promise]
+            $(#[doc = concat!("\n\nNeeds the capability [`", stringify!($need), "`](Need::", stringify!($need), ").")])*
+            pub async fn $name(harness: &dyn Harness) -> Outcome {
+                match prepare(harness, $promise, &[$(Need::$need),*]).await {
+                    Ok(world) => $module::$name(&world).await.into(),
+                    Err(absent) => Outcome::Refused(absent),
+                }
+            }
+        )*)*
+
+        static CASES: &[Case] = &[$($(
+            Case {
+                name: stringify!($name),
+                promise: $promise,
+                needs: &[$(Need::$need),*],
+                run: |harness| Box::pin($name(harness)),
+            },
+        )*)*];
+    };
+}
+
+for_each_case! { [define_cases] }
+
+/// All cases, in the order of the delivery contract.
+pub fn cases() -> &'static [Case] {
+    CASES
+}

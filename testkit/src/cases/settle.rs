@@ -1,0 +1,202 @@
+//! Settling: ack, nak, term, extend, release, and doing nothing.
+
+use a3s_event::{Delivery, ErrorKind, SubscribeOptions};
+
+use crate::world::{A_WHILE, Reader, World, ms};
+
+fn ack_wait(secs: u64) -> SubscribeOptions {
+    SubscribeOptions { ack_wait_secs: Some(secs), ..Default::default() }
+}
+
+/// Long enough for a lease of one second to run out, had it not been settled.
+const AFTER_THE_LEASE: std::time::Duration = ms(2_000);
+
+pub(super) async fn first_deliveries_come_in_order(w: &World<'_>) {
+    let mut live = w.subscribe().await;
+    let published = w.publish_many("a", 30).await;
+    w.check_eq("sequences as they come", &live.ack_many(30).await, &published);
+    let mut unsettled = w.subscribe().await;
+    let held: Vec<_> = unsettled.hold(30).await.iter().map(Delivery::sequence).collect();
+    w.check_eq("sequences without acks", &held, &published);
+}
+
+pub(super) async fn num_delivered_starts_at_one_and_counts(w: &World<'_>) {
+    let mut reader = w.subscribe().await;
+    w.publish_many("a", 2).await;
+    let other = reader.next().await;
+    for expected in 1..=4 {
+        let delivery = reader.next().await;
+        w.check_eq("num_delivered", &delivery.num_delivered(), &expected);
+        w.ok("nak", delivery.nak().await);
+    }
+    w.check_eq("num_delivered of the other event", &other.num_delivered(), &1);
+}
+
+pub(super) async fn every_view_shows_the_same_event(w: &World<'_>) {
+    let mut reader = w.subscribe().await;
+    let event = w.event("a").with_metadata("key", "value");
+    let sequence = w.publish_event(&event).await;
+    let expected = serde_json::to_value(&event).expect("an event is JSON");
+
+    let delivery = reader.next().await;
+    let shared = serde_json::to_value(delivery.event()).expect("an event is JSON");
+    let stream = delivery.stream().to_owned();
+    w.check_eq("the shared view", &(shared, delivery.sequence()), &(expected.clone(), sequence));
+    w.ok("nak", delivery.nak().await);
+
+    let pending = w.call("next_manual_ack", reader.subscription.next_manual_ack()).await;
+    let Some(pending) = w.ok("next_manual_ack", pending) else { w.fail(&"next_manual_ack ended") };
+    let owned = serde_json::to_value(&pending.received.event).expect("an event is JSON");
+    w.check_eq("the owned view", &(owned, pending.received.sequence), &(expected.clone(), sequence));
+    w.check_eq("num_delivered", &pending.received.num_delivered, &2);
+    w.check_eq("stream", &pending.received.stream, &stream);
+    w.ok("nak", pending.nak().await);
+
+    let received = reader.next_settled().await;
+    let settled = serde_json::to_value(&received.event).expect("an event is JSON");
+    w.check_eq("the settled view", &(settled, received.sequence), &(expected, sequence));
+    w.check_eq("num_delivered", &received.num_delivered, &3);
+    w.check_eq("stream", &received.stream, &stream);
+}
+
+pub(super) async fn ack_settles(w: &World<'_>) {
+    let mut reader = w.subscribe_with(ack_wait(1)).await;
+    w.publish_many("a", 2).await;
+    reader.ack_many(2).await;
+    reader.silent_for(AFTER_THE_LEASE, "acked events do not come again").await;
+}
+
+pub(super) async fn nak_redelivers_at_once(w: &World<'_>) {
+    let mut reader = w.subscribe().await;
+    let sequence = w.publish("a").await;
+    w.ok("nak", reader.next().await.nak().await);
+    let again = reader.next().await;
+    w.check_eq("sequence and attempt", &(again.sequence(), again.num_delivered()), &(sequence, 2));
+    w.ok("ack", again.ack().await);
+    reader.silent_for(A_WHILE, "it is settled now").await;
+}
+
+fn backoff(secs: &[u64]) -> SubscribeOptions {
+    SubscribeOptions { backoff_secs: secs.to_vec(), ..Default::default() }
+}
+
+pub(super) async fn nak_waits_for_the_backoff_of_its_attempt(w: &World<'_>) {
+    let mut reader = w.subscribe_with(backoff(&[1, 2])).await;
+    w.publish("a").await;
+    for (attempt, quiet) in [(1, 700), (2, 1_700), (3, 1_700)] {
+        let delivery = reader.next().await;
+        w.check_eq("num_delivered", &delivery.num_delivered(), &attempt);
+        w.ok("nak", delivery.nak().await);
+        reader.silent_for(ms(quiet), &format!("the backoff after attempt {attempt} is not over")).await;
+    }
+    w.check_eq("num_delivered", &reader.next().await.num_delivered(), &4);
+}
+
+pub(super) async fn nak_after_waits_its_delay(w: &World<'_>) {
+    let mut reader = w.subscribe().await;
+    w.publish("a").await;
+    w.ok("nak_after", reader.next().await.nak_after(ms(1_000)).await);
+    reader.silent_for(ms(700), "the delay is not over").await;
+    w.check_eq("num_delivered", &reader.next().await.num_delivered(), &2);
+}
+
+pub(super) async fn nak_after_goes_before_the_backoff(w: &World<'_>) {
+    let mut reader = w.subscribe_with(backoff(&[3_600])).await;
+    w.publish("a").await;
+    w.ok("nak_after", reader.next().await.nak_after(ms(100)).await);
+    w.check_eq("num_delivered", &reader.next().await.num_delivered(), &2);
+}
+
+pub(super) async fn a_delayed_event_holds_no_other_up(w: &World<'_>) {
+    let mut reader = w.subscribe().await;
+    let published = w.publish_many("a", 3).await;
+    w.ok("nak_after", reader.next().await.nak_after(ms(60_000)).await);
+    w.check_eq("the others", &reader.ack_many(2).await, &published[1..].to_vec());
+}
+
+pub(super) async fn term_settles(w: &World<'_>) {
+    let mut reader = w.subscribe_with(ack_wait(1)).await;
+    w.publish("a").await;
+    w.ok("term", reader.next().await.term("not for us").await);
+    reader.silent_for(AFTER_THE_LEASE, "a terminated event does not come again").await;
+}
+
+pub(super) async fn extend_restarts_the_lease(w: &World<'_>) {
+    let mut reader = w.subscribe_with(ack_wait(1)).await;
+    w.publish("a").await;
+    let delivery = reader.next().await;
+    for _ in 0..3 {
+        reader.silent_for(ms(600), "the lease was extended").await;
+        w.ok("extend", delivery.extend().await);
+    }
+    w.ok("ack", delivery.ack().await);
+    reader.silent_for(AFTER_THE_LEASE, "the event is settled").await;
+}
+
+/// Drops one delivery in each view: nothing may happen at once, and each must come again after the lease.
+async fn dropped<'w>(w: &'w World<'_>) -> (Reader<'w>, Vec<u64>) {
+    let mut reader = w.subscribe_with(ack_wait(1)).await;
+    let published = w.publish_many("a", 2).await;
+    drop(reader.next().await);
+    let pending = w.call("next_manual_ack", reader.subscription.next_manual_ack()).await;
+    // Moving the event out drops the rest.
+    let received = w.ok("next_manual_ack", pending).map(|pending| pending.received);
+    w.check_eq("sequence", &received.map(|received| received.sequence), &Some(published[1]));
+    (reader, published)
+}
+
+pub(super) async fn dropping_a_delivery_is_not_an_ack(w: &World<'_>) {
+    let (mut reader, published) = dropped(w).await;
+    w.check_eq("events after the lease", &reader.ack_many(2).await, &published);
+}
+
+pub(super) async fn dropping_a_delivery_is_not_a_nak(w: &World<'_>) {
+    let (mut reader, _) = dropped(w).await;
+    reader.silent_for(ms(600), "the lease of a dropped delivery still holds").await;
+}
+
+/// A delivery whose lease ran out, and the delivery that took its place.
+async fn overdue<'w>(w: &'w World<'_>) -> (Reader<'w>, Delivery, Delivery) {
+    let mut reader = w.subscribe_with(ack_wait(1)).await;
+    w.publish("a").await;
+    let late = reader.next().await;
+    let newer = reader.next().await;
+    w.check_eq("attempts", &(late.num_delivered(), newer.num_delivered()), &(1, 2));
+    (reader, late, newer)
+}
+
+pub(super) async fn a_late_ack_does_not_settle_the_newer_delivery(w: &World<'_>) {
+    let (mut reader, late, newer) = overdue(w).await;
+    // Whether the ack is refused is another case.
+    let _ = late.ack().await;
+    drop(newer);
+    w.check_eq("num_delivered of the third delivery", &reader.next().await.num_delivered(), &3);
+}
+
+pub(super) async fn a_late_settlement_says_so(w: &World<'_>) {
+    let (mut reader, late, newer) = overdue(w).await;
+    let error = w.refused("a late extend", late.extend().await);
+    w.check("extend is refused", matches!(error.kind(), ErrorKind::Ack | ErrorKind::Unsupported));
+    let error = w.refused("a late ack", late.ack().await);
+    w.check_eq("kind of the error", &error.kind(), &ErrorKind::Ack);
+    w.ok("ack of the newer delivery", newer.ack().await);
+    reader.silent_for(AFTER_THE_LEASE, "the event is settled").await;
+}
+
+pub(super) async fn a_late_nak_leaves_the_newer_delivery_alone(w: &World<'_>) {
+    let (mut reader, late, newer) = overdue(w).await;
+    let error = w.refused("a late nak", late.nak().await);
+    w.check_eq("kind of the error", &error.kind(), &ErrorKind::Ack);
+    reader.silent_for(A_WHILE, "the newer delivery still has its lease").await;
+    w.ok("ack of the newer delivery", newer.ack().await);
+}
+
+pub(super) async fn release_gives_back_without_counting(w: &World<'_>) {
+    let mut reader = w.subscribe().await;
+    w.publish("a").await;
+    for _ in 0..3 {
+        let delivery = reader.next().await;
+        w.check_eq("num_delivered", &delivery.num_delivered(), &1);
+        w.ok("release", delivery.release().await);
+    }
+}

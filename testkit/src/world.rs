@@ -1,0 +1,317 @@
+//! What the cases are written with: a provider with fresh names, readers with deadlines, and checks that name the promise.
+
+use std::fmt::{Debug, Display};
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use a3s_event::{
+    Delivery, Event, EventError, EventProvider, PublishOptions, ReceivedEvent, Result, SubscribeOptions,
+    Subscription,
+};
+
+use crate::{Fixture, Harness, Need, Settings, refusals};
+
+/// What should come comes within this time, on the slowest server.
+pub(crate) const SOON: Duration = Duration::from_secs(10);
+/// How long to look for something that must not come, when nothing in the case says it better.
+pub(crate) const A_WHILE: Duration = Duration::from_millis(400);
+/// No call may take longer.
+const CALL_DEADLINE: Duration = Duration::from_secs(30);
+
+pub(crate) const fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// One provider, and the names that one case uses on it.
+pub(crate) struct World<'h> {
+    pub(crate) harness: &'h dyn Harness,
+    pub(crate) fixture: Box<dyn Fixture>,
+    pub(crate) provider: Arc<dyn EventProvider>,
+    promise: &'static str,
+    /// The category that all subjects of the case lie in.
+    pub(crate) category: String,
+    suffix: String,
+}
+
+/// Starts a provider for a case. The need, when the provider declares it absent and has proven that it refuses it.
+pub(crate) async fn prepare<'h>(
+    harness: &'h dyn Harness,
+    promise: &'static str,
+    needs: &[Need],
+) -> std::result::Result<World<'h>, Need> {
+    let world = World::new(harness, promise, harness.start().await);
+    let capabilities = world.provider.capabilities();
+    match needs.iter().find(|need| need.support(&capabilities).is_no()) {
+        Some(need) => {
+            refusals::check(&world, *need).await;
+            Err(*need)
+        }
+        None => Ok(world),
+    }
+}
+
+impl<'h> World<'h> {
+    fn new(harness: &'h dyn Harness, promise: &'static str, fixture: Box<dyn Fixture>) -> Self {
+        let id = Event::new("", "", "", "", serde_json::Value::Null).id;
+        let suffix = id.rsplit('-').next().unwrap_or_default().to_owned();
+        Self {
+            harness,
+            provider: fixture.provider(),
+            fixture,
+            promise,
+            category: format!("kit{suffix}"),
+            suffix,
+        }
+    }
+
+    /// The same on a provider with these settings.
+    pub(crate) async fn with(&self, settings: Settings) -> Option<Self> {
+        let fixture = self.harness.start_with(&settings).await?;
+        Some(Self::new(self.harness, self.promise, fixture))
+    }
+
+    pub(crate) fn subject(&self, topic: &str) -> String {
+        self.provider.build_subject(&self.category, topic)
+    }
+
+    /// The filter of everything that the case publishes.
+    pub(crate) fn all(&self) -> String {
+        self.provider.category_subject(&self.category)
+    }
+
+    pub(crate) fn name(&self, base: &str) -> String {
+        format!("{base}-{}", self.suffix)
+    }
+
+    pub(crate) fn event(&self, topic: &str) -> Event {
+        let payload = serde_json::json!({ "topic": topic });
+        Event::new(self.subject(topic), &self.category, topic, "testkit", payload)
+    }
+
+    pub(crate) async fn publish(&self, topic: &str) -> u64 {
+        self.publish_event(&self.event(topic)).await
+    }
+
+    pub(crate) async fn publish_event(&self, event: &Event) -> u64 {
+        let stored = self.call("publish", self.provider.publish(event)).await;
+        self.ok("publish", stored)
+    }
+
+    pub(crate) async fn publish_with(&self, topic: &str, options: PublishOptions) -> Result<u64> {
+        let event = self.event(topic);
+        self.call("publish", self.provider.publish_with_options(&event, &options)).await
+    }
+
+    /// Publishes this many events and returns their sequences.
+    pub(crate) async fn publish_many(&self, topic: &str, count: usize) -> Vec<u64> {
+        let mut sequences = Vec::with_capacity(count);
+        for _ in 0..count {
+            sequences.push(self.publish(topic).await);
+        }
+        sequences
+    }
+
+    /// An ephemeral consumer of everything that the case publishes.
+    pub(crate) async fn subscribe(&self) -> Reader<'_> {
+        self.subscribe_to(&self.all()).await
+    }
+
+    pub(crate) async fn subscribe_to(&self, filter: &str) -> Reader<'_> {
+        let opened = self.call("subscribe", self.provider.subscribe(filter)).await;
+        self.reader(opened)
+    }
+
+    pub(crate) async fn subscribe_with(&self, options: SubscribeOptions) -> Reader<'_> {
+        let filter = self.all();
+        let opening = self.provider.subscribe_with_options(&filter, &options);
+        let opened = self.call("subscribe_with_options", opening).await;
+        self.reader(opened)
+    }
+
+    /// A member of the durable consumer of everything that the case publishes.
+    pub(crate) async fn durable(&self, name: &str) -> Reader<'_> {
+        self.durable_on(&*self.provider, name, None).await
+    }
+
+    pub(crate) async fn durable_with(&self, name: &str, options: SubscribeOptions) -> Reader<'_> {
+        self.durable_on(&*self.provider, name, Some(options)).await
+    }
+
+    /// The same through another handle.
+    pub(crate) async fn durable_on(
+        &self,
+        provider: &dyn EventProvider,
+        name: &str,
+        options: Option<SubscribeOptions>,
+    ) -> Reader<'_> {
+        let filter = self.all();
+        let opening = async {
+            match &options {
+                None => provider.subscribe_durable(name, &filter).await,
+                Some(options) => provider.subscribe_durable_with_options(name, &filter, options).await,
+            }
+        };
+        let opened = self.call("subscribe_durable", opening).await;
+        self.reader(opened)
+    }
+
+    fn reader(&self, opened: Result<Box<dyn Subscription>>) -> Reader<'_> {
+        Reader { world: self, subscription: self.ok("opening a subscription", opened) }
+    }
+
+    pub(crate) async fn history(&self, filter: Option<&str>, limit: usize) -> Vec<Event> {
+        let found = self.call("history", self.provider.history(filter, limit)).await;
+        self.ok("history", found)
+    }
+
+    /// How many events of the case are stored.
+    pub(crate) async fn stored(&self) -> usize {
+        self.history(Some(&self.all()), usize::MAX).await.len()
+    }
+
+    pub(crate) async fn elapse(&self, time: Duration) {
+        self.harness.elapse(time).await;
+    }
+
+    /// Waits until the clock that stamps stored events has moved on, and returns a time between before and after.
+    pub(crate) async fn storage_time_between(&self) -> u64 {
+        let before = self.harness.unix_millis();
+        while self.harness.unix_millis() < before + 4 {
+            self.elapse(ms(1)).await;
+        }
+        before + 2
+    }
+
+    /// Waits until `found` answers what is expected.
+    pub(crate) async fn eventually<T, F>(&self, what: &str, expected: T, found: impl Fn() -> F)
+    where
+        T: PartialEq + Debug,
+        F: Future<Output = T>,
+    {
+        let step = ms(20);
+        let mut last = found().await;
+        let mut waited = Duration::ZERO;
+        while last != expected && waited < SOON {
+            self.elapse(step).await;
+            waited += step;
+            last = found().await;
+        }
+        self.check_eq(what, &last, &expected);
+    }
+
+    /// Awaits a call, which must not hang.
+    pub(crate) async fn call<T>(&self, what: &str, call: impl Future<Output = T>) -> T {
+        match tokio::time::timeout(CALL_DEADLINE, call).await {
+            Ok(answer) => answer,
+            Err(_) => self.fail(&format!("{what} did not return within {CALL_DEADLINE:?}")),
+        }
+    }
+
+    #[track_caller]
+    pub(crate) fn ok<T>(&self, what: &str, result: Result<T>) -> T {
+        result.unwrap_or_else(|error| self.fail(&format!("{what} failed: {error}")))
+    }
+
+    #[track_caller]
+    pub(crate) fn refused<T>(&self, what: &str, result: Result<T>) -> EventError {
+        match result {
+            Err(error) => error,
+            Ok(_) => self.fail(&format!("{what}: expected an error, found Ok")),
+        }
+    }
+
+    #[track_caller]
+    pub(crate) fn check_eq<T: PartialEq + Debug>(&self, what: &str, found: &T, expected: &T) {
+        if found != expected {
+            self.fail(&format!("{what}: expected {expected:?}, found {found:?}"));
+        }
+    }
+
+    #[track_caller]
+    pub(crate) fn check(&self, what: &str, holds: bool) {
+        if !holds {
+            self.fail(&format!("expected, but not so: {what}"));
+        }
+    }
+
+    #[track_caller]
+    pub(crate) fn fail(&self, what: &dyn Display) -> ! {
+        panic!("promise broken: {}\n  {what}", self.promise)
+    }
+}
+
+/// A subscription whose calls have deadlines.
+pub(crate) struct Reader<'w> {
+    pub(crate) world: &'w World<'w>,
+    pub(crate) subscription: Box<dyn Subscription>,
+}
+
+impl Reader<'_> {
+    /// The next delivery, which must come soon.
+    pub(crate) async fn next(&mut self) -> Delivery {
+        match self.answer().await {
+            Ok(Some(delivery)) => delivery,
+            Ok(None) => self.world.fail(&"expected a delivery, found the end of the subscription"),
+            Err(error) => self.world.fail(&format!("expected a delivery, found the error: {error}")),
+        }
+    }
+
+    /// What `next_delivery` answers, which must be soon.
+    pub(crate) async fn answer(&mut self) -> Result<Option<Delivery>> {
+        match tokio::time::timeout(SOON, self.subscription.next_delivery()).await {
+            Ok(answer) => answer,
+            Err(_) => self.world.fail(&format!("expected a delivery, found none within {SOON:?}")),
+        }
+    }
+
+    /// The next event through `next`, which must come soon.
+    pub(crate) async fn next_settled(&mut self) -> ReceivedEvent {
+        match tokio::time::timeout(SOON, self.subscription.next()).await {
+            Ok(Ok(Some(received))) => received,
+            Ok(other) => self.world.fail(&format!("expected an event from next, found {other:?}")),
+            Err(_) => self.world.fail(&format!("expected an event from next, found none within {SOON:?}")),
+        }
+    }
+
+    /// Takes the next delivery, acks it and returns its sequence.
+    pub(crate) async fn ack_next(&mut self) -> u64 {
+        let delivery = self.next().await;
+        let sequence = delivery.sequence();
+        self.world.ok("ack", delivery.ack().await);
+        sequence
+    }
+
+    /// Takes and acks this many deliveries and returns their sequences.
+    pub(crate) async fn ack_many(&mut self, count: usize) -> Vec<u64> {
+        let mut sequences = Vec::with_capacity(count);
+        for _ in 0..count {
+            sequences.push(self.ack_next().await);
+        }
+        sequences
+    }
+
+    /// Takes this many deliveries, which stay unsettled.
+    pub(crate) async fn hold(&mut self, count: usize) -> Vec<Delivery> {
+        let mut held = Vec::with_capacity(count);
+        for _ in 0..count {
+            held.push(self.next().await);
+        }
+        held
+    }
+
+    /// Nothing may come for this long.
+    pub(crate) async fn silent_for(&mut self, time: Duration, why: &str) {
+        if let Ok(answer) = tokio::time::timeout(time, self.subscription.next_delivery()).await {
+            self.world.fail(&format!("{why}: expected nothing within {time:?}, found {answer:?}"));
+        }
+    }
+
+    /// The subscription must have ended, and say so every time.
+    pub(crate) async fn ended(&mut self) {
+        for _ in 0..2 {
+            let answer = self.answer().await;
+            self.world.check(&format!("Ok(None), found {answer:?}"), matches!(answer, Ok(None)));
+        }
+    }
+}

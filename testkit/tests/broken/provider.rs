@@ -1,0 +1,483 @@
+//! A provider that breaks one promise.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use a3s_event::provider::PublishRequest;
+use a3s_event::provider::validate::{validate_event, validate_publish_options};
+use a3s_event::subject::{validate_consumer_name, validate_filter_under, validate_published};
+use a3s_event::{
+    Capabilities, ConsumerInfo, DeliverPolicy, Event, EventError, EventProvider, HistoryQuery,
+    MemoryProvider, ProviderInfo, PublishOptions, Result, StoredEvent, SubscribeOptions, Subscription,
+};
+use async_trait::async_trait;
+
+use crate::defect::Defect;
+use crate::subscription::{FaultySubscription, Kept};
+
+/// The memory provider with a defect, or without one.
+pub(crate) struct Faulty {
+    pub(crate) inner: Arc<MemoryProvider>,
+    pub(crate) defect: Option<Defect>,
+    pub(crate) capabilities: Capabilities,
+    state: Arc<State>,
+}
+
+/// What the defects remember.
+#[derive(Default)]
+pub(crate) struct State {
+    published: AtomicU64,
+    names: AtomicU64,
+    msg_ids: Mutex<HashMap<String, u64>>,
+    last_of_subject: Mutex<HashMap<String, u64>>,
+    /// The filters of the durables that were ever opened.
+    durables: Mutex<HashMap<String, String>>,
+    /// How many subscriptions each durable has.
+    pub(crate) open: Mutex<HashMap<String, usize>>,
+    pub(crate) kept: Kept,
+}
+
+pub(crate) fn unsupported(option: &str) -> EventError {
+    EventError::Unsupported { option: option.to_owned(), provider: "faulty".to_owned() }
+}
+
+async fn for_ever() {
+    tokio::time::sleep(Duration::from_secs(1_000_000)).await;
+}
+
+impl Faulty {
+    pub(crate) fn new(
+        inner: Arc<MemoryProvider>,
+        defect: Option<Defect>,
+        capabilities: Capabilities,
+    ) -> Self {
+        Self { inner, defect, capabilities, state: Arc::default() }
+    }
+
+    pub(crate) fn has(&self, defect: Defect) -> bool {
+        self.defect == Some(defect)
+    }
+
+    fn prefix(&self) -> &str {
+        self.inner.subject_prefix()
+    }
+
+    /// Refuses what is declared absent, as an honest provider does.
+    fn refuse(&self, absent: bool, what: &str) -> Result<()> {
+        if absent && !self.has(Defect::IgnoresDeclarations) {
+            return Err(unsupported(what));
+        }
+        Ok(())
+    }
+
+    fn spoil_event(&self, event: &mut Event) {
+        if self.has(Defect::StoresBadSubjects) && validate_published(&event.subject, self.prefix()).is_err() {
+            event.subject = format!("{}.kit.repaired", self.prefix());
+        }
+        if self.has(Defect::DropsMetadata) {
+            event.metadata.clear();
+        }
+        if self.has(Defect::RepairsBadEvents) && validate_event(event, self.prefix(), usize::MAX).is_err() {
+            let repaired = Event::new(&event.subject, &event.category, "", "", serde_json::Value::Null);
+            *event = repaired;
+        }
+        let limit = self.capabilities.max_payload.unwrap_or(usize::MAX);
+        if self.has(Defect::TruncatesLargeEvents)
+            && matches!(
+                validate_event(event, self.prefix(), limit),
+                Err(EventError::TooLarge { what: "event", .. })
+            )
+        {
+            event.payload = serde_json::Value::Null;
+        }
+    }
+
+    async fn spoil_options(&self, event: &Event, options: &mut PublishOptions) -> Result<()> {
+        let Some(defect) = self.defect else { return Ok(()) };
+        match defect {
+            Defect::IgnoresDedup => options.msg_id = None,
+            Defect::DedupsEverything if options.msg_id.is_some() => options.msg_id = Some("same".to_owned()),
+            Defect::ChecksExpectedSequenceFirst => {
+                let last = Some(self.inner.info().await?.messages);
+                if options.expected_sequence.is_some() && options.expected_sequence != last {
+                    options.msg_id = None;
+                }
+            }
+            Defect::IgnoresExpectedSequence => options.expected_sequence = None,
+            Defect::ExpectsSequencePerSubject => {
+                let last = self.state.last_of_subject.lock().unwrap().get(&event.subject).copied();
+                if let Some(expected) = options.expected_sequence {
+                    let matches = expected == last.unwrap_or(0);
+                    options.expected_sequence = if matches { None } else { Some(u64::MAX) };
+                }
+            }
+            Defect::ForgivesBadOptions if validate_publish_options(options).is_err() => {
+                *options = PublishOptions::default();
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Blocks where the defect makes publishers wait.
+    async fn before_publish(&self) -> Result<()> {
+        if self.has(Defect::BlocksWithoutSubscriber) && self.inner.info().await?.consumers == 0 {
+            for_ever().await;
+        }
+        if self.has(Defect::BlocksForSlowSubscriber)
+            && self.inner.consumers().await?.iter().any(|consumer| consumer.lag > 64)
+        {
+            for_ever().await;
+        }
+        Ok(())
+    }
+
+    fn spoil_name(&self, name: &str) -> String {
+        match self.defect {
+            Some(Defect::OpensBadNames) if validate_consumer_name(name).is_err() => "repaired".to_owned(),
+            Some(Defect::SharesAcrossNames) => "shared".to_owned(),
+            Some(Defect::DeliversToEveryMember) => {
+                format!("{name}-{}", self.state.names.fetch_add(1, Ordering::SeqCst))
+            }
+            _ => name.to_owned(),
+        }
+    }
+
+    fn spoil_settings(&self, options: &mut SubscribeOptions) {
+        let Some(defect) = self.defect else { return };
+        match defect {
+            Defect::ForgivesBadOptions => {
+                let checked = a3s_event::provider::consumer::ConsumerConfig::new(">", options);
+                if checked.is_err() {
+                    *options = SubscribeOptions::default();
+                }
+            }
+            Defect::StartsWithNew if options.deliver_policy == DeliverPolicy::All => {
+                options.deliver_policy = DeliverPolicy::New;
+            }
+            Defect::IgnoresStartPolicy => options.deliver_policy = DeliverPolicy::All,
+            Defect::IgnoresStartTime | Defect::StartsByEventTimestamp => {
+                if matches!(options.deliver_policy, DeliverPolicy::ByStartTime { .. }) {
+                    options.deliver_policy = DeliverPolicy::All;
+                }
+            }
+            Defect::NakHasNoDelay => options.backoff_secs.clear(),
+            Defect::IgnoresAckWait => options.ack_wait_secs = Some(86_400),
+            Defect::CutsLeasesShort => options.ack_wait_secs = options.ack_wait_secs.map(|_| 1),
+            Defect::IgnoresMaxDeliver => options.max_deliver = None,
+            Defect::IgnoresMaxAckPending => options.max_ack_pending = Some(1_000_000),
+            Defect::OtherDefaults => {
+                options.max_deliver = options.max_deliver.or(Some(5));
+                options.max_ack_pending = options.max_ack_pending.or(Some(5_000));
+            }
+            _ => {}
+        }
+    }
+
+    /// The filter to open instead, and the one to apply to what arrives.
+    fn spoil_filter(&self, filter: &str) -> String {
+        let everything = format!("{}.>", self.prefix());
+        match self.defect {
+            Some(Defect::OpensBadFilters) if validate_filter_under(filter, self.prefix()).is_err() => {
+                everything
+            }
+            Some(Defect::StarMatchesMany) => match filter.strip_suffix('*') {
+                Some(literal) => format!("{literal}>"),
+                None => filter.to_owned(),
+            },
+            Some(Defect::RestMatchesNone | Defect::LiteralMatchesBelow) => everything,
+            _ => filter.to_owned(),
+        }
+    }
+
+    fn wrap(
+        &self,
+        inner: Box<dyn Subscription>,
+        durable: Option<String>,
+        filter: &str,
+        options: &SubscribeOptions,
+    ) -> Box<dyn Subscription> {
+        let state = Arc::clone(&self.state);
+        let capabilities = self.capabilities;
+        Box::new(FaultySubscription::new(inner, self.defect, capabilities, state, durable, filter, options))
+    }
+
+    async fn open_durable(
+        &self,
+        name: &str,
+        filter: &str,
+        options: Option<&SubscribeOptions>,
+    ) -> Result<Box<dyn Subscription>> {
+        self.refuse(self.capabilities.durable.is_no(), "durable")?;
+        let name = self.spoil_name(name);
+        let opened = self.spoil_filter(filter);
+        let known = self.state.durables.lock().unwrap().insert(name.clone(), opened.clone());
+        let others = self.state.open.lock().unwrap().get(&name).copied().unwrap_or(0);
+        self.refuse(self.capabilities.shared_consumers.is_no() && others > 0, "shared_consumers")?;
+        if self.has(Defect::ForgetsPosition) && others == 0 {
+            self.inner.unsubscribe(&name).await?;
+        }
+        let mut settings = options.cloned().unwrap_or_default();
+        self.spoil_settings(&mut settings);
+        let as_it_is = options.is_none() && (known.is_some() || self.defect.is_none());
+        let subscription = if as_it_is && !self.has(Defect::ResetsSettingsOnOpening) {
+            self.open_as_it_is(&name, &opened, known).await?
+        } else {
+            self.open_with(&name, &opened, known, &settings).await?
+        };
+        Ok(self.wrap(subscription, Some(name), filter, &settings))
+    }
+
+    async fn open_as_it_is(
+        &self,
+        name: &str,
+        filter: &str,
+        known: Option<String>,
+    ) -> Result<Box<dyn Subscription>> {
+        match known {
+            Some(old) if self.has(Defect::KeepsOldFilterSilently) => {
+                self.inner.subscribe_durable(name, &old).await
+            }
+            _ => self.inner.subscribe_durable(name, filter).await,
+        }
+    }
+
+    async fn open_with(
+        &self,
+        name: &str,
+        filter: &str,
+        known: Option<String>,
+        settings: &SubscribeOptions,
+    ) -> Result<Box<dyn Subscription>> {
+        let keeps = self.has(Defect::IgnoresChanges) || self.has(Defect::KeepsOldStartSilently);
+        if keeps && known.is_some() {
+            return self.inner.subscribe_durable(name, filter).await;
+        }
+        self.inner.subscribe_durable_with_options(name, filter, settings).await
+    }
+
+    async fn wait_for_more(&self, found: usize, limit: usize) {
+        if self.has(Defect::HistoryWaitsForMore) && found < limit {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+        }
+    }
+}
+
+#[async_trait]
+impl EventProvider for Faulty {
+    async fn publish(&self, event: &Event) -> Result<u64> {
+        self.publish_with_options(event, &PublishOptions::default()).await
+    }
+
+    async fn publish_with_options(&self, event: &Event, options: &PublishOptions) -> Result<u64> {
+        if !self.has(Defect::IgnoresDeclarations) {
+            self.capabilities.check_publish(self.name(), options)?;
+        }
+        let (mut event, mut options) = (event.clone(), options.clone());
+        self.before_publish().await?;
+        self.spoil_event(&mut event);
+        self.spoil_options(&event, &mut options).await?;
+        let count = self.state.published.fetch_add(1, Ordering::SeqCst);
+        if self.has(Defect::LosesOneIn50) && count % 50 == 49 {
+            return Ok(self.inner.info().await?.messages + 1);
+        }
+        let remembered = options.msg_id.clone().filter(|_| self.has(Defect::DedupsForEver));
+        if let Some(msg_id) = &remembered
+            && let Some(sequence) = self.state.msg_ids.lock().unwrap().get(msg_id)
+        {
+            return Ok(*sequence);
+        }
+        let sequence = self.inner.publish_with_options(&event, &options).await?;
+        self.state.last_of_subject.lock().unwrap().insert(event.subject, sequence);
+        self.state.msg_ids.lock().unwrap().extend(remembered.map(|id| (id, sequence)));
+        if self.has(Defect::SequencesRepeat) {
+            return Ok(sequence / 2);
+        }
+        Ok(sequence)
+    }
+
+    async fn publish_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<u64>> {
+        let mut answers = Vec::new();
+        for request in batch {
+            if self.has(Defect::BatchStopsAtFailure) && answers.last().is_some_and(Result::is_err) {
+                answers.push(Err(EventError::Provider("stopped".to_owned())));
+                continue;
+            }
+            answers.push(if self.has(Defect::BatchIgnoresOptions) {
+                self.publish(request.event).await
+            } else {
+                self.publish_with_options(request.event, &request.options).await
+            });
+        }
+        if self.has(Defect::BatchAnswersReversed) {
+            answers.reverse();
+        }
+        answers
+    }
+
+    async fn subscribe_durable(&self, name: &str, filter: &str) -> Result<Box<dyn Subscription>> {
+        self.open_durable(name, filter, None).await
+    }
+
+    async fn subscribe_durable_with_options(
+        &self,
+        name: &str,
+        filter: &str,
+        options: &SubscribeOptions,
+    ) -> Result<Box<dyn Subscription>> {
+        if !self.has(Defect::IgnoresDeclarations) {
+            self.capabilities.check_subscribe(self.name(), options)?;
+        }
+        self.open_durable(name, filter, Some(options)).await
+    }
+
+    async fn subscribe(&self, filter: &str) -> Result<Box<dyn Subscription>> {
+        self.subscribe_with_options(filter, &SubscribeOptions::default()).await
+    }
+
+    async fn subscribe_with_options(
+        &self,
+        filter: &str,
+        options: &SubscribeOptions,
+    ) -> Result<Box<dyn Subscription>> {
+        if !self.has(Defect::IgnoresDeclarations) {
+            self.capabilities.check_subscribe(self.name(), options)?;
+        }
+        let mut settings = options.clone();
+        self.spoil_settings(&mut settings);
+        let opened = self.spoil_filter(filter);
+        let inner = if self.has(Defect::SharesEphemerals) {
+            self.inner.subscribe_durable("shared", &opened).await?
+        } else {
+            self.inner.subscribe_with_options(&opened, &settings).await?
+        };
+        Ok(self.wrap(inner, None, filter, options))
+    }
+
+    async fn history(&self, filter: Option<&str>, limit: usize) -> Result<Vec<Event>> {
+        let everything = format!("{}.>", self.prefix());
+        let mut filter = filter;
+        let mut limit = limit;
+        match self.defect {
+            Some(Defect::HistoryOneTooFew) => limit = limit.saturating_sub(1),
+            Some(Defect::HistoryZeroIsNoLimit) if limit == 0 => limit = usize::MAX,
+            Some(Defect::HistoryCapped) => limit = limit.min(100),
+            Some(Defect::HistoryNeedsFilter) if filter.is_none() => return Ok(Vec::new()),
+            Some(Defect::OpensBadFilters) => {
+                filter = filter.map(|filter| {
+                    let bad = validate_filter_under(filter, self.prefix()).is_err();
+                    if bad { everything.as_str() } else { filter }
+                });
+            }
+            _ => {}
+        }
+        let below = filter.and_then(|filter| filter.strip_suffix(".>"));
+        let mut found = match (self.defect, below) {
+            (Some(Defect::HistoryRestMatchesNone), Some(literal)) => {
+                let mut all = self.inner.history(None, limit).await?;
+                all.retain(|event| event.subject.starts_with(literal));
+                all
+            }
+            (Some(Defect::HistoryFiltersAfterLimit), _) => {
+                let mut newest = self.inner.history(None, limit).await?;
+                newest.retain(|event| {
+                    filter.is_none_or(|filter| a3s_event::subject::subject_matches(&event.subject, filter))
+                });
+                newest
+            }
+            _ => self.inner.history(filter, limit).await?,
+        };
+        self.wait_for_more(found.len(), limit).await;
+        if self.has(Defect::HistoryOldestFirst) {
+            found.reverse();
+        }
+        if self.has(Defect::HistoryLeavesConsumer) {
+            let left = self.inner.subscribe(&everything).await?;
+            self.state.kept.subscriptions.lock().unwrap().push(left);
+        }
+        if self.has(Defect::HistoryMovesConsumers) {
+            let newest = self.inner.query(&HistoryQuery::new(1)).await?;
+            let newest = newest.first().map_or(0, |stored| stored.sequence);
+            self.state.kept.settled_up_to.store(newest, Ordering::SeqCst);
+        }
+        Ok(found)
+    }
+
+    async fn query(&self, query: &HistoryQuery) -> Result<Vec<StoredEvent>> {
+        self.refuse(self.capabilities.history_query.is_no(), "query")?;
+        let mut query = query.clone();
+        match self.defect {
+            Some(Defect::QueryIgnoresSequences) => {
+                (query.since_sequence, query.before_sequence) = (None, None);
+            }
+            Some(Defect::QueryBeforeIsInclusive) => {
+                query.before_sequence = query.before_sequence.map(|sequence| sequence + 1);
+            }
+            Some(Defect::QueryUsesEventTimestamps) => {
+                let (since, before) = (query.since_time.take(), query.before_time.take());
+                let mut found = self.inner.query(&query).await?;
+                for stored in &mut found {
+                    stored.stored_at = stored.event.timestamp;
+                }
+                found.retain(|stored| {
+                    since.is_none_or(|since| stored.stored_at >= since)
+                        && before.is_none_or(|before| stored.stored_at < before)
+                });
+                return Ok(found);
+            }
+            _ => {}
+        }
+        self.inner.query(&query).await
+    }
+
+    async fn unsubscribe(&self, name: &str) -> Result<()> {
+        if self.has(Defect::UnsubscribeDoesNothing) {
+            return Ok(());
+        }
+        let known = self.state.durables.lock().unwrap().remove(name);
+        if self.has(Defect::UnsubscribeFailsForUnknown) && known.is_none() {
+            return Err(EventError::NotFound(name.to_owned()));
+        }
+        self.inner.unsubscribe(&self.spoil_name(name)).await
+    }
+
+    async fn consumers(&self) -> Result<Vec<ConsumerInfo>> {
+        self.refuse(self.capabilities.consumer_info.is_no(), "consumers")?;
+        let mut consumers = self.inner.consumers().await?;
+        if self.has(Defect::ConsumersKnowNothing) {
+            for consumer in &mut consumers {
+                (consumer.lag, consumer.pending, consumer.redelivered) = (0, 0, 0);
+            }
+        }
+        Ok(consumers)
+    }
+
+    async fn info(&self) -> Result<ProviderInfo> {
+        let mut info = self.inner.info().await?;
+        if self.has(Defect::InfoCountsNothing) {
+            (info.messages, info.bytes) = (0, 0);
+        }
+        Ok(info)
+    }
+
+    async fn health(&self) -> Result<bool> {
+        Ok(!self.has(Defect::NeverHealthy) && self.inner.health().await?)
+    }
+
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.capabilities
+    }
+
+    async fn close(&self) -> Result<()> {
+        if self.has(Defect::CloseDoesNothing) {
+            return Ok(());
+        }
+        self.inner.close().await
+    }
+}

@@ -1,0 +1,3 @@
+//! The conformance kit against the providers of this crate, a module for each.
+
+mod memory;

@@ -1,0 +1,51 @@
+//! The memory provider: the executable specification.
+
+use std::sync::Arc;
+
+use a3s_event::MemoryProvider;
+use a3s_event_testkit::{Clock, Fixture, Harness, Outcome, Settings, async_trait, cases, run_case};
+
+struct Memory;
+
+#[async_trait]
+impl Harness for Memory {
+    async fn start(&self) -> Box<dyn Fixture> {
+        Box::new(Arc::new(MemoryProvider::default()))
+    }
+
+    async fn start_with(&self, settings: &Settings) -> Option<Box<dyn Fixture>> {
+        let mut builder = MemoryProvider::builder();
+        if let Some(max) = settings.max_events {
+            builder = builder.max_events(max);
+        }
+        if let Some(window) = settings.dedup_window {
+            builder = builder.dedup_window(window);
+        }
+        Some(Box::new(Arc::new(builder.build().ok()?)))
+    }
+}
+
+mod contract {
+    a3s_event_testkit::conformance_tests!(super::Memory, clock = Paused);
+}
+
+#[test]
+fn only_what_memory_cannot_have_is_not_checked() {
+    let unchecked: Vec<_> = cases()
+        .iter()
+        .filter(|case| run_case(case.name, &Memory, Clock::Paused) != Outcome::Kept)
+        .map(|case| case.name)
+        .collect();
+    assert_eq!(
+        unchecked,
+        [
+            // Nothing of it outlives a restart.
+            "stored_events_outlive_a_restart",
+            "a_position_outlives_a_restart",
+            "attempts_outlive_a_restart",
+            // It stores events, not bytes.
+            "an_undecodable_record_surfaces_once",
+            "an_undecodable_record_blocks_nothing",
+        ]
+    );
+}
