@@ -21,7 +21,8 @@ pub trait StateStore: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`EventError::Config`] when they cannot be stored; what was stored before then still is.
+    /// [`EventError::Config`] when they cannot be stored. What is stored then is whole: the state from before, or this one
+    /// when only making it safe against a power loss failed.
     fn save(&self, subscriptions: &HashMap<String, SubscriptionFilter>) -> Result<()>;
 
     /// The stored subscriptions, by subscriber id; none when nothing was ever stored.
