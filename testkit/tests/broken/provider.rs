@@ -176,7 +176,7 @@ impl Faulty {
         }
     }
 
-    /// The filter to open instead, and the one to apply to what arrives.
+    /// The filter to open instead; the subscription sorts out what arrives.
     fn spoil_filter(&self, filter: &str) -> String {
         let everything = format!("{}.>", self.prefix());
         match self.defect {
@@ -221,6 +221,7 @@ impl Faulty {
         }
         let mut settings = options.cloned().unwrap_or_default();
         self.spoil_settings(&mut settings);
+        // A consumer that is new gets the settings of the defect, an existing one keeps those it was made with.
         let as_it_is = options.is_none() && (known.is_some() || self.defect.is_none());
         let subscription = if as_it_is && !self.has(Defect::ResetsSettingsOnOpening) {
             self.open_as_it_is(&name, &opened, known).await?
