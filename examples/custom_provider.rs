@@ -12,7 +12,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use a3s_event::provider::validate::{DEFAULT_MAX_PAYLOAD, validate_event, validate_publish_options};
+use a3s_event::provider::validate::{DEFAULT_MAX_PAYLOAD, validate_event};
 use a3s_event::subject::{subject_matches, validate_consumer_name, validate_filter_under};
 use a3s_event::{
     AckHandler, Capabilities, Delivery, Durability, Event, EventBus, EventError, EventProvider, PendingEvent,
@@ -73,12 +73,6 @@ impl EventProvider for VecProvider {
             stored.is_ok()
         });
         stored
-    }
-
-    async fn publish_with_options(&self, event: &Event, opts: &PublishOptions) -> Result<u64> {
-        validate_publish_options(opts)?;
-        self.capabilities().check_publish(NAME, opts)?;
-        self.publish(event).await
     }
 
     async fn subscribe(&self, filter_subject: &str) -> Result<Box<dyn Subscription>> {

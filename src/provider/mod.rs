@@ -125,14 +125,15 @@ pub trait EventProvider: Send + Sync {
 
     /// Stores one event with options.
     ///
-    /// The default refuses what [`capabilities`](EventProvider::capabilities) declares absent, and otherwise publishes
-    /// without the options.
+    /// The default refuses options out of range and those that [`capabilities`](EventProvider::capabilities) declares
+    /// absent, and otherwise publishes without them.
     ///
     /// # Errors
     ///
     /// As [`publish`](EventProvider::publish); [`Unsupported`](crate::EventError::Unsupported) for an option declared
     /// absent; [`Conflict`](crate::EventError::Conflict) when `expected_sequence` is not the stream's last sequence.
     async fn publish_with_options(&self, event: &Event, opts: &PublishOptions) -> Result<u64> {
+        validate::validate_publish_options(opts)?;
         self.capabilities().check_publish(self.name(), opts)?;
         self.publish(event).await
     }
@@ -161,6 +162,7 @@ pub trait EventProvider: Send + Sync {
         opts: &SubscribeOptions,
     ) -> Result<Box<dyn Subscription>> {
         self.capabilities().check_subscribe(self.name(), opts)?;
+        consumer::ConsumerConfig::new(filter_subject, opts)?;
         self.subscribe_durable(consumer_name, filter_subject).await
     }
 
@@ -176,6 +178,7 @@ pub trait EventProvider: Send + Sync {
         opts: &SubscribeOptions,
     ) -> Result<Box<dyn Subscription>> {
         self.capabilities().check_subscribe(self.name(), opts)?;
+        consumer::ConsumerConfig::new(filter_subject, opts)?;
         self.subscribe(filter_subject).await
     }
 

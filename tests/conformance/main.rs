@@ -1,3 +1,4 @@
 //! The conformance kit against the providers of this crate, a module for each.
 
+mod custom;
 mod memory;

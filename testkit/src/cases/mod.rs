@@ -212,7 +212,7 @@ lease {
         "max_ack_pending bounds the unsettled events of all members together."
     max_ack_pending_lets_redeliveries_through [MaxAckPending, Redelivery]
         "A refused event comes again although max_ack_pending is reached."
-    a_thousand_events_may_be_unsettled_by_default []
+    a_thousand_events_may_be_unsettled_by_default [MaxAckPending]
         "Without max_ack_pending a thousand events may be unsettled."
 }
 reading {

@@ -1,0 +1,256 @@
+//! Every public path, literal and signature that users of earlier versions compile against.
+
+#![allow(unused_imports, clippy::unwrap_used, reason = "the imports are the test")]
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+use a3s_event::bus::EventBusBuilder;
+use a3s_event::crypto::{EncryptedPayload, EventEncryptor};
+use a3s_event::dlq::{DeadLetterEvent, DlqHandler, MemoryDlqHandler, SinkDlqHandler, should_dead_letter};
+use a3s_event::error::{EventError, Result};
+use a3s_event::metrics::{EventMetrics, MetricsSnapshot};
+use a3s_event::provider::memory::{MemoryConfig, MemoryProvider};
+use a3s_event::provider::{EventProvider, PendingEvent, ProviderInfo, Subscription};
+use a3s_event::scaling::{INSTANCE_HEALTH, INSTANCE_READY, INSTANCE_STOPPED, SCALE_DOWN, SCALE_UP};
+use a3s_event::schema::{Compatibility, EventSchema, MemorySchemaRegistry, SchemaRegistry};
+use a3s_event::sink::{CollectorSink, EventSink, FailingSink, InProcessSink, LogSink, TopicSink};
+use a3s_event::source::{CronSource, EventSource, MetricsSource, WebhookSource};
+use a3s_event::state::{FileStateStore, MemoryStateStore, StateStore};
+use a3s_event::store::EventBus;
+use a3s_event::subject::subject_matches;
+use a3s_event::types::{
+    DeliverPolicy, Event, EventCounts, PublishOptions, ReceivedEvent, SubscribeOptions, SubscriptionFilter,
+};
+use async_trait::async_trait;
+
+#[rustfmt::skip]
+mod root {
+    pub(crate) use a3s_event::{
+        CollectorSink, Compatibility, CronSource, DeadLetterEvent, DeliverPolicy, DlqHandler, EncryptedPayload, Event, EventBus,
+        EventCounts, EventEncryptor, EventError, EventMetrics, EventProvider, EventSchema, EventSink, EventSource, FailingSink,
+        FileStateStore, InProcessSink, InstanceHealthPayload, InstanceReadyPayload, InstanceStoppedPayload, LogSink,
+        MemoryConfig, MemoryDlqHandler, MemoryProvider, MemorySchemaRegistry, MemoryStateStore, MetricsSnapshot, PendingEvent,
+        ProviderInfo, PublishOptions, ReceivedEvent, Result, ScaleDownPayload, ScaleUpPayload, ScalingEvent, SchemaRegistry,
+        SinkDlqHandler, StateStore, SubscribeOptions, Subscription, SubscriptionFilter, TopicSink,
+    };
+    #[cfg(feature = "encryption")]
+    pub(crate) use a3s_event::Aes256GcmEncryptor;
+    #[cfg(feature = "routing")]
+    pub(crate) use a3s_event::{broker, Broker, RouteResult, Trigger, TriggerFilter};
+}
+
+/// A provider as version 0.2.0 had them: `build_subject` and `category_subject` are required, the rest is unknown.
+struct Of020;
+
+/// A provider as version 0.3.0 had them: `subject_prefix` is required.
+struct Of030;
+
+macro_rules! old_provider {
+    ($provider:ident { $($own:tt)* }) => {
+        #[async_trait]
+        impl EventProvider for $provider {
+            async fn publish(&self, _event: &Event) -> Result<u64> {
+                Ok(1)
+            }
+            async fn subscribe_durable(&self, _name: &str, _filter: &str) -> Result<Box<dyn Subscription>> {
+                Ok(Box::new(Ended))
+            }
+            async fn subscribe(&self, _filter: &str) -> Result<Box<dyn Subscription>> {
+                Ok(Box::new(Ended))
+            }
+            async fn history(&self, _filter: Option<&str>, _limit: usize) -> Result<Vec<Event>> {
+                Ok(Vec::new())
+            }
+            async fn unsubscribe(&self, _name: &str) -> Result<()> {
+                Ok(())
+            }
+            async fn info(&self) -> Result<ProviderInfo> {
+                Ok(ProviderInfo { provider: "old".to_owned(), messages: 0, bytes: 0, consumers: 0 })
+            }
+            fn name(&self) -> &str {
+                "old"
+            }
+            $($own)*
+        }
+    };
+}
+
+old_provider!(Of020 {
+    fn build_subject(&self, category: &str, topic: &str) -> String {
+        format!("orders.{category}.{topic}")
+    }
+    fn category_subject(&self, category: &str) -> String {
+        format!("orders.{category}.>")
+    }
+});
+
+old_provider!(Of030 {
+    fn subject_prefix(&self) -> &str {
+        "orders"
+    }
+});
+
+/// A subscription with the two methods that earlier versions had.
+struct Ended;
+
+#[async_trait]
+impl Subscription for Ended {
+    async fn next(&mut self) -> Result<Option<ReceivedEvent>> {
+        Ok(None)
+    }
+    async fn next_manual_ack(&mut self) -> Result<Option<PendingEvent>> {
+        Ok(None)
+    }
+}
+
+#[tokio::test]
+async fn providers_of_both_generations_work() {
+    for bus in [EventBus::new(Of020), EventBus::new(Of030)] {
+        let event = bus.publish("a", "b", "", "", serde_json::json!(1)).await.unwrap();
+        assert_eq!(event.subject, "orders.a.b");
+        assert_eq!(bus.provider().category_subject("a"), "orders.a.>");
+        let options = PublishOptions { msg_id: Some("m".into()), ..PublishOptions::default() };
+        assert_eq!(bus.publish_event_with_options(&event, &options).await.unwrap(), 1);
+        let batch = bus.publish_batch(&[event.clone(), event]).await;
+        assert!(batch.into_iter().all(|result| result.unwrap() == 1));
+        let mut subscription = bus.provider().subscribe("orders.>").await.unwrap();
+        assert!(subscription.next_delivery().await.unwrap().is_none());
+        assert!(subscription.next_batch(5, Duration::from_secs(1)).await.is_none());
+        assert!(bus.health().await.unwrap());
+        assert!(bus.query(&a3s_event::HistoryQuery::new(1)).await.is_err());
+        bus.close().await.unwrap();
+    }
+}
+
+#[test]
+fn frozen_structs_are_literals() {
+    let event = Event {
+        id: String::new(),
+        subject: String::new(),
+        category: String::new(),
+        event_type: String::new(),
+        version: 1,
+        payload: serde_json::Value::Null,
+        summary: String::new(),
+        source: String::new(),
+        timestamp: 0,
+        metadata: HashMap::new(),
+    };
+    let received = ReceivedEvent { event, sequence: 1, num_delivered: 1, stream: String::new() };
+    let _ = DeadLetterEvent {
+        event: received.clone(),
+        reason: String::new(),
+        dead_lettered_at: 0,
+        original_subject: None,
+        delivery_attempts: None,
+        first_failure_at: None,
+    };
+    let _ = SubscriptionFilter {
+        subscriber_id: String::new(),
+        subjects: Vec::new(),
+        durable: true,
+        options: Some(SubscribeOptions {
+            max_deliver: None,
+            backoff_secs: Vec::new(),
+            max_ack_pending: None,
+            deliver_policy: DeliverPolicy::All,
+            ack_wait_secs: None,
+        }),
+    };
+    let _ = PublishOptions { msg_id: None, expected_sequence: None, timeout_secs: None };
+    let _ = MemoryConfig { subject_prefix: String::new(), max_events: 0, channel_capacity: 0 };
+    let _ = ProviderInfo { provider: String::new(), messages: 0, bytes: 0, consumers: 0 };
+    let _ = EventCounts { categories: HashMap::new(), total: 0 };
+    let _ = EventSchema {
+        event_type: String::new(),
+        version: 1,
+        required_fields: Vec::new(),
+        description: String::new(),
+    };
+    let _ = EventMetrics {
+        publish_count: AtomicU64::new(0),
+        publish_errors: AtomicU64::new(0),
+        subscribe_count: AtomicU64::new(0),
+        unsubscribe_count: AtomicU64::new(0),
+        dlq_count: AtomicU64::new(0),
+        validation_errors: AtomicU64::new(0),
+        encrypt_count: AtomicU64::new(0),
+        decrypt_count: AtomicU64::new(0),
+        publish_latency_us: AtomicU64::new(0),
+        publish_max_latency_us: AtomicU64::new(0),
+    };
+    #[cfg(feature = "routing")]
+    let _ =
+        root::TriggerFilter { event_type: None, source: None, subject_pattern: None, attributes: Vec::new() };
+    let pending = PendingEvent::new(
+        received,
+        || Box::pin(async { Ok(()) }) as std::pin::Pin<Box<dyn Future<Output = Result<()>> + Send>>,
+        || Box::pin(async { Ok(()) }),
+    );
+    let _moved_out: ReceivedEvent = pending.received;
+}
+
+#[test]
+fn public_types_cross_threads() {
+    fn crosses<T: Send + Sync>() {}
+    crosses::<EventBus>();
+    crosses::<EventBusBuilder>();
+    crosses::<Box<dyn Subscription>>();
+    crosses::<Arc<dyn EventProvider>>();
+    crosses::<PendingEvent>();
+    crosses::<a3s_event::Delivery>();
+    crosses::<EventError>();
+    crosses::<EventMetrics>();
+    crosses::<MemoryProvider>();
+    crosses::<a3s_event::ProviderRegistry>();
+    #[cfg(feature = "routing")]
+    crosses::<root::Broker>();
+    #[cfg(feature = "encryption")]
+    crosses::<root::Aes256GcmEncryptor>();
+}
+
+/// The methods of the bus with the types that callers spell out.
+#[allow(dead_code, clippy::unused_async, reason = "compiled, not run")]
+async fn bus_signatures(mut bus: EventBus, event: &Event) -> Result<()> {
+    bus.set_dlq_handler(Arc::new(MemoryDlqHandler::new(10)) as Arc<dyn DlqHandler>);
+    bus.set_state_store(Arc::new(MemoryStateStore::default()) as Arc<dyn StateStore>)?;
+    bus.set_schema_registry(Arc::new(MemorySchemaRegistry::new()) as Arc<dyn SchemaRegistry>);
+    let _: Option<&dyn StateStore> = bus.state_store();
+    let _: Option<&dyn EventEncryptor> = bus.encryptor();
+    let _: Option<&dyn DlqHandler> = bus.dlq_handler();
+    let _: Option<&dyn SchemaRegistry> = bus.schema_registry();
+    let _: &EventMetrics = bus.metrics();
+    let _: &str = bus.provider_name();
+    let _: &dyn EventProvider = bus.provider();
+    let _: Arc<dyn EventProvider> = bus.provider_arc();
+    let _: Event = bus.publish("c", "t", "summary", "source", serde_json::Value::Null).await?;
+    let _: u64 = bus.publish_event(event).await?;
+    let _: u64 = bus.publish_event_with_options(event, &PublishOptions::default()).await?;
+    let _: Vec<Event> = bus.list_events(Some("c"), 1).await?;
+    let _: EventCounts = bus.counts(1).await?;
+    let _: Vec<Box<dyn Subscription>> = bus.create_subscriber("s").await?;
+    bus.remove_subscription("s").await?;
+    let _: Vec<SubscriptionFilter> = bus.list_subscriptions().await;
+    let _: Option<SubscriptionFilter> = bus.get_subscription("s").await;
+    let _: ProviderInfo = bus.info().await?;
+    let _: bool = bus.health().await?;
+    let _ = EventBus::with_schema_registry(MemoryProvider::default(), Arc::new(MemorySchemaRegistry::new()));
+    let _ = EventBus::from_provider(Arc::new(MemoryProvider::default()));
+    Ok(())
+}
+
+#[test]
+fn small_facts_hold() {
+    assert!(subject_matches("events.a.b", "events.*.b"));
+    assert_eq!(SCALE_UP, "a3s.gateway.scale.up");
+    assert_eq!(SCALE_DOWN, "a3s.gateway.scale.down");
+    assert_eq!(INSTANCE_READY, "a3s.box.instance.ready");
+    assert_eq!(INSTANCE_STOPPED, "a3s.box.instance.stopped");
+    assert_eq!(INSTANCE_HEALTH, "a3s.box.instance.health");
+    let metrics = EventMetrics::new();
+    metrics.record_publish(Instant::now());
+    let _: MetricsSnapshot = metrics.snapshot();
+}
