@@ -184,11 +184,28 @@ impl EventBus {
         self.within_deadline("subscribe", call).await
     }
 
+    /// Forgets the durable consumer of a subscriber and subject, and no other that has its plain name.
     async fn forget_consumer(&self, subscriber_id: &str, subject: &str) {
         let name = self.registry.consumer_name(subscriber_id, subject);
-        if let Err(error) = self.within_deadline("unsubscribe", self.provider.unsubscribe(&name)).await {
-            tracing::warn!(consumer = name, %error, "consumer not forgotten");
+        let distinct = distinct_name(subscriber_id, subject);
+        if name != distinct && self.belongs_to_another(&name, subject).await {
+            self.unsubscribe(&distinct).await;
+        } else {
+            self.unsubscribe(&name).await;
         }
         self.registry.forget_consumer(&name);
+    }
+
+    /// Whether the provider knows a consumer of this name with another filter. A provider that cannot tell is believed
+    /// to have none.
+    async fn belongs_to_another(&self, name: &str, subject: &str) -> bool {
+        let consumers = self.consumers().await.unwrap_or_default();
+        consumers.iter().any(|consumer| consumer.name == name && consumer.filter != subject)
+    }
+
+    async fn unsubscribe(&self, name: &str) {
+        if let Err(error) = self.within_deadline("unsubscribe", self.provider.unsubscribe(name)).await {
+            tracing::warn!(consumer = name, %error, "consumer not forgotten");
+        }
     }
 }

@@ -1,0 +1,46 @@
+//! The bus and the memory provider as users see them.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests panic"
+)]
+
+mod allocations;
+mod dead_letters;
+mod publish;
+mod secrecy;
+mod subscriptions;
+
+use std::time::Duration;
+
+use a3s_event::{Delivery, Event, EventBus, MemoryProvider, Subscription};
+
+fn bus() -> EventBus {
+    EventBus::new(MemoryProvider::default())
+}
+
+fn event(subject: &str, number: u64) -> Event {
+    Event::new(subject, "market", "", "it", serde_json::json!({ "number": number }))
+}
+
+fn number(delivery: &Delivery) -> u64 {
+    delivery.event().payload["number"].as_u64().expect("a numbered event")
+}
+
+/// The next delivery; the test fails when there is none. On a paused clock the wait costs nothing.
+async fn next(subscription: &mut Box<dyn Subscription>) -> Delivery {
+    tokio::time::timeout(Duration::from_secs(100), subscription.next_delivery())
+        .await
+        .expect("nothing was delivered")
+        .expect("an error was delivered")
+        .expect("the subscription ended")
+}
+
+/// Nothing is delivered for a while.
+async fn assert_idle(subscription: &mut Box<dyn Subscription>, wait: Duration) {
+    let waited = tokio::time::timeout(wait, subscription.next_delivery()).await;
+    assert!(waited.is_err(), "unexpected: {waited:?}");
+}
