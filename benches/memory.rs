@@ -127,7 +127,7 @@ fn one_to_one(c: &mut Criterion) {
     group.bench_function("publish_deliver_ack", |b| {
         b.iter_custom(|iters| {
             rt.block_on(async {
-                let provider = provider(RING);
+                let provider = provider(1_000);
                 let mut subscription = provider.subscribe_durable("worker", "events.market.>").await.unwrap();
                 let start = Instant::now();
                 for _ in 0..iters {

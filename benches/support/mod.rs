@@ -32,17 +32,14 @@ pub(crate) fn provider(max_events: usize) -> MemoryProvider {
     MemoryProvider::builder().max_events(max_events).build().expect("valid settings")
 }
 
-/// One thread: the least noise on a small machine. `A3S_BENCH_THREADS` asks for more.
+/// The runtime of a service on two cores, as `#[tokio::main]` makes it. `A3S_BENCH_THREADS=1` asks for one thread.
 pub(crate) fn runtime() -> Runtime {
-    let threads: usize = std::env::var("A3S_BENCH_THREADS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
-    let mut builder = if threads > 1 {
-        let mut builder = tokio::runtime::Builder::new_multi_thread();
-        builder.worker_threads(threads);
-        builder
-    } else {
-        tokio::runtime::Builder::new_current_thread()
+    let threads: usize = std::env::var("A3S_BENCH_THREADS").ok().and_then(|n| n.parse().ok()).unwrap_or(2);
+    let mut builder = match threads {
+        1 => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
     };
-    builder.enable_all().build().expect("a runtime")
+    builder.worker_threads(threads).enable_all().build().expect("a runtime")
 }
 
 /// Times `iters` repetitions in chunks on fresh state each, so that a growing store stays small. Making and dropping the

@@ -45,6 +45,9 @@ impl Dedup {
     }
 }
 
+/// Most events of a batch that are stored under one lock.
+const EVENTS_PER_SECTION: usize = 16;
+
 /// An event that passed all checks that need no lock.
 struct Prepared<'a> {
     event: Arc<Event>,
@@ -68,8 +71,12 @@ impl Shared {
         Ok(stored.sequence())
     }
 
-    /// Stores the whole batch in one exclusive section.
+    /// Stores a batch in few exclusive sections, each short enough to keep nobody waiting.
     pub(super) fn publish_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<u64>> {
+        batch.chunks(EVENTS_PER_SECTION).flat_map(|section| self.publish_section(section)).collect()
+    }
+
+    fn publish_section(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<u64>> {
         let prepared: Vec<_> = batch.iter().map(|entry| self.prepare(entry.event, &entry.options)).collect();
         let mut dropped = Dropped::default();
         let stored: Vec<Result<Stored>> = {
