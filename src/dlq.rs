@@ -6,12 +6,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 
-use crate::error::Result;
+use crate::error::{EventError, Result};
 use crate::sink::EventSink;
+use crate::subject::validate_subject;
 use crate::types::{Event, ReceivedEvent, unix_millis};
 
 /// Event type of what [`SinkDlqHandler`] forwards.
 const DEAD_LETTER_TYPE: &str = "a3s.dlq.dead_letter";
+/// Last token of the forwarded subject where the original one does not fit.
+const LONG_SUBJECT: &str = "long-subject";
 
 /// An event that could not be processed, and why.
 ///
@@ -196,6 +199,9 @@ impl DlqHandler for MemoryDlqHandler {
 /// rest: `dlq_reason`, `dlq_original_id`, `dlq_dead_lettered_at`, and where known `dlq_original_subject`,
 /// `dlq_delivery_attempts` and `dlq_first_failure_at`.
 ///
+/// Where the new subject would be too long it is `events.dlq.long-subject`. Where the new event would be too large for the
+/// sink its payload is left out, and `dlq_payload` says so.
+///
 /// ```
 /// use std::sync::Arc;
 /// use a3s_event::{MemoryProvider, SinkDlqHandler, TopicSink};
@@ -225,8 +231,13 @@ impl SinkDlqHandler {
     fn forwarding(&self, letter: &DeadLetterEvent) -> Event {
         let source = &letter.event.event;
         let original_subject = letter.original_subject.as_deref().unwrap_or(&source.subject);
+        let mut subject = format!("{}.dlq.{original_subject}", self.subject_prefix);
+        if validate_subject(&subject).is_err() {
+            // With what stands before it, the original is too long; it is in the metadata.
+            subject = format!("{}.dlq.{LONG_SUBJECT}", self.subject_prefix);
+        }
         let mut event = Event::typed(
-            format!("{}.dlq.{original_subject}", self.subject_prefix),
+            subject,
             "dlq",
             DEAD_LETTER_TYPE,
             1,
@@ -267,7 +278,16 @@ impl fmt::Debug for SinkDlqHandler {
 impl DlqHandler for SinkDlqHandler {
     /// Forwards first: what the sink did not take is not listed either.
     async fn handle(&self, event: DeadLetterEvent) -> Result<()> {
-        self.sink.deliver(&self.forwarding(&event)).await?;
+        let mut forwarded = self.forwarding(&event);
+        match self.sink.deliver(&forwarded).await {
+            Err(EventError::TooLarge { .. }) => {
+                // With what is added to it the event is too large; its payload is still in the stream.
+                forwarded.payload = serde_json::Value::Null;
+                forwarded.metadata.insert("dlq_payload".to_owned(), "omitted: too large".to_owned());
+                self.sink.deliver(&forwarded).await?;
+            }
+            delivered => delivered?,
+        }
         self.forwarded.push(event);
         Ok(())
     }
@@ -300,8 +320,9 @@ pub fn should_dead_letter(event: &ReceivedEvent, max_deliver: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::EventError;
-    use crate::sink::{CollectorSink, FailingSink};
+    use crate::provider::EventProvider;
+    use crate::provider::memory::MemoryProvider;
+    use crate::sink::{CollectorSink, FailingSink, TopicSink};
     use serde_json::json;
 
     fn letter(subject: &str) -> DeadLetterEvent {
@@ -411,5 +432,25 @@ mod tests {
         for (max_deliver, expected) in [(0, false), (1, true), (3, true), (4, false)] {
             assert_eq!(should_dead_letter(&received, max_deliver), expected, "{max_deliver}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_does_not_fit_is_forwarded_all_the_same() {
+        let provider = Arc::new(MemoryProvider::builder().max_payload(1_000).build().unwrap());
+        let queue = SinkDlqHandler::new(Arc::new(TopicSink::new("dead", provider.clone())), 10);
+        let long = format!("events.{}", "x".repeat(245));
+        queue.handle(letter(&long)).await.unwrap();
+        let mut large = letter("events.a");
+        large.event.event.payload = json!("x".repeat(800));
+        queue.handle(large).await.unwrap();
+
+        let forwarded = provider.history(None, 2).await.unwrap();
+        assert_eq!(forwarded[1].subject, "events.dlq.long-subject");
+        assert!(!forwarded[1].metadata["dlq_original_id"].is_empty());
+        assert_eq!(
+            (&forwarded[0].payload, forwarded[0].metadata["dlq_payload"].as_str()),
+            (&json!(null), "omitted: too large")
+        );
+        assert_eq!(queue.count().await.unwrap(), 2);
     }
 }

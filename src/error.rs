@@ -283,17 +283,18 @@ pub enum ErrorKind {
     Backend,
 }
 
+/// One identifier per class, fit for a metric's label or the `error.type` of a span.
 impl fmt::Display for ErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Connection => "connection",
             Self::Timeout => "timeout",
             Self::Unauthorized => "unauthorized",
-            Self::InvalidInput => "invalid input",
+            Self::InvalidInput => "invalid_input",
             Self::Config => "configuration",
             Self::Unsupported => "unsupported",
             Self::Conflict => "conflict",
-            Self::NotFound => "not found",
+            Self::NotFound => "not_found",
             Self::Closed => "closed",
             Self::Lagged => "lagged",
             Self::Undecodable => "undecodable",
@@ -356,12 +357,18 @@ impl EventError {
         self.kind() == ErrorKind::Closed
     }
 
-    /// Whether a publish that failed with this error may have been stored: it was sent, and no answer came in time.
+    /// Whether a publish that failed with this error may have been stored: it may have been sent, and no answer says what
+    /// became of it.
     ///
     /// False means *certainly not stored*.
     pub fn may_be_stored(&self) -> bool {
         match self {
-            Self::Timeout(_) => true,
+            Self::Timeout(_)
+            | Self::Connection(_)
+            | Self::JetStream(_)
+            | Self::Publish { .. }
+            | Self::Provider(_)
+            | Self::Stream(_) => true,
             Self::Backend(error) => error.may_be_stored,
             _ => false,
         }
@@ -444,7 +451,8 @@ mod tests {
     #[test]
     fn a_timeout_leaves_the_outcome_unknown_and_the_rest_does_not() {
         assert!(EventError::Timeout("t".into()).may_be_stored());
-        assert!(!EventError::Connection("c".into()).may_be_stored());
+        assert!(EventError::Connection("c".into()).may_be_stored(), "nobody knows when it broke");
+        assert!(!EventError::NotFound("n".into()).may_be_stored());
         assert!(EventError::Closed("c".into()).is_closed());
     }
 

@@ -170,7 +170,7 @@ pub struct PublishOptions {
     /// The stream's last sequence must equal this, else the publish fails with a conflict and stores nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected_sequence: Option<u64>,
-    /// Deadline of the call in seconds; the provider's default (10 s) when absent.
+    /// Deadline of the call in seconds; the provider's own (10 s unless configured) when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_secs: Option<u64>,
 }

@@ -5,6 +5,7 @@
 //! processed. The bus names no concrete provider.
 
 mod builder;
+mod dead_letter;
 mod publish;
 mod registry;
 mod subscribe;
@@ -127,7 +128,11 @@ impl EventBus {
     }
 
     /// Sends events there that the bus's subscriptions cannot deliver successfully: those delivered `max_deliver` times,
-    /// and those that cannot be decoded or decrypted. Applies to subscriptions created from now on.
+    /// and those that cannot be decrypted. Dead letters of encrypted events stay encrypted. Applies to subscriptions
+    /// created from now on.
+    ///
+    /// The bus counts the deliveries itself then, and opens consumers without a limit. **All programs that share a durable
+    /// consumer need a dead-letter handler**: one without sets the limit on the provider, which drops exhausted events.
     pub fn set_dlq_handler(&mut self, handler: Arc<dyn DlqHandler>) {
         self.dlq_handler = Some(handler);
     }

@@ -8,7 +8,7 @@ use tracing::Instrument;
 use super::{EventBus, within};
 use crate::error::{EventError, Result};
 use crate::provider::PublishRequest;
-use crate::provider::validate::validate_publish_options;
+use crate::provider::validate::{validate_payload, validate_publish_options};
 use crate::subject::{validate_category, validate_subject};
 use crate::types::{Event, PublishOptions};
 
@@ -28,7 +28,7 @@ impl EventBus {
         source: &str,
         payload: serde_json::Value,
     ) -> Result<Event> {
-        validate_category(category)?;
+        validate_category(category).inspect_err(|_| self.metrics.record_publish_error())?;
         let subject = self.provider.build_subject(category, topic);
         let event = Event::new(subject, category, summary, source, payload);
         let (_, stored) = self.publish_traced(&event, None).await?;
@@ -143,6 +143,7 @@ impl EventBus {
     /// The event as it is to be stored: with an encryptor, a copy with an encrypted payload.
     fn sealed<'a>(&self, event: &'a Event) -> Result<Cow<'a, Event>> {
         let Some(encryptor) = &self.encryptor else { return Ok(Cow::Borrowed(event)) };
+        validate_payload(&event.payload)?;
         let payload = encryptor.encrypt(&event.payload)?;
         self.metrics.record_encrypt();
         Ok(Cow::Owned(Event {

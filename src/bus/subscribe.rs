@@ -1,22 +1,26 @@
 //! Subscribing through the bus.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tracing::Instrument;
 
 use super::EventBus;
+use super::dead_letter::DeadLetters;
 use super::registry::distinct_name;
 use super::subscription::BusSubscription;
 use crate::error::{EventError, Result, shorten};
-use crate::provider::consumer::ConsumerConfig;
-use crate::provider::{Subscription, unsupported};
+use crate::provider::consumer::{ConsumerConfig, DEFAULT_ACK_WAIT};
+use crate::provider::{ConsumerInfo, Subscription, unsupported};
 use crate::types::{SubscribeOptions, SubscriptionFilter};
 
 /// Most subjects in one subscription.
 const MAX_SUBJECTS: usize = 256;
 
 impl EventBus {
-    /// Registers a subscription, or replaces the one of the same subscriber. Nothing is opened yet.
+    /// Registers a subscription, or replaces the one of the same subscriber. Nothing is opened yet, and nothing is
+    /// forgotten: the durable consumers of subjects that are no longer wanted keep their positions until
+    /// [`EventProvider::unsubscribe`](crate::EventProvider::unsubscribe).
     ///
     /// # Errors
     ///
@@ -72,9 +76,7 @@ impl EventBus {
     pub async fn remove_subscription(&self, subscriber_id: &str) -> Result<()> {
         let Some(filter) = self.registry.remove(subscriber_id) else { return Ok(()) };
         if filter.durable {
-            for subject in &filter.subjects {
-                self.forget_consumer(subscriber_id, subject).await;
-            }
+            self.forget_consumers(subscriber_id, &filter.subjects).await;
         }
         self.metrics.record_unsubscribe();
         self.save_subscriptions().await;
@@ -141,13 +143,16 @@ impl EventBus {
         if self.encryptor.is_none() && self.dlq_handler.is_none() {
             return Ok(inner);
         }
-        Ok(Box::new(BusSubscription::new(
-            inner,
-            self.encryptor.clone(),
-            self.dlq_handler.clone(),
-            max_deliver.and_then(|max| u64::try_from(max).ok()),
-            Arc::clone(&self.metrics),
-        )))
+        let letters = DeadLetters {
+            handler: self.dlq_handler.clone(),
+            max_deliver: max_deliver.and_then(|max| u64::try_from(max).ok()),
+            ack_wait: options
+                .and_then(|options| options.ack_wait_secs)
+                .map_or(DEFAULT_ACK_WAIT, Duration::from_secs),
+            timeout: self.operation_timeout,
+            metrics: Arc::clone(&self.metrics),
+        };
+        Ok(Box::new(BusSubscription::new(inner, self.encryptor.clone(), letters)))
     }
 
     async fn open_durable(
@@ -184,23 +189,31 @@ impl EventBus {
         self.within_deadline("subscribe", call).await
     }
 
-    /// Forgets the durable consumer of a subscriber and subject, and no other that has its plain name.
-    async fn forget_consumer(&self, subscriber_id: &str, subject: &str) {
-        let name = self.registry.consumer_name(subscriber_id, subject);
-        let distinct = distinct_name(subscriber_id, subject);
-        if name != distinct && self.belongs_to_another(&name, subject).await {
-            self.unsubscribe(&distinct).await;
-        } else {
-            self.unsubscribe(&name).await;
+    /// Forgets the durable consumers of a subscriber, and no other's that has a plain name of theirs.
+    async fn forget_consumers(&self, subscriber_id: &str, subjects: &[String]) {
+        let known = match self.consumers().await {
+            Ok(consumers) => Some(consumers),
+            Err(EventError::Unsupported { .. }) => None,
+            Err(error) => {
+                tracing::warn!(subscriber_id, %error, "consumers not forgotten");
+                return;
+            }
+        };
+        for subject in subjects {
+            let distinct = distinct_name(subscriber_id, subject);
+            let name = self.registry.consumer_name(subscriber_id, subject);
+            let is_another_s = |consumer: &ConsumerInfo| consumer.name == name && consumer.filter != *subject;
+            if name != distinct && known.as_ref().is_none_or(|known| !known.iter().any(is_another_s)) {
+                self.unsubscribe(&name).await;
+            }
+            // Another bus may have found the plain name taken.
+            let may_exist =
+                |known: &Vec<ConsumerInfo>| known.iter().any(|consumer| consumer.name == distinct);
+            if name == distinct || known.as_ref().is_some_and(may_exist) {
+                self.unsubscribe(&distinct).await;
+            }
+            self.registry.forget_consumer(&name);
         }
-        self.registry.forget_consumer(&name);
-    }
-
-    /// Whether the provider knows a consumer of this name with another filter. A provider that cannot tell is believed
-    /// to have none.
-    async fn belongs_to_another(&self, name: &str, subject: &str) -> bool {
-        let consumers = self.consumers().await.unwrap_or_default();
-        consumers.iter().any(|consumer| consumer.name == name && consumer.filter != subject)
     }
 
     async fn unsubscribe(&self, name: &str) {

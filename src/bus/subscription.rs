@@ -1,38 +1,87 @@
 //! What the bus adds to a provider's subscription: decryption and dead letters.
 
-use std::sync::Arc;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 
+use super::dead_letter::DeadLetters;
 use crate::crypto::{EncryptedPayload, EventEncryptor};
-use crate::dlq::{DeadLetterEvent, DlqHandler};
 use crate::error::{EventError, Result};
-use crate::metrics::EventMetrics;
-use crate::provider::{Delivery, PendingEvent, Subscription};
+use crate::provider::{AckHandler, Delivery, PendingEvent, Subscription};
 use crate::types::{Event, ReceivedEvent};
 
-/// Wait before an event is tried again that the dead-letter handler would not take.
-const DLQ_RETRY_DELAY: Duration = Duration::from_secs(5);
+type Work<T> = Pin<Box<dyn Future<Output = Result<T>> + Send>>;
 
 /// A provider's subscription whose events come decrypted and whose failures end in the dead letters.
 pub(super) struct BusSubscription {
     inner: Box<dyn Subscription>,
     encryptor: Option<Arc<dyn EventEncryptor>>,
-    dlq: Option<Arc<dyn DlqHandler>>,
-    max_deliver: Option<u64>,
-    metrics: Arc<EventMetrics>,
+    letters: Arc<DeadLetters>,
+    /// What a cancelled call had begun; the next call goes on with it. The lock is never taken: it makes the
+    /// subscription `Sync`.
+    unfinished: Mutex<Option<Unfinished>>,
+}
+
+enum Unfinished {
+    /// An acknowledgement, behind which the event is handed over.
+    Ack(Work<ReceivedEvent>),
+    /// An event on its way out, and the error that tells the caller why.
+    TakeOut(Work<()>, Option<EventError>),
 }
 
 impl BusSubscription {
     pub(super) fn new(
         inner: Box<dyn Subscription>,
         encryptor: Option<Arc<dyn EventEncryptor>>,
-        dlq: Option<Arc<dyn DlqHandler>>,
-        max_deliver: Option<u64>,
-        metrics: Arc<EventMetrics>,
+        letters: DeadLetters,
     ) -> Self {
-        Self { inner, encryptor, dlq, max_deliver, metrics }
+        Self { inner, encryptor, letters: Arc::new(letters), unfinished: Mutex::new(None) }
+    }
+
+    fn unfinished(&mut self) -> &mut Option<Unfinished> {
+        self.unfinished.get_mut().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends what a cancelled call had begun. An event is left over when that was an acknowledgement.
+    async fn finish(&mut self) -> Result<Option<ReceivedEvent>> {
+        let done = match self.unfinished() {
+            None => return Ok(None),
+            Some(Unfinished::Ack(work)) => work.as_mut().await.map(Some),
+            Some(Unfinished::TakeOut(work, _)) => work.as_mut().await.map(|()| None),
+        };
+        match self.unfinished().take() {
+            Some(Unfinished::TakeOut(_, Some(reason))) => done.and(Err(reason)),
+            _ => done,
+        }
+    }
+
+    /// The next event that is to be handed out, in clear. Cancel-safe: what is taken from the provider is either
+    /// returned at once or kept in `unfinished`.
+    async fn fetch(&mut self) -> Result<Option<Delivery>> {
+        loop {
+            let Some(delivery) = self.inner.next_delivery().await? else { return Ok(None) };
+            let letters = Arc::clone(&self.letters);
+            let unfinished = if letters.is_exhausted(&delivery) {
+                Unfinished::TakeOut(Box::pin(async move { letters.give_up(&delivery).await }), None)
+            } else {
+                match self.open(delivery.event()) {
+                    Ok(clear) => return Ok(Some(letters.guard(delivery, clear))),
+                    Err(error) => {
+                        let reason = format!("cannot be decrypted: {error}");
+                        let error = undecodable(&delivery, &reason);
+                        let work = async move {
+                            letters.take_out(&delivery, delivery.num_delivered(), &reason).await
+                        };
+                        Unfinished::TakeOut(Box::pin(work), Some(error))
+                    }
+                }
+            };
+            *self.unfinished() = Some(unfinished);
+            self.finish().await?;
+        }
     }
 
     /// The event in clear, or `None` when it is not encrypted.
@@ -43,50 +92,29 @@ impl BusSubscription {
             return Ok(None);
         };
         let payload = encryptor.decrypt(&event.payload)?;
-        self.metrics.record_decrypt();
+        self.letters.metrics.record_decrypt();
         Ok(Some(Arc::new(Event { payload, ..event.clone() })))
     }
+}
 
-    fn is_exhausted(&self, delivery: &Delivery) -> bool {
-        self.max_deliver.is_some_and(|max| delivery.num_delivered() > max)
-    }
-
-    /// Takes a delivery out of circulation: written to the dead letters first, settled only when that succeeded. Dropped
-    /// half-way, the delivery keeps its lease and comes again.
-    async fn dead_letter(&self, delivery: Delivery, attempts: u64, reason: &str) -> Result<()> {
-        let Some(dlq) = &self.dlq else { return delivery.term_or_ack(reason).await };
-        let received = ReceivedEvent {
-            event: delivery.event().clone(),
-            sequence: delivery.sequence(),
-            num_delivered: attempts,
-            stream: delivery.stream().to_owned(),
-        };
-        let original_subject = received.event.subject.clone();
-        let dead = DeadLetterEvent::new(received, reason)
-            .with_original_subject(original_subject)
-            .with_delivery_attempts(attempts);
-        match dlq.handle(dead).await {
-            Ok(()) => {
-                self.metrics.record_dlq();
-                delivery.term_or_ack(reason).await
-            }
-            Err(error) => {
-                tracing::error!(sequence = delivery.sequence(), %error, "event not dead-lettered; it will be tried again");
-                match delivery.nak_after(DLQ_RETRY_DELAY).await {
-                    // Without delayed refusals the lease brings it back.
-                    Err(EventError::Unsupported { .. }) | Ok(()) => Ok(()),
-                    Err(error) => Err(error),
-                }
-            }
-        }
+fn undecodable(delivery: &Delivery, reason: &str) -> EventError {
+    EventError::Undecodable {
+        sequence: delivery.sequence(),
+        raw: serde_json::to_vec(delivery.event()).unwrap_or_default(),
+        reason: reason.to_owned(),
     }
 }
 
 #[async_trait]
 impl Subscription for BusSubscription {
     async fn next(&mut self) -> Result<Option<ReceivedEvent>> {
-        let Some(delivery) = self.next_delivery().await? else { return Ok(None) };
-        delivery.ack_into_received().await.map(Some)
+        loop {
+            if let Some(received) = self.finish().await? {
+                return Ok(Some(received));
+            }
+            let Some(delivery) = self.fetch().await? else { return Ok(None) };
+            *self.unfinished() = Some(Unfinished::Ack(Box::pin(delivery.ack_into_received())));
+        }
     }
 
     async fn next_manual_ack(&mut self) -> Result<Option<PendingEvent>> {
@@ -94,23 +122,11 @@ impl Subscription for BusSubscription {
     }
 
     async fn next_delivery(&mut self) -> Result<Option<Delivery>> {
-        loop {
-            let Some(delivery) = self.inner.next_delivery().await? else { return Ok(None) };
-            let opened = self.open(delivery.event());
-            let clear = match opened {
-                Ok(None) => delivery,
-                Ok(Some(event)) => delivery.map_event(event),
-                Err(error) => {
-                    let attempts = delivery.num_delivered();
-                    self.dead_letter(delivery, attempts, &format!("cannot be decrypted: {error}")).await?;
-                    return Err(error);
-                }
-            };
-            if !self.is_exhausted(&clear) {
-                return Ok(Some(clear));
+        match self.finish().await? {
+            Some(ReceivedEvent { event, sequence, num_delivered, stream }) => {
+                Ok(Some(Delivery::new(Arc::new(event), sequence, num_delivered, stream.into(), Settled)))
             }
-            let attempts = clear.num_delivered() - 1;
-            self.dead_letter(clear, attempts, &format!("not processed in {attempts} deliveries")).await?;
+            None => self.fetch().await,
         }
     }
 
@@ -119,6 +135,30 @@ impl Subscription for BusSubscription {
     }
 
     async fn close(&mut self) -> Result<()> {
-        self.inner.close().await
+        let finished = self.finish().await;
+        self.inner.close().await?;
+        finished.map(drop)
+    }
+}
+
+/// Settles an event that a cancelled `next` has acknowledged already.
+struct Settled;
+
+#[async_trait]
+impl AckHandler for Settled {
+    async fn ack(&self) -> Result<()> {
+        Ok(())
+    }
+
+    async fn nak(&self, _delay: Option<Duration>) -> Result<()> {
+        Err(EventError::Ack("the event was acknowledged by an earlier call of next".to_owned()))
+    }
+
+    async fn term(&self, _reason: &str) -> Result<()> {
+        Ok(())
+    }
+
+    async fn extend(&self) -> Result<()> {
+        Ok(())
     }
 }

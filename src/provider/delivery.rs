@@ -15,8 +15,8 @@ use crate::types::{Event, ReceivedEvent};
 
 /// Settles one delivery. Providers implement it; users call it through [`Delivery`] and [`PendingEvent`].
 ///
-/// Every method may be called again after an error. A settlement that cannot take effect, because the lease has gone to
-/// another delivery, is an error, never a silent success.
+/// A settlement that cannot take effect, because the lease has gone to another delivery, is an error, never a silent
+/// success.
 #[async_trait]
 pub trait AckHandler: Send + Sync {
     /// Settles the event: it is not delivered to this consumer again.
@@ -85,7 +85,7 @@ pub trait LeaseHolder: Send + Sync {
 }
 
 /// Who settles a delivery.
-enum Settlement {
+pub(crate) enum Settlement {
     Handler { handler: Box<dyn AckHandler>, stream: Arc<str> },
     Holder { holder: Arc<dyn LeaseHolder>, lease: Lease },
 }
@@ -98,35 +98,35 @@ impl Settlement {
         }
     }
 
-    async fn ack(&self) -> Result<()> {
+    pub(crate) async fn ack(&self) -> Result<()> {
         match self {
             Self::Handler { handler, .. } => handler.ack().await,
             Self::Holder { holder, lease } => holder.ack(*lease),
         }
     }
 
-    async fn nak(&self, delay: Option<Duration>) -> Result<()> {
+    pub(crate) async fn nak(&self, delay: Option<Duration>) -> Result<()> {
         match self {
             Self::Handler { handler, .. } => handler.nak(delay).await,
             Self::Holder { holder, lease } => holder.nak(*lease, delay),
         }
     }
 
-    async fn term(&self, reason: &str) -> Result<()> {
+    pub(crate) async fn term(&self, reason: &str) -> Result<()> {
         match self {
             Self::Handler { handler, .. } => handler.term(reason).await,
             Self::Holder { holder, lease } => holder.term(*lease, reason),
         }
     }
 
-    async fn extend(&self) -> Result<()> {
+    pub(crate) async fn extend(&self) -> Result<()> {
         match self {
             Self::Handler { handler, .. } => handler.extend().await,
             Self::Holder { holder, lease } => holder.extend(*lease),
         }
     }
 
-    async fn release(&self) -> Result<()> {
+    pub(crate) async fn release(&self) -> Result<()> {
         match self {
             Self::Handler { handler, .. } => handler.release().await,
             Self::Holder { holder, lease } => holder.release(*lease),
@@ -283,11 +283,15 @@ impl Delivery {
     }
 
     /// Ends an event for good: providers that cannot terminate can acknowledge.
-    pub(crate) async fn term_or_ack(self, reason: &str) -> Result<()> {
+    pub(crate) async fn term_or_ack(&self, reason: &str) -> Result<()> {
         match self.settlement.term(reason).await {
             Err(EventError::Unsupported { .. }) => self.settlement.ack().await,
             settled => settled,
         }
+    }
+
+    pub(crate) fn settlement(&self) -> &Settlement {
+        &self.settlement
     }
 
     /// The same delivery of another form of the event, for instance its decrypted one.

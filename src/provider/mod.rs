@@ -30,7 +30,8 @@ pub use registry::{ProviderRegistry, ProviderUrl};
 use crate::error::Result;
 use crate::types::{Event, PublishOptions, ReceivedEvent, SubscribeOptions};
 
-/// How long a call may take when nothing else was said.
+/// Deadline of a provider's call when nothing else was said. The bus's own deadline is longer: it is for providers that
+/// hang.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A backend: it stores events and hands them out.
@@ -256,7 +257,7 @@ pub struct ProviderInfo {
     pub provider: String,
     /// Number of stored events.
     pub messages: u64,
-    /// Their size in bytes of JSON.
+    /// Their size in bytes, as the provider counts them: about that of their JSON.
     pub bytes: u64,
     /// Number of consumers.
     pub consumers: usize,

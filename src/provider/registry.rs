@@ -47,13 +47,14 @@ impl ProviderRegistry {
         registry
     }
 
-    /// Adds or replaces the provider of a scheme.
+    /// Adds or replaces the provider of a scheme, which is not case-sensitive.
     pub fn register<F, Fut>(&mut self, scheme: impl Into<String>, connect: F)
     where
         F: Fn(ProviderUrl) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Arc<dyn EventProvider>>> + Send + 'static,
     {
-        self.schemes.insert(scheme.into(), Arc::new(move |url| Box::pin(connect(url))));
+        let scheme = scheme.into().to_ascii_lowercase();
+        self.schemes.insert(scheme, Arc::new(move |url| Box::pin(connect(url))));
     }
 
     /// The schemes that can be connected to.
@@ -127,6 +128,11 @@ impl ProviderUrl {
             Some(rest) => rest.split_at(rest.find('/').unwrap_or(rest.len())),
             None => ("", rest),
         };
+        if !authority.contains('@') && (path.contains('@') || query.contains('@')) {
+            return Err(bad(
+                "in credentials '/' and '?' are written %2F and %3F, elsewhere '@' is written %40",
+            ));
+        }
         let (user_info, authority) = match authority.rsplit_once('@') {
             Some((user_info, authority)) => (Some(user_info), authority),
             None => (None, authority),
@@ -298,6 +304,9 @@ mod tests {
             config_error(registry.connect("memory://?max_events=1&max_events=2").await).contains("twice")
         );
         assert!(config_error(registry.connect("memory://%zz").await).contains("percent-escape"));
+        for url in ["nats://user:pa/ssw0rd@host", "nats://user:pa?ssw0rd@host"] {
+            assert!(config_error(registry.connect(url).await).contains("%2F"), "{url}");
+        }
         if !registry.schemes().any(|scheme| scheme == "sqlite") {
             assert!(config_error(registry.connect("sqlite:///x").await).contains("feature 'sqlite'"));
         }

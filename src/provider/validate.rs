@@ -73,6 +73,15 @@ fn has_control(text: &str) -> bool {
     in_ascii || (!text.is_ascii() && text.chars().any(char::is_control))
 }
 
+/// Checks a payload that is encrypted before the provider sees it.
+///
+/// # Errors
+///
+/// [`EventError::InvalidEvent`] when it is nested deeper than [`MAX_PAYLOAD_DEPTH`].
+pub fn validate_payload(payload: &Value) -> Result<()> {
+    payload_len(payload).map(drop)
+}
+
 /// Checks publish options.
 ///
 /// # Errors
@@ -114,11 +123,7 @@ fn unescaped_len(event: &Event) -> Result<usize> {
     let strings =
         [&event.id, &event.subject, &event.category, &event.event_type, &event.summary, &event.source];
     let metadata: usize = event.metadata.iter().map(|(k, v)| string_len(k) + string_len(v) + 1).sum();
-    let payload = value_len(&event.payload, MAX_PAYLOAD_DEPTH).ok_or_else(|| EventError::InvalidEvent {
-        field: "payload",
-        value: "…".to_owned(),
-        rule: format!("is nested deeper than {MAX_PAYLOAD_DEPTH} levels"),
-    })?;
+    let payload = payload_len(&event.payload)?;
     Ok(KEYS_AND_PUNCTUATION
         + strings.into_iter().map(|text| string_len(text)).sum::<usize>()
         + integer_len(u64::from(event.version))
@@ -126,6 +131,14 @@ fn unescaped_len(event: &Event) -> Result<usize> {
         + metadata
         + commas(event.metadata.len())
         + payload)
+}
+
+fn payload_len(payload: &Value) -> Result<usize> {
+    value_len(payload, MAX_PAYLOAD_DEPTH).ok_or_else(|| EventError::InvalidEvent {
+        field: "payload",
+        value: "…".to_owned(),
+        rule: format!("is nested deeper than {MAX_PAYLOAD_DEPTH} levels"),
+    })
 }
 
 /// `None` when the value is nested deeper than `depth_left` levels.

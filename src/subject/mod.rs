@@ -136,7 +136,8 @@ pub fn validate_filter_under(filter: &str, prefix: &str) -> Result<()> {
 ///
 /// # Errors
 ///
-/// [`EventError::InvalidName`] when it is empty or has a dot; otherwise what [`validate_subject`] says of it.
+/// [`EventError::InvalidName`] when it is empty or has a dot; [`EventError::InvalidSubject`] when it breaks another rule
+/// of [`validate_subject`].
 pub fn validate_category(category: &str) -> Result<()> {
     if category.is_empty() || category.contains('.') {
         return Err(EventError::InvalidName {
@@ -145,7 +146,10 @@ pub fn validate_category(category: &str) -> Result<()> {
             rule: "a category is one token: not empty, no dot".to_owned(),
         });
     }
-    validate_subject(category)
+    match check_grammar("category", category)? {
+        Wildcards::None => Ok(()),
+        Wildcards::Some => Err(invalid("category", category, "a category has no wildcard")),
+    }
 }
 
 /// Checks a consumer name.

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use a3s_event::{
-    DeadLetterEvent, DlqHandler, EventBus, EventError, MemoryDlqHandler, MemoryProvider, Result,
-    SubscribeOptions, SubscriptionFilter,
+    AckHandler, DeadLetterEvent, Delivery, DlqHandler, Event, EventBus, EventError, EventProvider,
+    MemoryDlqHandler, MemoryProvider, PendingEvent, ProviderInfo, ReceivedEvent, Result, SubscribeOptions,
+    Subscription, SubscriptionFilter,
 };
 use async_trait::async_trait;
 
@@ -90,4 +91,157 @@ async fn without_a_dead_letter_the_source_is_not_settled() {
     assert_idle(&mut subscriptions[0], Duration::from_secs(60)).await;
     assert_eq!(dlq.count().await.unwrap(), 1);
     assert_eq!(bus.consumers().await.unwrap()[0].pending, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_refusal_dead_letters_at_once_and_holds_no_other_up() {
+    let dlq = Arc::new(MemoryDlqHandler::default());
+    let bus = EventBus::builder(MemoryProvider::default()).dlq_handler(dlq.clone()).build().unwrap();
+    let options = SubscribeOptions {
+        max_deliver: Some(1),
+        max_ack_pending: Some(1),
+        backoff_secs: vec![3_600],
+        ..SubscribeOptions::default()
+    };
+    let filter = SubscriptionFilter {
+        subscriber_id: "worker".into(),
+        subjects: vec!["events.>".into()],
+        durable: true,
+        options: Some(options),
+    };
+    bus.update_subscription(filter).await.unwrap();
+    let mut subscriptions = bus.create_subscriber("worker").await.unwrap();
+    for number in 1..=2 {
+        bus.publish_event(&event("events.a.b", number)).await.unwrap();
+    }
+    next(&mut subscriptions[0]).await.nak().await.unwrap();
+    assert_eq!(dlq.count().await.unwrap(), 1);
+    let start = tokio::time::Instant::now();
+    assert_eq!(number(&next(&mut subscriptions[0]).await), 2);
+    assert!(start.elapsed().is_zero());
+}
+
+/// Takes its time.
+struct Slow(Duration, MemoryDlqHandler);
+
+#[async_trait]
+impl DlqHandler for Slow {
+    async fn handle(&self, event: DeadLetterEvent) -> Result<()> {
+        tokio::time::sleep(self.0).await;
+        self.1.handle(event).await
+    }
+    async fn count(&self) -> Result<usize> {
+        self.1.count().await
+    }
+    async fn list(&self, limit: usize) -> Result<Vec<DeadLetterEvent>> {
+        self.1.list(limit).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_handler_is_finished_by_the_calls_that_follow_and_called_once() {
+    // Longer than the lease of 1 s, and than every single call waits.
+    let dlq = Arc::new(Slow(Duration::from_millis(3_500), MemoryDlqHandler::default()));
+    let bus = bus_with(dlq.clone(), true).await;
+    let mut subscriptions = bus.create_subscriber("worker").await.unwrap();
+    let mut other_member = bus.create_subscriber("worker").await.unwrap();
+    bus.publish_event(&event("events.a.b", 1)).await.unwrap();
+    for _ in 0..2 {
+        drop(next(&mut subscriptions[0]).await);
+    }
+    for _ in 0..60 {
+        for member in [&mut subscriptions[0], &mut other_member[0]] {
+            let batch = member.next_batch(10, Duration::from_millis(50)).await.unwrap();
+            assert!(batch.is_empty(), "{batch:?}");
+        }
+    }
+    assert_eq!(dlq.count().await.unwrap(), 1);
+    assert_eq!(bus.consumers().await.unwrap()[0].pending, 0);
+    assert_eq!(dlq.list(1).await.unwrap()[0].delivery_attempts, Some(2));
+}
+
+/// A memory provider whose acknowledgements take a while.
+struct SlowAcks(MemoryProvider);
+
+struct SlowAckSubscription(Box<dyn Subscription>);
+
+struct SlowAck(Delivery);
+
+#[async_trait]
+impl AckHandler for SlowAck {
+    async fn ack(&self) -> Result<()> {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        self.0.extend().await
+    }
+    async fn nak(&self, _delay: Option<Duration>) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Subscription for SlowAckSubscription {
+    async fn next(&mut self) -> Result<Option<ReceivedEvent>> {
+        self.0.next().await
+    }
+    async fn next_manual_ack(&mut self) -> Result<Option<PendingEvent>> {
+        let Some(delivery) = self.0.next_delivery().await? else { return Ok(None) };
+        let received = ReceivedEvent {
+            event: delivery.event().clone(),
+            sequence: delivery.sequence(),
+            num_delivered: delivery.num_delivered(),
+            stream: delivery.stream().to_owned(),
+        };
+        Ok(Some(PendingEvent::with_handler(received, SlowAck(delivery))))
+    }
+}
+
+#[async_trait]
+impl EventProvider for SlowAcks {
+    async fn publish(&self, event: &Event) -> Result<u64> {
+        self.0.publish(event).await
+    }
+    async fn subscribe_durable(&self, name: &str, filter: &str) -> Result<Box<dyn Subscription>> {
+        Ok(Box::new(SlowAckSubscription(self.0.subscribe_durable(name, filter).await?)))
+    }
+    async fn subscribe(&self, filter: &str) -> Result<Box<dyn Subscription>> {
+        Ok(Box::new(SlowAckSubscription(self.0.subscribe(filter).await?)))
+    }
+    async fn history(&self, filter: Option<&str>, limit: usize) -> Result<Vec<Event>> {
+        self.0.history(filter, limit).await
+    }
+    async fn unsubscribe(&self, name: &str) -> Result<()> {
+        self.0.unsubscribe(name).await
+    }
+    async fn info(&self) -> Result<ProviderInfo> {
+        self.0.info().await
+    }
+    fn name(&self) -> &str {
+        "slow-acks"
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn next_hands_over_what_a_cancelled_call_had_acknowledged() {
+    let dlq = Arc::new(MemoryDlqHandler::default());
+    let bus = EventBus::builder(SlowAcks(MemoryProvider::default())).dlq_handler(dlq).build().unwrap();
+    let filter = SubscriptionFilter {
+        subscriber_id: "worker".into(),
+        subjects: vec!["events.>".into()],
+        durable: false,
+        options: None,
+    };
+    bus.update_subscription(filter).await.unwrap();
+    let mut subscription = bus.create_subscriber("worker").await.unwrap().remove(0);
+    for number in 1..=2 {
+        bus.publish_event(&event("events.a.b", number)).await.unwrap();
+    }
+    let cancelled = tokio::time::timeout(Duration::from_millis(5), subscription.next()).await;
+    assert!(cancelled.is_err());
+    assert_eq!(subscription.next().await.unwrap().unwrap().event.payload["number"], 1);
+
+    let cancelled = tokio::time::timeout(Duration::from_millis(5), subscription.next()).await;
+    assert!(cancelled.is_err());
+    let handed_over = next(&mut subscription).await;
+    assert_eq!(number(&handed_over), 2);
+    handed_over.ack().await.unwrap();
 }

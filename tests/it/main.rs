@@ -10,6 +10,7 @@
 
 mod allocations;
 mod dead_letters;
+mod memory;
 mod publish;
 mod secrecy;
 mod subscriptions;

@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use a3s_event::{
-    Aes256GcmEncryptor, DlqHandler, EncryptedPayload, ErrorKind, EventBus, HistoryQuery, MemoryDlqHandler,
-    MemoryProvider, SubscriptionFilter,
+    Aes256GcmEncryptor, DlqHandler, EncryptedPayload, ErrorKind, EventBus, EventError, HistoryQuery,
+    MemoryDlqHandler, MemoryProvider, SubscribeOptions, SubscriptionFilter,
 };
 use serde_json::json;
 
@@ -69,9 +69,51 @@ async fn what_cannot_be_decrypted_surfaces_once_and_is_dead_lettered() {
 
     let error = subscriptions[0].next_delivery().await.unwrap_err();
     assert!(error.to_string().contains("k1"), "the key is named: {error}");
-    assert_eq!(error.kind(), ErrorKind::Config);
+    assert!(
+        matches!(&error, EventError::Undecodable { sequence: 1, raw, .. } if !raw.is_empty()),
+        "{error:?}"
+    );
     assert_eq!(next(&mut subscriptions[0]).await.event().payload, json!(2), "the stream moves on");
     assert_eq!(dlq.count().await.unwrap(), 1);
     assert_eq!(reader.consumers().await.unwrap()[0].pending, 1, "only the good event is unsettled");
     assert!(EncryptedPayload::is_encrypted(&reader.list_events(None, 2).await.unwrap()[1].payload));
+}
+
+#[tokio::test(start_paused = true)]
+async fn dead_letters_of_encrypted_events_stay_encrypted() {
+    let provider = Arc::new(MemoryProvider::default());
+    let mut bus = encrypting(&provider, "k1");
+    let dlq = Arc::new(MemoryDlqHandler::default());
+    bus.set_dlq_handler(dlq.clone());
+    let options =
+        SubscribeOptions { max_deliver: Some(1), ack_wait_secs: Some(1), ..SubscribeOptions::default() };
+    let filter = SubscriptionFilter {
+        subscriber_id: "reader".into(),
+        subjects: vec!["events.>".into()],
+        durable: true,
+        options: Some(options),
+    };
+    bus.update_subscription(filter).await.unwrap();
+    let mut subscriptions = bus.create_subscriber("reader").await.unwrap();
+    for number in 1..=2 {
+        bus.publish("pay", "card", "", "", json!({ "card": number })).await.unwrap();
+    }
+    let refused = next(&mut subscriptions[0]).await;
+    assert_eq!(refused.event().payload, json!({"card": 1}));
+    refused.nak().await.unwrap();
+    drop(next(&mut subscriptions[0]).await);
+    let waited =
+        tokio::time::timeout(std::time::Duration::from_secs(60), subscriptions[0].next_delivery()).await;
+    assert!(waited.is_err());
+    let dead = dlq.list(10).await.unwrap();
+    assert_eq!(dead.len(), 2);
+    assert!(dead.iter().all(|letter| EncryptedPayload::is_encrypted(&letter.event.event.payload)));
+}
+
+#[tokio::test]
+async fn a_payload_too_deep_is_refused_also_when_it_is_encrypted() {
+    let bus = encrypting(&Arc::new(MemoryProvider::default()), "k1");
+    let deep = (0..150).fold(json!(1), |inner, _| json!([inner]));
+    let error = bus.publish("pay", "card", "", "", deep).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
 }

@@ -83,6 +83,21 @@ async fn another_bus_that_took_the_plain_name_is_left_alone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn removing_after_a_restart_finds_every_consumer() {
+    let provider = Arc::new(MemoryProvider::default());
+    let filter = durable("s", &["events.a.b", "events.a-b", "events.a.*"]);
+    let before = EventBus::from_provider(provider.clone());
+    before.update_subscription(filter.clone()).await.unwrap();
+    before.create_subscriber("s").await.unwrap();
+    assert_eq!(consumer_names(&before).await.len(), 3);
+
+    let after = EventBus::from_provider(provider);
+    after.update_subscription(filter).await.unwrap();
+    after.remove_subscription("s").await.unwrap();
+    assert!(consumer_names(&after).await.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_removed_subscription_is_forgotten_and_ends() {
     let bus = bus();
     bus.update_subscription(durable("s", &["events.a.>"])).await.unwrap();

@@ -277,9 +277,9 @@ impl Consumer {
         self.cursor
     }
 
-    /// Events still to be handed out before the cursor goes on.
-    pub fn backlog_len(&self) -> usize {
-        self.backlog.len()
+    /// Retained events still to be handed out before the cursor goes on.
+    pub fn backlog_since(&self, first_retained: u64) -> usize {
+        self.backlog.iter().filter(|sequence| **sequence >= first_retained).count()
     }
 
     /// Events handed out and not settled.

@@ -74,7 +74,8 @@ impl MemoryProvider {
         let limits = Limits {
             max_events: settings.config.max_events,
             max_bytes: settings.max_bytes,
-            max_age_ms: u64::try_from(settings.max_age.as_millis()).unwrap_or(u64::MAX),
+            // Rounded up: an age below a millisecond is not for ever.
+            max_age_ms: u64::try_from(settings.max_age.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX),
         };
         let stream = Stream::new(&settings.config.subject_prefix, limits, Dedup::new(settings.dedup_window));
         let clock = Clock { origin: tokio::time::Instant::now() };

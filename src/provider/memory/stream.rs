@@ -89,6 +89,7 @@ pub(super) struct Stream {
     durables: HashMap<String, Arc<ConsumerCell>>,
     filters: SubjectIndex<GroupId>,
     groups: Vec<Option<Group>>,
+    free_groups: Vec<GroupId>,
     /// Counts the changes of `filters`; a route of another generation is out of date.
     generation: u64,
     routes: Vec<Route>,
@@ -105,6 +106,7 @@ impl Stream {
             durables: HashMap::new(),
             filters: SubjectIndex::new(),
             groups: Vec::new(),
+            free_groups: Vec::new(),
             generation: 1,
             routes: Vec::new(),
             consumers: 0,
@@ -253,6 +255,7 @@ impl Stream {
             self.filters.remove(&group.filter);
             self.generation += 1;
             *slot = None;
+            self.free_groups.push(cell.group());
         }
         cell.wake_one();
     }
@@ -261,8 +264,9 @@ impl Stream {
         if let Some(id) = self.filters.get(filter) {
             return Ok(*id);
         }
-        let id = self.groups.iter().position(Option::is_none).unwrap_or(self.groups.len());
+        let id = self.free_groups.last().copied().unwrap_or(self.groups.len());
         self.filters.insert(filter, id)?;
+        self.free_groups.pop();
         self.generation += 1;
         let group = Some(Group {
             filter: filter.to_owned(),

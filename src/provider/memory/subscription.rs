@@ -102,9 +102,13 @@ impl ConsumerCell {
 
     fn lag(&self, state: &Position, shared: &Shared) -> u64 {
         let stream = shared.read();
-        let behind_cursor =
-            stream.group(self.group).map_or(0, |group| group.count_after(state.machine.cursor()));
-        (state.machine.backlog_len() + behind_cursor) as u64
+        match stream.group(self.group).filter(|_| !self.gone.load(Ordering::Relaxed)) {
+            Some(group) => {
+                let backlog = state.machine.backlog_since(stream.log.first());
+                (backlog + group.count_after(state.machine.cursor())) as u64
+            }
+            None => 0,
+        }
     }
 
     /// What to hand out now. With `settle`, the delivery is acknowledged in the same breath.
@@ -123,9 +127,8 @@ impl ConsumerCell {
         if overtaken > 0 {
             *next_ordinal = group.first_ordinal();
             // A start in the future is not overtaken by the retention of what lies before it.
-            if stream.log.first() > machine.cursor() + 1 {
-                machine.note_missed(overtaken);
-            }
+            let dropped_behind_cursor = stream.log.first().saturating_sub(machine.cursor() + 1);
+            machine.note_missed(overtaken.min(dropped_behind_cursor));
         }
         let fetched = machine.fetch(now, stream.log.first(), |cursor| {
             loop {
@@ -155,18 +158,28 @@ impl ConsumerCell {
         }
     }
 
+    /// Refuses what only makes sense when the event can come again.
+    fn check_delivers(&self) -> Result<()> {
+        if self.gone.load(Ordering::Relaxed) {
+            let name = &self.name;
+            return Err(EventError::Closed(format!("consumer '{name}' is gone and delivers nothing again")));
+        }
+        Ok(())
+    }
+
     /// Settles a delivery and wakes a member when that makes work for it.
     fn settle(
         &self,
         change: impl FnOnce(&mut Consumer) -> std::result::Result<(), StaleLease>,
     ) -> Result<()> {
-        let was_full = {
+        let wakes = {
             let mut state = self.lock();
             let was_full = state.machine.is_full();
             change(&mut state.machine)?;
-            was_full
+            // A member that waits for the end of an abandoned stream waits for the last settlement.
+            was_full || state.machine.pending() == 0
         };
-        if was_full {
+        if wakes {
             self.wake_one();
         }
         Ok(())
@@ -334,11 +347,13 @@ impl LeaseHolder for ConsumerCell {
     }
 
     fn extend(&self, lease: Lease) -> Result<()> {
+        self.check_delivers()?;
         let now = self.clock.now();
         self.settle(|machine| machine.extend(lease, now))
     }
 
     fn release(&self, lease: Lease) -> Result<()> {
+        self.check_delivers()?;
         let now = self.clock.now();
         self.settle(|machine| machine.release(lease, now))?;
         self.wake_one();
