@@ -13,6 +13,7 @@ mod dead_letters;
 mod memory;
 mod publish;
 mod secrecy;
+mod stress;
 mod subscriptions;
 
 use std::time::Duration;
