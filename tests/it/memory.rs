@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use a3s_event::{DeliverPolicy, ErrorKind, EventProvider, MemoryProvider, SubscribeOptions};
+use a3s_event::{
+    DeliverPolicy, Delivery, ErrorKind, EventProvider, MemoryProvider, SubscribeOptions, Subscription,
+};
 
 use super::{event, next, number};
 
@@ -85,4 +87,83 @@ async fn an_age_below_a_millisecond_is_not_for_ever() {
         tokio::task::yield_now().await;
     }
     assert_eq!(provider.info().await.unwrap().messages, 0);
+}
+
+type Waiting<'a> = std::pin::Pin<Box<dyn Future<Output = a3s_event::Result<Option<Delivery>>> + Send + 'a>>;
+
+async fn members(provider: &MemoryProvider, count: usize) -> Vec<Box<dyn Subscription>> {
+    let mut members = Vec::new();
+    for _ in 0..count {
+        members.push(provider.subscribe_durable("workers", "events.>").await.unwrap());
+    }
+    members
+}
+
+/// Begins to wait, or goes on waiting after a wake-up; nothing is delivered yet.
+fn keep_waiting(waiting: &mut Waiting<'_>) {
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    assert!(waiting.as_mut().poll(&mut context).is_pending());
+}
+
+async fn delivered(waiting: Waiting<'_>) -> u64 {
+    let delivery = tokio::time::timeout(Duration::from_secs(60), waiting).await.expect("stranded");
+    number(&delivery.unwrap().unwrap())
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_gives_up_waiting_for_a_lease_leaves_it_to_one_who_never_saw_it() {
+    let provider = MemoryProvider::default();
+    let mut quick = members(&provider, 1).await;
+    let mut others = members(&provider, 4).await;
+    let mut waiting: Vec<Waiting<'_>> = others.iter_mut().map(|member| member.next_delivery()).collect();
+    waiting.iter_mut().for_each(keep_waiting);
+    // The publish wakes the first, the taking of the event the second; the others do not know of the lease.
+    provider.publish(&event("events.a.b", 1)).await.unwrap();
+    drop(next(&mut quick[0]).await);
+    waiting.iter_mut().take(2).for_each(keep_waiting);
+    drop(waiting.drain(..2));
+    assert_eq!(delivered(waiting.remove(0)).await, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_wake_up_is_enough_for_all_who_wait() {
+    let provider = MemoryProvider::default();
+    let narrow = SubscribeOptions { max_ack_pending: Some(1), ..SubscribeOptions::default() };
+    let mut first = provider.subscribe_durable_with_options("workers", "events.>", &narrow).await.unwrap();
+    for number in 1..=3 {
+        provider.publish(&event("events.a.b", number)).await.unwrap();
+    }
+    let _held = next(&mut first).await;
+    let mut others = members(&provider, 2).await;
+    let mut waiting: Vec<Waiting<'_>> = others.iter_mut().map(|member| member.next_delivery()).collect();
+    waiting.iter_mut().for_each(keep_waiting);
+    let start = tokio::time::Instant::now();
+    let _opened = provider
+        .subscribe_durable_with_options("workers", "events.>", &SubscribeOptions::default())
+        .await
+        .unwrap();
+    let (one, other) = (waiting.remove(0), waiting.remove(0));
+    let (one, other) = tokio::join!(delivered(one), delivered(other));
+    assert_eq!([one.min(other), one.max(other)], [2, 3]);
+    assert!(start.elapsed().is_zero(), "nobody waits for a lease to end");
+}
+
+#[tokio::test(start_paused = true)]
+async fn settling_one_of_several_makes_room_at_once() {
+    let provider = MemoryProvider::default();
+    let two = SubscribeOptions { max_ack_pending: Some(2), ..SubscribeOptions::default() };
+    let mut first = provider.subscribe_durable_with_options("workers", "events.>", &two).await.unwrap();
+    for number in 1..=3 {
+        provider.publish(&event("events.a.b", number)).await.unwrap();
+    }
+    let (one, _other) = (next(&mut first).await, next(&mut first).await);
+    let mut others = members(&provider, 1).await;
+    let mut waiting: Waiting<'_> = others[0].next_delivery();
+    // Twice, because the first look may meet a wake-up from before.
+    keep_waiting(&mut waiting);
+    keep_waiting(&mut waiting);
+    let start = tokio::time::Instant::now();
+    one.ack().await.unwrap();
+    assert_eq!(delivered(waiting).await, 3);
+    assert!(start.elapsed().is_zero());
 }
