@@ -205,61 +205,6 @@ impl Delivery {
         self.settlement.stream()
     }
 
-    /// Settles the event: it is not delivered to this consumer again.
-    ///
-    /// # Errors
-    ///
-    /// [`EventError::Ack`] when the lease was lost to another delivery (that delivery stays in force), or the backend's
-    /// error. The event is then delivered again.
-    pub async fn ack(self) -> Result<()> {
-        self.settlement.ack().await
-    }
-
-    /// Asks for redelivery after the consumer's backoff for this attempt; at once when it has none.
-    ///
-    /// # Errors
-    ///
-    /// As [`ack`](Delivery::ack).
-    pub async fn nak(self) -> Result<()> {
-        self.settlement.nak(None).await
-    }
-
-    /// Asks for redelivery after `delay`.
-    ///
-    /// # Errors
-    ///
-    /// As [`ack`](Delivery::ack); [`EventError::Unsupported`] without the capability `nak_with_delay`.
-    pub async fn nak_after(self, delay: Duration) -> Result<()> {
-        self.settlement.nak(Some(delay)).await
-    }
-
-    /// Settles the event without redelivery because it cannot be processed.
-    ///
-    /// # Errors
-    ///
-    /// As [`ack`](Delivery::ack); [`EventError::Unsupported`] without the capability `term`.
-    pub async fn term(self, reason: &str) -> Result<()> {
-        self.settlement.term(reason).await
-    }
-
-    /// Restarts the lease: the ack wait counts from now.
-    ///
-    /// # Errors
-    ///
-    /// As [`ack`](Delivery::ack); [`EventError::Unsupported`] without the capability `extend`.
-    pub async fn extend(&self) -> Result<()> {
-        self.settlement.extend().await
-    }
-
-    /// Gives the event back for another delivery at once, as far as the backend can without counting an attempt.
-    ///
-    /// # Errors
-    ///
-    /// As [`ack`](Delivery::ack).
-    pub async fn release(self) -> Result<()> {
-        self.settlement.release().await
-    }
-
     /// The owned view; copies the event when it is still shared.
     pub fn into_pending(self) -> PendingEvent {
         let received = ReceivedEvent {
@@ -350,60 +295,6 @@ impl PendingEvent {
         let stream = received.stream.as_str().into();
         Self { received, settlement: Settlement::Handler { handler: Box::new(handler), stream } }
     }
-
-    /// Settles the event: it is not delivered to this consumer again.
-    ///
-    /// # Errors
-    ///
-    /// As [`Delivery::ack`].
-    pub async fn ack(self) -> Result<()> {
-        self.settlement.ack().await
-    }
-
-    /// Asks for redelivery after the consumer's backoff for this attempt; at once when it has none.
-    ///
-    /// # Errors
-    ///
-    /// As [`Delivery::ack`].
-    pub async fn nak(self) -> Result<()> {
-        self.settlement.nak(None).await
-    }
-
-    /// Asks for redelivery after `delay`.
-    ///
-    /// # Errors
-    ///
-    /// As [`Delivery::nak_after`].
-    pub async fn nak_after(self, delay: Duration) -> Result<()> {
-        self.settlement.nak(Some(delay)).await
-    }
-
-    /// Settles the event without redelivery because it cannot be processed.
-    ///
-    /// # Errors
-    ///
-    /// As [`Delivery::term`].
-    pub async fn term(self, reason: &str) -> Result<()> {
-        self.settlement.term(reason).await
-    }
-
-    /// Restarts the lease: the ack wait counts from now.
-    ///
-    /// # Errors
-    ///
-    /// As [`Delivery::extend`].
-    pub async fn extend(&self) -> Result<()> {
-        self.settlement.extend().await
-    }
-
-    /// Gives the event back for another delivery at once, as far as the backend can without counting an attempt.
-    ///
-    /// # Errors
-    ///
-    /// As [`Delivery::ack`].
-    pub async fn release(self) -> Result<()> {
-        self.settlement.release().await
-    }
 }
 
 impl fmt::Debug for PendingEvent {
@@ -411,6 +302,71 @@ impl fmt::Debug for PendingEvent {
         f.debug_struct("PendingEvent").field("received", &self.received).finish_non_exhaustive()
     }
 }
+
+/// The verbs that deliveries and pending events share.
+macro_rules! settling {
+    ($owner:ident) => {
+        impl $owner {
+            /// Settles the event: it is not delivered to this consumer again.
+            ///
+            /// # Errors
+            ///
+            /// [`EventError::Ack`] when the lease was lost to another delivery (that delivery stays in force), or the backend's
+            /// error. The event is then delivered again.
+            pub async fn ack(self) -> Result<()> {
+                self.settlement.ack().await
+            }
+
+            /// Asks for redelivery after the consumer's backoff for this attempt; at once when it has none.
+            ///
+            /// # Errors
+            ///
+            /// As [`ack`](Self::ack).
+            pub async fn nak(self) -> Result<()> {
+                self.settlement.nak(None).await
+            }
+
+            /// Asks for redelivery after `delay`.
+            ///
+            /// # Errors
+            ///
+            /// As [`ack`](Self::ack); [`EventError::Unsupported`] without the capability `nak_with_delay`.
+            pub async fn nak_after(self, delay: Duration) -> Result<()> {
+                self.settlement.nak(Some(delay)).await
+            }
+
+            /// Settles the event without redelivery because it cannot be processed.
+            ///
+            /// # Errors
+            ///
+            /// As [`ack`](Self::ack); [`EventError::Unsupported`] without the capability `term`.
+            pub async fn term(self, reason: &str) -> Result<()> {
+                self.settlement.term(reason).await
+            }
+
+            /// Restarts the lease: the ack wait counts from now.
+            ///
+            /// # Errors
+            ///
+            /// As [`ack`](Self::ack); [`EventError::Unsupported`] without the capability `extend`.
+            pub async fn extend(&self) -> Result<()> {
+                self.settlement.extend().await
+            }
+
+            /// Gives the event back for another delivery at once, as far as the backend can without counting an attempt.
+            ///
+            /// # Errors
+            ///
+            /// As [`ack`](Self::ack).
+            pub async fn release(self) -> Result<()> {
+                self.settlement.release().await
+            }
+        }
+    };
+}
+
+settling!(Delivery);
+settling!(PendingEvent);
 
 struct Closures {
     ack: Box<dyn FnOnce() -> SettleFuture + Send>,
