@@ -171,6 +171,21 @@ fn from_now_on() -> SubscribeOptions {
     SubscribeOptions { deliver_policy: DeliverPolicy::New, ..SubscribeOptions::default() }
 }
 
+/// The same in batches.
+fn spawn_batch_worker(rt: &Runtime, mut subscription: Box<dyn Subscription>, receipts: &Arc<Receipts>) {
+    let receipts = Arc::clone(receipts);
+    rt.spawn(async move {
+        while let Some(batch) = subscription.next_batch(64, Duration::from_secs(60)).await {
+            for delivery in batch {
+                let delivery = delivery.unwrap();
+                black_box(delivery.event());
+                delivery.ack().await.unwrap();
+                receipts.one();
+            }
+        }
+    });
+}
+
 /// A task that receives and acknowledges until the provider closes.
 fn spawn_worker(rt: &Runtime, mut subscription: Box<dyn Subscription>, receipts: &Arc<Receipts>) {
     let receipts = Arc::clone(receipts);
@@ -214,23 +229,28 @@ fn one_to_100(c: &mut Criterion) {
         });
     });
 
-    let receipts = Arc::new(Receipts::default());
-    let provider = provider(RING);
-    for _ in 0..READERS {
-        let subscription =
-            rt.block_on(provider.subscribe_with_options("events.market.>", &from_now_on())).unwrap();
-        spawn_worker(&rt, subscription, &receipts);
-    }
-    group.bench_function("same_filter", |b| {
-        b.iter(|| {
-            rt.block_on(receipts.wait_for(READERS * BURST, async || {
-                for _ in 0..BURST {
-                    provider.publish(black_box(&event)).await.unwrap();
-                }
-            }));
+    type Spawn = fn(&Runtime, Box<dyn Subscription>, &Arc<Receipts>);
+    for (name, spawn) in
+        [("same_filter", spawn_worker as Spawn), ("same_filter_in_batches", spawn_batch_worker)]
+    {
+        let receipts = Arc::new(Receipts::default());
+        let provider = provider(RING);
+        for _ in 0..READERS {
+            let subscription =
+                rt.block_on(provider.subscribe_with_options("events.market.>", &from_now_on())).unwrap();
+            spawn(&rt, subscription, &receipts);
+        }
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                rt.block_on(receipts.wait_for(READERS * BURST, async || {
+                    for _ in 0..BURST {
+                        provider.publish(black_box(&event)).await.unwrap();
+                    }
+                }));
+            });
         });
-    });
-    rt.block_on(provider.close()).unwrap();
+        rt.block_on(provider.close()).unwrap();
+    }
     group.finish();
 }
 

@@ -67,9 +67,9 @@ impl Group {
         self.first_ordinal + self.matches.partition_point(|matched| *matched <= sequence) as u64
     }
 
-    fn wake(&self) {
+    fn wake_idle(&self) {
         for member in &self.members {
-            member.wake_one();
+            member.wake_if_idle();
         }
     }
 }
@@ -157,11 +157,11 @@ impl Stream {
     pub(super) fn wake_readers(&self, id: SubjectId, subject: &str) {
         match self.routes.get(id as usize).filter(|route| route.generation == self.generation) {
             Some(route) => {
-                route.groups.iter().filter_map(|group| self.group(*group)).for_each(Group::wake);
+                route.groups.iter().filter_map(|group| self.group(*group)).for_each(Group::wake_idle);
             }
             None => self.filters.for_each_match(subject, |group| {
                 if let Some(group) = self.group(*group) {
-                    group.wake();
+                    group.wake_idle();
                 }
             }),
         }
@@ -169,7 +169,7 @@ impl Stream {
 
     /// Wakes everyone, for instance to see that the stream is closed.
     pub(super) fn wake_all(&self) {
-        self.groups.iter().flatten().for_each(Group::wake);
+        self.groups.iter().flatten().flat_map(|group| &group.members).for_each(|member| member.wake_one());
     }
 
     pub(super) fn group(&self, id: GroupId) -> Option<&Group> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::Notify;
 
-use super::stream::{GroupId, Lifecycle};
+use super::stream::{Group, GroupId, Lifecycle, Stream};
 use super::{Clock, Shared};
 use crate::error::{EventError, Result};
 use crate::provider::consumer::{Consumer, Fetched, Lease, StaleLease, Time};
@@ -27,6 +27,8 @@ pub(super) struct ConsumerCell {
     /// Set, under the stream's exclusive lock, when the consumer is forgotten.
     pub(super) gone: AtomicBool,
     wakeup: Notify,
+    /// A member found nothing to do since the last publish woke one. Changed under the stream's lock.
+    idle: AtomicBool,
     clock: Clock,
     state: Mutex<Position>,
 }
@@ -38,9 +40,12 @@ struct Position {
     next_ordinal: u64,
 }
 
+/// An event that was handed out, and the lease under which.
+type Leased = (Lease, Arc<Event>);
+
 /// What a member gets when it asks.
-enum Step {
-    Deliver { lease: Lease, event: Arc<Event> },
+enum Step<T> {
+    Deliver(T),
     Missed(u64),
     Wait { until: Option<Time> },
     Closed,
@@ -64,6 +69,7 @@ impl ConsumerCell {
             members: AtomicUsize::new(0),
             gone: AtomicBool::new(false),
             wakeup: Notify::new(),
+            idle: AtomicBool::new(false),
             clock,
             state: Mutex::new(Position { machine, next_ordinal }),
         }
@@ -84,6 +90,13 @@ impl ConsumerCell {
     /// Lets one waiting member look again, or the next one that is about to wait.
     pub(super) fn wake_one(&self) {
         self.wakeup.notify_one();
+    }
+
+    /// The same after a publish. Who is awake finds the event by itself, and wakes the next member when it has one.
+    pub(super) fn wake_if_idle(&self) {
+        if self.idle.load(Ordering::Relaxed) && self.idle.swap(false, Ordering::Relaxed) {
+            self.wake_one();
+        }
     }
 
     /// Runs `change` on the state machine.
@@ -112,10 +125,47 @@ impl ConsumerCell {
     }
 
     /// What to hand out now. With `settle`, the delivery is acknowledged in the same breath.
-    fn fetch(&self, shared: &Shared, settle: bool) -> Step {
-        let now = self.clock.now();
-        let mut state = self.lock();
-        let Position { machine, next_ordinal } = &mut *state;
+    fn fetch(&self, shared: &Shared, settle: bool) -> Step<Leased> {
+        self.with_position(shared, |position, stream, group| {
+            let step = self.step(position, stream, group, self.clock.now());
+            if let (Step::Deliver((lease, _)), true) = (&step, settle) {
+                // It was leased under this very lock and cannot be stale.
+                let _ = position.machine.ack(*lease);
+            }
+            step
+        })
+    }
+
+    /// Up to `max` events at once: one look at the clock and the stream for all of them.
+    fn fetch_batch(&self, shared: &Shared, max: usize) -> Step<Vec<Leased>> {
+        self.with_position(shared, |position, stream, group| {
+            let now = self.clock.now();
+            let mut batch = Vec::new();
+            while batch.len() < max {
+                match self.step(position, stream, group, now) {
+                    Step::Deliver(leased) => batch.push(leased),
+                    Step::Missed(missed) if !batch.is_empty() => {
+                        // Told by the next call, behind what was delivered before.
+                        position.machine.note_missed(missed);
+                        break;
+                    }
+                    Step::Missed(missed) => return Step::Missed(missed),
+                    Step::Wait { .. } | Step::Closed if !batch.is_empty() => break,
+                    Step::Wait { until } => return Step::Wait { until },
+                    Step::Closed => return Step::Closed,
+                }
+            }
+            Step::Deliver(batch)
+        })
+    }
+
+    /// Looks at the stream from this consumer's position.
+    fn with_position<T>(
+        &self,
+        shared: &Shared,
+        look: impl FnOnce(&mut Position, &Stream, &Group) -> Step<T>,
+    ) -> Step<T> {
+        let mut position = self.lock();
         let stream = shared.read();
         let group = match stream.group(self.group) {
             Some(group) if !self.gone.load(Ordering::Relaxed) && stream.lifecycle != Lifecycle::Closed => {
@@ -123,13 +173,18 @@ impl ConsumerCell {
             }
             _ => return Step::Closed,
         };
-        let overtaken = group.first_ordinal().saturating_sub(*next_ordinal);
+        let overtaken = group.first_ordinal().saturating_sub(position.next_ordinal);
         if overtaken > 0 {
-            *next_ordinal = group.first_ordinal();
+            position.next_ordinal = group.first_ordinal();
             // A start in the future is not overtaken by the retention of what lies before it.
-            let dropped_behind_cursor = stream.log.first().saturating_sub(machine.cursor() + 1);
-            machine.note_missed(overtaken.min(dropped_behind_cursor));
+            let dropped_behind_cursor = stream.log.first().saturating_sub(position.machine.cursor() + 1);
+            position.machine.note_missed(overtaken.min(dropped_behind_cursor));
         }
+        look(&mut position, &stream, group)
+    }
+
+    fn step(&self, position: &mut Position, stream: &Stream, group: &Group, now: Time) -> Step<Leased> {
+        let Position { machine, next_ordinal } = position;
         let fetched = machine.fetch(now, stream.log.first(), |cursor| {
             loop {
                 let sequence = group.at(*next_ordinal)?;
@@ -140,21 +195,19 @@ impl ConsumerCell {
             }
         });
         match fetched {
-            Fetched::Deliver(lease) => {
-                let Some(event) = stream.log.event(lease.sequence).map(Arc::clone) else {
-                    return Step::Missed(1);
-                };
-                if settle {
-                    // It was leased under this very lock and cannot be stale.
-                    let _ = machine.ack(lease);
-                }
-                Step::Deliver { lease, event }
-            }
+            Fetched::Deliver(lease) => match stream.log.event(lease.sequence) {
+                Some(event) => Step::Deliver((lease, Arc::clone(event))),
+                None => Step::Missed(1),
+            },
             Fetched::Missed(missed) => Step::Missed(missed),
             Fetched::Idle if stream.lifecycle == Lifecycle::Abandoned && machine.pending() == 0 => {
                 Step::Closed
             }
-            Fetched::Idle => Step::Wait { until: machine.next_due() },
+            Fetched::Idle => {
+                // Under the stream's lock: a publish that comes behind this look sees it.
+                self.idle.store(true, Ordering::Relaxed);
+                Step::Wait { until: machine.next_due() }
+            }
         }
     }
 
@@ -205,30 +258,30 @@ impl MemorySubscription {
         Self { shared, cell, closed: false }
     }
 
-    /// Waits until there is something to hand out. Cancel-safe: nothing is awaited after a fetch that delivered.
-    async fn next_lease(&mut self, settle: bool) -> Result<Option<(Lease, Arc<Event>)>> {
+    /// Waits until `fetch` finds something. Cancel-safe: nothing is awaited after a fetch that delivered.
+    async fn next_step<T>(&mut self, fetch: impl Fn(&ConsumerCell, &Shared) -> Step<T>) -> Result<Option<T>> {
         if self.closed {
             return Ok(None);
         }
         loop {
-            match self.cell.fetch(&self.shared, settle) {
-                Step::Deliver { lease, event } => {
-                    // Another member may have to take over the wait for what is due next.
-                    self.pass_on();
-                    return Ok(Some((lease, event)));
-                }
-                Step::Missed(missed) => {
-                    self.pass_on();
-                    return Err(EventError::Lagged { consumer: self.cell.name.clone(), missed });
-                }
-                Step::Closed => {
-                    self.pass_on();
-                    return Ok(None);
-                }
+            let step = fetch(&self.cell, &self.shared);
+            if let Step::Wait { until } = step {
                 // Boxed, so that the common case does not carry a timer around.
-                Step::Wait { until } => Box::pin(self.wait(until)).await,
+                Box::pin(self.wait(until)).await;
+                continue;
             }
+            // Another member may have to take over the wait for what is due next.
+            self.pass_on();
+            return match step {
+                Step::Deliver(delivered) => Ok(Some(delivered)),
+                Step::Missed(missed) => Err(EventError::Lagged { consumer: self.cell.name.clone(), missed }),
+                Step::Wait { .. } | Step::Closed => Ok(None),
+            };
         }
+    }
+
+    fn delivery(&self, (lease, event): Leased) -> Delivery {
+        Delivery::with_lease(event, lease, Arc::clone(&self.cell) as Arc<dyn LeaseHolder>)
     }
 
     async fn wait(&self, until: Option<Time>) {
@@ -282,9 +335,8 @@ impl Drop for Baton<'_> {
 #[async_trait]
 impl Subscription for MemorySubscription {
     async fn next(&mut self) -> Result<Option<ReceivedEvent>> {
-        let Some((lease, event)) = self.next_lease(true).await? else {
-            return Ok(None);
-        };
+        let next = self.next_step(|cell, shared| cell.fetch(shared, true)).await?;
+        let Some((lease, event)) = next else { return Ok(None) };
         Ok(Some(ReceivedEvent {
             event: Arc::unwrap_or_clone(event),
             sequence: lease.sequence,
@@ -298,10 +350,17 @@ impl Subscription for MemorySubscription {
     }
 
     async fn next_delivery(&mut self) -> Result<Option<Delivery>> {
-        let Some((lease, event)) = self.next_lease(false).await? else {
-            return Ok(None);
-        };
-        Ok(Some(Delivery::with_lease(event, lease, Arc::clone(&self.cell) as Arc<dyn LeaseHolder>)))
+        let next = self.next_step(|cell, shared| cell.fetch(shared, false)).await?;
+        Ok(next.map(|leased| self.delivery(leased)))
+    }
+
+    async fn next_batch(&mut self, max: usize, wait: Duration) -> Option<Vec<Result<Delivery>>> {
+        let batch = self.next_step(|cell, shared| cell.fetch_batch(shared, max));
+        match tokio::time::timeout(wait, batch).await {
+            Err(_elapsed) => Some(Vec::new()),
+            Ok(Ok(batch)) => Some(batch?.into_iter().map(|leased| Ok(self.delivery(leased))).collect()),
+            Ok(Err(error)) => Some(vec![Err(error)]),
+        }
     }
 
     async fn lag(&self) -> Result<u64> {
