@@ -111,6 +111,9 @@ defects! {
     StrandsWaiters: a_cancelled_waiter_strands_no_other;
     NotCancelSafe: cancelling_next_loses_nothing cancelling_next_manual_ack_loses_nothing
         cancelling_next_delivery_loses_nothing timeouts_and_select_lose_nothing;
+    /// Safe at its first await points, not at a later one.
+    NotCancelSafeLate: cancelling_next_loses_nothing cancelling_next_manual_ack_loses_nothing
+        cancelling_next_delivery_loses_nothing;
     EndsOnlyOnce: a_closed_subscription_stays_closed;
     CannotSettleAfterClose: what_was_handed_out_can_be_settled_after_close;
     CloseDoesNothing: a_closed_provider_refuses_publishes a_closed_provider_ends_subscriptions

@@ -37,6 +37,8 @@ pub(crate) struct State {
     /// How many subscriptions each durable has.
     pub(crate) open: Mutex<HashMap<String, usize>>,
     pub(crate) kept: Kept,
+    /// How long every settlement takes, as on a server that answers it.
+    pub(crate) settling_takes: Duration,
 }
 
 pub(crate) fn unsupported(option: &str) -> EventError {
@@ -52,8 +54,15 @@ impl Faulty {
         inner: Arc<MemoryProvider>,
         defect: Option<Defect>,
         capabilities: Capabilities,
+        settling_takes: Duration,
     ) -> Self {
-        Self { inner, defect, capabilities, state: Arc::default() }
+        let state = Arc::new(State { settling_takes, ..State::default() });
+        Self { inner, defect, capabilities, state }
+    }
+
+    /// A new handle to a storage.
+    pub(crate) fn reopened(&self, storage: Arc<MemoryProvider>) -> Self {
+        Self::new(storage, self.defect, self.capabilities, self.state.settling_takes)
     }
 
     pub(crate) fn has(&self, defect: Defect) -> bool {

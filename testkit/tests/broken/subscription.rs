@@ -53,6 +53,8 @@ pub(crate) struct FaultySubscription {
     closed: Arc<AtomicBool>,
     said_end: bool,
     stuck: bool,
+    /// Whether the delivery to hand out next was waited for.
+    waited: bool,
 }
 
 /// Polls a future once; it is dropped when it is not ready.
@@ -109,6 +111,7 @@ impl FaultySubscription {
             closed: Arc::default(),
             said_end: false,
             stuck: false,
+            waited: false,
         }
     }
 
@@ -209,8 +212,13 @@ impl FaultySubscription {
         }))
     }
 
-    /// The answer to every `next*`.
+    /// The answer to every `next*` that leaves the settlement to the caller.
     async fn fetch(&mut self) -> Result<Option<Delivery>> {
+        let settling_takes = self.state.settling_takes;
+        self.fetch_with(settling_takes).await
+    }
+
+    async fn fetch_with(&mut self, settling_takes: Duration) -> Result<Option<Delivery>> {
         if self.said_end && self.has(Defect::EndsOnlyOnce) {
             return Err(EventError::Subscribe {
                 subject: self.filter.clone(),
@@ -246,6 +254,16 @@ impl FaultySubscription {
             if self.has(Defect::NotCancelSafe) {
                 tokio::task::yield_now().await;
             }
+            if self.has(Defect::NotCancelSafeLate) && !self.waited {
+                // Safe while it waits; lost when the call is dropped behind that.
+                self.prefetched.push_front(delivery);
+                tokio::time::sleep(Duration::from_millis(30)).await;
+                self.waited = true;
+                continue;
+            }
+            if std::mem::take(&mut self.waited) {
+                tokio::task::yield_now().await;
+            }
             if !self.wants(&delivery) {
                 delivery.ack().await?;
                 continue;
@@ -257,11 +275,11 @@ impl FaultySubscription {
                 }
             }
             self.handed_out += 1;
-            return Ok(Some(self.hand_out(delivery)));
+            return Ok(Some(self.hand_out(delivery, settling_takes)));
         }
     }
 
-    fn hand_out(&self, delivery: Delivery) -> Delivery {
+    fn hand_out(&self, delivery: Delivery, settling_takes: Duration) -> Delivery {
         let event = delivery.shared_event();
         let (mut sequence, mut num_delivered) = (delivery.sequence(), delivery.num_delivered());
         let stream = delivery.stream().into();
@@ -277,6 +295,7 @@ impl FaultySubscription {
             capabilities: self.capabilities,
             state: Arc::clone(&self.state),
             closed: Arc::clone(&self.closed),
+            settling_takes,
         };
         if self.has(Defect::DeliversOtherSequence) {
             sequence += 1;
@@ -287,6 +306,10 @@ impl FaultySubscription {
     fn leave(&mut self) {
         if self.closed.swap(true, Ordering::SeqCst) {
             return;
+        }
+        if self.defect.is_none() {
+            // What a cancelled `next` left. The memory provider settles without waiting.
+            self.prefetched.drain(..).for_each(|delivery| drop(now(delivery.release())));
         }
         let Some(name) = &self.durable else { return };
         if let Some(members) = self.state.open.lock().unwrap().get_mut(name) {
@@ -307,7 +330,15 @@ impl Drop for FaultySubscription {
 #[async_trait]
 impl Subscription for FaultySubscription {
     async fn next(&mut self) -> Result<Option<ReceivedEvent>> {
-        let Some(delivery) = self.fetch().await? else {
+        let settling_takes = self.state.settling_takes;
+        if !settling_takes.is_zero()
+            && let Some(delivery) = self.take().await?
+        {
+            // A call that is dropped while it settles leaves the event to the next one.
+            self.prefetched.push_front(delivery);
+            tokio::time::sleep(settling_takes).await;
+        }
+        let Some(delivery) = self.fetch_with(Duration::ZERO).await? else {
             return Ok(None);
         };
         let received = ReceivedEvent {
@@ -379,6 +410,7 @@ struct FaultyAck {
     capabilities: Capabilities,
     state: Arc<State>,
     closed: Arc<AtomicBool>,
+    settling_takes: Duration,
 }
 
 impl FaultyAck {
@@ -387,11 +419,18 @@ impl FaultyAck {
     }
 
     async fn delivery(&self) -> Result<Delivery> {
+        self.wait_for_the_server().await;
         if self.has(Defect::CannotSettleAfterClose) && self.closed.load(Ordering::SeqCst) {
             return Err(EventError::Closed("the subscription".to_owned()));
         }
         let taken = self.slot.lock().await.take();
         taken.ok_or_else(|| EventError::Ack("already settled".to_owned()))
+    }
+
+    async fn wait_for_the_server(&self) {
+        if !self.settling_takes.is_zero() {
+            tokio::time::sleep(self.settling_takes).await;
+        }
     }
 
     /// Takes the delivery that took the place of this one.
@@ -474,6 +513,7 @@ impl AckHandler for FaultyAck {
         if self.has(Defect::ExtendDoesNothing) {
             return Ok(());
         }
+        self.wait_for_the_server().await;
         match &*self.slot.lock().await {
             Some(delivery) => self.hide(delivery.extend().await),
             None => Err(EventError::Ack("already settled".to_owned())),
