@@ -23,6 +23,12 @@ pub trait Harness: Send + Sync + 'static {
         tokio::time::sleep(time).await;
     }
 
+    /// Whether time that [`elapse`](Harness::elapse) lets pass costs none, as on the paused clock. Cases that take minutes
+    /// run only then.
+    fn waiting_is_free(&self) -> bool {
+        false
+    }
+
     /// The clock that stamps stored events, in Unix milliseconds. The wall clock of this machine by default.
     fn unix_millis(&self) -> u64 {
         Event::new("", "", "", "", serde_json::Value::Null).timestamp

@@ -5,12 +5,16 @@ use std::sync::Arc;
 use a3s_event::MemoryProvider;
 use a3s_event_testkit::{Clock, Fixture, Harness, Outcome, Settings, async_trait, cases, run_case};
 
-struct Memory;
+struct Memory(Clock);
 
 #[async_trait]
 impl Harness for Memory {
     async fn start(&self) -> Box<dyn Fixture> {
         Box::new(Arc::new(MemoryProvider::default()))
+    }
+
+    fn waiting_is_free(&self) -> bool {
+        self.0 == Clock::Paused
     }
 
     async fn start_with(&self, settings: &Settings) -> Option<Box<dyn Fixture>> {
@@ -26,14 +30,19 @@ impl Harness for Memory {
 }
 
 mod contract {
-    a3s_event_testkit::conformance_tests!(super::Memory, clock = Paused);
+    a3s_event_testkit::conformance_tests!(super::Memory(super::Clock::Paused), clock = Paused);
+}
+
+/// The same with time that passes, on two threads.
+mod on_the_real_clock {
+    a3s_event_testkit::conformance_tests!(super::Memory(super::Clock::Real), clock = Real);
 }
 
 #[test]
 fn only_what_memory_cannot_have_is_not_checked() {
     let unchecked: Vec<_> = cases()
         .iter()
-        .filter(|case| run_case(case.name, &Memory, Clock::Paused) != Outcome::Kept)
+        .filter(|case| run_case(case.name, &Memory(Clock::Paused), Clock::Paused) != Outcome::Kept)
         .map(|case| case.name)
         .collect();
     assert_eq!(

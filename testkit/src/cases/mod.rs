@@ -38,6 +38,8 @@ stream {
         "The retry of a stored publish succeeds although its expected sequence has passed."
     a_msg_id_is_forgotten_after_the_window [Dedup]
         "After the dedup window a msg_id can be used again."
+    the_dedup_window_is_120_s_by_default [Dedup]
+        "Unless configured otherwise, a msg_id is remembered for 120 seconds."
     the_expected_sequence_stores [ExpectedSequence]
         "A publish that expects the last sequence of the stream is stored."
     an_unexpected_sequence_is_a_conflict [ExpectedSequence]
@@ -83,7 +85,7 @@ subjects {
     bad_publish_options_are_refused []
         "A publish option out of range is a configuration error, and nothing is stored."
     bad_subscribe_options_are_refused []
-        "A subscribe option out of range is a configuration error."
+        "A subscribe option out of range is a configuration error, and no consumer is made."
     a_star_is_exactly_one_token []
         "In a filter, * stands for exactly one token."
     a_rest_is_one_or_more_tokens []
@@ -188,6 +190,8 @@ lease {
         "An event that is not settled within the ack wait is delivered again."
     a_lease_is_not_cut_short [Redelivery]
         "An event is not delivered again before the ack wait is over."
+    the_ack_wait_is_30_s_by_default [Redelivery]
+        "Without an ack wait, an unsettled event comes again after 30 seconds."
     the_lease_counts_from_hand_out [Redelivery]
         "The lease begins when the event is handed out, not when it is fetched."
     a_member_takes_over_from_a_dead_one [Durable, SharedConsumers, Redelivery]

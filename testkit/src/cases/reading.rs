@@ -43,7 +43,7 @@ pub(super) async fn next_settles_before_handing_over(w: &World<'_>) {
 pub(super) async fn a_publish_wakes_a_waiting_subscriber(w: &World<'_>) {
     let mut reader = w.subscribe().await;
     for _ in 0..3 {
-        let (received, published) = tokio::join!(reader.next(), async {
+        let (received, published) = tokio::join!(reader.next_at_once(), async {
             w.elapse(ms(50)).await;
             w.publish("a").await
         });

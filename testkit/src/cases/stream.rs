@@ -150,6 +150,22 @@ pub(super) async fn a_msg_id_is_forgotten_after_the_window(w: &World<'_>) -> Out
     Outcome::Kept
 }
 
+pub(super) async fn the_dedup_window_is_120_s_by_default(w: &World<'_>) -> Outcome {
+    if !w.harness.waiting_is_free() {
+        return Outcome::NotApplicable("the case takes more than two minutes");
+    }
+    let id = w.name("order");
+    let first = w.ok("publish", w.publish_with("a", msg_id(&id)).await);
+    w.elapse(ms(115_000)).await;
+    let within = w.ok("publish within the window", w.publish_with("a", msg_id(&id)).await);
+    w.check_eq("sequence within the window", &within, &first);
+    w.elapse(ms(10_000)).await;
+    let later = w.ok("publish after the window", w.publish_with("a", msg_id(&id)).await);
+    w.check("a new sequence after the window", later > first);
+    w.check_eq("stored events", &w.stored().await, &2);
+    Outcome::Kept
+}
+
 pub(super) async fn the_expected_sequence_stores(w: &World<'_>) {
     let first = w.publish("a").await;
     let second = w.ok("publish", w.publish_with("b", expecting(first)).await);

@@ -23,6 +23,9 @@ defects! {
     DedupsEverything: different_msg_ids_are_stored;
     ChecksExpectedSequenceFirst: a_msg_id_is_checked_before_the_expected_sequence;
     DedupsForEver: a_msg_id_is_forgotten_after_the_window;
+    /// As if the dedup window were half as long, or twice as long.
+    ShortDedupWindow: the_dedup_window_is_120_s_by_default;
+    LongDedupWindow: the_dedup_window_is_120_s_by_default;
     ExpectsSequencePerSubject: the_expected_sequence_stores an_unexpected_sequence_is_a_conflict;
     IgnoresExpectedSequence: an_unexpected_sequence_is_a_conflict of_racing_expectations_one_wins;
     BatchAnswersReversed: a_batch_answers_in_order;
@@ -47,6 +50,8 @@ defects! {
     RepairsBadEvents: bad_events_are_refused;
     TruncatesLargeEvents: an_event_over_the_size_limit_is_refused;
     ForgivesBadOptions: bad_publish_options_are_refused bad_subscribe_options_are_refused;
+    /// As above, when a durable consumer is opened.
+    ForgivesBadDurableOptions: bad_subscribe_options_are_refused;
     StarMatchesMany: a_star_is_exactly_one_token;
     RestMatchesNone: a_rest_is_one_or_more_tokens;
     LiteralMatchesBelow: a_literal_filter_is_exactly_its_subject;
@@ -80,6 +85,8 @@ defects! {
     OwnedViewDiffers: every_view_shows_the_same_event;
     AckDoesNothing: ack_settles;
     IgnoresNak: nak_redelivers_at_once max_ack_pending_lets_redeliveries_through nak_after_waits_its_delay;
+    NaksLate: nak_redelivers_at_once;
+    ReleasesLate: release_gives_back_without_counting;
     NakHasNoDelay: nak_waits_for_the_backoff_of_its_attempt nak_after_waits_its_delay;
     NakAfterUsesBackoff: nak_after_goes_before_the_backoff;
     DelayHoldsUpOthers: a_delayed_event_holds_no_other_up;
@@ -96,6 +103,8 @@ defects! {
     IgnoresAckWait: an_unsettled_event_comes_again a_member_takes_over_from_a_dead_one
         a_waiting_member_takes_over_a_lost_lease;
     CutsLeasesShort: a_lease_is_not_cut_short;
+    ShortDefaultLease: the_ack_wait_is_30_s_by_default;
+    LongDefaultLease: the_ack_wait_is_30_s_by_default;
     LeaseRunsFromPrefetch: the_lease_counts_from_hand_out close_gives_back_what_was_not_handed_out;
     IgnoresMaxDeliver: max_deliver_ends_naks max_deliver_ends_lost_leases an_exhausted_event_holds_no_other_up;
     OtherDefaults: redelivery_is_unlimited_by_default a_thousand_events_may_be_unsettled_by_default;
@@ -103,6 +112,9 @@ defects! {
     NeverResumes: settling_one_resumes_delivery;
     LosesWakeups: a_publish_wakes_a_waiting_subscriber settling_wakes_a_waiting_member
         a_waiting_member_takes_over_a_lost_lease a_closed_provider_ends_subscriptions unsubscribe_ends_open_subscriptions;
+
+    /// Looks for something new every nine seconds.
+    Polls: a_publish_wakes_a_waiting_subscriber settling_wakes_a_waiting_member;
 
     // Reading
     SharesEphemerals: ephemerals_are_private;
@@ -142,4 +154,8 @@ defects! {
 
     /// Does what it declares absent instead of refusing it; has no effect while everything is declared.
     IgnoresDeclarations: ;
+    /// The same in one kind of call only.
+    IgnoresDeclarationsInBatches: ;
+    IgnoresDeclarationsOfDurables: ;
+    IgnoresDeclarationsInNak: ;
 }

@@ -40,7 +40,17 @@ impl FaultyHarness {
 #[async_trait]
 impl Harness for FaultyHarness {
     async fn start(&self) -> Box<dyn Fixture> {
-        self.running(MemoryProvider::default())
+        let dedup_window = match self.defect {
+            Some(Defect::ShortDedupWindow) => 60,
+            Some(Defect::LongDedupWindow) => 240,
+            _ => 120,
+        };
+        let builder = MemoryProvider::builder().dedup_window(Duration::from_secs(dedup_window));
+        self.running(builder.build().expect("legal settings"))
+    }
+
+    fn waiting_is_free(&self) -> bool {
+        true
     }
 
     async fn start_with(&self, settings: &Settings) -> Option<Box<dyn Fixture>> {
@@ -184,6 +194,26 @@ fn what_is_declared_absent_must_be_refused() {
             assert_eq!(ended, Ok(Outcome::Refused(*need)), "{} without {need:?}", case.name);
             let ignored = outcome(case.name, Some(Defect::IgnoresDeclarations), without(*need));
             assert!(ignored.is_err(), "{} without {need:?} does not see that it is ignored", case.name);
+        }
+    }
+}
+
+#[test]
+fn what_is_declared_absent_must_be_refused_in_every_call() {
+    let in_some_calls = [
+        (Defect::IgnoresDeclarationsInBatches, &[Need::Dedup, Need::ExpectedSequence][..]),
+        (
+            Defect::IgnoresDeclarationsOfDurables,
+            &[Need::Redelivery, Need::NakWithDelay, Need::StartPolicies, Need::MaxAckPending],
+        ),
+        (Defect::IgnoresDeclarationsInNak, &[Need::Redelivery]),
+    ];
+    for (defect, needs) in in_some_calls {
+        for need in needs {
+            for case in cases().iter().filter(|case| case.needs.contains(need)) {
+                let ignored = outcome(case.name, Some(defect), without(*need));
+                assert!(ignored.is_err(), "{} without {need:?} does not see {defect:?}", case.name);
+            }
         }
     }
 }

@@ -163,6 +163,8 @@ impl Faulty {
                     *options = SubscribeOptions::default();
                 }
             }
+            Defect::ShortDefaultLease => options.ack_wait_secs = options.ack_wait_secs.or(Some(20)),
+            Defect::LongDefaultLease => options.ack_wait_secs = options.ack_wait_secs.or(Some(60)),
             Defect::StartsWithNew if options.deliver_policy == DeliverPolicy::All => {
                 options.deliver_policy = DeliverPolicy::New;
             }
@@ -230,6 +232,11 @@ impl Faulty {
         }
         let mut settings = options.cloned().unwrap_or_default();
         self.spoil_settings(&mut settings);
+        if self.has(Defect::ForgivesBadDurableOptions)
+            && a3s_event::provider::consumer::ConsumerConfig::new(">", &settings).is_err()
+        {
+            settings = SubscribeOptions::default();
+        }
         // A consumer that is new gets the settings of the defect, an existing one keeps those it was made with.
         let as_it_is = options.is_none() && (known.is_some() || self.defect.is_none());
         let subscription = if as_it_is && !self.has(Defect::ResetsSettingsOnOpening) {
@@ -268,23 +275,8 @@ impl Faulty {
         self.inner.subscribe_durable_with_options(name, filter, settings).await
     }
 
-    async fn wait_for_more(&self, found: usize, limit: usize) {
-        if self.has(Defect::HistoryWaitsForMore) && found < limit {
-            tokio::time::sleep(Duration::from_secs(5)).await;
-        }
-    }
-}
-
-#[async_trait]
-impl EventProvider for Faulty {
-    async fn publish(&self, event: &Event) -> Result<u64> {
-        self.publish_with_options(event, &PublishOptions::default()).await
-    }
-
-    async fn publish_with_options(&self, event: &Event, options: &PublishOptions) -> Result<u64> {
-        if !self.has(Defect::IgnoresDeclarations) {
-            self.capabilities.check_publish(self.name(), options)?;
-        }
+    /// Publishes without a look at what is declared absent.
+    async fn store(&self, event: &Event, options: &PublishOptions) -> Result<u64> {
         let (mut event, mut options) = (event.clone(), options.clone());
         self.before_publish().await?;
         self.spoil_event(&mut event);
@@ -308,17 +300,36 @@ impl EventProvider for Faulty {
         Ok(sequence)
     }
 
+    async fn wait_for_more(&self, found: usize, limit: usize) {
+        if self.has(Defect::HistoryWaitsForMore) && found < limit {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+        }
+    }
+}
+
+#[async_trait]
+impl EventProvider for Faulty {
+    async fn publish(&self, event: &Event) -> Result<u64> {
+        self.publish_with_options(event, &PublishOptions::default()).await
+    }
+
+    async fn publish_with_options(&self, event: &Event, options: &PublishOptions) -> Result<u64> {
+        if !self.has(Defect::IgnoresDeclarations) {
+            self.capabilities.check_publish(self.name(), options)?;
+        }
+        self.store(event, options).await
+    }
+
     async fn publish_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<u64>> {
         let mut answers = Vec::new();
-        for request in batch {
-            if self.has(Defect::BatchStopsAtFailure) && answers.last().is_some_and(Result::is_err) {
-                answers.push(Err(EventError::Provider("stopped".to_owned())));
-                continue;
-            }
-            answers.push(if self.has(Defect::BatchIgnoresOptions) {
-                self.publish(request.event).await
-            } else {
-                self.publish_with_options(request.event, &request.options).await
+        for PublishRequest { event, options, .. } in batch {
+            answers.push(match self.defect {
+                Some(Defect::BatchStopsAtFailure) if answers.last().is_some_and(Result::is_err) => {
+                    Err(EventError::Provider("stopped".to_owned()))
+                }
+                Some(Defect::BatchIgnoresOptions) => self.publish(event).await,
+                Some(Defect::IgnoresDeclarationsInBatches) => self.store(event, options).await,
+                _ => self.publish_with_options(event, options).await,
             });
         }
         if self.has(Defect::BatchAnswersReversed) {
@@ -337,7 +348,7 @@ impl EventProvider for Faulty {
         filter: &str,
         options: &SubscribeOptions,
     ) -> Result<Box<dyn Subscription>> {
-        if !self.has(Defect::IgnoresDeclarations) {
+        if !self.has(Defect::IgnoresDeclarations) && !self.has(Defect::IgnoresDeclarationsOfDurables) {
             self.capabilities.check_subscribe(self.name(), options)?;
         }
         self.open_durable(name, filter, Some(options)).await

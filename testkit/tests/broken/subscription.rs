@@ -22,6 +22,9 @@ use crate::provider::{State, unsupported};
 /// Marks an event that stands for a record which cannot be decoded; the payload holds its bytes.
 pub(crate) const UNDECODABLE: &str = "undecodable";
 
+/// Soon enough for what may take its time, too late for what must not.
+const LATE: Duration = Duration::from_secs(9);
+
 /// What the subscriptions of a provider share.
 #[derive(Default)]
 pub(crate) struct Kept {
@@ -133,6 +136,12 @@ impl FaultySubscription {
             Some(Defect::LosesWakeups) => match now(self.inner().next_delivery()) {
                 Some(answer) => answer,
                 None => never().await,
+            },
+            Some(Defect::Polls) => loop {
+                if let Some(answer) = now(self.inner().next_delivery()) {
+                    return answer;
+                }
+                tokio::time::sleep(LATE).await;
             },
             Some(Defect::StrandsWaiters) => self.wait_in_turn().await,
             _ => self.inner().next_delivery().await,
@@ -477,10 +486,14 @@ impl AckHandler for FaultyAck {
 
     async fn nak(&self, delay: Option<Duration>) -> Result<()> {
         let delayed = delay.is_some_and(|delay| !delay.is_zero());
+        if !self.has(Defect::IgnoresDeclarationsInNak) {
+            self.refuse(self.capabilities.redelivery.is_no(), "nak")?;
+        }
         self.refuse(delayed && self.capabilities.nak_with_delay.is_no(), "nak_after")?;
         let delivery = self.delivery().await?;
         let answer = match (self.defect, delay) {
             (Some(Defect::IgnoresNak), _) => return Ok(()),
+            (Some(Defect::NaksLate), None) => delivery.nak_after(LATE).await,
             (Some(Defect::NakHasNoDelay), _) => delivery.nak_after(Duration::ZERO).await,
             (Some(Defect::NakAfterUsesBackoff), _) | (_, None) => delivery.nak().await,
             (_, Some(delay)) => {
@@ -524,6 +537,13 @@ impl AckHandler for FaultyAck {
         let delivery = self.delivery().await?;
         if self.has(Defect::ReleaseCounts) {
             return delivery.nak().await;
+        }
+        if self.has(Defect::ReleasesLate) {
+            tokio::spawn(async move {
+                tokio::time::sleep(LATE).await;
+                delivery.release().await
+            });
+            return Ok(());
         }
         delivery.release().await
     }
