@@ -1,6 +1,6 @@
 //! The memory provider: the executable specification.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use a3s_event::MemoryProvider;
 use a3s_event_testkit::{Clock, Fixture, Harness, Outcome, Settings, async_trait, cases, run_case};
@@ -33,9 +33,24 @@ mod contract {
     a3s_event_testkit::conformance_tests!(super::Memory(super::Clock::Paused), clock = Paused);
 }
 
-/// The same with time that passes, on two threads.
-mod on_the_real_clock {
-    a3s_event_testkit::conformance_tests!(super::Memory(super::Clock::Real), clock = Real);
+/// The same with time that passes and more than one thread. Most cases wait most of the time, hence many at once: one
+/// test, not one per case.
+#[test]
+fn every_promise_is_kept_on_the_real_clock() {
+    const AT_ONCE: usize = 16;
+    let queue = Mutex::new(cases().iter());
+    let next = || queue.lock().expect("no case holds the lock").next();
+    let work = || {
+        while let Some(case) = next() {
+            run_case(case.name, &Memory(Clock::Real), Clock::Real);
+        }
+    };
+    // The scope ends with a panic when a case fails; the output names the promise.
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(work);
+        }
+    });
 }
 
 #[test]
