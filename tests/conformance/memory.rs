@@ -22,6 +22,9 @@ impl Harness for Memory {
         if let Some(max) = settings.max_events {
             builder = builder.max_events(max);
         }
+        if let Some(max) = settings.max_bytes {
+            builder = builder.max_bytes(max);
+        }
         if let Some(window) = settings.dedup_window {
             builder = builder.dedup_window(window);
         }

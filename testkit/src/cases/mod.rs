@@ -54,6 +54,12 @@ stream {
         "Each entry of a batch is published with its own options."
     retention_drops_the_oldest []
         "A full stream drops its oldest events."
+    a_limit_in_bytes_never_drops_the_newest []
+        "A stream that is limited in bytes drops its oldest events, but never the newest one."
+    a_leased_event_that_is_dropped_counts_as_missed [Redelivery]
+        "An event that retention drops while it is leased is reported as missed when its lease runs out."
+    last_per_subject_starts_with_what_is_retained [StartPolicies]
+        "LastPerSubject covers the retained subjects, and what retention drops before it is delivered is reported."
     an_overtaken_consumer_learns_how_many_it_missed [Durable]
         "A consumer overtaken by retention is told how many matching events it missed."
     an_error_is_not_the_end [Durable]
@@ -138,6 +144,10 @@ durable {
         "unsubscribe forgets a durable consumer and its position."
     unsubscribe_ends_open_subscriptions [Durable]
         "unsubscribe ends the open subscriptions of the consumer, also a waiting one."
+    unsubscribe_ends_every_waiting_member [Durable, SharedConsumers]
+        "unsubscribe ends every member of the consumer that waits."
+    a_closed_provider_ends_every_waiting_member [Durable, SharedConsumers]
+        "close of the provider ends every member of a durable consumer that waits."
     unsubscribe_of_an_unknown_name_is_fine []
         "unsubscribe of a name that does not exist succeeds."
     a_forgotten_consumer_takes_an_ack_but_no_nak [Durable, Redelivery]
@@ -280,6 +290,8 @@ history {
         "A query reads from a first sequence, inclusive, to a last, exclusive."
     a_query_reads_a_time_range [HistoryQuery]
         "A query reads a range of storage times, whatever the events' own timestamps."
+    a_query_combines_its_conditions [HistoryQuery]
+        "A query with a filter, a time range, a sequence range and a limit keeps to all of them."
     a_query_pages_through_everything [HistoryQuery]
         "Pages that each begin before the last event of the one before cover everything once."
     a_query_tells_sequence_and_storage_time [HistoryQuery]

@@ -32,6 +32,10 @@ defects! {
     BatchStopsAtFailure: a_batch_goes_on_behind_a_failure;
     BatchIgnoresOptions: batch_entries_keep_their_options;
     IgnoresRetention: retention_drops_the_oldest;
+    IgnoresByteLimit: a_limit_in_bytes_never_drops_the_newest;
+    DropsWhatIsOverTheByteLimit: a_limit_in_bytes_never_drops_the_newest;
+    SkipsOneMissedSilently: a_leased_event_that_is_dropped_counts_as_missed
+        last_per_subject_starts_with_what_is_retained;
     SkipsMissedSilently: an_overtaken_consumer_learns_how_many_it_missed;
     /// Counts the events that did not match as missed.
     MiscountsMissed: an_overtaken_consumer_learns_how_many_it_missed;
@@ -60,7 +64,8 @@ defects! {
     // Start
     StartsWithNew: without_a_policy_everything_retained_comes_first;
     IgnoresStartPolicy: last_starts_with_the_newest_match new_skips_what_is_stored by_start_sequence_starts_there
-        last_per_subject_starts_with_the_newest_of_each a_durable_honours_its_policy;
+        last_per_subject_starts_with_the_newest_of_each a_durable_honours_its_policy
+        last_per_subject_starts_with_what_is_retained;
     IgnoresStartTime: by_start_time_means_the_time_of_storage;
     StartsByEventTimestamp: by_start_time_means_the_time_of_storage;
 
@@ -75,6 +80,7 @@ defects! {
     IgnoresChanges: a_changed_max_ack_pending_applies a_changed_max_deliver_applies a_changed_ack_wait_applies;
     UnsubscribeDoesNothing: unsubscribe_forgets_the_position unsubscribe_ends_open_subscriptions
         a_forgotten_consumer_takes_an_ack_but_no_nak;
+    EndsOneWaiterOnly: unsubscribe_ends_every_waiting_member a_closed_provider_ends_every_waiting_member;
     UnsubscribeFailsForUnknown: unsubscribe_of_an_unknown_name_is_fine;
     NakSucceedsAfterUnsubscribe: a_forgotten_consumer_takes_an_ack_but_no_nak;
     RestartLosesEverything: stored_events_outlive_a_restart a_position_outlives_a_restart attempts_outlive_a_restart;
@@ -148,6 +154,7 @@ defects! {
     HistoryMovesConsumers: history_settles_nothing;
     QueryIgnoresSequences: a_query_reads_a_sequence_range a_query_pages_through_everything;
     QueryBeforeIsInclusive: a_query_pages_through_everything;
+    QueryIgnoresFilterWithTime: a_query_combines_its_conditions;
     QueryUsesEventTimestamps: a_query_reads_a_time_range a_query_tells_sequence_and_storage_time;
     ConsumersKnowNothing: consumers_lists_lag_pending_and_redelivered;
     LagIsZero: a_subscription_knows_its_lag;

@@ -58,6 +58,9 @@ impl Harness for FaultyHarness {
         if let Some(max) = settings.max_events.filter(|_| self.defect != Some(Defect::IgnoresRetention)) {
             builder = builder.max_events(max);
         }
+        if let Some(max) = settings.max_bytes.filter(|_| self.defect != Some(Defect::IgnoresByteLimit)) {
+            builder = builder.max_bytes(max);
+        }
         if let Some(window) = settings.dedup_window {
             builder = builder.dedup_window(window);
         }

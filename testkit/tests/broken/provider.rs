@@ -410,6 +410,9 @@ impl EventProvider for Faulty {
             }
             _ => self.inner.history(filter, limit).await?,
         };
+        if self.has(Defect::DropsWhatIsOverTheByteLimit) {
+            found.retain(|event| serde_json::to_vec(event).is_ok_and(|json| json.len() <= 4_000));
+        }
         self.wait_for_more(found.len(), limit).await;
         if self.has(Defect::HistoryOldestFirst) {
             found.reverse();
@@ -436,6 +439,7 @@ impl EventProvider for Faulty {
             Some(Defect::QueryBeforeIsInclusive) => {
                 query.before_sequence = query.before_sequence.map(|sequence| sequence + 1);
             }
+            Some(Defect::QueryIgnoresFilterWithTime) if query.since_time.is_some() => query.filter = None,
             Some(Defect::QueryUsesEventTimestamps) => {
                 let (since, before) = (query.since_time.take(), query.before_time.take());
                 let mut found = self.inner.query(&query).await?;

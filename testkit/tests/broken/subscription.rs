@@ -35,6 +35,7 @@ pub(crate) struct Kept {
     /// The newest delivery of each sequence.
     newest: Mutex<HashMap<u64, Arc<Slot>>>,
     someone_waits: AtomicBool,
+    someone_ended: AtomicBool,
 }
 
 /// A delivery of the inner provider until it is settled.
@@ -171,6 +172,13 @@ impl FaultySubscription {
         answer
     }
 
+    /// Only the first subscription to learn of the end returns.
+    async fn end_if_first(&self) {
+        if self.state.kept.someone_ended.swap(true, Ordering::SeqCst) {
+            never::<()>().await;
+        }
+    }
+
     /// Whether the consumer wants the event at all.
     fn wants(&self, delivery: &Delivery) -> bool {
         let event = delivery.event();
@@ -247,8 +255,14 @@ impl FaultySubscription {
             let delivery = match self.take().await {
                 Ok(Some(delivery)) => delivery,
                 Ok(None) => {
+                    if self.has(Defect::EndsOneWaiterOnly) && !self.said_end {
+                        self.end_if_first().await;
+                    }
                     self.said_end = true;
                     return Ok(None);
+                }
+                Err(EventError::Lagged { missed: 1, .. }) if self.has(Defect::SkipsOneMissedSilently) => {
+                    continue;
                 }
                 Err(EventError::Lagged { .. }) if self.has(Defect::SkipsMissedSilently) => continue,
                 Err(EventError::Lagged { consumer, missed }) if self.has(Defect::MiscountsMissed) => {
