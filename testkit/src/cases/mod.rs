@@ -58,6 +58,8 @@ stream {
         "A stream that is limited in bytes drops its oldest events, but never the newest one."
     a_leased_event_that_is_dropped_counts_as_missed [Redelivery]
         "An event that retention drops while it is leased is reported as missed when its lease runs out."
+    only_what_lies_behind_the_start_is_missed [StartPolicies]
+        "A consumer that starts at a later sequence misses nothing that retention drops before it."
     last_per_subject_starts_with_what_is_retained [StartPolicies]
         "LastPerSubject covers the retained subjects, and what retention drops before it is delivered is reported."
     an_overtaken_consumer_learns_how_many_it_missed [Durable]

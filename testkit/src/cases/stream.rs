@@ -320,6 +320,27 @@ pub(super) async fn a_leased_event_that_is_dropped_counts_as_missed(w: &World<'_
     Outcome::Kept
 }
 
+/// An ephemeral consumer of `wanted` that starts ten sequences behind the newest.
+async fn starting_ten_ahead<'w>(w: &'w World<'_>) -> Reader<'w> {
+    let sequence = w.publish("wanted").await + 10;
+    let deliver_policy = DeliverPolicy::ByStartSequence { sequence };
+    let options = SubscribeOptions { deliver_policy, ..Default::default() };
+    let filter = w.subject("wanted");
+    let opened = w.call("subscribe", w.provider.subscribe_with_options(&filter, &options)).await;
+    Reader { world: w, subscription: w.ok("subscribe", opened) }
+}
+
+pub(super) async fn only_what_lies_behind_the_start_is_missed(w: &World<'_>) -> Outcome {
+    let Some(w) = w.with(Settings::max_events(5)).await else {
+        return NO_RETENTION;
+    };
+    let mut reader = starting_ten_ahead(&w).await;
+    let published = w.publish_many("wanted", 20).await;
+    lagged(&mut reader, 6).await;
+    w.check_eq("what is retained", &reader.ack_many(5).await, &published[15..].to_vec());
+    Outcome::Kept
+}
+
 pub(super) async fn last_per_subject_starts_with_what_is_retained(w: &World<'_>) -> Outcome {
     let Some(w) = w.with(Settings::max_events(5)).await else {
         return NO_RETENTION;

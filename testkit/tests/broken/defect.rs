@@ -36,6 +36,8 @@ defects! {
     DropsWhatIsOverTheByteLimit: a_limit_in_bytes_never_drops_the_newest;
     SkipsOneMissedSilently: a_leased_event_that_is_dropped_counts_as_missed
         last_per_subject_starts_with_what_is_retained;
+    /// Counts what was dropped before the consumer's start as missed.
+    MissesBeforeTheStart: only_what_lies_behind_the_start_is_missed;
     SkipsMissedSilently: an_overtaken_consumer_learns_how_many_it_missed;
     /// Counts the events that did not match as missed.
     MiscountsMissed: an_overtaken_consumer_learns_how_many_it_missed;

@@ -261,6 +261,10 @@ impl FaultySubscription {
                     self.said_end = true;
                     return Ok(None);
                 }
+                Err(EventError::Lagged { consumer, missed }) if self.has(Defect::MissesBeforeTheStart) => {
+                    let missed = missed + 9;
+                    return Err(EventError::Lagged { consumer, missed });
+                }
                 Err(EventError::Lagged { missed: 1, .. }) if self.has(Defect::SkipsOneMissedSilently) => {
                     continue;
                 }
