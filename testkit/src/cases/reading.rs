@@ -72,7 +72,7 @@ pub(super) async fn a_cancelled_waiter_strands_no_other(w: &World<'_>) {
 enum Handed {
     /// By `next`, which settled it: sequence and attempt.
     Settled(u64, u64),
-    Pending(PendingEvent),
+    Pending(Box<PendingEvent>),
     Delivery(Delivery),
 }
 
@@ -108,7 +108,9 @@ fn take_next(subscription: &mut dyn Subscription) -> Taking<'_> {
 }
 
 fn take_pending(subscription: &mut dyn Subscription) -> Taking<'_> {
-    Box::pin(async { Ok(subscription.next_manual_ack().await?.map(Handed::Pending)) })
+    Box::pin(async {
+        Ok(subscription.next_manual_ack().await?.map(|pending| Handed::Pending(pending.into())))
+    })
 }
 
 fn take_delivery(subscription: &mut dyn Subscription) -> Taking<'_> {
