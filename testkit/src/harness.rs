@@ -23,6 +23,12 @@ pub trait Harness: Send + Sync + 'static {
         tokio::time::sleep(time).await;
     }
 
+    /// Whether time that [`elapse`](Harness::elapse) lets pass costs none, as on the paused clock. Cases that take minutes
+    /// run only then.
+    fn waiting_is_free(&self) -> bool {
+        false
+    }
+
     /// The clock that stamps stored events, in Unix milliseconds. The wall clock of this machine by default.
     fn unix_millis(&self) -> u64 {
         Event::new("", "", "", "", serde_json::Value::Null).timestamp
@@ -69,6 +75,8 @@ impl<P: EventProvider + 'static> Fixture for Arc<P> {
 pub struct Settings {
     /// Most stored events; the oldest are dropped.
     pub max_events: Option<usize>,
+    /// Most stored bytes; the oldest events are dropped, but never the newest one.
+    pub max_bytes: Option<u64>,
     /// How long a `msg_id` is remembered.
     pub dedup_window: Option<Duration>,
 }
@@ -77,6 +85,11 @@ impl Settings {
     /// A stream that keeps at most this many events.
     pub fn max_events(max: usize) -> Self {
         Self { max_events: Some(max), ..Self::default() }
+    }
+
+    /// A stream that keeps at most this many bytes.
+    pub fn max_bytes(max: u64) -> Self {
+        Self { max_bytes: Some(max), ..Self::default() }
     }
 
     /// A stream that remembers a `msg_id` this long.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use a3s_event::provider::PublishRequest;
 use a3s_event::{DeliverPolicy, Delivery, ErrorKind, HistoryQuery, PublishOptions, Result, SubscribeOptions};
 
 use crate::Need;
@@ -20,6 +21,8 @@ pub(crate) async fn check(world: &World<'_>, need: Need) {
             for (name, options) in redelivery_options() {
                 refused_option(world, name, options).await;
             }
+            let answer = one_delivery(world).await.nak().await;
+            refused(world, "nak", answer);
         }
         Need::NakWithDelay => {
             let options = SubscribeOptions { backoff_secs: vec![1], ..Default::default() };
@@ -82,13 +85,24 @@ async fn second_member(world: &World<'_>) {
 }
 
 async fn refused_publish(world: &World<'_>, what: &str, options: PublishOptions) {
-    refused(world, what, world.publish_with("refused", options).await);
+    refused(world, what, world.publish_with("refused", options.clone()).await);
+    let event = world.event("refused");
+    let batch = [PublishRequest::new(&event, options)];
+    let answers = world.call("publish_batch", world.provider.publish_batch(&batch)).await;
+    world.check_eq("answers to a batch of one", &answers.len(), &1);
+    for answer in answers {
+        refused(world, &format!("{what} in a batch"), answer);
+    }
     world.check_eq("stored events", &world.stored().await, &0);
 }
 
 async fn refused_option(world: &World<'_>, what: &str, options: SubscribeOptions) {
     let opened = world.provider.subscribe_with_options(&world.all(), &options).await;
     refused(world, what, opened);
+    // Without durable consumers this is refused as well.
+    let (name, filter) = (world.name("refused"), world.all());
+    let opened = world.provider.subscribe_durable_with_options(&name, &filter, &options).await;
+    refused(world, &format!("{what} of a durable consumer"), opened);
 }
 
 async fn one_delivery(world: &World<'_>) -> Delivery {

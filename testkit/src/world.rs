@@ -14,6 +14,8 @@ use crate::{Fixture, Harness, Need, Settings, refusals};
 
 /// What should come comes within this time, on the slowest server.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
+/// What should come at once comes within this time: long enough for a slow server, too short for one that polls.
+pub(crate) const AT_ONCE: Duration = Duration::from_secs(2);
 /// How long to look for something that must not come, when nothing in the case says it better.
 pub(crate) const A_WHILE: Duration = Duration::from_millis(400);
 /// No call may take longer.
@@ -250,7 +252,16 @@ pub(crate) struct Reader<'w> {
 impl Reader<'_> {
     /// The next delivery, which must come soon.
     pub(crate) async fn next(&mut self) -> Delivery {
-        match self.answer().await {
+        self.next_within(SOON).await
+    }
+
+    /// The next delivery, for which there is nothing to wait.
+    pub(crate) async fn next_at_once(&mut self) -> Delivery {
+        self.next_within(AT_ONCE).await
+    }
+
+    pub(crate) async fn next_within(&mut self, time: Duration) -> Delivery {
+        match self.answer_within(time).await {
             Ok(Some(delivery)) => delivery,
             Ok(None) => self.world.fail(&"expected a delivery, found the end of the subscription"),
             Err(error) => self.world.fail(&format!("expected a delivery, found the error: {error}")),
@@ -259,9 +270,13 @@ impl Reader<'_> {
 
     /// What `next_delivery` answers, which must be soon.
     pub(crate) async fn answer(&mut self) -> Result<Option<Delivery>> {
-        match tokio::time::timeout(SOON, self.subscription.next_delivery()).await {
+        self.answer_within(SOON).await
+    }
+
+    async fn answer_within(&mut self, time: Duration) -> Result<Option<Delivery>> {
+        match tokio::time::timeout(time, self.subscription.next_delivery()).await {
             Ok(answer) => answer,
-            Err(_) => self.world.fail(&format!("expected a delivery, found none within {SOON:?}")),
+            Err(_) => self.world.fail(&format!("expected a delivery, found none within {time:?}")),
         }
     }
 

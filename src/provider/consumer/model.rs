@@ -26,9 +26,8 @@ enum Op {
     Retain {
         drop: u8,
     },
-    Reconfigure {
-        max_ack_pending: u8,
-    },
+    /// Changes everything that may be changed, whatever is leased.
+    Reconfigure(SubscribeOptions),
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -43,7 +42,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::CrashMember),
         3 => (0..2_500_u16).prop_map(Op::Advance),
         1 => (1..4_u8).prop_map(|drop| Op::Retain { drop }),
-        1 => (1..5_u8).prop_map(|max_ack_pending| Op::Reconfigure { max_ack_pending }),
+        1 => options().prop_map(Op::Reconfigure),
     ]
 }
 
@@ -172,15 +171,41 @@ impl Model {
     }
 }
 
-/// A stream with `before` events of which the consumer starts behind the first `skipped`.
-fn run(options: &SubscribeOptions, before: u8, skipped: u8, ops: Vec<Op>) -> Result<(), TestCaseError> {
+/// Where the consumer of a run starts.
+#[derive(Debug, Clone)]
+enum From {
+    /// Behind this sequence, which may lie in the future.
+    After(u8),
+    /// With those of the stored events that are marked, and then behind the stored ones.
+    Backlog(Vec<bool>),
+}
+
+fn from() -> impl Strategy<Value = From> {
+    prop_oneof![
+        2 => (0..12_u8).prop_map(From::After),
+        1 => prop::collection::vec(any::<bool>(), 6).prop_map(From::Backlog),
+    ]
+}
+
+/// A consumer of a stream with `before` events.
+fn run(options: &SubscribeOptions, before: u8, from: &From, ops: Vec<Op>) -> Result<(), TestCaseError> {
     let config = ConsumerConfig::new("events.>", options).expect("valid options");
-    let skipped = u64::from(skipped.min(before));
-    let mut consumer = Consumer::new(config.clone(), Start::after(skipped));
+    let before = u64::from(before);
+    let (start, cursor, backlog) = match from {
+        From::After(cursor) => (Start::after(u64::from(*cursor)), u64::from(*cursor), Vec::new()),
+        From::Backlog(marked) => {
+            let marked = (1..=before).zip(marked).filter(|(_, marked)| **marked);
+            let backlog: Vec<u64> = marked.map(|(sequence, _)| sequence).collect();
+            (Start::backlog(backlog.iter().copied(), before), before, backlog)
+        }
+    };
+    let first_fate = |sequence: u64| {
+        if sequence > cursor || backlog.contains(&sequence) { Fate::Waiting } else { Fate::Skipped }
+    };
+    let mut consumer = Consumer::new(config.clone(), start);
     let mut model = Model { entries: Vec::new(), config, reported_missed: 0, highest_first_delivery: 0 };
-    for sequence in 1..=u64::from(before) {
-        let fate = if sequence <= skipped { Fate::Skipped } else { Fate::Waiting };
-        model.entries.push(Entry { sequence, matches: true, retained: true, fate });
+    for sequence in 1..=before {
+        model.entries.push(Entry { sequence, matches: true, retained: true, fate: first_fate(sequence) });
     }
     let mut now = Time::ZERO;
     let mut leases: Vec<Lease> = Vec::new();
@@ -188,15 +213,17 @@ fn run(options: &SubscribeOptions, before: u8, skipped: u8, ops: Vec<Op>) -> Res
         match op {
             Op::Publish { matches } => {
                 let sequence = model.entries.len() as u64 + 1;
-                let fate = if matches { Fate::Waiting } else { Fate::Skipped };
+                let fate = if matches { first_fate(sequence) } else { Fate::Skipped };
                 model.entries.push(Entry { sequence, matches, retained: true, fate });
             }
             Op::Fetch => {
-                // What a provider does: it tells how many matches behind the cursor retention took.
+                // What a provider does: it tells how many matches behind the cursor retention took. The machine knows
+                // its backlog, which lies before the cursor.
                 let overtaken = model
                     .entries
                     .iter()
                     .filter(|entry| entry.matches && !entry.retained && entry.fate == Fate::Waiting)
+                    .filter(|entry| !backlog.contains(&entry.sequence))
                     .count() as u64;
                 consumer.note_missed(overtaken);
                 let found = consumer.fetch(now, model.first_retained(), |cursor| model.next_match(cursor));
@@ -245,9 +272,8 @@ fn run(options: &SubscribeOptions, before: u8, skipped: u8, ops: Vec<Op>) -> Res
                 let oldest = model.entries.iter_mut().filter(|entry| entry.retained);
                 oldest.take(drop.into()).for_each(|entry| entry.retained = false);
             }
-            Op::Reconfigure { max_ack_pending } => {
-                let mut wanted = model.config.clone();
-                wanted.max_ack_pending = max_ack_pending.into();
+            Op::Reconfigure(options) => {
+                let wanted = ConsumerConfig::new("events.>", &options).expect("valid options");
                 consumer.reconfigure("c", wanted.clone()).expect("a legal change");
                 model.config = wanted;
             }
@@ -300,10 +326,10 @@ proptest! {
     fn the_machine_does_what_the_model_does(
         options in options(),
         before in 0..6_u8,
-        skipped in 0..6_u8,
+        from in from(),
         ops in prop::collection::vec(op(), 0..80),
     ) {
-        run(&options, before, skipped, ops)?;
+        run(&options, before, &from, ops)?;
     }
 }
 

@@ -1,6 +1,7 @@
 //! Named consumers: position, sharing, reopening, forgetting.
 
 use std::collections::BTreeSet;
+use std::future::Future;
 
 use a3s_event::{DeliverPolicy, ErrorKind, EventError, Result, SubscribeOptions, Subscription};
 
@@ -177,6 +178,30 @@ pub(super) async fn unsubscribe_ends_open_subscriptions(w: &World<'_>) {
     w.check(&format!("Ok(None), found {answer:?}"), matches!(answer, Ok(None)));
     w.publish("a").await;
     waiting.ended().await;
+}
+
+/// Three members wait while `end` runs; each must be told that it is over.
+async fn all_are_ended(w: &World<'_>, name: &str, end: impl Future<Output = Result<()>>) {
+    let (mut first, mut second, mut third) =
+        (w.durable(name).await, w.durable(name).await, w.durable(name).await);
+    let (first, second, third, ended) =
+        tokio::join!(first.answer(), second.answer(), third.answer(), async {
+            w.elapse(ms(50)).await;
+            end.await
+        });
+    w.ok("ending it", ended);
+    for answer in [first, second, third] {
+        w.check(&format!("Ok(None), found {answer:?}"), matches!(answer, Ok(None)));
+    }
+}
+
+pub(super) async fn unsubscribe_ends_every_waiting_member(w: &World<'_>) {
+    let name = w.name("forgotten");
+    all_are_ended(w, &name, w.provider.unsubscribe(&name)).await;
+}
+
+pub(super) async fn a_closed_provider_ends_every_waiting_member(w: &World<'_>) {
+    all_are_ended(w, &w.name("closed"), w.provider.close()).await;
 }
 
 pub(super) async fn unsubscribe_of_an_unknown_name_is_fine(w: &World<'_>) {

@@ -130,6 +130,31 @@ pub(super) async fn a_query_reads_a_time_range(w: &World<'_>) {
     w.check_eq("between", &sequences(&query(w, between).await), &newest_first(&p[1..2]));
 }
 
+pub(super) async fn a_query_combines_its_conditions(w: &World<'_>) {
+    let wanted_and_other = async || {
+        let wanted = w.publish("wanted").await;
+        w.publish("other").await;
+        wanted
+    };
+    let mut wanted = vec![wanted_and_other().await];
+    let since = w.storage_time_between().await;
+    for _ in 0..3 {
+        wanted.push(wanted_and_other().await);
+    }
+    let before = w.storage_time_between().await;
+    wanted.push(wanted_and_other().await);
+    let filter = w.subject("wanted");
+    let read = async |query: HistoryQuery| {
+        let found = w.call("query", w.provider.query(&query.filter(&filter))).await;
+        sequences(&w.ok("query", found))
+    };
+    let in_time = |limit| HistoryQuery::new(limit).since_time(since).before_time(before);
+    w.check_eq("matches in a time range", &read(in_time(100)).await, &newest_first(&wanted[1..4]));
+    w.check_eq("the newest two of it", &read(in_time(2)).await, &newest_first(&wanted[2..4]));
+    let also_by_sequence = in_time(100).since_sequence(wanted[0]).before_sequence(wanted[3]);
+    w.check_eq("also by sequence", &read(also_by_sequence).await, &newest_first(&wanted[1..3]));
+}
+
 pub(super) async fn a_query_pages_through_everything(w: &World<'_>) {
     let published = w.publish_many("a", 11).await;
     let mut found = Vec::new();

@@ -27,6 +27,16 @@ pub(super) async fn a_lease_is_not_cut_short(w: &World<'_>) {
     w.ok("ack", held.ack().await);
 }
 
+pub(super) async fn the_ack_wait_is_30_s_by_default(w: &World<'_>) {
+    let mut reader = w.subscribe().await;
+    let sequence = w.publish("a").await;
+    let _held = reader.next().await;
+    reader.silent_for(ms(25_000), "the lease of thirty seconds holds").await;
+    let again = reader.next_within(ms(10_000)).await;
+    w.check_eq("sequence and attempt", &(again.sequence(), again.num_delivered()), &(sequence, 2));
+    w.ok("ack", again.ack().await);
+}
+
 pub(super) async fn the_lease_counts_from_hand_out(w: &World<'_>) {
     let mut reader = w.subscribe_with(ack_wait(1)).await;
     let published = w.publish_many("a", 2).await;
@@ -138,7 +148,7 @@ pub(super) async fn settling_wakes_a_waiting_member(w: &World<'_>) {
     let published = w.publish_many("a", 2).await;
     let held = holding.next().await;
     let mut waiting = w.durable(&name).await;
-    let (next, settled) = tokio::join!(waiting.next(), async {
+    let (next, settled) = tokio::join!(waiting.next_at_once(), async {
         w.elapse(ms(50)).await;
         held.ack().await
     });

@@ -38,6 +38,8 @@ stream {
         "The retry of a stored publish succeeds although its expected sequence has passed."
     a_msg_id_is_forgotten_after_the_window [Dedup]
         "After the dedup window a msg_id can be used again."
+    the_dedup_window_is_120_s_by_default [Dedup]
+        "Unless configured otherwise, a msg_id is remembered for 120 seconds."
     the_expected_sequence_stores [ExpectedSequence]
         "A publish that expects the last sequence of the stream is stored."
     an_unexpected_sequence_is_a_conflict [ExpectedSequence]
@@ -52,6 +54,14 @@ stream {
         "Each entry of a batch is published with its own options."
     retention_drops_the_oldest []
         "A full stream drops its oldest events."
+    a_limit_in_bytes_never_drops_the_newest []
+        "A stream that is limited in bytes drops its oldest events, but never the newest one."
+    a_leased_event_that_is_dropped_counts_as_missed [Redelivery]
+        "An event that retention drops while it is leased is reported as missed when its lease runs out."
+    only_what_lies_behind_the_start_is_missed [StartPolicies]
+        "A consumer that starts at a later sequence misses nothing that retention drops before it."
+    last_per_subject_starts_with_what_is_retained [StartPolicies]
+        "LastPerSubject covers the retained subjects, and what retention drops before it is delivered is reported."
     an_overtaken_consumer_learns_how_many_it_missed [Durable]
         "A consumer overtaken by retention is told how many matching events it missed."
     an_error_is_not_the_end [Durable]
@@ -83,7 +93,7 @@ subjects {
     bad_publish_options_are_refused []
         "A publish option out of range is a configuration error, and nothing is stored."
     bad_subscribe_options_are_refused []
-        "A subscribe option out of range is a configuration error."
+        "A subscribe option out of range is a configuration error, and no consumer is made."
     a_star_is_exactly_one_token []
         "In a filter, * stands for exactly one token."
     a_rest_is_one_or_more_tokens []
@@ -136,6 +146,10 @@ durable {
         "unsubscribe forgets a durable consumer and its position."
     unsubscribe_ends_open_subscriptions [Durable]
         "unsubscribe ends the open subscriptions of the consumer, also a waiting one."
+    unsubscribe_ends_every_waiting_member [Durable, SharedConsumers]
+        "unsubscribe ends every member of the consumer that waits."
+    a_closed_provider_ends_every_waiting_member [Durable, SharedConsumers]
+        "close of the provider ends every member of a durable consumer that waits."
     unsubscribe_of_an_unknown_name_is_fine []
         "unsubscribe of a name that does not exist succeeds."
     a_forgotten_consumer_takes_an_ack_but_no_nak [Durable, Redelivery]
@@ -188,6 +202,8 @@ lease {
         "An event that is not settled within the ack wait is delivered again."
     a_lease_is_not_cut_short [Redelivery]
         "An event is not delivered again before the ack wait is over."
+    the_ack_wait_is_30_s_by_default [Redelivery]
+        "Without an ack wait, an unsettled event comes again after 30 seconds."
     the_lease_counts_from_hand_out [Redelivery]
         "The lease begins when the event is handed out, not when it is fetched."
     a_member_takes_over_from_a_dead_one [Durable, SharedConsumers, Redelivery]
@@ -276,6 +292,8 @@ history {
         "A query reads from a first sequence, inclusive, to a last, exclusive."
     a_query_reads_a_time_range [HistoryQuery]
         "A query reads a range of storage times, whatever the events' own timestamps."
+    a_query_combines_its_conditions [HistoryQuery]
+        "A query with a filter, a time range, a sequence range and a limit keeps to all of them."
     a_query_pages_through_everything [HistoryQuery]
         "Pages that each begin before the last event of the one before cover everything once."
     a_query_tells_sequence_and_storage_time [HistoryQuery]

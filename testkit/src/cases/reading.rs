@@ -5,7 +5,7 @@ use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::Duration;
 
-use a3s_event::{ErrorKind, EventError, Result, SubscribeOptions, Subscription};
+use a3s_event::{Delivery, ErrorKind, EventError, PendingEvent, Result, SubscribeOptions, Subscription};
 
 use crate::Outcome;
 use crate::world::{A_WHILE, Reader, SOON, World, ms};
@@ -43,7 +43,7 @@ pub(super) async fn next_settles_before_handing_over(w: &World<'_>) {
 pub(super) async fn a_publish_wakes_a_waiting_subscriber(w: &World<'_>) {
     let mut reader = w.subscribe().await;
     for _ in 0..3 {
-        let (received, published) = tokio::join!(reader.next(), async {
+        let (received, published) = tokio::join!(reader.next_at_once(), async {
             w.elapse(ms(50)).await;
             w.publish("a").await
         });
@@ -68,53 +68,63 @@ pub(super) async fn a_cancelled_waiter_strands_no_other(w: &World<'_>) {
     }
 }
 
-/// What a call of a subscription took: sequence and attempt.
-type Taken = Result<Option<(u64, u64)>>;
-type Take = for<'a> fn(&'a mut dyn Subscription) -> Pin<Box<dyn Future<Output = Taken> + Send + 'a>>;
+/// What a call of a subscription handed over.
+enum Handed {
+    /// By `next`, which settled it: sequence and attempt.
+    Settled(u64, u64),
+    Pending(Box<PendingEvent>),
+    Delivery(Delivery),
+}
 
-fn take_next(subscription: &mut dyn Subscription) -> Pin<Box<dyn Future<Output = Taken> + Send + '_>> {
+impl Handed {
+    /// Sequence and attempt.
+    fn number(&self) -> (u64, u64) {
+        match self {
+            Self::Settled(sequence, attempt) => (*sequence, *attempt),
+            Self::Pending(pending) => (pending.received.sequence, pending.received.num_delivered),
+            Self::Delivery(delivery) => (delivery.sequence(), delivery.num_delivered()),
+        }
+    }
+
+    /// Settles what was not. Apart from the call, since only that may be cancelled without loss.
+    async fn settle(self, w: &World<'_>) {
+        match self {
+            Self::Settled(..) => {}
+            Self::Pending(pending) => w.ok("ack", pending.ack().await),
+            Self::Delivery(delivery) => w.ok("ack", delivery.ack().await),
+        }
+    }
+}
+
+type Taken = Result<Option<Handed>>;
+type Taking<'a> = Pin<Box<dyn Future<Output = Taken> + Send + 'a>>;
+type Take = for<'a> fn(&'a mut dyn Subscription) -> Taking<'a>;
+
+fn take_next(subscription: &mut dyn Subscription) -> Taking<'_> {
     Box::pin(async {
         let received = subscription.next().await?;
-        Ok(received.map(|received| (received.sequence, received.num_delivered)))
+        Ok(received.map(|received| Handed::Settled(received.sequence, received.num_delivered)))
     })
 }
 
-fn take_pending(subscription: &mut dyn Subscription) -> Pin<Box<dyn Future<Output = Taken> + Send + '_>> {
+fn take_pending(subscription: &mut dyn Subscription) -> Taking<'_> {
     Box::pin(async {
-        let Some(pending) = subscription.next_manual_ack().await? else {
-            return Ok(None);
-        };
-        let taken = (pending.received.sequence, pending.received.num_delivered);
-        pending.ack().await?;
-        Ok(Some(taken))
+        Ok(subscription.next_manual_ack().await?.map(|pending| Handed::Pending(pending.into())))
     })
 }
 
-fn take_delivery(subscription: &mut dyn Subscription) -> Pin<Box<dyn Future<Output = Taken> + Send + '_>> {
-    Box::pin(async {
-        let Some(delivery) = subscription.next_delivery().await? else {
-            return Ok(None);
-        };
-        let taken = (delivery.sequence(), delivery.num_delivered());
-        delivery.ack().await?;
-        Ok(Some(taken))
-    })
+fn take_delivery(subscription: &mut dyn Subscription) -> Taking<'_> {
+    Box::pin(async { Ok(subscription.next_delivery().await?.map(Handed::Delivery)) })
 }
 
-/// Polls a call a number of times and drops it, with a publish before one of the polls. Returns what was published, and
-/// what the call took if it was ready.
-async fn cancel_at(
-    reader: &mut Reader<'_>,
-    take: Take,
-    polls: usize,
-    publish_before: usize,
-) -> (u64, Option<Taken>) {
+/// Polls a call `before` times, publishes, polls it `after` times and drops it. Returns what was published, and what the
+/// call took if it was ready.
+async fn cancel_at(reader: &mut Reader<'_>, take: Take, before: usize, after: usize) -> (u64, Option<Taken>) {
     let w = reader.world;
-    let mut published = None;
-    let mut taken = None;
     let mut call = take(&mut *reader.subscription);
-    for poll in 0..polls {
-        if poll == publish_before {
+    let mut published = None;
+    for poll in 0..before + after {
+        if poll == before {
             published = Some(w.publish("a").await);
         }
         let once = std::future::poll_fn(|cx| {
@@ -123,35 +133,45 @@ async fn cancel_at(
                 Poll::Pending => None,
             })
         });
-        taken = once.await;
-        if taken.is_some() {
-            break;
+        if let Some(taken) = once.await {
+            let Some(published) = published else { w.fail(&"a call returned before anything was published") };
+            return (published, Some(taken));
         }
         // Lets what the call waits for happen, before the next poll or the cancellation.
         w.elapse(ms(2)).await;
     }
     drop(call);
-    let published = match published {
-        Some(published) => published,
-        None => w.publish("a").await,
-    };
-    (published, taken)
+    match published {
+        Some(published) => (published, None),
+        None => (w.publish("a").await, None),
+    }
 }
 
-/// Cancels a call at every poll, with an event that arrives before, between and after the polls.
+/// Cancels a call after every number of polls with which it has not returned, with an event that arrives before, between
+/// and after the polls.
 async fn nothing_is_lost(w: &World<'_>, take: Take) {
+    /// Not even a slow server needs as many.
+    const MOST_POLLS: usize = 500;
     let mut reader = w.subscribe().await;
-    for polls in 0..6 {
-        for publish_before in 0..=polls {
-            let (published, taken) = cancel_at(&mut reader, take, polls, publish_before).await;
-            let taken = match taken {
+    for before in 0..4 {
+        for after in 0..MOST_POLLS {
+            let (published, returned) = cancel_at(&mut reader, take, before, after).await;
+            let is_complete = returned.is_some();
+            let taken = match returned {
                 Some(taken) => taken,
                 None => match tokio::time::timeout(SOON, take(&mut *reader.subscription)).await {
                     Ok(taken) => taken,
-                    Err(_) => w.fail(&format!("event {published} was lost by cancelling after poll {polls}")),
+                    Err(_) => w.fail(&format!(
+                        "event {published} was lost by cancelling {after} polls after it was published"
+                    )),
                 },
             };
-            w.check_eq("sequence and attempt", &w.ok("the call", taken), &Some((published, 1)));
+            let Some(handed) = w.ok("the call", taken) else { w.fail(&"the subscription ended") };
+            w.check_eq("sequence and attempt", &handed.number(), &(published, 1));
+            handed.settle(w).await;
+            if is_complete {
+                break;
+            }
         }
     }
     reader.silent_for(A_WHILE, "everything was received once").await;
@@ -194,7 +214,9 @@ pub(super) async fn timeouts_and_select_lose_nothing(w: &World<'_>) {
                 }
             };
             if let Some(taken) = taken {
-                received.extend(w.ok("the call", taken).map(|(sequence, _)| sequence));
+                let Some(handed) = w.ok("the call", taken) else { w.fail(&"the subscription ended") };
+                received.push(handed.number().0);
+                handed.settle(w).await;
             }
         }
         received

@@ -70,7 +70,7 @@ pub(super) async fn nak_redelivers_at_once(w: &World<'_>) {
     let mut reader = w.subscribe().await;
     let sequence = w.publish("a").await;
     w.ok("nak", reader.next().await.nak().await);
-    let again = reader.next().await;
+    let again = reader.next_at_once().await;
     w.check_eq("sequence and attempt", &(again.sequence(), again.num_delivered()), &(sequence, 2));
     w.ok("ack", again.ack().await);
     reader.silent_for(A_WHILE, "it is settled now").await;
@@ -195,7 +195,7 @@ pub(super) async fn release_gives_back_without_counting(w: &World<'_>) {
     let mut reader = w.subscribe().await;
     w.publish("a").await;
     for _ in 0..3 {
-        let delivery = reader.next().await;
+        let delivery = reader.next_at_once().await;
         w.check_eq("num_delivered", &delivery.num_delivered(), &1);
         w.ok("release", delivery.release().await);
     }

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use a3s_event::provider::PublishRequest;
-use a3s_event::{ErrorKind, EventError, PublishOptions, SubscribeOptions};
+use a3s_event::{DeliverPolicy, ErrorKind, Event, EventError, PublishOptions, SubscribeOptions};
 use tokio::sync::Mutex;
 
-use crate::world::{SOON, World, ms};
+use crate::world::{A_WHILE, Reader, SOON, World, ms};
 use crate::{Outcome, Settings};
 
 const NO_RETENTION: Outcome =
@@ -150,6 +150,22 @@ pub(super) async fn a_msg_id_is_forgotten_after_the_window(w: &World<'_>) -> Out
     Outcome::Kept
 }
 
+pub(super) async fn the_dedup_window_is_120_s_by_default(w: &World<'_>) -> Outcome {
+    if !w.harness.waiting_is_free() {
+        return Outcome::NotApplicable("the case takes more than two minutes");
+    }
+    let id = w.name("order");
+    let first = w.ok("publish", w.publish_with("a", msg_id(&id)).await);
+    w.elapse(ms(115_000)).await;
+    let within = w.ok("publish within the window", w.publish_with("a", msg_id(&id)).await);
+    w.check_eq("sequence within the window", &within, &first);
+    w.elapse(ms(10_000)).await;
+    let later = w.ok("publish after the window", w.publish_with("a", msg_id(&id)).await);
+    w.check("a new sequence after the window", later > first);
+    w.check_eq("stored events", &w.stored().await, &2);
+    Outcome::Kept
+}
+
 pub(super) async fn the_expected_sequence_stores(w: &World<'_>) {
     let first = w.publish("a").await;
     let second = w.ok("publish", w.publish_with("b", expecting(first)).await);
@@ -249,8 +265,106 @@ pub(super) async fn retention_drops_the_oldest(w: &World<'_>) -> Outcome {
     Outcome::Kept
 }
 
+pub(super) async fn a_limit_in_bytes_never_drops_the_newest(w: &World<'_>) -> Outcome {
+    const LIMIT: usize = 4_000;
+    let Some(w) = w.with(Settings::max_bytes(LIMIT as u64)).await else {
+        return NO_RETENTION;
+    };
+    let mut ids = Vec::new();
+    for _ in 0..12 {
+        let event = Event { payload: "x".repeat(600).into(), ..w.event("a") };
+        w.publish_event(&event).await;
+        ids.insert(0, event.id);
+    }
+    let retained: Vec<_> = w.history(None, 100).await.into_iter().map(|event| event.id).collect();
+    let count = retained.len();
+    w.check(
+        &format!("some of 12 events are dropped and some retained, found {count}"),
+        (1..12).contains(&count),
+    );
+    w.check_eq("retained events, newest first", &retained, &ids[..count].to_vec());
+    let bytes = w.ok("info", w.call("info", w.provider.info()).await).bytes;
+    w.check(&format!("at most {LIMIT} bytes, found {bytes}"), bytes <= LIMIT as u64);
+
+    let large = Event { payload: "x".repeat(2 * LIMIT).into(), ..w.event("a") };
+    w.publish_event(&large).await;
+    let retained: Vec<_> = w.history(None, 100).await.into_iter().map(|event| event.id).collect();
+    w.check_eq("retained after an event larger than the limit", &retained, &vec![large.id]);
+    Outcome::Kept
+}
+
+/// The subscription must tell that this many events were missed.
+async fn lagged(reader: &mut Reader<'_>, expected: u64) {
+    let w = reader.world;
+    match reader.answer().await {
+        Err(EventError::Lagged { missed, .. }) => w.check_eq("missed events", &missed, &expected),
+        other => w.fail(&format!("expected Lagged, found {other:?}")),
+    }
+}
+
+pub(super) async fn a_leased_event_that_is_dropped_counts_as_missed(w: &World<'_>) -> Outcome {
+    let Some(w) = w.with(Settings::max_events(5)).await else {
+        return NO_RETENTION;
+    };
+    let options = SubscribeOptions { ack_wait_secs: Some(1), ..Default::default() };
+    let filter = w.subject("wanted");
+    let opened = w.call("subscribe", w.provider.subscribe_with_options(&filter, &options)).await;
+    let mut reader = Reader { world: &w, subscription: w.ok("subscribe", opened) };
+    w.publish("wanted").await;
+    let _held = reader.next().await;
+    w.publish_many("other", 5).await;
+    reader.silent_for(ms(600), "its lease holds").await;
+    lagged(&mut reader, 1).await;
+    let live = w.publish("wanted").await;
+    w.check_eq("a live event behind the gap", &reader.ack_next().await, &live);
+    Outcome::Kept
+}
+
+/// An ephemeral consumer of `wanted` that starts ten sequences behind the newest.
+async fn starting_ten_ahead<'w>(w: &'w World<'_>) -> Reader<'w> {
+    let sequence = w.publish("wanted").await + 10;
+    let deliver_policy = DeliverPolicy::ByStartSequence { sequence };
+    let options = SubscribeOptions { deliver_policy, ..Default::default() };
+    let filter = w.subject("wanted");
+    let opened = w.call("subscribe", w.provider.subscribe_with_options(&filter, &options)).await;
+    Reader { world: w, subscription: w.ok("subscribe", opened) }
+}
+
+pub(super) async fn only_what_lies_behind_the_start_is_missed(w: &World<'_>) -> Outcome {
+    let Some(w) = w.with(Settings::max_events(5)).await else {
+        return NO_RETENTION;
+    };
+    let mut reader = starting_ten_ahead(&w).await;
+    let published = w.publish_many("wanted", 20).await;
+    lagged(&mut reader, 6).await;
+    w.check_eq("what is retained", &reader.ack_many(5).await, &published[15..].to_vec());
+    Outcome::Kept
+}
+
+pub(super) async fn last_per_subject_starts_with_what_is_retained(w: &World<'_>) -> Outcome {
+    let Some(w) = w.with(Settings::max_events(5)).await else {
+        return NO_RETENTION;
+    };
+    let mut published = Vec::new();
+    // Five of these stay, of two subjects.
+    for topic in ["x", "y", "z", "x", "x", "x", "x"] {
+        published.push(w.publish(topic).await);
+    }
+    let options = SubscribeOptions { deliver_policy: DeliverPolicy::LastPerSubject, ..Default::default() };
+    let mut prompt = w.subscribe_with(options.clone()).await;
+    w.check_eq("the newest of each", &prompt.ack_many(2).await, &vec![published[2], published[6]]);
+    prompt.silent_for(A_WHILE, "two subjects are retained").await;
+
+    let mut late = w.subscribe_with(options).await;
+    let live = w.publish_many("w", 4).await;
+    lagged(&mut late, 1).await;
+    let rest = [&published[6..], &live].concat();
+    w.check_eq("the one that is left, then the live ones", &late.ack_many(5).await, &rest);
+    Outcome::Kept
+}
+
 /// A durable consumer that was away while retention dropped the first 7 of 12 events, of which 4 match.
-async fn overtaken<'w>(w: &'w World<'_>) -> (crate::world::Reader<'w>, Vec<u64>) {
+async fn overtaken<'w>(w: &'w World<'_>) -> (Reader<'w>, Vec<u64>) {
     let name = w.name("overtaken");
     let filter = w.subject("wanted");
     let open = || w.provider.subscribe_durable(&name, &filter);
@@ -264,7 +378,7 @@ async fn overtaken<'w>(w: &'w World<'_>) -> (crate::world::Reader<'w>, Vec<u64>)
         }
     }
     let subscription = w.ok("subscribe_durable", open().await);
-    (crate::world::Reader { world: w, subscription }, wanted)
+    (Reader { world: w, subscription }, wanted)
 }
 
 pub(super) async fn an_overtaken_consumer_learns_how_many_it_missed(w: &World<'_>) -> Outcome {
@@ -272,10 +386,7 @@ pub(super) async fn an_overtaken_consumer_learns_how_many_it_missed(w: &World<'_
         return NO_RETENTION;
     };
     let (mut reader, _) = overtaken(&w).await;
-    match reader.answer().await {
-        Err(EventError::Lagged { missed, .. }) => w.check_eq("missed events", &missed, &4),
-        other => w.fail(&format!("expected Lagged, found {other:?}")),
-    }
+    lagged(&mut reader, 4).await;
     Outcome::Kept
 }
 

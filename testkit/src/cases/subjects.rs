@@ -161,14 +161,24 @@ pub(super) async fn bad_subscribe_options_are_refused(w: &World<'_>) {
     for options in bad {
         let opened = w.provider.subscribe_with_options(&filter, &options);
         let opened = w.call("subscribe_with_options", opened).await;
-        let error = w.refused(&format!("{options:?}"), opened.map(drop));
+        let mut errors = vec![w.refused(&format!("{options:?}"), opened.map(drop))];
+        if !w.provider.capabilities().durable.is_no() {
+            let name = w.name("options");
+            let opened = w.provider.subscribe_durable_with_options(&name, &filter, &options);
+            let opened = w.call("subscribe_durable_with_options", opened).await;
+            errors.push(w.refused(&format!("durable with {options:?}"), opened.map(drop)));
+        }
         // An option that is declared absent is refused for that reason first.
         let expected = match w.provider.capabilities().check_subscribe("", &options) {
             Ok(()) => ErrorKind::Config,
             Err(_) => ErrorKind::Unsupported,
         };
-        w.check_eq(&format!("{options:?}"), &error.kind(), &expected);
+        for error in errors {
+            w.check_eq(&format!("{options:?}"), &error.kind(), &expected);
+        }
     }
+    let info = w.ok("info", w.call("info", w.provider.info()).await);
+    w.check_eq("consumers", &info.consumers, &0);
 }
 
 /// Publishes one event per topic and returns the topics that the filter lets through.

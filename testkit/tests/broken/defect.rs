@@ -23,12 +23,21 @@ defects! {
     DedupsEverything: different_msg_ids_are_stored;
     ChecksExpectedSequenceFirst: a_msg_id_is_checked_before_the_expected_sequence;
     DedupsForEver: a_msg_id_is_forgotten_after_the_window;
+    /// As if the dedup window were half as long, or twice as long.
+    ShortDedupWindow: the_dedup_window_is_120_s_by_default;
+    LongDedupWindow: the_dedup_window_is_120_s_by_default;
     ExpectsSequencePerSubject: the_expected_sequence_stores an_unexpected_sequence_is_a_conflict;
     IgnoresExpectedSequence: an_unexpected_sequence_is_a_conflict of_racing_expectations_one_wins;
     BatchAnswersReversed: a_batch_answers_in_order;
     BatchStopsAtFailure: a_batch_goes_on_behind_a_failure;
     BatchIgnoresOptions: batch_entries_keep_their_options;
     IgnoresRetention: retention_drops_the_oldest;
+    IgnoresByteLimit: a_limit_in_bytes_never_drops_the_newest;
+    DropsWhatIsOverTheByteLimit: a_limit_in_bytes_never_drops_the_newest;
+    SkipsOneMissedSilently: a_leased_event_that_is_dropped_counts_as_missed
+        last_per_subject_starts_with_what_is_retained;
+    /// Counts what was dropped before the consumer's start as missed.
+    MissesBeforeTheStart: only_what_lies_behind_the_start_is_missed;
     SkipsMissedSilently: an_overtaken_consumer_learns_how_many_it_missed;
     /// Counts the events that did not match as missed.
     MiscountsMissed: an_overtaken_consumer_learns_how_many_it_missed;
@@ -47,6 +56,8 @@ defects! {
     RepairsBadEvents: bad_events_are_refused;
     TruncatesLargeEvents: an_event_over_the_size_limit_is_refused;
     ForgivesBadOptions: bad_publish_options_are_refused bad_subscribe_options_are_refused;
+    /// As above, when a durable consumer is opened.
+    ForgivesBadDurableOptions: bad_subscribe_options_are_refused;
     StarMatchesMany: a_star_is_exactly_one_token;
     RestMatchesNone: a_rest_is_one_or_more_tokens;
     LiteralMatchesBelow: a_literal_filter_is_exactly_its_subject;
@@ -55,7 +66,8 @@ defects! {
     // Start
     StartsWithNew: without_a_policy_everything_retained_comes_first;
     IgnoresStartPolicy: last_starts_with_the_newest_match new_skips_what_is_stored by_start_sequence_starts_there
-        last_per_subject_starts_with_the_newest_of_each a_durable_honours_its_policy;
+        last_per_subject_starts_with_the_newest_of_each a_durable_honours_its_policy
+        last_per_subject_starts_with_what_is_retained;
     IgnoresStartTime: by_start_time_means_the_time_of_storage;
     StartsByEventTimestamp: by_start_time_means_the_time_of_storage;
 
@@ -70,6 +82,7 @@ defects! {
     IgnoresChanges: a_changed_max_ack_pending_applies a_changed_max_deliver_applies a_changed_ack_wait_applies;
     UnsubscribeDoesNothing: unsubscribe_forgets_the_position unsubscribe_ends_open_subscriptions
         a_forgotten_consumer_takes_an_ack_but_no_nak;
+    EndsOneWaiterOnly: unsubscribe_ends_every_waiting_member a_closed_provider_ends_every_waiting_member;
     UnsubscribeFailsForUnknown: unsubscribe_of_an_unknown_name_is_fine;
     NakSucceedsAfterUnsubscribe: a_forgotten_consumer_takes_an_ack_but_no_nak;
     RestartLosesEverything: stored_events_outlive_a_restart a_position_outlives_a_restart attempts_outlive_a_restart;
@@ -80,6 +93,8 @@ defects! {
     OwnedViewDiffers: every_view_shows_the_same_event;
     AckDoesNothing: ack_settles;
     IgnoresNak: nak_redelivers_at_once max_ack_pending_lets_redeliveries_through nak_after_waits_its_delay;
+    NaksLate: nak_redelivers_at_once;
+    ReleasesLate: release_gives_back_without_counting;
     NakHasNoDelay: nak_waits_for_the_backoff_of_its_attempt nak_after_waits_its_delay;
     NakAfterUsesBackoff: nak_after_goes_before_the_backoff;
     DelayHoldsUpOthers: a_delayed_event_holds_no_other_up;
@@ -96,6 +111,8 @@ defects! {
     IgnoresAckWait: an_unsettled_event_comes_again a_member_takes_over_from_a_dead_one
         a_waiting_member_takes_over_a_lost_lease;
     CutsLeasesShort: a_lease_is_not_cut_short;
+    ShortDefaultLease: the_ack_wait_is_30_s_by_default;
+    LongDefaultLease: the_ack_wait_is_30_s_by_default;
     LeaseRunsFromPrefetch: the_lease_counts_from_hand_out close_gives_back_what_was_not_handed_out;
     IgnoresMaxDeliver: max_deliver_ends_naks max_deliver_ends_lost_leases an_exhausted_event_holds_no_other_up;
     OtherDefaults: redelivery_is_unlimited_by_default a_thousand_events_may_be_unsettled_by_default;
@@ -104,6 +121,9 @@ defects! {
     LosesWakeups: a_publish_wakes_a_waiting_subscriber settling_wakes_a_waiting_member
         a_waiting_member_takes_over_a_lost_lease a_closed_provider_ends_subscriptions unsubscribe_ends_open_subscriptions;
 
+    /// Looks for something new every nine seconds.
+    Polls: a_publish_wakes_a_waiting_subscriber settling_wakes_a_waiting_member;
+
     // Reading
     SharesEphemerals: ephemerals_are_private;
     EphemeralLingers: an_ephemeral_is_gone_when_dropped;
@@ -111,6 +131,9 @@ defects! {
     StrandsWaiters: a_cancelled_waiter_strands_no_other;
     NotCancelSafe: cancelling_next_loses_nothing cancelling_next_manual_ack_loses_nothing
         cancelling_next_delivery_loses_nothing timeouts_and_select_lose_nothing;
+    /// Safe at its first await points, not at a later one.
+    NotCancelSafeLate: cancelling_next_loses_nothing cancelling_next_manual_ack_loses_nothing
+        cancelling_next_delivery_loses_nothing;
     EndsOnlyOnce: a_closed_subscription_stays_closed;
     CannotSettleAfterClose: what_was_handed_out_can_be_settled_after_close;
     CloseDoesNothing: a_closed_provider_refuses_publishes a_closed_provider_ends_subscriptions
@@ -133,10 +156,15 @@ defects! {
     HistoryMovesConsumers: history_settles_nothing;
     QueryIgnoresSequences: a_query_reads_a_sequence_range a_query_pages_through_everything;
     QueryBeforeIsInclusive: a_query_pages_through_everything;
+    QueryIgnoresFilterWithTime: a_query_combines_its_conditions;
     QueryUsesEventTimestamps: a_query_reads_a_time_range a_query_tells_sequence_and_storage_time;
     ConsumersKnowNothing: consumers_lists_lag_pending_and_redelivered;
     LagIsZero: a_subscription_knows_its_lag;
 
     /// Does what it declares absent instead of refusing it; has no effect while everything is declared.
     IgnoresDeclarations: ;
+    /// The same in one kind of call only.
+    IgnoresDeclarationsInBatches: ;
+    IgnoresDeclarationsOfDurables: ;
+    IgnoresDeclarationsInNak: ;
 }

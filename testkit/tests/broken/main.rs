@@ -14,6 +14,7 @@ mod subscription;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Once};
+use std::time::Duration;
 
 use a3s_event::{Capabilities, Durability, Event, EventProvider, MemoryProvider, Support};
 use a3s_event_testkit::{Clock, Fixture, Harness, Need, Outcome, Settings, async_trait, cases, run_case};
@@ -26,13 +27,30 @@ use subscription::UNDECODABLE;
 struct FaultyHarness {
     defect: Option<Defect>,
     capabilities: Capabilities,
+    settling_takes: Duration,
+}
+
+impl FaultyHarness {
+    fn running(&self, storage: MemoryProvider) -> Box<dyn Fixture> {
+        let Self { defect, capabilities, settling_takes } = *self;
+        Box::new(Running(Faulty::new(storage.into(), defect, capabilities, settling_takes).into()))
+    }
 }
 
 #[async_trait]
 impl Harness for FaultyHarness {
     async fn start(&self) -> Box<dyn Fixture> {
-        let provider = Arc::new(MemoryProvider::default());
-        Box::new(Running(Faulty::new(provider, self.defect, self.capabilities).into()))
+        let dedup_window = match self.defect {
+            Some(Defect::ShortDedupWindow) => 60,
+            Some(Defect::LongDedupWindow) => 240,
+            _ => 120,
+        };
+        let builder = MemoryProvider::builder().dedup_window(Duration::from_secs(dedup_window));
+        self.running(builder.build().expect("legal settings"))
+    }
+
+    fn waiting_is_free(&self) -> bool {
+        true
     }
 
     async fn start_with(&self, settings: &Settings) -> Option<Box<dyn Fixture>> {
@@ -40,11 +58,13 @@ impl Harness for FaultyHarness {
         if let Some(max) = settings.max_events.filter(|_| self.defect != Some(Defect::IgnoresRetention)) {
             builder = builder.max_events(max);
         }
+        if let Some(max) = settings.max_bytes.filter(|_| self.defect != Some(Defect::IgnoresByteLimit)) {
+            builder = builder.max_bytes(max);
+        }
         if let Some(window) = settings.dedup_window {
             builder = builder.dedup_window(window);
         }
-        let provider = Arc::new(builder.build().ok()?);
-        Some(Box::new(Running(Faulty::new(provider, self.defect, self.capabilities).into())))
+        Some(self.running(builder.build().ok()?))
     }
 }
 
@@ -58,12 +78,11 @@ impl Fixture for Running {
 
     /// What the memory provider holds is the storage; the handle to it starts anew.
     async fn restart(&self) -> Option<Arc<dyn EventProvider>> {
-        let Faulty { inner, defect, capabilities, .. } = &*self.0;
-        let storage = match defect {
+        let storage = match self.0.defect {
             Some(Defect::RestartLosesEverything) => Arc::new(MemoryProvider::default()),
-            _ => Arc::clone(inner),
+            _ => Arc::clone(&self.0.inner),
         };
-        Some(Arc::new(Faulty::new(storage, *defect, *capabilities)))
+        Some(Arc::new(self.0.reopened(storage)))
     }
 
     async fn store_undecodable(&self, subject: &str, raw: &[u8]) -> Option<u64> {
@@ -84,6 +103,10 @@ thread_local! {
 
 /// Runs a case and returns how it ended, or the message of its failure, without printing it.
 fn outcome(case: &str, defect: Option<Defect>, capabilities: Capabilities) -> Result<Outcome, String> {
+    outcome_with(case, FaultyHarness { defect, capabilities, settling_takes: Duration::ZERO })
+}
+
+fn outcome_with(case: &str, harness: FaultyHarness) -> Result<Outcome, String> {
     static QUIET: Once = Once::new();
     QUIET.call_once(|| {
         let loud = std::panic::take_hook();
@@ -93,7 +116,6 @@ fn outcome(case: &str, defect: Option<Defect>, capabilities: Capabilities) -> Re
             }
         }));
     });
-    let harness = FaultyHarness { defect, capabilities };
     FAILURE_IS_EXPECTED.set(true);
     let result = catch_unwind(AssertUnwindSafe(|| run_case(case, &harness, Clock::Paused)));
     FAILURE_IS_EXPECTED.set(false);
@@ -108,6 +130,15 @@ fn without_a_defect_every_promise_is_kept() {
     for case in cases() {
         let ended = outcome(case.name, None, everything());
         assert_eq!(ended, Ok(Outcome::Kept), "{}", case.name);
+    }
+}
+
+#[test]
+fn a_provider_that_takes_its_time_to_settle_passes() {
+    for case in cases() {
+        let settling_takes = Duration::from_millis(30);
+        let harness = FaultyHarness { defect: None, capabilities: everything(), settling_takes };
+        assert_eq!(outcome_with(case.name, harness), Ok(Outcome::Kept), "{}", case.name);
     }
 }
 
@@ -166,6 +197,26 @@ fn what_is_declared_absent_must_be_refused() {
             assert_eq!(ended, Ok(Outcome::Refused(*need)), "{} without {need:?}", case.name);
             let ignored = outcome(case.name, Some(Defect::IgnoresDeclarations), without(*need));
             assert!(ignored.is_err(), "{} without {need:?} does not see that it is ignored", case.name);
+        }
+    }
+}
+
+#[test]
+fn what_is_declared_absent_must_be_refused_in_every_call() {
+    let in_some_calls = [
+        (Defect::IgnoresDeclarationsInBatches, &[Need::Dedup, Need::ExpectedSequence][..]),
+        (
+            Defect::IgnoresDeclarationsOfDurables,
+            &[Need::Redelivery, Need::NakWithDelay, Need::StartPolicies, Need::MaxAckPending],
+        ),
+        (Defect::IgnoresDeclarationsInNak, &[Need::Redelivery]),
+    ];
+    for (defect, needs) in in_some_calls {
+        for need in needs {
+            for case in cases().iter().filter(|case| case.needs.contains(need)) {
+                let ignored = outcome(case.name, Some(defect), without(*need));
+                assert!(ignored.is_err(), "{} without {need:?} does not see {defect:?}", case.name);
+            }
         }
     }
 }

@@ -37,6 +37,8 @@ pub(crate) struct State {
     /// How many subscriptions each durable has.
     pub(crate) open: Mutex<HashMap<String, usize>>,
     pub(crate) kept: Kept,
+    /// How long every settlement takes, as on a server that answers it.
+    pub(crate) settling_takes: Duration,
 }
 
 pub(crate) fn unsupported(option: &str) -> EventError {
@@ -52,8 +54,15 @@ impl Faulty {
         inner: Arc<MemoryProvider>,
         defect: Option<Defect>,
         capabilities: Capabilities,
+        settling_takes: Duration,
     ) -> Self {
-        Self { inner, defect, capabilities, state: Arc::default() }
+        let state = Arc::new(State { settling_takes, ..State::default() });
+        Self { inner, defect, capabilities, state }
+    }
+
+    /// A new handle to a storage.
+    pub(crate) fn reopened(&self, storage: Arc<MemoryProvider>) -> Self {
+        Self::new(storage, self.defect, self.capabilities, self.state.settling_takes)
     }
 
     pub(crate) fn has(&self, defect: Defect) -> bool {
@@ -154,6 +163,8 @@ impl Faulty {
                     *options = SubscribeOptions::default();
                 }
             }
+            Defect::ShortDefaultLease => options.ack_wait_secs = options.ack_wait_secs.or(Some(20)),
+            Defect::LongDefaultLease => options.ack_wait_secs = options.ack_wait_secs.or(Some(60)),
             Defect::StartsWithNew if options.deliver_policy == DeliverPolicy::All => {
                 options.deliver_policy = DeliverPolicy::New;
             }
@@ -221,6 +232,11 @@ impl Faulty {
         }
         let mut settings = options.cloned().unwrap_or_default();
         self.spoil_settings(&mut settings);
+        if self.has(Defect::ForgivesBadDurableOptions)
+            && a3s_event::provider::consumer::ConsumerConfig::new(">", &settings).is_err()
+        {
+            settings = SubscribeOptions::default();
+        }
         // A consumer that is new gets the settings of the defect, an existing one keeps those it was made with.
         let as_it_is = options.is_none() && (known.is_some() || self.defect.is_none());
         let subscription = if as_it_is && !self.has(Defect::ResetsSettingsOnOpening) {
@@ -259,23 +275,8 @@ impl Faulty {
         self.inner.subscribe_durable_with_options(name, filter, settings).await
     }
 
-    async fn wait_for_more(&self, found: usize, limit: usize) {
-        if self.has(Defect::HistoryWaitsForMore) && found < limit {
-            tokio::time::sleep(Duration::from_secs(5)).await;
-        }
-    }
-}
-
-#[async_trait]
-impl EventProvider for Faulty {
-    async fn publish(&self, event: &Event) -> Result<u64> {
-        self.publish_with_options(event, &PublishOptions::default()).await
-    }
-
-    async fn publish_with_options(&self, event: &Event, options: &PublishOptions) -> Result<u64> {
-        if !self.has(Defect::IgnoresDeclarations) {
-            self.capabilities.check_publish(self.name(), options)?;
-        }
+    /// Publishes without a look at what is declared absent.
+    async fn store(&self, event: &Event, options: &PublishOptions) -> Result<u64> {
         let (mut event, mut options) = (event.clone(), options.clone());
         self.before_publish().await?;
         self.spoil_event(&mut event);
@@ -299,17 +300,36 @@ impl EventProvider for Faulty {
         Ok(sequence)
     }
 
+    async fn wait_for_more(&self, found: usize, limit: usize) {
+        if self.has(Defect::HistoryWaitsForMore) && found < limit {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+        }
+    }
+}
+
+#[async_trait]
+impl EventProvider for Faulty {
+    async fn publish(&self, event: &Event) -> Result<u64> {
+        self.publish_with_options(event, &PublishOptions::default()).await
+    }
+
+    async fn publish_with_options(&self, event: &Event, options: &PublishOptions) -> Result<u64> {
+        if !self.has(Defect::IgnoresDeclarations) {
+            self.capabilities.check_publish(self.name(), options)?;
+        }
+        self.store(event, options).await
+    }
+
     async fn publish_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<u64>> {
         let mut answers = Vec::new();
-        for request in batch {
-            if self.has(Defect::BatchStopsAtFailure) && answers.last().is_some_and(Result::is_err) {
-                answers.push(Err(EventError::Provider("stopped".to_owned())));
-                continue;
-            }
-            answers.push(if self.has(Defect::BatchIgnoresOptions) {
-                self.publish(request.event).await
-            } else {
-                self.publish_with_options(request.event, &request.options).await
+        for PublishRequest { event, options, .. } in batch {
+            answers.push(match self.defect {
+                Some(Defect::BatchStopsAtFailure) if answers.last().is_some_and(Result::is_err) => {
+                    Err(EventError::Provider("stopped".to_owned()))
+                }
+                Some(Defect::BatchIgnoresOptions) => self.publish(event).await,
+                Some(Defect::IgnoresDeclarationsInBatches) => self.store(event, options).await,
+                _ => self.publish_with_options(event, options).await,
             });
         }
         if self.has(Defect::BatchAnswersReversed) {
@@ -328,7 +348,7 @@ impl EventProvider for Faulty {
         filter: &str,
         options: &SubscribeOptions,
     ) -> Result<Box<dyn Subscription>> {
-        if !self.has(Defect::IgnoresDeclarations) {
+        if !self.has(Defect::IgnoresDeclarations) && !self.has(Defect::IgnoresDeclarationsOfDurables) {
             self.capabilities.check_subscribe(self.name(), options)?;
         }
         self.open_durable(name, filter, Some(options)).await
@@ -390,6 +410,9 @@ impl EventProvider for Faulty {
             }
             _ => self.inner.history(filter, limit).await?,
         };
+        if self.has(Defect::DropsWhatIsOverTheByteLimit) {
+            found.retain(|event| serde_json::to_vec(event).is_ok_and(|json| json.len() <= 4_000));
+        }
         self.wait_for_more(found.len(), limit).await;
         if self.has(Defect::HistoryOldestFirst) {
             found.reverse();
@@ -416,6 +439,7 @@ impl EventProvider for Faulty {
             Some(Defect::QueryBeforeIsInclusive) => {
                 query.before_sequence = query.before_sequence.map(|sequence| sequence + 1);
             }
+            Some(Defect::QueryIgnoresFilterWithTime) if query.since_time.is_some() => query.filter = None,
             Some(Defect::QueryUsesEventTimestamps) => {
                 let (since, before) = (query.since_time.take(), query.before_time.take());
                 let mut found = self.inner.query(&query).await?;

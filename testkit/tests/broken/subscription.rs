@@ -22,6 +22,9 @@ use crate::provider::{State, unsupported};
 /// Marks an event that stands for a record which cannot be decoded; the payload holds its bytes.
 pub(crate) const UNDECODABLE: &str = "undecodable";
 
+/// Soon enough for what may take its time, too late for what must not.
+const LATE: Duration = Duration::from_secs(9);
+
 /// What the subscriptions of a provider share.
 #[derive(Default)]
 pub(crate) struct Kept {
@@ -32,6 +35,7 @@ pub(crate) struct Kept {
     /// The newest delivery of each sequence.
     newest: Mutex<HashMap<u64, Arc<Slot>>>,
     someone_waits: AtomicBool,
+    someone_ended: AtomicBool,
 }
 
 /// A delivery of the inner provider until it is settled.
@@ -53,6 +57,8 @@ pub(crate) struct FaultySubscription {
     closed: Arc<AtomicBool>,
     said_end: bool,
     stuck: bool,
+    /// Whether the delivery to hand out next was waited for.
+    waited: bool,
 }
 
 /// Polls a future once; it is dropped when it is not ready.
@@ -109,6 +115,7 @@ impl FaultySubscription {
             closed: Arc::default(),
             said_end: false,
             stuck: false,
+            waited: false,
         }
     }
 
@@ -130,6 +137,12 @@ impl FaultySubscription {
             Some(Defect::LosesWakeups) => match now(self.inner().next_delivery()) {
                 Some(answer) => answer,
                 None => never().await,
+            },
+            Some(Defect::Polls) => loop {
+                if let Some(answer) = now(self.inner().next_delivery()) {
+                    return answer;
+                }
+                tokio::time::sleep(LATE).await;
             },
             Some(Defect::StrandsWaiters) => self.wait_in_turn().await,
             _ => self.inner().next_delivery().await,
@@ -157,6 +170,13 @@ impl FaultySubscription {
         let answer = self.inner().next_delivery().await;
         self.state.kept.someone_waits.store(false, Ordering::SeqCst);
         answer
+    }
+
+    /// Only the first subscription to learn of the end returns.
+    async fn end_if_first(&self) {
+        if self.state.kept.someone_ended.swap(true, Ordering::SeqCst) {
+            never::<()>().await;
+        }
     }
 
     /// Whether the consumer wants the event at all.
@@ -209,8 +229,13 @@ impl FaultySubscription {
         }))
     }
 
-    /// The answer to every `next*`.
+    /// The answer to every `next*` that leaves the settlement to the caller.
     async fn fetch(&mut self) -> Result<Option<Delivery>> {
+        let settling_takes = self.state.settling_takes;
+        self.fetch_with(settling_takes).await
+    }
+
+    async fn fetch_with(&mut self, settling_takes: Duration) -> Result<Option<Delivery>> {
         if self.said_end && self.has(Defect::EndsOnlyOnce) {
             return Err(EventError::Subscribe {
                 subject: self.filter.clone(),
@@ -230,8 +255,18 @@ impl FaultySubscription {
             let delivery = match self.take().await {
                 Ok(Some(delivery)) => delivery,
                 Ok(None) => {
+                    if self.has(Defect::EndsOneWaiterOnly) && !self.said_end {
+                        self.end_if_first().await;
+                    }
                     self.said_end = true;
                     return Ok(None);
+                }
+                Err(EventError::Lagged { consumer, missed }) if self.has(Defect::MissesBeforeTheStart) => {
+                    let missed = missed + 9;
+                    return Err(EventError::Lagged { consumer, missed });
+                }
+                Err(EventError::Lagged { missed: 1, .. }) if self.has(Defect::SkipsOneMissedSilently) => {
+                    continue;
                 }
                 Err(EventError::Lagged { .. }) if self.has(Defect::SkipsMissedSilently) => continue,
                 Err(EventError::Lagged { consumer, missed }) if self.has(Defect::MiscountsMissed) => {
@@ -246,6 +281,16 @@ impl FaultySubscription {
             if self.has(Defect::NotCancelSafe) {
                 tokio::task::yield_now().await;
             }
+            if self.has(Defect::NotCancelSafeLate) && !self.waited {
+                // Safe while it waits; lost when the call is dropped behind that.
+                self.prefetched.push_front(delivery);
+                tokio::time::sleep(Duration::from_millis(30)).await;
+                self.waited = true;
+                continue;
+            }
+            if std::mem::take(&mut self.waited) {
+                tokio::task::yield_now().await;
+            }
             if !self.wants(&delivery) {
                 delivery.ack().await?;
                 continue;
@@ -257,11 +302,11 @@ impl FaultySubscription {
                 }
             }
             self.handed_out += 1;
-            return Ok(Some(self.hand_out(delivery)));
+            return Ok(Some(self.hand_out(delivery, settling_takes)));
         }
     }
 
-    fn hand_out(&self, delivery: Delivery) -> Delivery {
+    fn hand_out(&self, delivery: Delivery, settling_takes: Duration) -> Delivery {
         let event = delivery.shared_event();
         let (mut sequence, mut num_delivered) = (delivery.sequence(), delivery.num_delivered());
         let stream = delivery.stream().into();
@@ -277,6 +322,7 @@ impl FaultySubscription {
             capabilities: self.capabilities,
             state: Arc::clone(&self.state),
             closed: Arc::clone(&self.closed),
+            settling_takes,
         };
         if self.has(Defect::DeliversOtherSequence) {
             sequence += 1;
@@ -287,6 +333,10 @@ impl FaultySubscription {
     fn leave(&mut self) {
         if self.closed.swap(true, Ordering::SeqCst) {
             return;
+        }
+        if self.defect.is_none() {
+            // What a cancelled `next` left. The memory provider settles without waiting.
+            self.prefetched.drain(..).for_each(|delivery| drop(now(delivery.release())));
         }
         let Some(name) = &self.durable else { return };
         if let Some(members) = self.state.open.lock().unwrap().get_mut(name) {
@@ -307,7 +357,15 @@ impl Drop for FaultySubscription {
 #[async_trait]
 impl Subscription for FaultySubscription {
     async fn next(&mut self) -> Result<Option<ReceivedEvent>> {
-        let Some(delivery) = self.fetch().await? else {
+        let settling_takes = self.state.settling_takes;
+        if !settling_takes.is_zero()
+            && let Some(delivery) = self.take().await?
+        {
+            // A call that is dropped while it settles leaves the event to the next one.
+            self.prefetched.push_front(delivery);
+            tokio::time::sleep(settling_takes).await;
+        }
+        let Some(delivery) = self.fetch_with(Duration::ZERO).await? else {
             return Ok(None);
         };
         let received = ReceivedEvent {
@@ -379,6 +437,7 @@ struct FaultyAck {
     capabilities: Capabilities,
     state: Arc<State>,
     closed: Arc<AtomicBool>,
+    settling_takes: Duration,
 }
 
 impl FaultyAck {
@@ -387,11 +446,18 @@ impl FaultyAck {
     }
 
     async fn delivery(&self) -> Result<Delivery> {
+        self.wait_for_the_server().await;
         if self.has(Defect::CannotSettleAfterClose) && self.closed.load(Ordering::SeqCst) {
             return Err(EventError::Closed("the subscription".to_owned()));
         }
         let taken = self.slot.lock().await.take();
         taken.ok_or_else(|| EventError::Ack("already settled".to_owned()))
+    }
+
+    async fn wait_for_the_server(&self) {
+        if !self.settling_takes.is_zero() {
+            tokio::time::sleep(self.settling_takes).await;
+        }
     }
 
     /// Takes the delivery that took the place of this one.
@@ -438,10 +504,14 @@ impl AckHandler for FaultyAck {
 
     async fn nak(&self, delay: Option<Duration>) -> Result<()> {
         let delayed = delay.is_some_and(|delay| !delay.is_zero());
+        if !self.has(Defect::IgnoresDeclarationsInNak) {
+            self.refuse(self.capabilities.redelivery.is_no(), "nak")?;
+        }
         self.refuse(delayed && self.capabilities.nak_with_delay.is_no(), "nak_after")?;
         let delivery = self.delivery().await?;
         let answer = match (self.defect, delay) {
             (Some(Defect::IgnoresNak), _) => return Ok(()),
+            (Some(Defect::NaksLate), None) => delivery.nak_after(LATE).await,
             (Some(Defect::NakHasNoDelay), _) => delivery.nak_after(Duration::ZERO).await,
             (Some(Defect::NakAfterUsesBackoff), _) | (_, None) => delivery.nak().await,
             (_, Some(delay)) => {
@@ -474,6 +544,7 @@ impl AckHandler for FaultyAck {
         if self.has(Defect::ExtendDoesNothing) {
             return Ok(());
         }
+        self.wait_for_the_server().await;
         match &*self.slot.lock().await {
             Some(delivery) => self.hide(delivery.extend().await),
             None => Err(EventError::Ack("already settled".to_owned())),
@@ -484,6 +555,13 @@ impl AckHandler for FaultyAck {
         let delivery = self.delivery().await?;
         if self.has(Defect::ReleaseCounts) {
             return delivery.nak().await;
+        }
+        if self.has(Defect::ReleasesLate) {
+            tokio::spawn(async move {
+                tokio::time::sleep(LATE).await;
+                delivery.release().await
+            });
+            return Ok(());
         }
         delivery.release().await
     }
