@@ -46,6 +46,8 @@ pub(super) struct Group {
     first_ordinal: u64,
     matches: VecDeque<u64>,
     members: Vec<Arc<ConsumerCell>>,
+    /// Members that start in the future, and the last sequence before their start.
+    not_started: Vec<(Arc<ConsumerCell>, u64)>,
 }
 
 impl Group {
@@ -61,6 +63,14 @@ impl Group {
     /// How many retained matches lie behind this sequence.
     pub(super) fn count_after(&self, sequence: u64) -> usize {
         self.matches.len() - self.matches.partition_point(|matched| *matched <= sequence)
+    }
+
+    fn push(&mut self, sequence: u64) {
+        self.matches.push_back(sequence);
+        self.not_started.retain(|(_, before)| sequence <= *before);
+        for (member, _) in &self.not_started {
+            member.skip_one();
+        }
     }
 
     fn ordinal_after(&self, sequence: u64) -> u64 {
@@ -130,7 +140,7 @@ impl Stream {
         }
         let mut has_readers = false;
         self.with_route(subject, &event.subject, |group| {
-            group.matches.push_back(sequence);
+            group.push(sequence);
             has_readers = true;
         });
         self.enforce_retention(now_ms, dropped);
@@ -225,8 +235,12 @@ impl Stream {
         let id = self.group_of(filter)?;
         let ordinal = self.group(id).map_or(0, |group| group.ordinal_after(cursor));
         let cell = Arc::new(make(id, ordinal));
+        let is_in_the_future = cursor > self.log.last();
         if let Some(Some(group)) = self.groups.get_mut(id) {
             group.members.push(Arc::clone(&cell));
+            if is_in_the_future {
+                group.not_started.push((Arc::clone(&cell), cursor));
+            }
             self.consumers += 1;
         }
         if cell.is_durable() {
@@ -249,6 +263,7 @@ impl Stream {
         let Some(group) = slot else { return };
         if let Some(position) = group.members.iter().position(|member| Arc::ptr_eq(member, cell)) {
             group.members.swap_remove(position);
+            group.not_started.retain(|(member, _)| !Arc::ptr_eq(member, cell));
             self.consumers -= 1;
         }
         if group.members.is_empty() {
@@ -273,6 +288,7 @@ impl Stream {
             first_ordinal: 0,
             matches: self.log.matches(filter),
             members: Vec::new(),
+            not_started: Vec::new(),
         });
         match self.groups.get_mut(id) {
             Some(slot) => *slot = group,

@@ -1,6 +1,6 @@
 //! Subscriptions: members of a consumer that fetch, wait and settle.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -29,6 +29,8 @@ pub(super) struct ConsumerCell {
     wakeup: Notify,
     /// A member found nothing to do since the last publish woke one. Changed under the stream's lock.
     idle: AtomicBool,
+    /// Matches before a start in the future, to be skipped by the next fetch. Changed under the stream's lock.
+    skipped: AtomicU64,
     clock: Clock,
     state: Mutex<Position>,
 }
@@ -70,6 +72,7 @@ impl ConsumerCell {
             gone: AtomicBool::new(false),
             wakeup: Notify::new(),
             idle: AtomicBool::new(false),
+            skipped: AtomicU64::new(0),
             clock,
             state: Mutex::new(Position { machine, next_ordinal }),
         }
@@ -97,6 +100,11 @@ impl ConsumerCell {
         if self.idle.load(Ordering::Relaxed) && self.idle.swap(false, Ordering::Relaxed) {
             self.wake_one();
         }
+    }
+
+    /// A match was stored that lies before this consumer's start.
+    pub(super) fn skip_one(&self) {
+        self.skipped.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Runs `change` on the state machine.
@@ -173,26 +181,23 @@ impl ConsumerCell {
             }
             _ => return Step::Closed,
         };
+        if self.skipped.load(Ordering::Relaxed) != 0 {
+            position.next_ordinal += self.skipped.swap(0, Ordering::Relaxed);
+        }
         let overtaken = group.first_ordinal().saturating_sub(position.next_ordinal);
         if overtaken > 0 {
             position.next_ordinal = group.first_ordinal();
-            // A start in the future is not overtaken by the retention of what lies before it.
-            let dropped_behind_cursor = stream.log.first().saturating_sub(position.machine.cursor() + 1);
-            position.machine.note_missed(overtaken.min(dropped_behind_cursor));
+            position.machine.note_missed(overtaken);
         }
         look(&mut position, &stream, group)
     }
 
     fn step(&self, position: &mut Position, stream: &Stream, group: &Group, now: Time) -> Step<Leased> {
         let Position { machine, next_ordinal } = position;
-        let fetched = machine.fetch(now, stream.log.first(), |cursor| {
-            loop {
-                let sequence = group.at(*next_ordinal)?;
-                *next_ordinal += 1;
-                if sequence > cursor {
-                    return Some(sequence);
-                }
-            }
+        let fetched = machine.fetch(now, stream.log.first(), |_cursor| {
+            let sequence = group.at(*next_ordinal)?;
+            *next_ordinal += 1;
+            Some(sequence)
         });
         match fetched {
             Fetched::Deliver(lease) => match stream.log.event(lease.sequence) {

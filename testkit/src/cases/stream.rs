@@ -338,6 +338,12 @@ pub(super) async fn only_what_lies_behind_the_start_is_missed(w: &World<'_>) -> 
     let published = w.publish_many("wanted", 20).await;
     lagged(&mut reader, 6).await;
     w.check_eq("what is retained", &reader.ack_many(5).await, &published[15..].to_vec());
+    let Some(mixed) = w.with(Settings::max_events(5)).await else { return NO_RETENTION };
+    let mut reader = starting_ten_ahead(&mixed).await;
+    mixed.publish_many("wanted", 9).await;
+    mixed.publish_many("other", 11).await;
+    let live = mixed.publish("wanted").await;
+    mixed.check_eq("no match behind the start was missed", &reader.ack_next().await, &live);
     Outcome::Kept
 }
 
