@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::{Consumer, ConsumerConfig, Fetched, Lease, Start, Time};
+use std::collections::BTreeMap;
+
+use super::{Consumer, ConsumerConfig, ConsumerState, Fetched, Lease, PendingState, Start, Time};
 use crate::types::SubscribeOptions;
 
 #[derive(Debug, Clone)]
@@ -29,6 +31,8 @@ enum Op {
     Reconfigure {
         max_ack_pending: u8,
     },
+    /// The consumer goes on from what was stored.
+    Restart,
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -44,6 +48,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (0..2_500_u16).prop_map(Op::Advance),
         1 => (1..4_u8).prop_map(|drop| Op::Retain { drop }),
         1 => (1..5_u8).prop_map(|max_ack_pending| Op::Reconfigure { max_ack_pending }),
+        1 => Just(Op::Restart),
     ]
 }
 
@@ -172,11 +177,31 @@ impl Model {
     }
 }
 
+/// The pending events as a provider stores them that writes only what changed.
+#[derive(Default)]
+struct Rows(BTreeMap<u64, PendingState>);
+
+impl Rows {
+    fn write_changes(&mut self, consumer: &mut Consumer) {
+        let changes = consumer.take_changes();
+        for sequence in changes.removed {
+            self.0.remove(&sequence);
+        }
+        self.0.extend(changes.stored.into_iter().map(|pending| (pending.sequence, pending)));
+    }
+
+    fn restore(&self, consumer: &Consumer) -> Consumer {
+        Consumer::restore(ConsumerState { pending: self.0.values().copied().collect(), ..consumer.state() })
+    }
+}
+
 /// A stream with `before` events of which the consumer starts behind the first `skipped`.
 fn run(options: &SubscribeOptions, before: u8, skipped: u8, ops: Vec<Op>) -> Result<(), TestCaseError> {
     let config = ConsumerConfig::new("events.>", options).expect("valid options");
     let skipped = u64::from(skipped.min(before));
     let mut consumer = Consumer::new(config.clone(), Start::after(skipped));
+    consumer.track_changes();
+    let mut rows = Rows::default();
     let mut model = Model { entries: Vec::new(), config, reported_missed: 0, highest_first_delivery: 0 };
     for sequence in 1..=u64::from(before) {
         let fate = if sequence <= skipped { Fate::Skipped } else { Fate::Waiting };
@@ -251,8 +276,10 @@ fn run(options: &SubscribeOptions, before: u8, skipped: u8, ops: Vec<Op>) -> Res
                 consumer.reconfigure("c", wanted.clone()).expect("a legal change");
                 model.config = wanted;
             }
+            Op::Restart => consumer = rows.restore(&consumer),
             _ => {}
         }
+        rows.write_changes(&mut consumer);
         check_agreement(&mut consumer, &model)?;
     }
     Ok(())
