@@ -5,7 +5,7 @@ use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::Duration;
 
-use a3s_event::{ErrorKind, EventError, Result, SubscribeOptions, Subscription};
+use a3s_event::{Delivery, ErrorKind, EventError, Result, SubscribeOptions, Subscription};
 
 use crate::Outcome;
 use crate::world::{A_WHILE, Reader, SOON, World, ms};
@@ -68,37 +68,51 @@ pub(super) async fn a_cancelled_waiter_strands_no_other(w: &World<'_>) {
     }
 }
 
-/// What a call of a subscription took: sequence and attempt.
-type Taken = Result<Option<(u64, u64)>>;
-type Take = for<'a> fn(&'a mut dyn Subscription) -> Pin<Box<dyn Future<Output = Taken> + Send + 'a>>;
+/// What a call of a subscription took: sequence and attempt, and the delivery where it is to be settled.
+struct Taken {
+    sequence: u64,
+    attempt: u64,
+    unsettled: Option<Delivery>,
+}
 
-fn take_next(subscription: &mut dyn Subscription) -> Pin<Box<dyn Future<Output = Taken> + Send + '_>> {
+impl Taken {
+    fn unsettled(delivery: Delivery) -> Self {
+        let (sequence, attempt) = (delivery.sequence(), delivery.num_delivered());
+        Self { sequence, attempt, unsettled: Some(delivery) }
+    }
+
+    /// Settles it, which is never cancelled: only the call that took it is.
+    async fn settle(self, w: &World<'_>) -> (u64, u64) {
+        if let Some(delivery) = self.unsettled {
+            w.ok("ack", delivery.ack().await);
+        }
+        (self.sequence, self.attempt)
+    }
+}
+
+type Taking<'a> = Pin<Box<dyn Future<Output = Result<Option<Taken>>> + Send + 'a>>;
+type Take = for<'a> fn(&'a mut dyn Subscription) -> Taking<'a>;
+
+fn take_next(subscription: &mut dyn Subscription) -> Taking<'_> {
     Box::pin(async {
         let received = subscription.next().await?;
-        Ok(received.map(|received| (received.sequence, received.num_delivered)))
+        Ok(received.map(|received| Taken {
+            sequence: received.sequence,
+            attempt: received.num_delivered,
+            unsettled: None,
+        }))
     })
 }
 
-fn take_pending(subscription: &mut dyn Subscription) -> Pin<Box<dyn Future<Output = Taken> + Send + '_>> {
+fn take_pending(subscription: &mut dyn Subscription) -> Taking<'_> {
     Box::pin(async {
-        let Some(pending) = subscription.next_manual_ack().await? else {
-            return Ok(None);
-        };
-        let taken = (pending.received.sequence, pending.received.num_delivered);
-        pending.ack().await?;
-        Ok(Some(taken))
+        let pending = subscription.next_manual_ack().await?;
+        Ok(pending.map(|pending| Taken::unsettled(Delivery::from(pending))))
     })
 }
 
-fn take_delivery(subscription: &mut dyn Subscription) -> Pin<Box<dyn Future<Output = Taken> + Send + '_>> {
-    Box::pin(async {
-        let Some(delivery) = subscription.next_delivery().await? else {
-            return Ok(None);
-        };
-        let taken = (delivery.sequence(), delivery.num_delivered());
-        delivery.ack().await?;
-        Ok(Some(taken))
-    })
+fn take_delivery(subscription: &mut dyn Subscription) -> Taking<'_> {
+    Box::pin(async { Ok(subscription.next_delivery().await?.map(Taken::unsettled)) })
 }
 
 /// Polls a call a number of times and drops it, with a publish before one of the polls. Returns what was published, and
@@ -108,7 +122,7 @@ async fn cancel_at(
     take: Take,
     polls: usize,
     publish_before: usize,
-) -> (u64, Option<Taken>) {
+) -> (u64, Option<Result<Option<Taken>>>) {
     let w = reader.world;
     let mut published = None;
     let mut taken = None;
@@ -151,7 +165,8 @@ async fn nothing_is_lost(w: &World<'_>, take: Take) {
                     Err(_) => w.fail(&format!("event {published} was lost by cancelling after poll {polls}")),
                 },
             };
-            w.check_eq("sequence and attempt", &w.ok("the call", taken), &Some((published, 1)));
+            let Some(taken) = w.ok("the call", taken) else { w.fail(&"the subscription ended") };
+            w.check_eq("sequence and attempt", &taken.settle(w).await, &(published, 1));
         }
     }
     reader.silent_for(A_WHILE, "everything was received once").await;
@@ -193,8 +208,8 @@ pub(super) async fn timeouts_and_select_lose_nothing(w: &World<'_>) {
                     () = tokio::time::sleep(ms(1)) => None,
                 }
             };
-            if let Some(taken) = taken {
-                received.extend(w.ok("the call", taken).map(|(sequence, _)| sequence));
+            if let Some(Some(taken)) = taken.map(|taken| w.ok("the call", taken)) {
+                received.push(taken.settle(w).await.0);
             }
         }
         received

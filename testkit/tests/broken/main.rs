@@ -118,7 +118,7 @@ fn every_defect_is_caught_by_the_cases_named_for_it() {
         for name in *names {
             match outcome(name, Some(*defect), everything()) {
                 Err(message) => {
-                    assert!(message.starts_with("promise broken: "), "{defect:?}, {name}: {message}")
+                    assert!(message.starts_with("promise broken: "), "{defect:?}, {name}: {message}");
                 }
                 Ok(_) => missed.push((defect, name)),
             }
