@@ -9,6 +9,27 @@ use crate::child::Process;
 use crate::{DEADLINE, FILTER, durable, event, open, publish};
 
 #[tokio::test(flavor = "multi_thread")]
+async fn many_can_make_a_new_file_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("events.db");
+    let opening: Vec<_> = (0..8)
+        .map(|_| {
+            let path = path.clone();
+            tokio::spawn(async move {
+                let provider = open(&path).await;
+                publish(&provider, "hello").await;
+                provider
+            })
+        })
+        .collect();
+    let mut providers = Vec::new();
+    for opening in opening {
+        providers.push(opening.await.unwrap());
+    }
+    assert_eq!(providers[0].info().await.unwrap().messages, 8);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_publish_in_another_process_wakes_a_waiting_subscriber() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("events.db");

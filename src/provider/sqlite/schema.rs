@@ -106,8 +106,10 @@ pub(super) fn create_new_private(path: &Path) -> std::io::Result<fs::File> {
 fn check_ours(connection: &Connection, path: &Path) -> Result<usize> {
     let fail = |error| file_failed("open", path, error);
     let refuse = |why: &str| Err(EventError::Config(format!("sqlite file '{}': {why}", path.display())));
-    let application_id: i32 = pragma(connection, "application_id").map_err(fail)?;
-    let version: i32 = pragma(connection, "user_version").map_err(fail)?;
+    // One snapshot: another process may be making the file at this moment.
+    let connection = connection.unchecked_transaction().map_err(fail)?;
+    let application_id: i32 = pragma(&connection, "application_id").map_err(fail)?;
+    let version: i32 = pragma(&connection, "user_version").map_err(fail)?;
     if application_id == 0 && version == 0 {
         let tables: u32 =
             connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(fail)?;
