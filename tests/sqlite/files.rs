@@ -128,6 +128,17 @@ impl SmallDisk {
     }
 }
 
+impl SmallDisk {
+    fn remount(&self, how: &str) {
+        let remounted = Command::new("mount")
+            .args(["-o", &format!("remount,{how}")])
+            .arg(self.0.path())
+            .output()
+            .unwrap();
+        assert!(remounted.status.success(), "{remounted:?}");
+    }
+}
+
 impl Drop for SmallDisk {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("--lazy").arg(self.0.path()).output();
@@ -166,6 +177,26 @@ async fn a_full_disk_is_a_storage_error_and_recovers() {
     }
     assert_eq!(provider.integrity_check().await.unwrap(), Vec::<String>::new());
     provider.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_only_disk_is_a_storage_error_and_recovers() {
+    let Some(disk) = SmallDisk::mount() else {
+        println!("not checked: a small file system cannot be mounted here");
+        return;
+    };
+    let path = disk.0.path().join("folder").join("events.db");
+    disk.remount("ro");
+    assert_eq!(refused(&path).await.kind(), ErrorKind::Storage);
+    disk.remount("rw");
+    let provider = open(&path).await;
+    publish(&provider, "a").await;
+    provider.close().await.unwrap();
+    disk.remount("ro");
+    let error = refused(&path).await;
+    assert_refused(&error, ErrorKind::Storage, &path, "");
+    disk.remount("rw");
+    assert_eq!(publish(&open(&path).await, "a").await, 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

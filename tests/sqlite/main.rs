@@ -14,6 +14,7 @@ mod crash;
 #[cfg(unix)]
 mod files;
 mod processes;
+mod retention;
 
 use std::path::Path;
 use std::time::Duration;

@@ -254,14 +254,13 @@ impl Store {
     /// Matching retained events that were not delivered yet; none for a consumer that is gone.
     pub(super) fn lag(&mut self, id: i64) -> Sql<u64> {
         let (first, last) = (self.first()?, self.counters()?.last);
-        let everything = format!("{}.>", self.config.subject_prefix);
         let Some(Known { machine, .. }) = self.consumer(id)? else {
             return Ok(0);
         };
         let from = machine.cursor().max(first.saturating_sub(1));
         let backlog = machine.backlog_len() as u64;
         let filter = machine.config().filter.clone();
-        if filter == ">" || filter == everything {
+        if self.is_everything(&filter) {
             return Ok(backlog + last.saturating_sub(from));
         }
         Ok(backlog + history::count_after(&self.connection, &filter, from)?)

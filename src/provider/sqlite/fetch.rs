@@ -97,14 +97,7 @@ impl Store {
                 answer.gone = true;
                 break;
             };
-            let next_match = |cursor: u64| {
-                while let Some(sequence) = upcoming.pop_front() {
-                    if sequence > cursor && sequence >= first {
-                        return Some(sequence);
-                    }
-                }
-                None
-            };
+            let next_match = |_cursor| upcoming.pop_front();
             let exhausted = machine.exhausted();
             match machine.fetch(now, first, next_match) {
                 Fetched::Deliver(lease) => {
@@ -165,15 +158,16 @@ impl Store {
 
     /// Finds the next matches behind the cursor, unless some are known.
     fn look_ahead(&mut self, id: i64) -> Sql<()> {
-        let last = self.counters()?.last;
+        let (first, last) = (self.first()?, self.counters()?.last);
         let Some(Known { machine, upcoming, scanned, .. }) = self.consumer(id)? else {
             return Ok(());
         };
-        let cursor = machine.cursor();
-        while upcoming.front().is_some_and(|sequence| *sequence <= cursor) {
+        // Handed out by another process, or dropped by retention, since it was found.
+        let gone = machine.cursor().max(first.saturating_sub(1));
+        while upcoming.front().is_some_and(|sequence| *sequence <= gone) {
             upcoming.pop_front();
         }
-        let mut from = cursor.max(*scanned);
+        let mut from = gone.max(*scanned);
         if !upcoming.is_empty() || from >= last {
             return Ok(());
         }
@@ -191,6 +185,11 @@ impl Store {
 
     /// Looks at a number of events behind `from`, and returns up to where all matches are found.
     fn scan(&self, filter: &str, from: u64, last: u64, found: &mut VecDeque<u64>) -> Sql<u64> {
+        if self.is_everything(filter) {
+            // All retained sequences are consecutive.
+            found.extend((from + 1..=last).take(SCAN as usize));
+            return Ok(found.back().copied().unwrap_or(last));
+        }
         let mut statement = self.connection.prepare_cached(
             "SELECT sequence, name FROM events JOIN subjects ON id = subject WHERE sequence > ?1
              ORDER BY sequence LIMIT ?2",

@@ -60,10 +60,12 @@ impl Shared {
 
     fn prepare(&self, event: &Event, options: &PublishOptions) -> Result<Prepared> {
         validate_publish_options(options)?;
-        validate_event(event, &self.config.subject_prefix, self.config.max_payload)?;
+        let size = validate_event(event, &self.config.subject_prefix, self.config.max_payload)?;
+        let mut record = Vec::with_capacity(size);
+        serde_json::to_writer(&mut record, event)?;
         Ok(Prepared {
             subject: event.subject.clone(),
-            record: serde_json::to_vec(event)?,
+            record,
             msg_id: options.msg_id.clone(),
             expected_sequence: options.expected_sequence,
         })

@@ -225,6 +225,13 @@ impl Store {
         self.surplus = surplus;
     }
 
+    /// Whether the filter selects every event that can be stored here.
+    pub(super) fn is_everything(&self, filter: &str) -> bool {
+        filter.strip_suffix('>').is_some_and(|literal| {
+            literal.is_empty() || literal.strip_suffix('.') == Some(self.config.subject_prefix.as_str())
+        })
+    }
+
     /// The id of a subject, which is made when it is new.
     pub(super) fn subject_id(&mut self, name: &str) -> Sql<i64> {
         if let Some(id) = self.subject_ids.get(name) {

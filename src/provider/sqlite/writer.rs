@@ -79,6 +79,9 @@ impl Writer {
     /// Runs a group in one transaction and tells everyone how it ended.
     fn execute(&mut self, group: Group, access: Access) {
         let Group { mut work, given_back, .. } = group;
+        // Those who only read must not keep what is too old from being dropped.
+        let is_due = self.store.expires_by_age() && self.store.is_retention_due().unwrap_or(false);
+        let access = if is_due { access.max(Access::Write) } else { access };
         let outcome = self.store.transaction(access, |store| {
             for what in &given_back {
                 store.take_back(what)?;
@@ -107,7 +110,8 @@ impl Writer {
             if self.store.is_retention_due()? { self.store.retain_in_transaction() } else { Ok(()) }
         });
         if let Err(error) = looked {
-            // The next call meets the same failure and tells its caller.
+            // The next call meets the same failure and tells its caller. Until then there is no hurry to try again.
+            self.store.set_surplus(false);
             tracing::debug!(%error, "cannot look for changes in the sqlite file");
         }
         self.wake();
