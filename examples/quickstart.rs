@@ -2,14 +2,18 @@
 //!
 //! ```text
 //! cargo run --example quickstart [provider URL]
+//! cargo run --example quickstart --features sqlite
 //! ```
 //!
-//! The URL is the first argument, or `A3S_EVENT_URL`, or `memory://`. Nothing else here depends on the provider.
+//! The URL is the first argument, or `A3S_EVENT_URL`. Without either it is a file in the folder for temporary files where
+//! SQLite is compiled in, so that a second run finds what the first one stored, and `memory://` otherwise. Nothing else
+//! here depends on the provider.
 
 #![allow(clippy::print_stdout, reason = "an example talks to the person who runs it")]
 
 use std::time::Duration;
 
+use a3s_event::provider::ProviderUrl;
 use a3s_event::subject::subject_matches;
 use a3s_event::{DeliverPolicy, Event, EventBus, SubscribeOptions, Subscription, SubscriptionFilter};
 use comfy_table::{Cell, CellAlignment, LineStyle, Table, presets::UTF8_HORIZONTAL_ONLY};
@@ -23,6 +27,9 @@ const SUBSCRIBERS: [(&str, &str); 4] = [
     ("alarm", "events.quake.*.strong"),
     ("blasts", "events.blast.>"),
 ];
+/// The subscriber that outlives this program. It leaves some events to its next run.
+const DURABLE: &str = "archive";
+const LEFT_FOR_NEXT_RUN: usize = 10;
 /// No wait of this program is longer.
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -31,15 +38,24 @@ type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 #[tokio::main]
 async fn main() -> Outcome<()> {
     let url = std::env::args().nth(1).or_else(|| std::env::var("A3S_EVENT_URL").ok());
-    let bus = EventBus::connect(url.as_deref().unwrap_or("memory://")).await?;
+    let url = url.unwrap_or_else(default_url);
+    let bus = EventBus::connect(&url).await?;
     let week = read_feed()?;
+    // Printed as a parsed URL, which hides credentials.
+    let place = ProviderUrl::parse(&url)?;
+    println!("{} events of earlier runs are stored at {place}", bus.info().await?.messages);
 
     // Subscribe first: every subscriber works in its own task while we publish.
     let mut desks = Vec::new();
     for (name, filter) in SUBSCRIBERS {
         let wanted = |event: &&Event| subject_matches(&event.subject, filter);
-        let expected = week.iter().filter(wanted).count();
+        let mut expected = week.iter().filter(wanted).count();
         for subscription in subscribe(&bus, name, filter).await? {
+            if name == DURABLE {
+                let left = subscription.lag().await.map_or(0, |lag| usize::try_from(lag).unwrap_or(0));
+                println!("{name} goes on where it stopped: {left} events are left to it");
+                expected = left + expected - LEFT_FOR_NEXT_RUN;
+            }
             desks.push((name, filter, tokio::spawn(work(subscription, expected))));
         }
     }
@@ -70,6 +86,16 @@ async fn main() -> Outcome<()> {
     Ok(())
 }
 
+#[cfg(feature = "sqlite")]
+fn default_url() -> String {
+    format!("sqlite:{}", std::env::temp_dir().join("a3s-event-quickstart.db").display())
+}
+
+#[cfg(not(feature = "sqlite"))]
+fn default_url() -> String {
+    "memory://".to_owned()
+}
+
 async fn subscribe(
     bus: &EventBus,
     name: &str,
@@ -78,8 +104,8 @@ async fn subscribe(
     bus.update_subscription(SubscriptionFilter {
         subscriber_id: name.to_owned(),
         subjects: vec![filter.to_owned()],
-        durable: false,
-        // A durable backend may hold the weeks of earlier runs; only the new one is wanted.
+        durable: name == DURABLE,
+        // A durable backend may hold the weeks of earlier runs; who comes anew wants only the new one.
         options: Some(SubscribeOptions { deliver_policy: DeliverPolicy::New, ..Default::default() }),
     })
     .await?;

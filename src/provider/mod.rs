@@ -11,6 +11,9 @@ mod delivery;
 pub mod memory;
 mod query;
 mod registry;
+#[cfg(feature = "sqlite")]
+#[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
+pub mod sqlite;
 pub mod validate;
 
 use std::any::Any;

@@ -44,6 +44,8 @@ impl ProviderRegistry {
     pub fn builtin() -> Self {
         let mut registry = Self::new();
         registry.register("memory", memory::connect);
+        #[cfg(feature = "sqlite")]
+        registry.register("sqlite", super::sqlite::connect);
         registry
     }
 

@@ -67,6 +67,17 @@ impl ConsumerConfig {
         })
     }
 
+    /// The options that [`new`](ConsumerConfig::new) makes these settings from.
+    pub fn to_options(&self) -> SubscribeOptions {
+        SubscribeOptions {
+            max_deliver: self.max_deliver.and_then(|max| i64::try_from(max).ok()),
+            backoff_secs: self.backoff.iter().map(Duration::as_secs).collect(),
+            max_ack_pending: i64::try_from(self.max_ack_pending).ok(),
+            deliver_policy: self.deliver_policy.clone(),
+            ack_wait_secs: Some(self.ack_wait.as_secs()),
+        }
+    }
+
     /// The delay before the redelivery that follows a nak of this attempt.
     pub fn backoff_after(&self, attempt: u32) -> Duration {
         let index = usize::try_from(attempt.saturating_sub(1)).unwrap_or(usize::MAX);
@@ -150,6 +161,7 @@ mod tests {
         assert_eq!((config.max_deliver, config.backoff.len()), (None, 0));
         assert_eq!(config.deliver_policy, DeliverPolicy::All);
         assert_eq!(config.backoff_after(1), Duration::ZERO);
+        assert_eq!(ConsumerConfig::new("events.>", &config.to_options()).unwrap(), config);
     }
 
     #[test]

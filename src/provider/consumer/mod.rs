@@ -25,12 +25,14 @@ mod config;
 #[cfg(test)]
 mod model;
 mod pending;
+mod state;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::time::Duration;
 
 pub use config::{ConsumerConfig, DEFAULT_ACK_WAIT, DEFAULT_MAX_ACK_PENDING};
+pub use state::{ConsumerState, PendingChanges, PendingState};
 
 use self::pending::{Pending, PendingEvents};
 use crate::error::EventError;
@@ -140,6 +142,8 @@ pub struct Consumer {
     redelivered: usize,
     missed: u64,
     exhausted: u64,
+    /// Which pending events changed, where someone stores them.
+    changed: Option<Vec<u64>>,
 }
 
 impl Consumer {
@@ -154,6 +158,7 @@ impl Consumer {
             redelivered: 0,
             missed: 0,
             exhausted: 0,
+            changed: None,
         }
     }
 
@@ -333,11 +338,9 @@ impl Consumer {
     fn reschedule(&mut self, sequence: u64, due: Time, leased: bool, attempt: u32) {
         self.pending.insert(sequence, Pending { attempt, leased, due });
         self.due.push(Reverse((due, sequence)));
+        self.note_change(sequence);
         self.drop_outdated();
-        if self.due.len() > 2 * self.pending.len() + 64 {
-            self.due =
-                self.pending.iter().map(|(sequence, pending)| Reverse((pending.due, sequence))).collect();
-        }
+        self.compact_timers();
     }
 
     fn drop_outdated(&mut self) {
@@ -350,6 +353,7 @@ impl Consumer {
     }
 
     fn forget(&mut self, sequence: u64) {
+        self.note_change(sequence);
         if self.pending.remove(sequence).is_some_and(|pending| pending.attempt > 1) {
             self.redelivered -= 1;
         }

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::{Consumer, ConsumerConfig, Fetched, Lease, Start, Time};
+use std::collections::BTreeMap;
+
+use super::{Consumer, ConsumerConfig, ConsumerState, Fetched, Lease, PendingState, Start, Time};
 use crate::types::SubscribeOptions;
 
 #[derive(Debug, Clone)]
@@ -28,6 +30,8 @@ enum Op {
     },
     /// Changes everything that may be changed, whatever is leased.
     Reconfigure(SubscribeOptions),
+    /// The consumer goes on from what was stored.
+    Restart,
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -43,6 +47,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (0..2_500_u16).prop_map(Op::Advance),
         1 => (1..4_u8).prop_map(|drop| Op::Retain { drop }),
         1 => options().prop_map(Op::Reconfigure),
+        1 => Just(Op::Restart),
     ]
 }
 
@@ -171,6 +176,24 @@ impl Model {
     }
 }
 
+/// The pending events as a provider stores them that writes only what changed.
+#[derive(Default)]
+struct Rows(BTreeMap<u64, PendingState>);
+
+impl Rows {
+    fn write_changes(&mut self, consumer: &mut Consumer) {
+        let changes = consumer.take_changes();
+        for sequence in changes.removed {
+            self.0.remove(&sequence);
+        }
+        self.0.extend(changes.stored.into_iter().map(|pending| (pending.sequence, pending)));
+    }
+
+    fn restore(&self, consumer: &Consumer) -> Consumer {
+        Consumer::restore(ConsumerState { pending: self.0.values().copied().collect(), ..consumer.state() })
+    }
+}
+
 /// Where the consumer of a run starts.
 #[derive(Debug, Clone)]
 enum From {
@@ -203,6 +226,8 @@ fn run(options: &SubscribeOptions, before: u8, from: &From, ops: Vec<Op>) -> Res
         if sequence > cursor || backlog.contains(&sequence) { Fate::Waiting } else { Fate::Skipped }
     };
     let mut consumer = Consumer::new(config.clone(), start);
+    consumer.track_changes();
+    let mut rows = Rows::default();
     let mut model = Model { entries: Vec::new(), config, reported_missed: 0, highest_first_delivery: 0 };
     for sequence in 1..=before {
         model.entries.push(Entry { sequence, matches: true, retained: true, fate: first_fate(sequence) });
@@ -277,8 +302,10 @@ fn run(options: &SubscribeOptions, before: u8, from: &From, ops: Vec<Op>) -> Res
                 consumer.reconfigure("c", wanted.clone()).expect("a legal change");
                 model.config = wanted;
             }
+            Op::Restart => consumer = rows.restore(&consumer),
             _ => {}
         }
+        rows.write_changes(&mut consumer);
         check_agreement(&mut consumer, &model)?;
     }
     Ok(())

@@ -1,0 +1,466 @@
+//! Consumers in the file: the shared state machine, loaded when it is needed and written where it changed.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::time::Duration;
+
+use rusqlite::{OptionalExtension, Row, params};
+
+use super::error::Sql;
+use super::history;
+use super::queue::{Access, GiveBack};
+use super::store::{Store, signed, unsigned};
+use crate::error::{EventError, Result};
+use crate::provider::ConsumerInfo;
+use crate::provider::consumer::{
+    Consumer, ConsumerConfig, ConsumerState, Lease, PendingState, StaleLease, Start, Time,
+};
+use crate::types::{DeliverPolicy, SubscribeOptions};
+
+/// A consumer that is known by heart.
+#[derive(Clone)]
+pub(super) struct Known {
+    pub(super) name: String,
+    pub(super) machine: Consumer,
+    /// The matches behind the cursor, as far as they were looked for.
+    pub(super) upcoming: VecDeque<u64>,
+    /// Up to here all matches are in `upcoming`.
+    pub(super) scanned: u64,
+    /// Version of the row.
+    version: i64,
+    /// Whether another process may have changed the row.
+    doubted: bool,
+    /// First of the stored backlog.
+    backlog_front: Option<u64>,
+}
+
+impl Known {
+    fn new(name: String, machine: Consumer, version: i64) -> Self {
+        let backlog_front = machine.backlog_front();
+        Self { name, machine, upcoming: VecDeque::new(), scanned: 0, version, doubted: false, backlog_front }
+    }
+}
+
+/// How a delivery is settled.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Settlement {
+    Ack,
+    Nak(Option<Duration>),
+    Extend,
+    Release,
+}
+
+impl Settlement {
+    /// What it takes to settle for this consumer. Only an ack must not be forgotten: what is lost of the others makes
+    /// the event come again.
+    pub(super) fn access(self, consumer: i64) -> Access {
+        match self {
+            _ if consumer < 0 => Access::Read,
+            Self::Ack => Access::Sync,
+            Self::Nak(_) | Self::Extend | Self::Release => Access::Write,
+        }
+    }
+}
+
+/// The consumers that are known by heart: durable ones by their row, ephemeral ones, which have none, by numbers below
+/// zero.
+#[derive(Default)]
+pub(super) struct Consumers {
+    known: HashMap<i64, Known>,
+    /// To be written before the commit.
+    changed: BTreeSet<i64>,
+    /// Ephemeral consumers as they were before this transaction: they cannot be read back from the file.
+    before: HashMap<i64, Known>,
+    ephemerals_ever: i64,
+}
+
+impl Consumers {
+    pub(super) fn begin(&mut self) {
+        self.changed.clear();
+        self.before.clear();
+    }
+
+    pub(super) fn committed(&mut self) {
+        self.before.clear();
+    }
+
+    pub(super) fn rolled_back(&mut self) {
+        self.known.retain(|id, _| *id < 0);
+        self.known.extend(self.before.drain());
+        self.changed.clear();
+    }
+
+    /// Another process wrote: what is known has to be compared with the file.
+    pub(super) fn doubt(&mut self) {
+        self.known.iter_mut().filter(|(id, _)| **id > 0).for_each(|(_, known)| known.doubted = true);
+    }
+
+    /// The clock was set back.
+    pub(super) fn clamp_leases(&mut self, now: Time) {
+        for (id, known) in &mut self.known {
+            known.machine.clamp_leases(now);
+            if *id > 0 {
+                self.changed.insert(*id);
+            }
+        }
+    }
+
+    fn insert(&mut self, id: i64, known: Known) -> &mut Known {
+        self.known.entry(id).insert_entry(known).into_mut()
+    }
+}
+
+impl Store {
+    /// Opens a durable consumer and returns its id. With `change` the settings of an existing one are adapted.
+    pub(super) fn open_durable(
+        &mut self,
+        name: &str,
+        config: ConsumerConfig,
+        change: bool,
+    ) -> Sql<Result<i64>> {
+        let found = self
+            .connection
+            .prepare_cached("SELECT id FROM consumers WHERE name = ?1")?
+            .query_row([name], |row| row.get(0))
+            .optional()?;
+        let Some(id) = found else {
+            return self.create_durable(name, config).map(Ok);
+        };
+        let Some(known) = self.consumer(id)? else {
+            return Ok(Ok(id));
+        };
+        if !change {
+            return Ok(known.machine.config().check_filter(name, &config.filter).map(|()| id));
+        }
+        if let Err(conflict) = known.machine.reconfigure(name, config) {
+            return Ok(Err(conflict));
+        }
+        let options = options_to_json(known.machine.config());
+        self.connection
+            .prepare_cached("UPDATE consumers SET options = ?2 WHERE id = ?1")?
+            .execute(params![id, options])?;
+        self.mark_changed(id);
+        self.wakeups.consumers.push(id);
+        Ok(Ok(id))
+    }
+
+    fn create_durable(&mut self, name: &str, config: ConsumerConfig) -> Sql<i64> {
+        let start = self.start(&config)?;
+        let mut machine = Consumer::new(config, start);
+        machine.track_changes();
+        self.connection
+            .prepare_cached(
+                "INSERT INTO consumers (name, filter, options, cursor, missed, exhausted, version)
+                 VALUES (?1, ?2, ?3, ?4, 0, 0, 1)",
+            )?
+            .execute(params![
+                name,
+                machine.config().filter,
+                options_to_json(machine.config()),
+                signed(machine.cursor())
+            ])?;
+        let id = self.connection.last_insert_rowid();
+        let mut insert = self.connection.prepare_cached("INSERT INTO backlog VALUES (?1, ?2)")?;
+        for sequence in machine.state().backlog {
+            insert.execute(params![id, signed(sequence)])?;
+        }
+        drop(insert);
+        self.consumers.insert(id, Known::new(name.to_owned(), machine, 1));
+        Ok(id)
+    }
+
+    /// Opens an ephemeral consumer, which lives in memory only, and returns its id.
+    pub(super) fn open_ephemeral(&mut self, config: ConsumerConfig) -> Sql<i64> {
+        let start = self.start(&config)?;
+        self.consumers.ephemerals_ever += 1;
+        let number = self.consumers.ephemerals_ever;
+        let name = format!("ephemeral-{number}");
+        self.consumers.insert(-number, Known::new(name, Consumer::new(config, start), 0));
+        Ok(-number)
+    }
+
+    /// Forgets a durable consumer.
+    pub(super) fn unsubscribe(&mut self, name: &str) -> Sql<()> {
+        let found: Option<i64> = self
+            .connection
+            .prepare_cached("DELETE FROM consumers WHERE name = ?1 RETURNING id")?
+            .query_row([name], |row| row.get(0))
+            .optional()?;
+        let Some(id) = found else {
+            return Ok(());
+        };
+        self.connection.prepare_cached("DELETE FROM backlog WHERE consumer = ?1")?.execute([id])?;
+        self.connection.prepare_cached("DELETE FROM pending WHERE consumer = ?1")?.execute([id])?;
+        self.consumers.known.remove(&id);
+        self.consumers.changed.remove(&id);
+        self.wakeups.consumers.push(id);
+        Ok(())
+    }
+
+    /// Settles one delivery.
+    pub(super) fn settle(&mut self, id: i64, lease: Lease, how: Settlement) -> Sql<Result<()>> {
+        let now = self.now();
+        let Some(Known { machine, .. }) = self.consumer(id)? else {
+            // What was delivered before it was forgotten can be acked; nothing will come again.
+            return Ok(match how {
+                Settlement::Ack => Ok(()),
+                _ => Err(EventError::Closed("the consumer is gone and delivers nothing again".to_owned())),
+            });
+        };
+        let was_full = machine.is_full();
+        if let Err(stale) = apply(machine, lease, how, now) {
+            return Ok(Err(stale.into()));
+        }
+        self.mark_changed(id);
+        if was_full || matches!(how, Settlement::Nak(_) | Settlement::Release) {
+            self.wakeups.consumers.push(id);
+        }
+        Ok(Ok(()))
+    }
+
+    /// Takes back what a member left.
+    pub(super) fn take_back(&mut self, what: &GiveBack) -> Sql<()> {
+        for lease in &what.leases {
+            // A lease that is lost in the meantime needs no release.
+            let _ = self.settle(what.consumer, *lease, Settlement::Release)?;
+        }
+        if what.forget && what.consumer < 0 {
+            self.consumers.known.remove(&what.consumer);
+        }
+        Ok(())
+    }
+
+    /// Durable and ephemeral consumers of this process, by name.
+    pub(super) fn consumer_infos(&mut self) -> Sql<Vec<ConsumerInfo>> {
+        let mut ids: Vec<i64> = self
+            .connection
+            .prepare_cached("SELECT id FROM consumers")?
+            .query_map([], |row| row.get(0))?
+            .collect::<Sql<_>>()?;
+        ids.extend(self.consumers.known.keys().filter(|id| **id < 0));
+        let mut infos = Vec::new();
+        for id in ids {
+            let lag = self.lag(id)?;
+            let Some(Known { name, machine, .. }) = self.consumer(id)? else { continue };
+            let mut info = ConsumerInfo::new(name.as_str(), &machine.config().filter, id > 0);
+            info.lag = lag;
+            info.pending = machine.pending() as u64;
+            info.redelivered = machine.redelivered() as u64;
+            infos.push(info);
+        }
+        infos.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(infos)
+    }
+
+    /// Matching retained events that were not delivered yet; none for a consumer that is gone.
+    pub(super) fn lag(&mut self, id: i64) -> Sql<u64> {
+        let (first, last) = (self.first()?, self.counters()?.last);
+        let Some(Known { machine, .. }) = self.consumer(id)? else {
+            return Ok(0);
+        };
+        let from = machine.cursor().max(first.saturating_sub(1));
+        let backlog = machine.backlog_since(first) as u64;
+        let filter = machine.config().filter.clone();
+        if self.is_everything(&filter) {
+            return Ok(backlog + last.saturating_sub(from));
+        }
+        Ok(backlog + history::count_after(&self.connection, &filter, from)?)
+    }
+
+    /// The consumer, as it is in force; `None` when it is gone.
+    pub(super) fn consumer(&mut self, id: i64) -> Sql<Option<&mut Known>> {
+        if id > 0 && self.consumers.known.get(&id).is_none_or(|known| known.doubted) {
+            self.refresh(id)?;
+        }
+        if id < 0
+            && !self.consumers.before.contains_key(&id)
+            && let Some(known) = self.consumers.known.get(&id)
+        {
+            self.consumers.before.insert(id, known.clone());
+        }
+        Ok(self.consumers.known.get_mut(&id))
+    }
+
+    /// Loads a durable consumer, unless what is known of it is still in force.
+    fn refresh(&mut self, id: i64) -> Sql<()> {
+        let row = self
+            .connection
+            .prepare_cached(
+                "SELECT version, name, filter, options, cursor, missed, exhausted FROM consumers WHERE id = ?1",
+            )?
+            .query_row([id], |row| Ok((row.get::<_, i64>(0)?, row.get(1)?, state_of(row)?)))
+            .optional()?;
+        let Some((version, name, mut state)) = row else {
+            self.consumers.known.remove(&id);
+            return Ok(());
+        };
+        if let Some(known) = self.consumers.known.get_mut(&id)
+            && known.version == version
+        {
+            known.doubted = false;
+            return Ok(());
+        }
+        state.backlog = self.stored_backlog(id)?;
+        state.pending = self.stored_pending(id)?;
+        let mut machine = Consumer::restore(state);
+        machine.clamp_leases(self.now());
+        let mut known = Known::new(name, machine, version);
+        if let Some(outdated) = self.consumers.known.remove(&id) {
+            // What was found of the log stays true: the log only grows.
+            known.upcoming = outdated.upcoming;
+            known.scanned = outdated.scanned;
+        }
+        self.consumers.insert(id, known);
+        Ok(())
+    }
+
+    fn stored_backlog(&self, id: i64) -> Sql<Vec<u64>> {
+        self.connection
+            .prepare_cached("SELECT sequence FROM backlog WHERE consumer = ?1 ORDER BY sequence")?
+            .query_map([id], |row| row.get(0).map(unsigned))?
+            .collect()
+    }
+
+    fn stored_pending(&self, id: i64) -> Sql<Vec<PendingState>> {
+        self.connection
+            .prepare_cached(
+                "SELECT sequence, attempt, leased, due FROM pending WHERE consumer = ?1 ORDER BY sequence",
+            )?
+            .query_map([id], |row| {
+                Ok(PendingState {
+                    sequence: unsigned(row.get(0)?),
+                    attempt: row.get(1)?,
+                    leased: row.get(2)?,
+                    due: Time::from_origin(Duration::from_nanos(unsigned(row.get(3)?))),
+                })
+            })?
+            .collect()
+    }
+
+    pub(super) fn mark_changed(&mut self, id: i64) {
+        if id > 0 {
+            self.consumers.changed.insert(id);
+        }
+    }
+
+    /// Writes what changed.
+    pub(super) fn save_consumers(&mut self) -> Sql<()> {
+        for id in std::mem::take(&mut self.consumers.changed) {
+            if let Some(known) = self.consumers.known.get_mut(&id) {
+                save(&self.connection, id, known)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The consumers whose cursor is before this sequence: id, filter, cursor.
+    pub(super) fn consumers_behind(&self, sequence: u64) -> Sql<Vec<(i64, String, u64)>> {
+        let mut behind: Vec<(i64, String, u64)> = self
+            .connection
+            .prepare_cached("SELECT id, filter, cursor FROM consumers WHERE cursor < ?1")?
+            .query_map([signed(sequence)], |row| Ok((row.get(0)?, row.get(1)?, unsigned(row.get(2)?))))?
+            .collect::<Sql<_>>()?;
+        let ephemerals = self.consumers.known.iter().filter(|(id, _)| **id < 0);
+        behind.extend(
+            ephemerals
+                .filter(|(_, known)| known.machine.cursor() < sequence)
+                .map(|(id, known)| (*id, known.machine.config().filter.clone(), known.machine.cursor())),
+        );
+        Ok(behind)
+    }
+
+    /// Counts events that retention dropped before this consumer got them.
+    pub(super) fn note_missed(&mut self, id: i64, missed: u64) -> Sql<()> {
+        if let Some(known) = self.consumer(id)? {
+            known.machine.note_missed(missed);
+            self.mark_changed(id);
+            self.wakeups.consumers.push(id);
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, config: &ConsumerConfig) -> Sql<Start> {
+        let newest = self.counters()?.last;
+        Ok(match &config.deliver_policy {
+            DeliverPolicy::All => Start::after(self.first()?.saturating_sub(1)),
+            DeliverPolicy::New => Start::after(newest),
+            DeliverPolicy::ByStartSequence { sequence } => Start::after(sequence.saturating_sub(1)),
+            DeliverPolicy::ByStartTime { timestamp } => {
+                let first = history::first_stored_since(&self.connection, *timestamp)?;
+                Start::after(first.map_or(newest, |first| first.saturating_sub(1)))
+            }
+            DeliverPolicy::Last => {
+                let newest_match = history::newest_per_subject(&self.connection, &config.filter)?;
+                Start::backlog(newest_match.into_iter().max(), newest)
+            }
+            DeliverPolicy::LastPerSubject => {
+                let mut sequences = history::newest_per_subject(&self.connection, &config.filter)?;
+                sequences.sort_unstable();
+                Start::backlog(sequences, newest)
+            }
+        })
+    }
+}
+
+fn apply(
+    machine: &mut Consumer,
+    lease: Lease,
+    how: Settlement,
+    now: Time,
+) -> std::result::Result<(), StaleLease> {
+    match how {
+        Settlement::Ack => machine.ack(lease),
+        Settlement::Nak(delay) => machine.nak(lease, delay, now),
+        Settlement::Extend => machine.extend(lease, now),
+        Settlement::Release => machine.release(lease, now),
+    }
+}
+
+fn save(connection: &rusqlite::Connection, id: i64, known: &mut Known) -> Sql<()> {
+    let Known { machine, version, backlog_front, .. } = known;
+    connection
+        .prepare_cached(
+            "UPDATE consumers SET cursor = ?2, missed = ?3, exhausted = ?4, version = version + 1 WHERE id = ?1",
+        )?
+        .execute(params![id, signed(machine.cursor()), signed(machine.missed()), signed(machine.exhausted())])?;
+    *version += 1;
+    let changes = machine.take_changes();
+    let mut store =
+        connection.prepare_cached("INSERT OR REPLACE INTO pending VALUES (?1, ?2, ?3, ?4, ?5)")?;
+    for PendingState { sequence, attempt, leased, due } in changes.stored {
+        let due = i64::try_from(due.since_origin().as_nanos()).unwrap_or(i64::MAX);
+        store.execute(params![id, signed(sequence), attempt, leased, due])?;
+    }
+    let mut remove =
+        connection.prepare_cached("DELETE FROM pending WHERE consumer = ?1 AND sequence = ?2")?;
+    for sequence in changes.removed {
+        remove.execute(params![id, signed(sequence)])?;
+    }
+    if machine.backlog_front() != *backlog_front {
+        *backlog_front = machine.backlog_front();
+        connection
+            .prepare_cached("DELETE FROM backlog WHERE consumer = ?1 AND sequence < ?2")?
+            .execute(params![id, backlog_front.map_or(i64::MAX, signed)])?;
+    }
+    Ok(())
+}
+
+fn options_to_json(config: &ConsumerConfig) -> String {
+    serde_json::to_string(&config.to_options()).unwrap_or_default()
+}
+
+/// The state in a row of `consumers`, without its backlog and pending events.
+fn state_of(row: &Row<'_>) -> Sql<ConsumerState> {
+    const OPTIONS: usize = 3;
+    let unreadable = |error: Box<dyn std::error::Error + Send + Sync>| {
+        rusqlite::Error::FromSqlConversionFailure(OPTIONS, rusqlite::types::Type::Text, error)
+    };
+    let options: String = row.get(OPTIONS)?;
+    let options: SubscribeOptions =
+        serde_json::from_str(&options).map_err(|error| unreadable(error.into()))?;
+    let filter: String = row.get(2)?;
+    let config = ConsumerConfig::new(&filter, &options).map_err(|error| unreadable(error.into()))?;
+    let mut state = ConsumerState::new(config, unsigned(row.get(4)?));
+    state.missed = unsigned(row.get(5)?);
+    state.exhausted = unsigned(row.get(6)?);
+    Ok(state)
+}

@@ -1,0 +1,89 @@
+//! From failures of SQLite to errors of the contract.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rusqlite::ErrorCode;
+
+use crate::error::{BackendError, ErrorKind, EventError};
+
+/// What SQLite answers.
+pub(super) type Sql<T> = rusqlite::Result<T>;
+
+/// A failure that every caller of one transaction gets.
+#[derive(Debug, Clone)]
+pub(super) struct Failure {
+    cause: Arc<rusqlite::Error>,
+    /// Whether the transaction may have been committed all the same.
+    outcome_unknown: bool,
+}
+
+impl Failure {
+    /// Before the commit: nothing is stored.
+    pub(super) fn rolled_back(cause: rusqlite::Error) -> Self {
+        Self { cause: Arc::new(cause), outcome_unknown: false }
+    }
+
+    /// The commit itself failed.
+    pub(super) fn in_commit(cause: rusqlite::Error) -> Self {
+        // A full disk or a lock is found before the commit record is written; a failing device may be found after.
+        let outcome_unknown = cause.sqlite_error_code() == Some(ErrorCode::SystemIoFailure);
+        Self { cause: Arc::new(cause), outcome_unknown }
+    }
+
+    pub(super) fn to_error(&self, operation: &'static str) -> EventError {
+        let error = backend_error(operation, &self.cause, Box::new(Arc::clone(&self.cause)));
+        if self.outcome_unknown { error.may_be_stored().into() } else { error.into() }
+    }
+}
+
+/// A failure of one operation that only its caller sees.
+pub(super) fn failed(operation: &'static str, cause: rusqlite::Error) -> EventError {
+    Failure::rolled_back(cause).to_error(operation)
+}
+
+/// A failure that concerns the file itself.
+#[derive(Debug, thiserror::Error)]
+#[error("file '{}'", path.display())]
+pub(super) struct FileFailure<E: std::error::Error + 'static> {
+    path: PathBuf,
+    source: E,
+}
+
+/// A failure to open, make or copy the file at `path`.
+pub(super) fn file_failed(
+    operation: &'static str,
+    path: impl Into<PathBuf>,
+    cause: rusqlite::Error,
+) -> EventError {
+    let cause = Arc::new(cause);
+    let source = FileFailure { path: path.into(), source: Arc::clone(&cause) };
+    backend_error(operation, &cause, Box::new(source)).into()
+}
+
+/// The same for what the file system answers.
+pub(super) fn io_failed(
+    operation: &'static str,
+    path: impl Into<PathBuf>,
+    cause: std::io::Error,
+) -> EventError {
+    let source = FileFailure { path: path.into(), source: cause };
+    BackendError::new(super::NAME, operation, ErrorKind::Storage, source).into()
+}
+
+fn backend_error(
+    operation: &'static str,
+    cause: &rusqlite::Error,
+    source: Box<dyn std::error::Error + Send + Sync>,
+) -> BackendError {
+    let (kind, retryable) = match cause.sqlite_error_code() {
+        // Another process writes, and did not end within the busy timeout.
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => (ErrorKind::Timeout, true),
+        Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure | ErrorCode::CannotOpen) => {
+            (ErrorKind::Storage, true)
+        }
+        _ => (ErrorKind::Storage, false),
+    };
+    let error = BackendError::new(super::NAME, operation, kind, source);
+    if retryable { error.retryable() } else { error }
+}

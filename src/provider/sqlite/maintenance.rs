@@ -1,0 +1,224 @@
+//! Reading beside the writer thread, and what keeps a file in good order.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rusqlite::Connection;
+use tokio::sync::Semaphore;
+
+use super::error::{Sql, failed, file_failed, io_failed};
+use super::queue::{Access, ended};
+use super::schema::{create_new_private, open_reader, pragma};
+use super::store::{Store, unsigned};
+use super::{Shared, SqliteProvider};
+use crate::error::{EventError, Result};
+use crate::provider::DEFAULT_TIMEOUT;
+
+/// Reads at the same time; more wait for their turn.
+const MAX_READS: usize = 4;
+/// How long the work on a whole file may take.
+const MAINTENANCE_TIMEOUT: Duration = Duration::from_secs(60 * 60);
+
+/// Connections for reading, opened when they are needed.
+#[derive(Debug)]
+pub(super) struct Readers {
+    /// Without a file there is nothing that a second connection could read.
+    path: Option<PathBuf>,
+    busy_timeout: Duration,
+    turns: Arc<Semaphore>,
+    /// `None` once closed.
+    idle: Arc<Mutex<Option<Vec<Connection>>>>,
+}
+
+impl Readers {
+    pub(super) fn new(path: Option<&Path>, busy_timeout: Duration) -> Self {
+        Self {
+            path: path.map(Path::to_owned),
+            busy_timeout,
+            turns: Arc::new(Semaphore::new(MAX_READS)),
+            idle: Arc::new(Mutex::new(Some(Vec::new()))),
+        }
+    }
+
+    pub(super) fn close(&self) {
+        self.turns.close();
+        lock(&self.idle).take();
+    }
+}
+
+/// How much the file takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FileInfo {
+    /// Bytes of the file itself.
+    pub file_bytes: u64,
+    /// Bytes of its write-ahead log.
+    pub wal_bytes: u64,
+    /// Bytes inside the file that are free for new events.
+    pub free_bytes: u64,
+}
+
+impl Shared {
+    /// Runs `work` in one snapshot of the file, off the runtime and beside the writer thread.
+    pub(super) async fn read<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        work: impl FnOnce(&Connection) -> Sql<T> + Send + 'static,
+    ) -> Result<T> {
+        self.read_within(operation, DEFAULT_TIMEOUT, work).await
+    }
+
+    async fn read_within<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        patience: Duration,
+        work: impl FnOnce(&Connection) -> Sql<T> + Send + 'static,
+    ) -> Result<T> {
+        self.check_open()?;
+        if self.readers.path.is_none() {
+            let work = move |store: &mut Store| work(&store.connection).map(Ok);
+            return self.call(operation, Access::Read, work).await;
+        }
+        self.on_connection(operation, patience, |connection| in_snapshot(connection, work)).await
+    }
+
+    /// Runs `work` on a connection of its own, off the runtime.
+    async fn on_connection<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        patience: Duration,
+        work: impl FnOnce(&Connection) -> Sql<T> + Send + 'static,
+    ) -> Result<T> {
+        self.check_open()?;
+        let path = self.config.path.clone();
+        let deadline = tokio::time::Instant::now() + patience;
+        let late = |_| EventError::Timeout(format!("{operation} on provider '{}'", super::NAME));
+        let turn = Arc::clone(&self.readers.turns).acquire_owned();
+        let turn = tokio::time::timeout_at(deadline, turn).await.map_err(late)?.map_err(|_closed| ended())?;
+        let (idle, busy_timeout) = (Arc::clone(&self.readers.idle), self.readers.busy_timeout);
+        let reading = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            let pooled = lock(&idle).as_mut().and_then(Vec::pop);
+            let connection = match pooled {
+                Some(connection) => connection,
+                None => open_reader(&path, busy_timeout).map_err(|e| file_failed(operation, &path, e))?,
+            };
+            let found = work(&connection).map_err(|error| failed(operation, error));
+            if let (true, Some(idle)) = (found.is_ok(), &mut *lock(&idle)) {
+                idle.push(connection);
+            }
+            found
+        });
+        match tokio::time::timeout_at(deadline, reading).await.map_err(late)? {
+            Ok(found) => found,
+            Err(_panicked) => Err(EventError::Provider(format!("{operation}: the reading thread failed"))),
+        }
+    }
+}
+
+fn lock(idle: &Mutex<Option<Vec<Connection>>>) -> std::sync::MutexGuard<'_, Option<Vec<Connection>>> {
+    // Nothing panics while it is held.
+    idle.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn in_snapshot<T>(connection: &Connection, work: impl FnOnce(&Connection) -> Sql<T>) -> Sql<T> {
+    let snapshot = connection.unchecked_transaction()?;
+    let found = work(&snapshot)?;
+    snapshot.commit()?;
+    Ok(found)
+}
+
+impl SqliteProvider {
+    /// Reads the whole file and returns what is wrong with it; nothing when it is sound.
+    ///
+    /// # Errors
+    ///
+    /// A [`Backend`](EventError::Backend) error when the file cannot be read at all.
+    pub async fn integrity_check(&self) -> Result<Vec<String>> {
+        let check = |connection: &Connection| {
+            let mut statement = connection.prepare("PRAGMA integrity_check")?;
+            let found: Vec<String> = statement.query_map([], |row| row.get(0))?.collect::<Sql<_>>()?;
+            Ok(found.into_iter().filter(|line| line != "ok").collect())
+        };
+        self.shared.read_within("integrity_check", MAINTENANCE_TIMEOUT, check).await
+    }
+
+    /// Writes a copy of the stream as it is now to a new file, which only its owner can read. Publishing goes on.
+    ///
+    /// # Errors
+    ///
+    /// A [`Backend`](EventError::Backend) error of the kind [`Storage`](crate::ErrorKind::Storage) when the file exists
+    /// or cannot be written; nothing is left of it then.
+    pub async fn backup(&self, path: impl Into<PathBuf>) -> Result<()> {
+        let path: PathBuf = path.into();
+        self.shared.check_open()?;
+        let (source, busy_timeout) = (self.shared.readers.path.clone(), self.shared.readers.busy_timeout);
+        let Some(source) = source else {
+            return Err(crate::provider::unsupported("backup of a database in memory", super::NAME));
+        };
+        let copying = tokio::task::spawn_blocking(move || copy(&source, &path, busy_timeout));
+        match tokio::time::timeout(MAINTENANCE_TIMEOUT, copying).await {
+            Ok(Ok(copied)) => copied,
+            Ok(Err(_panicked)) => Err(EventError::Provider("backup: the copying thread failed".to_owned())),
+            Err(_elapsed) => Err(EventError::Timeout(format!("backup on provider '{}'", super::NAME))),
+        }
+    }
+
+    /// Moves what is in the write-ahead log into the file, and empties the log unless someone reads from it.
+    ///
+    /// # Errors
+    ///
+    /// A [`Backend`](EventError::Backend) error when the file cannot be written.
+    pub async fn checkpoint(&self) -> Result<()> {
+        if self.shared.readers.path.is_none() {
+            return Ok(());
+        }
+        let checkpoint =
+            |connection: &Connection| connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+        self.shared.on_connection("checkpoint", MAINTENANCE_TIMEOUT, checkpoint).await
+    }
+
+    /// How much the file takes; all zero for a database in memory.
+    ///
+    /// # Errors
+    ///
+    /// A [`Backend`](EventError::Backend) error when the file cannot be read.
+    pub async fn file_info(&self) -> Result<FileInfo> {
+        let path = self.shared.readers.path.clone();
+        let read = move |connection: &Connection| {
+            let size_of = |path: &Path| std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+            let pages: u64 = unsigned(pragma(connection, "freelist_count")?);
+            let page_size: u64 = unsigned(pragma(connection, "page_size")?);
+            Ok(FileInfo {
+                file_bytes: path.as_deref().map_or(0, size_of),
+                wal_bytes: path.as_deref().map_or(0, |path| size_of(&side_file(path, "-wal"))),
+                free_bytes: if path.is_some() { pages * page_size } else { 0 },
+            })
+        };
+        self.shared.read("file_info", read).await
+    }
+}
+
+/// The name of a file that SQLite keeps beside another one.
+fn side_file(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+fn copy(source: &Path, target: &Path, busy_timeout: Duration) -> Result<()> {
+    let fail = |error| file_failed("backup", target, error);
+    // Made by us, so that nobody else can read it at any moment; SQLite takes an empty file as a new one.
+    let file = create_new_private(target).map_err(|error| io_failed("backup", target, error))?;
+    let copied = Connection::open(source).map_err(fail).and_then(|connection| {
+        connection.busy_timeout(busy_timeout).map_err(fail)?;
+        connection.execute("VACUUM INTO ?1", [target.to_string_lossy()]).map_err(fail)?;
+        file.sync_all().map_err(|error| io_failed("backup", target, error))
+    });
+    if copied.is_err() {
+        // The failure is what matters; a leftover says so when the next backup meets it.
+        let _ = std::fs::remove_file(target);
+    }
+    copied
+}

@@ -1,0 +1,222 @@
+//! Publishing: checked and encoded by the caller, stored by the writer thread together with whatever else waits.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rusqlite::{OptionalExtension, params};
+
+use super::Shared;
+use super::error::Sql;
+use super::queue::{Access, answered, ended};
+use super::store::{Store, signed, unsigned};
+use crate::error::{BackendError, EventError, Result};
+use crate::provider::validate::{validate_event, validate_publish_options};
+use crate::provider::{DEFAULT_TIMEOUT, PublishRequest};
+use crate::types::{Event, PublishOptions, unix_millis};
+
+/// Most entries of a batch that share one answer; more would keep other callers waiting.
+const MAX_ENTRIES: usize = 1_000;
+
+/// An event that passed all checks that need no file.
+struct Prepared {
+    subject: String,
+    record: Vec<u8>,
+    msg_id: Option<String>,
+    expected_sequence: Option<u64>,
+}
+
+/// The part of a batch that goes to the writer thread at once.
+#[derive(Default)]
+struct Part {
+    entries: Vec<Result<Prepared>>,
+    bytes: usize,
+    patience: Duration,
+}
+
+impl Shared {
+    pub(super) async fn publish(&self, event: &Event, options: &PublishOptions) -> Result<u64> {
+        let prepared = self.prepare(event, options)?;
+        let bytes = prepared.record.len();
+        let patience = options.timeout_secs.map_or(DEFAULT_TIMEOUT, Duration::from_secs);
+        let mut stored = self.send(vec![prepared], bytes, patience).await?;
+        stored.pop().unwrap_or_else(|| Err(ended()))
+    }
+
+    pub(super) async fn publish_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<u64>> {
+        let mut results = Vec::with_capacity(batch.len());
+        let mut part = Part::default();
+        for PublishRequest { event, options } in batch {
+            if part.is_full(self.config.group_bytes) {
+                results.extend(self.store(std::mem::take(&mut part)).await);
+            }
+            match self.prepare(event, options) {
+                Ok(prepared) => part.add(prepared, options),
+                Err(error) => part.entries.push(Err(error)),
+            }
+        }
+        results.extend(self.store(part).await);
+        results
+    }
+
+    fn prepare(&self, event: &Event, options: &PublishOptions) -> Result<Prepared> {
+        validate_publish_options(options)?;
+        let size = validate_event(event, &self.config.subject_prefix, self.config.max_payload)?;
+        let mut record = Vec::with_capacity(size);
+        serde_json::to_writer(&mut record, event)?;
+        Ok(Prepared {
+            subject: event.subject.clone(),
+            record,
+            msg_id: options.msg_id.clone(),
+            expected_sequence: options.expected_sequence,
+        })
+    }
+
+    /// Stores the entries that passed their checks and puts the answers in the places of all.
+    async fn store(&self, part: Part) -> Vec<Result<u64>> {
+        let Part { entries, bytes, patience } = part;
+        let mut results = Vec::with_capacity(entries.len());
+        let mut prepared = Vec::new();
+        for entry in entries {
+            // Zero stands in for the sequence until it is known.
+            results.push(entry.map(|entry| {
+                prepared.push(entry);
+                0
+            }));
+        }
+        if prepared.is_empty() {
+            return results;
+        }
+        let places = results.iter_mut().filter(|result| result.is_ok());
+        match self.send(prepared, bytes, patience).await {
+            Ok(stored) => places.zip(stored).for_each(|(place, stored)| *place = stored),
+            Err(error) => {
+                let error = Arc::new(error);
+                places.for_each(|place| *place = Err(for_one_entry(&error)));
+            }
+        }
+        results
+    }
+
+    async fn send(
+        &self,
+        prepared: Vec<Prepared>,
+        bytes: usize,
+        patience: Duration,
+    ) -> Result<Vec<Result<u64>>> {
+        let work = move |store: &mut Store| {
+            let now_ms = unix_millis();
+            let entries =
+                prepared.into_iter().map(|entry| store.publish(entry, now_ms)).collect::<Sql<_>>()?;
+            Ok(Ok(entries))
+        };
+        let mut answer = self.queue.call("publish", Access::Sync, bytes, patience, work).await?;
+        answered("publish", patience, &mut answer).await
+    }
+}
+
+impl Part {
+    fn add(&mut self, prepared: Prepared, options: &PublishOptions) {
+        self.bytes += prepared.record.len();
+        let patience = options.timeout_secs.map_or(DEFAULT_TIMEOUT, Duration::from_secs);
+        self.patience = self.patience.max(patience);
+        self.entries.push(Ok(prepared));
+    }
+
+    fn is_full(&self, max_bytes: usize) -> bool {
+        self.entries.len() >= MAX_ENTRIES || self.bytes >= max_bytes
+    }
+}
+
+/// A failure of the whole transaction, as each of its entries gets it.
+fn for_one_entry(error: &Arc<EventError>) -> EventError {
+    match &**error {
+        EventError::Closed(text) => EventError::Closed(text.clone()),
+        EventError::Timeout(text) => EventError::Timeout(text.clone()),
+        other => {
+            let mut failure = BackendError::new(super::NAME, "publish", other.kind(), Arc::clone(error));
+            failure.retryable = other.is_retryable();
+            failure.may_be_stored = other.may_be_stored();
+            failure.into()
+        }
+    }
+}
+
+impl Store {
+    /// Stores one event. The inner error concerns this event alone.
+    fn publish(&mut self, entry: Prepared, now_ms: u64) -> Sql<Result<u64>> {
+        // A duplicate comes before the expected sequence, or the retry of a stored publish would meet a conflict.
+        if let Some(msg_id) = &entry.msg_id
+            && let Some(sequence) = self.find_duplicate(msg_id, now_ms)?
+        {
+            return Ok(Ok(sequence));
+        }
+        let last = self.counters()?.last;
+        if let Some(expected) = entry.expected_sequence.filter(|expected| *expected != last) {
+            return Ok(Err(EventError::Conflict {
+                resource: format!("stream '{}'", self.config.stream_name),
+                field: "expected_sequence".to_owned(),
+                existing: last.to_string(),
+                requested: expected.to_string(),
+            }));
+        }
+        let sequence = self.append(&entry, now_ms)?;
+        if let Some(msg_id) = &entry.msg_id {
+            self.remember(msg_id, sequence, now_ms)?;
+        }
+        Ok(Ok(sequence))
+    }
+
+    fn append(&mut self, entry: &Prepared, now_ms: u64) -> Sql<u64> {
+        let mut counters = self.counters()?;
+        let subject = self.subject_id(&entry.subject)?;
+        counters.last += 1;
+        counters.messages += 1;
+        counters.bytes += entry.record.len() as u64;
+        // The clock may jump back; storage times never do, or time ranges would have holes.
+        counters.last_stored_at = counters.last_stored_at.max(now_ms);
+        let stored_at = counters.last_stored_at;
+        // Asked before the insert, because it is the event itself when nothing is stored.
+        self.first()?;
+        self.connection
+            .prepare_cached(
+                "INSERT INTO events (sequence, subject, stored_at, size, record) VALUES (?1, ?2, ?3, ?4, ?5)",
+            )?
+            .execute(params![
+                signed(counters.last),
+                subject,
+                signed(stored_at),
+                signed(entry.record.len() as u64),
+                entry.record
+            ])?;
+        self.set_counters(counters);
+        self.note_appended(stored_at);
+        self.wakeups.add_subject(&entry.subject);
+        Ok(counters.last)
+    }
+
+    fn find_duplicate(&mut self, msg_id: &str, now_ms: u64) -> Sql<Option<u64>> {
+        let oldest = now_ms.saturating_sub(self.dedup_window_ms());
+        self.connection
+            .prepare_cached("SELECT sequence FROM message_ids WHERE msg_id = ?1 AND stored_at > ?2")?
+            .query_row(params![msg_id, signed(oldest)], |row| row.get(0).map(unsigned))
+            .optional()
+    }
+
+    fn remember(&mut self, msg_id: &str, sequence: u64, now_ms: u64) -> Sql<()> {
+        let window = self.dedup_window_ms();
+        if window == 0 {
+            return Ok(());
+        }
+        self.forget_message_ids(now_ms.saturating_sub(window))?;
+        self.connection
+            .prepare_cached(
+                "INSERT OR REPLACE INTO message_ids (msg_id, sequence, stored_at) VALUES (?1, ?2, ?3)",
+            )?
+            .execute(params![msg_id, signed(sequence), signed(now_ms)])
+            .map(drop)
+    }
+
+    fn dedup_window_ms(&self) -> u64 {
+        u64::try_from(self.config.dedup_window.as_millis()).unwrap_or(u64::MAX)
+    }
+}

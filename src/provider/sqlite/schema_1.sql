@@ -1,0 +1,66 @@
+-- Version 1. What is committed here is never changed: a later version is another file.
+
+-- One row: the stream and its counters.
+CREATE TABLE stream (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    prefix TEXT NOT NULL,
+    last_sequence INTEGER NOT NULL DEFAULT 0,
+    last_stored_at INTEGER NOT NULL DEFAULT 0,
+    messages INTEGER NOT NULL DEFAULT 0,
+    bytes INTEGER NOT NULL DEFAULT 0
+) STRICT;
+
+CREATE TABLE subjects (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE
+) STRICT;
+
+-- The record comes last, so that the columns before it are read without the pages that a large one overflows to.
+CREATE TABLE events (
+    sequence INTEGER PRIMARY KEY,
+    subject INTEGER NOT NULL,
+    stored_at INTEGER NOT NULL,
+    size INTEGER NOT NULL,
+    record BLOB NOT NULL
+) STRICT;
+
+-- Ends with the sequence, as every index does: the events of a subject in order.
+CREATE INDEX events_by_subject ON events (subject);
+
+CREATE TABLE message_ids (
+    msg_id TEXT PRIMARY KEY,
+    sequence INTEGER NOT NULL,
+    stored_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX message_ids_by_age ON message_ids (stored_at);
+
+-- An id is never used twice: whoever holds the one of a forgotten consumer must not meet another.
+CREATE TABLE consumers (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT NOT NULL UNIQUE,
+    filter TEXT NOT NULL,
+    options TEXT NOT NULL,
+    cursor INTEGER NOT NULL,
+    missed INTEGER NOT NULL,
+    exhausted INTEGER NOT NULL,
+    -- Counts the changes, so that a process knows whether what it has in memory is in force.
+    version INTEGER NOT NULL
+) STRICT;
+
+-- Events before the cursor that are still to be handed out first.
+CREATE TABLE backlog (
+    consumer INTEGER NOT NULL,
+    sequence INTEGER NOT NULL,
+    PRIMARY KEY (consumer, sequence)
+) STRICT, WITHOUT ROWID;
+
+-- Events that were handed out and are not settled.
+CREATE TABLE pending (
+    consumer INTEGER NOT NULL,
+    sequence INTEGER NOT NULL,
+    attempt INTEGER NOT NULL,
+    leased INTEGER NOT NULL,
+    due INTEGER NOT NULL,
+    PRIMARY KEY (consumer, sequence)
+) STRICT, WITHOUT ROWID;

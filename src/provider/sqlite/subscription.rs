@@ -1,0 +1,398 @@
+//! Subscriptions: members of a consumer that ask the writer thread, wait and settle.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::Shared;
+use super::cells::Cell;
+use super::consumers::Settlement;
+use super::fetch::{Answer, Fetch, Item, unused_leases};
+use super::queue::{Access, GiveBack, answered};
+use super::store::lease_time;
+use crate::error::{EventError, Result};
+use crate::provider::consumer::{Lease, Time};
+use crate::provider::{AckHandler, DEFAULT_TIMEOUT, Delivery, PendingEvent, Subscription};
+use crate::types::{Event, ReceivedEvent};
+
+/// A lease that has waited here for longer than this is restarted before the event is handed out.
+const FRESH: Duration = Duration::from_millis(100);
+
+/// A subscription of the SQLite provider.
+///
+/// What the writer thread is asked for is kept here until the answer is used, so that dropping a future loses nothing.
+#[derive(Debug)]
+pub struct SqliteSubscription {
+    shared: Arc<Shared>,
+    cell: Arc<Cell>,
+    stream: Arc<str>,
+    /// The answer to a request for events.
+    asked: Option<oneshot::Receiver<Result<Answer>>>,
+    /// The answer to the settlement of the first of `ready`.
+    settling: Option<(Step, oneshot::Receiver<Result<()>>)>,
+    /// Leased for this member, not handed out.
+    ready: VecDeque<Item>,
+    /// When `ready` was leased, or restarted.
+    leased_at: Instant,
+    closed: bool,
+}
+
+/// What is done with an event before it is handed out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Ack,
+    Extend,
+}
+
+/// An event as it is handed out.
+#[derive(Debug)]
+struct Taken {
+    lease: Lease,
+    event: Arc<Event>,
+    settled: bool,
+}
+
+impl SqliteSubscription {
+    pub(super) fn new(shared: Arc<Shared>, cell: Arc<Cell>) -> Self {
+        let stream = shared.config.stream_name.as_str().into();
+        Self {
+            shared,
+            cell,
+            stream,
+            asked: None,
+            settling: None,
+            ready: VecDeque::new(),
+            leased_at: Instant::now(),
+            closed: false,
+        }
+    }
+
+    /// Waits until there is something to hand out. With `settle` it is acked before.
+    async fn take(&mut self, settle: bool) -> Result<Option<Taken>> {
+        loop {
+            if self.closed {
+                return Ok(None);
+            }
+            if let Some(item) = self.take_ready(settle).await? {
+                self.cell.pass_on();
+                return Ok(Some(item));
+            }
+            match self.fetch(1, settle).await? {
+                None => {
+                    self.cell.pass_on();
+                    return Ok(None);
+                }
+                Some(due) if self.ready.is_empty() => self.wait(due).await,
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// The first event that is here already.
+    async fn take_ready(&mut self, settle: bool) -> Result<Option<Taken>> {
+        loop {
+            let Some((lease, settled)) = self.front()? else {
+                return Ok(None);
+            };
+            let step = match settled {
+                true => None,
+                false if settle => Some(Step::Ack),
+                false if self.leased_at.elapsed() > FRESH => Some(Step::Extend),
+                false => None,
+            };
+            if self.settling.is_some() || step.is_some() {
+                self.settle_front(lease, step.unwrap_or(Step::Extend)).await?;
+                continue;
+            }
+            if let Some(Item::Event { lease, event, settled }) = self.ready.pop_front() {
+                return Ok(Some(Taken { lease, event, settled }));
+            }
+        }
+    }
+
+    /// What is at the front of `ready`: an error is taken out and returned.
+    fn front(&mut self) -> Result<Option<(Lease, bool)>> {
+        match self.ready.pop_front() {
+            None => Ok(None),
+            Some(Item::Error(error)) => Err(error),
+            Some(Item::Event { lease, event, settled }) => {
+                self.ready.push_front(Item::Event { lease, event, settled });
+                Ok(Some((lease, settled)))
+            }
+        }
+    }
+
+    /// Settles the front of `ready`, or goes on with the settlement that was begun.
+    async fn settle_front(&mut self, lease: Lease, step: Step) -> Result<()> {
+        if self.settling.is_none() {
+            let how = if step == Step::Ack { Settlement::Ack } else { Settlement::Extend };
+            let answer = self.shared.settle(self.cell.id, lease, how).await?;
+            self.settling = Some((step, answer));
+        }
+        let Some((step, answer)) = &mut self.settling else {
+            return Ok(());
+        };
+        let step = *step;
+        let outcome = answered("next", DEFAULT_TIMEOUT, answer).await;
+        self.settling = None;
+        match outcome {
+            Ok(()) if step == Step::Ack => {
+                if let Some(Item::Event { settled, .. }) = self.ready.front_mut() {
+                    *settled = true;
+                }
+                Ok(())
+            }
+            Ok(()) => {
+                self.leased_at = Instant::now();
+                Ok(())
+            }
+            // The lease was lost while the event lay here: it goes, or went, to another delivery.
+            Err(EventError::Ack(_) | EventError::Closed(_)) => {
+                self.ready.pop_front();
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Asks for events and puts them into `ready`. Returns when to ask again if there are none; `None` at the end.
+    async fn fetch(&mut self, max: usize, settle: bool) -> Result<Option<Option<Time>>> {
+        if self.asked.is_none() {
+            match self.ask(max, settle).await {
+                Err(error) if error.is_closed() => return Ok(None),
+                Err(error) => return Err(error),
+                Ok(answer) => self.asked = Some(answer),
+            }
+        }
+        let Some(answer) = &mut self.asked else {
+            return Ok(None);
+        };
+        let answer = match answered("next", DEFAULT_TIMEOUT, answer).await {
+            Err(error) if error.is_closed() => {
+                self.asked = None;
+                return Ok(None);
+            }
+            // The answer may still come; the next call waits for it.
+            Err(error @ EventError::Timeout(_)) => return Err(error),
+            answer => {
+                self.asked = None;
+                answer?
+            }
+        };
+        self.leased_at = Instant::now();
+        self.ready.extend(answer.items);
+        Ok((!answer.gone).then_some(answer.due))
+    }
+
+    async fn ask(&self, max: usize, settle: bool) -> Result<oneshot::Receiver<Result<Answer>>> {
+        let (reply, answer) = oneshot::channel();
+        let access = match self.cell.is_durable() {
+            false => Access::Read,
+            true if settle => Access::Sync,
+            true => Access::Write,
+        };
+        let fetch = Fetch { consumer: self.cell.id, max, settle, done: Answer::default(), reply };
+        self.shared.queue.submit("next", access, 0, DEFAULT_TIMEOUT, Box::new(fetch)).await?;
+        Ok(answer)
+    }
+
+    async fn wait(&self, due: Option<Time>) {
+        let mut baton = Baton { cell: &self.cell, armed: true };
+        let wakeup = self.cell.wakeup.notified();
+        match due {
+            None => wakeup.await,
+            Some(due) => {
+                let patience = due.since_origin().saturating_sub(lease_time().since_origin());
+                // Woken or due: the next request tells which.
+                let _ = tokio::time::timeout(patience, wakeup).await;
+            }
+        }
+        baton.armed = false;
+    }
+
+    fn delivery(&self, taken: Taken) -> Delivery {
+        let Taken { lease, event, settled } = taken;
+        let handler = Handler { shared: Arc::clone(&self.shared), consumer: self.cell.id, lease, settled };
+        let (sequence, attempt) = (lease.sequence, lease.attempt.into());
+        Delivery::new(event, sequence, attempt, Arc::clone(&self.stream), handler)
+    }
+
+    /// Leaves the consumer: what was not handed out is given back, and an ephemeral consumer ends.
+    fn leave(&mut self) {
+        if std::mem::replace(&mut self.closed, true) {
+            return;
+        }
+        let mut leases = unused_leases(self.ready.drain(..));
+        if let Some(mut asked) = self.asked.take() {
+            // From here on the writer thread takes back what it cannot deliver.
+            asked.close();
+            if let Ok(Ok(answer)) = asked.try_recv() {
+                leases.extend(answer.unused_leases());
+            }
+        }
+        self.shared.cells.leave(&self.cell);
+        let forget = !self.cell.is_durable();
+        if forget || !leases.is_empty() {
+            self.shared.queue.give_back(GiveBack { consumer: self.cell.id, leases, forget });
+        }
+    }
+}
+
+/// A member that gives up waiting lets another one wait in its place, who then knows when the next event is due.
+struct Baton<'a> {
+    cell: &'a Cell,
+    armed: bool,
+}
+
+impl Drop for Baton<'_> {
+    fn drop(&mut self) {
+        if self.armed {
+            self.cell.pass_on();
+        }
+    }
+}
+
+#[async_trait]
+impl Subscription for SqliteSubscription {
+    async fn next(&mut self) -> Result<Option<ReceivedEvent>> {
+        let Some(Taken { lease, event, .. }) = self.take(true).await? else {
+            return Ok(None);
+        };
+        Ok(Some(ReceivedEvent {
+            event: Arc::unwrap_or_clone(event),
+            sequence: lease.sequence,
+            num_delivered: lease.attempt.into(),
+            stream: self.stream.as_ref().to_owned(),
+        }))
+    }
+
+    async fn next_manual_ack(&mut self) -> Result<Option<PendingEvent>> {
+        Ok(self.next_delivery().await?.map(Delivery::into_pending))
+    }
+
+    async fn next_delivery(&mut self) -> Result<Option<Delivery>> {
+        let taken = self.take(false).await?;
+        Ok(taken.map(|taken| self.delivery(taken)))
+    }
+
+    async fn next_batch(&mut self, max: usize, wait: Duration) -> Option<Vec<Result<Delivery>>> {
+        let mut batch = Vec::new();
+        if max == 0 {
+            return Some(batch);
+        }
+        let deadline = Instant::now() + wait;
+        loop {
+            if self.closed {
+                return None;
+            }
+            // What is here already goes out at once: nothing is awaited once the first was taken.
+            match self.take_ready(false).await {
+                Ok(Some(taken)) => batch.push(Ok(self.delivery(taken))),
+                Ok(None) => {}
+                Err(error) => return Some(vec![Err(error)]),
+            }
+            while !batch.is_empty()
+                && batch.len() < max
+                && batch.last().is_some_and(Result::is_ok)
+                && let Some(item) = self.ready.pop_front()
+            {
+                batch.push(match item {
+                    Item::Error(error) => Err(error),
+                    Item::Event { lease, event, settled } => {
+                        Ok(self.delivery(Taken { lease, event, settled }))
+                    }
+                });
+            }
+            if !batch.is_empty() {
+                self.cell.pass_on();
+                return Some(batch);
+            }
+            let due = match tokio::time::timeout_at(deadline, self.fetch(max, false)).await {
+                Err(_elapsed) => return Some(batch),
+                Ok(Err(error)) => return Some(vec![Err(error)]),
+                Ok(Ok(None)) => {
+                    self.cell.pass_on();
+                    return None;
+                }
+                Ok(Ok(Some(due))) => due,
+            };
+            if self.ready.is_empty() && tokio::time::timeout_at(deadline, self.wait(due)).await.is_err() {
+                return Some(batch);
+            }
+        }
+    }
+
+    async fn lag(&self) -> Result<u64> {
+        let id = self.cell.id;
+        self.shared.call("lag", Access::Read, move |store| store.lag(id).map(Ok)).await
+    }
+
+    async fn close(&mut self) -> Result<()> {
+        self.leave();
+        Ok(())
+    }
+}
+
+impl Drop for SqliteSubscription {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+impl Shared {
+    /// Sends a settlement to the writer thread.
+    pub(super) async fn settle(
+        &self,
+        consumer: i64,
+        lease: Lease,
+        how: Settlement,
+    ) -> Result<oneshot::Receiver<Result<()>>> {
+        let work = move |store: &mut super::store::Store| store.settle(consumer, lease, how);
+        self.queue.call("settle", how.access(consumer), 0, DEFAULT_TIMEOUT, work).await
+    }
+}
+
+/// Settles one delivery.
+struct Handler {
+    shared: Arc<Shared>,
+    consumer: i64,
+    lease: Lease,
+    /// Acked before it was handed out, by a call of `next` that was dropped.
+    settled: bool,
+}
+
+impl Handler {
+    async fn settle(&self, how: Settlement) -> Result<()> {
+        let mut answer = self.shared.settle(self.consumer, self.lease, how).await?;
+        answered("settle", DEFAULT_TIMEOUT, &mut answer).await
+    }
+}
+
+#[async_trait]
+impl AckHandler for Handler {
+    async fn ack(&self) -> Result<()> {
+        if self.settled { Ok(()) } else { self.settle(Settlement::Ack).await }
+    }
+
+    async fn nak(&self, delay: Option<Duration>) -> Result<()> {
+        self.settle(Settlement::Nak(delay)).await
+    }
+
+    async fn term(&self, reason: &str) -> Result<()> {
+        let sequence = self.lease.sequence;
+        tracing::debug!(consumer = self.consumer, sequence, reason, "event terminated");
+        self.ack().await
+    }
+
+    async fn extend(&self) -> Result<()> {
+        self.settle(Settlement::Extend).await
+    }
+
+    async fn release(&self) -> Result<()> {
+        self.settle(Settlement::Release).await
+    }
+}

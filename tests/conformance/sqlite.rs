@@ -1,0 +1,146 @@
+//! The SQLite provider, on a file of its own for each case and in memory.
+
+#![allow(clippy::expect_used, reason = "a provider that cannot be set up fails the test, as it should")]
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use a3s_event::EventProvider;
+use a3s_event::provider::sqlite::{SqliteConfig, SqliteProvider};
+use a3s_event_testkit::{Clock, Fixture, Harness, Outcome, Settings, async_trait, run_case};
+use tempfile::TempDir;
+
+async fn open(config: SqliteConfig) -> Arc<SqliteProvider> {
+    Arc::new(SqliteProvider::open(config).await.expect("a provider"))
+}
+
+fn with(settings: &Settings, mut config: SqliteConfig) -> SqliteConfig {
+    if let Some(max) = settings.max_events {
+        config = config.max_events(max as u64);
+    }
+    if let Some(window) = settings.dedup_window {
+        config = config.dedup_window(window);
+    }
+    if let Some(max) = settings.max_bytes {
+        config = config.max_bytes(max);
+    }
+    config
+}
+
+/// A file in a folder that is removed with the fixture.
+struct File {
+    provider: Arc<SqliteProvider>,
+    path: PathBuf,
+    _folder: TempDir,
+}
+
+impl File {
+    async fn new(settings: &Settings) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("events.db");
+        let provider = open(with(settings, SqliteConfig::file(&path))).await;
+        Self { provider, path, _folder: folder }
+    }
+}
+
+#[async_trait]
+impl Fixture for File {
+    fn provider(&self) -> Arc<dyn EventProvider> {
+        Arc::<SqliteProvider>::clone(&self.provider)
+    }
+
+    async fn connect(&self) -> Arc<dyn EventProvider> {
+        open(SqliteConfig::file(&self.path)).await
+    }
+
+    async fn restart(&self) -> Option<Arc<dyn EventProvider>> {
+        self.provider.close().await.expect("close");
+        Some(self.connect().await)
+    }
+
+    async fn store_undecodable(&self, subject: &str, raw: &[u8]) -> Option<u64> {
+        let connection = rusqlite::Connection::open(&self.path).expect("a second connection");
+        Some(store_raw(&connection, subject, raw).expect("a raw record"))
+    }
+}
+
+fn store_raw(connection: &rusqlite::Connection, subject: &str, raw: &[u8]) -> rusqlite::Result<u64> {
+    let transaction = connection.unchecked_transaction()?;
+    transaction.execute("INSERT OR IGNORE INTO subjects (name) VALUES (?1)", [subject])?;
+    transaction
+        .execute("UPDATE stream SET last_sequence = last_sequence + 1, messages = messages + 1", [])?;
+    transaction.execute(
+        "INSERT INTO events SELECT last_sequence, subjects.id, last_stored_at, 1, ?2 FROM stream, subjects WHERE name = ?1",
+        rusqlite::params![subject, raw],
+    )?;
+    let sequence: i64 = transaction.last_insert_rowid();
+    transaction.commit()?;
+    Ok(sequence.unsigned_abs())
+}
+
+struct OnFile;
+
+#[async_trait]
+impl Harness for OnFile {
+    async fn start(&self) -> Box<dyn Fixture> {
+        Box::new(File::new(&Settings::default()).await)
+    }
+
+    async fn start_with(&self, settings: &Settings) -> Option<Box<dyn Fixture>> {
+        Some(Box::new(File::new(settings).await))
+    }
+}
+
+struct InMemory;
+
+#[async_trait]
+impl Harness for InMemory {
+    async fn start(&self) -> Box<dyn Fixture> {
+        Box::new(open(SqliteConfig::in_memory()).await)
+    }
+
+    async fn start_with(&self, settings: &Settings) -> Option<Box<dyn Fixture>> {
+        Some(Box::new(open(with(settings, SqliteConfig::in_memory())).await))
+    }
+}
+
+/// It takes 120 s where waiting is not free.
+const TOO_LONG: &str = "the_dedup_window_is_120_s_by_default";
+
+/// What a database in memory cannot have.
+const NOT_IN_MEMORY: [&str; 6] = [
+    TOO_LONG,
+    // Nothing of it outlives a restart.
+    "stored_events_outlive_a_restart",
+    "a_position_outlives_a_restart",
+    "attempts_outlive_a_restart",
+    // No other connection can put a record into it that is not an event.
+    "an_undecodable_record_surfaces_once",
+    "an_undecodable_record_blocks_nothing",
+];
+
+/// One test per case, which must be kept: a case that is not checked is one of `$unchecked`.
+macro_rules! every_case_is_kept {
+    ({ $harness:expr, $unchecked:expr } $($module:ident { $($name:ident [$($need:ident),*] $promise:literal)* })*) => {
+        $($(
+            #[test]
+            fn $name() {
+                let outcome = run_case(stringify!($name), &$harness, Clock::Real);
+                let unchecked: &[&str] = &$unchecked;
+                assert_eq!(outcome != Outcome::Kept, unchecked.contains(&stringify!($name)), "{outcome:?}");
+            }
+        )*)*
+    };
+}
+
+mod file {
+    use super::*;
+
+    a3s_event_testkit::for_each_case! { [every_case_is_kept] OnFile, [TOO_LONG] }
+}
+
+mod memory {
+    use super::*;
+
+    a3s_event_testkit::for_each_case! { [every_case_is_kept] InMemory, NOT_IN_MEMORY }
+}

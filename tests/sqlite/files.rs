@@ -1,0 +1,271 @@
+//! Files that are not as they should be, and what keeps a file in good order.
+
+use std::fs;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use a3s_event::provider::sqlite::{SqliteConfig, SqliteProvider};
+use a3s_event::{ErrorKind, EventError, EventProvider};
+use rusqlite::Connection;
+use tempfile::TempDir;
+
+use crate::{event, open, publish};
+
+fn folder() -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("events.db");
+    (folder, path)
+}
+
+async fn refused(path: &Path) -> EventError {
+    SqliteProvider::open(SqliteConfig::file(path)).await.unwrap_err()
+}
+
+/// The text of an error with its causes.
+fn chain(error: &EventError) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        text += &format!(": {inner}");
+        cause = inner.source();
+    }
+    text
+}
+
+fn assert_refused(error: &EventError, kind: ErrorKind, path: &Path, why: &str) {
+    let text = chain(error);
+    assert_eq!(error.kind(), kind, "{text}");
+    assert!(text.contains(&path.display().to_string()) && text.contains(why), "{text}");
+}
+
+#[tokio::test]
+async fn a_directory_is_refused() {
+    let (folder, _) = folder();
+    let error = refused(folder.path()).await;
+    assert_refused(&error, ErrorKind::Config, folder.path(), "is a directory");
+}
+
+#[tokio::test]
+async fn a_database_of_another_program_is_refused_and_left_alone() {
+    let (_folder, path) = folder();
+    Connection::open(&path).unwrap().execute_batch("CREATE TABLE theirs (x)").unwrap();
+    let before = fs::read(&path).unwrap();
+    assert_refused(&refused(&path).await, ErrorKind::Config, &path, "another program");
+    assert_eq!(fs::read(&path).unwrap(), before);
+}
+
+#[tokio::test]
+async fn a_newer_version_is_refused_and_left_alone() {
+    let (_folder, path) = folder();
+    open(&path).await.close().await.unwrap();
+    Connection::open(&path).unwrap().pragma_update(None, "user_version", 999).unwrap();
+    let before = fs::read(&path).unwrap();
+    assert_refused(&refused(&path).await, ErrorKind::Config, &path, "version 999");
+    assert_eq!(fs::read(&path).unwrap(), before);
+}
+
+#[tokio::test]
+async fn what_is_no_database_is_refused_and_left_alone() {
+    let (_folder, path) = folder();
+    let text = "not a database at all, but long enough to have a header of one\n".repeat(40);
+    fs::write(&path, &text).unwrap();
+    assert_refused(&refused(&path).await, ErrorKind::Storage, &path, "not a database");
+    assert_eq!(fs::read_to_string(&path).unwrap(), text);
+}
+
+#[tokio::test]
+async fn another_prefix_is_a_conflict() {
+    let (_folder, path) = folder();
+    open(&path).await.close().await.unwrap();
+    let error = SqliteProvider::open(SqliteConfig::file(&path).subject_prefix("acme")).await.unwrap_err();
+    assert!(matches!(&error, EventError::Conflict { field, .. } if field == "subject_prefix"), "{error}");
+}
+
+#[tokio::test]
+async fn files_and_folders_are_made_for_their_owner_alone() {
+    let (folder, _) = folder();
+    let inner = folder.path().join("new").join("inner");
+    let path = inner.join("events.db");
+    let provider = open(&path).await;
+    publish(&provider, "a").await;
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&inner), mode(&folder.path().join("new"))), (0o700, 0o700));
+    for name in ["events.db", "events.db-wal", "events.db-shm"] {
+        assert_eq!(mode(&inner.join(name)), 0o600, "{name}");
+    }
+    let backup = inner.join("backup.db");
+    provider.backup(&backup).await.unwrap();
+    assert_eq!(mode(&backup), 0o600);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_locked_by_another_writer_is_a_timeout_and_reading_goes_on() {
+    let (_folder, path) = folder();
+    let config = SqliteConfig::file(&path).busy_timeout(Duration::from_millis(100));
+    let provider = SqliteProvider::open(config).await.unwrap();
+    publish(&provider, "before").await;
+    let other = Connection::open(&path).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let error = provider.publish(&event("locked")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout, "{}", chain(&error));
+    assert!(error.is_retryable() && !error.may_be_stored());
+    assert_eq!(provider.history(None, 9).await.unwrap().len(), 1);
+    other.execute_batch("ROLLBACK").unwrap();
+    assert_eq!(publish(&provider, "after").await, 2);
+}
+
+/// A file system of two megabytes. `None` where this program may not mount one.
+struct SmallDisk(TempDir);
+
+impl SmallDisk {
+    fn mount() -> Option<Self> {
+        let disk = Self(tempfile::tempdir().unwrap());
+        let mut mount = Command::new("mount");
+        let mount = mount.args(["-t", "tmpfs", "-o", "size=2m", "tmpfs"]).arg(disk.0.path());
+        mount.output().is_ok_and(|done| done.status.success()).then_some(disk)
+    }
+}
+
+impl SmallDisk {
+    fn remount(&self, how: &str) {
+        let remounted = Command::new("mount")
+            .args(["-o", &format!("remount,{how}")])
+            .arg(self.0.path())
+            .output()
+            .unwrap();
+        assert!(remounted.status.success(), "{remounted:?}");
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(self.0.path()).output();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_a_storage_error_and_recovers() {
+    let Some(disk) = SmallDisk::mount() else {
+        println!("not checked: a small file system cannot be mounted here");
+        return;
+    };
+    let (path, ballast) = (disk.0.path().join("events.db"), disk.0.path().join("ballast"));
+    let provider = open(&path).await;
+    let mut subscription = provider.subscribe_durable("worker", crate::FILTER).await.unwrap();
+    fs::write(&ballast, vec![0; 1_000_000]).unwrap();
+    let mut big = event("big");
+    big.payload = serde_json::Value::String("x".repeat(50_000));
+    let mut stored = 0;
+    let error = loop {
+        match provider.publish(&big).await {
+            Ok(sequence) => stored = sequence,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.kind(), ErrorKind::Storage, "{}", chain(&error));
+    assert!(error.is_retryable(), "{}", chain(&error));
+    assert!(stored > 0);
+    assert_eq!(provider.history(None, 99).await.unwrap().len() as u64, stored);
+    fs::remove_file(&ballast).unwrap();
+    assert_eq!(publish(&provider, "again").await, stored + 1);
+    for sequence in 1..=stored + 1 {
+        let delivery = subscription.next_delivery().await.unwrap().unwrap();
+        assert_eq!((delivery.sequence(), delivery.num_delivered()), (sequence, 1));
+        delivery.ack().await.unwrap();
+    }
+    assert_eq!(provider.integrity_check().await.unwrap(), Vec::<String>::new());
+    provider.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_only_disk_is_a_storage_error_and_recovers() {
+    let Some(disk) = SmallDisk::mount() else {
+        println!("not checked: a small file system cannot be mounted here");
+        return;
+    };
+    let path = disk.0.path().join("folder").join("events.db");
+    disk.remount("ro");
+    assert_eq!(refused(&path).await.kind(), ErrorKind::Storage);
+    disk.remount("rw");
+    let provider = open(&path).await;
+    publish(&provider, "a").await;
+    provider.close().await.unwrap();
+    disk.remount("ro");
+    let error = refused(&path).await;
+    assert_refused(&error, ErrorKind::Storage, &path, "");
+    disk.remount("rw");
+    assert_eq!(publish(&open(&path).await, "a").await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_page_is_found() {
+    let (_folder, path) = folder();
+    let provider = open(&path).await;
+    for _ in 0..500 {
+        publish(&provider, "a").await;
+    }
+    provider.close().await.unwrap();
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    for page in 8..16 {
+        file.write_all_at(&[0xA5; 2_000], page * 4_096 + 100).unwrap();
+    }
+    let provider = open(&path).await;
+    let found = provider.integrity_check().await;
+    assert!(found.as_ref().is_ok_and(|found| !found.is_empty()) || found.is_err(), "{found:?}");
+    let read = provider.history(None, 1_000).await;
+    assert!(read.is_ok() || read.is_err_and(|error| error.kind() == ErrorKind::Storage));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_truncated_log_loses_its_end_and_nothing_else() {
+    let (folder, path) = folder();
+    let provider = open(&path).await;
+    for _ in 0..20 {
+        publish(&provider, "a").await;
+    }
+    // A copy of the files as they are, with a log that ends in the middle of a transaction.
+    let copy = folder.path().join("copy.db");
+    fs::copy(&path, &copy).unwrap();
+    let log = fs::read(folder.path().join("events.db-wal")).unwrap();
+    fs::write(folder.path().join("copy.db-wal"), &log[..log.len() * 2 / 3]).unwrap();
+    let copied = open(&copy).await;
+    assert_eq!(copied.integrity_check().await.unwrap(), Vec::<String>::new());
+    let left = copied.history(None, 99).await.unwrap().len();
+    assert!((1..20).contains(&left), "{left} events");
+    assert_eq!(publish(&copied, "a").await, left as u64 + 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_is_the_stream_as_it_was() {
+    let (folder, path) = folder();
+    let provider = open(&path).await;
+    for _ in 0..10 {
+        publish(&provider, "a").await;
+    }
+    let backup = folder.path().join("backup.db");
+    provider.backup(&backup).await.unwrap();
+    publish(&provider, "later").await;
+    let error = provider.backup(&backup).await.unwrap_err();
+    assert_refused(&error, ErrorKind::Storage, &backup, "exists");
+    let copy = open(&backup).await;
+    assert_eq!(copy.info().await.unwrap().messages, 10);
+    assert_eq!(copy.integrity_check().await.unwrap(), Vec::<String>::new());
+    assert_eq!(publish(&copy, "later").await, 11);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_empties_the_log() {
+    let (_folder, path) = folder();
+    let provider = open(&path).await;
+    for _ in 0..50 {
+        publish(&provider, "a").await;
+    }
+    let before = provider.file_info().await.unwrap();
+    assert!(before.wal_bytes > 0);
+    provider.checkpoint().await.unwrap();
+    let after = provider.file_info().await.unwrap();
+    assert_eq!(after.wal_bytes, 0);
+    assert!(after.file_bytes > before.file_bytes);
+}

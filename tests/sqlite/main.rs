@@ -1,0 +1,45 @@
+//! What the conformance kit cannot see of the SQLite provider: other processes, crashes, and files that are not as they
+//! should be.
+
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test that cannot be set up fails, as it should"
+)]
+
+mod child;
+mod crash;
+#[cfg(unix)]
+mod files;
+mod processes;
+mod retention;
+
+use std::path::Path;
+use std::time::Duration;
+
+use a3s_event::provider::sqlite::{SqliteConfig, SqliteProvider};
+use a3s_event::{Event, EventProvider, SubscribeOptions, Subscription};
+
+/// No wait of these tests is longer.
+const DEADLINE: Duration = Duration::from_secs(20);
+const FILTER: &str = "events.>";
+
+async fn open(path: &Path) -> SqliteProvider {
+    SqliteProvider::open(SqliteConfig::file(path)).await.unwrap()
+}
+
+fn event(topic: &str) -> Event {
+    Event::new(format!("events.test.{topic}"), "test", topic, "test", serde_json::json!({}))
+}
+
+async fn publish(provider: &SqliteProvider, topic: &str) -> u64 {
+    provider.publish(&event(topic)).await.unwrap()
+}
+
+/// A durable consumer whose leases last a second.
+async fn durable(provider: &SqliteProvider, name: &str) -> Box<dyn Subscription> {
+    let options = SubscribeOptions { ack_wait_secs: Some(1), ..Default::default() };
+    provider.subscribe_durable_with_options(name, FILTER, &options).await.unwrap()
+}

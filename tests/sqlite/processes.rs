@@ -1,0 +1,112 @@
+//! Several processes on one file.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use a3s_event::EventProvider;
+
+use crate::child::Process;
+use crate::{DEADLINE, FILTER, durable, event, open, publish};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_can_make_a_new_file_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("events.db");
+    let opening: Vec<_> = (0..8)
+        .map(|_| {
+            let path = path.clone();
+            tokio::spawn(async move {
+                let provider = open(&path).await;
+                publish(&provider, "hello").await;
+                provider
+            })
+        })
+        .collect();
+    let mut providers = Vec::new();
+    for opening in opening {
+        providers.push(opening.await.unwrap());
+    }
+    assert_eq!(providers[0].info().await.unwrap().messages, 8);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publish_in_another_process_wakes_a_waiting_subscriber() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("events.db");
+    let provider = open(&path).await;
+    let mut subscription = provider.subscribe(FILTER).await.unwrap();
+    let _publisher = Process::start("publish", &path, "");
+    let mut latencies = Vec::new();
+    for _ in 0..20 {
+        let delivery =
+            tokio::time::timeout(DEADLINE, subscription.next_delivery()).await.unwrap().unwrap().unwrap();
+        latencies.push(event("now").timestamp.saturating_sub(delivery.event().timestamp));
+        delivery.ack().await.unwrap();
+    }
+    latencies.sort_unstable();
+    assert!(latencies[10] <= 50, "milliseconds from publish to delivery: {latencies:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_dead_process_held_is_taken_over_at_its_deadline() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("events.db");
+    let provider = open(&path).await;
+    let sequence = publish(&provider, "held").await;
+    let holder = Process::start("hold", &path, "");
+    let holder = tokio::task::spawn_blocking(move || {
+        holder.expect("holding");
+        holder
+    });
+    let holder = holder.await.unwrap();
+    let mut subscription = durable(&provider, "shared").await;
+    let begin = Instant::now();
+    drop(holder);
+    let delivery = tokio::time::timeout(DEADLINE, subscription.next_delivery()).await.unwrap();
+    let delivery = delivery.unwrap().unwrap();
+    assert_eq!((delivery.sequence(), delivery.num_delivered()), (sequence, 2));
+    let took = begin.elapsed();
+    assert!(took < Duration::from_secs(3), "taken over after {took:?} with a lease of one second");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_share_the_work_of_a_durable_consumer() {
+    const EVENTS: usize = 200;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("events.db");
+    let provider = open(&path).await;
+    let worker = Process::start("share", &path, "");
+    let worker = tokio::task::spawn_blocking(move || {
+        worker.expect("ready");
+        worker
+    });
+    let worker = worker.await.unwrap();
+    let mut subscription = durable(&provider, "shared").await;
+    let mut published = BTreeSet::new();
+    let publishing = async {
+        for _ in 0..EVENTS {
+            published.insert(publish(&provider, "work").await);
+        }
+    };
+    let mut here = BTreeSet::new();
+    let working = async {
+        while let Ok(answer) =
+            tokio::time::timeout(Duration::from_secs(2), subscription.next_delivery()).await
+        {
+            let delivery = answer.unwrap().unwrap();
+            assert_eq!(delivery.num_delivered(), 1);
+            here.insert(delivery.sequence());
+            delivery.ack().await.unwrap();
+        }
+    };
+    tokio::join!(publishing, working);
+    let said = tokio::task::spawn_blocking(move || worker.kill_after(Duration::ZERO)).await.unwrap();
+    let there: BTreeSet<u64> = said
+        .iter()
+        .filter_map(|line| line.strip_prefix("acked "))
+        .map(|sequence| sequence.parse().unwrap())
+        .collect();
+    assert!(here.is_disjoint(&there), "an event went to both processes");
+    assert_eq!(&here | &there, published);
+    assert!(!here.is_empty() && !there.is_empty(), "{} here, {} there", here.len(), there.len());
+}

@@ -1,0 +1,116 @@
+//! What is dropped while someone reads.
+
+use std::time::Duration;
+
+use a3s_event::provider::sqlite::{SqliteConfig, SqliteProvider};
+use a3s_event::{EventError, EventProvider, PublishOptions, Subscription};
+
+use crate::{DEADLINE, event, publish};
+
+async fn take(subscription: &mut dyn Subscription) -> Result<u64, EventError> {
+    let answer = tokio::time::timeout(DEADLINE, subscription.next_delivery()).await.unwrap();
+    let delivery = answer?.unwrap();
+    let sequence = delivery.sequence();
+    delivery.ack().await.unwrap();
+    Ok(sequence)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_overtaken_in_the_middle_is_told_and_goes_on() {
+    let provider = SqliteProvider::open(SqliteConfig::in_memory().max_events(5)).await.unwrap();
+    for filter in ["events.>", "events.test.*"] {
+        let before = provider.info().await.unwrap().messages;
+        let mut durable =
+            provider.subscribe_durable(&filter.replace(['.', '*', '>'], "_"), filter).await.unwrap();
+        let mut ephemeral = provider.subscribe(filter).await.unwrap();
+        for _ in before..5 {
+            publish(&provider, "early").await;
+        }
+        let mut first = 0;
+        for subscription in [&mut durable, &mut ephemeral] {
+            first = take(&mut **subscription).await.unwrap();
+        }
+        let mut last = 0;
+        for _ in 0..20 {
+            last = publish(&provider, "late").await;
+        }
+        for subscription in [&mut durable, &mut ephemeral] {
+            match take(&mut **subscription).await {
+                Err(EventError::Lagged { missed, .. }) => assert_eq!(missed, last - 5 - first, "{filter}"),
+                other => panic!("{filter}: expected Lagged, found {other:?}"),
+            }
+            for sequence in last - 4..=last {
+                assert_eq!(take(&mut **subscription).await.unwrap(), sequence, "{filter}");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_too_old_is_gone_without_anyone_doing_anything() {
+    let config = SqliteConfig::in_memory().max_age(Duration::from_millis(300));
+    let provider = SqliteProvider::open(config).await.unwrap();
+    for _ in 0..3 {
+        publish(&provider, "a").await;
+    }
+    assert_eq!(provider.history(None, 9).await.unwrap().len(), 3);
+    tokio::time::timeout(DEADLINE, async {
+        while !provider.history(None, 9).await.unwrap().is_empty()
+            || provider.info().await.unwrap().messages > 0
+        {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .unwrap();
+    assert_eq!(publish(&provider, "a").await, 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rare_filter_is_found_behind_many_other_events() {
+    let provider = SqliteProvider::open(SqliteConfig::in_memory()).await.unwrap();
+    let mut rare = Vec::new();
+    for round in 0..4 {
+        rare.push(publish(&provider, "rare").await);
+        let common: Vec<_> =
+            (0..700).map(|_| event(if round % 2 == 0 { "common" } else { "other" })).collect();
+        let batch: Vec<_> = common.iter().map(a3s_event::PublishRequest::from).collect();
+        for stored in provider.publish_batch(&batch).await {
+            stored.unwrap();
+        }
+    }
+    let mut subscription = provider.subscribe("events.test.rare").await.unwrap();
+    assert_eq!(subscription.lag().await.unwrap(), 4);
+    for sequence in rare {
+        assert_eq!(take(&mut *subscription).await.unwrap(), sequence);
+    }
+    let live = publish(&provider, "rare").await;
+    assert_eq!(take(&mut *subscription).await.unwrap(), live);
+    assert_eq!(provider.history(Some("events.test.rare"), 9).await.unwrap().len(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_call_that_fails_does_not_fail_those_beside_it() {
+    let provider = SqliteProvider::open(SqliteConfig::in_memory()).await.unwrap();
+    let provider = std::sync::Arc::new(provider);
+    let calls: Vec<_> = (0..50)
+        .map(|_| {
+            let provider = provider.clone();
+            tokio::spawn(async move {
+                let options = PublishOptions { expected_sequence: Some(0), ..Default::default() };
+                (
+                    provider.publish_with_options(&event("a"), &options).await,
+                    provider.publish(&event("a")).await,
+                )
+            })
+        })
+        .collect();
+    let mut expected_won = 0;
+    for call in calls {
+        let (expecting, plain) = call.await.unwrap();
+        plain.unwrap();
+        expected_won += usize::from(expecting.is_ok());
+    }
+    assert!(expected_won <= 1);
+    assert_eq!(provider.info().await.unwrap().messages, 50 + expected_won as u64);
+}
