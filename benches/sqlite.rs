@@ -14,8 +14,10 @@
 #[allow(dead_code, reason = "shared with benchmarks that need more of it")]
 mod support;
 
+use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use a3s_event::provider::PublishRequest;
@@ -200,9 +202,18 @@ async fn consume(provider: &SqliteProvider, count: usize) {
         let batch = subscription.next_batch(BATCH, Duration::from_secs(5)).await.unwrap();
         assert!(!batch.is_empty(), "{left} events are left");
         left -= batch.len();
-        let acks: Vec<_> = batch.into_iter().map(|delivery| tokio::spawn(delivery.unwrap().ack())).collect();
+        let mut acks: Vec<_> = batch.into_iter().map(|delivery| Box::pin(delivery.unwrap().ack())).collect();
+        // All are sent before the first answer is waited for, so that they share a transaction.
+        std::future::poll_fn(|context| {
+            acks.retain_mut(|ack| match ack.as_mut().poll(context) {
+                Poll::Ready(acked) => acked.map(|()| false).unwrap(),
+                Poll::Pending => true,
+            });
+            Poll::Ready(())
+        })
+        .await;
         for ack in acks {
-            ack.await.unwrap().unwrap();
+            ack.await.unwrap();
         }
     }
 }

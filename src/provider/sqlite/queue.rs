@@ -155,12 +155,7 @@ impl Queue {
         work: Box<dyn Work>,
     ) -> Result<()> {
         let weight = u32::try_from(1 + bytes / 1024).unwrap_or(u32::MAX).min(CAPACITY_KIB);
-        let acquire = Arc::clone(&self.room).acquire_many_owned(weight);
-        let room = match tokio::time::timeout(patience, acquire).await {
-            Ok(Ok(room)) => room,
-            Ok(Err(_closed)) => return Err(ended()),
-            Err(_elapsed) => return Err(busy(operation, patience)),
-        };
+        let room = self.room(operation, weight, patience).await?;
         let mut waiting = self.lock();
         if waiting.stopping {
             return Err(ended());
@@ -169,6 +164,25 @@ impl Queue {
         drop(waiting);
         self.arrived.notify_one();
         Ok(())
+    }
+
+    async fn room(
+        &self,
+        operation: &'static str,
+        weight: u32,
+        patience: Duration,
+    ) -> Result<OwnedSemaphorePermit> {
+        // Nearly always there is room. Then this needs no timer, and many calls of one task are queued in one go: the
+        // runtime would suspend a task that acquires too often.
+        if let Ok(room) = Arc::clone(&self.room).try_acquire_many_owned(weight) {
+            return Ok(room);
+        }
+        let acquire = Arc::clone(&self.room).acquire_many_owned(weight);
+        match tokio::time::timeout(patience, acquire).await {
+            Ok(Ok(room)) => Ok(room),
+            Ok(Err(_closed)) => Err(ended()),
+            Err(_elapsed) => Err(busy(operation, patience)),
+        }
     }
 
     /// Gives back without waiting: for members that are dropped.

@@ -13,7 +13,6 @@ use super::config::{SqliteConfig, Synchronous};
 use super::consumers::Consumers;
 use super::error::{Failure, Sql};
 use super::queue::Access;
-use super::schema::pragma;
 use crate::provider::consumer::Time;
 use crate::types::unix_millis;
 
@@ -142,7 +141,8 @@ impl Store {
 
     /// Forgets what is known by heart if another connection wrote.
     pub(super) fn look_for_changes(&mut self) -> Sql<()> {
-        let data_version = pragma(&self.connection, "data_version")?;
+        let data_version =
+            self.connection.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))?;
         if data_version != self.data_version {
             self.data_version = data_version;
             self.forget();
