@@ -90,13 +90,19 @@ impl NatsServer {
         self.port = self.ready().await;
     }
 
-    /// Kills it and starts it again.
+    /// Ends it in good order (SIGTERM), so that it writes what it has, and starts it again.
     ///
     /// # Panics
     ///
-    /// When it does not get ready.
+    /// When it does not end or does not get ready.
     pub async fn restart(&mut self) {
-        self.kill();
+        self.signal("TERM");
+        let mut waited = Duration::ZERO;
+        while self.child.try_wait().expect("a child process can be waited for").is_none() {
+            assert!(waited < START_DEADLINE, "nats-server did not end:\n{}", self.log());
+            tokio::time::sleep(POLL).await;
+            waited += POLL;
+        }
         self.start_again().await;
     }
 

@@ -52,9 +52,9 @@ stream {
         "Each entry of a batch is published with its own options."
     retention_drops_the_oldest []
         "A full stream drops its oldest events."
-    an_overtaken_consumer_learns_how_many_it_missed [Durable]
+    an_overtaken_consumer_learns_how_many_it_missed [Durable, CountedLoss]
         "A consumer overtaken by retention is told how many matching events it missed."
-    an_error_is_not_the_end [Durable]
+    an_error_is_not_the_end [Durable, CountedLoss]
         "After an error that is not closed, a subscription goes on."
     publishing_to_nobody_returns []
         "Publishing with nobody listening does not block."
@@ -174,13 +174,13 @@ settle {
         "A delivery that was dropped unsettled comes again after the ack wait."
     dropping_a_delivery_is_not_a_nak [Redelivery]
         "A delivery that was dropped unsettled does not come again before the ack wait."
-    a_late_ack_does_not_settle_the_newer_delivery [Redelivery]
+    a_late_ack_does_not_settle_the_newer_delivery [Redelivery, FencedSettlement]
         "An ack whose lease went to another delivery does not settle that delivery."
-    a_late_settlement_says_so [Redelivery]
+    a_late_settlement_says_so [Redelivery, FencedSettlement]
         "A settlement whose lease went to another delivery is an error."
-    a_late_nak_leaves_the_newer_delivery_alone [Redelivery]
+    a_late_nak_leaves_the_newer_delivery_alone [Redelivery, FencedSettlement]
         "A nak whose lease went to another delivery does not end that delivery's lease."
-    release_gives_back_without_counting [Redelivery]
+    release_gives_back_without_counting [Redelivery, UncountedRelease]
         "A released event comes again at once as if it had not been delivered."
 }
 lease {

@@ -5,7 +5,7 @@ use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::Duration;
 
-use a3s_event::{ErrorKind, EventError, Result, SubscribeOptions, Subscription};
+use a3s_event::{Delivery, ErrorKind, EventError, Result, SubscribeOptions, Subscription};
 
 use crate::Outcome;
 use crate::world::{A_WHILE, Reader, SOON, World, ms};
@@ -68,37 +68,40 @@ pub(super) async fn a_cancelled_waiter_strands_no_other(w: &World<'_>) {
     }
 }
 
-/// What a call of a subscription took: sequence and attempt.
-type Taken = Result<Option<(u64, u64)>>;
+/// What a call of a subscription took: sequence and attempt, and what is left to settle. It is settled after the call, so
+/// that only the call itself is cancelled.
+type Taken = Result<Option<(u64, u64, Option<Delivery>)>>;
 type Take = for<'a> fn(&'a mut dyn Subscription) -> Pin<Box<dyn Future<Output = Taken> + Send + 'a>>;
 
 fn take_next(subscription: &mut dyn Subscription) -> Pin<Box<dyn Future<Output = Taken> + Send + '_>> {
     Box::pin(async {
         let received = subscription.next().await?;
-        Ok(received.map(|received| (received.sequence, received.num_delivered)))
+        Ok(received.map(|received| (received.sequence, received.num_delivered, None)))
     })
 }
 
 fn take_pending(subscription: &mut dyn Subscription) -> Pin<Box<dyn Future<Output = Taken> + Send + '_>> {
     Box::pin(async {
-        let Some(pending) = subscription.next_manual_ack().await? else {
-            return Ok(None);
-        };
-        let taken = (pending.received.sequence, pending.received.num_delivered);
-        pending.ack().await?;
-        Ok(Some(taken))
+        let pending = subscription.next_manual_ack().await?;
+        Ok(pending.map(Delivery::from).map(unsettled))
     })
 }
 
 fn take_delivery(subscription: &mut dyn Subscription) -> Pin<Box<dyn Future<Output = Taken> + Send + '_>> {
-    Box::pin(async {
-        let Some(delivery) = subscription.next_delivery().await? else {
-            return Ok(None);
-        };
-        let taken = (delivery.sequence(), delivery.num_delivered());
-        delivery.ack().await?;
-        Ok(Some(taken))
-    })
+    Box::pin(async { Ok(subscription.next_delivery().await?.map(unsettled)) })
+}
+
+fn unsettled(delivery: Delivery) -> (u64, u64, Option<Delivery>) {
+    (delivery.sequence(), delivery.num_delivered(), Some(delivery))
+}
+
+/// Acks what a call took, and tells its sequence and attempt.
+async fn settle(w: &World<'_>, taken: Taken) -> Option<(u64, u64)> {
+    let (sequence, num_delivered, unsettled) = w.ok("the call", taken)?;
+    if let Some(delivery) = unsettled {
+        w.ok("ack", w.call("ack", delivery.ack()).await);
+    }
+    Some((sequence, num_delivered))
 }
 
 /// Polls a call a number of times and drops it, with a publish before one of the polls. Returns what was published, and
@@ -151,7 +154,7 @@ async fn nothing_is_lost(w: &World<'_>, take: Take) {
                     Err(_) => w.fail(&format!("event {published} was lost by cancelling after poll {polls}")),
                 },
             };
-            w.check_eq("sequence and attempt", &w.ok("the call", taken), &Some((published, 1)));
+            w.check_eq("sequence and attempt", &settle(w, taken).await, &Some((published, 1)));
         }
     }
     reader.silent_for(A_WHILE, "everything was received once").await;
@@ -194,7 +197,7 @@ pub(super) async fn timeouts_and_select_lose_nothing(w: &World<'_>) {
                 }
             };
             if let Some(taken) = taken {
-                received.extend(w.ok("the call", taken).map(|(sequence, _)| sequence));
+                received.extend(settle(w, taken).await.map(|(sequence, _)| sequence));
             }
         }
         received
