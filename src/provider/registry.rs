@@ -44,6 +44,10 @@ impl ProviderRegistry {
     pub fn builtin() -> Self {
         let mut registry = Self::new();
         registry.register("memory", memory::connect);
+        #[cfg(feature = "nats")]
+        for scheme in ["nats", "tls"] {
+            registry.register(scheme, super::nats::connect);
+        }
         registry
     }
 

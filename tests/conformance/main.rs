@@ -2,3 +2,5 @@
 
 mod custom;
 mod memory;
+#[cfg(feature = "nats")]
+mod nats;
