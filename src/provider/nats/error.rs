@@ -47,6 +47,7 @@ pub(super) fn refused(operation: &'static str, error: jetstream::Error) -> Event
         | ErrorCode::MEMORY_RESOURCES_EXCEEDED
         | ErrorCode::INSUFFICIENT_RESOURCES
         | ErrorCode::STREAM_STORE_FAILED => ErrorKind::Storage,
+        ErrorCode::STREAM_SUBJECT_OVERLAP => ErrorKind::Conflict,
         ErrorCode::JETSTREAM_NOT_ENABLED | ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT => {
             ErrorKind::Unsupported
         }
@@ -91,7 +92,8 @@ mod tests {
             (503, 10077, ErrorKind::Storage, true),
             (503, 10008, ErrorKind::Backend, true),
             (503, 10076, ErrorKind::Unsupported, false),
-            (400, 10065, ErrorKind::Backend, false),
+            (400, 10065, ErrorKind::Conflict, false),
+            (400, 10052, ErrorKind::Backend, false),
         ] {
             let error = refusal(code, err_code);
             assert_eq!((error.kind(), error.is_retryable(), error.may_be_stored()), (kind, retryable, false));

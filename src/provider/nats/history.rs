@@ -141,16 +141,18 @@ impl Shared {
     async fn read(&self, filter: &str, start: u64, max: usize) -> Result<Records> {
         let deadline = self.settings.config.request_timeout();
         let reading = async {
-            if self.batched_direct_get {
-                self.read_directly(filter, start, max).await
-            } else {
-                self.read_through_consumer(filter, start, max).await
+            if self.batched_direct_get
+                && let Some(records) = self.read_directly(filter, start, max).await?
+            {
+                return Ok(records);
             }
+            self.read_through_consumer(filter, start, max).await
         };
         tokio::time::timeout(deadline, reading).await.unwrap_or_else(|_| Err(timeout("history", deadline)))
     }
 
-    async fn read_directly(&self, filter: &str, start: u64, max: usize) -> Result<Records> {
+    /// `None` when the stream does not allow it any more.
+    async fn read_directly(&self, filter: &str, start: u64, max: usize) -> Result<Option<Records>> {
         let request = json!({ "seq": start, "batch": max, "next_by_subj": filter });
         let subject = format!("$JS.API.DIRECT.GET.{}", self.stream_name());
         let mut answers = self.request_many(subject, &request).await?;
@@ -167,8 +169,9 @@ impl Shared {
                 }
                 // 204 ends the batch, 404 says that nothing matches.
                 Some(status) if status.as_u16() == 204 || status == StatusCode::NOT_FOUND => {
-                    return Ok(records);
+                    return Ok(Some(records));
                 }
+                Some(StatusCode::NO_RESPONDERS) => return Ok(None),
                 Some(status) => {
                     let reason = format!("{status}: {}", message.description.unwrap_or_default());
                     return Err(BackendError::new(PROVIDER, "history", ErrorKind::Backend, reason)

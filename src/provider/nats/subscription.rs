@@ -26,6 +26,8 @@ pub struct NatsSubscription {
     puller: Puller,
     /// Received, and not handed out yet because a call was cancelled on the way.
     held: Option<Held>,
+    /// Whether it reads the whole stream, so that what was dropped can be counted.
+    counts_losses: bool,
     seen: Option<Seen>,
     closed: bool,
 }
@@ -66,7 +68,7 @@ pub(super) struct Position {
 /// The last new event that this member knows of, and the last delivery. What lies between it and the next one and was
 /// delivered to nobody was dropped.
 ///
-/// Only for consumers of the whole stream: of the others, nobody knows whether what was dropped matched.
+/// It means something for consumers of the whole stream: of the others, nobody knows whether what was dropped matched.
 #[derive(Debug, Clone, Copy)]
 struct Seen {
     sequence: u64,
@@ -97,9 +99,9 @@ impl NatsSubscription {
         config: ConsumerConfig,
         durable: bool,
     ) -> Self {
-        let reads_everything = config.filter == format!("{}.>", shared.prefix());
+        let counts_losses = config.filter == format!("{}.>", shared.prefix());
         // A consumer that delivered nothing yet begins wherever its policy says.
-        let seen = (reads_everything && info.delivered.consumer_sequence > 0).then_some(Seen {
+        let seen = (info.delivered.consumer_sequence > 0).then_some(Seen {
             sequence: info.delivered.stream_sequence,
             delivery: info.delivered.consumer_sequence,
         });
@@ -114,6 +116,7 @@ impl NatsSubscription {
             consumer: Arc::new(consumer),
             durable,
             held: None,
+            counts_losses,
             seen,
             closed: false,
         }
@@ -150,17 +153,15 @@ impl NatsSubscription {
 
     /// Reports once what retention dropped before the held event.
     async fn tell_missed(&mut self) -> Result<()> {
-        let (Some(held), Some(seen)) = (&self.held, self.seen) else {
-            return Ok(());
-        };
-        let next = seen.then(held.position);
-        let mut missed = seen.missing_before(held.position);
-        if missed > 0 {
+        let Some(held) = &self.held else { return Ok(()) };
+        let position = held.position;
+        let mut missed = self.missing_before(position);
+        if let (1.., Some(seen)) = (missed, self.seen) {
             // What was deleted by hand in the middle of the stream was not dropped by retention.
             let first = self.consumer.shared.stream().await?.state.first_sequence;
             missed = missed.min(first.saturating_sub(seen.sequence + 1));
         }
-        self.seen = Some(next);
+        self.see(position);
         if missed == 0 {
             return Ok(());
         }
@@ -204,8 +205,8 @@ impl NatsSubscription {
             return false;
         };
         match Held::new(message.clone(), since) {
-            Ok(held) if held.decoded.is_ok() && self.follows(held.position) => {
-                self.seen = self.seen.map(|seen| seen.then(held.position));
+            Ok(held) if held.decoded.is_ok() && self.missing_before(held.position) == 0 => {
+                self.see(held.position);
                 self.held = Some(held);
                 true
             }
@@ -216,9 +217,14 @@ impl NatsSubscription {
         }
     }
 
-    /// Whether nothing is missing before this delivery.
-    fn follows(&self, position: Position) -> bool {
-        self.seen.is_none_or(|seen| seen.missing_before(position) == 0)
+    /// How many events that this consumer should have got lie between the last delivery and this one.
+    fn missing_before(&self, position: Position) -> u64 {
+        self.seen.filter(|_| self.counts_losses).map_or(0, |seen| seen.missing_before(position))
+    }
+
+    fn see(&mut self, position: Position) {
+        let first = Seen { sequence: position.sequence, delivery: position.delivery };
+        self.seen = Some(self.seen.map_or(first, |seen| seen.then(position)));
     }
 
     fn take_delivery(&mut self) -> Option<Delivery> {
