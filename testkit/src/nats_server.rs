@@ -110,9 +110,23 @@ impl NatsServer {
     ///
     /// # Panics
     ///
-    /// When the signal cannot be sent.
-    pub fn freeze(&self) {
+    /// When the signal cannot be sent or does nothing.
+    pub async fn freeze(&self) {
         self.signal("STOP");
+        let mut waited = Duration::ZERO;
+        // The signal was sent, but each thread goes on until it gets to know.
+        while !self.is_stopped() {
+            assert!(waited < START_DEADLINE, "nats-server did not stop");
+            tokio::time::sleep(POLL).await;
+            waited += POLL;
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        let threads =
+            Command::new("ps").args(["-L", "-o", "state=", "-p", &self.child.id().to_string()]).output();
+        let threads = threads.expect("ps can be run");
+        String::from_utf8_lossy(&threads.stdout).lines().all(|state| state.starts_with('T'))
     }
 
     /// Lets a stopped process go on (SIGCONT).

@@ -28,7 +28,7 @@ async fn a_restarted_server_keeps_its_port() {
     server.start_again().await;
     assert_eq!(server.port(), port);
     assert!(accepts(&server));
-    server.freeze();
+    server.freeze().await;
     server.thaw();
     server.restart().await;
     assert!(accepts(&server));

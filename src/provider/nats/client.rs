@@ -8,7 +8,9 @@ use async_nats::connection::State;
 use async_nats::jetstream::response::Response;
 use async_nats::jetstream::stream::{self, Compression, DiscardPolicy, RetentionPolicy};
 use async_nats::jetstream::{self, ErrorCode, consumer};
-use async_nats::{ConnectOptions, Event as ConnectionEvent, Request, ServerAddr};
+use async_nats::{
+    ConnectOptions, Event as ConnectionEvent, Message, Request, RequestError, ServerAddr, Subject,
+};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
@@ -335,13 +337,11 @@ impl Shared {
         body: Vec<u8>,
     ) -> Result<std::result::Result<T, jetstream::Error>> {
         let deadline = self.settings.config.request_timeout();
-        let request = Request::new().payload(body.into()).timeout(None);
-        let asking = self.client.send_request(format!("$JS.API.{subject}"), request);
-        let answer = match tokio::time::timeout(deadline, asking).await {
-            Err(_) => return Err(timeout(operation, deadline)),
-            Ok(Err(error)) if self.is_gone(&error) => return Err(connection_ended()),
-            Ok(Err(error)) => return Err(unanswered(operation, error, deadline)),
-            Ok(Ok(answer)) => answer,
+        let answer = match self.request(format!("$JS.API.{subject}").into(), &body, deadline).await {
+            None => return Err(timeout(operation, deadline)),
+            Some(Err(error)) if self.is_gone(&error) => return Err(connection_ended()),
+            Some(Err(error)) => return Err(unanswered(operation, error, deadline)),
+            Some(Ok(answer)) => answer,
         };
         match serde_json::from_slice(&answer.payload) {
             Ok(Response::Ok(answer)) => Ok(Ok(answer)),
@@ -350,8 +350,31 @@ impl Shared {
         }
     }
 
+    /// A request that does the same when it is sent twice: it is sent again on a new connection, where the answer to the
+    /// first one would never come. `None` when there was no answer in time.
+    pub(super) async fn request(
+        &self,
+        subject: Subject,
+        body: &[u8],
+        deadline: Duration,
+    ) -> Option<std::result::Result<Message, RequestError>> {
+        let mut connections = self.connections.clone();
+        let asking = async {
+            loop {
+                let connection = *connections.borrow_and_update();
+                let request = Request::new().payload(body.to_vec().into()).timeout(None);
+                tokio::select! {
+                    biased;
+                    answer = self.client.send_request(subject.clone(), request) => return answer,
+                    true = async { connections.wait_for(|now| *now != connection).await.is_ok() } => {}
+                }
+            }
+        };
+        tokio::time::timeout(deadline, asking).await.ok()
+    }
+
     /// Whether the task behind the client has ended, so that nothing will ever be answered again.
-    pub(super) fn is_gone(&self, error: &async_nats::RequestError) -> bool {
+    pub(super) fn is_gone(&self, error: &RequestError) -> bool {
         error.kind() == async_nats::RequestErrorKind::Other
             && self.client.connection_state() == State::Disconnected
             && self.connections.has_changed().is_err()

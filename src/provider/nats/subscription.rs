@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer;
-use async_nats::{Message, Request, RequestErrorKind, Subject};
+use async_nats::{Message, RequestErrorKind, Subject};
 use async_trait::async_trait;
 use tokio::time::Instant;
 
@@ -18,6 +18,8 @@ use crate::types::{Event, ReceivedEvent};
 
 /// An event that waited here for longer than this has its lease restarted before it is handed out.
 const FRESH: Duration = Duration::from_millis(50);
+/// Longest wait for the confirmation of a settlement. A server that has forgotten the delivery in a crash never answers.
+const CONFIRMATION: Duration = Duration::from_secs(3);
 
 /// A member of a consumer on NATS.
 pub struct NatsSubscription {
@@ -292,18 +294,14 @@ impl Position {
 impl ConsumerHandle {
     /// Sends a settlement and waits until the server confirms it.
     async fn settle(&self, reply: &Subject, verb: &str, body: &[u8]) -> Result<()> {
-        let deadline = self.shared.settings.config.request_timeout();
-        let request = Request::new().payload(body.to_vec().into()).timeout(None);
-        let sending = self.shared.client.send_request(reply.clone(), request);
-        match tokio::time::timeout(deadline, sending).await {
-            Ok(Ok(_confirmation)) => Ok(()),
-            Ok(Err(error)) if error.kind() == RequestErrorKind::NoResponders => {
+        let deadline = CONFIRMATION.min(self.shared.settings.config.request_timeout());
+        match self.shared.request(reply.clone(), body, deadline).await {
+            Some(Ok(_confirmation)) => Ok(()),
+            Some(Err(error)) if error.kind() == RequestErrorKind::NoResponders => {
                 self.nobody_settles(verb).await
             }
-            Ok(Err(error)) => Err(EventError::Ack(format!("{verb}: {error}"))),
-            Err(_) => {
-                Err(EventError::Ack(format!("{verb}: no confirmation within {} s", deadline.as_secs())))
-            }
+            Some(Err(error)) => Err(EventError::Ack(format!("{verb}: {error}"))),
+            None => Err(EventError::Ack(format!("{verb}: no confirmation within {} s", deadline.as_secs()))),
         }
     }
 

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "what cannot be set up fails the test, as it should")]
 
+mod faults;
+
 use std::time::{Duration, Instant};
 
 use a3s_event::provider::nats::NatsProviderBuilder;
@@ -275,7 +277,7 @@ async fn a_frozen_server_leaves_the_outcome_open_and_the_retry_stores_once() {
         timeout_secs: Some(1),
         ..PublishOptions::default()
     };
-    server.freeze();
+    server.freeze().await;
     let started = Instant::now();
     let unknown = provider.publish_with_options(&event("a", 2), &options).await.unwrap_err();
     let took = started.elapsed();
