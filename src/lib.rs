@@ -37,6 +37,9 @@ pub use dlq::{DeadLetterEvent, DlqHandler, MemoryDlqHandler, SinkDlqHandler};
 pub use error::{BackendError, ErrorKind, EventError, Result};
 pub use metrics::{EventMetrics, MetricsSnapshot};
 pub use provider::memory::{MemoryConfig, MemoryProvider};
+#[cfg(feature = "nats")]
+#[cfg_attr(docsrs, doc(cfg(feature = "nats")))]
+pub use provider::nats::{NatsClient, NatsConfig, NatsProvider, NatsSubscription, StorageType};
 #[cfg(feature = "sqlite")]
 #[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
 pub use provider::sqlite::{SqliteConfig, SqliteProvider};

@@ -85,6 +85,14 @@ pub struct Capabilities {
     pub history_query: Support,
     /// `consumers` lists position and lag.
     pub consumer_info: Support,
+    /// A settlement whose lease went to another delivery is refused. Without it, such a settlement takes effect on the
+    /// delivery that is in force.
+    pub fenced_settlement: Support,
+    /// `release` and `close` give events back without counting an attempt. Without it, what was given back counts one
+    /// delivery more.
+    pub uncounted_release: Support,
+    /// A consumer overtaken by retention is told how many matching events it missed, whatever its filter.
+    pub counted_loss: Support,
     /// Largest event in bytes of JSON; `None` when there is no limit or it is not known.
     pub max_payload: Option<usize>,
 }
@@ -121,6 +129,9 @@ impl Capabilities {
             batch_publish: support,
             history_query: support,
             consumer_info: support,
+            fenced_settlement: support,
+            uncounted_release: support,
+            counted_loss: support,
             max_payload: None,
         }
     }

@@ -9,6 +9,9 @@ mod capability;
 pub mod consumer;
 mod delivery;
 pub mod memory;
+#[cfg(feature = "nats")]
+#[cfg_attr(docsrs, doc(cfg(feature = "nats")))]
+pub mod nats;
 mod query;
 mod registry;
 #[cfg(feature = "sqlite")]

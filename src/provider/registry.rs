@@ -46,6 +46,10 @@ impl ProviderRegistry {
         registry.register("memory", memory::connect);
         #[cfg(feature = "sqlite")]
         registry.register("sqlite", super::sqlite::connect);
+        #[cfg(feature = "nats")]
+        for scheme in ["nats", "tls"] {
+            registry.register(scheme, super::nats::connect);
+        }
         registry
     }
 

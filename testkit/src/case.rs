@@ -78,6 +78,9 @@ pub enum Need {
     MaxAckPending,
     HistoryQuery,
     ConsumerInfo,
+    FencedSettlement,
+    UncountedRelease,
+    CountedLoss,
 }
 
 impl Need {
@@ -96,6 +99,9 @@ impl Need {
             Self::MaxAckPending => capabilities.max_ack_pending,
             Self::HistoryQuery => capabilities.history_query,
             Self::ConsumerInfo => capabilities.consumer_info,
+            Self::FencedSettlement => capabilities.fenced_settlement,
+            Self::UncountedRelease => capabilities.uncounted_release,
+            Self::CountedLoss => capabilities.counted_loss,
         }
     }
 }

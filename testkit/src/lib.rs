@@ -54,6 +54,7 @@
 mod case;
 pub mod cases;
 mod harness;
+pub mod nats_server;
 mod refusals;
 mod runner;
 mod world;
@@ -62,4 +63,5 @@ pub use async_trait::async_trait;
 pub use case::{Case, Need, Outcome};
 pub use cases::cases;
 pub use harness::{Fixture, Harness, Settings};
+pub use nats_server::NatsServer;
 pub use runner::{Clock, run_case};

@@ -2,5 +2,7 @@
 
 mod custom;
 mod memory;
+#[cfg(feature = "nats")]
+mod nats;
 #[cfg(feature = "sqlite")]
 mod sqlite;

@@ -1,4 +1,4 @@
-//! The bus and the memory provider as users see them.
+//! The bus and its providers as users see them; defects of earlier versions, and faults of real servers.
 
 #![allow(
     clippy::unwrap_used,
@@ -11,6 +11,8 @@
 mod allocations;
 mod dead_letters;
 mod memory;
+#[cfg(feature = "nats")]
+mod nats;
 mod publish;
 mod secrecy;
 mod stress;

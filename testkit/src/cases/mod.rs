@@ -56,15 +56,15 @@ stream {
         "A full stream drops its oldest events."
     a_limit_in_bytes_never_drops_the_newest []
         "A stream that is limited in bytes drops its oldest events, but never the newest one."
-    a_leased_event_that_is_dropped_counts_as_missed [Redelivery]
+    a_leased_event_that_is_dropped_counts_as_missed [Redelivery, CountedLoss]
         "An event that retention drops while it is leased is reported as missed when its lease runs out."
-    only_what_lies_behind_the_start_is_missed [StartPolicies]
+    only_what_lies_behind_the_start_is_missed [StartPolicies, CountedLoss]
         "A consumer that starts at a later sequence misses nothing that retention drops before it."
-    last_per_subject_starts_with_what_is_retained [StartPolicies]
+    last_per_subject_starts_with_what_is_retained [StartPolicies, CountedLoss]
         "LastPerSubject covers the retained subjects, and what retention drops before it is delivered is reported."
-    an_overtaken_consumer_learns_how_many_it_missed [Durable]
+    an_overtaken_consumer_learns_how_many_it_missed [Durable, CountedLoss]
         "A consumer overtaken by retention is told how many matching events it missed."
-    an_error_is_not_the_end [Durable]
+    an_error_is_not_the_end [Durable, CountedLoss]
         "After an error that is not closed, a subscription goes on."
     publishing_to_nobody_returns []
         "Publishing with nobody listening does not block."
@@ -188,13 +188,13 @@ settle {
         "A delivery that was dropped unsettled comes again after the ack wait."
     dropping_a_delivery_is_not_a_nak [Redelivery]
         "A delivery that was dropped unsettled does not come again before the ack wait."
-    a_late_ack_does_not_settle_the_newer_delivery [Redelivery]
+    a_late_ack_does_not_settle_the_newer_delivery [Redelivery, FencedSettlement]
         "An ack whose lease went to another delivery does not settle that delivery."
-    a_late_settlement_says_so [Redelivery]
+    a_late_settlement_says_so [Redelivery, FencedSettlement]
         "A settlement whose lease went to another delivery is an error."
-    a_late_nak_leaves_the_newer_delivery_alone [Redelivery]
+    a_late_nak_leaves_the_newer_delivery_alone [Redelivery, FencedSettlement]
         "A nak whose lease went to another delivery does not end that delivery's lease."
-    release_gives_back_without_counting [Redelivery]
+    release_gives_back_without_counting [Redelivery, UncountedRelease]
         "A released event comes again at once as if it had not been delivered."
 }
 lease {

@@ -1,0 +1,542 @@
+//! Settings of the NATS provider.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::NatsProvider;
+use crate::error::{EventError, Result, shorten};
+use crate::provider::{EventProvider, ProviderUrl};
+use crate::subject::validate_prefix;
+
+/// Most publishes of a batch that wait for their acknowledgement at once, unless configured otherwise.
+pub const DEFAULT_MAX_IN_FLIGHT: usize = 256;
+
+/// Where the server keeps the events of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StorageType {
+    /// In files: they survive a restart of the server.
+    File,
+    /// In memory: gone when the server restarts.
+    Memory,
+}
+
+/// The basic settings; [`NatsProvider::builder`] has the rest.
+///
+/// Debug shows no credentials.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NatsConfig {
+    /// URL of the server, or several separated by commas. Default `nats://127.0.0.1:4222`.
+    pub url: String,
+    /// Token to authenticate with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+    /// Path of a credentials file (`.creds`: a JWT and its seed).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials_path: Option<String>,
+    /// Name of the stream. Default `A3S_EVENTS`.
+    pub stream_name: String,
+    /// What every subject begins with. Default `events`.
+    pub subject_prefix: String,
+    /// Where a new stream keeps its events. Default files.
+    pub storage: StorageType,
+    /// Most events in a new stream; the oldest are dropped. 0 is unlimited. Default 100,000.
+    pub max_events: i64,
+    /// How long a new stream keeps an event. 0 is for ever. Default 604,800, a week.
+    pub max_age_secs: u64,
+    /// Most bytes in a new stream; the oldest events are dropped. 0 is unlimited, the default.
+    pub max_bytes: i64,
+    /// How long connecting may take. Default 5.
+    pub connect_timeout_secs: u64,
+    /// How long any other call may take. Default 10.
+    pub request_timeout_secs: u64,
+}
+
+impl Default for NatsConfig {
+    fn default() -> Self {
+        Self {
+            url: "nats://127.0.0.1:4222".to_owned(),
+            token: None,
+            credentials_path: None,
+            stream_name: "A3S_EVENTS".to_owned(),
+            subject_prefix: "events".to_owned(),
+            storage: StorageType::File,
+            max_events: 100_000,
+            max_age_secs: 604_800,
+            max_bytes: 0,
+            connect_timeout_secs: 5,
+            request_timeout_secs: 10,
+        }
+    }
+}
+
+impl NatsConfig {
+    /// The subjects of the stream: everything under the prefix.
+    pub fn stream_subjects(&self) -> Vec<String> {
+        vec![format!("{}.>", self.subject_prefix)]
+    }
+
+    /// The subject of a topic in a category. Never fails and passes wildcards through.
+    pub fn build_subject(&self, category: &str, topic: &str) -> String {
+        format!("{}.{category}.{topic}", self.subject_prefix)
+    }
+
+    /// The filter of everything in a category.
+    pub fn category_subject(&self, category: &str) -> String {
+        format!("{}.{category}.>", self.subject_prefix)
+    }
+
+    pub(super) fn connect_timeout(&self) -> Duration {
+        Duration::from_secs(self.connect_timeout_secs)
+    }
+
+    pub(super) fn request_timeout(&self) -> Duration {
+        Duration::from_secs(self.request_timeout_secs)
+    }
+}
+
+/// The URL without what stands before the `@` of each server.
+fn without_credentials(urls: &str) -> String {
+    let shown = urls.split(',').map(|url| match url.rsplit_once('@') {
+        Some((before, host)) => {
+            format!(
+                "{}***@{host}",
+                before.split_once("://").map_or(String::new(), |(s, _)| format!("{s}://"))
+            )
+        }
+        None => url.to_owned(),
+    });
+    shown.collect::<Vec<_>>().join(",")
+}
+
+fn secret<T>(value: Option<&T>) -> Option<&'static str> {
+    value.map(|_| "***")
+}
+
+impl fmt::Debug for NatsConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NatsConfig")
+            .field("url", &without_credentials(&self.url))
+            .field("token", &secret(self.token.as_ref()))
+            .field("credentials_path", &secret(self.credentials_path.as_ref()))
+            .field("stream_name", &self.stream_name)
+            .field("subject_prefix", &self.subject_prefix)
+            .field("storage", &self.storage)
+            .field("max_events", &self.max_events)
+            .field("max_age_secs", &self.max_age_secs)
+            .field("max_bytes", &self.max_bytes)
+            .field("connect_timeout_secs", &self.connect_timeout_secs)
+            .field("request_timeout_secs", &self.request_timeout_secs)
+            .finish()
+    }
+}
+
+/// Connects a [`NatsProvider`] with settings that [`NatsConfig`] lacks. Debug shows no credentials.
+///
+/// What describes the stream (`replicas`, `dedup_window`, `max_message_size`, `compression`, `discard_new`) makes a new
+/// one. Where it is set and the stream exists with another value, connecting is a
+/// [`Conflict`](EventError::Conflict) that names the field; where it is left out, the existing stream keeps its own.
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use a3s_event::{NatsConfig, NatsProvider};
+///
+/// # async fn run() -> a3s_event::Result<()> {
+/// let config = NatsConfig { stream_name: "ORDERS".to_owned(), ..NatsConfig::default() };
+/// let provider = NatsProvider::builder(config)
+///     .user_and_password("orders", "secret")
+///     .replicas(3)
+///     .dedup_window(Duration::from_secs(600))
+///     .connect()
+///     .await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+#[must_use]
+pub struct NatsProviderBuilder {
+    pub(super) config: NatsConfig,
+    pub(super) user_and_password: Option<(String, String)>,
+    pub(super) nkey: Option<String>,
+    pub(super) root_certificates: Option<PathBuf>,
+    pub(super) client_certificate: Option<(PathBuf, PathBuf)>,
+    pub(super) require_tls: bool,
+    pub(super) tls_first: bool,
+    pub(super) client_name: Option<String>,
+    pub(super) max_in_flight: usize,
+    pub(super) replicas: Option<usize>,
+    pub(super) dedup_window: Option<Duration>,
+    pub(super) max_message_size: Option<i32>,
+    pub(super) compression: Option<bool>,
+    pub(super) discard_new: Option<bool>,
+}
+
+impl NatsProviderBuilder {
+    pub(super) fn new(config: NatsConfig) -> Self {
+        Self {
+            config,
+            user_and_password: None,
+            nkey: None,
+            root_certificates: None,
+            client_certificate: None,
+            require_tls: false,
+            tls_first: false,
+            client_name: None,
+            max_in_flight: DEFAULT_MAX_IN_FLIGHT,
+            replicas: None,
+            dedup_window: None,
+            max_message_size: None,
+            compression: None,
+            discard_new: None,
+        }
+    }
+
+    /// User and password to authenticate with.
+    pub fn user_and_password(mut self, user: impl Into<String>, password: impl Into<String>) -> Self {
+        self.user_and_password = Some((user.into(), password.into()));
+        self
+    }
+
+    /// Seed of the NKey to authenticate with.
+    pub fn nkey(mut self, seed: impl Into<String>) -> Self {
+        self.nkey = Some(seed.into());
+        self
+    }
+
+    /// Path of a credentials file, as [`NatsConfig::credentials_path`].
+    pub fn credentials_file(mut self, path: impl Into<String>) -> Self {
+        self.config.credentials_path = Some(path.into());
+        self
+    }
+
+    /// PEM file of the certificates to trust besides those of the system.
+    pub fn root_certificates(mut self, path: impl Into<PathBuf>) -> Self {
+        self.root_certificates = Some(path.into());
+        self
+    }
+
+    /// PEM files of the client's certificate and its key.
+    pub fn client_certificate(mut self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
+        self.client_certificate = Some((certificate.into(), key.into()));
+        self
+    }
+
+    /// Refuses connections without TLS.
+    pub fn require_tls(mut self, require: bool) -> Self {
+        self.require_tls = require;
+        self
+    }
+
+    /// Begins with the TLS handshake instead of NATS's greeting, for servers with `handshake_first`.
+    pub fn tls_first(mut self, first: bool) -> Self {
+        self.tls_first = first;
+        self
+    }
+
+    /// Name of this client in the server's lists.
+    pub fn client_name(mut self, name: impl Into<String>) -> Self {
+        self.client_name = Some(name.into());
+        self
+    }
+
+    /// Most publishes of a batch that wait for their acknowledgement at once. Default 256.
+    pub fn max_in_flight(mut self, max: usize) -> Self {
+        self.max_in_flight = max;
+        self
+    }
+
+    /// How many servers keep the stream. 1, 3 or 5; the server's default is 1.
+    pub fn replicas(mut self, replicas: usize) -> Self {
+        self.replicas = Some(replicas);
+        self
+    }
+
+    /// How long the server remembers a `msg_id`. Its default is 120 s.
+    pub fn dedup_window(mut self, window: Duration) -> Self {
+        self.dedup_window = Some(window);
+        self
+    }
+
+    /// Largest event in bytes of JSON, below the server's own limit.
+    pub fn max_message_size(mut self, max: i32) -> Self {
+        self.max_message_size = Some(max);
+        self
+    }
+
+    /// Compresses the stream's files (S2); needs nats-server 2.10.
+    pub fn compression(mut self, compress: bool) -> Self {
+        self.compression = Some(compress);
+        self
+    }
+
+    /// Refuses new events when the stream is full, instead of dropping the oldest.
+    pub fn discard_new(mut self, discard_new: bool) -> Self {
+        self.discard_new = Some(discard_new);
+        self
+    }
+
+    /// Connects, and makes the stream when it does not exist.
+    ///
+    /// # Errors
+    ///
+    /// [`EventError::Config`] for a wrong setting or an unreadable file, before any I/O on the network;
+    /// [`EventError::Connection`] when there is no server; [`EventError::Conflict`] when the stream exists with another
+    /// storage, other subjects or another value of what was set here; otherwise the server's error.
+    pub async fn connect(self) -> Result<NatsProvider> {
+        self.validate()?;
+        NatsProvider::from_builder(self).await
+    }
+
+    fn validate(&self) -> Result<()> {
+        let wrong = |text: String| Err(EventError::Config(text));
+        let config = &self.config;
+        validate_prefix(&config.subject_prefix)?;
+        let name = &config.stream_name;
+        let breaks_name = |c: char| c.is_whitespace() || c.is_control() || ".*>/\\".contains(c);
+        if name.is_empty() || name.len() > 255 || name.contains(breaks_name) {
+            return wrong(format!(
+                "stream_name \"{}\": must have 1 to 255 characters, without white space and . * > / \\",
+                shorten(name)
+            ));
+        }
+        if config.max_events < 0 || config.max_bytes < 0 {
+            return wrong(format!(
+                "max_events {} and max_bytes {}: must be 0 (unlimited) or more",
+                config.max_events, config.max_bytes
+            ));
+        }
+        if config.connect_timeout_secs == 0 || config.request_timeout_secs == 0 {
+            return wrong("connect_timeout_secs and request_timeout_secs: must be at least 1".to_owned());
+        }
+        if self.max_in_flight == 0 {
+            return wrong("max_in_flight 0: must be at least 1".to_owned());
+        }
+        if self.replicas.is_some_and(|replicas| !matches!(replicas, 1 | 3 | 5)) {
+            return wrong("replicas: must be 1, 3 or 5".to_owned());
+        }
+        if self.max_message_size.is_some_and(|max| max < 256) {
+            return wrong("max_message_size: must be at least 256".to_owned());
+        }
+        let ways = [
+            config.token.is_some(),
+            config.credentials_path.is_some(),
+            self.user_and_password.is_some(),
+            self.nkey.is_some(),
+        ];
+        if ways.into_iter().filter(|given| *given).count() > 1 {
+            return wrong(
+                "token, credentials_path, user and password, nkey: only one can be given".to_owned(),
+            );
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for NatsProviderBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NatsProviderBuilder")
+            .field("config", &self.config)
+            .field("user_and_password", &secret(self.user_and_password.as_ref()))
+            .field("nkey", &secret(self.nkey.as_ref()))
+            .field("root_certificates", &self.root_certificates)
+            .field("client_certificate", &secret(self.client_certificate.as_ref()))
+            .field("require_tls", &self.require_tls)
+            .field("tls_first", &self.tls_first)
+            .field("client_name", &self.client_name)
+            .field("max_in_flight", &self.max_in_flight)
+            .field("replicas", &self.replicas)
+            .field("dedup_window", &self.dedup_window)
+            .field("max_message_size", &self.max_message_size)
+            .field("compression", &self.compression)
+            .field("discard_new", &self.discard_new)
+            .finish()
+    }
+}
+
+/// Connects to `nats://[user:password@]host[:port][,…][/stream name][?key=value&…]`; a user without a password is a token.
+pub(in crate::provider) async fn connect(url: ProviderUrl) -> Result<Arc<dyn EventProvider>> {
+    Ok(Arc::new(from_url(&url)?.connect().await?))
+}
+
+fn from_url(url: &ProviderUrl) -> Result<NatsProviderBuilder> {
+    url.allow_settings(&[
+        "token",
+        "credentials_path",
+        "subject_prefix",
+        "storage",
+        "max_events",
+        "max_age_secs",
+        "max_bytes",
+        "connect_timeout_secs",
+        "request_timeout_secs",
+        "nkey",
+        "root_certificates",
+        "client_certificate",
+        "client_key",
+        "tls_first",
+        "client_name",
+        "max_in_flight",
+        "replicas",
+        "dedup_window_secs",
+        "max_message_size",
+        "compression",
+        "discard_new",
+    ])?;
+    let mut config = NatsConfig { url: servers(url), ..NatsConfig::default() };
+    let stream = url.path().trim_matches('/');
+    if !stream.is_empty() {
+        stream.clone_into(&mut config.stream_name);
+    }
+    config.token = url.setting("token")?;
+    config.credentials_path = url.setting("credentials_path")?;
+    set(&mut config.subject_prefix, url.setting("subject_prefix")?);
+    set(&mut config.storage, url.setting("storage")?);
+    set(&mut config.max_events, url.setting("max_events")?);
+    set(&mut config.max_age_secs, url.setting("max_age_secs")?);
+    set(&mut config.max_bytes, url.setting("max_bytes")?);
+    set(&mut config.connect_timeout_secs, url.setting("connect_timeout_secs")?);
+    set(&mut config.request_timeout_secs, url.setting("request_timeout_secs")?);
+    let mut builder = NatsProviderBuilder::new(config);
+    match (url.username(), url.password()) {
+        (Some(user), Some(password)) => builder = builder.user_and_password(user, password),
+        (Some(token), None) => builder.config.token = Some(token.to_owned()),
+        (None, _) => {}
+    }
+    builder.nkey = url.setting("nkey")?;
+    builder.root_certificates = url.setting("root_certificates")?;
+    builder.client_certificate = match (url.setting("client_certificate")?, url.setting("client_key")?) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        _ => return Err(EventError::Config("client_certificate and client_key: need each other".to_owned())),
+    };
+    builder.require_tls = url.scheme() == "tls";
+    set(&mut builder.tls_first, url.setting("tls_first")?);
+    builder.client_name = url.setting("client_name")?;
+    set(&mut builder.max_in_flight, url.setting("max_in_flight")?);
+    builder.replicas = url.setting("replicas")?;
+    builder.dedup_window = url.setting("dedup_window_secs")?.map(Duration::from_secs);
+    builder.max_message_size = url.setting("max_message_size")?;
+    builder.compression = url.setting("compression")?;
+    builder.discard_new = url.setting("discard_new")?;
+    Ok(builder)
+}
+
+fn set<T>(field: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *field = value;
+    }
+}
+
+/// The servers of the authority, each with the scheme.
+fn servers(url: &ProviderUrl) -> String {
+    let hosts = if url.authority().is_empty() { "127.0.0.1:4222" } else { url.authority() };
+    let servers = hosts.split(',').map(|host| format!("{}://{host}", url.scheme()));
+    servers.collect::<Vec<_>>().join(",")
+}
+
+impl std::str::FromStr for StorageType {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> std::result::Result<Self, Self::Err> {
+        match text {
+            "file" => Ok(Self::File),
+            "memory" => Ok(Self::Memory),
+            _ => Err("must be file or memory"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_and_the_json_are_the_promised_ones() {
+        let json = serde_json::to_value(NatsConfig::default()).unwrap();
+        let expected = serde_json::json!({
+            "url": "nats://127.0.0.1:4222", "streamName": "A3S_EVENTS", "subjectPrefix": "events", "storage": "file",
+            "maxEvents": 100_000, "maxAgeSecs": 604_800, "maxBytes": 0, "connectTimeoutSecs": 5,
+            "requestTimeoutSecs": 10
+        });
+        assert_eq!(json, expected);
+        let config: NatsConfig = serde_json::from_value(json).unwrap();
+        assert_eq!((config.token, config.credentials_path), (None, None));
+    }
+
+    #[test]
+    fn debug_shows_no_secret() {
+        let config = NatsConfig {
+            url: "nats://alice:canary@one:4222,tls://canary@two".to_owned(),
+            token: Some("canary".to_owned()),
+            credentials_path: Some("canary".to_owned()),
+            ..NatsConfig::default()
+        };
+        let builder = NatsProviderBuilder::new(config).user_and_password("canary", "canary").nkey("canary");
+        let shown = format!("{builder:?}");
+        assert!(!shown.contains("canary") && !shown.contains("alice"), "{shown}");
+        assert!(shown.contains("nats://***@one:4222,tls://***@two"), "{shown}");
+    }
+
+    #[test]
+    fn every_setting_of_the_url_takes_effect() {
+        let url = "tls://us%40er:pass@one:1,two:2/ORDERS?subject_prefix=acme&storage=memory&max_events=1\
+                   &max_age_secs=2&max_bytes=3&connect_timeout_secs=4&request_timeout_secs=5&root_certificates=ca.pem\
+                   &client_certificate=c.pem&client_key=k.pem&tls_first=true&client_name=me&max_in_flight=6\
+                   &replicas=3&dedup_window_secs=7&max_message_size=800&compression=true&discard_new=true";
+        let builder = from_url(&ProviderUrl::parse(url).unwrap()).unwrap();
+        builder.validate().unwrap();
+        let config = &builder.config;
+        assert_eq!((config.url.as_str(), config.stream_name.as_str()), ("tls://one:1,tls://two:2", "ORDERS"));
+        assert_eq!((config.subject_prefix.as_str(), config.storage), ("acme", StorageType::Memory));
+        assert_eq!((config.max_events, config.max_age_secs, config.max_bytes), (1, 2, 3));
+        assert_eq!((config.connect_timeout_secs, config.request_timeout_secs), (4, 5));
+        assert_eq!(builder.user_and_password, Some(("us@er".to_owned(), "pass".to_owned())));
+        assert_eq!(builder.root_certificates, Some("ca.pem".into()));
+        assert_eq!(builder.client_certificate, Some(("c.pem".into(), "k.pem".into())));
+        assert!(builder.require_tls && builder.tls_first);
+        assert_eq!((builder.client_name.as_deref(), builder.max_in_flight), (Some("me"), 6));
+        assert_eq!((builder.replicas, builder.dedup_window), (Some(3), Some(Duration::from_secs(7))));
+        assert_eq!((builder.max_message_size, builder.compression), (Some(800), Some(true)));
+        assert_eq!(builder.discard_new, Some(true));
+    }
+
+    #[test]
+    fn a_user_without_a_password_is_a_token_and_the_server_has_a_default() {
+        let builder = from_url(&ProviderUrl::parse("nats://t0ken@host").unwrap()).unwrap();
+        assert_eq!(
+            (builder.config.token.as_deref(), builder.config.url.as_str()),
+            (Some("t0ken"), "nats://host")
+        );
+        let builder = from_url(&ProviderUrl::parse("nats://").unwrap()).unwrap();
+        assert_eq!(builder.config.url, "nats://127.0.0.1:4222");
+    }
+
+    #[test]
+    fn wrong_settings_are_refused_with_their_name() {
+        let with = |change: fn(&mut NatsProviderBuilder)| {
+            let mut builder = NatsProviderBuilder::new(NatsConfig::default());
+            change(&mut builder);
+            builder.validate().unwrap_err().to_string()
+        };
+        assert!(with(|b| b.config.stream_name = "a.b".to_owned()).contains("stream_name \"a.b\""));
+        assert!(with(|b| b.config.max_events = -1).contains("max_events -1"));
+        assert!(with(|b| b.config.request_timeout_secs = 0).contains("request_timeout_secs"));
+        assert!(with(|b| b.max_in_flight = 0).contains("max_in_flight"));
+        assert!(with(|b| b.replicas = Some(2)).contains("replicas"));
+        assert!(with(|b| b.max_message_size = Some(1)).contains("max_message_size"));
+        assert!(with(|b| b.config.subject_prefix = "a.*".to_owned()).contains("subject_prefix"));
+        let two = |b: &mut NatsProviderBuilder| {
+            b.config.token = Some("t".to_owned());
+            b.nkey = Some("n".to_owned());
+        };
+        assert!(with(two).contains("only one"));
+        let storage =
+            from_url(&ProviderUrl::parse("nats://h?storage=disk").unwrap()).unwrap_err().to_string();
+        assert!(storage.contains("storage \"disk\"") && storage.contains("file or memory"), "{storage}");
+    }
+}

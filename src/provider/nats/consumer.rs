@@ -1,0 +1,306 @@
+//! Consumers on the server: what the options mean there, and whether what exists is what was asked for.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::datetime;
+use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy as NativePolicy, ReplayPolicy};
+use async_nats::jetstream::{self, ErrorCode};
+
+use super::client::Shared;
+use super::error::refused;
+use super::subscription::NatsSubscription;
+use crate::error::{EventError, Result};
+use crate::provider::consumer::ConsumerConfig;
+use crate::subject::{validate_consumer_name, validate_filter_under};
+use crate::types::{DeliverPolicy, SubscribeOptions};
+
+/// An ephemeral consumer whose program has died is deleted by the server after this time. Long, because a program that
+/// handles one event for this long asks for nothing meanwhile.
+const EPHEMERAL_IDLE: Duration = Duration::from_secs(60 * 60);
+/// JetStream has no per-attempt delay for naks; ours are kept with the consumer, so that whoever opens it without options
+/// uses them.
+const BACKOFF_KEY: &str = "a3s-event-backoff-secs";
+
+/// What to do with a consumer of this name.
+enum Action {
+    Create,
+    Update,
+}
+
+impl Shared {
+    /// Opens a durable consumer; `options` are `None` to take an existing one as it is.
+    pub(super) async fn subscribe_durable(
+        self: &Arc<Self>,
+        name: &str,
+        filter: &str,
+        options: Option<&SubscribeOptions>,
+    ) -> Result<NatsSubscription> {
+        self.check_open()?;
+        validate_consumer_name(name)?;
+        let wanted = self.consumer_config(filter, options)?;
+        loop {
+            let Some(existing) = self.consumer(name).await? else {
+                let native = self.native(&wanted, name, true)?;
+                match self.put_consumer(Action::Create, name, native).await? {
+                    Some(info) => return Ok(NatsSubscription::new(self, &info, wanted, true)),
+                    // Somebody else made it in the meantime: look again.
+                    None => continue,
+                }
+            };
+            self.check_adoptable(name, &existing.config)?;
+            let in_force = self.consumer_config_of(&existing.config)?;
+            in_force.check_filter(name, &wanted.filter)?;
+            if options.is_none() {
+                return Ok(NatsSubscription::new(self, &existing, in_force, true));
+            }
+            let mut changed = in_force.clone();
+            changed.change_to(name, wanted.clone())?;
+            if changed == in_force {
+                return Ok(NatsSubscription::new(self, &existing, in_force, true));
+            }
+            let mut native = existing.config.clone();
+            apply(&changed, &mut native);
+            match self.put_consumer(Action::Update, name, native).await? {
+                Some(info) => return Ok(NatsSubscription::new(self, &info, changed, true)),
+                // Deleted in the meantime: make it anew.
+                None => continue,
+            }
+        }
+    }
+
+    pub(super) async fn subscribe_ephemeral(
+        self: &Arc<Self>,
+        filter: &str,
+        options: &SubscribeOptions,
+    ) -> Result<NatsSubscription> {
+        self.check_open()?;
+        let wanted = self.consumer_config(filter, Some(options))?;
+        let name = format!("a3s-{}", uuid::Uuid::now_v7().simple());
+        let native = self.native(&wanted, &name, false)?;
+        match self.put_consumer(Action::Create, &name, native).await? {
+            Some(info) => Ok(NatsSubscription::new(self, &info, wanted, false)),
+            None => Err(EventError::Consumer(format!("consumer '{name}' exists already"))),
+        }
+    }
+
+    fn consumer_config(&self, filter: &str, options: Option<&SubscribeOptions>) -> Result<ConsumerConfig> {
+        validate_filter_under(filter, self.prefix())?;
+        let filter = under_prefix(filter, self.prefix());
+        ConsumerConfig::new(&filter, options.unwrap_or(&SubscribeOptions::default()))
+    }
+
+    /// The consumer that the server is to make.
+    fn native(&self, wanted: &ConsumerConfig, name: &str, durable: bool) -> Result<consumer::Config> {
+        let mut native = consumer::Config {
+            durable_name: durable.then(|| name.to_owned()),
+            name: Some(name.to_owned()),
+            deliver_policy: native_policy(&wanted.deliver_policy)?,
+            ack_policy: AckPolicy::Explicit,
+            replay_policy: ReplayPolicy::Instant,
+            filter_subject: wanted.filter.clone(),
+            inactive_threshold: if durable { Duration::ZERO } else { EPHEMERAL_IDLE },
+            ..consumer::Config::default()
+        };
+        apply(wanted, &mut native);
+        Ok(native)
+    }
+
+    /// Makes or changes a consumer; `None` when there is one already, or none to change.
+    async fn put_consumer(
+        &self,
+        action: Action,
+        name: &str,
+        config: consumer::Config,
+    ) -> Result<Option<consumer::Info>> {
+        let (operation, action) = match action {
+            Action::Create => ("consumer create", "create"),
+            Action::Update => ("consumer update", "update"),
+        };
+        let stream = self.stream_name();
+        // The server wants the filter in the subject too, so that permissions can tell consumers apart.
+        let subject = if config.filter_subject.is_empty() {
+            format!("CONSUMER.CREATE.{stream}.{name}")
+        } else {
+            format!("CONSUMER.CREATE.{stream}.{name}.{}", config.filter_subject)
+        };
+        let body = serde_json::json!({ "stream_name": stream, "config": config, "action": action });
+        let answer: std::result::Result<consumer::Info, jetstream::Error> =
+            self.ask(operation, subject, body.to_string().into()).await?;
+        match answer {
+            Ok(info) => Ok(Some(info)),
+            Err(error)
+                if matches!(
+                    error.error_code(),
+                    ErrorCode::CONSUMER_ALREADY_EXISTS
+                        | ErrorCode::CONSUMER_NAME_EXIST
+                        | ErrorCode::CONSUMER_DOES_NOT_EXIST
+                ) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(refused(operation, error)),
+        }
+    }
+
+    /// Refuses an existing consumer that cannot keep the contract.
+    fn check_adoptable(&self, name: &str, existing: &consumer::Config) -> Result<()> {
+        let conflict = |field: &str, existing: String, requested: &str| {
+            Err(EventError::Conflict {
+                resource: format!("consumer '{name}'"),
+                field: field.to_owned(),
+                existing,
+                requested: requested.to_owned(),
+            })
+        };
+        if let Some(subject) = &existing.deliver_subject {
+            return conflict("delivery", format!("push to {subject}"), "pull");
+        }
+        if existing.ack_policy != AckPolicy::Explicit {
+            return conflict("ack_policy", format!("{:?}", existing.ack_policy), "Explicit");
+        }
+        if !existing.filter_subjects.is_empty() {
+            return conflict("filter", existing.filter_subjects.join(", "), "one filter");
+        }
+        Ok(())
+    }
+
+    /// The settings of an existing consumer in our terms.
+    fn consumer_config_of(&self, native: &consumer::Config) -> Result<ConsumerConfig> {
+        let mut config = ConsumerConfig::new(">", &SubscribeOptions::default())?;
+        config.filter = self.filter_of(native);
+        config.deliver_policy = policy_of(&native.deliver_policy);
+        config.ack_wait = native.ack_wait;
+        config.backoff = backoff_of(native);
+        config.max_deliver = u64::try_from(native.max_deliver).ok().filter(|max| *max > 0);
+        config.max_ack_pending = usize::try_from(native.max_ack_pending).unwrap_or(usize::MAX);
+        Ok(config)
+    }
+
+    /// The filter of a consumer, which has none when it gets everything.
+    pub(super) fn filter_of(&self, native: &consumer::Config) -> String {
+        let filter = if native.filter_subject.is_empty() { ">" } else { &native.filter_subject };
+        under_prefix(filter, self.prefix())
+    }
+}
+
+/// Writes our settings into a consumer's configuration and leaves the rest of it alone.
+fn apply(wanted: &ConsumerConfig, native: &mut consumer::Config) {
+    native.ack_wait = wanted.ack_wait;
+    native.max_deliver = wanted.max_deliver.map_or(-1, |max| i64::try_from(max).unwrap_or(i64::MAX));
+    native.max_ack_pending = i64::try_from(wanted.max_ack_pending).unwrap_or(i64::MAX);
+    // The server's own backoff would replace the ack wait: it counts from the delivery, ours from the nak.
+    native.backoff = Vec::new();
+    native.metadata.remove(BACKOFF_KEY);
+    if !wanted.backoff.is_empty() {
+        let secs: Vec<_> = wanted.backoff.iter().map(|delay| delay.as_secs().to_string()).collect();
+        native.metadata.insert(BACKOFF_KEY.to_owned(), secs.join(","));
+    }
+}
+
+/// Our backoff where we wrote it, else that of an earlier version, which used the server's.
+fn backoff_of(native: &consumer::Config) -> Vec<Duration> {
+    let ours = native
+        .metadata
+        .get(BACKOFF_KEY)
+        .and_then(|list| list.split(',').map(|secs| secs.parse().ok().map(Duration::from_secs)).collect());
+    ours.unwrap_or_else(|| native.backoff.clone())
+}
+
+fn native_policy(policy: &DeliverPolicy) -> Result<NativePolicy> {
+    Ok(match policy {
+        DeliverPolicy::All => NativePolicy::All,
+        DeliverPolicy::Last => NativePolicy::Last,
+        DeliverPolicy::New => NativePolicy::New,
+        DeliverPolicy::ByStartSequence { sequence } => {
+            NativePolicy::ByStartSequence { start_sequence: *sequence }
+        }
+        DeliverPolicy::ByStartTime { timestamp } => {
+            let start_time = datetime::from_nanos(i128::from(*timestamp) * 1_000_000).map_err(|_| {
+                EventError::Config(format!("deliver_policy start time {timestamp}: is out of range"))
+            })?;
+            NativePolicy::ByStartTime { start_time }
+        }
+        DeliverPolicy::LastPerSubject => NativePolicy::LastPerSubject,
+    })
+}
+
+fn policy_of(native: &NativePolicy) -> DeliverPolicy {
+    match native {
+        NativePolicy::All => DeliverPolicy::All,
+        NativePolicy::Last => DeliverPolicy::Last,
+        NativePolicy::New => DeliverPolicy::New,
+        NativePolicy::ByStartSequence { start_sequence } => {
+            DeliverPolicy::ByStartSequence { sequence: *start_sequence }
+        }
+        NativePolicy::ByStartTime { start_time } => {
+            let millis = start_time.unix_timestamp_nanos() / 1_000_000;
+            DeliverPolicy::ByStartTime { timestamp: u64::try_from(millis).unwrap_or_default() }
+        }
+        NativePolicy::LastPerSubject => DeliverPolicy::LastPerSubject,
+    }
+}
+
+/// The same filter spelled so that it lies under the prefix, as the server wants it: `*.a` under `events` is `events.a`.
+pub(super) fn under_prefix(filter: &str, prefix: &str) -> String {
+    let mut patterns = filter.split('.');
+    for _ in prefix.split('.') {
+        match patterns.next() {
+            Some(">") | None => return format!("{prefix}.>"),
+            Some(_) => {}
+        }
+    }
+    patterns.fold(prefix.to_owned(), |spelled, pattern| format!("{spelled}.{pattern}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_are_spelled_under_the_prefix() {
+        for (filter, spelled) in [
+            (">", "acme.events.>"),
+            ("acme.>", "acme.events.>"),
+            ("acme.events.>", "acme.events.>"),
+            ("*.events.a.*", "acme.events.a.*"),
+            ("acme.*.a", "acme.events.a"),
+            ("*.*.>", "acme.events.>"),
+        ] {
+            assert_eq!(under_prefix(filter, "acme.events"), spelled);
+        }
+    }
+
+    #[test]
+    fn durations_are_nanoseconds_on_the_wire() {
+        let options = SubscribeOptions {
+            max_deliver: Some(4),
+            backoff_secs: vec![1, 5],
+            ack_wait_secs: Some(2),
+            ..Default::default()
+        };
+        let mut native = consumer::Config::default();
+        apply(&ConsumerConfig::new("events.>", &options).unwrap(), &mut native);
+        let json = serde_json::to_value(&native).unwrap();
+        assert_eq!(json["ack_wait"], 2_000_000_000_u64);
+        assert_eq!((&json["max_deliver"], &json["max_ack_pending"]), (&4.into(), &1_000.into()));
+        // Only in the metadata: as a setting of the server it would replace the ack wait.
+        assert_eq!(json.get("backoff"), None);
+        assert_eq!(backoff_of(&native), [Duration::from_secs(1), Duration::from_secs(5)]);
+    }
+
+    #[test]
+    fn every_policy_comes_back() {
+        for policy in [
+            DeliverPolicy::All,
+            DeliverPolicy::Last,
+            DeliverPolicy::New,
+            DeliverPolicy::ByStartSequence { sequence: 7 },
+            DeliverPolicy::ByStartTime { timestamp: 1_700_000_000_123 },
+            DeliverPolicy::LastPerSubject,
+        ] {
+            assert_eq!(policy_of(&native_policy(&policy).unwrap()), policy);
+        }
+        assert!(native_policy(&DeliverPolicy::ByStartTime { timestamp: u64::MAX }).is_err());
+    }
+}

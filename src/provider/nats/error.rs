@@ -1,0 +1,107 @@
+//! What the server and its client report, classified.
+
+use std::time::Duration;
+
+use async_nats::RequestErrorKind;
+use async_nats::jetstream::{self, ErrorCode};
+
+use crate::error::{BackendError, ErrorKind, EventError};
+
+pub(super) const PROVIDER: &str = "nats";
+
+/// No answer in time: the request may have been carried out.
+pub(super) fn timeout(operation: &str, deadline: Duration) -> EventError {
+    EventError::Timeout(format!("{operation}: nats-server did not answer within {} s", deadline.as_secs()))
+}
+
+/// A request that got no answer from JetStream.
+pub(super) fn unanswered(
+    operation: &'static str,
+    error: async_nats::RequestError,
+    deadline: Duration,
+) -> EventError {
+    match error.kind() {
+        RequestErrorKind::TimedOut => timeout(operation, deadline),
+        // The server says at once that nobody listens, so that nothing was stored.
+        RequestErrorKind::NoResponders => {
+            BackendError::new(PROVIDER, operation, ErrorKind::NotFound, error).retryable().into()
+        }
+        RequestErrorKind::InvalidSubject | RequestErrorKind::MaxPayloadExceeded => {
+            BackendError::new(PROVIDER, operation, ErrorKind::InvalidInput, error).into()
+        }
+        // The connection went away, before or after the request did.
+        RequestErrorKind::Other => BackendError::new(PROVIDER, operation, ErrorKind::Connection, error)
+            .retryable()
+            .may_be_stored()
+            .into(),
+    }
+}
+
+/// An error that JetStream answered: certainly not carried out.
+pub(super) fn refused(operation: &'static str, error: jetstream::Error) -> EventError {
+    let kind = match error.error_code() {
+        ErrorCode::STREAM_NOT_FOUND | ErrorCode::CONSUMER_NOT_FOUND | ErrorCode::NO_MESSAGE_FOUND => {
+            ErrorKind::NotFound
+        }
+        ErrorCode::STORAGE_RESOURCES_EXCEEDED
+        | ErrorCode::MEMORY_RESOURCES_EXCEEDED
+        | ErrorCode::INSUFFICIENT_RESOURCES
+        | ErrorCode::STREAM_STORE_FAILED => ErrorKind::Storage,
+        ErrorCode::STREAM_SUBJECT_OVERLAP => ErrorKind::Conflict,
+        ErrorCode::JETSTREAM_NOT_ENABLED | ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT => {
+            ErrorKind::Unsupported
+        }
+        _ => ErrorKind::Backend,
+    };
+    // 503 is the class of what passes: no leader yet, the storage catching up.
+    let passes = error.code() == 503 && kind != ErrorKind::Unsupported;
+    let failure = BackendError::new(PROVIDER, operation, kind, error);
+    if passes { failure.retryable().into() } else { failure.into() }
+}
+
+/// The connection task of the client is gone, for good.
+pub(super) fn connection_ended() -> EventError {
+    EventError::Closed("the connection to nats-server has ended for good: connect again".to_owned())
+}
+
+/// A first connection that failed.
+pub(super) fn not_connected(error: async_nats::ConnectError) -> EventError {
+    use async_nats::ConnectErrorKind as Kind;
+    match error.kind() {
+        Kind::Authentication | Kind::AuthorizationViolation => {
+            BackendError::new(PROVIDER, "connect", ErrorKind::Unauthorized, error).into()
+        }
+        Kind::ServerParse => EventError::Config("url: is not the URL of a NATS server".to_owned()),
+        _ => EventError::Connection(format!("nats-server cannot be reached: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(code: u64, err_code: u64) -> EventError {
+        let json = serde_json::json!({"code": code, "err_code": err_code, "description": "d"});
+        refused("publish", serde_json::from_value(json).unwrap())
+    }
+
+    #[test]
+    fn refusals_are_certain_and_classified() {
+        for (code, err_code, kind, retryable) in [
+            (404, 10059, ErrorKind::NotFound, false),
+            (503, 10077, ErrorKind::Storage, true),
+            (503, 10008, ErrorKind::Backend, true),
+            (503, 10076, ErrorKind::Unsupported, false),
+            (400, 10065, ErrorKind::Conflict, false),
+            (400, 10052, ErrorKind::Backend, false),
+        ] {
+            let error = refusal(code, err_code);
+            assert_eq!((error.kind(), error.is_retryable(), error.may_be_stored()), (kind, retryable, false));
+        }
+    }
+
+    #[test]
+    fn a_timeout_may_be_stored() {
+        assert!(timeout("publish", Duration::from_secs(1)).may_be_stored());
+    }
+}

@@ -1,0 +1,175 @@
+#![doc = include_str!("docs.md")]
+
+mod client;
+mod config;
+mod consumer;
+mod error;
+mod history;
+mod publish;
+mod pull;
+mod subscription;
+
+use std::any::Any;
+
+use async_trait::async_trait;
+
+pub use client::{NatsClient, StreamInfo};
+pub(super) use config::connect;
+pub use config::{DEFAULT_MAX_IN_FLIGHT, NatsConfig, NatsProviderBuilder, StorageType};
+pub use subscription::NatsSubscription;
+
+use super::{
+    Capabilities, ConsumerInfo, EventProvider, HistoryQuery, ProviderInfo, PublishRequest, StoredEvent,
+    Subscription, Support,
+};
+use crate::error::Result;
+use crate::types::{Event, PublishOptions, SubscribeOptions};
+
+/// The provider that keeps events in a stream of NATS JetStream.
+#[derive(Debug)]
+pub struct NatsProvider {
+    client: NatsClient,
+}
+
+impl NatsProvider {
+    /// Connects, and makes the stream when it does not exist.
+    ///
+    /// # Errors
+    ///
+    /// As [`NatsProviderBuilder::connect`].
+    pub async fn connect(config: NatsConfig) -> Result<Self> {
+        Self::builder(config).connect().await
+    }
+
+    /// Settings that [`NatsConfig`] lacks.
+    pub fn builder(config: NatsConfig) -> NatsProviderBuilder {
+        NatsProviderBuilder::new(config)
+    }
+
+    async fn from_builder(settings: NatsProviderBuilder) -> Result<Self> {
+        Ok(Self { client: NatsClient::from_builder(settings).await? })
+    }
+
+    /// The connection, with its native handles.
+    pub fn client(&self) -> &NatsClient {
+        &self.client
+    }
+
+    fn into_client(self) -> NatsClient {
+        self.client
+    }
+}
+
+#[async_trait]
+impl EventProvider for NatsProvider {
+    async fn publish(&self, event: &Event) -> Result<u64> {
+        self.client.publish(event).await
+    }
+
+    async fn publish_with_options(&self, event: &Event, opts: &PublishOptions) -> Result<u64> {
+        self.client.publish_with_options(event, opts).await
+    }
+
+    async fn publish_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<u64>> {
+        self.client.shared.publish_batch(batch).await
+    }
+
+    async fn subscribe_durable(
+        &self,
+        consumer_name: &str,
+        filter_subject: &str,
+    ) -> Result<Box<dyn Subscription>> {
+        Ok(Box::new(self.client.subscribe_durable(consumer_name, filter_subject).await?))
+    }
+
+    async fn subscribe_durable_with_options(
+        &self,
+        consumer_name: &str,
+        filter_subject: &str,
+        opts: &SubscribeOptions,
+    ) -> Result<Box<dyn Subscription>> {
+        let opened = self.client.subscribe_durable_with_options(consumer_name, filter_subject, opts).await?;
+        Ok(Box::new(opened))
+    }
+
+    async fn subscribe(&self, filter_subject: &str) -> Result<Box<dyn Subscription>> {
+        Ok(Box::new(self.client.subscribe(filter_subject).await?))
+    }
+
+    async fn subscribe_with_options(
+        &self,
+        filter_subject: &str,
+        opts: &SubscribeOptions,
+    ) -> Result<Box<dyn Subscription>> {
+        Ok(Box::new(self.client.subscribe_with_options(filter_subject, opts).await?))
+    }
+
+    async fn history(&self, filter_subject: Option<&str>, limit: usize) -> Result<Vec<Event>> {
+        self.client.history(filter_subject, limit).await
+    }
+
+    async fn query(&self, query: &HistoryQuery) -> Result<Vec<StoredEvent>> {
+        self.client.shared.query(query).await
+    }
+
+    async fn unsubscribe(&self, consumer_name: &str) -> Result<()> {
+        self.client.unsubscribe(consumer_name).await
+    }
+
+    async fn info(&self) -> Result<ProviderInfo> {
+        let stream = self.client.stream_info().await?;
+        Ok(ProviderInfo {
+            provider: self.name().to_owned(),
+            messages: stream.messages,
+            bytes: stream.bytes,
+            consumers: stream.consumer_count,
+        })
+    }
+
+    async fn consumers(&self) -> Result<Vec<ConsumerInfo>> {
+        let shared = &self.client.shared;
+        let listed = shared.consumers().await?.into_iter().map(|native| {
+            let filter = shared.filter_of(&native.config);
+            let mut info = ConsumerInfo::new(native.name, filter, native.config.durable_name.is_some());
+            info.lag = native.num_pending;
+            info.pending = native.num_ack_pending as u64;
+            info.redelivered = native.num_redelivered as u64;
+            info
+        });
+        Ok(listed.collect())
+    }
+
+    async fn health(&self) -> Result<bool> {
+        let shared = &self.client.shared;
+        Ok(shared.check_open().is_ok() && shared.is_connected() && shared.stream().await.is_ok())
+    }
+
+    fn name(&self) -> &str {
+        error::PROVIDER
+    }
+
+    fn subject_prefix(&self) -> &str {
+        &self.client.config().subject_prefix
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let shared = &self.client.shared;
+        let mut capabilities = Capabilities::all(shared.durability);
+        // The server knows events, not deliveries: it takes a settlement whoever holds the lease now, counts every
+        // delivery as an attempt, and does not say what it dropped.
+        capabilities.fenced_settlement = Support::No;
+        capabilities.uncounted_release = Support::No;
+        capabilities.counted_loss = Support::No;
+        capabilities.max_payload = Some(shared.max_payload);
+        capabilities
+    }
+
+    fn as_any(&self) -> Option<&dyn Any> {
+        Some(self)
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.client.shared.closed.send_replace(true);
+        Ok(())
+    }
+}

@@ -1,0 +1,147 @@
+//! Publishing: checks first, then a request whose answer says whether the event is stored.
+
+use async_nats::jetstream::publish::PublishAck;
+use async_nats::jetstream::response::Response;
+use async_nats::jetstream::{self, ErrorCode};
+use async_nats::{HeaderMap, HeaderValue, Request, RequestErrorKind, header};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesOrdered;
+
+use super::client::Shared;
+use super::error::{PROVIDER, connection_ended, refused, timeout, unanswered};
+use crate::error::{BackendError, ErrorKind, EventError, Result};
+use crate::provider::PublishRequest;
+use crate::provider::validate::{validate_event, validate_publish_options};
+use crate::types::{Event, PublishOptions};
+
+impl Shared {
+    /// Stores one event and returns its sequence. The error says whether it may have been stored.
+    pub(super) async fn publish(&self, event: &Event, options: &PublishOptions) -> Result<u64> {
+        self.check_open()?;
+        validate_publish_options(options)?;
+        let size = validate_event(event, self.prefix(), self.max_payload)?;
+        let mut body = Vec::with_capacity(size);
+        serde_json::to_writer(&mut body, event)?;
+        // The deadline is ours: that of the client covers the wait for the answer only.
+        let mut request = Request::new().payload(body.into()).timeout(None);
+        if let Some(headers) = headers(options) {
+            request = request.headers(headers);
+        }
+        let deadline = options
+            .timeout_secs
+            .map_or(self.settings.config.request_timeout(), std::time::Duration::from_secs);
+        let publishing = self.client.send_request(event.subject.clone(), request);
+        let answer = match tokio::time::timeout(deadline, publishing).await {
+            Err(_) => return Err(timeout("publish", deadline)),
+            Ok(Err(error)) if error.kind() == RequestErrorKind::MaxPayloadExceeded => {
+                let limit = self.client.max_payload();
+                return Err(EventError::TooLarge { what: "event", actual: size, limit });
+            }
+            Ok(Err(error)) if self.is_gone(&error) => return Err(connection_ended()),
+            Ok(Err(error)) => return Err(unanswered("publish", error, deadline)),
+            Ok(Ok(answer)) => answer,
+        };
+        match serde_json::from_slice(&answer.payload) {
+            Ok(Response::Ok(PublishAck { sequence, .. })) => Ok(sequence),
+            Ok(Response::Err { error }) => self.not_stored(error, options).await,
+            // Whatever this is, it says nothing about the event.
+            Err(error) => {
+                Err(BackendError::new(PROVIDER, "publish", ErrorKind::Backend, error).may_be_stored().into())
+            }
+        }
+    }
+
+    /// Publishes the entries in order, a bounded number of them waiting for their answers at once.
+    pub(super) async fn publish_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<u64>> {
+        let mut results = Vec::with_capacity(batch.len());
+        let mut in_flight = FuturesOrdered::new();
+        for entry in batch {
+            if in_flight.len() >= self.settings.max_in_flight {
+                results.extend(in_flight.next().await);
+            }
+            // Sent in the order of their first poll, which a budget that runs out would shuffle.
+            in_flight.push_back(tokio::task::unconstrained(self.publish(entry.event, &entry.options)));
+        }
+        while let Some(result) = in_flight.next().await {
+            results.push(result);
+        }
+        results
+    }
+
+    /// What a refusal means: an error, unless it refuses the retry of what is stored already.
+    async fn not_stored(&self, error: jetstream::Error, options: &PublishOptions) -> Result<u64> {
+        let wrong_sequence = matches!(
+            error.error_code(),
+            ErrorCode::STREAM_WRONG_LAST_SEQUENCE | ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT
+        );
+        let Some(expected) = options.expected_sequence.filter(|_| wrong_sequence) else {
+            return Err(refused("publish", error));
+        };
+        // The server looks at the expected sequence before it looks for a duplicate. A first try that was stored has the
+        // sequence behind the expected one.
+        if let Some(msg_id) = &options.msg_id
+            && self.msg_id_of(expected + 1).await.as_ref() == Some(msg_id)
+        {
+            return Ok(expected + 1);
+        }
+        Err(EventError::Conflict {
+            resource: format!("stream '{}'", self.stream_name()),
+            field: "expected_sequence".to_owned(),
+            existing: last_sequence(&error.to_string()).unwrap_or("another one").to_owned(),
+            requested: expected.to_string(),
+        })
+    }
+
+    /// The `msg_id` that a record was stored with, as far as that can be found out.
+    async fn msg_id_of(&self, sequence: u64) -> Option<String> {
+        let reading = async {
+            let stream = self.jetstream.get_stream_no_info(self.stream_name()).await.ok()?;
+            let record = stream.get_raw_message(sequence).await.ok()?;
+            record.headers.get(header::NATS_MESSAGE_ID).map(|id| id.as_str().to_owned())
+        };
+        tokio::time::timeout(self.settings.config.request_timeout(), reading).await.ok()?
+    }
+}
+
+fn headers(options: &PublishOptions) -> Option<HeaderMap> {
+    let mut headers = HeaderMap::new();
+    if let Some(msg_id) = &options.msg_id {
+        headers.insert(header::NATS_MESSAGE_ID, msg_id.as_str());
+    }
+    if let Some(expected) = options.expected_sequence {
+        headers.insert(header::NATS_EXPECTED_LAST_SEQUENCE, HeaderValue::from(expected));
+    }
+    (!headers.is_empty()).then_some(headers)
+}
+
+/// The sequence in `wrong last sequence: 4 (code 400, ...)`. Only shown to people, never decided on.
+fn last_sequence(description: &str) -> Option<&str> {
+    let rest = description.split_once("wrong last sequence: ")?.1;
+    let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+    rest.get(..digits).filter(|digits| !digits.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_sequence_is_read_where_the_server_tells_it() {
+        assert_eq!(last_sequence("wrong last sequence: 42 (code 400, error code 10071)"), Some("42"));
+        assert_eq!(last_sequence("wrong last sequence (code 400)"), None);
+        assert_eq!(last_sequence("wrong last sequence: x"), None);
+    }
+
+    #[test]
+    fn options_become_the_headers_of_the_wire_contract() {
+        assert!(headers(&PublishOptions::default()).is_none());
+        let options = PublishOptions {
+            msg_id: Some("order-1".to_owned()),
+            expected_sequence: Some(7),
+            timeout_secs: None,
+        };
+        let headers = headers(&options).unwrap();
+        assert_eq!(headers.get("Nats-Msg-Id").unwrap().as_str(), "order-1");
+        assert_eq!(headers.get("Nats-Expected-Last-Sequence").unwrap().as_str(), "7");
+    }
+}

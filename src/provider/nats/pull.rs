@@ -1,0 +1,321 @@
+//! Pulling: asks the server for one event at a time, so that none waits here while its lease runs.
+//!
+//! The client library's own message stream fetches ahead. What it holds has begun its lease, is kept from other members
+//! and counts as delivered when it is given back, so that it could not keep the contract.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::{Message, StatusCode, Subject, Subscriber};
+use futures_util::{FutureExt, StreamExt};
+use tokio::time::Instant;
+
+use super::client::Shared;
+use super::error::{PROVIDER, connection_ended};
+use crate::error::{BackendError, ErrorKind, EventError, Result};
+
+/// How long the server keeps one request.
+const EXPIRES: Duration = Duration::from_secs(30);
+/// How often it says that it still does.
+const HEARTBEAT: Duration = Duration::from_secs(3);
+/// Silence after which the request counts as lost: two heartbeats and some.
+const LOST: Duration = Duration::from_millis(7_500);
+/// Longest wait for the end of a request that ends at once: a cancelled one, or one that does not wait for events.
+const END_DEADLINE: Duration = Duration::from_secs(1);
+const FIRST_RETRY: Duration = Duration::from_millis(20);
+const LAST_RETRY: Duration = Duration::from_secs(1);
+/// More than one event and the status messages that can be on their way when a request is cancelled.
+const MARKERS: u64 = 4;
+
+/// What a member of a consumer gets when it asks.
+pub(super) enum Pulled {
+    Message {
+        message: Message,
+        /// Its lease has begun at this time or later.
+        since: Instant,
+    },
+    /// The consumer was deleted.
+    Gone,
+    /// The provider was closed.
+    Closed,
+}
+
+/// Asks for the events of one consumer. At most one request is open, and only while a call waits.
+pub(super) struct Puller {
+    shared: Arc<Shared>,
+    consumer: String,
+    inbox: Option<Inbox>,
+    state: State,
+    /// Received and not taken, with the earliest beginning of their lease.
+    fetched: VecDeque<(Message, Instant)>,
+    /// When what keeps going wrong began, and how often it has.
+    trouble: Option<(Instant, u32)>,
+}
+
+struct Inbox {
+    subject: Subject,
+    messages: Subscriber,
+    /// How many messages were taken out of it.
+    taken: u64,
+    /// The connection that it was made on.
+    connection: u64,
+}
+
+enum State {
+    Idle,
+    /// A request is open; the server was heard of at this time.
+    Waiting(Instant),
+    /// A request for what is there is open since this time; the server ends it by itself.
+    Fetching(Instant),
+    /// The request was cancelled at this time, and what it may have fetched is not seen yet.
+    Cancelled(Instant),
+}
+
+impl Puller {
+    pub(super) fn new(shared: Arc<Shared>, consumer: String) -> Self {
+        Self { shared, consumer, inbox: None, state: State::Idle, fetched: VecDeque::new(), trouble: None }
+    }
+
+    /// The next event. Cancel-safe: nothing is awaited after a message was taken, and a request whose caller has gone is
+    /// cancelled, so that the event goes to another member.
+    pub(super) async fn next(&mut self) -> Result<Pulled> {
+        let call = Call { puller: self };
+        call.puller.run().await
+    }
+
+    async fn run(&mut self) -> Result<Pulled> {
+        loop {
+            if *self.shared.closed.borrow() {
+                return Ok(Pulled::Closed);
+            }
+            if let Some((message, since)) = self.fetched.pop_front() {
+                return Ok(Pulled::Message { message, since });
+            }
+            match self.state {
+                State::Idle => {
+                    let (expires, heartbeat) = (EXPIRES.as_nanos(), HEARTBEAT.as_nanos());
+                    let body = format!(r#"{{"batch":1,"expires":{expires},"idle_heartbeat":{heartbeat}}}"#);
+                    self.ask(body).await?;
+                    self.state = State::Waiting(Instant::now());
+                }
+                State::Waiting(heard) => {
+                    if let Some(pulled) = self.wait(heard).await? {
+                        return Ok(pulled);
+                    }
+                }
+                State::Fetching(since) | State::Cancelled(since) => self.take_one(since).await,
+            }
+        }
+    }
+
+    /// Takes up to `max` events that are there already, to be returned by the calls of [`next`](Puller::next). What a
+    /// dropped call has asked for is taken by the next one.
+    pub(super) async fn fetch(&mut self, max: usize) -> Result<()> {
+        if max == 0 || !matches!(self.state, State::Idle) {
+            return Ok(());
+        }
+        self.ask(format!(r#"{{"batch":{max},"no_wait":true}}"#)).await?;
+        let since = Instant::now();
+        self.state = State::Fetching(since);
+        while self.fetched.len() < max && matches!(self.state, State::Fetching(_)) {
+            self.take_one(since).await;
+        }
+        if self.fetched.len() >= max {
+            self.state = State::Idle;
+        }
+        Ok(())
+    }
+
+    /// The next fetched event, if it is there.
+    pub(super) fn pop_fetched(&mut self) -> Option<(Message, Instant)> {
+        self.fetched.pop_front()
+    }
+
+    /// Puts an event back that was popped.
+    pub(super) fn unpop(&mut self, message: Message, since: Instant) {
+        self.fetched.push_front((message, since));
+    }
+
+    /// Sends a request.
+    async fn ask(&mut self, body: String) -> Result<()> {
+        let connection = *self.shared.connections.borrow();
+        let client = self.shared.client.clone();
+        let inbox = match &mut self.inbox {
+            Some(inbox) if inbox.connection == connection => inbox,
+            stale => {
+                let subject = Subject::from(client.new_inbox());
+                let messages = client.subscribe(subject.clone()).await.map_err(|_| connection_ended())?;
+                stale.insert(Inbox { subject, messages, taken: 0, connection })
+            }
+        };
+        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.shared.stream_name(), self.consumer);
+        let sending = client.publish_with_reply(subject, inbox.subject.clone(), body.into());
+        match tokio::time::timeout(self.deadline(), sending).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(connection_ended()),
+            // The queue of the client is full, which it is while there is no connection.
+            Err(_) => Err(EventError::Connection("there is no connection to nats-server".to_owned())),
+        }
+    }
+
+    /// Waits for the answer to the open request.
+    async fn wait(&mut self, heard: Instant) -> Result<Option<Pulled>> {
+        let Some(inbox) = &mut self.inbox else {
+            self.state = State::Idle;
+            return Ok(None);
+        };
+        let mut closed = self.shared.closed.subscribe();
+        let mut connections = self.shared.connections.clone();
+        let connection = inbox.connection;
+        let message = tokio::select! {
+            biased;
+            message = inbox.messages.next() => message,
+            _ = async { closed.wait_for(|closed| *closed).await.is_ok() } => return Ok(Some(Pulled::Closed)),
+            reconnected = async { connections.wait_for(|now| *now != connection).await.is_ok() } => {
+                if !reconnected {
+                    return Err(connection_ended());
+                }
+                // The server may have forgotten the request together with the connection.
+                self.forget_request();
+                return Ok(None);
+            }
+            () = tokio::time::sleep_until(heard + LOST) => {
+                self.cancel();
+                self.setback("the server stopped answering").await?;
+                return Ok(None);
+            }
+        };
+        let Some(message) = message else {
+            return Err(connection_ended());
+        };
+        inbox.taken += 1;
+        let Some(status) = message.status.filter(|status| *status != StatusCode::OK) else {
+            self.state = State::Idle;
+            self.trouble = None;
+            return Ok(Some(Pulled::Message { message, since: Instant::now() }));
+        };
+        if status == StatusCode::IDLE_HEARTBEAT {
+            self.trouble = None;
+            self.state = State::Waiting(Instant::now());
+            return Ok(None);
+        }
+        // Every other status ends the request.
+        self.state = State::Idle;
+        if status == StatusCode::TIMEOUT || status == StatusCode::NOT_FOUND {
+            self.trouble = None;
+            return Ok(None);
+        }
+        let reason = message.description.unwrap_or_default();
+        // Nobody answers for a consumer that is deleted, and for one whose server is starting.
+        let may_be_gone = status == StatusCode::NO_RESPONDERS || reason.contains("Deleted");
+        if may_be_gone && matches!(self.shared.consumer(&self.consumer).await, Ok(None)) {
+            return Ok(Some(Pulled::Gone));
+        }
+        self.setback(if reason.is_empty() { "no consumer answers" } else { &reason }).await?;
+        Ok(None)
+    }
+
+    /// Takes one message of a request that ends by itself.
+    async fn take_one(&mut self, since: Instant) {
+        let Some(inbox) = &mut self.inbox else {
+            self.state = State::Idle;
+            return;
+        };
+        let Ok(Some(message)) = tokio::time::timeout(END_DEADLINE, inbox.messages.next()).await else {
+            // A cancelled request ends like this, its inbox having got all that it was to get.
+            self.forget_request();
+            return;
+        };
+        inbox.taken += 1;
+        if message.status.is_none() && message.subject != inbox.subject {
+            self.fetched.push_back((message, since));
+        } else if message.status.is_some() && matches!(self.state, State::Fetching(_)) {
+            self.state = State::Idle;
+        }
+    }
+
+    /// Cancels the open request, without waiting: the server drops a request when nobody listens to its inbox.
+    ///
+    /// What it has sent before it gets to know is not lost. Markers, sent before the unsubscription, arrive behind it; and
+    /// the unsubscription counts messages, so that the client goes on listening until they have come.
+    pub(super) fn cancel(&mut self) {
+        if !matches!(self.state, State::Waiting(_)) {
+            return;
+        }
+        let Some(inbox) = &mut self.inbox else { return };
+        while let Some(Some(message)) = now(inbox.messages.next()) {
+            inbox.taken += 1;
+            if message.status.is_none() {
+                // It came in time, and with it the end of the request.
+                self.fetched.push_back((message, Instant::now()));
+                self.state = State::Idle;
+                return;
+            }
+        }
+        let connection = *self.shared.connections.borrow();
+        let sent = inbox.connection == connection && {
+            let mark = || now(self.shared.client.publish(inbox.subject.clone(), Vec::new().into())).is_some();
+            (0..MARKERS).all(|_| mark())
+                && now(inbox.messages.unsubscribe_after(inbox.taken + MARKERS)).is_some()
+        };
+        if sent {
+            self.state = State::Cancelled(Instant::now());
+        } else {
+            // The client's queue is full or the connection another one: dropping the inbox is all that can be done.
+            self.forget_request();
+        }
+    }
+
+    /// What was fetched and nobody has taken.
+    pub(super) async fn take_left_over(&mut self) -> Option<Message> {
+        self.cancel();
+        while let State::Cancelled(since) | State::Fetching(since) = self.state {
+            self.take_one(since).await;
+        }
+        self.fetched.pop_front().map(|(message, _)| message)
+    }
+
+    fn forget_request(&mut self) {
+        self.inbox = None;
+        self.state = State::Idle;
+    }
+
+    /// Waits before the next try, longer each time; an error when it has gone on for longer than a call may take.
+    async fn setback(&mut self, reason: &str) -> Result<()> {
+        let (since, count) = self.trouble.unwrap_or((Instant::now(), 0));
+        self.trouble = Some((since, count + 1));
+        if since.elapsed() < self.deadline() {
+            let delay = FIRST_RETRY.saturating_mul(1 << count.min(16)).min(LAST_RETRY);
+            tokio::time::sleep(delay).await;
+            return Ok(());
+        }
+        self.trouble = None;
+        if !self.shared.is_connected() {
+            return Err(EventError::Connection("there is no connection to nats-server".to_owned()));
+        }
+        let reason = format!("consumer '{}' gets nothing: {reason}", self.consumer);
+        Err(BackendError::new(PROVIDER, "receive", ErrorKind::Backend, reason).retryable().into())
+    }
+
+    fn deadline(&self) -> Duration {
+        self.shared.settings.config.request_timeout()
+    }
+}
+
+/// A call that waits. When it is dropped before its end, its request is cancelled.
+struct Call<'a> {
+    puller: &'a mut Puller,
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        self.puller.cancel();
+    }
+}
+
+/// The output of a future that is ready at its first poll. It must not be stopped by the budget of the task it runs in.
+pub(super) fn now<F: Future>(future: F) -> Option<F::Output> {
+    tokio::task::unconstrained(future).now_or_never()
+}

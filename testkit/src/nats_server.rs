@@ -1,0 +1,231 @@
+//! A real nats-server with JetStream for tests: its own port, its own store, gone when dropped.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// The server that `scripts/fetch-nats-server` unpacks.
+pub const REFERENCE: &str = "2.15.1";
+/// The oldest supported server, which the script unpacks where Debian's package can be had.
+pub const OLDEST: &str = "2.9.10";
+
+/// Longer than any server takes to start that starts at all.
+const START_DEADLINE: Duration = Duration::from_secs(20);
+const POLL: Duration = Duration::from_millis(2);
+
+/// A running nats-server.
+#[derive(Debug)]
+pub struct NatsServer {
+    binary: PathBuf,
+    folder: PathBuf,
+    port: u16,
+    child: Child,
+}
+
+impl NatsServer {
+    /// Starts the server that `A3S_EVENT_NATS_SERVER` names, else the reference, on a free loopback port.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such server, with what to do about it, and when it does not get ready.
+    pub async fn start() -> Self {
+        Self::start_with("").await
+    }
+
+    /// The same with lines for its configuration file.
+    ///
+    /// # Panics
+    ///
+    /// As [`start`](NatsServer::start).
+    pub async fn start_with(config: &str) -> Self {
+        Self::start_binary(&reference(), config).await
+    }
+
+    /// Starts this binary.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be run or does not get ready.
+    pub async fn start_binary(binary: &Path, config: &str) -> Self {
+        let folder = new_folder();
+        fs::write(folder.join("nats.conf"), config).expect("the folder was just made");
+        // Port -1 is any free one; the server tells which.
+        let child = spawn(binary, &folder, -1);
+        let mut server = Self { binary: binary.to_owned(), folder, port: 0, child };
+        server.port = server.ready().await;
+        server
+    }
+
+    /// The URL to connect to.
+    pub fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// The port it listens on, the same across restarts.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Kills the server as a crash would (SIGKILL).
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be waited for.
+    pub fn kill(&mut self) {
+        // An error means that it has ended already.
+        let _ = self.child.kill();
+        self.child.wait().expect("a child process can be waited for");
+    }
+
+    /// Starts it again after [`kill`](NatsServer::kill), on the same port and over the same store.
+    ///
+    /// # Panics
+    ///
+    /// When it does not get ready.
+    pub async fn start_again(&mut self) {
+        self.child = spawn(&self.binary, &self.folder, i32::from(self.port));
+        self.port = self.ready().await;
+    }
+
+    /// Ends it in good order (SIGTERM), so that it writes what it has, and starts it again.
+    ///
+    /// # Panics
+    ///
+    /// When it does not end or does not get ready.
+    pub async fn restart(&mut self) {
+        self.signal("TERM");
+        let mut waited = Duration::ZERO;
+        while self.child.try_wait().expect("a child process can be waited for").is_none() {
+            assert!(waited < START_DEADLINE, "nats-server did not end:\n{}", self.log());
+            tokio::time::sleep(POLL).await;
+            waited += POLL;
+        }
+        self.start_again().await;
+    }
+
+    /// Stops the process without ending it (SIGSTOP): connections stay open and nothing answers.
+    ///
+    /// # Panics
+    ///
+    /// When the signal cannot be sent or does nothing.
+    pub async fn freeze(&self) {
+        self.signal("STOP");
+        let mut waited = Duration::ZERO;
+        // The signal was sent, but each thread goes on until it gets to know.
+        while !self.is_stopped() {
+            assert!(waited < START_DEADLINE, "nats-server did not stop");
+            tokio::time::sleep(POLL).await;
+            waited += POLL;
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        let threads =
+            Command::new("ps").args(["-L", "-o", "state=", "-p", &self.child.id().to_string()]).output();
+        let threads = threads.expect("ps can be run");
+        String::from_utf8_lossy(&threads.stdout).lines().all(|state| state.starts_with('T'))
+    }
+
+    /// Lets a stopped process go on (SIGCONT).
+    ///
+    /// # Panics
+    ///
+    /// When the signal cannot be sent.
+    pub fn thaw(&self) {
+        self.signal("CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        let status = Command::new("kill").args(["-s", signal, &self.child.id().to_string()]).status();
+        assert!(status.is_ok_and(|status| status.success()), "kill -s {signal} failed");
+    }
+
+    /// Waits for the file in which the server tells its port once it serves.
+    async fn ready(&mut self) -> u16 {
+        let mut waited = Duration::ZERO;
+        while waited < START_DEADLINE {
+            if let Some(port) = self.announced_port() {
+                return port;
+            }
+            if let Ok(Some(status)) = self.child.try_wait() {
+                panic!("nats-server ended with {status}:\n{}", self.log());
+            }
+            tokio::time::sleep(POLL).await;
+            waited += POLL;
+        }
+        panic!("nats-server was not ready after {START_DEADLINE:?}:\n{}", self.log());
+    }
+
+    fn announced_port(&self) -> Option<u16> {
+        let name = self.binary.file_name()?.to_string_lossy();
+        let file = self.folder.join(format!("{name}_{}.ports", self.child.id()));
+        let ports: serde_json::Value = serde_json::from_slice(&fs::read(file).ok()?).ok()?;
+        ports["nats"][0].as_str()?.rsplit(':').next()?.parse().ok()
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for NatsServer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn spawn(binary: &Path, folder: &Path, port: i32) -> Child {
+    let log = fs::OpenOptions::new().create(true).append(true).open(folder.join("log"));
+    let log = log.expect("the server's folder can be written to");
+    let spawned = Command::new(binary)
+        .arg("-js")
+        .args(["-a", "127.0.0.1", "-p", &port.to_string(), "-sd"])
+        .arg(folder.join("store"))
+        .arg("-c")
+        .arg(folder.join("nats.conf"))
+        .arg("--ports_file_dir")
+        .arg(folder)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn();
+    spawned.unwrap_or_else(|error| panic!("{} cannot be run: {error}", binary.display()))
+}
+
+fn new_folder() -> PathBuf {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    loop {
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let folder = std::env::temp_dir().join(format!("a3s-event-nats-{}-{number}", std::process::id()));
+        match fs::create_dir(&folder) {
+            Ok(()) => return folder,
+            // Left behind by a killed run whose process id came round again.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => panic!("{} cannot be made: {error}", folder.display()),
+        }
+    }
+}
+
+fn reference() -> PathBuf {
+    if let Some(binary) = std::env::var_os("A3S_EVENT_NATS_SERVER") {
+        return binary.into();
+    }
+    unpacked(REFERENCE).unwrap_or_else(|| {
+        panic!(
+            "there is no nats-server {REFERENCE}: run scripts/fetch-nats-server, or set A3S_EVENT_NATS_SERVER to the \
+             path of one"
+        )
+    })
+}
+
+/// The server of this version, if `scripts/fetch-nats-server` has unpacked it.
+pub fn unpacked(version: &str) -> Option<PathBuf> {
+    let servers = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/nats-server");
+    let binary = servers.join(version).join("nats-server");
+    binary.is_file().then_some(binary)
+}

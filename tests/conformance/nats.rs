@@ -1,0 +1,144 @@
+//! NATS JetStream, on real servers: each case has its own, which starts in milliseconds and can be restarted.
+
+#![allow(clippy::unwrap_used, reason = "a server that cannot be set up fails the case, as it should")]
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use a3s_event::provider::nats::NatsProviderBuilder;
+use a3s_event::{EventProvider, NatsConfig, NatsProvider};
+use a3s_event_testkit::nats_server::{OLDEST, unpacked};
+use a3s_event_testkit::{
+    Case, Clock, Fixture, Harness, NatsServer, Need, Outcome, Settings, async_trait, cases, run_case,
+};
+use tokio::sync::Mutex;
+
+/// Runs the cases on this server, the reference when it is `None`.
+struct Nats(Option<PathBuf>);
+
+struct Running {
+    server: Mutex<NatsServer>,
+    settings: Settings,
+    provider: Arc<NatsProvider>,
+}
+
+fn builder(server: &NatsServer, settings: &Settings) -> NatsProviderBuilder {
+    let mut config = NatsConfig { url: server.url(), ..NatsConfig::default() };
+    if let Some(max) = settings.max_events {
+        config.max_events = i64::try_from(max).unwrap();
+    }
+    let builder = NatsProvider::builder(config);
+    match settings.dedup_window {
+        Some(window) => builder.dedup_window(window),
+        None => builder,
+    }
+}
+
+impl Running {
+    async fn reconnect(&self) -> Arc<NatsProvider> {
+        let server = self.server.lock().await;
+        Arc::new(builder(&server, &self.settings).connect().await.unwrap())
+    }
+}
+
+#[async_trait]
+impl Harness for Nats {
+    async fn start(&self) -> Box<dyn Fixture> {
+        self.start_with(&Settings::default()).await.unwrap()
+    }
+
+    async fn start_with(&self, settings: &Settings) -> Option<Box<dyn Fixture>> {
+        if settings.max_bytes.is_some() {
+            // The server refuses an event that is larger than its limit in bytes, where others drop all but that event.
+            return None;
+        }
+        let server = match &self.0 {
+            Some(binary) => NatsServer::start_binary(binary, "").await,
+            None => NatsServer::start().await,
+        };
+        let provider = Arc::new(builder(&server, settings).connect().await.unwrap());
+        Some(Box::new(Running { server: Mutex::new(server), settings: settings.clone(), provider }))
+    }
+}
+
+#[async_trait]
+impl Fixture for Running {
+    fn provider(&self) -> Arc<dyn EventProvider> {
+        Arc::<NatsProvider>::clone(&self.provider)
+    }
+
+    async fn connect(&self) -> Arc<dyn EventProvider> {
+        self.reconnect().await
+    }
+
+    async fn restart(&self) -> Option<Arc<dyn EventProvider>> {
+        self.server.lock().await.restart().await;
+        Some(self.reconnect().await)
+    }
+
+    async fn store_undecodable(&self, subject: &str, raw: &[u8]) -> Option<u64> {
+        let jetstream = self.provider.client().jetstream_context();
+        let stored = jetstream.publish(subject.to_owned(), raw.to_vec().into()).await.unwrap();
+        Some(stored.await.unwrap().sequence)
+    }
+}
+
+mod contract {
+    a3s_event_testkit::conformance_tests!(super::Nats(None), clock = Real);
+}
+
+/// The outcomes of all cases that were not kept, and of those that panicked.
+fn not_kept(harness: &Nats) -> Vec<(&'static str, Option<Outcome>)> {
+    // The cases wait more than they work.
+    const THREADS: usize = 16;
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    let run = |case: &'static Case| {
+        let outcome = std::panic::catch_unwind(|| run_case(case.name, harness, Clock::Real)).ok();
+        (outcome != Some(Outcome::Kept)).then_some((case.name, outcome))
+    };
+    let work = || {
+        let take = || cases().get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
+        std::iter::from_fn(take).filter_map(run).collect::<Vec<_>>()
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(work)).collect();
+        let mut found: Vec<_> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
+        found.sort_unstable_by_key(|(name, _)| *name);
+        found
+    })
+}
+
+/// What JetStream has no means for, whatever the version, and what cannot be checked here.
+const NOT_KEPT: [(&str, Option<Outcome>); 11] = [
+    ("a_late_ack_does_not_settle_the_newer_delivery", Some(Outcome::Refused(Need::FencedSettlement))),
+    ("a_late_nak_leaves_the_newer_delivery_alone", Some(Outcome::Refused(Need::FencedSettlement))),
+    ("a_late_settlement_says_so", Some(Outcome::Refused(Need::FencedSettlement))),
+    ("a_leased_event_that_is_dropped_counts_as_missed", Some(Outcome::Refused(Need::CountedLoss))),
+    (
+        "a_limit_in_bytes_never_drops_the_newest",
+        Some(Outcome::NotApplicable("the harness cannot start a stream with a small retention")),
+    ),
+    ("an_error_is_not_the_end", Some(Outcome::Refused(Need::CountedLoss))),
+    ("an_overtaken_consumer_learns_how_many_it_missed", Some(Outcome::Refused(Need::CountedLoss))),
+    ("last_per_subject_starts_with_what_is_retained", Some(Outcome::Refused(Need::CountedLoss))),
+    ("only_what_lies_behind_the_start_is_missed", Some(Outcome::Refused(Need::CountedLoss))),
+    ("release_gives_back_without_counting", Some(Outcome::Refused(Need::UncountedRelease))),
+    (
+        "the_dedup_window_is_120_s_by_default",
+        Some(Outcome::NotApplicable("the case takes more than two minutes")),
+    ),
+];
+
+#[test]
+fn what_is_not_kept_is_known() {
+    assert_eq!(not_kept(&Nats(None)), NOT_KEPT);
+}
+
+/// Runs where `scripts/fetch-nats-server` could get that server, which needs Debian's package.
+#[test]
+fn the_oldest_server_keeps_the_same_cases() {
+    match unpacked(OLDEST) {
+        Some(binary) => assert_eq!(not_kept(&Nats(Some(binary))), NOT_KEPT),
+        None => println!("not checked: there is no nats-server {OLDEST} here"),
+    }
+}
