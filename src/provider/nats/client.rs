@@ -375,9 +375,8 @@ impl Shared {
 
     /// Whether the task behind the client has ended, so that nothing will ever be answered again.
     pub(super) fn is_gone(&self, error: &RequestError) -> bool {
-        error.kind() == async_nats::RequestErrorKind::Other
-            && self.client.connection_state() == State::Disconnected
-            && self.connections.has_changed().is_err()
+        // The callback that counts connections lives as long as that task.
+        error.kind() == async_nats::RequestErrorKind::Other && self.connections.has_changed().is_err()
     }
 
     pub(super) async fn stream(&self) -> Result<stream::Info> {

@@ -374,3 +374,37 @@ fn a_subscription_can_be_dropped_outside_a_runtime() {
     drop(provider);
     drop(server);
 }
+
+/// Publishes past all clients: this header, with a carriage return in its value, breaks clients of other peers.
+fn publish_malformed_header(server: &NatsServer) {
+    use std::io::{BufRead, BufReader, Write};
+    let header = "NATS/1.0\r\nkey: a\rb\r\n\r\n";
+    let body = serde_json::to_string(&event("a", 666)).unwrap();
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", server.port())).unwrap();
+    let (headers, total) = (header.len(), header.len() + body.len());
+    let connect = r#"CONNECT {"verbose":false,"headers":true}"#;
+    write!(stream, "{connect}\r\nHPUB events.a {headers} {total}\r\n{header}{body}\r\nPING\r\n").unwrap();
+    let mut answers = BufReader::new(stream).lines().map(|line| line.unwrap());
+    assert!(answers.any(|line| line == "PONG"), "the server hung up");
+}
+
+#[tokio::test]
+async fn a_malformed_header_of_another_publisher_is_never_met_with_silence() {
+    let server = NatsServer::start().await;
+    let provider = connect(&server).await;
+    let mut subscription = provider.subscribe("events.>").await.unwrap();
+    publish_malformed_header(&server);
+    let answer = tokio::time::timeout(SOON, subscription.next_delivery()).await.unwrap();
+    match answer {
+        // A client that copes with it.
+        Ok(Some(delivery)) => delivery.ack().await.unwrap(),
+        Ok(None) => panic!("expected an event or an error, found the end"),
+        // async-nats 0.51 panics in its connection task, which nothing can bring back.
+        Err(error) => {
+            assert!(error.is_closed(), "{error:?}");
+            assert!(!provider.health().await.unwrap());
+            let refused = provider.publish(&event("a", 1)).await.unwrap_err();
+            assert!(refused.is_closed(), "{refused:?}");
+        }
+    }
+}
