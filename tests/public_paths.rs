@@ -254,3 +254,55 @@ fn small_facts_hold() {
     metrics.record_publish(Instant::now());
     let _: MetricsSnapshot = metrics.snapshot();
 }
+
+#[cfg(feature = "nats")]
+mod nats {
+    use a3s_event::provider::EventProvider;
+    use a3s_event::provider::nats::{
+        NatsClient, NatsConfig, NatsProvider, NatsSubscription, StorageType, StreamInfo,
+    };
+    use a3s_event::{Event, PublishOptions, Result, SubscribeOptions};
+
+    #[test]
+    fn the_config_is_a_literal() {
+        let config = NatsConfig {
+            url: String::new(),
+            token: None,
+            credentials_path: None,
+            stream_name: String::new(),
+            subject_prefix: "events".to_owned(),
+            storage: StorageType::File,
+            max_events: 0,
+            max_age_secs: 0,
+            max_bytes: 0,
+            connect_timeout_secs: 5,
+            request_timeout_secs: 10,
+        };
+        assert_eq!(config.stream_subjects(), ["events.>"]);
+        assert_eq!(config.build_subject("a", "b.*"), "events.a.b.*");
+        assert_eq!(config.category_subject("a"), "events.a.>");
+    }
+
+    /// Compiled, not run: the signatures are the test.
+    #[allow(dead_code, reason = "it needs a server")]
+    async fn signatures(event: &Event) -> Result<()> {
+        let provider: NatsProvider = NatsProvider::connect(NatsConfig::default()).await?;
+        let client: &NatsClient = provider.client();
+        let _: u64 = client.publish(event).await?;
+        let _: u64 = client.publish_with_options(event, &PublishOptions::default()).await?;
+        let options = SubscribeOptions::default();
+        let _: NatsSubscription = client.subscribe_durable_with_options("n", "events.>", &options).await?;
+        let _: NatsSubscription = client.subscribe_with_options("events.>", &options).await?;
+        let _: NatsSubscription = client.subscribe_durable("n", "events.>").await?;
+        let _: NatsSubscription = client.subscribe("events.>").await?;
+        let _: Vec<Event> = client.history(None, 1).await?;
+        client.unsubscribe("n").await?;
+        let StreamInfo { messages, bytes, first_sequence, last_sequence, consumer_count } =
+            client.stream_info().await?;
+        let _: (u64, u64, u64, u64, usize) = (messages, bytes, first_sequence, last_sequence, consumer_count);
+        let _ = (client.nats_client(), client.jetstream_context());
+        let _: &NatsConfig = NatsClient::connect(NatsConfig::default()).await?.config();
+        assert_eq!(provider.name(), "nats");
+        Ok(())
+    }
+}
