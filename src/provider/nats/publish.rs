@@ -80,9 +80,9 @@ impl Shared {
         // The server looks at the expected sequence before it looks for a duplicate. A first try that was stored has the
         // sequence behind the expected one.
         if let Some(msg_id) = &options.msg_id
-            && self.msg_id_of(expected + 1).await.as_ref() == Some(msg_id)
+            && self.msg_id_of(expected.saturating_add(1)).await.as_ref() == Some(msg_id)
         {
-            return Ok(expected + 1);
+            return Ok(expected.saturating_add(1));
         }
         Err(EventError::Conflict {
             resource: format!("stream '{}'", self.stream_name()),
