@@ -23,7 +23,7 @@ const HEARTBEAT: Duration = Duration::from_secs(3);
 /// Silence after which the request counts as lost: two heartbeats and some.
 const LOST: Duration = Duration::from_millis(7_500);
 /// Longest wait for the end of a request that ends at once: a cancelled one, or one that does not wait for events.
-const END_DEADLINE: Duration = Duration::from_secs(1);
+const END_DEADLINE: Duration = Duration::from_secs(5);
 const FIRST_RETRY: Duration = Duration::from_millis(20);
 const LAST_RETRY: Duration = Duration::from_secs(1);
 /// More than one event and the status messages that can be on their way when a request is cancelled.
