@@ -91,8 +91,11 @@ fn publish(c: &mut Criterion) {
                     || EventBus::new(full_store()),
                     |bus, count| {
                         rt.block_on(async {
-                            for _ in 0..count.div_ceil(100) {
-                                for result in bus.publish_batch(black_box(&batch)).await {
+                            let mut left = usize::try_from(count).unwrap();
+                            while left > 0 {
+                                let batch = &batch[..left.min(batch.len())];
+                                left -= batch.len();
+                                for result in bus.publish_batch(black_box(batch)).await {
                                     result.unwrap();
                                 }
                             }
