@@ -395,10 +395,7 @@ impl LeaseHolder for ConsumerCell {
     }
 
     fn nak(&self, lease: Lease, delay: Option<Duration>) -> Result<()> {
-        if self.gone.load(Ordering::Relaxed) {
-            let name = &self.name;
-            return Err(EventError::Closed(format!("consumer '{name}' is gone and delivers nothing again")));
-        }
+        self.check_delivers()?;
         let now = self.clock.now();
         self.settle(|machine| machine.nak(lease, delay, now))?;
         self.wake_one();
