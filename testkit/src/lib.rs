@@ -53,7 +53,10 @@
 
 mod case;
 pub mod cases;
+pub mod fault_proxy;
 mod harness;
+pub mod nats_cluster;
+pub mod nats_protocol;
 pub mod nats_server;
 mod refusals;
 mod runner;
@@ -62,6 +65,8 @@ mod world;
 pub use async_trait::async_trait;
 pub use case::{Case, Need, Outcome};
 pub use cases::cases;
+pub use fault_proxy::FaultProxy;
 pub use harness::{Fixture, Harness, Settings};
+pub use nats_cluster::NatsCluster;
 pub use nats_server::NatsServer;
 pub use runner::{Clock, run_case};

@@ -1,0 +1,166 @@
+//! Three nats-servers that keep streams together: a leader can be killed, and the others go on.
+
+use std::net::{SocketAddr, TcpListener};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::NatsServer;
+use crate::nats_protocol::request;
+
+const NODES: usize = 3;
+/// Longer than three servers take to choose a leader, on a slow machine.
+const READY_DEADLINE: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(50);
+/// The stream whose creation shows that the cluster works.
+const PROBE: &str = "TESTKIT_READY";
+
+/// A running cluster of three servers on loopback. It is killed and tidied up when it is dropped.
+///
+/// ```no_run
+/// # async fn run() {
+/// use a3s_event_testkit::NatsCluster;
+///
+/// let mut cluster = NatsCluster::start().await;
+/// println!("connect to {}", cluster.url());
+/// // A provider with `replicas(3)` makes the stream ORDERS and publishes; meanwhile:
+/// let killed = cluster.kill_leader("ORDERS").await;
+/// cluster.start_again(killed).await;
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct NatsCluster {
+    nodes: Vec<NatsServer>,
+    running: [bool; NODES],
+}
+
+impl NatsCluster {
+    /// Starts three servers, and returns when they have a leader and keep a stream with three replicas.
+    ///
+    /// # Panics
+    ///
+    /// As [`NatsServer::start`], and when they do not get ready.
+    pub async fn start() -> Self {
+        let routes = free_addresses();
+        let mut nodes = Vec::new();
+        for (index, address) in routes.iter().enumerate() {
+            nodes.push(NatsServer::start_with(&node_config(index, *address, &routes)).await);
+        }
+        let cluster = Self { nodes, running: [true; NODES] };
+        cluster.ready().await;
+        cluster
+    }
+
+    /// The URL that names all three.
+    pub fn url(&self) -> String {
+        self.nodes.iter().map(NatsServer::url).collect::<Vec<_>>().join(",")
+    }
+
+    /// Kills the leader of a stream as a crash would (SIGKILL) and returns its index.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such stream, or no leader within a minute.
+    pub async fn kill_leader(&mut self, stream: &str) -> usize {
+        let leader = self.leader(stream).await;
+        self.nodes[leader].kill();
+        self.running[leader] = false;
+        leader
+    }
+
+    /// Starts a killed server again, with the store that it had.
+    ///
+    /// # Panics
+    ///
+    /// When it does not get ready.
+    pub async fn start_again(&mut self, node: usize) {
+        self.nodes[node].start_again().await;
+        self.running[node] = true;
+    }
+
+    /// The index of the server that leads a stream.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such stream, or no leader within a minute.
+    pub async fn leader(&self, stream: &str) -> usize {
+        let subject = format!("$JS.API.STREAM.INFO.{stream}");
+        self.until(&format!("stream {stream} has a leader"), async || {
+            let info = self.ask(&subject, &Value::Null).await?;
+            let name = info["cluster"]["leader"].as_str()?;
+            (0..NODES).find(|node| node_name(*node) == name && self.running[*node])
+        })
+        .await
+    }
+
+    /// Waits until every server has what the leader of the stream has.
+    ///
+    /// # Panics
+    ///
+    /// When that takes longer than a minute.
+    pub async fn in_sync(&self, stream: &str) {
+        let subject = format!("$JS.API.STREAM.INFO.{stream}");
+        self.until(&format!("stream {stream} is in sync"), async || {
+            let info = self.ask(&subject, &Value::Null).await?;
+            let replicas = info["cluster"]["replicas"].as_array()?;
+            let current = replicas.iter().filter(|replica| replica["current"] == true).count();
+            (info["cluster"]["leader"].is_string() && current == NODES - 1).then_some(())
+        })
+        .await;
+    }
+
+    async fn ready(&self) {
+        let config = json!({ "name": PROBE, "subjects": ["testkit.ready"], "num_replicas": NODES });
+        self.until("the cluster keeps a stream", async || {
+            let made = self.ask(&format!("$JS.API.STREAM.CREATE.{PROBE}"), &config).await?;
+            made.get("config").map(drop)
+        })
+        .await;
+        self.until("the stream is deleted again", async || {
+            let deleted = self.ask(&format!("$JS.API.STREAM.DELETE.{PROBE}"), &Value::Null).await?;
+            (deleted["success"] == true || deleted["error"]["code"] == 404).then_some(())
+        })
+        .await;
+    }
+
+    /// The answer of the first running server that gives one.
+    async fn ask(&self, subject: &str, body: &Value) -> Option<Value> {
+        for (node, _) in self.nodes.iter().zip(self.running).filter(|(_, running)| *running) {
+            if let Ok(answer) = request(node.address(), subject, body).await {
+                return Some(answer);
+            }
+        }
+        None
+    }
+
+    async fn until<T>(&self, what: &str, look: impl AsyncFn() -> Option<T>) -> T {
+        let started = Instant::now();
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            assert!(started.elapsed() < READY_DEADLINE, "not within {READY_DEADLINE:?}: {what}");
+            tokio::time::sleep(POLL).await;
+        }
+    }
+}
+
+fn node_name(index: usize) -> String {
+    format!("node{index}")
+}
+
+fn node_config(index: usize, address: SocketAddr, routes: &[SocketAddr]) -> String {
+    let routes: Vec<_> = routes.iter().map(|route| format!("\"nats-route://{route}\"")).collect();
+    format!(
+        "server_name: {}\ncluster {{ name: testkit, listen: \"{address}\", routes: [{}] }}\n",
+        node_name(index),
+        routes.join(", ")
+    )
+}
+
+/// Addresses that were free a moment ago. The servers have to know those of each other before any of them runs.
+fn free_addresses() -> Vec<SocketAddr> {
+    let bind = |_| TcpListener::bind(("127.0.0.1", 0)).expect("loopback has a free port");
+    let listeners: Vec<_> = (0..NODES).map(bind).collect();
+    listeners.iter().map(|listener| listener.local_addr().expect("a bound socket has an address")).collect()
+}
