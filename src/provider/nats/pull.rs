@@ -24,6 +24,8 @@ const HEARTBEAT: Duration = Duration::from_secs(3);
 const LOST: Duration = Duration::from_millis(7_500);
 /// Longest wait for the end of a request that ends at once: a cancelled one, or one that does not wait for events.
 const END_DEADLINE: Duration = Duration::from_secs(5);
+/// Longest look for a consumer that nobody answers for.
+const LOOK_UP: Duration = Duration::from_secs(1);
 const FIRST_RETRY: Duration = Duration::from_millis(20);
 const LAST_RETRY: Duration = Duration::from_secs(1);
 /// More than one event and the status messages that can be on their way when a request is cancelled.
@@ -210,11 +212,17 @@ impl Puller {
         let reason = message.description.unwrap_or_default();
         // Nobody answers for a consumer that is deleted, and for one whose server is starting.
         let may_be_gone = status == StatusCode::NO_RESPONDERS || reason.contains("Deleted");
-        if may_be_gone && matches!(self.shared.consumer(&self.consumer).await, Ok(None)) {
+        if may_be_gone && self.is_gone().await {
             return Ok(Some(Pulled::Gone));
         }
         self.setback(if reason.is_empty() { "no consumer answers" } else { &reason }).await?;
         Ok(None)
+    }
+
+    /// Whether there certainly is no such consumer any more. One that has lost its leader does not answer.
+    async fn is_gone(&self) -> bool {
+        let looking = tokio::time::timeout(LOOK_UP, self.shared.consumer(&self.consumer));
+        matches!(looking.await, Ok(Ok(None)))
     }
 
     /// Takes one message of a request that ends by itself.

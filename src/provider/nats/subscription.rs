@@ -295,14 +295,18 @@ impl ConsumerHandle {
     /// Sends a settlement and waits until the server confirms it.
     async fn settle(&self, reply: &Subject, verb: &str, body: &[u8]) -> Result<()> {
         let deadline = CONFIRMATION.min(self.shared.settings.config.request_timeout());
-        match self.shared.request(reply.clone(), body, deadline).await {
-            Some(Ok(_confirmation)) => Ok(()),
-            Some(Err(error)) if error.kind() == RequestErrorKind::NoResponders => {
-                self.nobody_settles(verb).await
+        let late = || EventError::Ack(format!("{verb}: no confirmation within {} s", deadline.as_secs()));
+        let settling = async {
+            match self.shared.request(reply.clone(), body, deadline).await {
+                Some(Ok(_confirmation)) => Ok(()),
+                Some(Err(error)) if error.kind() == RequestErrorKind::NoResponders => {
+                    self.nobody_settles(verb).await
+                }
+                Some(Err(error)) => Err(EventError::Ack(format!("{verb}: {error}"))),
+                None => Err(late()),
             }
-            Some(Err(error)) => Err(EventError::Ack(format!("{verb}: {error}"))),
-            None => Err(EventError::Ack(format!("{verb}: no confirmation within {} s", deadline.as_secs()))),
-        }
+        };
+        tokio::time::timeout(deadline, settling).await.unwrap_or_else(|_| Err(late()))
     }
 
     /// Nobody listens for settlements: the consumer is gone, or its server is starting.
