@@ -14,7 +14,7 @@ use super::event;
 const PRODUCERS: u64 = 4;
 pub(super) const ACK_WAIT: Duration = Duration::from_secs(2);
 /// No call may outlive its deadline by more than this.
-const SLACK: Duration = Duration::from_millis(250);
+pub(super) const SLACK: Duration = Duration::from_millis(250);
 /// Deadline of a publish.
 const PUBLISH: Duration = Duration::from_secs(1);
 /// Deadline of a settlement, as the provider has it.

@@ -4,6 +4,7 @@
 
 mod faults;
 mod ledger;
+mod network;
 
 use std::time::{Duration, Instant};
 
