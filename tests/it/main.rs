@@ -13,6 +13,9 @@ mod dead_letters;
 mod memory;
 #[cfg(feature = "nats")]
 mod nats;
+#[cfg(feature = "nats")]
+#[path = "../support/process.rs"]
+mod process;
 mod publish;
 mod secrecy;
 mod stress;
@@ -21,6 +24,11 @@ mod subscriptions;
 use std::time::Duration;
 
 use a3s_event::{Delivery, Event, EventBus, MemoryProvider, Subscription};
+
+/// Whether what takes long is wanted too.
+fn slow_tier() -> bool {
+    std::env::var_os("A3S_EVENT_SLOW").is_some()
+}
 
 fn bus() -> EventBus {
     EventBus::new(MemoryProvider::default())

@@ -8,7 +8,7 @@ use std::time::Duration;
 use a3s_event::{Delivery, EventProvider, MemoryProvider, SubscribeOptions, Subscription};
 use tokio::sync::Notify;
 
-use super::event;
+use super::{event, slow_tier};
 
 /// Rounds in the normal tier; `A3S_EVENT_SLOW` asks for a hundred times as many.
 const ROUNDS: u64 = 20;
@@ -127,7 +127,7 @@ async fn round(seed: u64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn competing_members_strand_nothing() {
-    let rounds = if std::env::var_os("A3S_EVENT_SLOW").is_some() { 100 * ROUNDS } else { ROUNDS };
+    let rounds = if slow_tier() { 100 * ROUNDS } else { ROUNDS };
     for seed in 1..=rounds {
         round(seed).await;
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use a3s_event::provider::sqlite::SqliteProvider;
 use a3s_event::{EventError, EventProvider, HistoryQuery};
 
-use crate::child::Process;
+use crate::child;
 use crate::{durable, open};
 
 /// How often the process is killed; the slow tier asks for more.
@@ -88,7 +88,7 @@ async fn nothing_acknowledged_is_lost_and_nothing_settled_comes_again() {
         let alive = Duration::from_millis(next_random(&mut random) % 150);
         let file = path.clone();
         let said = tokio::task::spawn_blocking(move || {
-            let process = Process::start("crash", &file, &format!("life{kill}"));
+            let process = child::start("crash", &file, &format!("life{kill}"));
             process.expect("ready");
             process.kill_after(alive)
         });

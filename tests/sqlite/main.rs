@@ -13,6 +13,8 @@ mod child;
 mod crash;
 #[cfg(unix)]
 mod files;
+#[path = "../support/process.rs"]
+mod process;
 mod processes;
 mod retention;
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use a3s_event::EventProvider;
 
-use crate::child::Process;
+use crate::child;
 use crate::{DEADLINE, FILTER, durable, event, open, publish};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -35,7 +35,7 @@ async fn a_publish_in_another_process_wakes_a_waiting_subscriber() {
     let path = folder.path().join("events.db");
     let provider = open(&path).await;
     let mut subscription = provider.subscribe(FILTER).await.unwrap();
-    let _publisher = Process::start("publish", &path, "");
+    let _publisher = child::start("publish", &path, "");
     let mut latencies = Vec::new();
     for _ in 0..20 {
         let delivery =
@@ -53,7 +53,7 @@ async fn what_a_dead_process_held_is_taken_over_at_its_deadline() {
     let path = folder.path().join("events.db");
     let provider = open(&path).await;
     let sequence = publish(&provider, "held").await;
-    let holder = Process::start("hold", &path, "");
+    let holder = child::start("hold", &path, "");
     let holder = tokio::task::spawn_blocking(move || {
         holder.expect("holding");
         holder
@@ -75,7 +75,7 @@ async fn processes_share_the_work_of_a_durable_consumer() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("events.db");
     let provider = open(&path).await;
-    let worker = Process::start("share", &path, "");
+    let worker = child::start("share", &path, "");
     let worker = tokio::task::spawn_blocking(move || {
         worker.expect("ready");
         worker

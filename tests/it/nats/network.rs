@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use a3s_event::provider::nats::NatsProviderBuilder;
 use a3s_event::{ErrorKind, EventProvider, NatsConfig, NatsProvider, PublishOptions, SubscribeOptions};
+use a3s_event_testkit::NatsServer;
 use a3s_event_testkit::fault_proxy::{Direction, FaultProxy, Frame, Verdict};
 use a3s_event_testkit::nats_protocol::{Message, frame_length};
-use a3s_event_testkit::NatsServer;
 use serde_json::Value;
 
 use super::ledger::{Account, SLACK, under_load};
@@ -107,7 +107,9 @@ async fn every_call_into_a_black_hole_ends_in_time() {
         async { (provider.consumers().await.unwrap_err(), started.elapsed()) },
         async { (provider.info().await.unwrap_err(), started.elapsed()) },
         async { (provider.health().await, started.elapsed()) },
-        async { (provider.subscribe_durable("b", "events.>").await.map(drop).unwrap_err(), started.elapsed()) },
+        async {
+            (provider.subscribe_durable("b", "events.>").await.map(drop).unwrap_err(), started.elapsed())
+        },
         async { (provider.unsubscribe("c").await.unwrap_err(), started.elapsed()) },
     );
     for (what, (error, took)) in [
@@ -120,7 +122,11 @@ async fn every_call_into_a_black_hole_ends_in_time() {
         ("unsubscribe", unsubscribe),
     ] {
         assert!(took < deadline + SLACK, "{what} took {took:?}: {error}");
-        assert_eq!(error.may_be_stored(), what == "publish" || error.kind() == ErrorKind::Timeout, "{error:?}");
+        assert_eq!(
+            error.may_be_stored(),
+            what == "publish" || error.kind() == ErrorKind::Timeout,
+            "{error:?}"
+        );
         println!("{what} after {took:?}: {error}");
     }
     let (healthy, took) = health;
@@ -136,8 +142,7 @@ async fn a_lost_settlement_is_told_and_the_event_comes_again() {
     let (_server, proxy, builder) = proxied().await;
     let provider = builder.connect().await.unwrap();
     let options = SubscribeOptions { ack_wait_secs: Some(3), ..SubscribeOptions::default() };
-    let mut subscription =
-        provider.subscribe_durable_with_options("a", "events.>", &options).await.unwrap();
+    let mut subscription = provider.subscribe_durable_with_options("a", "events.>", &options).await.unwrap();
     provider.publish(&event("a", 1)).await.unwrap();
     proxy.filter(|frame| if is_settlement(frame) { Verdict::Drop } else { Verdict::Forward });
     let delivery = subscription.next_delivery().await.unwrap().unwrap();

@@ -1,0 +1,100 @@
+//! A consumer process that is killed while it handles an event.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use a3s_event::{EventProvider, NatsConfig, NatsProvider, SubscribeOptions, Subscription};
+use a3s_event_testkit::NatsServer;
+
+use super::{SOON, connect, event};
+use crate::process::{Process, Role, role_to_play, say};
+use crate::slow_tier;
+
+const ACK_WAIT: Duration = Duration::from_secs(2);
+const HANDLING: Duration = Duration::from_millis(15);
+
+async fn join(provider: &NatsProvider, name: &str) -> Box<dyn Subscription> {
+    let options = SubscribeOptions { ack_wait_secs: Some(ACK_WAIT.as_secs()), ..SubscribeOptions::default() };
+    provider.subscribe_durable_with_options(name, "events.>", &options).await.unwrap()
+}
+
+/// Handles events until it is killed, and says what it does.
+#[test]
+#[ignore = "what the other process runs"]
+fn role() {
+    let Some(Role { role, target, name }) = role_to_play() else { return };
+    assert_eq!(role, "handle");
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let config = NatsConfig { url: target, ..NatsConfig::default() };
+        let mut member = join(&NatsProvider::connect(config).await.unwrap(), &name).await;
+        say("ready");
+        loop {
+            let delivery = member.next_delivery().await.unwrap().unwrap();
+            let number = delivery.event().payload.as_u64().unwrap();
+            say(&format!("handling {number}"));
+            tokio::time::sleep(HANDLING).await;
+            delivery.ack().await.unwrap();
+            say(&format!("acked {number}"));
+        }
+    });
+}
+
+fn numbers_after(said: &[String], word: &str) -> BTreeSet<u64> {
+    said.iter().filter_map(|line| line.strip_prefix(word)?.trim().parse().ok()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_killed_process_was_handling_goes_to_another() {
+    let server = NatsServer::start().await;
+    let provider = connect(&server).await;
+    let total = if slow_tier() { 2_000 } else { 200 };
+    for number in 1..=total {
+        provider.publish(&event("a", number)).await.unwrap();
+    }
+    let (mut acked, mut interrupted) = (BTreeSet::new(), BTreeSet::new());
+    for kill in 0..if slow_tier() { 40_u64 } else { 4 } {
+        let url = server.url();
+        let said = tokio::task::spawn_blocking(move || {
+            let process = Process::start("nats::consumer_process::role", "handle", url, "workers");
+            process.expect("ready");
+            // Anywhere in the handling of an event.
+            process.kill_after(Duration::from_millis(40 + 7 * kill))
+        });
+        let said = said.await.unwrap();
+        acked.extend(numbers_after(&said, "acked"));
+        interrupted.extend(numbers_after(&said, "handling"));
+    }
+    interrupted.retain(|number| !acked.contains(number));
+    assert!(!acked.is_empty() && !interrupted.is_empty(), "{acked:?} {interrupted:?}");
+
+    let mut member = join(&provider, "workers").await;
+    let mut delivered = BTreeMap::new();
+    let started = Instant::now();
+    loop {
+        let consumer = provider.consumers().await.unwrap().remove(0);
+        if consumer.lag + consumer.pending == 0 {
+            break;
+        }
+        assert!(started.elapsed() < ACK_WAIT + 2 * SOON, "not settled: {consumer:?}");
+        let Ok(delivery) = tokio::time::timeout(ACK_WAIT, member.next_delivery()).await else { continue };
+        let delivery = delivery.unwrap().unwrap();
+        let number = delivery.event().payload.as_u64().unwrap();
+        let again = delivered.insert(number, delivery.num_delivered());
+        assert_eq!(again, None, "{number} came twice to the same process");
+        delivery.ack().await.unwrap();
+    }
+    println!("{} acked before the kills, interrupted: {interrupted:?}", acked.len());
+    for number in 1..=total {
+        match delivered.get(&number) {
+            // A kill can also come between the confirmation and the word about it.
+            None => assert!(acked.contains(&number) || interrupted.contains(&number), "{number} is lost"),
+            Some(times) if acked.contains(&number) => panic!("{number} was settled and came {times} times"),
+            Some(times) if interrupted.contains(&number) => {
+                assert!(*times >= 2, "{number} came {times} times")
+            }
+            Some(_) => {}
+        }
+    }
+    let again = interrupted.iter().filter(|number| delivered.get(number) == Some(&2)).count();
+    assert!(2 * again > interrupted.len(), "only {again} came a second time: {delivered:?}");
+}

@@ -1,0 +1,107 @@
+//! A second process: this very test program, which plays a role instead of running the tests.
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+const ROLE: &str = "A3S_EVENT_TEST_ROLE";
+const TARGET: &str = "A3S_EVENT_TEST_TARGET";
+const NAME: &str = "A3S_EVENT_TEST_NAME";
+/// No wait for another process is longer.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// What this process is to do instead of running the tests.
+pub(crate) struct Role {
+    pub(crate) role: String,
+    /// The file or the URL to work on.
+    pub(crate) target: String,
+    /// Tells its work from that of others.
+    pub(crate) name: String,
+}
+
+/// The role of this process, if it is not the first one.
+pub(crate) fn role_to_play() -> Option<Role> {
+    let [role, target, name] = [ROLE, TARGET, NAME].map(std::env::var);
+    Some(Role { role: role.ok()?, target: target.ok()?, name: name.ok()? })
+}
+
+/// Another process. It is killed when this is dropped.
+pub(crate) struct Process {
+    child: Child,
+    lines: Receiver<String>,
+}
+
+impl Process {
+    /// Starts a role on a file or a URL, in the test of this path. The name tells its work from that of others.
+    pub(crate) fn start(test: &str, role: &str, target: impl AsRef<OsStr>, name: &str) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", test, "--ignored", "--nocapture", "--test-threads=1"])
+            .envs([(ROLE, role), (NAME, name)])
+            .env(TARGET, target)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            let mut line = String::new();
+            // What a killed process wrote last may lack its end: then it was not said.
+            while stdout.read_line(&mut line).is_ok() && line.ends_with('\n') {
+                // The test runner begins the first line.
+                if let Some((_, said)) = line.trim_end().split_once("> ") {
+                    let _ = sender.send(said.to_owned());
+                }
+                line.clear();
+            }
+        });
+        Self { child, lines }
+    }
+
+    /// Waits until the process says this.
+    pub(crate) fn expect(&self, wanted: &str) {
+        let deadline = Instant::now() + DEADLINE;
+        while let Ok(said) = self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            if said == wanted {
+                return;
+            }
+        }
+        panic!("the other process did not say '{wanted}' within {DEADLINE:?}");
+    }
+
+    /// Collects what it says for this long, kills it, and returns everything it said until it was dead.
+    pub(crate) fn kill_after(mut self, time: Duration) -> Vec<String> {
+        let deadline = Instant::now() + time;
+        let mut said = Vec::new();
+        loop {
+            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) => said.push(line),
+                Err(RecvTimeoutError::Timeout) => break,
+                Err(RecvTimeoutError::Disconnected) => panic!("the other process ended by itself: {said:?}"),
+            }
+        }
+        self.kill();
+        said.extend(self.lines.iter());
+        said
+    }
+
+    fn kill(&mut self) {
+        // On Unix this is SIGKILL.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// One line, in one write, so that a kill leaves it whole or unfinished.
+pub(crate) fn say(text: &str) {
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(format!("> {text}\n").as_bytes()).unwrap();
+    stdout.flush().unwrap();
+}
