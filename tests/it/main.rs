@@ -17,6 +17,7 @@ mod nats;
 #[path = "../support/process.rs"]
 mod process;
 mod publish;
+mod random;
 mod secrecy;
 mod stress;
 mod subscriptions;

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "what cannot be set up fails the test, as it should")]
 
+mod cancelled;
 mod consumer_process;
 mod faults;
 mod ledger;
