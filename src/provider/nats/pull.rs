@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::client::Shared;
 use super::error::{PROVIDER, connection_ended};
+use super::unreadable::Unreadable;
 use crate::error::{BackendError, ErrorKind, EventError, Result};
 
 /// How long the server keeps one request.
@@ -41,6 +42,7 @@ const MARKERS: u64 = 4;
 /// What a member of a consumer gets when it asks.
 pub(super) enum Pulled {
     Message(Fetched),
+    Unreadable(Unreadable),
     /// The consumer was deleted.
     Gone,
     /// The provider was closed.
@@ -57,6 +59,10 @@ pub(super) struct Puller {
     fetched: VecDeque<Fetched>,
     /// When what keeps going wrong began, and how often it has.
     trouble: Option<(Instant, u32)>,
+    /// Whether the client has ended while events were on their way: one of them may be the reason.
+    suspects: bool,
+    /// Up to this sequence no record is the reason, or it was told.
+    examined: u64,
     pace: Pace,
 }
 
@@ -122,6 +128,8 @@ impl Puller {
             state: State::Idle,
             fetched: VecDeque::new(),
             trouble: None,
+            suspects: false,
+            examined: 0,
             pace: Pace::new(),
         }
     }
@@ -143,8 +151,14 @@ impl Puller {
             if *self.shared.closed.borrow() {
                 return Ok(Pulled::Closed);
             }
+            if self.suspects {
+                if let Some(unreadable) = self.find_unreadable().await? {
+                    return Ok(Pulled::Unreadable(unreadable));
+                }
+                self.suspects = false;
+            }
             self.give_back_outdated();
-            if !self.fetched.is_empty() && !self.shared.is_connected() {
+            if !self.fetched.is_empty() && !self.shared.link.is_connected() {
                 // Nobody could settle them now.
                 self.setback("there is no connection").await?;
                 continue;
@@ -214,7 +228,7 @@ impl Puller {
     /// Gives back what was fetched on an earlier connection: a server that has crashed does not know that it sent it, and
     /// would never confirm a settlement.
     fn give_back_outdated(&mut self) {
-        let connection = *self.shared.connections.borrow();
+        let connection = self.shared.link.connection();
         let shared = &self.shared;
         self.fetched.retain(|fetched| {
             let is_current = fetched.connection == connection;
@@ -227,8 +241,8 @@ impl Puller {
 
     /// Sends a request.
     async fn ask(&mut self, body: String) -> Result<()> {
-        let connection = *self.shared.connections.borrow();
-        let client = self.shared.client.clone();
+        let client = self.shared.link.working().await?.clone();
+        let connection = self.shared.link.connection();
         let inbox = match &mut self.inbox {
             Some(inbox) if inbox.connection == connection => inbox,
             stale => {
@@ -254,16 +268,12 @@ impl Puller {
             return Ok(None);
         };
         let mut closed = self.shared.closed.subscribe();
-        let mut connections = self.shared.connections.clone();
         let connection = inbox.connection;
         let message = tokio::select! {
             biased;
             message = inbox.messages.next() => message,
             _ = async { closed.wait_for(|closed| *closed).await.is_ok() } => return Ok(Some(Pulled::Closed)),
-            reconnected = async { connections.wait_for(|now| *now != connection).await.is_ok() } => {
-                if !reconnected {
-                    return Err(connection_ended());
-                }
+            _ = self.shared.link.connection_after(connection) => {
                 // The server may have forgotten the request together with the connection.
                 self.forget_request();
                 return Ok(None);
@@ -275,7 +285,9 @@ impl Puller {
             }
         };
         let Some(message) = message else {
-            return Err(connection_ended());
+            self.suspects = true;
+            self.forget_request();
+            return Ok(None);
         };
         inbox.taken += 1;
         let Some(status) = message.status.filter(|status| *status != StatusCode::OK) else {
@@ -304,6 +316,14 @@ impl Puller {
         Ok(None)
     }
 
+    /// The record that has ended the client, if one of those on their way can have.
+    async fn find_unreadable(&mut self) -> Result<Option<Unreadable>> {
+        match self.shared.consumer(&self.consumer).await? {
+            Some(consumer) => self.shared.unreadable(&consumer, &mut self.examined).await,
+            None => Ok(None),
+        }
+    }
+
     /// Whether there certainly is no such consumer any more. One that has lost its leader does not answer.
     async fn is_gone(&self) -> bool {
         let looking = tokio::time::timeout(LOOK_UP, self.shared.consumer(&self.consumer));
@@ -316,13 +336,14 @@ impl Puller {
             self.state = State::Idle;
             return;
         };
-        let mut connections = self.shared.connections.clone();
-        let connection = inbox.connection;
         let message = tokio::select! {
             biased;
-            message = inbox.messages.next() => message,
+            message = inbox.messages.next() => {
+                self.suspects |= message.is_none() && matches!(self.state, State::Fetching(..));
+                message
+            }
             // The rest of the answer went to the connection before.
-            _ = connections.wait_for(|now| *now != connection) => None,
+            _ = self.shared.link.connection_after(inbox.connection) => None,
             () = tokio::time::sleep(END_DEADLINE) => None,
         };
         let Some(message) = message else {
@@ -363,9 +384,10 @@ impl Puller {
                 return;
             }
         }
-        let connection = *self.shared.connections.borrow();
+        let connection = self.shared.link.connection();
         let sent = inbox.connection == connection && {
-            let mark = || now(self.shared.client.publish(inbox.subject.clone(), Vec::new().into())).is_some();
+            let mark =
+                || now(self.shared.link.client().publish(inbox.subject.clone(), Vec::new().into())).is_some();
             now(inbox.messages.unsubscribe_after(inbox.taken + MARKERS)).is_some()
                 && (0..MARKERS).all(|_| mark())
         };
@@ -411,7 +433,7 @@ impl Puller {
             return Ok(());
         }
         self.trouble = None;
-        if !self.shared.is_connected() {
+        if !self.shared.link.is_connected() {
             return Err(EventError::Connection("there is no connection to nats-server".to_owned()));
         }
         let reason = format!("consumer '{}' gets nothing: {reason}", self.consumer);
@@ -437,7 +459,7 @@ impl Drop for Call<'_> {
 /// Asks for another delivery of an event, without waiting for an answer.
 pub(super) fn give_back(shared: &Shared, reply: Option<Subject>) {
     if let Some(reply) = reply {
-        let _ = now(shared.client.publish(reply, b"-NAK".as_slice().into()));
+        let _ = now(shared.link.client().publish(reply, b"-NAK".as_slice().into()));
     }
 }
 

@@ -10,7 +10,9 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::client::Shared;
+use super::link::NoAnswer;
 use super::pull::{Fetched, Pulled, Puller, give_back, now};
+use super::unreadable::Unreadable;
 use crate::error::{EventError, Result, shorten};
 use crate::provider::consumer::ConsumerConfig;
 use crate::provider::{AckHandler, Delivery, PendingEvent, Subscription};
@@ -155,6 +157,7 @@ impl NatsSubscription {
             if self.held.is_none() {
                 match self.puller.next(may_fetch_ahead).await? {
                     Pulled::Message(fetched) => self.held = Some(Held::new(&fetched)?),
+                    Pulled::Unreadable(unreadable) => self.held = Some(Held::unreadable(unreadable)),
                     Pulled::Closed => self.closed = true,
                     Pulled::Gone => {
                         self.closed = true;
@@ -288,6 +291,18 @@ impl Held {
             .map_err(|error| Undecodable { raw: message.payload.to_vec(), reason: error.to_string() });
         Ok(Self { decoded, position, settling, since: *since })
     }
+
+    fn unreadable(Unreadable { sequence, raw, reply }: Unreadable) -> Self {
+        // What is not known is written so that it counts for nothing.
+        let position = Position { sequence, delivery: 0, num_delivered: u64::MAX, stored_at: 0 };
+        let reason = "its headers hold a carriage return".to_owned();
+        Self {
+            decoded: Err(Undecodable { raw, reason }),
+            position,
+            settling: Settling { reply: reply.into(), delivery: 0, connection: 0 },
+            since: Instant::now(),
+        }
+    }
 }
 
 impl Position {
@@ -322,13 +337,13 @@ impl ConsumerHandle {
         let deadline = CONFIRMATION.min(self.shared.settings.config.request_timeout());
         let late = || EventError::Ack(format!("{verb}: no confirmation within {} s", deadline.as_secs()));
         let asking = async {
-            match self.shared.request(settling.reply.clone(), body, deadline).await {
-                Some(Ok(_confirmation)) => Ok(()),
-                Some(Err(error)) if error.kind() == RequestErrorKind::NoResponders => {
+            match self.shared.link.request(&settling.reply, body, deadline).await {
+                Ok(_confirmation) => Ok(()),
+                Err(NoAnswer::Failed(error)) if error.kind() == RequestErrorKind::NoResponders => {
                     self.nobody_settles(verb).await
                 }
-                Some(Err(error)) => Err(EventError::Ack(format!("{verb}: {error}"))),
-                None => Err(late()),
+                Err(NoAnswer::Late) => Err(late()),
+                Err(none) => Err(EventError::Ack(format!("{verb}: {}", none.into_error("settle", deadline)))),
             }
         };
         tokio::select! {
@@ -343,10 +358,9 @@ impl ConsumerHandle {
     /// Waits until a new connection shows that the server does not know a delivery. It would never confirm that it is
     /// settled, and delivers the event again.
     async fn forgets(&self, settling: &Settling) {
-        let mut connections = self.shared.connections.clone();
         let mut connection = settling.connection;
-        while let Ok(newer) = connections.wait_for(|now| *now != connection).await.map(|now| *now) {
-            connection = newer;
+        loop {
+            connection = self.shared.link.connection_after(connection).await;
             match self.shared.consumer(&self.name).await {
                 Ok(Some(info)) if info.delivered.consumer_sequence < settling.delivery => return,
                 Ok(_) => {}
@@ -356,7 +370,6 @@ impl ConsumerHandle {
                 }
             }
         }
-        std::future::pending().await
     }
 
     /// Nobody listens for settlements: the consumer is gone, or its server is starting.
@@ -375,7 +388,7 @@ impl ConsumerHandle {
     async fn term(&self, settling: &Settling, reason: &str) -> Result<()> {
         tracing::debug!(consumer = self.name, reason = shorten(reason), "event terminated");
         // Older servers know the bare word only.
-        let body = if self.shared.client.is_server_compatible(2, 10, 4) {
+        let body = if self.shared.link.client().is_server_compatible(2, 10, 4) {
             format!("+TERM {}", shorten(reason))
         } else {
             "+TERM".to_owned()
@@ -512,7 +525,7 @@ impl Drop for NatsSubscription {
         }
         // If it cannot be sent, the server finds out that the consumer is idle.
         let subject = format!("$JS.API.CONSUMER.DELETE.{}.{}", consumer.shared.stream_name(), consumer.name);
-        let client = &consumer.shared.client;
+        let client = consumer.shared.link.client();
         let _ = now(client.publish_with_reply(subject, client.new_inbox(), Vec::new().into()));
     }
 }
