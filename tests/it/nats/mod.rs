@@ -2,19 +2,21 @@
 
 #![allow(clippy::unwrap_used, reason = "what cannot be set up fails the test, as it should")]
 
+mod batches;
 mod cancelled;
 mod consumer_process;
 mod faults;
 mod ledger;
 mod network;
+mod security;
 
 use std::time::{Duration, Instant};
 
 use a3s_event::provider::nats::NatsProviderBuilder;
 use a3s_event::provider::{HistoryQuery, PublishRequest};
 use a3s_event::{
-    ErrorKind, Event, EventBus, EventError, EventProvider, NatsConfig, NatsProvider, ProviderRegistry,
-    PublishOptions, StorageType, SubscribeOptions, Subscription, SubscriptionFilter,
+    ErrorKind, Event, EventBus, EventError, EventProvider, NatsConfig, NatsProvider, PublishOptions,
+    StorageType, SubscribeOptions, Subscription, SubscriptionFilter,
 };
 use a3s_event_testkit::NatsServer;
 use serde_json::json;
@@ -203,42 +205,6 @@ async fn the_message_is_the_json_of_the_event() {
     assert_eq!(stored.subject.as_str(), "events.a.b");
     assert_eq!(stored.payload, serde_json::to_vec(&published).unwrap());
     assert_eq!(stored.headers.get("Nats-Msg-Id").unwrap().as_str(), "m-1");
-}
-
-#[tokio::test]
-async fn the_credentials_file_is_read() {
-    let server = NatsServer::start().await;
-    let with = |path: &str| NatsProvider::builder(config(&server)).credentials_file(path).connect();
-    let missing = with("no/such/file.creds").await.unwrap_err();
-    assert_eq!(missing.kind(), ErrorKind::Config, "{missing}");
-    let path = std::env::temp_dir().join(format!("a3s-event-{}.creds", std::process::id()));
-    std::fs::write(&path, "canary").unwrap();
-    let garbage = with(path.to_str().unwrap()).await.unwrap_err();
-    std::fs::remove_file(&path).unwrap();
-    assert_eq!(garbage.kind(), ErrorKind::Config, "{garbage}");
-    assert!(!format!("{garbage} {garbage:?}").contains("canary"), "{garbage:?}");
-}
-
-#[tokio::test]
-async fn every_way_to_authenticate_works_and_a_wrong_secret_is_not_shown() {
-    let connects = async |server: &NatsServer, change: fn(NatsProviderBuilder) -> NatsProviderBuilder| {
-        change(NatsProvider::builder(config(server))).connect().await.map(drop)
-    };
-    let server = NatsServer::start_with("authorization { token: canary }").await;
-    assert_eq!(connects(&server, |b| b).await.unwrap_err().kind(), ErrorKind::Unauthorized);
-    let url = format!("nats://canary@127.0.0.1:{}", server.port());
-    ProviderRegistry::builtin().connect(&url).await.map(drop).unwrap();
-    let server = NatsServer::start_with("authorization { user: alice, password: canary }").await;
-    connects(&server, |b| b.user_and_password("alice", "canary")).await.unwrap();
-    let refused = connects(&server, |b| b.user_and_password("alice", "wrong-canary")).await.unwrap_err();
-    assert_eq!(refused.kind(), ErrorKind::Unauthorized, "{refused:?}");
-    assert!(!format!("{refused} {refused:?}").contains("canary"), "{refused:?}");
-    let url = format!("nats://alice:canary@127.0.0.1:{}/ORDERS?subject_prefix=orders", server.port());
-    let provider = ProviderRegistry::builtin().connect(&url).await.unwrap();
-    assert_eq!(provider.subject_prefix(), "orders");
-    let overlapping = NatsConfig { stream_name: "OTHER".to_owned(), ..config(&server) };
-    let overlapping = NatsProvider::builder(overlapping).user_and_password("alice", "canary").connect().await;
-    assert_eq!(overlapping.unwrap_err().kind(), ErrorKind::Conflict);
 }
 
 #[tokio::test]
