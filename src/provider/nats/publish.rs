@@ -53,19 +53,6 @@ impl Shared {
         }
     }
 
-    /// Publishes the entries in order and answers for each.
-    pub(super) async fn publish_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<u64>> {
-        // The server stores a whole batch or nothing of it: what it may answer for one entry must not be possible.
-        let is_plain = |entry: &PublishRequest<'_>| {
-            entry.options.msg_id.is_none() && entry.options.expected_sequence.is_none()
-        };
-        if self.atomic_batches && batch.len() > 1 && batch.iter().all(is_plain) {
-            self.publish_atomically(batch).await
-        } else {
-            self.publish_pipelined(batch).await
-        }
-    }
-
     /// A bounded number of entries waits for its answers at once.
     pub(super) async fn publish_pipelined(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<u64>> {
         let mut results = Vec::with_capacity(batch.len());
