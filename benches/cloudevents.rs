@@ -86,7 +86,7 @@ fn there_and_back(c: &mut Criterion) {
 
     let mut group = c.benchmark_group("cloudevent_read");
     group.bench_function("baseline_sdk", |b| {
-        b.iter(|| serde_json::from_slice::<Sdk>(black_box(&our_json)).unwrap())
+        b.iter(|| serde_json::from_slice::<Sdk>(black_box(&our_json)).unwrap());
     });
     group.bench_function("json", |b| b.iter(|| CloudEvent::from_json(black_box(&our_json)).unwrap()));
     let message = http::to_binary(&cloud_event).unwrap();
