@@ -64,6 +64,12 @@ impl Shared {
         results
     }
 
+    fn batch_headers(&self, id: &str, place: usize) -> HeaderMap {
+        let mut headers = headers(id, place);
+        self.settings.wire.announce(&mut headers);
+        headers
+    }
+
     /// Sends one batch. `None` when nothing of it is stored, and nothing is known of its single events.
     async fn commit(&self, batch: &[Ready<'_>]) -> Option<Vec<Result<u64>>> {
         let (last, others) = batch.split_last().filter(|(_, others)| !others.is_empty())?;
@@ -73,14 +79,17 @@ impl Shared {
             let client = self.link.working().await.ok()?;
             for (place, ready) in (1..).zip(others) {
                 let subject = Subject::from(ready.entry.event.subject.as_str());
-                client.publish_with_headers(subject, headers(&id, place), ready.body.clone()).await.ok()?;
+                client
+                    .publish_with_headers(subject, self.batch_headers(&id, place), ready.body.clone())
+                    .await
+                    .ok()?;
             }
             Some(())
         };
         let started = tokio::time::Instant::now();
         // Without the last one nothing is stored.
         tokio::time::timeout(deadline, sending).await.ok()??;
-        let mut headers = headers(&id, batch.len());
+        let mut headers = self.batch_headers(&id, batch.len());
         headers.insert(NATS_BATCH_COMMIT, NATS_BATCH_COMMIT_FINAL);
         let request = Request::new().headers(headers).payload(last.body.clone());
         let subject = Subject::from(last.entry.event.subject.as_str());
