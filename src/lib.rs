@@ -8,6 +8,7 @@ pub mod bus;
 pub mod crypto;
 pub mod dlq;
 pub mod error;
+mod hash;
 pub mod metrics;
 pub mod provider;
 pub mod scaling;
@@ -33,7 +34,9 @@ pub use bus::{EventBus, EventBusBuilder};
 #[cfg_attr(docsrs, doc(cfg(feature = "encryption")))]
 pub use crypto::Aes256GcmEncryptor;
 pub use crypto::{EncryptedPayload, EventEncryptor};
-pub use dlq::{DeadLetterEvent, DlqHandler, MemoryDlqHandler, SinkDlqHandler};
+pub use dlq::{
+    DeadLetter, DeadLetterEvent, DlqHandler, FailureClass, MemoryDlqHandler, ProviderDlq, SinkDlqHandler,
+};
 pub use error::{BackendError, ErrorKind, EventError, Result};
 pub use metrics::{EventMetrics, MetricsSnapshot};
 pub use provider::memory::{MemoryConfig, MemoryProvider};

@@ -13,7 +13,7 @@ use super::client::Shared;
 use super::pull::{Pulled, Puller, now};
 use crate::error::{EventError, Result, shorten};
 use crate::provider::consumer::ConsumerConfig;
-use crate::provider::{AckHandler, Delivery, PendingEvent, Subscription};
+use crate::provider::{AckHandler, Delivery, PendingEvent, Subscription, UndecodableRecord};
 use crate::types::{Event, ReceivedEvent};
 
 /// An event that waited here for longer than this has its lease restarted before it is handed out.
@@ -28,6 +28,8 @@ pub struct NatsSubscription {
     puller: Puller,
     /// Received, and not handed out yet because a call was cancelled on the way.
     held: Option<Held>,
+    /// Whether records that are not events are handed out.
+    keeps_undecodable: bool,
     /// Whether it reads the whole stream, so that what was dropped can be counted.
     counts_losses: bool,
     seen: Option<Seen>,
@@ -44,16 +46,12 @@ struct ConsumerHandle {
 
 /// A received record.
 struct Held {
-    decoded: std::result::Result<Arc<Event>, Undecodable>,
+    decoded: std::result::Result<Arc<Event>, UndecodableRecord>,
+    subject: Subject,
     position: Position,
     reply: Subject,
     /// Its lease has begun at this time or later.
     since: Instant,
-}
-
-struct Undecodable {
-    raw: Vec<u8>,
-    reason: String,
 }
 
 /// Where a delivery stands in its stream and in its consumer.
@@ -118,6 +116,7 @@ impl NatsSubscription {
             consumer: Arc::new(consumer),
             durable,
             held: None,
+            keeps_undecodable: false,
             counts_losses,
             seen,
             closed: false,
@@ -186,11 +185,15 @@ impl NatsSubscription {
         Ok(true)
     }
 
-    /// Terminates a held record that is not an event, and returns it as an error; `true` when it is one.
+    /// Terminates a held record that is not an event and not to be kept, and returns it as an error; `true` when there is
+    /// something to hand out.
     async fn end_undecodable(&mut self) -> Result<bool> {
         let Some(Held { decoded: Err(undecodable), position, reply, .. }) = &self.held else {
             return Ok(self.held.is_some());
         };
+        if self.keeps_undecodable {
+            return Ok(true);
+        }
         self.consumer.term(reply, &undecodable.reason).await?;
         let error = EventError::Undecodable {
             sequence: position.sequence,
@@ -230,16 +233,20 @@ impl NatsSubscription {
     }
 
     fn take_delivery(&mut self) -> Option<Delivery> {
-        let (event, position, reply) = self.take_held()?;
-        let consumer = Arc::clone(&self.consumer);
-        let handler = Handler { consumer, reply, num_delivered: position.num_delivered };
+        let Held { decoded, subject, position, reply, .. } = self.held.take()?;
+        let Position { sequence, num_delivered, .. } = position;
+        let handler = Handler { consumer: Arc::clone(&self.consumer), reply, num_delivered };
         let stream = Arc::clone(&self.consumer.stream);
-        Some(Delivery::new(event, position.sequence, position.num_delivered, stream, handler))
+        Some(match decoded {
+            Ok(event) => Delivery::new(event, sequence, num_delivered, stream, handler),
+            Err(record) => Delivery::undecodable(&subject, record, sequence, num_delivered, stream, handler),
+        })
     }
 
-    fn take_held(&mut self) -> Option<(Arc<Event>, Position, Subject)> {
+    /// The held event, which is settled; a record that is not one has become an error before.
+    fn take_settled(&mut self) -> Option<(Arc<Event>, Position)> {
         let held = self.held.take()?;
-        Some((held.decoded.ok()?, held.position, held.reply))
+        Some((held.decoded.ok()?, held.position))
     }
 
     /// Gives back what was fetched and not handed out. JetStream counts it as an attempt.
@@ -263,8 +270,8 @@ impl Held {
             .ok_or_else(|| EventError::Consumer("a message without a JetStream reply subject".to_owned()))?;
         let decoded = serde_json::from_slice::<Event>(&message.payload)
             .map(Arc::new)
-            .map_err(|error| Undecodable { raw: message.payload.to_vec(), reason: error.to_string() });
-        Ok(Self { decoded, position, reply, since })
+            .map_err(|error| UndecodableRecord::new(message.payload.to_vec(), error.to_string()));
+        Ok(Self { decoded, subject: message.subject, position, reply, since })
     }
 }
 
@@ -385,7 +392,7 @@ impl Subscription for NatsSubscription {
                 }
                 settled?;
             }
-            if let Some((event, position, _)) = self.take_held() {
+            if let Some((event, position)) = self.take_settled() {
                 return Ok(Some(ReceivedEvent {
                     event: Arc::unwrap_or_clone(event),
                     sequence: position.sequence,
@@ -429,6 +436,11 @@ impl Subscription for NatsSubscription {
             batch.extend(self.take_delivery().map(Ok));
         }
         Some(batch)
+    }
+
+    fn keep_undecodable(&mut self) -> bool {
+        self.keeps_undecodable = true;
+        true
     }
 
     async fn lag(&self) -> Result<u64> {
