@@ -21,6 +21,8 @@ pub mod types;
 
 pub mod docs;
 
+pub use bus::consumer;
+
 /// The bus under the path of earlier versions.
 pub mod store {
     pub use crate::bus::EventBus;

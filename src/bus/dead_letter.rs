@@ -2,6 +2,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -10,7 +11,7 @@ use super::panics::caught;
 use crate::dlq::{DeadLetter, DlqHandler, FailureClass, is_letter};
 use crate::error::{EventError, Result};
 use crate::metrics::EventMetrics;
-use crate::provider::{AckHandler, Delivery};
+use crate::provider::{AckHandler, Delivery, Settlement};
 use crate::types::{Event, ReceivedEvent, unix_millis};
 
 /// Wait before an event is tried again that the dead-letter handler did not take.
@@ -116,14 +117,18 @@ impl DeadLetters {
     /// The delivery of `event`, from which what cannot be processed goes to the dead letters: when it is terminated, or
     /// refused for the last time.
     pub(super) fn guard(self: &Arc<Self>, delivery: Delivery, event: Arc<Event>) -> Delivery {
-        let is_last = self.max_deliver.is_some_and(|max| delivery.num_delivered() >= max);
-        if !is_last && self.letter_box.handler.is_none() {
+        if !self.is_last(&delivery) && self.letter_box.handler.is_none() {
             return delivery.map_event(event);
         }
         let (sequence, attempt) = (delivery.sequence(), delivery.num_delivered());
         let stream = delivery.stream().into();
-        let guarded = Guarded { stored: delivery, letters: Arc::clone(self), is_last };
+        let guarded = Guarded::new(delivery, Arc::clone(self));
         Delivery::new(event, sequence, attempt, stream, guarded)
+    }
+
+    /// Whether no delivery is allowed behind this one.
+    fn is_last(&self, delivery: &Delivery) -> bool {
+        self.max_deliver.is_some_and(|max| delivery.num_delivered() >= max)
     }
 
     /// Takes an event out after all its deliveries.
@@ -135,9 +140,9 @@ impl DeadLetters {
     /// Takes an event out; `false` when the dead-letter handler did not take it and it comes again. Dropped half-way, the
     /// delivery keeps its lease and comes again too.
     pub(super) async fn take_out(&self, delivery: &Delivery, failure: Failure) -> Result<bool> {
-        let reason = failure.reason.clone();
-        match self.write(delivery, failure).await {
-            Ok(()) => delivery.term_or_ack(&reason).await.map(|()| true),
+        let letter = self.letter(delivery, failure);
+        match self.write(delivery, &letter).await {
+            Ok(()) => delivery.term_or_ack(&letter.reason).await.map(|()| true),
             Err(error) => {
                 let sequence = delivery.sequence();
                 tracing::error!(sequence, %error, "event not dead-lettered; it will be tried again");
@@ -152,8 +157,8 @@ impl DeadLetters {
 
     /// Writes an event to the dead letters and settles nothing. The lease is kept alive meanwhile, or a second member would
     /// write it again.
-    pub(super) async fn write(&self, delivery: &Delivery, failure: Failure) -> Result<()> {
-        let mut writing = pin!(self.letter_box.put(self.letter(delivery, failure)));
+    pub(super) async fn write(&self, delivery: &Delivery, letter: &DeadLetter) -> Result<()> {
+        let mut writing = pin!(self.letter_box.put(letter.clone()));
         loop {
             tokio::select! {
                 biased;
@@ -177,7 +182,7 @@ impl DeadLetters {
         true
     }
 
-    fn letter(&self, delivery: &Delivery, failure: Failure) -> DeadLetter {
+    pub(super) fn letter(&self, delivery: &Delivery, failure: Failure) -> DeadLetter {
         let received = ReceivedEvent {
             event: delivery.event().clone(),
             sequence: delivery.sequence(),
@@ -195,28 +200,46 @@ impl DeadLetters {
 }
 
 /// Settles a delivery of an event that may end in the dead letters.
-struct Guarded {
+pub(super) struct Guarded {
     /// The delivery with the event as it is stored: dead letters of encrypted events stay encrypted.
-    stored: Delivery,
-    letters: Arc<DeadLetters>,
-    /// Whether no other delivery is allowed: a refusal then takes the event out.
-    is_last: bool,
+    pub(super) stored: Delivery,
+    pub(super) letters: Arc<DeadLetters>,
+    /// Whether its subscriber settled it.
+    settled: AtomicBool,
+}
+
+impl Guarded {
+    pub(super) fn new(stored: Delivery, letters: Arc<DeadLetters>) -> Self {
+        Self { stored, letters, settled: AtomicBool::new(false) }
+    }
+
+    /// Whether its subscriber settled it.
+    pub(super) fn is_settled(&self) -> bool {
+        self.settled.load(Ordering::Relaxed)
+    }
+
+    fn settling(&self) -> &Settlement {
+        self.settled.store(true, Ordering::Relaxed);
+        self.stored.settlement()
+    }
 }
 
 #[async_trait]
 impl AckHandler for Guarded {
     async fn ack(&self) -> Result<()> {
-        self.stored.settlement().ack().await
+        self.settling().ack().await
     }
 
     async fn nak(&self, delay: Option<Duration>) -> Result<()> {
-        match self.is_last {
+        let settlement = self.settling();
+        match self.letters.is_last(&self.stored) {
             true => self.letters.give_up(&self.stored).await,
-            false => self.stored.settlement().nak(delay).await,
+            false => settlement.nak(delay).await,
         }
     }
 
     async fn term(&self, reason: &str) -> Result<()> {
+        self.settling();
         let failure = Failure::now(FailureClass::Fatal, reason, self.stored.num_delivered());
         self.letters.take_out(&self.stored, failure).await.map(drop)
     }
@@ -226,6 +249,6 @@ impl AckHandler for Guarded {
     }
 
     async fn release(&self) -> Result<()> {
-        self.stored.settlement().release().await
+        self.settling().release().await
     }
 }

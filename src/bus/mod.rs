@@ -5,6 +5,7 @@
 //! processed. The bus names no concrete provider.
 
 mod builder;
+pub mod consumer;
 mod dead_letter;
 mod open;
 mod panics;

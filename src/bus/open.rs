@@ -33,27 +33,31 @@ impl Opener {
         filter: &SubscriptionFilter,
         subject: &str,
     ) -> Result<Box<dyn Subscription>> {
-        let limits = filter.options.as_ref().is_some_and(|options| options.max_deliver.is_some());
-        if self.encryptor.is_none() && self.dlq_handler.is_none() && !limits {
+        let max_deliver = filter.options.as_ref().and_then(|options| options.max_deliver);
+        let max_deliver = max_deliver.and_then(|max| u64::try_from(max).ok());
+        if self.encryptor.is_none() && self.dlq_handler.is_none() && max_deliver.is_none() {
             return Ok(self.open_inner(filter, subject, filter.options.as_ref()).await?.0);
         }
-        Ok(Box::new(self.open_incoming(filter, subject).await?))
+        Ok(Box::new(self.open_incoming(filter, subject, max_deliver).await?))
     }
 
-    /// The same in the form that shows what cannot be processed.
+    /// The same in the form that shows what cannot be processed; this many deliveries of an event are allowed.
     pub(super) async fn open_incoming(
         &self,
         filter: &SubscriptionFilter,
         subject: &str,
+        max_deliver: Option<u64>,
     ) -> Result<BusSubscription> {
         let mut options = filter.options.clone();
-        // The bus counts the deliveries: a provider that has a limit drops what reaches it, for all who share the consumer.
-        let max_deliver = options.as_mut().and_then(|options| options.max_deliver.take());
+        if let Some(options) = &mut options {
+            // The bus counts: a provider that has a limit drops what reaches it, for all who share the consumer.
+            options.max_deliver = None;
+        }
         let (inner, consumer) = self.open_inner(filter, subject, options.as_ref()).await?;
         let letters = DeadLetters {
             letter_box: self.letter_box(),
             consumer,
-            max_deliver: max_deliver.and_then(|max| u64::try_from(max).ok()),
+            max_deliver,
             ack_wait: ack_wait(options.as_ref()),
         };
         Ok(BusSubscription::new(inner, self.encryptor.clone(), letters))

@@ -29,6 +29,7 @@ use async_trait::async_trait;
 
 pub(crate) use capability::unsupported;
 pub use capability::{Capabilities, Durability, Support};
+pub(crate) use delivery::Settlement;
 pub use delivery::{AckHandler, Delivery, LeaseHolder, PendingEvent, UndecodableRecord};
 pub use query::{ConsumerInfo, HistoryQuery, StoredEvent};
 pub use registry::{ProviderRegistry, ProviderUrl};
