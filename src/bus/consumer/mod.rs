@@ -39,6 +39,9 @@ const MAX_CONCURRENCY: usize = 10_000;
 /// Events held by default in ordered lanes, per worker: one slow lane should not stop the others.
 const LANE_BUFFER: usize = 8;
 
+/// How long a shutdown waits by default, or longer.
+const LEAST_DRAIN_DEADLINE: Duration = Duration::from_secs(30);
+
 type KeyFn = dyn Fn(&Event) -> String + Send + Sync;
 
 /// What a handler is: a function from a delivery to a future, called from many tasks at once.
@@ -208,8 +211,8 @@ impl ConsumerBuilder<'_> {
         self
     }
 
-    /// How long a shutdown waits for running handlers. Default as long as the policy lets a handler take, so that none has to
-    /// be interrupted, and 30 s where it has no limit.
+    /// How long a shutdown waits for handlers. Default as long as the policy lets a handler take, so that none has to be
+    /// interrupted, and at least 30 s.
     pub fn drain_deadline(mut self, deadline: Duration) -> Self {
         self.drain_deadline = Some(deadline);
         self
@@ -262,7 +265,7 @@ impl ConsumerBuilder<'_> {
         for _ in 0..self.concurrency {
             working.spawn(worker::work(Arc::clone(&runtime), Arc::clone(&handler), commands.clone()));
         }
-        let default_deadline = self.policy.timeout.unwrap_or(Duration::from_secs(30));
+        let default_deadline = self.policy.timeout.unwrap_or_default().max(LEAST_DRAIN_DEADLINE);
         let supervisor = Supervisor {
             runtime: Arc::clone(&runtime),
             fetchers: fetching,

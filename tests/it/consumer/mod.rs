@@ -517,24 +517,30 @@ async fn a_paused_consumer_fetches_nothing(backend: Backend) {
 async fn what_is_settled_by_hand_is_left_alone(backend: Backend) {
     let bus = backend.bus().await;
     publish(&bus, "events.a.b", 1..=3).await;
+    let released = Arc::new(AtomicBool::new(false));
+    let releasing = Arc::clone(&released);
     let consumer = bus
         .consumer("worker")
         .subject("events.>")
         .policy(policy(1))
-        .handle(|delivery: Delivery| async move {
-            match (number(&delivery), delivery.num_delivered()) {
-                // At most once.
-                (1, _) => {
-                    delivery.ack().await?;
-                    Err("too late".into())
+        .handle(move |delivery: Delivery| {
+            let is_released = number(&delivery) == 3 && releasing.swap(true, Ordering::SeqCst);
+            async move {
+                match number(&delivery) {
+                    // At most once.
+                    1 => {
+                        delivery.ack().await?;
+                        Err("too late".into())
+                    }
+                    2 => Ok(delivery.term("not this one").await?),
+                    _ if is_released => Ok(()),
+                    _ => Ok(delivery.release().await?),
                 }
-                (2, _) => Ok(delivery.term("not this one").await?),
-                (_, 1) => Ok(delivery.release().await?),
-                _ => Ok(()),
             }
         })
         .await
         .unwrap();
+    eventually("one was released", async || released.load(Ordering::SeqCst)).await;
     assert_settled(&bus).await;
     consumer.shutdown().await.unwrap();
     let letters = backend.letters().await.find(&LetterFilter::default(), 10).await.unwrap();
