@@ -198,7 +198,7 @@ impl ConsumerBuilder<'_> {
     }
 
     /// Most events fetched and not settled, per subject, running ones included; never fewer than run at a time. Default
-    /// twice as many as run, 8 times in ordered lanes. Without an order, and where giving back counts as an attempt, exactly
+    /// twice as many as run, 8 times as many in ordered lanes; without an order and where giving back counts as an attempt,
     /// as many as run.
     pub fn buffer(mut self, events: usize) -> Self {
         self.buffer = Some(events);
@@ -361,7 +361,7 @@ impl ConsumerBuilder<'_> {
             (Some(_), _) => LANE_BUFFER * self.concurrency,
             (None, true) => 2 * self.concurrency,
             // What waits here would count as delivered when it is given back.
-            (None, false) => return self.concurrency,
+            (None, false) => self.concurrency,
         };
         self.buffer.unwrap_or(default).max(self.concurrency)
     }
