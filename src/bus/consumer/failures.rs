@@ -1,6 +1,7 @@
 //! What is remembered of events that failed and come again.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::queue::Job;
@@ -13,7 +14,11 @@ const CAPACITY: usize = 10_000;
 
 /// When events failed first, and why last.
 #[derive(Default)]
-pub(super) struct Failures(Mutex<HashMap<(usize, u64), Remembered>>);
+pub(super) struct Failures {
+    remembered: Mutex<HashMap<(usize, u64), Remembered>>,
+    /// Whether there ever was one: where nothing fails nobody takes the lock.
+    any: AtomicBool,
+}
 
 struct Remembered {
     first_at: u64,
@@ -39,6 +44,7 @@ impl Failures {
             let (first_failure_at, last_failure_at) = (Some(first_at), Some(now));
             return Some(Failure { class, reason, attempts, first_failure_at, last_failure_at });
         }
+        self.any.store(true, Ordering::Relaxed);
         if remembered.len() < CAPACITY || remembered.contains_key(&key) {
             remembered.insert(key, Remembered { first_at, last_at: now, reason });
         }
@@ -57,14 +63,13 @@ impl Failures {
     }
 
     pub(super) fn forget(&self, job: &Job) {
-        let mut remembered = self.lock();
-        if !remembered.is_empty() {
-            remembered.remove(&key(job));
+        if self.any.load(Ordering::Relaxed) {
+            self.lock().remove(&key(job));
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<(usize, u64), Remembered>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -17,7 +17,7 @@ use crate::provider::Subscription;
 use crate::types::{DeliverPolicy, SubscriptionFilter};
 
 /// Most events fetched at a time.
-const MAX_BATCH: usize = 64;
+const MAX_BATCH: usize = 128;
 /// How long one call waits for an event; then the next one does.
 const WAIT: Duration = Duration::from_secs(30);
 /// Errors in a row after which the subscription is opened again.

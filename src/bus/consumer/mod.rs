@@ -199,7 +199,7 @@ impl ConsumerBuilder<'_> {
 
     /// Most events fetched and not settled, per subject, running ones included; never fewer than run at a time. Default
     /// twice as many as run, 8 times as many in ordered lanes; without an order and where giving back counts as an attempt,
-    /// as many as run.
+    /// as many as run. Where giving back costs nothing the default grows up to 128 while events are handled quickly.
     pub fn buffer(mut self, events: usize) -> Self {
         self.buffer = Some(events);
         self
@@ -344,7 +344,12 @@ impl ConsumerBuilder<'_> {
         }
         let capabilities = self.bus.provider.capabilities();
         Ok(Runtime {
-            queue: Queue::new(filter.subjects.len(), self.capacity(&capabilities), concurrency),
+            queue: Queue::new(
+                filter.subjects.len(),
+                self.capacity(&capabilities),
+                self.buffer.is_none() && capabilities.uncounted_release.is_yes(),
+                concurrency,
+            ),
             policy: self.policy.clone(),
             attempts: self.attempts(filter.options.as_ref()),
             failures: Failures::default(),

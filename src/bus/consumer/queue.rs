@@ -15,6 +15,11 @@ use crate::bus::dead_letter::Guarded;
 use crate::bus::subscription::Poison;
 use crate::types::Event;
 
+/// Most events held for a subscription whose events are handled quickly; more where more are asked for.
+const MAX_QUICK: usize = 128;
+/// What has to be fetched again this soon is handled quickly.
+const QUICK: Duration = Duration::from_millis(10);
+
 /// A fetched event.
 pub(super) struct Job {
     pub(super) guarded: Arc<Guarded>,
@@ -73,21 +78,36 @@ struct State {
     ready: VecDeque<Slot>,
     lanes: HashMap<String, Lane>,
     left_over: Vec<LeftOver>,
-    /// Fetched and not settled, by subscription.
-    held: Vec<usize>,
+    /// By subscription.
+    held: Vec<Held>,
     running: usize,
     /// Workers that wait for something to start.
     idle: usize,
+    /// One of them was woken and is not here yet. It wakes the next one, so that a burst of quick jobs wakes few.
+    waking: bool,
     /// Nothing is pushed any more.
     closed: bool,
     /// Nothing is started any more.
     stopped: bool,
 }
 
+/// What is held for one subscription.
+#[derive(Clone)]
+struct Held {
+    /// Events fetched and not settled.
+    events: usize,
+    /// Most of them. It grows while they are handled quickly, so that fetching costs less, and what another member could
+    /// have waits for no longer than a moment.
+    capacity: usize,
+    fetched_at: Instant,
+}
+
 pub(super) struct Queue {
     state: Mutex<State>,
-    /// Most events held for one subscription.
+    /// Most events held for one subscription, unless they are handled quickly.
     capacity: usize,
+    /// Most events held at all.
+    max_capacity: usize,
     /// More are fetched when no more than this many may start.
     low: usize,
     work: Notify,
@@ -95,20 +115,24 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub(super) fn new(subscriptions: usize, capacity: usize, concurrency: usize) -> Self {
+    /// With `grows`, more than `capacity` events are held while they are handled quickly.
+    pub(super) fn new(subscriptions: usize, capacity: usize, grows: bool, concurrency: usize) -> Self {
+        let held = Held { events: 0, capacity, fetched_at: Instant::now() };
         let state = State {
             ready: VecDeque::new(),
             lanes: HashMap::new(),
             left_over: Vec::new(),
-            held: vec![0; subscriptions],
+            held: vec![held; subscriptions],
             running: 0,
             idle: 0,
+            waking: false,
             closed: false,
             stopped: false,
         };
         Self {
             state: Mutex::new(state),
             capacity,
+            max_capacity: if grows { capacity.max(MAX_QUICK) } else { capacity },
             low: concurrency / 2,
             work: Notify::new(),
             room: Notify::new(),
@@ -129,9 +153,20 @@ impl Queue {
     }
 
     fn room_now(&self, source: usize) -> usize {
-        let state = self.lock();
-        let held = state.held.get(source).copied().unwrap_or_default();
-        if state.ready.len() > self.low { 0 } else { self.capacity.saturating_sub(held) }
+        let mut state = self.lock();
+        let is_low = state.ready.len() <= self.low;
+        let Some(held) = state.held.get_mut(source).filter(|held| is_low && held.events < held.capacity)
+        else {
+            return 0;
+        };
+        let now = Instant::now();
+        held.capacity = if now.duration_since(held.fetched_at) < QUICK {
+            (2 * held.capacity).min(self.max_capacity)
+        } else {
+            self.capacity
+        };
+        held.fetched_at = now;
+        held.capacity.saturating_sub(held.events)
     }
 
     /// Adds what was fetched.
@@ -139,11 +174,11 @@ impl Queue {
         let mut state = self.lock();
         for job in jobs {
             if let Some(held) = state.held.get_mut(job.source) {
-                *held += 1;
+                held.events += 1;
             }
             state.enqueue(job);
         }
-        let wakes = !state.ready.is_empty() && state.idle > 0;
+        let wakes = state.wakes_one();
         drop(state);
         if wakes {
             self.work.notify_one();
@@ -157,12 +192,15 @@ impl Queue {
             let wakeup = self.work.notified();
             {
                 let mut state = self.lock();
-                state.idle -= usize::from(std::mem::take(&mut was_idle));
+                if std::mem::take(&mut was_idle) {
+                    state.idle -= 1;
+                    state.waking = false;
+                }
                 if let Some(ended) = ended.take() {
                     state.end(ended);
                 }
                 let job = state.start();
-                let wakes = !state.ready.is_empty() && state.idle > 0;
+                let wakes = state.wakes_one();
                 let has_room = state.ready.len() <= self.low;
                 let is_over = job.is_none() && (state.closed || state.stopped);
                 was_idle = job.is_none() && !is_over;
@@ -233,7 +271,7 @@ impl Queue {
     /// Events that run, and events that wait.
     pub(super) fn counts(&self) -> (usize, usize) {
         let state = self.lock();
-        let held: usize = state.held.iter().sum();
+        let held: usize = state.held.iter().map(|held| held.events).sum();
         (state.running, held.saturating_sub(state.running))
     }
 
@@ -258,6 +296,13 @@ impl State {
         if is_new {
             self.ready.push_back(Slot::Lane(key));
         }
+    }
+
+    /// Whether another worker is to be woken.
+    fn wakes_one(&mut self) -> bool {
+        let wakes = !self.ready.is_empty() && self.idle > 0 && !self.waking;
+        self.waking |= wakes;
+        wakes
     }
 
     fn start(&mut self) -> Option<Job> {
@@ -300,7 +345,7 @@ impl State {
 
     fn let_go(&mut self, source: usize) {
         if let Some(held) = self.held.get_mut(source) {
-            *held = held.saturating_sub(1);
+            held.events = held.events.saturating_sub(1);
         }
     }
 }
