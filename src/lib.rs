@@ -11,6 +11,7 @@ pub mod cloudevents;
 pub mod crypto;
 pub mod dlq;
 pub mod error;
+mod hash;
 pub mod metrics;
 pub mod provider;
 pub mod scaling;
@@ -22,6 +23,8 @@ pub mod subject;
 pub mod types;
 
 pub mod docs;
+
+pub use bus::consumer;
 
 /// The bus under the path of earlier versions.
 pub mod store {
@@ -39,7 +42,9 @@ pub use cloudevents::CloudEvent;
 #[cfg_attr(docsrs, doc(cfg(feature = "encryption")))]
 pub use crypto::Aes256GcmEncryptor;
 pub use crypto::{EncryptedPayload, EventEncryptor};
-pub use dlq::{DeadLetterEvent, DlqHandler, MemoryDlqHandler, SinkDlqHandler};
+pub use dlq::{
+    DeadLetter, DeadLetterEvent, DlqHandler, FailureClass, MemoryDlqHandler, ProviderDlq, SinkDlqHandler,
+};
 pub use error::{BackendError, ErrorKind, EventError, Result};
 pub use metrics::{EventMetrics, MetricsSnapshot};
 pub use provider::memory::{MemoryConfig, MemoryProvider};

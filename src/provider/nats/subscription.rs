@@ -16,7 +16,7 @@ use super::unreadable::Unreadable;
 use super::wire::decode;
 use crate::error::{EventError, Result, shorten};
 use crate::provider::consumer::ConsumerConfig;
-use crate::provider::{AckHandler, Delivery, PendingEvent, Subscription};
+use crate::provider::{AckHandler, Delivery, PendingEvent, Subscription, UndecodableRecord};
 use crate::types::{Event, ReceivedEvent};
 
 /// An event that waited here for longer than this has its lease restarted before it is handed out.
@@ -33,6 +33,8 @@ pub struct NatsSubscription {
     puller: Puller,
     /// Received, and not handed out yet because a call was cancelled on the way.
     held: Option<Held>,
+    /// Whether records that are not events are handed out.
+    keeps_undecodable: bool,
     /// Whether it reads the whole stream, so that what was dropped can be counted.
     counts_losses: bool,
     seen: Option<Seen>,
@@ -49,7 +51,8 @@ struct ConsumerHandle {
 
 /// A received record.
 struct Held {
-    decoded: std::result::Result<Arc<Event>, Undecodable>,
+    decoded: std::result::Result<Arc<Event>, UndecodableRecord>,
+    subject: Subject,
     position: Position,
     settling: Settling,
     /// Its lease has begun at this time or later.
@@ -72,11 +75,6 @@ enum CallFor {
     One,
     /// Several at once, which are fetched for it.
     Batch,
-}
-
-struct Undecodable {
-    raw: Vec<u8>,
-    reason: String,
 }
 
 /// Where a delivery stands in its stream and in its consumer.
@@ -141,6 +139,7 @@ impl NatsSubscription {
             consumer: Arc::new(consumer),
             durable,
             held: None,
+            keeps_undecodable: false,
             counts_losses,
             seen,
             closed: false,
@@ -212,11 +211,15 @@ impl NatsSubscription {
         Ok(true)
     }
 
-    /// Terminates a held record that is not an event, and returns it as an error; `true` when it is one.
+    /// Terminates a held record that is not an event and not to be kept, and returns it as an error; `true` when there is
+    /// something to hand out.
     async fn end_undecodable(&mut self) -> Result<bool> {
         let Some(Held { decoded: Err(undecodable), position, settling, .. }) = &self.held else {
             return Ok(self.held.is_some());
         };
+        if self.keeps_undecodable {
+            return Ok(true);
+        }
         self.consumer.term(settling, &undecodable.reason).await?;
         let error = EventError::Undecodable {
             sequence: position.sequence,
@@ -256,16 +259,20 @@ impl NatsSubscription {
     }
 
     fn take_delivery(&mut self) -> Option<Delivery> {
-        let (event, position, settling) = self.take_held()?;
-        let consumer = Arc::clone(&self.consumer);
-        let handler = Handler { consumer, settling, num_delivered: position.num_delivered };
+        let Held { decoded, subject, position, settling, .. } = self.held.take()?;
+        let Position { sequence, num_delivered, .. } = position;
+        let handler = Handler { consumer: Arc::clone(&self.consumer), settling, num_delivered };
         let stream = Arc::clone(&self.consumer.stream);
-        Some(Delivery::new(event, position.sequence, position.num_delivered, stream, handler))
+        Some(match decoded {
+            Ok(event) => Delivery::new(event, sequence, num_delivered, stream, handler),
+            Err(record) => Delivery::undecodable(&subject, record, sequence, num_delivered, stream, handler),
+        })
     }
 
-    fn take_held(&mut self) -> Option<(Arc<Event>, Position, Settling)> {
+    /// The held event, which is settled; a record that is not one has become an error before.
+    fn take_settled(&mut self) -> Option<(Arc<Event>, Position)> {
         let held = self.held.take()?;
-        Some((held.decoded.ok()?, held.position, held.settling))
+        Some((held.decoded.ok()?, held.position))
     }
 
     /// Gives back what was fetched and not handed out. JetStream counts it as an attempt.
@@ -289,16 +296,16 @@ impl Held {
         let settling = Settling { reply, delivery: position.delivery, connection: *connection };
         let decoded = decode(message)
             .map(Arc::new)
-            .map_err(|reason| Undecodable { raw: message.payload.to_vec(), reason });
-        Ok(Self { decoded, position, settling, since: *since })
+            .map_err(|reason| UndecodableRecord::new(message.payload.to_vec(), reason));
+        Ok(Self { decoded, subject: message.subject.clone(), position, settling, since: *since })
     }
 
-    fn unreadable(Unreadable { sequence, raw, reply }: Unreadable) -> Self {
+    fn unreadable(Unreadable { sequence, subject, raw, reply }: Unreadable) -> Self {
         // What is not known is written so that it counts for nothing.
-        let position = Position { sequence, delivery: 0, num_delivered: u64::MAX, stored_at: 0 };
-        let reason = "its headers hold a carriage return".to_owned();
+        let position = Position { sequence, delivery: 0, num_delivered: 1, stored_at: 0 };
         Self {
-            decoded: Err(Undecodable { raw, reason }),
+            decoded: Err(UndecodableRecord::new(raw, "its headers hold a carriage return".to_owned())),
+            subject: subject.into(),
             position,
             settling: Settling { reply: reply.into(), delivery: 0, connection: 0 },
             since: Instant::now(),
@@ -449,7 +456,7 @@ impl Subscription for NatsSubscription {
                 }
                 settled?;
             }
-            if let Some((event, position, _)) = self.take_held() {
+            if let Some((event, position)) = self.take_settled() {
                 return Ok(Some(ReceivedEvent {
                     event: Arc::unwrap_or_clone(event),
                     sequence: position.sequence,
@@ -493,6 +500,11 @@ impl Subscription for NatsSubscription {
             batch.extend(self.take_delivery().map(Ok));
         }
         Some(batch)
+    }
+
+    fn keep_undecodable(&mut self) -> bool {
+        self.keeps_undecodable = true;
+        true
     }
 
     async fn lag(&self) -> Result<u64> {

@@ -12,6 +12,7 @@ use super::history;
 use super::queue::{GiveBack, Work};
 use super::store::{Store, signed, unsigned};
 use crate::error::{EventError, Result};
+use crate::provider::UndecodableRecord;
 use crate::provider::consumer::{Fetched, Lease, Time};
 use crate::subject::subject_matches;
 use crate::types::Event;
@@ -29,6 +30,8 @@ pub(super) enum Item {
         event: Arc<Event>,
         /// Acked already, for a member that takes events at most once.
         settled: bool,
+        /// The record, for a member that keeps those that are not events; the event only stands for it.
+        undecodable: Option<UndecodableRecord>,
     },
     Error(EventError),
 }
@@ -64,13 +67,15 @@ pub(super) struct Fetch {
     pub(super) max: usize,
     /// Whether to ack what is handed out.
     pub(super) settle: bool,
+    /// Whether records that are not events are leased instead of settled.
+    pub(super) keep_undecodable: bool,
     pub(super) done: Answer,
     pub(super) reply: oneshot::Sender<Result<Answer>>,
 }
 
 impl Work for Fetch {
     fn run(&mut self, store: &mut Store) -> Sql<()> {
-        self.done = store.fetch(self.consumer, self.max, self.settle)?;
+        self.done = store.fetch(self)?;
         Ok(())
     }
 
@@ -87,7 +92,8 @@ impl Work for Fetch {
 }
 
 impl Store {
-    fn fetch(&mut self, id: i64, max: usize, settle: bool) -> Sql<Answer> {
+    fn fetch(&mut self, asked: &Fetch) -> Sql<Answer> {
+        let (id, max) = (asked.consumer, asked.max);
         let mut answer = Answer::default();
         let mut bytes = 0;
         let (now, first) = (self.now(), self.first()?);
@@ -102,7 +108,7 @@ impl Store {
             match machine.fetch(now, first, next_match) {
                 Fetched::Deliver(lease) => {
                     let name = name.clone();
-                    let item = self.item(id, &name, lease, settle, &mut bytes)?;
+                    let item = self.item(asked, &name, lease, &mut bytes)?;
                     let is_last = matches!(item, Item::Error(_));
                     answer.items.push(item);
                     self.mark_changed(id);
@@ -127,8 +133,9 @@ impl Store {
         Ok(answer)
     }
 
-    /// The leased event, or what is wrong with its record, which is then settled.
-    fn item(&mut self, id: i64, name: &str, lease: Lease, settle: bool, bytes: &mut usize) -> Sql<Item> {
+    /// The leased event, or what is wrong with its record, which is then settled unless it is to be kept.
+    fn item(&mut self, asked: &Fetch, name: &str, lease: Lease, bytes: &mut usize) -> Sql<Item> {
+        let (id, settle) = (asked.consumer, asked.settle);
         let record: Option<Vec<u8>> = self
             .connection
             .prepare_cached("SELECT record FROM events WHERE sequence = ?1")?
@@ -139,7 +146,13 @@ impl Store {
             Some(raw) => match serde_json::from_slice(&raw) {
                 Ok(event) => {
                     *bytes += raw.len();
-                    Item::Event { lease, event: Arc::new(event), settled: settle }
+                    Item::Event { lease, event: Arc::new(event), settled: settle, undecodable: None }
+                }
+                Err(error) if asked.keep_undecodable && !settle => {
+                    let subject = self.subject_of(lease.sequence)?;
+                    let record = UndecodableRecord::new(raw, error.to_string());
+                    let event = Arc::new(record.stand_in(&subject, lease.sequence));
+                    Item::Event { lease, event, settled: false, undecodable: Some(record) }
                 }
                 Err(error) => {
                     let (sequence, reason) = (lease.sequence, error.to_string());
@@ -154,6 +167,11 @@ impl Store {
             let _ = known.machine.ack(lease);
         }
         Ok(item)
+    }
+
+    fn subject_of(&self, sequence: u64) -> Sql<String> {
+        let sql = "SELECT name FROM events JOIN subjects ON id = subject WHERE sequence = ?1";
+        Ok(self.connection.query_row(sql, [signed(sequence)], |row| row.get(0))?)
     }
 
     /// Finds the next matches behind the cursor, unless some are known.

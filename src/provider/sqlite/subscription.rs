@@ -16,7 +16,7 @@ use super::queue::{Access, GiveBack, answered};
 use super::store::lease_time;
 use crate::error::{EventError, Result};
 use crate::provider::consumer::{Lease, Time};
-use crate::provider::{AckHandler, DEFAULT_TIMEOUT, Delivery, PendingEvent, Subscription};
+use crate::provider::{AckHandler, DEFAULT_TIMEOUT, Delivery, PendingEvent, Subscription, UndecodableRecord};
 use crate::types::{Event, ReceivedEvent};
 
 /// A lease that has waited here for longer than this is restarted before the event is handed out.
@@ -38,6 +38,8 @@ pub struct SqliteSubscription {
     ready: VecDeque<Item>,
     /// When `ready` was leased, or restarted.
     leased_at: Instant,
+    /// Whether records that are not events are handed out.
+    keeps_undecodable: bool,
     closed: bool,
 }
 
@@ -54,6 +56,7 @@ struct Taken {
     lease: Lease,
     event: Arc<Event>,
     settled: bool,
+    undecodable: Option<UndecodableRecord>,
 }
 
 impl SqliteSubscription {
@@ -67,6 +70,7 @@ impl SqliteSubscription {
             settling: None,
             ready: VecDeque::new(),
             leased_at: Instant::now(),
+            keeps_undecodable: false,
             closed: false,
         }
     }
@@ -108,21 +112,20 @@ impl SqliteSubscription {
                 self.settle_front(lease, step.unwrap_or(Step::Extend)).await?;
                 continue;
             }
-            if let Some(Item::Event { lease, event, settled }) = self.ready.pop_front() {
-                return Ok(Some(Taken { lease, event, settled }));
+            if let Some(Item::Event { lease, event, settled, undecodable }) = self.ready.pop_front() {
+                return Ok(Some(Taken { lease, event, settled, undecodable }));
             }
         }
     }
 
     /// What is at the front of `ready`: an error is taken out and returned.
     fn front(&mut self) -> Result<Option<(Lease, bool)>> {
+        if let Some(Item::Event { lease, settled, .. }) = self.ready.front() {
+            return Ok(Some((*lease, *settled)));
+        }
         match self.ready.pop_front() {
-            None => Ok(None),
             Some(Item::Error(error)) => Err(error),
-            Some(Item::Event { lease, event, settled }) => {
-                self.ready.push_front(Item::Event { lease, event, settled });
-                Ok(Some((lease, settled)))
-            }
+            _ => Ok(None),
         }
     }
 
@@ -195,7 +198,14 @@ impl SqliteSubscription {
             true if settle => Access::Sync,
             true => Access::Write,
         };
-        let fetch = Fetch { consumer: self.cell.id, max, settle, done: Answer::default(), reply };
+        let fetch = Fetch {
+            consumer: self.cell.id,
+            max,
+            settle,
+            keep_undecodable: self.keeps_undecodable,
+            done: Answer::default(),
+            reply,
+        };
         self.shared.queue.submit("next", access, 0, DEFAULT_TIMEOUT, Box::new(fetch)).await?;
         Ok(answer)
     }
@@ -215,10 +225,13 @@ impl SqliteSubscription {
     }
 
     fn delivery(&self, taken: Taken) -> Delivery {
-        let Taken { lease, event, settled } = taken;
+        let Taken { lease, event, settled, undecodable } = taken;
         let handler = Handler { shared: Arc::clone(&self.shared), consumer: self.cell.id, lease, settled };
-        let (sequence, attempt) = (lease.sequence, lease.attempt.into());
-        Delivery::new(event, sequence, attempt, Arc::clone(&self.stream), handler)
+        let (sequence, attempt, stream) = (lease.sequence, lease.attempt.into(), Arc::clone(&self.stream));
+        match undecodable {
+            None => Delivery::new(event, sequence, attempt, stream, handler),
+            Some(record) => Delivery::undecodable(&event.subject, record, sequence, attempt, stream, handler),
+        }
     }
 
     /// Leaves the consumer: what was not handed out is given back, and an ephemeral consumer ends.
@@ -259,9 +272,12 @@ impl Drop for Baton<'_> {
 #[async_trait]
 impl Subscription for SqliteSubscription {
     async fn next(&mut self) -> Result<Option<ReceivedEvent>> {
-        let Some(Taken { lease, event, .. }) = self.take(true).await? else {
+        let Some(Taken { lease, event, undecodable, .. }) = self.take(true).await? else {
             return Ok(None);
         };
+        if let Some(UndecodableRecord { raw, reason }) = undecodable {
+            return Err(EventError::Undecodable { sequence: lease.sequence, raw, reason });
+        }
         Ok(Some(ReceivedEvent {
             event: Arc::unwrap_or_clone(event),
             sequence: lease.sequence,
@@ -302,8 +318,8 @@ impl Subscription for SqliteSubscription {
             {
                 batch.push(match item {
                     Item::Error(error) => Err(error),
-                    Item::Event { lease, event, settled } => {
-                        Ok(self.delivery(Taken { lease, event, settled }))
+                    Item::Event { lease, event, settled, undecodable } => {
+                        Ok(self.delivery(Taken { lease, event, settled, undecodable }))
                     }
                 });
             }
@@ -324,6 +340,11 @@ impl Subscription for SqliteSubscription {
                 return Some(batch);
             }
         }
+    }
+
+    fn keep_undecodable(&mut self) -> bool {
+        self.keeps_undecodable = true;
+        true
     }
 
     async fn lag(&self) -> Result<u64> {

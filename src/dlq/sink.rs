@@ -1,0 +1,212 @@
+//! Dead letters that are forwarded to a sink.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::{DeadLetterEvent, DlqHandler, MemoryDlqHandler};
+use crate::error::{EventError, Result};
+use crate::sink::EventSink;
+use crate::subject::validate_subject;
+use crate::types::Event;
+
+/// Event type of what [`SinkDlqHandler`] forwards.
+pub(super) const FORWARDED_TYPE: &str = "a3s.dlq.dead_letter";
+/// Last token of the forwarded subject where the original one does not fit.
+const LONG_SUBJECT: &str = "long-subject";
+
+/// Forwards each dead letter to a sink, and keeps the newest in memory so that they can be listed.
+///
+/// What is forwarded is a new event: subject `events.dlq.` followed by the original subject, category `dlq`, type
+/// `a3s.dlq.dead_letter` version 1, source `dlq-handler`, and the payload of the dead letter. Its metadata says the
+/// rest: `dlq_reason`, `dlq_original_id`, `dlq_dead_lettered_at`, and where known `dlq_original_subject`,
+/// `dlq_delivery_attempts` and `dlq_first_failure_at`.
+///
+/// Where the new subject would be too long it is `events.dlq.long-subject`. Where the new event would be too large for the
+/// sink its payload is left out, and `dlq_payload` says so.
+///
+/// ```
+/// use std::sync::Arc;
+/// use a3s_event::{MemoryProvider, SinkDlqHandler, TopicSink};
+///
+/// let provider = Arc::new(MemoryProvider::default());
+/// let queue = SinkDlqHandler::new(Arc::new(TopicSink::new("dead-letters", provider)), 1_000);
+/// ```
+pub struct SinkDlqHandler {
+    sink: Arc<dyn EventSink>,
+    subject_prefix: String,
+    forwarded: MemoryDlqHandler,
+}
+
+impl SinkDlqHandler {
+    /// Forwards to `sink` and keeps the newest `max_events` in memory; 0 means no limit.
+    pub fn new(sink: Arc<dyn EventSink>, max_events: usize) -> Self {
+        Self { sink, subject_prefix: "events".to_owned(), forwarded: MemoryDlqHandler::new(max_events) }
+    }
+
+    /// For streams with another subject prefix than `events`: the subject becomes `{prefix}.dlq.{original subject}`.
+    #[must_use]
+    pub fn with_subject_prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.subject_prefix = prefix.into();
+        self
+    }
+
+    fn forwarding(&self, letter: &DeadLetterEvent) -> Event {
+        let source = &letter.event.event;
+        let original_subject = letter.original_subject.as_deref().unwrap_or(&source.subject);
+        let mut subject = format!("{}.dlq.{original_subject}", self.subject_prefix);
+        if validate_subject(&subject).is_err() {
+            // With what stands before it, the original is too long; it is in the metadata.
+            subject = format!("{}.dlq.{LONG_SUBJECT}", self.subject_prefix);
+        }
+        let mut event = Event::typed(
+            subject,
+            "dlq",
+            FORWARDED_TYPE,
+            1,
+            format!("Dead letter: {}", letter.reason),
+            "dlq-handler",
+            source.payload.clone(),
+        );
+        event.metadata = metadata_of(letter);
+        event
+    }
+}
+
+fn metadata_of(letter: &DeadLetterEvent) -> HashMap<String, String> {
+    let always = [
+        ("dlq_reason", Some(letter.reason.clone())),
+        ("dlq_original_id", Some(letter.event.event.id.clone())),
+        ("dlq_dead_lettered_at", Some(letter.dead_lettered_at.to_string())),
+    ];
+    let where_known = [
+        ("dlq_original_subject", letter.original_subject.clone()),
+        ("dlq_delivery_attempts", letter.delivery_attempts.map(|attempts| attempts.to_string())),
+        ("dlq_first_failure_at", letter.first_failure_at.map(|at| at.to_string())),
+    ];
+    always.into_iter().chain(where_known).filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
+}
+
+impl fmt::Debug for SinkDlqHandler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SinkDlqHandler")
+            .field("sink", &self.sink.name())
+            .field("subject_prefix", &self.subject_prefix)
+            .field("forwarded", &self.forwarded)
+            .finish()
+    }
+}
+
+#[async_trait]
+impl DlqHandler for SinkDlqHandler {
+    /// Forwards first: what the sink did not take is not listed either.
+    async fn handle(&self, event: DeadLetterEvent) -> Result<()> {
+        let mut forwarded = self.forwarding(&event);
+        match self.sink.deliver(&forwarded).await {
+            Err(EventError::TooLarge { .. }) => {
+                // With what is added to it the event is too large; its payload is still in the stream.
+                forwarded.payload = serde_json::Value::Null;
+                forwarded.metadata.insert("dlq_payload".to_owned(), "omitted: too large".to_owned());
+                self.sink.deliver(&forwarded).await?;
+            }
+            delivered => delivered?,
+        }
+        self.forwarded.push(event);
+        Ok(())
+    }
+
+    async fn count(&self) -> Result<usize> {
+        self.forwarded.count().await
+    }
+
+    async fn list(&self, limit: usize) -> Result<Vec<DeadLetterEvent>> {
+        Ok(self.forwarded.newest(limit))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{letter, subjects};
+    use super::*;
+    use crate::provider::EventProvider;
+    use crate::provider::memory::MemoryProvider;
+    use crate::sink::{CollectorSink, FailingSink, TopicSink};
+    use serde_json::json;
+
+    #[tokio::test]
+    async fn a_sink_queue_forwards_what_is_promised() {
+        let sink = Arc::new(CollectorSink::new("dead"));
+        let queue = SinkDlqHandler::new(sink.clone(), 10);
+        let plain = letter("events.a.b");
+        let id = plain.event.event.id.clone();
+        let at = plain.dead_lettered_at.to_string();
+        queue.handle(plain).await.unwrap();
+
+        let forwarded = &sink.events().await[0];
+        assert_eq!(forwarded.subject, "events.dlq.events.a.b");
+        assert_eq!(forwarded.category, "dlq");
+        assert_eq!((forwarded.event_type.as_str(), forwarded.version), ("a3s.dlq.dead_letter", 1));
+        assert_eq!(forwarded.summary, "Dead letter: because");
+        assert_eq!(forwarded.source, "dlq-handler");
+        assert_eq!(forwarded.payload, json!({"n": 1}));
+        assert_ne!(forwarded.id, id);
+        assert_eq!(
+            forwarded.metadata,
+            HashMap::from([
+                ("dlq_reason".to_owned(), "because".to_owned()),
+                ("dlq_original_id".to_owned(), id),
+                ("dlq_dead_lettered_at".to_owned(), at),
+            ])
+        );
+    }
+
+    #[tokio::test]
+    async fn a_sink_queue_forwards_what_is_known_besides() {
+        let sink = Arc::new(CollectorSink::new("dead"));
+        let queue = SinkDlqHandler::new(sink.clone(), 10).with_subject_prefix("acme");
+        let known = letter("acme.retry.a")
+            .with_original_subject("acme.a")
+            .with_delivery_attempts(5)
+            .with_first_failure_at(1_700_000_000_000);
+        queue.handle(known).await.unwrap();
+
+        let forwarded = &sink.events().await[0];
+        assert_eq!(forwarded.subject, "acme.dlq.acme.a");
+        assert_eq!(forwarded.metadata["dlq_original_subject"], "acme.a");
+        assert_eq!(forwarded.metadata["dlq_delivery_attempts"], "5");
+        assert_eq!(forwarded.metadata["dlq_first_failure_at"], "1700000000000");
+        assert_eq!(queue.count().await.unwrap(), 1);
+        assert_eq!(subjects(queue.list(10).await.unwrap()), ["acme.retry.a"]);
+    }
+
+    #[tokio::test]
+    async fn a_failing_sink_leaves_nothing_behind() {
+        let queue = SinkDlqHandler::new(Arc::new(FailingSink::new("dead", "down")), 10);
+        let error = queue.handle(letter("events.a")).await.unwrap_err();
+        assert!(matches!(error, EventError::SinkDelivery { .. }));
+        assert_eq!(queue.count().await.unwrap(), 0);
+        assert!(queue.list(10).await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_does_not_fit_is_forwarded_all_the_same() {
+        let provider = Arc::new(MemoryProvider::builder().max_payload(1_000).build().unwrap());
+        let queue = SinkDlqHandler::new(Arc::new(TopicSink::new("dead", provider.clone())), 10);
+        let long = format!("events.{}", "x".repeat(245));
+        queue.handle(letter(&long)).await.unwrap();
+        let mut large = letter("events.a");
+        large.event.event.payload = json!("x".repeat(800));
+        queue.handle(large).await.unwrap();
+
+        let forwarded = provider.history(None, 2).await.unwrap();
+        assert_eq!(forwarded[1].subject, "events.dlq.long-subject");
+        assert!(!forwarded[1].metadata["dlq_original_id"].is_empty());
+        assert_eq!(
+            (&forwarded[0].payload, forwarded[0].metadata["dlq_payload"].as_str()),
+            (&json!(null), "omitted: too large")
+        );
+        assert_eq!(queue.count().await.unwrap(), 2);
+    }
+}
