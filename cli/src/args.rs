@@ -1,0 +1,96 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::commands::{
+    bench, completions, conformance, consumers, copy, diff, dlq, doctor, history, info, publish, schema,
+    show, subscribe, tail, watch,
+};
+use crate::output::Format;
+
+/// Publish, subscribe, read, move and measure events on any bus.
+///
+/// With no URL the bus is a SQLite file in your data folder, so that everything works without a server.
+#[derive(Debug, Parser)]
+#[command(name = "a3s-event", version, after_help = EXAMPLE)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXAMPLE: &str = "Example:
+  a3s-event pub events.greetings.first '{\"text\": \"hello\"}'
+  a3s-event history
+
+Exit codes: 0 done, 1 failed or a difference was found, 2 usage, 3 wrong input, 4 the bus cannot be reached,
+5 outcome unknown: the events that are named may have been stored.";
+
+/// What holds for every command.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// The bus: a URL such as nats://127.0.0.1:4222 or sqlite:///var/lib/events.db, or a name of the config file
+    #[arg(long, global = true, env = "A3S_EVENT_URL", hide_env_values = true)]
+    pub(crate) url: Option<String>,
+    /// The config file [default: a3s-event/config.toml in your config folder]
+    #[arg(long, global = true, value_name = "FILE", env = "A3S_EVENT_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+    /// The form of the output
+    #[arg(long, short, global = true, value_enum, default_value_t)]
+    pub(crate) output: Format,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Publish one event, or many from a file
+    #[command(name = "pub", visible_alias = "publish", after_help = publish::EXAMPLE)]
+    Publish(publish::Args),
+    /// Receive events as they come, through a consumer
+    #[command(name = "sub", visible_alias = "subscribe", after_help = subscribe::EXAMPLE)]
+    Subscribe(subscribe::Args),
+    /// List stored events, newest first
+    #[command(after_help = history::EXAMPLE)]
+    History(history::Args),
+    /// Show the last events and those that come after them
+    #[command(after_help = tail::EXAMPLE)]
+    Tail(tail::Args),
+    /// Show one event
+    #[command(after_help = show::EXAMPLE)]
+    Show(show::Args),
+    /// Show the counts of the stream
+    #[command(after_help = info::EXAMPLE)]
+    Info,
+    /// List the consumers with their lag
+    #[command(after_help = consumers::EXAMPLE)]
+    Consumers(consumers::Args),
+    /// Watch rate, lag and the last events in the terminal
+    #[command(after_help = watch::EXAMPLE)]
+    Watch(watch::Args),
+    /// Work through dead letters
+    #[command(subcommand, after_help = dlq::EXAMPLE)]
+    Dlq(dlq::Command),
+    /// Copy events to another bus, with their ids, times and order
+    #[command(after_help = copy::EXAMPLE)]
+    Copy(copy::Args),
+    /// Compare the events of two buses
+    #[command(after_help = diff::EXAMPLE)]
+    Diff(diff::Args),
+    /// Measure rate and latency
+    #[command(after_help = bench::EXAMPLE)]
+    Bench(bench::Args),
+    /// Check every promise of the delivery contract against the bus
+    #[command(after_help = conformance::EXAMPLE)]
+    Conformance(conformance::Args),
+    /// Explain what is wrong with a connection or a config
+    #[command(after_help = doctor::EXAMPLE)]
+    Doctor,
+    /// Check event schemas
+    #[command(subcommand, after_help = schema::EXAMPLE)]
+    Schema(schema::Command),
+    /// Print a completion script for a shell
+    #[command(after_help = completions::EXAMPLE)]
+    Completions(completions::Args),
+}

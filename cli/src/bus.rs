@@ -1,0 +1,97 @@
+//! Reaching the bus that is meant.
+
+use std::io::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use a3s_event::EventProvider;
+use a3s_event::provider::{ProviderRegistry, ProviderUrl};
+
+use crate::args::Global;
+use crate::config::{Config, Origin};
+use crate::failure::{Failure, Outcome};
+use crate::output::Output;
+
+/// Longest wait for a connection; the providers' own deadlines are shorter.
+const CONNECT: Duration = Duration::from_secs(30);
+
+/// What a command works with.
+pub(crate) struct App {
+    pub(crate) config: Config,
+    pub(crate) out: Output,
+    url: Option<String>,
+}
+
+impl App {
+    pub(crate) fn new(global: Global) -> Outcome<Self> {
+        let config = Config::load(global.config.as_deref())?;
+        if let Some(url) = &global.url
+            && std::env::var_os("A3S_EVENT_URL").is_none()
+        {
+            warn_of_credentials(url);
+        }
+        Ok(Self { config, out: Output::new(global.output), url: global.url })
+    }
+
+    /// The URL of the bus that is meant, and who said so.
+    pub(crate) fn url(&self) -> Outcome<(String, Origin)> {
+        self.config.url(self.url.as_deref())
+    }
+
+    /// Connects to the bus that is meant.
+    pub(crate) async fn connect(&self) -> Outcome<Arc<dyn EventProvider>> {
+        connect(&self.url()?.0).await
+    }
+
+    /// Connects to the bus of a name or a URL.
+    pub(crate) async fn connect_to(&self, bus: &str) -> Outcome<Arc<dyn EventProvider>> {
+        warn_of_credentials(bus);
+        connect(&self.config.named(bus)?).await
+    }
+}
+
+pub(crate) async fn connect(url: &str) -> Outcome<Arc<dyn EventProvider>> {
+    let registry = ProviderRegistry::builtin();
+    match tokio::time::timeout(CONNECT, registry.connect(url)).await {
+        Ok(connected) => Ok(connected?),
+        Err(_elapsed) => Err(Failure::Unreachable(format!("no connection within {CONNECT:?}"))),
+    }
+}
+
+/// A URL without its credentials and settings.
+pub(crate) fn redacted(url: &str) -> String {
+    match ProviderUrl::parse(url) {
+        Ok(url) if url.authority().is_empty() && url.username().is_none() => {
+            format!("{}:{}", url.scheme(), url.path())
+        }
+        Ok(url) => url.to_string(),
+        Err(_) => "a URL that cannot be read".to_owned(),
+    }
+}
+
+/// Every user of the machine can read the command lines of its processes.
+fn warn_of_credentials(url: &str) {
+    let has_credentials = ProviderUrl::parse(url)
+        .is_ok_and(|url| url.username().is_some() || matches!(url.setting::<String>("token"), Ok(Some(_))));
+    if has_credentials {
+        let _ = writeln!(
+            std::io::stderr(),
+            "warning: credentials on the command line can be seen by others: use A3S_EVENT_URL or the config file"
+        );
+    }
+}
+
+/// Completes when the user or the system asks to end.
+pub(crate) async fn asked_to_end() {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => return,
+                _ = terminate.recv() => return,
+            }
+        }
+    }
+    let _ = tokio::signal::ctrl_c().await;
+}

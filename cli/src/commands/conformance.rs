@@ -1,0 +1,236 @@
+//! `conformance`: every promise of the delivery contract, checked against a bus.
+//!
+//! Each case has a stream of its own, next to those that are there: nothing of them is read or changed.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use a3s_event::provider::ProviderUrl;
+use a3s_event::{Event, EventProvider, NatsProvider};
+use a3s_event_testkit as testkit;
+use a3s_event_testkit::{Clock, Fixture, Harness, Need, async_trait};
+use serde::Serialize;
+use tempfile::TempDir;
+use tokio::task::JoinSet;
+
+use crate::bus::{App, connect};
+use crate::config::encode;
+use crate::failure::{Failure, Outcome};
+use crate::output::Row;
+use crate::text;
+
+pub(crate) const EXAMPLE: &str = "Example:
+  a3s-event --url memory:// conformance
+  a3s-event --url nats://127.0.0.1:4222 conformance --case a_publish";
+
+/// Cases at a time; most of them wait most of the time.
+const AT_ONCE: usize = 4;
+
+/// The capabilities, as the contract names them.
+pub(super) const NEEDS: [(Need, &str); 15] = [
+    (Need::Durable, "durable"),
+    (Need::SharedConsumers, "shared_consumers"),
+    (Need::Redelivery, "redelivery"),
+    (Need::NakWithDelay, "nak_with_delay"),
+    (Need::Term, "term"),
+    (Need::Extend, "extend"),
+    (Need::Dedup, "dedup"),
+    (Need::ExpectedSequence, "expected_sequence"),
+    (Need::StartPolicies, "start_policies"),
+    (Need::MaxAckPending, "max_ack_pending"),
+    (Need::HistoryQuery, "history_query"),
+    (Need::ConsumerInfo, "consumer_info"),
+    (Need::FencedSettlement, "fenced_settlement"),
+    (Need::UncountedRelease, "uncounted_release"),
+    (Need::CountedLoss, "counted_loss"),
+];
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Only cases whose name contains this
+    #[arg(long, default_value = "")]
+    case: String,
+}
+
+/// How a case ended.
+#[derive(Debug, Serialize)]
+struct CaseRow {
+    case: &'static str,
+    outcome: &'static str,
+    detail: String,
+    promise: &'static str,
+}
+
+impl Row for CaseRow {
+    const COLUMNS: &'static [&'static str] = &["outcome", "case", "detail"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![self.outcome.to_owned(), self.case.to_owned(), text::shorten(&text::line(&self.detail), 100)]
+    }
+}
+
+pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
+    let bus = Bus::of(&app.url()?.0)?;
+    // The first connection says what is wrong with the URL or the server.
+    app.connect().await?.close().await?;
+    // A broken promise is a row of the table.
+    std::panic::set_hook(Box::new(|_| {}));
+    let mut running = JoinSet::new();
+    let mut rows = Vec::new();
+    for case in testkit::cases().iter().filter(|case| case.name.contains(&args.case)) {
+        if running.len() >= AT_ONCE {
+            rows.extend(ended(running.join_next().await));
+        }
+        let bus = bus.clone();
+        running.spawn_blocking(move || check(case, &bus));
+    }
+    while let Some(done) = running.join_next().await {
+        rows.extend(ended(Some(done)));
+    }
+    drop(std::panic::take_hook());
+    rows.sort_by_key(|row| (row.outcome, row.case));
+    app.out.rows(&rows)?;
+    let count = |outcome| rows.iter().filter(|row| row.outcome == outcome).count();
+    let failed = count("failed");
+    app.out.say(&format!(
+        "{} honoured, {} refused, {failed} failed, {} not applicable",
+        count("honoured"),
+        count("refused"),
+        count("not applicable")
+    ))?;
+    if failed == 0 { Ok(()) } else { Err(Failure::Found(format!("{failed} promises are broken"))) }
+}
+
+fn ended(done: Option<Result<CaseRow, tokio::task::JoinError>>) -> Option<CaseRow> {
+    done.and_then(Result::ok)
+}
+
+fn check(case: &'static testkit::Case, bus: &Bus) -> CaseRow {
+    let outcome = catch_unwind(AssertUnwindSafe(|| testkit::run_case(case.name, bus, Clock::Real)));
+    let (outcome, detail) = match outcome {
+        Ok(testkit::Outcome::Kept) => ("honoured", String::new()),
+        Ok(testkit::Outcome::Refused(need)) => {
+            let name = NEEDS.iter().find(|(known, _)| *known == need).map_or("", |(_, name)| name);
+            ("refused", format!("has no {name}"))
+        }
+        Ok(testkit::Outcome::NotApplicable(why)) => ("not applicable", why.to_owned()),
+        Ok(_) => ("not applicable", String::new()),
+        Err(panic) => ("failed", said(&*panic)),
+    };
+    CaseRow { case: case.name, outcome, detail, promise: case.promise }
+}
+
+/// The message of a panic.
+fn said(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panicked").to_owned()
+}
+
+/// A bus on which every case gets a stream of its own.
+#[derive(Clone)]
+enum Bus {
+    Memory(String),
+    /// The settings of the URL, with a question mark when there are any.
+    Sqlite(String),
+    /// What comes before the path and behind it.
+    Nats(String, String),
+}
+
+impl Bus {
+    fn of(url: &str) -> Outcome<Self> {
+        let parsed = ProviderUrl::parse(url)?;
+        let (head, settings) = url.split_once('?').unwrap_or((url, ""));
+        match parsed.scheme() {
+            "memory" => Ok(Self::Memory(url.to_owned())),
+            "sqlite" if settings.is_empty() => Ok(Self::Sqlite(String::new())),
+            "sqlite" => Ok(Self::Sqlite(format!("?{settings}"))),
+            _ => {
+                let hosts = head.find("://").map_or(0, |at| at + 3);
+                let path =
+                    head.get(hosts..).and_then(|rest| rest.find('/')).map_or(head.len(), |at| hosts + at);
+                let kept = settings
+                    .split('&')
+                    .filter(|pair| !pair.is_empty() && !pair.starts_with("subject_prefix="));
+                let kept: String = kept.map(|pair| format!("{pair}&")).collect();
+                Ok(Self::Nats(head.get(..path).unwrap_or(head).to_owned(), kept))
+            }
+        }
+    }
+}
+
+struct Running {
+    provider: Arc<dyn EventProvider>,
+    url: String,
+    _folder: Option<TempDir>,
+}
+
+#[async_trait]
+impl Harness for Bus {
+    #[allow(clippy::panic, reason = "a case that cannot begin fails")]
+    async fn start(&self) -> Box<dyn Fixture> {
+        let mut folder = None;
+        let url = match self {
+            Self::Memory(url) => url.clone(),
+            Self::Sqlite(settings) => {
+                let made =
+                    tempfile::tempdir().unwrap_or_else(|error| panic!("no folder for the case: {error}"));
+                let file = made.path().join("events.db");
+                folder = Some(made);
+                format!("sqlite://{}{settings}", encode(&file.to_string_lossy()))
+            }
+            Self::Nats(head, settings) => {
+                let unique = Event::new("", "", "", "", serde_json::Value::Null).id.replace('-', "");
+                format!("{head}/CONFORMANCE_{unique}?{settings}subject_prefix=conformance_{unique}")
+            }
+        };
+        let provider = connect(&url)
+            .await
+            .unwrap_or_else(|failure| panic!("the case cannot begin: {}", failure.message()));
+        Box::new(Running { provider, url, _folder: folder })
+    }
+}
+
+#[async_trait]
+impl Fixture for Running {
+    fn provider(&self) -> Arc<dyn EventProvider> {
+        Arc::clone(&self.provider)
+    }
+
+    async fn connect(&self) -> Arc<dyn EventProvider> {
+        if self.url.starts_with("memory") {
+            return self.provider();
+        }
+        connect(&self.url).await.unwrap_or_else(|_| self.provider())
+    }
+}
+
+impl Drop for Running {
+    /// Deletes the stream of the case. The runtime ends soon after, so it is waited for here.
+    fn drop(&mut self) {
+        let provider = Arc::clone(&self.provider);
+        let delete = async move {
+            if let Some(nats) = provider.as_any().and_then(|any| any.downcast_ref::<NatsProvider>()) {
+                let stream = nats.client().config().stream_name.clone();
+                let _ = nats.client().jetstream_context().delete_stream(stream).await;
+            }
+        };
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            tokio::task::block_in_place(|| runtime.block_on(delete));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_case_of_a_server_has_a_stream_of_its_own() {
+        let Ok(Bus::Nats(head, settings)) =
+            Bus::of("nats://u:p@h:1,h:2/ORDERS?storage=memory&subject_prefix=x")
+        else {
+            panic!("not a server");
+        };
+        assert_eq!((head.as_str(), settings.as_str()), ("nats://u:p@h:1,h:2", "storage=memory&"));
+    }
+}

@@ -1,0 +1,65 @@
+//! `consumers`: who reads, and how far behind.
+
+use a3s_event::ConsumerInfo;
+use serde::Serialize;
+
+use crate::bus::App;
+use crate::failure::Outcome;
+use crate::output::Row;
+use crate::text;
+
+pub(crate) const EXAMPLE: &str = "Example:
+  a3s-event consumers
+  a3s-event consumers --remove billing";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Forget this durable consumer and its position
+    #[arg(long, value_name = "NAME")]
+    remove: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct ConsumerRow {
+    name: String,
+    filter: String,
+    durable: bool,
+    lag: u64,
+    pending: u64,
+    redelivered: u64,
+}
+
+impl From<ConsumerInfo> for ConsumerRow {
+    fn from(info: ConsumerInfo) -> Self {
+        let ConsumerInfo { name, filter, durable, lag, pending, redelivered, .. } = info;
+        Self { name, filter, durable, lag, pending, redelivered }
+    }
+}
+
+impl Row for ConsumerRow {
+    const COLUMNS: &'static [&'static str] = &["name", "filter", "durable", "lag", "pending", "redelivered"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            text::line(&self.name),
+            text::line(&self.filter),
+            if self.durable { "yes" } else { "no" }.to_owned(),
+            self.lag.to_string(),
+            self.pending.to_string(),
+            self.redelivered.to_string(),
+        ]
+    }
+}
+
+pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
+    let provider = app.connect().await?;
+    if let Some(name) = args.remove {
+        provider.unsubscribe(&name).await?;
+        provider.close().await?;
+        return app.out.say(&format!("consumer '{name}' is forgotten"));
+    }
+    let mut rows: Vec<ConsumerRow> = provider.consumers().await?.into_iter().map(Into::into).collect();
+    rows.sort_by(|a, b| a.name.cmp(&b.name));
+    provider.close().await?;
+    app.out.rows(&rows)
+}

@@ -1,0 +1,274 @@
+//! `copy`: the events of one bus to another.
+//!
+//! The target itself says how far a copy came: its newest events are looked for in the source. Each event is published on
+//! the condition that the one before it is the newest, so that a failure leaves no gap and no second writer mixes in.
+
+
+use a3s_event::{
+    ConsumerInfo, DeliverPolicy, Event, EventProvider, HistoryQuery, PublishOptions, PublishRequest,
+    StoredEvent, SubscribeOptions,
+};
+use serde::Serialize;
+
+use super::publish_many::progress;
+use super::show::newest_where;
+use super::subscribe::eprint_warning;
+use crate::bus::App;
+use crate::failure::{Failure, Outcome};
+use crate::forward::Forward;
+
+pub(crate) const EXAMPLE: &str = "Example:
+  a3s-event copy sqlite:///var/lib/events.db nats://127.0.0.1:4222
+  a3s-event diff sqlite:///var/lib/events.db nats://127.0.0.1:4222";
+
+/// How many of the target's newest events have to be found in a row in the source to go on behind them.
+const TAIL: usize = 32;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The bus to copy from: a URL, or a name of the config file
+    from: String,
+    /// The bus to copy to, which is empty or holds the beginning of a copy
+    to: String,
+    /// Only these subjects
+    #[arg(long)]
+    filter: Option<String>,
+    /// Leave the positions of durable consumers behind
+    #[arg(long)]
+    no_positions: bool,
+    /// Only say what would be copied
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Copied {
+    /// Sequence in the source from which on was copied.
+    first_sequence: u64,
+    events: u64,
+    /// Durable consumers whose position is kept.
+    consumers: Vec<String>,
+    /// Those whose position cannot be mapped, and why.
+    not_mapped: Vec<(String, String)>,
+}
+
+pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
+    let source = app.connect_to(&args.from).await?;
+    let target = app.connect_to(&args.to).await?;
+    let filter = args.filter.as_deref();
+    let first = first_missing(&*source, &*target, filter).await?;
+    let forward = Forward::new(&source, filter, first).await?;
+    let mut copied = Copied { first_sequence: first, ..Copied::default() };
+    if args.dry_run {
+        copied.events = count(forward).await?;
+        return app.out.one(&copied);
+    }
+    copy_events(forward, &*target, &mut copied).await?;
+    if !args.no_positions {
+        copy_positions(&*source, &*target, filter, &mut copied).await?;
+    }
+    source.close().await?;
+    target.close().await?;
+    app.out.one(&copied)
+}
+
+async fn count(mut forward: Forward) -> Outcome<u64> {
+    let mut events = 0;
+    loop {
+        match forward.page().await?.len() {
+            0 => return Ok(events),
+            page => events += page as u64,
+        }
+    }
+}
+
+/// The sequence in the source behind what the target has.
+async fn first_missing(
+    source: &dyn EventProvider,
+    target: &dyn EventProvider,
+    filter: Option<&str>,
+) -> Outcome<u64> {
+    let tail = target.query(&HistoryQuery::new(TAIL)).await?;
+    let Some(newest) = tail.first() else { return Ok(1) };
+    let mut candidates = Candidates { source, filter, tail: &tail, before: u64::MAX };
+    while let Some(candidate) = candidates.next(&newest.event).await? {
+        if candidates.fits(candidate).await? {
+            return Ok(candidate + 1);
+        }
+    }
+    Err(Failure::Input(
+        "the target holds events that are not the beginning of this copy: copy into an empty stream"
+            .to_owned(),
+    ))
+}
+
+/// Places in the source where the target may end.
+struct Candidates<'a> {
+    source: &'a dyn EventProvider,
+    filter: Option<&'a str>,
+    /// The newest events of the target, newest first.
+    tail: &'a [StoredEvent],
+    before: u64,
+}
+
+impl Candidates<'_> {
+    async fn next(&mut self, newest: &Event) -> Outcome<Option<u64>> {
+        let before = self.before;
+        let found = newest_where(self.source, self.filter, |stored| {
+            stored.sequence < before && stored.event.id == newest.id
+        })
+        .await?;
+        let sequence = found.map(|stored| stored.sequence);
+        self.before = sequence.unwrap_or_default();
+        Ok(sequence)
+    }
+
+    /// Whether the source ends like the target where it is cut behind this event. Ids alone are not enough: an event that
+    /// was published twice has the same id twice.
+    async fn fits(&self, sequence: u64) -> Outcome<bool> {
+        let mut query = HistoryQuery::new(TAIL).before_sequence(sequence + 1);
+        query.filter = self.filter.map(str::to_owned);
+        let before = self.source.query(&query).await?;
+        let same = before.len() == self.tail.len()
+            && before.iter().zip(self.tail).all(|(a, b)| is_same(&a.event, &b.event));
+        Ok(same)
+    }
+}
+
+/// Whether two events agree in every field.
+pub(super) fn is_same(a: &Event, b: &Event) -> bool {
+    let Event { id, subject, category, event_type, version, payload, summary, source, timestamp, metadata } =
+        a;
+    *id == b.id
+        && *subject == b.subject
+        && *category == b.category
+        && *event_type == b.event_type
+        && *version == b.version
+        && *payload == b.payload
+        && *summary == b.summary
+        && *source == b.source
+        && *timestamp == b.timestamp
+        && *metadata == b.metadata
+}
+
+async fn copy_events(mut forward: Forward, target: &dyn EventProvider, copied: &mut Copied) -> Outcome {
+    let bar = progress(None);
+    let mut last = None;
+    loop {
+        let page = forward.page().await?;
+        let mut events = page.iter().map(|stored| &*stored.event);
+        if page.is_empty() {
+            bar.finish_and_clear();
+            return Ok(());
+        }
+        if last.is_none() {
+            // The first one says where the target stands.
+            last = publish(target, events.next().as_slice(), None).await?;
+            copied.events += 1;
+        }
+        let rest: Vec<_> = events.collect();
+        if !rest.is_empty() {
+            last = publish(target, &rest, last).await?;
+            copied.events += rest.len() as u64;
+        }
+        bar.set_message(format!("{} of about {} events", copied.events, forward.end()));
+        bar.tick();
+    }
+}
+
+/// Publishes events behind the sequence `last`, and returns the sequence of the last one.
+async fn publish(
+    target: &dyn EventProvider,
+    events: &[&Event],
+    mut last: Option<u64>,
+) -> Outcome<Option<u64>> {
+    let is_conditional = !target.capabilities().expected_sequence.is_no();
+    let mut requests = Vec::with_capacity(events.len());
+    for event in events {
+        let expected_sequence = last.filter(|_| is_conditional);
+        requests.push(PublishRequest::new(
+            event,
+            PublishOptions { expected_sequence, ..PublishOptions::default() },
+        ));
+        last = last.map(|last| last + 1);
+    }
+    let results = target.publish_batch(&requests).await;
+    let mut sequence = None;
+    for (result, event) in results.into_iter().zip(events) {
+        sequence = Some(result.map_err(|error| match Failure::publish(&error, vec![event.id.clone()]) {
+            Failure::Unknown { reason, .. } => Failure::Unknown {
+                ids: vec![event.id.clone()],
+                reason: format!("{reason}; the same copy again goes on where it stopped"),
+            },
+            other => other,
+        })?);
+    }
+    Ok(sequence)
+}
+
+/// Makes the durable consumers of the source on the target, each at the event that it would get next.
+async fn copy_positions(
+    source: &dyn EventProvider,
+    target: &dyn EventProvider,
+    filter: Option<&str>,
+    copied: &mut Copied,
+) -> Outcome {
+    if source.capabilities().consumer_info.is_no() || target.capabilities().durable.is_no() {
+        return Ok(());
+    }
+    for consumer in source.consumers().await?.into_iter().filter(|consumer| consumer.durable) {
+        match position(source, target, filter, &consumer).await? {
+            Ok(policy) => {
+                let options = SubscribeOptions { deliver_policy: policy, ..SubscribeOptions::default() };
+                let opened =
+                    target.subscribe_durable_with_options(&consumer.name, &consumer.filter, &options).await;
+                match opened {
+                    Ok(mut subscription) => {
+                        subscription.close().await?;
+                        copied.consumers.push(consumer.name);
+                    }
+                    Err(error) => copied.not_mapped.push((consumer.name, error.to_string())),
+                }
+            }
+            Err(why) => {
+                eprint_warning(&Failure::Other(format!("consumer '{}' is not mapped: {why}", consumer.name)));
+                copied.not_mapped.push((consumer.name, why));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Where a consumer starts on the target, or why nobody can say.
+async fn position(
+    source: &dyn EventProvider,
+    target: &dyn EventProvider,
+    filter: Option<&str>,
+    consumer: &ConsumerInfo,
+) -> Outcome<Result<DeliverPolicy, String>> {
+    if consumer.pending > 0 {
+        return Ok(Err(format!(
+            "{} events are delivered and not settled: let it finish first",
+            consumer.pending
+        )));
+    }
+    if filter.is_some() {
+        return Ok(Err("its events may not all be copied with --filter".to_owned()));
+    }
+    if consumer.lag == 0 {
+        return Ok(Ok(DeliverPolicy::New));
+    }
+    let mut left = consumer.lag;
+    let first = newest_where(source, Some(&consumer.filter), |_| {
+        left -= 1;
+        left == 0
+    })
+    .await?;
+    let Some(first) = first else { return Ok(Err("retention dropped what it would get next".to_owned())) };
+    let copy =
+        newest_where(target, Some(&consumer.filter), |stored| is_same(&stored.event, &first.event)).await?;
+    Ok(copy
+        .map(|copy| DeliverPolicy::ByStartSequence { sequence: copy.sequence })
+        .ok_or_else(|| "the event that it would get next is not on the target".to_owned()))
+}

@@ -1,0 +1,278 @@
+//! `dlq`: dead letters.
+
+use a3s_event::dlq::{FailureClass, LetterFilter, LetterStatus, Replay, StoredLetter};
+use a3s_event::{Event, ProviderDlq};
+use clap::{Subcommand, ValueEnum};
+use serde::Serialize;
+
+use crate::bus::App;
+use crate::failure::Outcome;
+use crate::moment;
+use crate::output::{Format, Row};
+use crate::text;
+
+pub(crate) const EXAMPLE: &str = "Example:
+  a3s-event dlq list --subject 'events.orders.>'
+  a3s-event dlq show 17
+  a3s-event dlq replay --subject 'events.orders.>' --per-second 50 --dry-run
+  a3s-event dlq discard 17";
+
+const EXAMPLE_LIST: &str = "Example:\n  a3s-event dlq list --class exhausted --since 1d";
+const EXAMPLE_SHOW: &str = "Example:\n  a3s-event dlq show 17";
+const EXAMPLE_REPLAY: &str =
+    "Example:\n  a3s-event dlq replay 17\n  a3s-event dlq replay --all --per-second 50";
+const EXAMPLE_DISCARD: &str = "Example:\n  a3s-event dlq discard 17 18";
+
+/// Longest reason in a table.
+const REASON: usize = 60;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// List dead letters, newest first
+    #[command(after_help = EXAMPLE_LIST)]
+    List {
+        #[command(flatten)]
+        which: Which,
+        /// Most letters
+        #[arg(long, default_value_t = 50)]
+        limit: usize,
+        #[command(flatten)]
+        queue: Queue,
+    },
+    /// Show one dead letter in full
+    #[command(after_help = EXAMPLE_SHOW)]
+    Show {
+        /// Its number, as `dlq list` shows it
+        id: u64,
+        #[command(flatten)]
+        queue: Queue,
+    },
+    /// Publish dead letters again, under their subject and with their id
+    #[command(after_help = EXAMPLE_REPLAY)]
+    Replay {
+        /// Numbers of the letters
+        #[arg(conflicts_with_all = ["all", "Which"], required_unless_present_any = ["all", "Which"])]
+        ids: Vec<u64>,
+        /// All open letters
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        which: Which,
+        /// Only say what would be done
+        #[arg(long)]
+        dry_run: bool,
+        /// Most events per second
+        #[arg(long, value_name = "EVENTS")]
+        per_second: Option<u32>,
+        /// Refuse events that were replayed this often before
+        #[arg(long, value_name = "TIMES", default_value_t = 3)]
+        max_replays: u64,
+        /// Replay at most this many, the oldest ones
+        #[arg(long)]
+        limit: Option<usize>,
+        #[command(flatten)]
+        queue: Queue,
+    },
+    /// Decide that nothing is to be done about dead letters; they are kept and no longer open
+    #[command(after_help = EXAMPLE_DISCARD)]
+    Discard {
+        /// Numbers of the letters
+        #[arg(required = true)]
+        ids: Vec<u64>,
+        #[command(flatten)]
+        queue: Queue,
+    },
+}
+
+/// Where the letters are.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Queue {
+    /// The bus that keeps the dead letters [default: the bus itself]
+    #[arg(long, value_name = "URL", env = "A3S_EVENT_DLQ_URL", hide_env_values = true)]
+    dlq_url: Option<String>,
+}
+
+/// Which letters are meant.
+#[derive(Debug, clap::Args)]
+#[group(multiple = true)]
+pub(crate) struct Which {
+    /// Filter of the original subject
+    #[arg(long)]
+    subject: Option<String>,
+    /// Why they were given up
+    #[arg(long, value_enum)]
+    class: Option<Class>,
+    /// Name of the consumer that gave them up
+    #[arg(long)]
+    consumer: Option<String>,
+    /// Id of the event
+    #[arg(long)]
+    event_id: Option<String>,
+    /// Only what was given up at this time or later
+    #[arg(long, value_name = "TIME", value_parser = moment::parse)]
+    since: Option<u64>,
+    /// Only what was given up before this time
+    #[arg(long, value_name = "TIME", value_parser = moment::parse)]
+    before: Option<u64>,
+    /// What was done about them [default: open]
+    #[arg(long, value_enum)]
+    status: Option<Status>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Class {
+    Exhausted,
+    Fatal,
+    Mismatch,
+    Undecodable,
+    Undecryptable,
+    SchemaInvalid,
+    Unclassified,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Status {
+    Open,
+    Replayed,
+    Discarded,
+    All,
+}
+
+impl Which {
+    fn filter(self) -> LetterFilter {
+        let mut filter = LetterFilter::default();
+        filter.subject = self.subject;
+        filter.class = self.class.map(|class| match class {
+            Class::Exhausted => FailureClass::Exhausted,
+            Class::Fatal => FailureClass::Fatal,
+            Class::Mismatch => FailureClass::Mismatch,
+            Class::Undecodable => FailureClass::Undecodable,
+            Class::Undecryptable => FailureClass::Undecryptable,
+            Class::SchemaInvalid => FailureClass::SchemaInvalid,
+            Class::Unclassified => FailureClass::Unclassified,
+        });
+        filter.consumer = self.consumer;
+        filter.event_id = self.event_id;
+        filter.since = self.since;
+        filter.before = self.before;
+        filter.status(match self.status.unwrap_or(Status::Open) {
+            Status::Open => Some(LetterStatus::Open),
+            Status::Replayed => Some(LetterStatus::Replayed),
+            Status::Discarded => Some(LetterStatus::Discarded),
+            Status::All => None,
+        })
+    }
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct LetterRow<'a> {
+    id: u64,
+    status: String,
+    class: String,
+    replays: u64,
+    consumer: Option<&'a str>,
+    attempts: Option<u64>,
+    dead_lettered_at: u64,
+    reason: &'a str,
+    sequence: u64,
+    omitted: bool,
+    event: &'a Event,
+}
+
+impl<'a> LetterRow<'a> {
+    fn new(stored: &'a StoredLetter) -> Self {
+        let letter = &stored.letter;
+        Self {
+            id: stored.id,
+            status: stored.status.to_string(),
+            class: letter.class.to_string(),
+            replays: stored.replays,
+            consumer: letter.consumer.as_deref(),
+            attempts: letter.attempts,
+            dead_lettered_at: letter.dead_lettered_at,
+            reason: &letter.reason,
+            sequence: letter.event.sequence,
+            omitted: stored.omitted,
+            event: &letter.event.event,
+        }
+    }
+}
+
+impl Row for LetterRow<'_> {
+    const COLUMNS: &'static [&'static str] =
+        &["id", "given up", "subject", "class", "status", "replays", "consumer", "reason"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.id.to_string(),
+            moment::show(self.dead_lettered_at),
+            text::line(&self.event.subject),
+            self.class.clone(),
+            self.status.clone(),
+            self.replays.to_string(),
+            text::line(self.consumer.unwrap_or_default()),
+            text::shorten(&text::line(self.reason), REASON),
+        ]
+    }
+}
+
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Replayed {
+    dry_run: bool,
+    replayed: Vec<u64>,
+    refused: Vec<(u64, String)>,
+}
+
+pub(crate) async fn run(app: &mut App, command: Command) -> Outcome {
+    match command {
+        Command::List { which, limit, queue } => {
+            let letters = open(app, &queue).await?.find(&which.filter(), limit).await?;
+            let rows: Vec<_> = letters.iter().map(LetterRow::new).collect();
+            app.out.rows(&rows)
+        }
+        Command::Show { id, queue } => {
+            let letter = open(app, &queue).await?.show(id).await?;
+            if app.out.format == Format::Table {
+                app.out.format = Format::Json;
+            }
+            app.out.one(&LetterRow::new(&letter))
+        }
+        Command::Replay { ids, all: _, which, dry_run, per_second, max_replays, limit, queue } => {
+            let settle = |replay: Replay| {
+                let replay = replay.max_replays(max_replays).limit(limit.unwrap_or(usize::MAX));
+                let replay = per_second.into_iter().fold(replay, Replay::per_second);
+                if dry_run { replay.dry_run() } else { replay }
+            };
+            let letters = open(app, &queue).await?;
+            let bus = app.connect().await?;
+            let replays: Vec<_> = match ids.as_slice() {
+                [] => vec![Replay::matching(which.filter())],
+                ids => ids.iter().copied().map(Replay::one).collect(),
+            };
+            let mut sum = Replayed { dry_run, ..Replayed::default() };
+            for replay in replays {
+                let report = letters.replay(&*bus, &settle(replay)).await?;
+                sum.replayed.extend(report.replayed);
+                sum.refused.extend(report.refused);
+            }
+            app.out.one(&sum)
+        }
+        Command::Discard { ids, queue } => {
+            let letters = open(app, &queue).await?;
+            for id in &ids {
+                letters.discard(*id).await?;
+            }
+            app.out.say(&format!("{} discarded", ids.len()))
+        }
+    }
+}
+
+async fn open(app: &App, queue: &Queue) -> Outcome<ProviderDlq> {
+    let provider = match queue.dlq_url.as_deref().or(app.config.dlq_url.as_deref()) {
+        Some(url) => app.connect_to(url).await?,
+        None => app.connect().await?,
+    };
+    Ok(ProviderDlq::new(provider)?)
+}

@@ -1,0 +1,145 @@
+//! `doctor`: what is wrong with a connection or a config, step by step.
+
+use a3s_event::provider::ProviderUrl;
+use a3s_event::{EventProvider, HistoryQuery, Support};
+use serde::Serialize;
+
+use crate::args::Global;
+use crate::bus::{App, redacted};
+use crate::config::{Origin, user_file};
+use crate::failure::{Failure, Outcome};
+use crate::output::{Output, Row};
+use crate::text;
+
+pub(crate) const EXAMPLE: &str = "Example:
+  a3s-event doctor
+  a3s-event --url nats://127.0.0.1:4222 doctor";
+
+/// One step.
+#[derive(Debug, Serialize)]
+struct Check {
+    check: &'static str,
+    ok: bool,
+    found: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    advice: Option<&'static str>,
+}
+
+impl Row for Check {
+    const COLUMNS: &'static [&'static str] = &["check", "", "found", "advice"];
+
+    fn cells(&self) -> Vec<String> {
+        let mark = if self.ok { "ok" } else { "FAIL" }.to_owned();
+        vec![self.check.to_owned(), mark, text::line(&self.found), self.advice.unwrap_or_default().to_owned()]
+    }
+}
+
+pub(crate) async fn run(global: Global) -> Outcome {
+    let format = global.output;
+    let named = global.config.clone();
+    let mut checks = Vec::new();
+    let ended = match App::new(global) {
+        Ok(app) => {
+            let path = named.map_or_else(user_file, Ok)?;
+            let found = if path.exists() { "read" } else { "not there, which is fine" };
+            checks.push(passed("config file", format!("{}: {found}", path.display())));
+            examine(&app, &mut checks).await
+        }
+        Err(failure) => {
+            checks.push(failed(
+                "config file",
+                &failure,
+                "mend or remove the file, or name another with --config",
+            ));
+            Err(failure)
+        }
+    };
+    // The app with its stdout is gone.
+    Output::new(format).rows(&checks)?;
+    ended
+}
+
+async fn examine(app: &App, checks: &mut Vec<Check>) -> Outcome {
+    let url = match app.url() {
+        Ok((url, origin)) => {
+            let origin = match origin {
+                Origin::Given => "given by --url or A3S_EVENT_URL",
+                Origin::File => "of the config file",
+                Origin::Default => "the default, an embedded file",
+            };
+            checks.push(passed("bus", format!("{}: {origin}", redacted(&url))));
+            url
+        }
+        Err(failure) => {
+            checks.push(failed(
+                "bus",
+                &failure,
+                "write a URL such as nats://127.0.0.1:4222 or sqlite:events.db",
+            ));
+            return Err(failure);
+        }
+    };
+    if let Err(error) = ProviderUrl::parse(&url) {
+        let failure = Failure::from(error);
+        checks.push(failed("URL", &failure, "scheme://[user:password@]host[:port][/stream][?setting=value]"));
+        return Err(failure);
+    }
+    let provider = match app.connect().await {
+        Ok(provider) => provider,
+        Err(failure) => {
+            checks.push(failed("connection", &failure, advice(&failure)));
+            return Err(failure);
+        }
+    };
+    checks.push(passed("connection", provider.name().to_owned()));
+    let read = state(&*provider).await;
+    match &read {
+        Ok(found) => checks.push(passed("stream", found.clone())),
+        Err(failure) => checks.push(failed("stream", failure, advice(failure))),
+    }
+    checks.push(passed("capabilities", capabilities(&*provider)));
+    provider.close().await?;
+    read.map(drop)
+}
+
+async fn state(provider: &dyn EventProvider) -> Outcome<String> {
+    let info = provider.info().await?;
+    provider.query(&HistoryQuery::new(1)).await?;
+    if !provider.health().await? {
+        return Err(Failure::Other("the backend answers but makes no progress".to_owned()));
+    }
+    Ok(format!("{} events, {} bytes, {} consumers", info.messages, info.bytes, info.consumers))
+}
+
+/// What an acknowledged publish survives, and what is refused.
+fn capabilities(provider: &dyn EventProvider) -> String {
+    let capabilities = provider.capabilities();
+    let refused: Vec<_> = super::conformance::NEEDS
+        .iter()
+        .filter(|(need, _)| need.support(&capabilities) == Support::No)
+        .map(|(_, name)| *name)
+        .collect();
+    let refused = if refused.is_empty() { "nothing".to_owned() } else { refused.join(", ") };
+    format!("durability {:?}; refused: {refused}", capabilities.durability)
+}
+
+fn passed(check: &'static str, found: String) -> Check {
+    Check { check, ok: true, found, advice: None }
+}
+
+fn failed(check: &'static str, failure: &Failure, advice: &'static str) -> Check {
+    Check { check, ok: false, found: failure.message(), advice: Some(advice) }
+}
+
+fn advice(failure: &Failure) -> &'static str {
+    match failure {
+        Failure::Unreachable(text) if text.contains("authoriz") || text.contains("permission") => {
+            "the server does not accept the credentials: see user, token or credentials_path of the URL"
+        }
+        Failure::Unreachable(_) => {
+            "is the server running, and are host and port right? A firewall drops silently"
+        }
+        Failure::Input(_) => "see the settings of the provider in its documentation",
+        _ => "the message is the backend's own",
+    }
+}

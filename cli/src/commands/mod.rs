@@ -1,0 +1,49 @@
+//! The commands, one file each.
+
+pub(crate) mod bench;
+pub(crate) mod completions;
+pub(crate) mod conformance;
+pub(crate) mod consumers;
+pub(crate) mod copy;
+pub(crate) mod diff;
+pub(crate) mod dlq;
+pub(crate) mod doctor;
+pub(crate) mod history;
+pub(crate) mod info;
+pub(crate) mod publish;
+pub(crate) mod publish_many;
+pub(crate) mod schema;
+pub(crate) mod show;
+pub(crate) mod subscribe;
+pub(crate) mod tail;
+pub(crate) mod watch;
+
+use crate::args::{Cli, Command};
+use crate::bus::App;
+use crate::failure::Outcome;
+
+pub(crate) async fn run(cli: Cli) -> Outcome {
+    if let Command::Doctor = cli.command {
+        // It explains a config that other commands refuse.
+        return doctor::run(cli.global).await;
+    }
+    let app = &mut App::new(cli.global)?;
+    match cli.command {
+        Command::Publish(args) => publish::run(app, args).await,
+        Command::Subscribe(args) => subscribe::run(app, args).await,
+        Command::History(args) => history::run(app, args).await,
+        Command::Tail(args) => tail::run(app, args).await,
+        Command::Show(args) => show::run(app, args).await,
+        Command::Info => info::run(app).await,
+        Command::Consumers(args) => consumers::run(app, args).await,
+        Command::Watch(args) => watch::run(app, args).await,
+        Command::Dlq(command) => dlq::run(app, command).await,
+        Command::Copy(args) => copy::run(app, args).await,
+        Command::Diff(args) => diff::run(app, args).await,
+        Command::Bench(args) => bench::run(app, args).await,
+        Command::Conformance(args) => conformance::run(app, args).await,
+        Command::Schema(command) => schema::run(app, command).await,
+        Command::Completions(args) => completions::run(app, args),
+        Command::Doctor => Ok(()),
+    }
+}

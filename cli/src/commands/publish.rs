@@ -1,0 +1,260 @@
+//! `pub`: one event from the command line. Many are in [`publish_many`].
+
+use std::io::Read as _;
+
+use a3s_event::{Event, EventProvider, PublishOptions};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::publish_many;
+use crate::bus::App;
+use crate::failure::{Failure, Outcome};
+use crate::moment;
+use crate::records::Layout;
+use crate::template::Template;
+
+pub(crate) const EXAMPLE: &str = "Example:
+  a3s-event pub events.greetings.first '{\"text\": \"hello\"}'
+  echo '{\"rate\": 7.35}' | a3s-event pub --category market --topic forex -
+  a3s-event pub --many week.geojson 'events.quake.{properties.net}' --id '{id}' --time '{properties.time}'";
+
+/// Largest payload that is read from a file or stdin.
+const MAX_PAYLOAD: u64 = 64 << 20;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The subject, unless --category and --topic are given, and the payload: JSON, @FILE, or - for stdin
+    #[arg(value_name = "SUBJECT] [PAYLOAD", num_args = 0..=2)]
+    positional: Vec<String>,
+    /// Category of the event [default: the second token of the subject]
+    #[arg(long, short)]
+    category: Option<String>,
+    /// Topic in the category: subject and category in one
+    #[arg(long, short, requires = "category")]
+    topic: Option<String>,
+    /// The payload is text, not JSON
+    #[arg(long)]
+    text: bool,
+    #[command(flatten)]
+    pub(super) fields: Fields,
+    #[command(flatten)]
+    pub(super) many: Many,
+}
+
+/// Fields of the events. With --many a {path} stands for a value of the record.
+#[derive(Debug, clap::Args)]
+pub(super) struct Fields {
+    /// Id of the event, which the bus deduplicates [default: a new one]
+    #[arg(long)]
+    pub(super) id: Option<Template>,
+    /// Application type of the event
+    #[arg(long = "type", value_name = "TYPE")]
+    pub(super) event_type: Option<Template>,
+    /// Schema version of the type
+    #[arg(long, default_value_t = 1)]
+    pub(super) schema_version: u32,
+    /// One line for people
+    #[arg(long, short)]
+    pub(super) summary: Option<Template>,
+    /// Who produces the event
+    #[arg(long, default_value = "a3s-event-cli")]
+    pub(super) source: Template,
+    /// When it happened: RFC 3339, Unix milliseconds, or how long ago [default: now]
+    #[arg(long)]
+    pub(super) time: Option<Template>,
+    /// An entry of the metadata; can be repeated
+    #[arg(long, short, value_name = "KEY=VALUE", value_parser = entry)]
+    pub(super) meta: Vec<(String, Template)>,
+    /// The payload, with --many [default: the record]
+    #[arg(long, requires = "many", value_name = "{PATH}")]
+    pub(super) payload: Option<Template>,
+}
+
+/// Many events from a file.
+#[derive(Debug, clap::Args)]
+pub(super) struct Many {
+    /// Publish each record of a file, or of stdin for -
+    #[arg(long, value_name = "FILE")]
+    pub(super) many: Option<String>,
+    /// How the records follow each other
+    #[arg(long, value_enum, default_value_t, requires = "many")]
+    pub(super) layout: Layout,
+    /// Key of the array, when the file is an object that holds one
+    #[arg(long, default_value = "features", requires = "many")]
+    pub(super) items: String,
+    /// The records are whole events, as `history --output ndjson` prints them
+    #[arg(long, requires = "many", conflicts_with_all = ["category", "id", "payload"])]
+    pub(super) events: bool,
+    /// Events per batch
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u16).range(1..=10_000), requires = "many")]
+    pub(super) batch: u16,
+    /// Remember in this file how far it came, and go on there
+    #[arg(long, value_name = "FILE", requires = "many")]
+    pub(super) resume: Option<std::path::PathBuf>,
+}
+
+fn entry(text: &str) -> Result<(String, Template), String> {
+    let (key, value) = text.split_once('=').ok_or("write KEY=VALUE")?;
+    Ok((key.to_owned(), value.parse()?))
+}
+
+/// Where an event goes.
+pub(super) enum Target {
+    Subject(Template),
+    Topic {
+        category: Template,
+        topic: Template,
+    },
+    /// Each event says so itself.
+    OfRecord,
+}
+
+pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
+    let (target, payload) = split(&args)?;
+    if args.many.many.is_some() {
+        return publish_many::run(app, args, target).await;
+    }
+    let payload =
+        payload.ok_or_else(|| Failure::Usage("no payload: give JSON, @FILE, or - for stdin".to_owned()))?;
+    let record = self::payload(&payload, args.text)?;
+    let provider = app.connect().await?;
+    let event = build(&*provider, &target, &args, record)?;
+    let options = options(&*provider, &event.id, true);
+    let sequence = provider
+        .publish_with_options(&event, &options)
+        .await
+        .map_err(|error| Failure::publish(&error, vec![event.id.clone()]))?;
+    provider.close().await?;
+    app.out.one(&Published { sequence, id: &event.id, subject: &event.subject })
+}
+
+#[derive(Serialize)]
+struct Published<'a> {
+    sequence: u64,
+    id: &'a str,
+    subject: &'a str,
+}
+
+/// Tells the subject from the payload.
+fn split(args: &Args) -> Outcome<(Target, Option<String>)> {
+    let mut positional = args.positional.clone().into_iter();
+    let template =
+        |text: &str| text.parse::<Template>().map_err(|why| Failure::Usage(format!("'{text}' {why}")));
+    let target = match (&args.category, &args.topic) {
+        (Some(category), Some(topic)) => {
+            Target::Topic { category: template(category)?, topic: template(topic)? }
+        }
+        _ if args.many.events => Target::OfRecord,
+        _ => {
+            let subject = positional.next().ok_or_else(|| {
+                Failure::Usage("no subject: give one, or --category and --topic; see --help".to_owned())
+            })?;
+            Target::Subject(template(&subject)?)
+        }
+    };
+    let payload = positional.next();
+    let too_many = positional.next().is_some() || (payload.is_some() && args.many.many.is_some());
+    if too_many {
+        return Err(Failure::Usage("there is more than one payload; see --help".to_owned()));
+    }
+    Ok((target, payload))
+}
+
+fn payload(given: &str, is_text: bool) -> Outcome<Value> {
+    let (name, text) = match (given, given.strip_prefix('@')) {
+        ("-", _) => ("stdin", read("stdin", std::io::stdin())?),
+        (_, Some(path)) => {
+            let file =
+                std::fs::File::open(path).map_err(|error| Failure::Input(format!("{path}: {error}")))?;
+            (path, read(path, file)?)
+        }
+        _ => ("payload", given.to_owned()),
+    };
+    if is_text {
+        return Ok(Value::String(text));
+    }
+    serde_json::from_str(&text).map_err(|error| {
+        Failure::Input(format!("{name} is not JSON: {error}; use --text to publish it as text"))
+    })
+}
+
+fn read(name: &str, input: impl std::io::Read) -> Outcome<String> {
+    let mut text = String::new();
+    let read = input.take(MAX_PAYLOAD + 1).read_to_string(&mut text);
+    let read = read.map_err(|error| Failure::Input(format!("{name}: {error}")))?;
+    if read as u64 > MAX_PAYLOAD {
+        return Err(Failure::Input(format!("{name} is larger than {MAX_PAYLOAD} bytes")));
+    }
+    Ok(text)
+}
+
+/// Makes the event of a record.
+pub(super) fn build(
+    provider: &dyn EventProvider,
+    target: &Target,
+    args: &Args,
+    record: Value,
+) -> Outcome<Event> {
+    let fields = &args.fields;
+    let input = Failure::Input;
+    let text = |template: &Option<Template>| match template {
+        Some(template) => template.text(&record).map_err(input),
+        None => Ok(String::new()),
+    };
+    let (subject, category) = match target {
+        Target::OfRecord => return of_record(record),
+        Target::Subject(template) => {
+            let subject = template.subject(&record).map_err(input)?;
+            let category = match &args.category {
+                Some(category) => category.clone(),
+                None => category_of(provider, &subject),
+            };
+            (subject, category)
+        }
+        Target::Topic { category, topic } => {
+            let category = category.subject(&record).map_err(input)?;
+            (provider.build_subject(&category, &topic.subject(&record).map_err(input)?), category)
+        }
+    };
+    let summary = text(&fields.summary)?;
+    let source = fields.source.text(&record).map_err(input)?;
+    let event_type = text(&fields.event_type)?;
+    let mut event =
+        Event::typed(subject, category, event_type, fields.schema_version, summary, source, Value::Null);
+    if fields.id.is_some() {
+        event.id = text(&fields.id)?;
+    }
+    if fields.time.is_some() {
+        let time = text(&fields.time)?;
+        event.timestamp = moment::parse(&time).map_err(|why| input(format!("time '{time}' {why}")))?;
+    }
+    for (key, value) in &fields.meta {
+        event.metadata.insert(key.clone(), value.text(&record).map_err(input)?);
+    }
+    event.payload = match &fields.payload {
+        Some(template) => template.value(&record).map_err(input)?,
+        None => record,
+    };
+    Ok(event)
+}
+
+/// The token behind the prefix.
+fn category_of(provider: &dyn EventProvider, subject: &str) -> String {
+    let rest = subject.strip_prefix(provider.subject_prefix()).and_then(|rest| rest.strip_prefix('.'));
+    rest.unwrap_or(subject).split('.').next().unwrap_or_default().to_owned()
+}
+
+/// A whole event, alone or in the row of a listing.
+fn of_record(mut record: Value) -> Outcome<Event> {
+    let event = match record.get_mut("event") {
+        Some(event) if event.is_object() => event.take(),
+        _ => record,
+    };
+    serde_json::from_value(event).map_err(|error| Failure::Input(format!("is no event: {error}")))
+}
+
+/// Asks for deduplication by id, where the bus can do that.
+pub(super) fn options(provider: &dyn EventProvider, id: &str, dedup: bool) -> PublishOptions {
+    let dedup = dedup && !provider.capabilities().dedup.is_no();
+    PublishOptions { msg_id: dedup.then(|| id.to_owned()), ..PublishOptions::default() }
+}

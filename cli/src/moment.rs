@@ -1,0 +1,69 @@
+//! Times as people write and read them.
+
+use std::time::Duration;
+
+use a3s_event::Event;
+use serde_json::Value;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+/// Now, in Unix milliseconds, by the clock that stamps events.
+pub(crate) fn now() -> u64 {
+    Event::new("", "", "", "", Value::Null).timestamp
+}
+
+/// Unix milliseconds as RFC 3339 in UTC.
+pub(crate) fn show(unix_ms: u64) -> String {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(unix_ms) * 1_000_000)
+        .ok()
+        .and_then(|time| time.format(&Rfc3339).ok())
+        .unwrap_or_else(|| unix_ms.to_string())
+}
+
+/// A time: RFC 3339, Unix milliseconds, or how long ago (`90s`, `15m`, `6h`, `7d`).
+pub(crate) fn parse(text: &str) -> Result<u64, String> {
+    if let Ok(unix_ms) = text.parse() {
+        return Ok(unix_ms);
+    }
+    if let Ok(ago) = span(text) {
+        let ago = u64::try_from(ago.as_millis()).unwrap_or(u64::MAX);
+        return Ok(now().saturating_sub(ago));
+    }
+    let time = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| {
+        "is no time: write 2018-02-07T01:26:13Z, Unix milliseconds, or how long ago, such as 15m".to_owned()
+    })?;
+    u64::try_from(time.unix_timestamp_nanos() / 1_000_000).map_err(|_| "lies before 1970".to_owned())
+}
+
+/// A span of time: a number and its unit.
+pub(crate) fn span(text: &str) -> Result<Duration, String> {
+    let wrong = || "is no span of time: write for instance 500ms, 90s, 15m, 6h or 7d".to_owned();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at_checked(digits).ok_or_else(wrong)?;
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let unit_ms = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(unit_ms).map(Duration::from_millis).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_in_every_form() {
+        assert_eq!(parse("1517966773840"), Ok(1_517_966_773_840));
+        assert_eq!(parse("2018-02-07T01:26:13.840Z"), Ok(1_517_966_773_840));
+        assert_eq!(show(1_517_966_773_840), "2018-02-07T01:26:13.84Z");
+        assert!(now() - parse("1h").unwrap() >= 3_600_000);
+        for wrong in ["", "h", "yesterday", "1w", "99999999999999999999d", "1969-01-01T00:00:00Z"] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
+}

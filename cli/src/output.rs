@@ -1,0 +1,203 @@
+//! What is printed, in the form that was asked for.
+
+use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
+
+use a3s_event::{Event, ProviderInfo};
+use clap::ValueEnum;
+use comfy_table::{Table, presets};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::failure::{Failure, Outcome};
+use crate::moment;
+use crate::text;
+
+/// Longest payload in a table.
+const PAYLOAD: usize = 60;
+
+/// The form of the output.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    #[default]
+    Table,
+    /// Indented JSON: one value, or one after the other where events keep coming.
+    Json,
+    /// One line of JSON per row.
+    Ndjson,
+}
+
+/// A row of the output.
+pub(crate) trait Row: Serialize {
+    /// The columns of the table.
+    const COLUMNS: &'static [&'static str];
+
+    /// The cells of the row.
+    fn cells(&self) -> Vec<String>;
+}
+
+/// Stdout. Nothing of it goes through `println!`, which panics when nobody reads.
+#[derive(Debug)]
+pub(crate) struct Output {
+    pub(crate) format: Format,
+    stdout: BufWriter<StdoutLock<'static>>,
+}
+
+impl Output {
+    pub(crate) fn new(format: Format) -> Self {
+        Self { format, stdout: BufWriter::new(io::stdout().lock()) }
+    }
+
+    /// Whether a person looks at it.
+    pub(crate) fn is_terminal() -> bool {
+        io::stdout().is_terminal()
+    }
+
+    /// Rows that are all known.
+    pub(crate) fn rows<R: Row>(&mut self, rows: &[R]) -> Outcome {
+        match self.format {
+            Format::Table => self.table(rows)?,
+            Format::Json => self.pretty(&rows)?,
+            Format::Ndjson => {
+                for row in rows {
+                    self.compact(row)?;
+                }
+            }
+        }
+        self.flush()
+    }
+
+    /// A row of many that keep coming.
+    pub(crate) fn row<R: Row>(&mut self, row: &R) -> Outcome {
+        match self.format {
+            Format::Table => self.line(&row.cells().join("  "))?,
+            Format::Json => self.pretty(row)?,
+            Format::Ndjson => self.compact(row)?,
+        }
+        self.flush()
+    }
+
+    /// One thing: its fields one below the other.
+    pub(crate) fn one(&mut self, value: &impl Serialize) -> Outcome {
+        match self.format {
+            Format::Table => {
+                let value = serde_json::to_value(value).map_err(unprintable)?;
+                self.fields(&value)?;
+            }
+            Format::Json => self.pretty(value)?,
+            Format::Ndjson => self.compact(value)?,
+        }
+        self.flush()
+    }
+
+    /// A sentence for people; nothing in the other forms.
+    pub(crate) fn say(&mut self, text: &str) -> Outcome {
+        if self.format == Format::Table {
+            self.line(&text::escape(text))?;
+        }
+        self.flush()
+    }
+
+    /// Text as it is, whatever the form.
+    pub(crate) fn raw(&mut self, bytes: &[u8]) -> Outcome {
+        self.stdout.write_all(bytes)?;
+        self.flush()
+    }
+
+    fn table<R: Row>(&mut self, rows: &[R]) -> Outcome {
+        let mut table = Table::new();
+        table.load_style(presets::NOTHING).set_header(R::COLUMNS);
+        for row in rows {
+            table.add_row(row.cells());
+        }
+        self.line(&table.trim_fmt())
+    }
+
+    fn fields(&mut self, value: &Value) -> Outcome {
+        let Value::Object(fields) = value else { return self.line(&plain(value)) };
+        let width = fields.keys().map(String::len).max().unwrap_or_default();
+        for (key, value) in fields {
+            self.line(&format!("{key:width$}  {}", plain(value)))?;
+        }
+        Ok(())
+    }
+
+    fn pretty(&mut self, value: &impl Serialize) -> Outcome {
+        let json = serde_json::to_string_pretty(value).map_err(unprintable)?;
+        self.line(&text::json(json))
+    }
+
+    fn compact(&mut self, value: &impl Serialize) -> Outcome {
+        let json = serde_json::to_string(value).map_err(unprintable)?;
+        self.line(&text::json(json))
+    }
+
+    fn line(&mut self, line: &str) -> Outcome {
+        Ok(writeln!(self.stdout, "{line}")?)
+    }
+
+    fn flush(&mut self) -> Outcome {
+        Ok(self.stdout.flush()?)
+    }
+}
+
+fn unprintable(error: serde_json::Error) -> Failure {
+    Failure::Other(error.to_string())
+}
+
+/// A JSON value as a cell.
+pub(crate) fn plain(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::String(string) => text::line(string),
+        other => text::line(&other.to_string()),
+    }
+}
+
+/// A stored event.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct EventRow<'a> {
+    pub(crate) sequence: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) stored_at: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) num_delivered: Option<u64>,
+    pub(crate) event: &'a Event,
+}
+
+impl Row for EventRow<'_> {
+    const COLUMNS: &'static [&'static str] = &["sequence", "time", "subject", "content"];
+
+    fn cells(&self) -> Vec<String> {
+        let event = self.event;
+        let content =
+            if event.summary.is_empty() { plain(&event.payload) } else { text::line(&event.summary) };
+        vec![
+            self.sequence.to_string(),
+            moment::show(event.timestamp),
+            text::line(&event.subject),
+            text::shorten(&content, PAYLOAD),
+        ]
+    }
+}
+
+/// The counts of a stream.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct InfoRow {
+    pub(crate) provider: String,
+    pub(crate) url: String,
+    pub(crate) prefix: String,
+    pub(crate) messages: u64,
+    pub(crate) bytes: u64,
+    pub(crate) consumers: usize,
+    pub(crate) newest_sequence: Option<u64>,
+}
+
+impl InfoRow {
+    pub(crate) fn new(info: ProviderInfo, url: String, prefix: &str, newest_sequence: Option<u64>) -> Self {
+        let ProviderInfo { provider, messages, bytes, consumers } = info;
+        Self { provider, url, prefix: prefix.to_owned(), messages, bytes, consumers, newest_sequence }
+    }
+}

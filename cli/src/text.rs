@@ -1,0 +1,71 @@
+//! Text from outside, made fit for a terminal.
+
+/// Escapes what a terminal acts on: control characters, and those that change the direction of text.
+pub(crate) fn escape(text: &str) -> String {
+    if !text.chars().any(acts_on_terminal) {
+        return text.to_owned();
+    }
+    let mut escaped = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if acts_on_terminal(c) && c != '\n' {
+            escaped.extend(c.escape_unicode());
+        } else {
+            escaped.push(c);
+        }
+    }
+    escaped
+}
+
+/// Escapes for one line of output.
+pub(crate) fn line(text: &str) -> String {
+    escape(text).replace('\n', "\\n")
+}
+
+/// Escapes JSON, in which characters beyond the control range of ASCII may stand as they are. It means the same after.
+pub(crate) fn json(text: String) -> String {
+    if !text.chars().any(|c| c != '\n' && acts_on_terminal(c)) {
+        return text;
+    }
+    let mut escaped = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if c != '\n' && acts_on_terminal(c) {
+            escaped.push_str(&format!("\\u{:04x}", u32::from(c)));
+        } else {
+            escaped.push(c);
+        }
+    }
+    escaped
+}
+
+/// At most `limit` characters.
+pub(crate) fn shorten(text: &str, limit: usize) -> String {
+    match text.char_indices().nth(limit) {
+        None => text.to_owned(),
+        Some((end, _)) => text.get(..end).map(|head| format!("{head}…")).unwrap_or_default(),
+    }
+}
+
+fn acts_on_terminal(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_terminal_acts_on_is_escaped() {
+        assert_eq!(escape("\u{1b}[31mred\u{7}"), "\\u{1b}[31mred\\u{7}");
+        assert_eq!(line("a\nb\u{202e}"), "a\\nb\\u{202e}");
+        assert_eq!(escape("größe 東京"), "größe 東京");
+        assert_eq!(shorten("größe", 3), "grö…");
+    }
+
+    #[test]
+    fn escaped_json_means_the_same() {
+        let value = serde_json::json!({"text": "a\u{9b}31m\u{7f}\u{202e}b"});
+        let escaped = json(value.to_string());
+        assert!(!escaped.chars().any(acts_on_terminal), "{escaped}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&escaped).unwrap(), value);
+    }
+}
