@@ -94,3 +94,49 @@ pub(crate) enum Command {
     #[command(after_help = completions::EXAMPLE)]
     Completions(completions::Args),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    /// The words of a command line, up to a pipe or a redirection.
+    fn words(line: &str) -> Vec<String> {
+        let mut words = vec![String::new()];
+        let mut is_quoted = false;
+        for c in line.trim().chars() {
+            match c {
+                '\'' => is_quoted = !is_quoted,
+                '|' | '>' if !is_quoted => break,
+                ' ' if !is_quoted => words.push(String::new()),
+                c => words.last_mut().unwrap().push(c),
+            }
+        }
+        words.retain(|word| !word.is_empty());
+        words
+    }
+
+    fn check(command: &clap::Command, checked: &mut usize) {
+        let help =
+            command.get_after_help().unwrap_or_else(|| panic!("{} has no example", command.get_name()));
+        for line in help
+            .to_string()
+            .lines()
+            .filter_map(|line| line.find("a3s-event ").map(|at| line[at..].to_owned()))
+        {
+            Cli::try_parse_from(words(&line)).unwrap_or_else(|error| panic!("{line}: {error}"));
+            *checked += 1;
+        }
+        for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
+            check(sub, checked);
+        }
+    }
+
+    #[test]
+    fn every_command_has_an_example_that_is_right() {
+        Cli::command().debug_assert();
+        let mut checked = 0;
+        check(&Cli::command(), &mut checked);
+        assert!(checked > 25, "{checked}");
+    }
+}

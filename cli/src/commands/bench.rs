@@ -33,9 +33,9 @@ pub(crate) struct Args {
     /// Size of the payload in bytes
     #[arg(long, default_value_t = 256)]
     size: usize,
-    /// Events per second of latency; as fast as they are stored unless given
-    #[arg(long, value_name = "EVENTS")]
-    per_second: Option<u32>,
+    /// Events per second of latency
+    #[arg(long, value_name = "EVENTS", default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..))]
+    per_second: u32,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
@@ -207,14 +207,11 @@ impl Bench<'_> {
     async fn latency(&self) -> Outcome<Measured> {
         let mut subscription = self.subscribe(DeliverPolicy::New).await?;
         let events = u64::from(self.args.events);
-        let mut pace =
-            self.args.per_second.map(|rate| tokio::time::interval(Duration::from_secs(1) / rate.max(1)));
+        let mut pace = tokio::time::interval(Duration::from_secs(1) / self.args.per_second.max(1));
         let begun = Instant::now();
         let publish = async {
             for _ in 0..events {
-                if let Some(pace) = &mut pace {
-                    pace.tick().await;
-                }
+                pace.tick().await;
                 self.provider.publish(&self.event(micros(begun.elapsed()))).await?;
             }
             Ok::<_, Failure>(())

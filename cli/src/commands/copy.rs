@@ -3,7 +3,6 @@
 //! The target itself says how far a copy came: its newest events are looked for in the source. Each event is published on
 //! the condition that the one before it is the newest, so that a failure leaves no gap and no second writer mixes in.
 
-
 use a3s_event::{
     ConsumerInfo, DeliverPolicy, Event, EventProvider, HistoryQuery, PublishOptions, PublishRequest,
     StoredEvent, SubscribeOptions,

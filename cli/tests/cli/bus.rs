@@ -1,0 +1,129 @@
+//! A bus of the test's own, and the program run against it.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use a3s_event_testkit::NatsServer;
+use serde_json::Value;
+use tempfile::TempDir;
+
+pub(crate) struct Bus {
+    pub(crate) url: String,
+    pub(crate) folder: TempDir,
+    pub(crate) server: Option<NatsServer>,
+}
+
+/// What a run has left behind.
+pub(crate) struct Ran {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Bus {
+    pub(crate) fn sqlite() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}", folder.path().join("bus.db").display());
+        Self { url, folder, server: None }
+    }
+
+    pub(crate) async fn nats() -> Self {
+        let server = NatsServer::start().await;
+        Self { url: server.url(), folder: tempfile::tempdir().unwrap(), server: Some(server) }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Writes a file of the test's folder and returns its path.
+    pub(crate) fn file(&self, name: &str, text: &str) -> String {
+        std::fs::write(self.path(name), text).unwrap();
+        self.path(name).to_str().unwrap().to_owned()
+    }
+
+    /// The program with this bus, and nothing of the user's own.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = program(self.folder.path());
+        command.env("A3S_EVENT_URL", &self.url).args(arguments);
+        command
+    }
+
+    pub(crate) fn run(&self, arguments: &[&str]) -> Ran {
+        ended(self.command(arguments).stdin(Stdio::null()).output().unwrap())
+    }
+
+    pub(crate) fn run_with_stdin(&self, arguments: &[&str], stdin: &str) -> Ran {
+        let mut child = self
+            .command(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // A program that refuses its arguments does not read.
+        let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
+        ended(child.wait_with_output().unwrap())
+    }
+
+    /// What a run that succeeds prints.
+    #[track_caller]
+    pub(crate) fn prints(&self, arguments: &[&str]) -> String {
+        let ran = self.run(arguments);
+        assert_eq!(ran.code, 0, "{arguments:?}: {}{}", ran.stderr, ran.stdout);
+        ran.stdout
+    }
+
+    /// The lines of JSON that a run prints.
+    #[track_caller]
+    pub(crate) fn rows(&self, arguments: &[&str]) -> Vec<Value> {
+        json_lines(&self.prints(&[arguments, &["--output", "ndjson"]].concat()))
+    }
+
+    /// Publishes numbered events under one subject.
+    pub(crate) fn publish(&self, subject: &str, events: u64) {
+        let lines: String = (1..=events).map(|n| format!("{{\"n\":{n}}}\n")).collect();
+        let ran = self.run_with_stdin(&["pub", "--many", "-", subject], &lines);
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+    }
+}
+
+pub(crate) fn program(home: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_a3s-event"));
+    for variable in ["A3S_EVENT_URL", "A3S_EVENT_CONFIG", "A3S_EVENT_DLQ_URL"] {
+        command.env_remove(variable);
+    }
+    command
+        .env("HOME", home)
+        .env("XDG_DATA_HOME", home.join("data"))
+        .env("XDG_CONFIG_HOME", home.join("config"));
+    command
+}
+
+pub(crate) fn ended(output: Output) -> Ran {
+    Ran {
+        code: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+pub(crate) fn json_lines(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The numbers of events that `publish` has published.
+pub(crate) fn numbers(rows: &[Value]) -> Vec<u64> {
+    rows.iter().map(|row| row["event"]["payload"]["n"].as_u64().unwrap()).collect()
+}
+
+/// The week of earthquakes: all of it where it is there, else the part of it that is an example.
+pub(crate) fn week() -> (String, u64) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let whole = root.join("../shared/data/usgs-earthquakes-2018-02.geojson");
+    if whole.exists() {
+        return (whole.to_str().unwrap().to_owned(), 1_707);
+    }
+    (root.join("examples/data/usgs-earthquakes.geojson").to_str().unwrap().to_owned(), 400)
+}

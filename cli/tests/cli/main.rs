@@ -1,0 +1,32 @@
+//! The program as its users run it, on a SQLite file and on a real nats-server.
+
+#![allow(clippy::unwrap_used, reason = "what cannot be set up fails the test, as it should")]
+
+mod bus;
+mod docs;
+mod exit;
+mod letters;
+mod measure;
+mod moving;
+mod publishing;
+mod reading;
+mod watching;
+
+/// One test per bus out of each `async fn name(bus: &Bus)`.
+macro_rules! on_every_bus {
+    ($($name:ident)*) => {
+        mod sqlite {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(&crate::bus::Bus::sqlite()).await;
+            })*
+        }
+        mod nats {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(&crate::bus::Bus::nats().await).await;
+            })*
+        }
+    };
+}
+pub(crate) use on_every_bus;

@@ -1,0 +1,94 @@
+//! `copy` and `diff`.
+
+use serde_json::{Value, json};
+
+use crate::bus::{Bus, week};
+
+const WEEK: [&str; 7] =
+    ["pub", "events.quake.{properties.net}", "--id", "{id}", "--time", "{properties.time}", "--many"];
+
+#[track_caller]
+fn copy(from: &Bus, to: &Bus) -> Value {
+    from.rows(&["copy", &from.url, &to.url])[0].clone()
+}
+
+#[track_caller]
+fn are_equal(from: &Bus, to: &Bus, events: u64) {
+    let same = &from.rows(&["diff", &from.url, &to.url])[0];
+    assert_eq!(*same, json!({"events": events, "differences": 0}));
+}
+
+#[tokio::test]
+async fn the_week_moves_from_sqlite_to_nats_and_back() {
+    let (file, events) = week();
+    let (here, there, back) = (Bus::sqlite(), Bus::nats().await, Bus::sqlite());
+    here.prints(&[&WEEK[..], &[&file, "--summary", "M {properties.mag}"]].concat());
+    assert_eq!(copy(&here, &there)["events"], events);
+    are_equal(&here, &there, events);
+    // Nothing is left to do, and what comes later is added.
+    assert_eq!(copy(&here, &there)["events"], 0);
+    here.publish("events.later", 3);
+    assert_eq!(
+        copy(&here, &there),
+        json!({"firstSequence": events + 1, "events": 3, "consumers": [], "notMapped": []})
+    );
+    assert_eq!(copy(&there, &back)["events"], events + 3);
+    are_equal(&here, &back, events + 3);
+}
+
+#[tokio::test]
+async fn a_copy_that_was_cut_off_goes_on_without_a_gap() {
+    let (from, to) = (Bus::sqlite(), Bus::nats().await);
+    from.publish("events.a", 100);
+    copy(&from, &to);
+    from.publish("events.a", 2_500);
+    // An event that was published twice is two events.
+    for _ in 0..2 {
+        from.prints(&["pub", "events.twice", "1", "--id", &format!("twice"), "--time", "5"]);
+        from.prints(&["pub", "events.twice", "2"]);
+    }
+    assert_eq!(copy(&from, &to)["firstSequence"], 101);
+    are_equal(&from, &to, from.rows(&["info"])[0]["messages"].as_u64().unwrap());
+}
+
+#[tokio::test]
+async fn durable_positions_are_mapped() {
+    let (from, to) = (Bus::sqlite(), Bus::nats().await);
+    from.publish("events.a", 10);
+    from.publish("events.b", 5);
+    from.prints(&["sub", "events.a", "--durable", "behind", "--count", "7"]);
+    from.prints(&["sub", "events.b", "--durable", "done", "--count", "5"]);
+    from.prints(&["sub", "events.b", "--durable", "busy", "--count", "1", "--ack", "none"]);
+    let copied = copy(&from, &to);
+    let mut consumers: Vec<_> =
+        copied["consumers"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+    consumers.sort_unstable();
+    assert_eq!(consumers, ["behind", "done"]);
+    assert_eq!(copied["notMapped"][0][0], "busy");
+    to.publish("events.b", 1);
+    let next = |name: &str, filter: &str| {
+        crate::bus::numbers(&to.rows(&["sub", filter, "--durable", name, "--idle", "1s"]))
+    };
+    assert_eq!(next("behind", "events.a"), [8, 9, 10]);
+    assert_eq!(next("done", "events.b"), [1]);
+}
+
+#[tokio::test]
+async fn a_target_with_other_events_is_left_alone() {
+    let (from, to) = (Bus::sqlite(), Bus::nats().await);
+    from.publish("events.a", 3);
+    to.publish("events.a", 1);
+    let ran = from.run(&["copy", &from.url, &to.url]);
+    assert_eq!(ran.code, 3, "{}", ran.stderr);
+    assert_eq!(to.rows(&["history"]).len(), 1);
+    let ran = from.run(&["diff", &from.url, &to.url, "--output", "ndjson"]);
+    assert_eq!((ran.code, ran.stdout.lines().count()), (1, 3), "{}", ran.stdout);
+}
+
+#[tokio::test]
+async fn a_dry_run_copies_nothing() {
+    let (from, to) = (Bus::sqlite(), Bus::sqlite());
+    from.publish("events.a", 5);
+    assert_eq!(from.rows(&["copy", &from.url, &to.url, "--dry-run", "--filter", "events.a"])[0]["events"], 5);
+    assert_eq!(to.rows(&["history"]).len(), 0);
+}

@@ -1,0 +1,123 @@
+//! `sub`, `history`, `tail`, `show`, `info` and `consumers`.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::bus::{Bus, numbers};
+use crate::on_every_bus;
+
+on_every_bus! { history_is_filtered_and_paged subscriptions_start_where_they_are_told a_durable_keeps_its_position
+unsettled_events_are_seen_in_the_table tail_follows show_finds_by_sequence_and_id a_signal_ends_a_subscription }
+
+async fn history_is_filtered_and_paged(bus: &Bus) {
+    bus.publish("events.a", 5);
+    bus.publish("events.b", 5);
+    assert_eq!(numbers(&bus.rows(&["history", "events.a"])), [5, 4, 3, 2, 1]);
+    assert_eq!(numbers(&bus.rows(&["history", "--limit", "2"])), [5, 4]);
+    assert_eq!(numbers(&bus.rows(&["history", "--limit", "2", "--before", "9"])), [3, 2]);
+    assert_eq!(numbers(&bus.rows(&["history", "--from", "4", "--before", "7"])), [1, 5, 4]);
+    assert_eq!(bus.rows(&["history", "--since", "1h"]).len(), 10);
+    assert_eq!(bus.rows(&["history", "--until", "1h"]).len(), 0);
+    let table = bus.prints(&["history", "--limit", "3"]);
+    assert!(table.contains("next page: --before 8"), "{table}");
+    let array: Value = serde_json::from_str(&bus.prints(&["history", "--output", "json"])).unwrap();
+    assert_eq!(array.as_array().unwrap().len(), 10);
+    let info = &bus.rows(&["info"])[0];
+    assert_eq!((&info["messages"], &info["newestSequence"]), (&json!(10), &json!(10)));
+}
+
+async fn subscriptions_start_where_they_are_told(bus: &Bus) {
+    bus.publish("events.a", 5);
+    bus.publish("events.b", 2);
+    let from =
+        |start: &str, filter: &str| numbers(&bus.rows(&["sub", filter, "--from", start, "--idle", "300ms"]));
+    assert_eq!(from("all", "events.a"), [1, 2, 3, 4, 5]);
+    assert_eq!(from("4", "events.>"), [4, 5, 1, 2]);
+    assert_eq!(from("last", "events.a"), [5]);
+    assert_eq!(from("last-per-subject", "events.>"), [5, 2]);
+    assert_eq!(from("1h", "events.b"), [1, 2]);
+    assert_eq!(from("now", "events.a"), [0; 0]);
+    assert_eq!(numbers(&bus.rows(&["sub", "--from", "all", "--count", "3", "--ack", "received"])), [1, 2, 3]);
+}
+
+async fn a_durable_keeps_its_position(bus: &Bus) {
+    bus.publish("events.a", 5);
+    let next = |count: &str| {
+        numbers(&bus.rows(&["sub", "events.a", "--durable", "d", "--count", count, "--idle", "5s"]))
+    };
+    assert_eq!(next("2"), [1, 2]);
+    assert_eq!(next("2"), [3, 4]);
+    let consumers = bus.rows(&["consumers"]);
+    assert_eq!((&consumers[0]["name"], &consumers[0]["lag"]), (&json!("d"), &json!(1)), "{consumers:?}");
+    let ran = bus.run(&["sub", "events.b", "--durable", "d", "--count", "1"]);
+    assert_eq!(ran.code, 1, "{}", ran.stderr);
+    assert!(ran.stderr.contains("conflict"), "{}", ran.stderr);
+    bus.prints(&["consumers", "--remove", "d"]);
+    assert!(bus.rows(&["consumers"]).is_empty());
+}
+
+async fn unsettled_events_are_seen_in_the_table(bus: &Bus) {
+    bus.publish("events.a", 3);
+    let take = |ack: &str| bus.rows(&["sub", "events.a", "--durable", "d", "--count", "1", "--ack", ack]);
+    assert_eq!(numbers(&take("none")), [1]);
+    let consumer = &bus.rows(&["consumers"])[0];
+    assert_eq!((&consumer["pending"], &consumer["redelivered"]), (&json!(1), &json!(0)), "{consumer}");
+    assert_eq!(numbers(&take("nak")), [2]);
+    let again = take("term");
+    assert_eq!((numbers(&again), &again[0]["numDelivered"]), (vec![2], &json!(2)));
+    let table = bus.prints(&["consumers"]);
+    assert!(table.contains("redelivered") && table.contains("events.a"), "{table}");
+}
+
+async fn tail_follows(bus: &Bus) {
+    bus.publish("events.a", 5);
+    assert_eq!(numbers(&bus.rows(&["tail", "-n", "2", "--no-follow"])), [4, 5]);
+    let mut tail = bus
+        .command(&["tail", "-n", "1", "events.a", "--output", "ndjson"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(tail.stdout.take().unwrap()).lines();
+    let mut next = || numbers(&[serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap()])[0];
+    assert_eq!(next(), 5);
+    bus.prints(&["pub", "events.b", "{\"n\": 0}"]);
+    bus.prints(&["pub", "events.a", "{\"n\": 6}"]);
+    assert_eq!(next(), 6);
+    terminate(&tail);
+    assert!(tail.wait().unwrap().success());
+}
+
+async fn show_finds_by_sequence_and_id(bus: &Bus) {
+    bus.publish("events.a", 3);
+    bus.prints(&["pub", "events.a", "{\"n\": 4}", "--id", "2"]);
+    let shown = |arguments: &[&str]| serde_json::from_str::<Value>(&bus.prints(arguments)).unwrap();
+    assert_eq!(shown(&["show", "2"])["event"]["payload"]["n"], 2);
+    assert_eq!(shown(&["show", "--id", "2"])["event"]["payload"]["n"], 4);
+    let ran = bus.run(&["show", "no-such-event"]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (1, ""));
+}
+
+async fn a_signal_ends_a_subscription(bus: &Bus) {
+    bus.publish("events.a", 2);
+    let mut child = bus
+        .command(&["sub", "events.a", "--durable", "d", "--output", "ndjson"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    for _ in 0..2 {
+        lines.next().unwrap().unwrap();
+    }
+    terminate(&child);
+    assert!(child.wait().unwrap().success());
+    // Nothing is left unsettled but what was printed last, whose ack the signal may have overtaken.
+    let consumer = &bus.rows(&["consumers"])[0];
+    assert!(consumer["lag"] == 0 && consumer["pending"].as_u64() <= Some(1), "{consumer}");
+}
+
+fn terminate(child: &Child) {
+    let killed = std::process::Command::new("kill").arg(child.id().to_string()).status().unwrap();
+    assert!(killed.success());
+}

@@ -1,0 +1,57 @@
+//! `watch`, in a terminal of tmux.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::bus::Bus;
+use crate::on_every_bus;
+
+on_every_bus! { watch_shows_rate_lag_and_events_and_ends }
+
+/// A server of tmux of the test's own, so that no session of the user's is touched.
+struct Terminal(String);
+
+impl Terminal {
+    fn tmux(&self, arguments: &[&str]) -> Option<String> {
+        let output = Command::new("tmux").args(["-S", &self.0]).args(arguments).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Waits until the screen shows all of this.
+    async fn shows(&self, wanted: &[&str]) {
+        let started = Instant::now();
+        loop {
+            let screen = self.tmux(&["capture-pane", "-p"]).unwrap_or_default();
+            if wanted.iter().all(|wanted| screen.contains(wanted)) {
+                return;
+            }
+            assert!(started.elapsed() < Duration::from_secs(20), "{wanted:?} is not shown:\n{screen}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        self.tmux(&["kill-server"]);
+    }
+}
+
+async fn watch_shows_rate_lag_and_events_and_ends(bus: &Bus) {
+    if Command::new("tmux").arg("-V").output().is_err() {
+        eprintln!("not checked: there is no tmux");
+        return;
+    }
+    bus.publish("events.a", 20);
+    bus.prints(&["sub", "events.a", "--durable", "slow", "--count", "3"]);
+    let terminal = Terminal(bus.path("tmux").to_str().unwrap().to_owned());
+    let program = env!("CARGO_BIN_EXE_a3s-event");
+    let command =
+        format!("A3S_EVENT_URL='{}' {program} watch --every 200ms; echo ended with $?; cat", bus.url);
+    terminal.tmux(&["new-session", "-d", "-x", "120", "-y", "40", &command]).expect("a session");
+    terminal.shows(&["20 events", "slow", "17", "published: 0/s", "{\"n\":20}"]).await;
+    bus.prints(&["pub", "events.a", "{\"n\":21}", "--summary", "the newest one"]);
+    terminal.shows(&["21 events", "18", "the newest one"]).await;
+    terminal.tmux(&["send-keys", "q"]).unwrap();
+    terminal.shows(&["ended with 0"]).await;
+}
