@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use a3s_event::{Event, EventError, EventProvider, PublishRequest};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::publish::{Args, Target, build, options};
 use crate::bus::App;
@@ -28,12 +29,12 @@ pub(super) async fn run(app: &mut App, args: Args, target: Target) -> Outcome {
     let started = Instant::now();
     let skip = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.state.records);
     let mut published = Published::default();
-    let mut publisher = Publisher { provider: Arc::clone(&provider), target, args };
+    let publisher = Publisher { provider: Arc::clone(&provider), target, args };
     while let Some(batch) = next_batch(&mut records, usize::from(publisher.args.many.batch)).await {
         let (mut batch, failure) = batch;
         batch.retain(|record| record.number > skip);
         let run = checkpoint.as_ref().map(|checkpoint| checkpoint.state.run.as_str());
-        let done = publisher.publish(&batch, run, &mut published).await;
+        let done = publisher.publish(batch, run, &mut published).await;
         if let Some(checkpoint) = &mut checkpoint
             && let Some(last) = done.last
         {
@@ -77,39 +78,40 @@ struct Publisher {
 
 impl Publisher {
     /// Publishes what it can make an event of, up to the first record that it cannot.
-    async fn publish(&mut self, batch: &[Record], run: Option<&str>, published: &mut Published) -> Done {
-        let mut events = Vec::with_capacity(batch.len());
+    async fn publish(&self, batch: Vec<Record>, run: Option<&str>, published: &mut Published) -> Done {
+        let (mut events, mut numbers) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
         let mut ended = Ok(());
-        for record in batch {
-            match self.event(record, run) {
+        for Record { number, value } in batch {
+            match self.event(number, value, run) {
                 Ok(event) => events.push(event),
                 Err(failure) => {
-                    ended = Err(Failure::Input(format!("record {}: {}", record.number, failure.message())));
+                    ended = Err(Failure::Input(format!("record {number}: {}", failure.message())));
                     break;
                 }
             }
+            numbers.push(number);
         }
         let results = self.send(&events, run.is_some()).await;
         let stored = results.iter().take_while(|result| result.is_ok()).count();
-        published.events += results.iter().filter(|result| result.is_ok()).count() as u64;
-        if let Some(Ok(sequence)) = results.iter().rev().find(|result| result.is_ok()) {
-            published.last_sequence = *sequence;
+        for sequence in results.iter().flatten() {
+            published.events += 1;
+            published.last_sequence = published.last_sequence.max(*sequence);
         }
         if stored < results.len() {
-            ended = Err(failed(batch, &events, &results));
+            ended = Err(failed(&numbers, &events, &results));
         }
-        let last = stored.checked_sub(1).and_then(|last| batch.get(last)).map(|record| record.number);
+        let last = stored.checked_sub(1).and_then(|last| numbers.get(last)).copied();
         Done { last, ended }
     }
 
-    fn event(&self, record: &Record, run: Option<&str>) -> Outcome<Event> {
-        let mut event = build(&*self.provider, &self.target, &self.args, record.value.clone())?;
+    fn event(&self, number: u64, value: Value, run: Option<&str>) -> Outcome<Event> {
+        let mut event = build(&*self.provider, &self.target, &self.args, value)?;
         if let Some(run) = run
             && self.args.fields.id.is_none()
             && !self.args.many.events
         {
             // A batch that is published again after a crash has the same ids.
-            event.id = format!("{run}-{}", record.number);
+            event.id = format!("{run}-{number}");
         }
         Ok(event)
     }
@@ -125,7 +127,7 @@ impl Publisher {
 }
 
 /// The failure of a batch: the events whose outcome is unknown, else the first refusal.
-fn failed(batch: &[Record], events: &[Event], results: &[Result<u64, EventError>]) -> Failure {
+fn failed(numbers: &[u64], events: &[Event], results: &[Result<u64, EventError>]) -> Failure {
     let errors =
         || results.iter().zip(events).filter_map(|(result, event)| Some((result.as_ref().err()?, event)));
     let unknown = || errors().filter(|(error, _)| error.may_be_stored());
@@ -134,7 +136,7 @@ fn failed(batch: &[Record], events: &[Event], results: &[Result<u64, EventError>
         return Failure::Unknown { ids, reason: chain(error) };
     }
     let first =
-        results.iter().zip(batch).find_map(|(result, record)| Some((result.as_ref().err()?, record.number)));
+        results.iter().zip(numbers).find_map(|(result, number)| Some((result.as_ref().err()?, number)));
     match first {
         Some((error, number)) => match Failure::publish(error, Vec::new()) {
             Failure::Input(text) => Failure::Input(format!("record {number}: {text}")),
@@ -195,7 +197,7 @@ impl Checkpoint {
         let state = match fs::read(&path) {
             Ok(text) => serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                State { run: Event::new("", "", "", "", serde_json::Value::Null).id, records: 0 }
+                State { run: Event::new("", "", "", "", Value::Null).id, records: 0 }
             }
             Err(error) => return Err(wrong(error.to_string())),
         };

@@ -2,21 +2,22 @@
 
 use std::sync::Arc;
 
-use a3s_event::dlq::{DeadLetter, FailureClass};
+use a3s_event::dlq::{DeadLetter, FailureClass, REPLAYS_KEY};
 use a3s_event::{DlqHandler as _, Event, ProviderDlq, ProviderRegistry, ReceivedEvent};
 use serde_json::{Value, json};
 
 use crate::bus::Bus;
 use crate::on_every_bus;
 
-on_every_bus! { letters_are_listed_shown_replayed_and_discarded replay_wants_to_know_which }
+on_every_bus! { letters_are_listed_shown_replayed_and_discarded what_fails_again_and_again_is_not_replayed replay_wants_to_know_which }
 
 /// Keeps letters as a consumer does that gives events up.
-async fn give_up(bus: &Bus, subjects: &[&str]) {
+async fn give_up(bus: &Bus, subjects: &[&str], replays: u64) {
     let provider = ProviderRegistry::builtin().connect(&bus.url).await.unwrap();
     let letters = ProviderDlq::new(Arc::clone(&provider)).unwrap();
     for subject in subjects {
-        let event = Event::new(*subject, "orders", "", "test", json!({"of": subject}));
+        let event = Event::new(*subject, "orders", "", "test", json!({"of": subject}))
+            .with_metadata(REPLAYS_KEY, replays.to_string());
         let sequence = provider.publish(&event).await.unwrap();
         let received = ReceivedEvent { event, sequence, num_delivered: 3, stream: "s".to_owned() };
         let mut letter = DeadLetter::new(received, FailureClass::Exhausted, "no \u{1b}[31mstock");
@@ -27,7 +28,7 @@ async fn give_up(bus: &Bus, subjects: &[&str]) {
 }
 
 async fn letters_are_listed_shown_replayed_and_discarded(bus: &Bus) {
-    give_up(bus, &["events.orders.a", "events.orders.b", "events.bills.c"]).await;
+    give_up(bus, &["events.orders.a", "events.orders.b", "events.bills.c"], 0).await;
     let ids = |rows: &[Value]| rows.iter().map(|row| row["id"].to_string()).collect::<Vec<_>>();
     let open = bus.rows(&["dlq", "list"]);
     assert_eq!(open.len(), 3);
@@ -53,10 +54,18 @@ async fn letters_are_listed_shown_replayed_and_discarded(bus: &Bus) {
     assert_eq!(bus.rows(&["dlq", "list"]).len(), 0);
     assert_eq!(bus.rows(&["dlq", "list", "--status", "all"]).len(), 3);
 
-    // The loop guard: what was replayed once is not replayed again when once is all that is allowed.
-    let refused = &bus.rows(&["dlq", "replay", &ids(&open)[1], "--max-replays", "1"])[0];
-    assert_eq!(refused["refused"].as_array().unwrap().len(), 1, "{refused}");
     assert_eq!(bus.run(&["dlq", "show", "999999"]).code, 1);
+}
+
+async fn what_fails_again_and_again_is_not_replayed(bus: &Bus) {
+    give_up(bus, &["events.orders.a"], 3).await;
+    let refused = &bus.rows(&["dlq", "replay", "--all"])[0];
+    assert_eq!(
+        (refused["replayed"].as_array().unwrap().len(), refused["refused"].as_array().unwrap().len()),
+        (0, 1)
+    );
+    let allowed = &bus.rows(&["dlq", "replay", "--all", "--max-replays", "4"])[0];
+    assert_eq!(allowed["replayed"].as_array().unwrap().len(), 1);
 }
 
 async fn replay_wants_to_know_which(bus: &Bus) {

@@ -1,6 +1,12 @@
 //! The program as its users run it, on a SQLite file and on a real nats-server.
 
-#![allow(clippy::unwrap_used, reason = "what cannot be set up fails the test, as it should")]
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "what cannot be set up or is not there fails the test, as it should"
+)]
 
 mod bus;
 mod docs;

@@ -44,7 +44,7 @@ async fn a_copy_that_was_cut_off_goes_on_without_a_gap() {
     from.publish("events.a", 2_500);
     // An event that was published twice is two events.
     for _ in 0..2 {
-        from.prints(&["pub", "events.twice", "1", "--id", &format!("twice"), "--time", "5"]);
+        from.prints(&["pub", "events.twice", "1", "--id", "twice", "--time", "5"]);
         from.prints(&["pub", "events.twice", "2"]);
     }
     assert_eq!(copy(&from, &to)["firstSequence"], 101);
