@@ -52,6 +52,10 @@ impl Wire {
     }
 
     /// Tells readers what the body is.
+    #[cfg_attr(
+        not(feature = "cloudevents"),
+        allow(unused_variables, clippy::unused_self, reason = "what is native needs no header")
+    )]
     pub(super) fn announce(self, headers: &mut HeaderMap) {
         match self {
             Self::Native => {}
