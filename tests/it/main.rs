@@ -10,6 +10,8 @@
 )]
 
 mod allocations;
+#[cfg(feature = "cloudevents")]
+mod cloudevents;
 mod dead_letters;
 mod memory;
 #[cfg(feature = "nats")]

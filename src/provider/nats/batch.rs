@@ -83,12 +83,20 @@ impl Sending<'_> {
         let subject = Subject::from(event.subject.as_str());
         let Some((subject, body)) = self.held.replace((subject, body)) else { return true };
         self.sent += 1;
-        self.client.publish_with_headers(subject, headers(&self.id, self.sent), body).await.is_ok()
+        self.client.publish_with_headers(subject, self.headers(self.sent), body).await.is_ok()
+    }
+
+    fn headers(&self, place: usize) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        self.shared.settings.wire.announce(&mut headers);
+        headers.insert(NATS_BATCH_ID, self.id.as_str());
+        headers.insert(NATS_BATCH_SEQUENCE, place.to_string().as_str());
+        headers
     }
 
     async fn commit(mut self, deadline: Duration) -> Outcome {
         let Some((subject, body)) = self.held.take() else { return Outcome::Refused };
-        let mut headers = headers(&self.id, self.sent + 1);
+        let mut headers = self.headers(self.sent + 1);
         headers.insert(NATS_BATCH_COMMIT, NATS_BATCH_COMMIT_FINAL);
         let request = Request::new().headers(headers).payload(body);
         let answer = match self.shared.link.request_once(&subject, request, deadline).await {
@@ -256,13 +264,6 @@ fn sequences(stored: Acknowledged, sent: usize) -> Vec<Result<u64>> {
     (1..=count).map(answer).collect()
 }
 
-fn headers(id: &str, place: usize) -> HeaderMap {
-    let mut headers = HeaderMap::new();
-    headers.insert(NATS_BATCH_ID, id);
-    headers.insert(NATS_BATCH_SEQUENCE, place.to_string().as_str());
-    headers
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -276,10 +277,7 @@ mod tests {
         assert_eq!(answers, [10, 11, 12]);
         for (sequence, count) in [(12, Some(2)), (12, None), (2, Some(3))] {
             let answers = sequences(Acknowledged { sequence, count }, 3);
-            assert!(
-                answers.first().unwrap().as_ref().is_err_and(crate::EventError::may_be_stored),
-                "{answers:?}"
-            );
+            assert!(answers.first().unwrap().as_ref().is_err_and(EventError::may_be_stored), "{answers:?}");
         }
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::NatsProvider;
+use super::wire::Wire;
 use crate::error::{EventError, Result, shorten};
 use crate::provider::{EventProvider, ProviderUrl};
 use crate::subject::validate_prefix;
@@ -169,6 +170,7 @@ pub struct NatsProviderBuilder {
     pub(super) tls_first: bool,
     pub(super) client_name: Option<String>,
     pub(super) max_in_flight: usize,
+    pub(super) wire: Wire,
     pub(super) replicas: Option<usize>,
     pub(super) dedup_window: Option<Duration>,
     pub(super) max_message_size: Option<i32>,
@@ -189,6 +191,7 @@ impl NatsProviderBuilder {
             tls_first: false,
             client_name: None,
             max_in_flight: DEFAULT_MAX_IN_FLIGHT,
+            wire: Wire::default(),
             replicas: None,
             dedup_window: None,
             max_message_size: None,
@@ -249,6 +252,12 @@ impl NatsProviderBuilder {
     /// Most publishes of a batch that wait for their acknowledgement at once. Default 256.
     pub fn max_in_flight(mut self, max: usize) -> Self {
         self.max_in_flight = max;
+        self
+    }
+
+    /// What is written: the event's own JSON, the default, or CloudEvents. Either is read, whatever is set here.
+    pub fn wire(mut self, wire: Wire) -> Self {
+        self.wire = wire;
         self
     }
 
@@ -360,6 +369,7 @@ impl fmt::Debug for NatsProviderBuilder {
             .field("tls_first", &self.tls_first)
             .field("client_name", &self.client_name)
             .field("max_in_flight", &self.max_in_flight)
+            .field("wire", &self.wire)
             .field("replicas", &self.replicas)
             .field("dedup_window", &self.dedup_window)
             .field("max_message_size", &self.max_message_size)
@@ -393,6 +403,7 @@ fn from_url(url: &ProviderUrl) -> Result<NatsProviderBuilder> {
         "tls_first",
         "client_name",
         "max_in_flight",
+        "wire",
         "replicas",
         "dedup_window_secs",
         "max_message_size",
@@ -431,6 +442,7 @@ fn from_url(url: &ProviderUrl) -> Result<NatsProviderBuilder> {
     set(&mut builder.tls_first, url.setting("tls_first")?);
     builder.client_name = url.setting("client_name")?;
     set(&mut builder.max_in_flight, url.setting("max_in_flight")?);
+    set(&mut builder.wire, url.setting("wire")?);
     builder.replicas = url.setting("replicas")?;
     builder.dedup_window = url.setting("dedup_window_secs")?.map(Duration::from_secs);
     builder.max_message_size = url.setting("max_message_size")?;
