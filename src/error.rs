@@ -159,7 +159,7 @@ pub enum EventError {
         /// How many matching events were dropped undelivered or unsettled.
         missed: u64,
     },
-    /// A stored record is not an event. It surfaces once and is settled. Not terminal.
+    /// A stored record is not an event, or was damaged. It surfaces once and is settled. Not terminal.
     #[error("stored record {sequence} cannot be decoded: {reason}")]
     Undecodable {
         /// Sequence of the record.

@@ -372,3 +372,40 @@ mod nats {
         Ok(())
     }
 }
+
+#[cfg(feature = "sqlite")]
+mod sqlite {
+    use std::time::Duration;
+
+    use a3s_event::Result;
+    use a3s_event::provider::sqlite::{
+        DEFAULT_BUSY_TIMEOUT, DEFAULT_DEDUP_WINDOW, FileInfo, SqliteConfig, SqliteProvider,
+        SqliteSubscription, Synchronous,
+    };
+
+    #[tokio::test]
+    async fn every_setting_has_its_builder_and_every_operation_its_name() -> Result<()> {
+        let config: SqliteConfig = SqliteConfig::in_memory()
+            .subject_prefix("events")
+            .stream_name("sqlite")
+            .max_events(0)
+            .max_bytes(0)
+            .max_age(Duration::ZERO)
+            .max_payload(1_024)
+            .dedup_window(DEFAULT_DEDUP_WINDOW)
+            .synchronous(Synchronous::Normal)
+            .busy_timeout(DEFAULT_BUSY_TIMEOUT)
+            .group_events(1_000)
+            .group_bytes(4_096)
+            .group_delay(Duration::from_millis(1));
+        let provider: SqliteProvider = SqliteProvider::open(config.clone()).await?;
+        assert_eq!(provider.config(), &config);
+        let _: Vec<String> = provider.integrity_check().await?;
+        let FileInfo { file_bytes, wal_bytes, free_bytes, .. } = provider.file_info().await?;
+        assert_eq!((file_bytes, wal_bytes, free_bytes), (0, 0, 0));
+        provider.checkpoint().await?;
+        assert!(provider.backup("never made").await.is_err(), "there is no file to copy");
+        let _: Option<SqliteSubscription> = None;
+        Ok(())
+    }
+}
