@@ -8,7 +8,9 @@ pub mod bus;
 pub mod crypto;
 pub mod dlq;
 pub mod error;
+mod hash;
 pub mod metrics;
+mod private_file;
 pub mod provider;
 pub mod scaling;
 pub mod schema;
@@ -31,10 +33,10 @@ pub use broker::{Broker, RouteResult, Trigger, TriggerFilter};
 pub use bus::{EventBus, EventBusBuilder};
 #[cfg(feature = "encryption")]
 #[cfg_attr(docsrs, doc(cfg(feature = "encryption")))]
-pub use crypto::Aes256GcmEncryptor;
+pub use crypto::{Aes256GcmEncryptor, EncryptionKey, KeyState};
 pub use crypto::{EncryptedPayload, EventEncryptor};
 pub use dlq::{DeadLetterEvent, DlqHandler, MemoryDlqHandler, SinkDlqHandler};
-pub use error::{BackendError, ErrorKind, EventError, Result};
+pub use error::{BackendError, EncryptionFailure, ErrorKind, EventError, Result};
 pub use metrics::{EventMetrics, MetricsSnapshot};
 pub use provider::memory::{MemoryConfig, MemoryProvider};
 #[cfg(feature = "nats")]
@@ -54,7 +56,7 @@ pub use scaling::{
 pub use schema::{Compatibility, EventSchema, MemorySchemaRegistry, SchemaRegistry};
 pub use sink::{CollectorSink, EventSink, FailingSink, InProcessSink, LogSink, TopicSink};
 pub use source::{CronSource, EventSource};
-pub use state::{FileStateStore, MemoryStateStore, StateStore};
+pub use state::{FileStateStore, InvalidSubscription, MemoryStateStore, StateStore};
 pub use types::{
     DeliverPolicy, Event, EventCounts, PublishOptions, ReceivedEvent, SubscribeOptions, SubscriptionFilter,
 };

@@ -19,3 +19,13 @@ pub mod writing_a_provider {
 pub mod deployment {
     #![doc = include_str!("deployment.md")]
 }
+
+/// Encryption of payloads, and how to rotate keys.
+pub mod encryption {
+    #![doc = include_str!("encryption.md")]
+}
+
+/// Schemas of payloads, and how they may change.
+pub mod schema_evolution {
+    #![doc = include_str!("schema_evolution.md")]
+}
