@@ -445,10 +445,14 @@ fn named_key(key_id: &str, failure: EncryptionFailure) -> String {
 
 /// Makes a value fit for an error or a log line: at most 64 characters, control characters escaped.
 pub(crate) fn shorten(value: &str) -> String {
-    const LIMIT: usize = 64;
+    shorten_to(value, 64)
+}
+
+/// The same with another limit.
+pub(crate) fn shorten_to(value: &str, limit: usize) -> String {
     let mut out = String::new();
     for (count, c) in value.chars().enumerate() {
-        if count == LIMIT {
+        if count == limit {
             out.push('…');
             break;
         }

@@ -53,7 +53,10 @@ pub use scaling::{
     InstanceHealthPayload, InstanceReadyPayload, InstanceStoppedPayload, ScaleDownPayload, ScaleUpPayload,
     ScalingEvent,
 };
-pub use schema::{Compatibility, EventSchema, MemorySchemaRegistry, SchemaRegistry};
+#[cfg(feature = "json-schema")]
+#[cfg_attr(docsrs, doc(cfg(feature = "json-schema")))]
+pub use schema::JsonSchemaRegistry;
+pub use schema::{Compatibility, EventSchema, MemorySchemaRegistry, SchemaRegistry, SchemaRules};
 pub use sink::{CollectorSink, EventSink, FailingSink, InProcessSink, LogSink, TopicSink};
 pub use source::{CronSource, EventSource};
 pub use state::{FileStateStore, InvalidSubscription, MemoryStateStore, StateStore};
