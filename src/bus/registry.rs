@@ -154,7 +154,7 @@ pub(super) fn distinct_name(subscriber_id: &str, subject: &str) -> String {
         .map(readable)
         .take(MAX_NAME_LEN - HASH_LEN)
         .collect();
-    format!("{text}-{:032x}", fnv1a_128([subscriber_id, "\0", subject].iter().flat_map(|part| part.bytes())))
+    format!("{text}-{:032x}", fnv1a_128(&[subscriber_id, subject]))
 }
 
 #[cfg(test)]

@@ -73,7 +73,11 @@ impl BusSubscription {
             } else {
                 match self.open(delivery.event()) {
                     Ok(clear) => return Ok(Some(letters.guard(delivery, clear))),
-                    Err(reason) => {
+                    Err(error) => {
+                        let reason = match &error {
+                            EventError::SchemaValidation { .. } => error.to_string(),
+                            _ => format!("cannot be decrypted: {error}"),
+                        };
                         let error = undecodable(&delivery, &reason);
                         let work = async move {
                             letters.take_out(&delivery, delivery.num_delivered(), &reason).await
@@ -87,14 +91,14 @@ impl BusSubscription {
         }
     }
 
-    /// The event in clear, or `None` when it is not encrypted; the reason when it cannot be handed out.
-    fn open(&self, event: &Event) -> std::result::Result<Option<Arc<Event>>, String> {
-        let clear = self.decrypt(event).map_err(|error| format!("cannot be decrypted: {error}"))?;
+    /// The event in clear, or `None` when it is not encrypted. Where events are validated on consume, one that fails is an
+    /// error as well.
+    fn open(&self, event: &Event) -> Result<Option<Arc<Event>>> {
+        let clear = self.decrypt(event)?;
         if let Some(schemas) = &self.schemas {
-            schemas.validate(clear.as_deref().unwrap_or(event)).map_err(|error| {
-                self.letters.metrics.record_validation_error();
-                format!("is not valid: {error}")
-            })?;
+            schemas
+                .validate(clear.as_deref().unwrap_or(event))
+                .inspect_err(|_| self.letters.metrics.record_validation_error())?;
         }
         Ok(clear)
     }

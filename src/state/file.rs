@@ -152,7 +152,9 @@ impl FileStateStore {
             version: u64,
         }
         let Ok(Versioned { version }) = serde_json::from_slice(content) else {
-            return Err(not_state(&plain));
+            // What is not JSON at all says so, whatever the first difference from a map of filters was.
+            let syntax = serde_json::from_slice::<serde::de::IgnoredAny>(content).err();
+            return Err(not_state(&syntax.unwrap_or(plain)));
         };
         if version != VERSION {
             let found = format!("version {version}, and only version {VERSION} is known");
@@ -245,7 +247,7 @@ impl StateStore for FileStateStore {
 }
 
 fn checksum(subscriptions: &Value) -> String {
-    format!("{:032x}", fnv1a_128(subscriptions.to_string().bytes()))
+    format!("{:032x}", fnv1a_128(&[&subscriptions.to_string()]))
 }
 
 /// Where and how JSON fails, without the parser's own text: it quotes the content, and the file may be somebody else's.

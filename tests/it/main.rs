@@ -9,6 +9,7 @@
 )]
 
 mod allocations;
+mod codec;
 mod dead_letters;
 mod memory;
 #[cfg(feature = "nats")]
