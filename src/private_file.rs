@@ -93,6 +93,7 @@ pub(crate) fn mode(metadata: &Metadata) -> Option<u32> {
 
 /// Who owns a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "not told there"))]
 pub(crate) enum Owner {
     /// The user of this process, or the administrator.
     Trusted,
