@@ -13,6 +13,8 @@ use crate::types::Event;
 #[cfg(feature = "encryption")]
 mod aes256_gcm;
 #[cfg(feature = "encryption")]
+mod base64;
+#[cfg(feature = "encryption")]
 mod envelope;
 #[cfg(feature = "encryption")]
 mod key;

@@ -5,11 +5,11 @@ use std::fmt;
 use aes_gcm::Aes256Gcm;
 use aes_gcm::aead::{AeadInOut, Generate, Nonce};
 use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
 use super::EventEncryptor;
+use super::base64::STANDARD;
 use super::envelope::{ALGORITHM, Envelope, VERSION, associated_data};
 use super::ring::{Key, KeyRing, KeyState};
 use crate::error::{EncryptionFailure, EventError, Result, shorten};

@@ -2,6 +2,7 @@
 
 use super::super::EncryptedPayload;
 use super::*;
+use base64::engine::general_purpose::STANDARD;
 use proptest::prelude::*;
 use serde_json::json;
 
