@@ -83,6 +83,34 @@ fn open(c: &mut Criterion) {
     group.finish();
 }
 
+/// Baseline: both baselines above, one after the other.
+fn seal_and_open(c: &mut Criterion) {
+    let mut event = event_of_1_kib();
+    let cipher = Aes256Gcm::new(<&Key<Aes256Gcm>>::from(&KEY));
+    let encryptor = Aes256GcmEncryptor::new("k1", &KEY);
+    let mut group = c.benchmark_group("seal_and_open_1_kib");
+    group.throughput(Throughput::Bytes(1_024));
+    group.bench_function("baseline_json_and_cipher", |b| {
+        b.iter(|| {
+            let nonce = Nonce::<Aes256Gcm>::generate();
+            let mut buffer = serde_json::to_vec(&black_box(&event).payload).unwrap();
+            cipher.encrypt_in_place(&nonce, b"", &mut buffer).unwrap();
+            cipher.decrypt_in_place(&nonce, b"", &mut buffer).unwrap();
+            serde_json::from_slice::<Value>(&buffer).unwrap()
+        });
+    });
+    group.bench_function("event", |b| {
+        b.iter(|| {
+            let sealed = encryptor.encrypt_event(black_box(&event)).unwrap();
+            let clear = std::mem::replace(&mut event.payload, sealed);
+            let opened = encryptor.decrypt_event(black_box(&event)).unwrap();
+            event.payload = clear;
+            opened
+        });
+    });
+    group.finish();
+}
+
 fn json_schemas() -> Arc<JsonSchemaRegistry> {
     let registry = JsonSchemaRegistry::new();
     let schema = json!({
@@ -188,6 +216,6 @@ fn pipeline(c: &mut Criterion) {
 criterion_group! {
     name = benches;
     config = Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(3));
-    targets = seal, open, pipeline
+    targets = seal, open, seal_and_open, pipeline
 }
 criterion_main!(benches);
