@@ -10,15 +10,15 @@ use std::time::{Duration, Instant};
 use a3s_event::bus::EventBusBuilder;
 use a3s_event::crypto::{EncryptedPayload, EventEncryptor};
 use a3s_event::dlq::{DeadLetterEvent, DlqHandler, MemoryDlqHandler, SinkDlqHandler, should_dead_letter};
-use a3s_event::error::{EventError, Result};
+use a3s_event::error::{EncryptionFailure, EventError, Result};
 use a3s_event::metrics::{EventMetrics, MetricsSnapshot};
 use a3s_event::provider::memory::{MemoryConfig, MemoryProvider};
 use a3s_event::provider::{EventProvider, PendingEvent, ProviderInfo, Subscription};
 use a3s_event::scaling::{INSTANCE_HEALTH, INSTANCE_READY, INSTANCE_STOPPED, SCALE_DOWN, SCALE_UP};
-use a3s_event::schema::{Compatibility, EventSchema, MemorySchemaRegistry, SchemaRegistry};
+use a3s_event::schema::{Compatibility, EventSchema, MemorySchemaRegistry, SchemaRegistry, SchemaRules};
 use a3s_event::sink::{CollectorSink, EventSink, FailingSink, InProcessSink, LogSink, TopicSink};
 use a3s_event::source::{CronSource, EventSource, MetricsSource, WebhookSource};
-use a3s_event::state::{FileStateStore, MemoryStateStore, StateStore};
+use a3s_event::state::{FileStateStore, InvalidSubscription, MemoryStateStore, StateStore};
 use a3s_event::store::EventBus;
 use a3s_event::subject::subject_matches;
 use a3s_event::types::{
@@ -37,9 +37,11 @@ mod root {
         SinkDlqHandler, StateStore, SubscribeOptions, Subscription, SubscriptionFilter, TopicSink,
     };
     #[cfg(feature = "encryption")]
-    pub(crate) use a3s_event::Aes256GcmEncryptor;
+    pub(crate) use a3s_event::{crypto, Aes256GcmEncryptor, EncryptionKey, KeyState};
     #[cfg(feature = "cloudevents")]
     pub(crate) use a3s_event::{cloudevents, CloudEvent};
+    #[cfg(feature = "json-schema")]
+    pub(crate) use a3s_event::{schema, JsonSchemaRegistry};
     #[cfg(feature = "routing")]
     pub(crate) use a3s_event::{broker, Broker, RouteResult, Trigger, TriggerFilter};
 }

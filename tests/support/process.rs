@@ -77,6 +77,12 @@ impl Process {
         Self { child, lines }
     }
 
+    /// Its id.
+    #[allow(dead_code, reason = "not every user of this file asks")]
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Waits until the process says this.
     pub(crate) fn expect(&self, wanted: &str) {
         let deadline = Instant::now() + DEADLINE;
