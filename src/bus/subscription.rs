@@ -14,6 +14,9 @@ use crate::error::{EventError, Result};
 use crate::provider::{AckHandler, Delivery, PendingEvent, Subscription, UndecodableRecord};
 use crate::types::{Event, ReceivedEvent};
 
+/// How long one call waits for a batch; then the next one does.
+const BATCH_WAIT: Duration = Duration::from_secs(30);
+
 type Work<T> = Pin<Box<dyn Future<Output = Result<T>> + Send>>;
 
 /// A provider's subscription whose events come decrypted and whose failures end in the dead letters.
@@ -144,7 +147,7 @@ impl BusSubscription {
     /// returned at once or kept in `unfinished`.
     async fn fetch(&mut self) -> Result<Option<Delivery>> {
         loop {
-            let Some(delivered) = self.inner.next_delivery().await.transpose() else { return Ok(None) };
+            let Some(delivered) = self.next_from_provider().await else { return Ok(None) };
             let Incoming { stored, content, is_settled } = self.incoming(delivered)?;
             let letters = Arc::clone(&self.letters);
             let (failure, error) = match content {
@@ -165,6 +168,18 @@ impl BusSubscription {
             };
             *self.unfinished() = Some(Unfinished::TakeOut(Box::pin(work), error));
             self.finish().await?;
+        }
+    }
+
+    async fn next_from_provider(&mut self) -> Option<Result<Delivery>> {
+        if self.letters.max_deliver.is_none() {
+            return self.inner.next_delivery().await.transpose();
+        }
+        // A batch is not fetched ahead: where giving back counts, that could be the only delivery that is allowed.
+        loop {
+            if let Some(delivered) = self.inner.next_batch(1, BATCH_WAIT).await?.pop() {
+                return Some(delivered);
+            }
         }
     }
 

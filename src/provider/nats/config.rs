@@ -138,7 +138,7 @@ impl fmt::Debug for NatsConfig {
 
 /// Connects a [`NatsProvider`] with settings that [`NatsConfig`] lacks. Debug shows no credentials.
 ///
-/// What describes the stream (`replicas`, `dedup_window`, `max_message_size`, `compression`, `discard_new`) makes a new
+/// What describes the stream (`replicas`, `dedup_window`, `max_message_size`, `compression`, `discard_new`, `atomic_batches`) makes a new
 /// one. Where it is set and the stream exists with another value, connecting is a
 /// [`Conflict`](EventError::Conflict) that names the field; where it is left out, the existing stream keeps its own.
 ///
@@ -174,6 +174,7 @@ pub struct NatsProviderBuilder {
     pub(super) max_message_size: Option<i32>,
     pub(super) compression: Option<bool>,
     pub(super) discard_new: Option<bool>,
+    pub(super) atomic_batches: Option<bool>,
 }
 
 impl NatsProviderBuilder {
@@ -193,6 +194,7 @@ impl NatsProviderBuilder {
             max_message_size: None,
             compression: None,
             discard_new: None,
+            atomic_batches: None,
         }
     }
 
@@ -280,6 +282,15 @@ impl NatsProviderBuilder {
         self
     }
 
+    /// Whether [`publish_batch`](crate::EventProvider::publish_batch) sends events without options as atomic batches
+    /// (nats-server 2.12), always or never. Unless it is set, the faster way is found out by measuring: atomic batches are
+    /// more than ten times as fast where the server syncs every write, and a little slower elsewhere. A stream that exists
+    /// and does not allow them is left as it is.
+    pub fn atomic_batches(mut self, atomic: bool) -> Self {
+        self.atomic_batches = Some(atomic);
+        self
+    }
+
     /// Connects, and makes the stream when it does not exist.
     ///
     /// # Errors
@@ -354,6 +365,7 @@ impl fmt::Debug for NatsProviderBuilder {
             .field("max_message_size", &self.max_message_size)
             .field("compression", &self.compression)
             .field("discard_new", &self.discard_new)
+            .field("atomic_batches", &self.atomic_batches)
             .finish()
     }
 }
@@ -386,6 +398,7 @@ fn from_url(url: &ProviderUrl) -> Result<NatsProviderBuilder> {
         "max_message_size",
         "compression",
         "discard_new",
+        "atomic_batches",
     ])?;
     let mut config = NatsConfig { url: servers(url), ..NatsConfig::default() };
     let stream = url.path().trim_matches('/');
@@ -423,6 +436,7 @@ fn from_url(url: &ProviderUrl) -> Result<NatsProviderBuilder> {
     builder.max_message_size = url.setting("max_message_size")?;
     builder.compression = url.setting("compression")?;
     builder.discard_new = url.setting("discard_new")?;
+    builder.atomic_batches = url.setting("atomic_batches")?;
     Ok(builder)
 }
 
@@ -487,7 +501,7 @@ mod tests {
         let url = "tls://us%40er:pass@one:1,two:2/ORDERS?subject_prefix=acme&storage=memory&max_events=1\
                    &max_age_secs=2&max_bytes=3&connect_timeout_secs=4&request_timeout_secs=5&root_certificates=ca.pem\
                    &client_certificate=c.pem&client_key=k.pem&tls_first=true&client_name=me&max_in_flight=6\
-                   &replicas=3&dedup_window_secs=7&max_message_size=800&compression=true&discard_new=true";
+                   &replicas=3&dedup_window_secs=7&max_message_size=800&compression=true&discard_new=true&atomic_batches=false";
         let builder = from_url(&ProviderUrl::parse(url).unwrap()).unwrap();
         builder.validate().unwrap();
         let config = &builder.config;
@@ -502,7 +516,7 @@ mod tests {
         assert_eq!((builder.client_name.as_deref(), builder.max_in_flight), (Some("me"), 6));
         assert_eq!((builder.replicas, builder.dedup_window), (Some(3), Some(Duration::from_secs(7))));
         assert_eq!((builder.max_message_size, builder.compression), (Some(800), Some(true)));
-        assert_eq!(builder.discard_new, Some(true));
+        assert_eq!((builder.discard_new, builder.atomic_batches), (Some(true), Some(false)));
     }
 
     #[test]

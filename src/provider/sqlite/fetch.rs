@@ -171,7 +171,7 @@ impl Store {
 
     fn subject_of(&self, sequence: u64) -> Sql<String> {
         let sql = "SELECT name FROM events JOIN subjects ON id = subject WHERE sequence = ?1";
-        Ok(self.connection.query_row(sql, [signed(sequence)], |row| row.get(0))?)
+        self.connection.query_row(sql, [signed(sequence)], |row| row.get(0))
     }
 
     /// Finds the next matches behind the cursor, unless some are known.
