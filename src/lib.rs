@@ -25,6 +25,8 @@ pub mod types;
 
 pub mod docs;
 
+pub use bus::consumer;
+
 /// The bus under the path of earlier versions.
 pub mod store {
     pub use crate::bus::EventBus;
@@ -41,7 +43,9 @@ pub use cloudevents::CloudEvent;
 #[cfg_attr(docsrs, doc(cfg(feature = "encryption")))]
 pub use crypto::{Aes256GcmEncryptor, EncryptionKey, KeyState};
 pub use crypto::{EncryptedPayload, EventEncryptor};
-pub use dlq::{DeadLetterEvent, DlqHandler, MemoryDlqHandler, SinkDlqHandler};
+pub use dlq::{
+    DeadLetter, DeadLetterEvent, DlqHandler, FailureClass, MemoryDlqHandler, ProviderDlq, SinkDlqHandler,
+};
 pub use error::{BackendError, EncryptionFailure, ErrorKind, EventError, Result};
 pub use metrics::{EventMetrics, MetricsSnapshot};
 pub use provider::memory::{MemoryConfig, MemoryProvider};

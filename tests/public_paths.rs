@@ -27,6 +27,23 @@ use a3s_event::types::{
 use async_trait::async_trait;
 
 #[rustfmt::skip]
+mod runtime {
+    pub(crate) use a3s_event::bus::consumer::ConsumerHandle as _;
+    pub(crate) use a3s_event::consumer::layers::{
+        HandledEvents, RecentEvents, StoredEvents, concurrency_limit, idempotent, timeout, traced, typed,
+    };
+    pub(crate) use a3s_event::consumer::{
+        Backoff, ConsumerBuilder, ConsumerHandle, ConsumerState, ConsumerStats, DeliveryPolicy, Handler, HandlerError,
+        HandlerResult,
+    };
+    pub(crate) use a3s_event::dlq::{
+        DeadLetter, FailureClass, LetterFilter, LetterStatus, ProviderDlq, REPLAYS_KEY, Replay, ReplayReport, StoredLetter,
+    };
+    pub(crate) use a3s_event::provider::UndecodableRecord;
+    pub(crate) use a3s_event::{DeadLetter as _, FailureClass as _, ProviderDlq as _};
+}
+
+#[rustfmt::skip]
 mod root {
     pub(crate) use a3s_event::{
         CollectorSink, Compatibility, CronSource, DeadLetterEvent, DeliverPolicy, DlqHandler, EncryptedPayload, Event, EventBus,

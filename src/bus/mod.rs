@@ -5,7 +5,10 @@
 //! processed. The bus names no concrete provider.
 
 mod builder;
+pub mod consumer;
 mod dead_letter;
+mod open;
+mod panics;
 mod publish;
 mod registry;
 mod subscribe;
@@ -18,11 +21,12 @@ use std::time::Duration;
 
 pub use builder::EventBusBuilder;
 
+use self::open::Opener;
 use self::registry::Registry;
 #[cfg(feature = "routing")]
 use crate::broker::Broker;
 use crate::crypto::EventEncryptor;
-use crate::dlq::DlqHandler;
+use crate::dlq::{DeadLetterEvent, DlqHandler};
 use crate::error::{EventError, Result};
 use crate::metrics::EventMetrics;
 use crate::provider::{
@@ -136,12 +140,14 @@ impl EventBus {
         self.validates_on_consume = validate;
     }
 
-    /// Sends events there that the bus's subscriptions cannot deliver successfully: those delivered `max_deliver` times,
-    /// those that cannot be decrypted, and those that fail a validation on consume. Dead letters of encrypted events stay encrypted. Applies to subscriptions
-    /// created from now on.
+    /// Sends events there that the bus's subscriptions and consumers cannot process: those delivered `max_deliver` times
+    /// or [terminated](crate::Delivery::term), and those that cannot be decoded or decrypted, or fail a validation on consume. A source is settled once the
+    /// handler has taken its letter. Dead letters of encrypted events stay encrypted;
+    /// [`dead_letters`](EventBus::dead_letters) decrypts them. Applies to subscriptions created from now on.
     ///
-    /// The bus counts the deliveries itself then, and opens consumers without a limit. **All programs that share a durable
-    /// consumer need a dead-letter handler**: one without sets the limit on the provider, which drops exhausted events.
+    /// The bus counts deliveries itself, with a handler and without one, and opens consumers without a limit. **All
+    /// programs that share a durable consumer should have a dead-letter handler**: what is exhausted at one without is an
+    /// error in its log, and settled.
     pub fn set_dlq_handler(&mut self, handler: Arc<dyn DlqHandler>) {
         self.dlq_handler = Some(handler);
     }
@@ -259,6 +265,26 @@ impl EventBus {
         Ok(found)
     }
 
+    /// The newest `limit` dead letters, newest first. Payloads come decrypted; those that cannot be decrypted stay as they
+    /// are stored.
+    ///
+    /// # Errors
+    ///
+    /// [`EventError::NotFound`] without a dead-letter handler; otherwise as [`DlqHandler::list`], and
+    /// [`EventError::Timeout`].
+    pub async fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetterEvent>> {
+        let Some(handler) = &self.dlq_handler else {
+            return Err(EventError::NotFound("a dead-letter handler".to_owned()));
+        };
+        let mut letters = self.within_deadline("dead letters", handler.list(limit)).await?;
+        for letter in &mut letters {
+            if let Some(payload) = self.decrypted(&letter.event.event) {
+                letter.event.event.payload = payload;
+            }
+        }
+        Ok(letters)
+    }
+
     /// How many of the newest `limit` events there are per category.
     ///
     /// # Errors
@@ -333,13 +359,18 @@ impl EventBus {
         operation: &str,
         call: impl Future<Output = Result<T>> + Send,
     ) -> Result<T> {
-        match within(self.operation_timeout, call).await {
-            Some(result) => result,
-            None => Err(EventError::Timeout(format!(
-                "{operation} on provider '{}' gave no answer within {:?}",
-                self.provider.name(),
-                self.operation_timeout
-            ))),
+        answer_within(self.operation_timeout, operation, self.provider.name(), call).await
+    }
+
+    fn opener(&self) -> Opener {
+        Opener {
+            provider: Arc::clone(&self.provider),
+            encryptor: self.encryptor.clone(),
+            schemas: self.schema_registry.clone().filter(|_| self.validates_on_consume),
+            dlq_handler: self.dlq_handler.clone(),
+            registry: Arc::clone(&self.registry),
+            metrics: Arc::clone(&self.metrics),
+            timeout: self.operation_timeout,
         }
     }
 
@@ -365,6 +396,20 @@ async fn within<T>(deadline: Duration, call: impl Future<Output = T> + Send) -> 
         Some(answer) => Some(answer),
         None => tokio::time::timeout(deadline, call).await.ok(),
     }
+}
+
+/// Waits at most this long for a provider's answer.
+async fn answer_within<T>(
+    deadline: Duration,
+    operation: &str,
+    provider: &str,
+    call: impl Future<Output = Result<T>> + Send,
+) -> Result<T> {
+    within(deadline, call).await.unwrap_or_else(|| {
+        Err(EventError::Timeout(format!(
+            "{operation} on provider '{provider}' gave no answer within {deadline:?}"
+        )))
+    })
 }
 
 impl fmt::Debug for EventBus {

@@ -1,19 +1,16 @@
 //! Subscribing through the bus.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tracing::Instrument;
 
 use super::EventBus;
-use super::dead_letter::DeadLetters;
 use super::registry::distinct_name;
-use super::subscription::BusSubscription;
 use crate::error::{EventError, Result, shorten};
-use crate::provider::consumer::{ConsumerConfig, DEFAULT_ACK_WAIT};
+use crate::provider::consumer::ConsumerConfig;
 use crate::provider::{ConsumerInfo, Subscription, unsupported};
 use crate::state::InvalidSubscription;
-use crate::types::{SubscribeOptions, SubscriptionFilter};
+use crate::types::SubscriptionFilter;
 
 /// Most subjects in one subscription.
 const MAX_SUBJECTS: usize = 256;
@@ -62,7 +59,8 @@ impl EventBus {
                 messaging.destination.name = subject,
                 messaging.consumer.group.name = subscriber_id,
             );
-            subscriptions.push(self.open(&filter, subject).instrument(span).await?);
+            let opened = self.opener().open(&filter, subject).instrument(span).await?;
+            subscriptions.push(opened);
             self.metrics.record_subscribe();
         }
         Ok(subscriptions)
@@ -128,74 +126,6 @@ impl EventBus {
         }
         self.warn_of_undeclared(None, Some(&options));
         Ok(())
-    }
-
-    async fn open(&self, filter: &SubscriptionFilter, subject: &str) -> Result<Box<dyn Subscription>> {
-        let mut options = filter.options.clone();
-        let mut max_deliver = None;
-        if self.dlq_handler.is_some() {
-            // The provider must not give an event up by itself: one delivery more brings it to the dead letters.
-            max_deliver = options.as_mut().and_then(|options| options.max_deliver.take());
-        }
-        let inner = if filter.durable {
-            self.open_durable(&filter.subscriber_id, subject, options.as_ref()).await?
-        } else {
-            let call = async {
-                match &options {
-                    Some(options) => self.provider.subscribe_with_options(subject, options).await,
-                    None => self.provider.subscribe(subject).await,
-                }
-            };
-            self.within_deadline("subscribe", call).await?
-        };
-        let schemas = self.schema_registry.clone().filter(|_| self.validates_on_consume);
-        if self.encryptor.is_none() && self.dlq_handler.is_none() && schemas.is_none() {
-            return Ok(inner);
-        }
-        let letters = DeadLetters {
-            handler: self.dlq_handler.clone(),
-            max_deliver: max_deliver.and_then(|max| u64::try_from(max).ok()),
-            ack_wait: options
-                .and_then(|options| options.ack_wait_secs)
-                .map_or(DEFAULT_ACK_WAIT, Duration::from_secs),
-            timeout: self.operation_timeout,
-            metrics: Arc::clone(&self.metrics),
-        };
-        Ok(Box::new(BusSubscription::new(inner, self.encryptor.clone(), schemas, letters)))
-    }
-
-    async fn open_durable(
-        &self,
-        subscriber_id: &str,
-        subject: &str,
-        options: Option<&SubscribeOptions>,
-    ) -> Result<Box<dyn Subscription>> {
-        let mut name = self.registry.consumer_name(subscriber_id, subject);
-        let mut opened = self.open_named(&name, subject, options).await;
-        if matches!(&opened, Err(EventError::Conflict { field, .. }) if field == "filter") {
-            // The plain name belongs to another subject, opened by another bus.
-            name = distinct_name(subscriber_id, subject);
-            opened = self.open_named(&name, subject, options).await;
-        }
-        if opened.is_ok() {
-            self.registry.remember_consumer(&name, subscriber_id, subject);
-        }
-        opened
-    }
-
-    async fn open_named(
-        &self,
-        name: &str,
-        subject: &str,
-        options: Option<&SubscribeOptions>,
-    ) -> Result<Box<dyn Subscription>> {
-        let call = async {
-            match options {
-                Some(options) => self.provider.subscribe_durable_with_options(name, subject, options).await,
-                None => self.provider.subscribe_durable(name, subject).await,
-            }
-        };
-        self.within_deadline("subscribe", call).await
     }
 
     /// Forgets the durable consumers of a subscriber, and no other's that has a plain name of theirs.

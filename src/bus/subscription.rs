@@ -7,12 +7,16 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::dead_letter::DeadLetters;
+use super::dead_letter::{DeadLetters, Failure};
 use crate::crypto::EventEncryptor;
+use crate::dlq::FailureClass;
 use crate::error::{EventError, Result};
-use crate::provider::{AckHandler, Delivery, PendingEvent, Subscription};
+use crate::provider::{AckHandler, Delivery, PendingEvent, Subscription, UndecodableRecord};
 use crate::schema::SchemaRegistry;
 use crate::types::{Event, ReceivedEvent};
+
+/// How long one call waits for a batch; then the next one does.
+const BATCH_WAIT: Duration = Duration::from_secs(30);
 
 type Work<T> = Pin<Box<dyn Future<Output = Result<T>> + Send>>;
 
@@ -31,18 +35,98 @@ pub(super) struct BusSubscription {
 enum Unfinished {
     /// An acknowledgement, behind which the event is handed over.
     Ack(Work<ReceivedEvent>),
-    /// An event on its way out, and the error that tells the caller why.
-    TakeOut(Work<()>, Option<EventError>),
+    /// An event on its way out; when it is out, the error tells the caller why.
+    TakeOut(Work<bool>, Option<EventError>),
+}
+
+/// What the provider delivered, before anything is done about it.
+pub(super) struct Incoming {
+    /// The delivery of the event as it is stored.
+    pub(super) stored: Delivery,
+    /// The event in clear, or why nobody can process it.
+    pub(super) content: std::result::Result<Arc<Event>, Poison>,
+    /// Whether the provider settled it before anybody could keep it.
+    pub(super) is_settled: bool,
+}
+
+/// Why an event cannot be processed, whoever tries.
+pub(super) struct Poison {
+    pub(super) class: FailureClass,
+    pub(super) reason: String,
+    /// What a subscriber is told.
+    error: EventError,
+}
+
+impl Poison {
+    fn undecodable(sequence: u64, record: &UndecodableRecord) -> Self {
+        let error =
+            EventError::Undecodable { sequence, raw: record.raw.clone(), reason: record.reason.clone() };
+        Self { class: FailureClass::Undecodable, reason: error.to_string(), error }
+    }
+
+    /// An event that could not be [opened](BusSubscription::open).
+    fn closed(stored: &Delivery, error: &EventError) -> Self {
+        let (class, reason) = match error {
+            EventError::SchemaValidation { .. } => (FailureClass::SchemaInvalid, error.to_string()),
+            _ => (FailureClass::Undecryptable, format!("cannot be decrypted: {error}")),
+        };
+        let raw = serde_json::to_vec(stored.event()).unwrap_or_default();
+        let error = EventError::Undecodable { sequence: stored.sequence(), raw, reason: reason.clone() };
+        Self { class, reason, error }
+    }
 }
 
 impl BusSubscription {
     pub(super) fn new(
-        inner: Box<dyn Subscription>,
+        mut inner: Box<dyn Subscription>,
         encryptor: Option<Arc<dyn EventEncryptor>>,
         schemas: Option<Arc<dyn SchemaRegistry>>,
         letters: DeadLetters,
     ) -> Self {
+        if letters.letter_box.handler.is_some() {
+            inner.keep_undecodable();
+        }
         Self { inner, encryptor, schemas, letters: Arc::new(letters), unfinished: Mutex::new(None) }
+    }
+
+    /// Where the failures of this subscription go.
+    pub(super) fn letters(&self) -> &Arc<DeadLetters> {
+        &self.letters
+    }
+
+    /// As [`next_batch`](Subscription::next_batch), and nothing is done yet about what cannot be processed.
+    pub(super) async fn next_incoming(
+        &mut self,
+        max: usize,
+        wait: Duration,
+    ) -> Option<Vec<Result<Incoming>>> {
+        let batch = self.inner.next_batch(max, wait).await?;
+        Some(batch.into_iter().map(|delivered| self.incoming(delivered)).collect())
+    }
+
+    fn incoming(&self, delivered: Result<Delivery>) -> Result<Incoming> {
+        let mut is_settled = false;
+        let stored = match delivered {
+            // This provider cannot keep such a record: it is settled already, and the bus keeps it by itself.
+            Err(EventError::Undecodable { sequence, raw, reason }) if self.keeps_undecodable() => {
+                is_settled = true;
+                let record = UndecodableRecord::new(raw, reason);
+                Delivery::undecodable("unknown", record, sequence, 1, "unknown".into(), Settled)
+            }
+            delivered => delivered?,
+        };
+        let content = match stored.undecodable_record() {
+            Some(record) => Err(Poison::undecodable(stored.sequence(), record)),
+            None => match self.open(stored.event()) {
+                Ok(clear) => Ok(clear.unwrap_or_else(|| stored.shared_event())),
+                Err(error) => Err(Poison::closed(&stored, &error)),
+            },
+        };
+        Ok(Incoming { stored, content, is_settled })
+    }
+
+    fn keeps_undecodable(&self) -> bool {
+        self.letters.letter_box.handler.is_some()
     }
 
     fn unfinished(&mut self) -> &mut Option<Unfinished> {
@@ -53,12 +137,13 @@ impl BusSubscription {
     async fn finish(&mut self) -> Result<Option<ReceivedEvent>> {
         let done = match self.unfinished() {
             None => return Ok(None),
-            Some(Unfinished::Ack(work)) => work.as_mut().await.map(Some),
-            Some(Unfinished::TakeOut(work, _)) => work.as_mut().await.map(|()| None),
+            Some(Unfinished::Ack(work)) => work.as_mut().await.map(|event| (Some(event), true)),
+            Some(Unfinished::TakeOut(work, _)) => work.as_mut().await.map(|is_out| (None, is_out)),
         };
-        match self.unfinished().take() {
-            Some(Unfinished::TakeOut(_, Some(reason))) => done.and(Err(reason)),
-            _ => done,
+        let was = self.unfinished().take();
+        match (done?, was) {
+            ((_, true), Some(Unfinished::TakeOut(_, Some(reason)))) => Err(reason),
+            ((event, _), _) => Ok(event),
         }
     }
 
@@ -66,28 +151,39 @@ impl BusSubscription {
     /// returned at once or kept in `unfinished`.
     async fn fetch(&mut self) -> Result<Option<Delivery>> {
         loop {
-            let Some(delivery) = self.inner.next_delivery().await? else { return Ok(None) };
+            let Some(delivered) = self.next_from_provider().await else { return Ok(None) };
+            let Incoming { stored, content, is_settled } = self.incoming(delivered)?;
             let letters = Arc::clone(&self.letters);
-            let unfinished = if letters.is_exhausted(&delivery) {
-                Unfinished::TakeOut(Box::pin(async move { letters.give_up(&delivery).await }), None)
-            } else {
-                match self.open(delivery.event()) {
-                    Ok(clear) => return Ok(Some(letters.guard(delivery, clear))),
-                    Err(error) => {
-                        let reason = match &error {
-                            EventError::SchemaValidation { .. } => error.to_string(),
-                            _ => format!("cannot be decrypted: {error}"),
-                        };
-                        let error = undecodable(&delivery, &reason);
-                        let work = async move {
-                            letters.take_out(&delivery, delivery.num_delivered(), &reason).await
-                        };
-                        Unfinished::TakeOut(Box::pin(work), Some(error))
-                    }
+            let (failure, error) = match content {
+                Err(Poison { class, reason, error }) => {
+                    (Failure::now(class, reason, stored.num_delivered()), Some(error))
+                }
+                Ok(_) if letters.is_exhausted(&stored) => {
+                    let attempts = letters.max_deliver.unwrap_or_else(|| stored.num_delivered());
+                    (Failure::exhausted(attempts), None)
+                }
+                Ok(event) => return Ok(Some(letters.guard(stored, event))),
+            };
+            let work = async move {
+                match is_settled {
+                    true => Ok(letters.insist(&stored, failure).await),
+                    false => letters.take_out(&stored, failure).await,
                 }
             };
-            *self.unfinished() = Some(unfinished);
+            *self.unfinished() = Some(Unfinished::TakeOut(Box::pin(work), error));
             self.finish().await?;
+        }
+    }
+
+    async fn next_from_provider(&mut self) -> Option<Result<Delivery>> {
+        if self.letters.max_deliver.is_none() {
+            return self.inner.next_delivery().await.transpose();
+        }
+        // A batch is not fetched ahead: where giving back counts, that could be the only delivery that is allowed.
+        loop {
+            if let Some(delivered) = self.inner.next_batch(1, BATCH_WAIT).await?.pop() {
+                return Some(delivered);
+            }
         }
     }
 
@@ -98,7 +194,7 @@ impl BusSubscription {
         if let Some(schemas) = &self.schemas {
             schemas
                 .validate(clear.as_deref().unwrap_or(event))
-                .inspect_err(|_| self.letters.metrics.record_validation_error())?;
+                .inspect_err(|_| self.letters.letter_box.metrics.record_validation_error())?;
         }
         Ok(clear)
     }
@@ -110,16 +206,8 @@ impl BusSubscription {
             return Ok(None);
         };
         let payload = encryptor.decrypt_event(event)?;
-        self.letters.metrics.record_decrypt();
+        self.letters.letter_box.metrics.record_decrypt();
         Ok(Some(Arc::new(Event { payload, ..event.clone() })))
-    }
-}
-
-fn undecodable(delivery: &Delivery, reason: &str) -> EventError {
-    EventError::Undecodable {
-        sequence: delivery.sequence(),
-        raw: serde_json::to_vec(delivery.event()).unwrap_or_default(),
-        reason: reason.to_owned(),
     }
 }
 

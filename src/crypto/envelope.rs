@@ -7,7 +7,7 @@
 
 use serde_json::Value;
 
-use crate::dlq::DEAD_LETTER_TYPE;
+use crate::dlq::FORWARDED_TYPE;
 use crate::error::EncryptionFailure;
 use crate::types::Event;
 
@@ -87,7 +87,7 @@ pub(super) fn associated_data(key_id: &str, event: &Event) -> Vec<u8> {
 
 /// Id, subject and event type of the event of which a dead letter is the copy, and its version.
 fn original(letter: &Event) -> Option<((&str, &str, &str), &str)> {
-    if letter.event_type != DEAD_LETTER_TYPE {
+    if letter.event_type != FORWARDED_TYPE {
         return None;
     }
     let of = |key: &str| letter.metadata.get(key).map(String::as_str);

@@ -36,3 +36,18 @@ pub mod encryption {
 pub mod schema_evolution {
     #![doc = include_str!("schema_evolution.md")]
 }
+
+/// A service with a main loop of ten lines.
+pub mod writing_a_consumer {
+    #![doc = include_str!("writing_a_consumer.md")]
+}
+
+/// What happens between a signal and the end of the process.
+pub mod graceful_shutdown {
+    #![doc = include_str!("graceful_shutdown.md")]
+}
+
+/// Events that could not be processed: where they go, and how they come back.
+pub mod dead_letters {
+    #![doc = include_str!("dead_letters.md")]
+}

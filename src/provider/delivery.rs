@@ -86,7 +86,7 @@ pub trait LeaseHolder: Send + Sync {
 
 /// Who settles a delivery.
 pub(crate) enum Settlement {
-    Handler { handler: Box<dyn AckHandler>, stream: Arc<str> },
+    Handler { handler: Arc<dyn AckHandler>, stream: Arc<str> },
     Holder { holder: Arc<dyn LeaseHolder>, lease: Lease },
 }
 
@@ -159,6 +159,32 @@ pub struct Delivery {
     sequence: u64,
     num_delivered: u64,
     settlement: Settlement,
+    undecodable: Option<Arc<UndecodableRecord>>,
+}
+
+/// A stored record that is not an event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct UndecodableRecord {
+    /// The record as stored.
+    pub raw: Vec<u8>,
+    /// Why it cannot be decoded.
+    pub reason: String,
+}
+
+impl UndecodableRecord {
+    /// Puts a record together. For providers.
+    pub fn new(raw: Vec<u8>, reason: impl Into<String>) -> Self {
+        Self { raw, reason: reason.into() }
+    }
+
+    /// What stands for the record where an event is needed.
+    pub(crate) fn stand_in(&self, subject: &str, sequence: u64) -> Event {
+        let raw = String::from_utf8_lossy(&self.raw).into_owned();
+        let mut event = Event::new(subject, "", "", "", serde_json::json!({ "raw": raw }));
+        event.id = format!("undecodable-{sequence}");
+        event
+    }
 }
 
 impl Delivery {
@@ -170,14 +196,46 @@ impl Delivery {
         stream: Arc<str>,
         handler: impl AckHandler + 'static,
     ) -> Self {
-        let settlement = Settlement::Handler { handler: Box::new(handler), stream };
-        Self { event, sequence, num_delivered, settlement }
+        Self::with_shared_handler(event, sequence, num_delivered, stream, Arc::new(handler))
+    }
+
+    /// As [`new`](Delivery::new), settled through a handler that others hold too.
+    pub(crate) fn with_shared_handler(
+        event: Arc<Event>,
+        sequence: u64,
+        num_delivered: u64,
+        stream: Arc<str>,
+        handler: Arc<dyn AckHandler>,
+    ) -> Self {
+        let settlement = Settlement::Handler { handler, stream };
+        Self { event, sequence, num_delivered, settlement, undecodable: None }
+    }
+
+    /// The delivery of a record that is not an event. For providers, once they were asked to
+    /// [keep](super::Subscription::keep_undecodable) such records.
+    pub fn undecodable(
+        subject: &str,
+        record: UndecodableRecord,
+        sequence: u64,
+        num_delivered: u64,
+        stream: Arc<str>,
+        handler: impl AckHandler + 'static,
+    ) -> Self {
+        let event = Arc::new(record.stand_in(subject, sequence));
+        let delivery = Self::new(event, sequence, num_delivered, stream, handler);
+        Self { undecodable: Some(Arc::new(record)), ..delivery }
     }
 
     /// Puts a delivery together that is settled through its consumer's holder. For providers.
     pub fn with_lease(event: Arc<Event>, lease: Lease, holder: Arc<dyn LeaseHolder>) -> Self {
         let settlement = Settlement::Holder { holder, lease };
-        Self { event, sequence: lease.sequence, num_delivered: lease.attempt.into(), settlement }
+        Self {
+            event,
+            sequence: lease.sequence,
+            num_delivered: lease.attempt.into(),
+            settlement,
+            undecodable: None,
+        }
     }
 
     /// The event.
@@ -203,6 +261,11 @@ impl Delivery {
     /// Name of the stream that holds the event.
     pub fn stream(&self) -> &str {
         self.settlement.stream()
+    }
+
+    /// The record itself, when it is not an event: [`event`](Delivery::event) is then only a stand-in for it.
+    pub fn undecodable_record(&self) -> Option<&UndecodableRecord> {
+        self.undecodable.as_deref()
     }
 
     /// The owned view; copies the event when it is still shared.
@@ -262,7 +325,13 @@ impl fmt::Debug for Delivery {
 impl From<PendingEvent> for Delivery {
     fn from(pending: PendingEvent) -> Self {
         let ReceivedEvent { event, sequence, num_delivered, .. } = pending.received;
-        Self { event: Arc::new(event), sequence, num_delivered, settlement: pending.settlement }
+        Self {
+            event: Arc::new(event),
+            sequence,
+            num_delivered,
+            settlement: pending.settlement,
+            undecodable: None,
+        }
     }
 }
 
@@ -293,7 +362,7 @@ impl PendingEvent {
     /// Makes a pending event that is settled through `handler`.
     pub fn with_handler(received: ReceivedEvent, handler: impl AckHandler + 'static) -> Self {
         let stream = received.stream.as_str().into();
-        Self { received, settlement: Settlement::Handler { handler: Box::new(handler), stream } }
+        Self { received, settlement: Settlement::Handler { handler: Arc::new(handler), stream } }
     }
 }
 

@@ -29,7 +29,8 @@ use async_trait::async_trait;
 
 pub(crate) use capability::unsupported;
 pub use capability::{Capabilities, Durability, Support};
-pub use delivery::{AckHandler, Delivery, LeaseHolder, PendingEvent};
+pub(crate) use delivery::Settlement;
+pub use delivery::{AckHandler, Delivery, LeaseHolder, PendingEvent, UndecodableRecord};
 pub use query::{ConsumerInfo, HistoryQuery, StoredEvent};
 pub use registry::{ProviderRegistry, ProviderUrl};
 
@@ -309,6 +310,15 @@ pub trait Subscription: Send + Sync {
             }
         }
         Some(batch)
+    }
+
+    /// Asks for records that are not events as [deliveries](Delivery::undecodable_record), to be settled by the caller,
+    /// instead of settling them and returning [`Undecodable`](crate::EventError::Undecodable). Whoever asks can keep such a
+    /// record elsewhere before it is settled; the bus does so where it has a dead-letter handler.
+    ///
+    /// `false`, the default, means that the provider does not do this.
+    fn keep_undecodable(&mut self) -> bool {
+        false
     }
 
     /// How many matching retained events were not delivered to this consumer yet.

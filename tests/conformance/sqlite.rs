@@ -10,6 +10,9 @@ use a3s_event::provider::sqlite::{SqliteConfig, SqliteProvider};
 use a3s_event_testkit::{Clock, Fixture, Harness, Outcome, Settings, async_trait, run_case};
 use tempfile::TempDir;
 
+#[path = "../support/sqlite.rs"]
+mod sqlite_file;
+
 async fn open(config: SqliteConfig) -> Arc<SqliteProvider> {
     Arc::new(SqliteProvider::open(config).await.expect("a provider"))
 }
@@ -59,23 +62,8 @@ impl Fixture for File {
     }
 
     async fn store_undecodable(&self, subject: &str, raw: &[u8]) -> Option<u64> {
-        let connection = rusqlite::Connection::open(&self.path).expect("a second connection");
-        Some(store_raw(&connection, subject, raw).expect("a raw record"))
+        Some(sqlite_file::store_raw(&self.path, subject, raw).expect("a raw record"))
     }
-}
-
-fn store_raw(connection: &rusqlite::Connection, subject: &str, raw: &[u8]) -> rusqlite::Result<u64> {
-    let transaction = connection.unchecked_transaction()?;
-    transaction.execute("INSERT OR IGNORE INTO subjects (name) VALUES (?1)", [subject])?;
-    transaction
-        .execute("UPDATE stream SET last_sequence = last_sequence + 1, messages = messages + 1", [])?;
-    transaction.execute(
-        "INSERT INTO events SELECT last_sequence, subjects.id, last_stored_at, 1, 0, ?2 FROM stream, subjects WHERE name = ?1",
-        rusqlite::params![subject, raw],
-    )?;
-    let sequence: i64 = transaction.last_insert_rowid();
-    transaction.commit()?;
-    Ok(sequence.unsigned_abs())
 }
 
 struct OnFile;

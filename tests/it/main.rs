@@ -10,10 +10,13 @@
 )]
 
 mod allocations;
+mod backend;
 #[cfg(feature = "cloudevents")]
 mod cloudevents;
 mod codec;
+mod consumer;
 mod dead_letters;
+mod letters;
 mod memory;
 #[cfg(feature = "nats")]
 mod nats;
@@ -23,6 +26,9 @@ mod process;
 mod publish;
 mod random;
 mod secrecy;
+#[cfg(feature = "sqlite")]
+#[path = "../support/sqlite.rs"]
+mod sqlite_file;
 mod state;
 mod stress;
 mod subscriptions;
@@ -55,6 +61,16 @@ async fn next(subscription: &mut Box<dyn Subscription>) -> Delivery {
         .expect("nothing was delivered")
         .expect("an error was delivered")
         .expect("the subscription ended")
+}
+
+/// Waits until something is as it should be.
+async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let waiting = async {
+        while !is_so().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), waiting).await.unwrap_or_else(|_| panic!("not so: {what}"));
 }
 
 /// Nothing is delivered for a while.

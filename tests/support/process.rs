@@ -126,6 +126,28 @@ impl Process {
         Some(said)
     }
 
+    /// Waits until it has said this many lines that begin like this, asks it to end, and returns everything it said and
+    /// whether it ended well.
+    #[cfg(unix)]
+    #[allow(dead_code, reason = "not every test program asks")]
+    pub(crate) fn terminate_after(mut self, beginning: &str, count: usize) -> (Vec<String>, bool) {
+        let deadline = Instant::now() + DEADLINE;
+        let mut said = Vec::new();
+        while said.iter().filter(|line: &&String| line.starts_with(beginning)).count() < count {
+            let line = self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+            said.push(line.unwrap_or_else(|_| panic!("it said only: {said:?}")));
+        }
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        // Its output ends when it does.
+        while let Ok(line) = self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            said.push(line);
+        }
+        let ended_well = self.child.try_wait().unwrap().is_some_and(|status| status.success())
+            || self.child.wait().unwrap().success();
+        (said, ended_well)
+    }
+
     fn kill(&mut self) {
         // On Unix this is SIGKILL.
         let _ = self.child.kill();

@@ -17,7 +17,7 @@ use super::unreadable::Unreadable;
 use super::wire::decode;
 use crate::error::{EventError, Result, shorten};
 use crate::provider::consumer::ConsumerConfig;
-use crate::provider::{AckHandler, Delivery, PendingEvent, Subscription};
+use crate::provider::{AckHandler, Delivery, PendingEvent, Subscription, UndecodableRecord};
 use crate::types::{Event, ReceivedEvent};
 
 /// An event that waited here for longer than this has its lease restarted before it is handed out.
@@ -34,6 +34,8 @@ pub struct NatsSubscription {
     puller: Puller,
     /// Received, and not handed out yet because a call was cancelled on the way.
     held: Option<Held>,
+    /// Whether records that are not events are handed out.
+    keeps_undecodable: bool,
     /// Whether it reads the whole stream, so that what was dropped can be counted.
     counts_losses: bool,
     seen: Option<Seen>,
@@ -50,7 +52,9 @@ struct ConsumerHandle {
 
 /// A received record.
 struct Held {
-    decoded: std::result::Result<Arc<Event>, Undecodable>,
+    decoded: std::result::Result<Arc<Event>, UndecodableRecord>,
+    /// Not known of a record whose headers cannot be read: it is terminated, also by a member that keeps records.
+    subject: Subject,
     position: Position,
     settling: Settling,
     /// Its lease has begun at this time or later.
@@ -73,11 +77,6 @@ enum CallFor {
     One,
     /// Several at once, which are fetched for it.
     Batch,
-}
-
-struct Undecodable {
-    raw: Vec<u8>,
-    reason: String,
 }
 
 /// Where a delivery stands in its stream and in its consumer.
@@ -104,7 +103,7 @@ struct Seen {
 impl Seen {
     /// How many events before this one were delivered to nobody.
     fn missing_before(self, position: Position) -> u64 {
-        if position.num_delivered > 1 || position.sequence <= self.sequence {
+        if position.num_delivered > 1 || position.delivery == 0 || position.sequence <= self.sequence {
             return 0;
         }
         let skipped = position.sequence - self.sequence - 1;
@@ -142,6 +141,7 @@ impl NatsSubscription {
             consumer: Arc::new(consumer),
             durable,
             held: None,
+            keeps_undecodable: false,
             counts_losses,
             seen,
             closed: false,
@@ -213,10 +213,20 @@ impl NatsSubscription {
         Ok(true)
     }
 
-    /// Terminates a held record that is not an event, and returns it as an error; `true` when it is one.
+    /// Terminates a held record that is not an event and not to be kept, and returns it as an error; `true` when there is
+    /// something to hand out.
     async fn end_undecodable(&mut self) -> Result<bool> {
-        let Some(Held { decoded: Err(undecodable), position, settling, .. }) = &self.held else {
+        if self.keeps_undecodable {
             return Ok(self.held.is_some());
+        }
+        self.end_held().await?;
+        Ok(self.held.is_some())
+    }
+
+    /// Terminates the held record and returns it as an error, when it is not an event.
+    async fn end_held(&mut self) -> Result<()> {
+        let Some(Held { decoded: Err(undecodable), position, settling, .. }) = &self.held else {
+            return Ok(());
         };
         self.consumer.term(settling, &undecodable.reason).await?;
         let error = EventError::Undecodable {
@@ -257,16 +267,20 @@ impl NatsSubscription {
     }
 
     fn take_delivery(&mut self) -> Option<Delivery> {
-        let (event, position, settling) = self.take_held()?;
-        let consumer = Arc::clone(&self.consumer);
-        let handler = Handler { consumer, settling, num_delivered: position.num_delivered };
+        let Held { decoded, subject, position, settling, .. } = self.held.take()?;
+        let Position { sequence, num_delivered, .. } = position;
+        let handler = Handler { consumer: Arc::clone(&self.consumer), settling, num_delivered };
         let stream = Arc::clone(&self.consumer.stream);
-        Some(Delivery::new(event, position.sequence, position.num_delivered, stream, handler))
+        Some(match decoded {
+            Ok(event) => Delivery::new(event, sequence, num_delivered, stream, handler),
+            Err(record) => Delivery::undecodable(&subject, record, sequence, num_delivered, stream, handler),
+        })
     }
 
-    fn take_held(&mut self) -> Option<(Arc<Event>, Position, Settling)> {
+    /// The held event, which is settled; a record that is not one has become an error before.
+    fn take_settled(&mut self) -> Option<(Arc<Event>, Position)> {
         let held = self.held.take()?;
-        Some((held.decoded.ok()?, held.position, held.settling))
+        Some((held.decoded.ok()?, held.position))
     }
 
     /// Gives back what was fetched and not handed out. JetStream counts it as an attempt.
@@ -290,16 +304,17 @@ impl Held {
         let settling = Settling { reply, delivery: position.delivery, connection: *connection };
         let decoded = decode(message)
             .map(Arc::new)
-            .map_err(|reason| Undecodable { raw: message.payload.to_vec(), reason });
-        Ok(Self { decoded, position, settling, since: *since })
+            .map_err(|reason| UndecodableRecord::new(message.payload.to_vec(), reason));
+        let subject = message.subject.clone();
+        Ok(Self { decoded, subject, position, settling, since: *since })
     }
 
-    fn unreadable(Unreadable { sequence, raw, reply }: Unreadable) -> Self {
-        // What is not known is written so that it counts for nothing.
-        let position = Position { sequence, delivery: 0, num_delivered: u64::MAX, stored_at: 0 };
-        let reason = "its headers hold a carriage return".to_owned();
+    fn unreadable(Unreadable { sequence, subject, raw, reply }: Unreadable) -> Self {
+        // Which delivery it was is not known.
+        let position = Position { sequence, delivery: 0, num_delivered: 1, stored_at: 0 };
         Self {
-            decoded: Err(Undecodable { raw, reason }),
+            decoded: Err(UndecodableRecord::new(raw, "its headers hold a carriage return")),
+            subject: subject.into(),
             position,
             settling: Settling { reply: reply.into(), delivery: 0, connection: 0 },
             since: Instant::now(),
@@ -446,6 +461,7 @@ impl Subscription for NatsSubscription {
             if !self.hold_next(CallFor::One).await? {
                 return Ok(None);
             }
+            self.end_held().await?;
             if let Some(held) = &self.held {
                 let settled = self.consumer.settle(&held.settling, "ack", b"+ACK").await;
                 if settled.is_err() {
@@ -454,7 +470,7 @@ impl Subscription for NatsSubscription {
                 }
                 settled?;
             }
-            if let Some((event, position, _)) = self.take_held() {
+            if let Some((event, position)) = self.take_settled() {
                 return Ok(Some(ReceivedEvent {
                     event: Arc::unwrap_or_clone(event),
                     sequence: position.sequence,
@@ -498,6 +514,11 @@ impl Subscription for NatsSubscription {
             batch.extend(self.take_delivery().map(Ok));
         }
         Some(batch)
+    }
+
+    fn keep_undecodable(&mut self) -> bool {
+        self.keeps_undecodable = true;
+        true
     }
 
     async fn lag(&self) -> Result<u64> {

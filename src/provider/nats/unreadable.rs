@@ -18,6 +18,7 @@ const MAX_LOOKED_AT: u64 = 10_000;
 /// A record that cannot be received.
 pub(super) struct Unreadable {
     pub(super) sequence: u64,
+    pub(super) subject: String,
     pub(super) raw: Vec<u8>,
     /// The subject on which its delivery is settled.
     pub(super) reply: String,
@@ -30,6 +31,7 @@ struct Answer {
 
 #[derive(Deserialize)]
 struct Stored {
+    subject: String,
     #[serde(default)]
     hdrs: String,
     #[serde(default)]
@@ -60,6 +62,7 @@ impl Shared {
             if STANDARD.decode(&stored.hdrs).is_ok_and(|headers| has_bare_return(&headers)) {
                 return Ok(Some(Unreadable {
                     sequence,
+                    subject: stored.subject,
                     raw: STANDARD.decode(&stored.data).unwrap_or_default(),
                     reply: format!(
                         "$JS.ACK.{}.{}.1.{sequence}.{}.0.0",

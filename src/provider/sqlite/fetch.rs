@@ -11,6 +11,7 @@ use super::queue::{GiveBack, Work};
 use super::store::{Store, signed, unsigned};
 use super::{checksum, history};
 use crate::error::{EventError, Result};
+use crate::provider::UndecodableRecord;
 use crate::provider::consumer::{Fetched, Lease, Time};
 use crate::subject::subject_matches;
 
@@ -29,6 +30,11 @@ pub(super) enum Item {
         /// Acked already, for a member that takes events at most once.
         settled: bool,
     },
+    /// A damaged record, for a member that keeps those.
+    Damaged {
+        lease: Lease,
+        record: UndecodableRecord,
+    },
     Error(EventError),
 }
 
@@ -46,8 +52,8 @@ impl Answer {
     /// The leases of events that nobody was given.
     pub(super) fn unused_leases(self) -> Vec<Lease> {
         let unused = |item| match item {
-            Item::Event { lease, settled: false, .. } => Some(lease),
-            _ => None,
+            Item::Event { lease, settled: false, .. } | Item::Damaged { lease, .. } => Some(lease),
+            Item::Event { .. } | Item::Error(_) => None,
         };
         self.items.into_iter().filter_map(unused).collect()
     }
@@ -59,13 +65,15 @@ pub(super) struct Fetch {
     pub(super) max: usize,
     /// Whether to ack what is handed out.
     pub(super) settle: bool,
+    /// Whether records that are not events are leased instead of settled.
+    pub(super) keep_undecodable: bool,
     pub(super) done: Result<Answer>,
     pub(super) reply: oneshot::Sender<Result<Answer>>,
 }
 
 impl Work for Fetch {
     fn run(&mut self, store: &mut Store) -> Sql<()> {
-        self.done = store.fetch(self.consumer, self.max, self.settle)?;
+        self.done = store.fetch(self)?;
         Ok(())
     }
 
@@ -81,6 +89,8 @@ impl Work for Fetch {
     }
 }
 
+const DAMAGED: &str = "it does not match its checksum";
+
 /// What still goes into an answer.
 struct Room {
     events: usize,
@@ -94,7 +104,7 @@ fn hand_out(
     known: &mut Known,
     now: Time,
     first: u64,
-    settle: bool,
+    asked: &Fetch,
     room: &mut Room,
     answer: &mut Answer,
 ) -> Sql<bool> {
@@ -114,7 +124,13 @@ fn hand_out(
             }
         };
         let record = read_record(&mut read, lease.sequence)?;
-        if settle || record.is_err() {
+        let keeps = asked.keep_undecodable && !asked.settle;
+        let is_over = match &record {
+            Ok(_) => asked.settle,
+            Err(Unreadable::Damaged(_)) => !keeps,
+            Err(Unreadable::Gone) => true,
+        };
+        if is_over {
             // It was leased a moment ago and cannot be stale.
             let _ = machine.ack(lease);
         }
@@ -122,10 +138,16 @@ fn hand_out(
             Ok(record) => {
                 room.events -= 1;
                 room.bytes = room.bytes.saturating_sub(record.len());
-                answer.items.push(Item::Event { lease, record, settled: settle });
+                answer.items.push(Item::Event { lease, record, settled: asked.settle });
+            }
+            Err(Unreadable::Damaged(raw)) if keeps => {
+                room.events -= 1;
+                room.bytes = room.bytes.saturating_sub(raw.len());
+                let record = UndecodableRecord::new(raw, DAMAGED);
+                answer.items.push(Item::Damaged { lease, record });
             }
             Err(Unreadable::Damaged(raw)) => {
-                let (sequence, reason) = (lease.sequence, "it does not match its checksum".to_owned());
+                let (sequence, reason) = (lease.sequence, DAMAGED.to_owned());
                 answer.items.push(Item::Error(EventError::Undecodable { sequence, raw, reason }));
                 return Ok(false);
             }
@@ -159,7 +181,8 @@ fn read_record(read: &mut Statement<'_>, sequence: u64) -> Sql<std::result::Resu
 }
 
 impl Store {
-    fn fetch(&mut self, id: i64, max: usize, settle: bool) -> Sql<Result<Answer>> {
+    fn fetch(&mut self, asked: &Fetch) -> Sql<Result<Answer>> {
+        let (id, max) = (asked.consumer, asked.max);
         let mut answer = Answer::default();
         let (now, first) = (self.now(), self.first()?);
         if let Err(damaged) = self.sound_consumer("next", id)? {
@@ -174,7 +197,7 @@ impl Store {
             };
             let exhausted = known.machine.exhausted();
             let before = answer.items.len();
-            let goes_on = hand_out(&self.connection, known, now, first, settle, &mut room, &mut answer)?;
+            let goes_on = hand_out(&self.connection, known, now, first, asked, &mut room, &mut answer)?;
             if answer.items.len() > before || known.machine.exhausted() != exhausted {
                 self.mark_changed(id);
             }
@@ -183,6 +206,12 @@ impl Store {
             }
         }
         Ok(Ok(answer))
+    }
+
+    /// The subject that a record was stored under.
+    pub(super) fn subject_of(&self, sequence: u64) -> Sql<String> {
+        let sql = "SELECT name FROM events JOIN subjects ON id = subject WHERE sequence = ?1";
+        self.connection.query_row(sql, [signed(sequence)], |row| row.get(0))
     }
 
     /// Finds the next matches behind the cursor, unless some are known.

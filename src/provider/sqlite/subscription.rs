@@ -16,7 +16,7 @@ use super::queue::{Access, GiveBack, Size, answered};
 use super::store::lease_time;
 use crate::error::{EventError, Result};
 use crate::provider::consumer::{Lease, Time};
-use crate::provider::{AckHandler, DEFAULT_TIMEOUT, Delivery, PendingEvent, Subscription};
+use crate::provider::{AckHandler, DEFAULT_TIMEOUT, Delivery, PendingEvent, Subscription, UndecodableRecord};
 use crate::types::{Event, ReceivedEvent};
 
 /// A lease that has waited here for longer than this is restarted before the event is handed out.
@@ -38,6 +38,8 @@ pub struct SqliteSubscription {
     ready: VecDeque<Ready>,
     /// When `ready` was leased, or restarted.
     leased_at: Instant,
+    /// Whether records that are not events are handed out.
+    keeps_undecodable: bool,
     closed: bool,
 }
 
@@ -49,8 +51,8 @@ enum Ready {
         event: Arc<Event>,
         settled: bool,
     },
-    /// A record that is not an event, which has to be settled before its reader is told.
-    Undecodable(Lease, EventError),
+    /// A record that is not an event: it is kept as it is, or has to be settled before its reader is told.
+    Undecodable(Lease, UndecodableRecord),
     Error(EventError),
 }
 
@@ -58,14 +60,18 @@ impl From<Item> for Ready {
     fn from(item: Item) -> Self {
         let (lease, record, settled) = match item {
             Item::Event { lease, record, settled } => (lease, record, settled),
+            Item::Damaged { lease, record } => return Self::Undecodable(lease, record),
             Item::Error(error) => return Self::Error(error),
         };
         match serde_json::from_slice(&record) {
             Ok(event) => Self::Event { lease, event: Arc::new(event), settled },
             Err(error) => {
-                let (sequence, reason) = (lease.sequence, error.to_string());
-                let error = EventError::Undecodable { sequence, raw: record, reason };
-                if settled { Self::Error(error) } else { Self::Undecodable(lease, error) }
+                let record = UndecodableRecord::new(record, error.to_string());
+                if settled {
+                    Self::Error(undecodable(lease, record))
+                } else {
+                    Self::Undecodable(lease, record)
+                }
             }
         }
     }
@@ -81,6 +87,10 @@ impl Ready {
     }
 }
 
+fn undecodable(lease: Lease, record: UndecodableRecord) -> EventError {
+    EventError::Undecodable { sequence: lease.sequence, raw: record.raw, reason: record.reason }
+}
+
 /// What is done with an event before it is handed out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
@@ -94,6 +104,7 @@ struct Taken {
     lease: Lease,
     event: Arc<Event>,
     settled: bool,
+    undecodable: Option<UndecodableRecord>,
 }
 
 impl SqliteSubscription {
@@ -107,6 +118,7 @@ impl SqliteSubscription {
             settling: None,
             ready: VecDeque::new(),
             leased_at: Instant::now(),
+            keeps_undecodable: false,
             closed: false,
         }
     }
@@ -138,13 +150,17 @@ impl SqliteSubscription {
             let (lease, step) = match self.ready.front() {
                 None => return Ok(None),
                 Some(Ready::Error(_)) => (None, None),
-                Some(Ready::Undecodable(lease, _)) => (Some(*lease), Some(Step::Ack)),
+                Some(Ready::Undecodable(lease, _)) if settle || !self.keeps_undecodable => {
+                    (Some(*lease), Some(Step::Ack))
+                }
                 Some(Ready::Event { settled: true, .. }) => (None, None),
                 Some(Ready::Event { lease, .. }) if settle => (Some(*lease), Some(Step::Ack)),
-                Some(Ready::Event { lease, .. }) if self.leased_at.elapsed() > FRESH => {
+                Some(Ready::Event { lease, .. } | Ready::Undecodable(lease, _))
+                    if self.leased_at.elapsed() > FRESH =>
+                {
                     (Some(*lease), Some(Step::Extend))
                 }
-                Some(Ready::Event { lease, .. }) => (Some(*lease), None),
+                Some(Ready::Event { lease, .. } | Ready::Undecodable(lease, _)) => (Some(*lease), None),
             };
             if let Some(lease) = lease
                 && (self.settling.is_some() || step.is_some())
@@ -154,12 +170,31 @@ impl SqliteSubscription {
             }
             match self.ready.pop_front() {
                 Some(Ready::Event { lease, event, settled }) => {
-                    return Ok(Some(Taken { lease, event, settled }));
+                    return Ok(Some(Taken { lease, event, settled, undecodable: None }));
                 }
-                Some(Ready::Error(error) | Ready::Undecodable(_, error)) => return Err(error),
+                Some(Ready::Error(error)) => return Err(error),
+                Some(kept @ Ready::Undecodable(..)) => {
+                    self.ready.push_front(kept);
+                    return self.take_undecodable().await;
+                }
                 None => {}
             }
         }
+    }
+
+    /// The record at the front, which is kept there until its subject is known.
+    async fn take_undecodable(&mut self) -> Result<Option<Taken>> {
+        let Some(Ready::Undecodable(Lease { sequence, .. }, _)) = self.ready.front() else { return Ok(None) };
+        let sequence = *sequence;
+        let look = move |store: &mut super::store::Store| store.subject_of(sequence).map(Ok);
+        let subject = self.shared.call("next", Access::Read, look).await?;
+        Ok(match self.ready.pop_front() {
+            Some(Ready::Undecodable(lease, record)) => {
+                let event = Arc::new(record.stand_in(&subject, sequence));
+                Some(Taken { lease, event, settled: false, undecodable: Some(record) })
+            }
+            _ => None,
+        })
     }
 
     /// Settles the front of `ready`, or goes on with the settlement that was begun.
@@ -181,7 +216,9 @@ impl SqliteSubscription {
                     Some(Ready::Event { lease, event, .. }) => {
                         self.ready.push_front(Ready::Event { lease, event, settled: true });
                     }
-                    Some(Ready::Undecodable(_, error)) => self.ready.push_front(Ready::Error(error)),
+                    Some(Ready::Undecodable(lease, record)) => {
+                        self.ready.push_front(Ready::Error(undecodable(lease, record)));
+                    }
                     other => self.ready.extend(other),
                 }
                 Ok(())
@@ -235,7 +272,14 @@ impl SqliteSubscription {
             true if settle => Access::Sync,
             true => Access::Write,
         };
-        let fetch = Fetch { consumer: self.cell.id, max, settle, done: Ok(Answer::default()), reply };
+        let fetch = Fetch {
+            consumer: self.cell.id,
+            max,
+            settle,
+            keep_undecodable: self.keeps_undecodable,
+            done: Ok(Answer::default()),
+            reply,
+        };
         self.shared.queue.submit("next", access, Size::ONE, DEFAULT_TIMEOUT, Box::new(fetch)).await?;
         Ok(answer)
     }
@@ -255,10 +299,13 @@ impl SqliteSubscription {
     }
 
     fn delivery(&self, taken: Taken) -> Delivery {
-        let Taken { lease, event, settled } = taken;
+        let Taken { lease, event, settled, undecodable } = taken;
         let handler = Handler { shared: Arc::clone(&self.shared), consumer: self.cell.id, lease, settled };
-        let (sequence, attempt) = (lease.sequence, lease.attempt.into());
-        Delivery::new(event, sequence, attempt, Arc::clone(&self.stream), handler)
+        let (sequence, attempt, stream) = (lease.sequence, lease.attempt.into(), Arc::clone(&self.stream));
+        match undecodable {
+            None => Delivery::new(event, sequence, attempt, stream, handler),
+            Some(record) => Delivery::undecodable(&event.subject, record, sequence, attempt, stream, handler),
+        }
     }
 
     /// Leaves the consumer: what was not handed out is given back, and an ephemeral consumer ends.
@@ -299,9 +346,12 @@ impl Drop for Baton<'_> {
 #[async_trait]
 impl Subscription for SqliteSubscription {
     async fn next(&mut self) -> Result<Option<ReceivedEvent>> {
-        let Some(Taken { lease, event, .. }) = self.take(true).await? else {
+        let Some(Taken { lease, event, undecodable, .. }) = self.take(true).await? else {
             return Ok(None);
         };
+        if let Some(UndecodableRecord { raw, reason }) = undecodable {
+            return Err(EventError::Undecodable { sequence: lease.sequence, raw, reason });
+        }
         Ok(Some(ReceivedEvent {
             event: Arc::unwrap_or_clone(event),
             sequence: lease.sequence,
@@ -340,7 +390,7 @@ impl Subscription for SqliteSubscription {
                 && let Some(Ready::Event { .. }) = self.ready.front()
                 && let Some(Ready::Event { lease, event, settled }) = self.ready.pop_front()
             {
-                batch.push(Ok(self.delivery(Taken { lease, event, settled })));
+                batch.push(Ok(self.delivery(Taken { lease, event, settled, undecodable: None })));
             }
             if !batch.is_empty() {
                 self.cell.pass_on();
@@ -359,6 +409,11 @@ impl Subscription for SqliteSubscription {
                 return Some(batch);
             }
         }
+    }
+
+    fn keep_undecodable(&mut self) -> bool {
+        self.keeps_undecodable = true;
+        true
     }
 
     async fn lag(&self) -> Result<u64> {

@@ -1,0 +1,72 @@
+//! A service: its main loop starts a consumer, runs until SIGTERM, and drains.
+//!
+//! ```text
+//! cargo run --example handler
+//! ```
+
+#![allow(clippy::print_stdout, reason = "an example talks to the person who runs it")]
+
+use std::time::Duration;
+
+use a3s_event::consumer::{DeliveryPolicy, HandlerError, HandlerResult};
+use a3s_event::{Delivery, EventBus, Result};
+use serde::Deserialize;
+use serde_json::json;
+
+#[derive(Deserialize)]
+struct Order {
+    number: u64,
+    total: i64,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let bus = EventBus::connect("memory://").await?;
+    the_rest_of_the_world(&bus).await?;
+
+    let policy = DeliveryPolicy::default().attempts(5).timeout(Duration::from_secs(10));
+    let billing = bus.consumer("billing").subject("events.orders.>").concurrency(4).policy(policy);
+    let billing = billing.handle_typed(bill).await?;
+    billing.run_until(terminated).await?;
+
+    println!("drained: {:?}", billing.stats());
+    bus.close().await
+}
+
+/// `Ok` settles the event. An error is tried again, a fatal one is not.
+async fn bill(order: Order, delivery: Delivery) -> HandlerResult {
+    if order.total < 0 {
+        return Err(HandlerError::fatal("a negative total"));
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    println!("order {} billed at delivery {}", order.number, delivery.num_delivered());
+    Ok(())
+}
+
+/// Waits for whoever stops services: SIGTERM, or Ctrl-C at a terminal.
+async fn terminated() {
+    #[cfg(unix)]
+    if let Ok(mut terminate) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = tokio::signal::ctrl_c() => {}
+        }
+        return;
+    }
+    let _ = tokio::signal::ctrl_c().await;
+}
+
+/// Others publish orders, and soon somebody stops this service.
+async fn the_rest_of_the_world(bus: &EventBus) -> Result<()> {
+    for number in 1..=20 {
+        let total = if number == 7 { -1 } else { 10 * number };
+        let payload = json!({"number": number, "total": total});
+        bus.publish("orders", "placed", "an order was placed", "shop", payload).await?;
+    }
+    tokio::spawn(async {
+        tokio::time::sleep(Duration::from_millis(350)).await;
+        let pid = std::process::id().to_string();
+        std::process::Command::new("kill").args(["-TERM", &pid]).spawn()
+    });
+    Ok(())
+}

@@ -1,0 +1,265 @@
+//! What can be put around a handler: each is a function from a handler to a handler.
+//!
+//! Retries, and the timeout of an attempt, are in the [policy](super::DeliveryPolicy); a span around every attempt is there
+//! by itself.
+//!
+//! ```
+//! use std::{sync::Arc, time::Duration};
+//! use a3s_event::consumer::layers::{self, RecentEvents};
+//! use a3s_event::{Delivery, EventBus};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> a3s_event::Result<()> {
+//! let bus = EventBus::connect("memory://").await?;
+//! let send = |delivery: Delivery| async move {
+//!     println!("mail about {}", delivery.event().id);
+//!     Ok(())
+//! };
+//! // From the inside out: no mail twice, and no more than four at a time over all consumers that share the limit.
+//! let send = layers::idempotent(Arc::new(RecentEvents::new(10_000)), send);
+//! let send = layers::concurrency_limit(4, send);
+//! let consumer = bus.consumer("mailer").subject("events.orders.>").concurrency(16).handle(send).await?;
+//! consumer.shutdown().await
+//! # }
+//! ```
+
+use std::collections::{HashSet, VecDeque};
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::de::DeserializeOwned;
+use tokio::sync::Semaphore;
+use tracing::{Instrument, Span};
+
+use super::Handler;
+use super::policy::{HandlerError, HandlerResult};
+use crate::error::{EventError, Result};
+use crate::hash::fnv1a_128;
+use crate::provider::{Delivery, EventProvider, HistoryQuery, unsupported};
+use crate::types::{Event, PublishOptions};
+
+/// Fails what takes longer than this, for a part of a handler: the policy has one for the whole.
+pub fn timeout(limit: Duration, handler: impl Handler) -> impl Handler {
+    let handler = Arc::new(handler);
+    move |delivery: Delivery| {
+        let handler = Arc::clone(&handler);
+        async move {
+            match tokio::time::timeout(limit, handler.call(delivery)).await {
+                Ok(result) => result,
+                Err(_elapsed) => Err(HandlerError::retry(format!("no result within {limit:?}"))),
+            }
+        }
+    }
+}
+
+/// Lets at most this many run at a time, also over several consumers that share the handler; at least one. Those that wait
+/// count against the timeout of the policy.
+pub fn concurrency_limit(limit: usize, handler: impl Handler) -> impl Handler {
+    let shared = Arc::new((Semaphore::new(limit.max(1)), handler));
+    move |delivery: Delivery| {
+        let shared = Arc::clone(&shared);
+        async move {
+            let (permits, handler) = &*shared;
+            // It is never closed.
+            let _permit = permits.acquire().await.map_err(HandlerError::retry)?;
+            handler.call(delivery).await
+        }
+    }
+}
+
+/// Runs a handler in a span of this name, for a part of one: the runtime has a span for the whole.
+pub fn traced(name: &'static str, handler: impl Handler) -> impl Handler {
+    let handler = Arc::new(handler);
+    move |delivery: Delivery| {
+        let handler = Arc::clone(&handler);
+        let span =
+            tracing::info_span!("handler", otel.name = name, messaging.message.id = delivery.event().id);
+        async move { handler.call(delivery).await }.instrument(span)
+    }
+}
+
+/// Gives a handler the payload as a value of its type. A payload that is none goes to the dead letters at once.
+pub fn typed<T, F, Fut>(handler: F) -> impl Handler
+where
+    T: DeserializeOwned + Send + 'static,
+    F: Fn(T, Delivery) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = HandlerResult> + Send + 'static,
+{
+    let handler = Arc::new(handler);
+    move |delivery: Delivery| {
+        let payload = T::deserialize(&delivery.event().payload);
+        let handler = Arc::clone(&handler);
+        async move {
+            match payload {
+                Ok(payload) => handler(payload, delivery).await,
+                Err(error) => Err(HandlerError::mismatch(error)),
+            }
+        }
+    }
+}
+
+/// Skips events that were handled before, by their id. An event is remembered when its handler has succeeded, so that one
+/// whose process dies between the two is handled again: at least once, and rarely twice.
+pub fn idempotent(handled: Arc<dyn HandledEvents>, handler: impl Handler) -> impl Handler {
+    let handler = Arc::new(handler);
+    move |delivery: Delivery| {
+        let (handled, handler) = (Arc::clone(&handled), Arc::clone(&handler));
+        async move {
+            let id = delivery.event().id.clone();
+            if handled.contains(&id).await? {
+                tracing::debug!(event = id, "handled before");
+                return Ok(());
+            }
+            handler.call(delivery).await?;
+            Ok(handled.insert(&id).await?)
+        }
+    }
+}
+
+/// Remembers which events were handled.
+#[async_trait]
+pub trait HandledEvents: Send + Sync {
+    /// Whether this event was handled.
+    ///
+    /// # Errors
+    ///
+    /// The error of what stands behind the memory; the attempt then fails.
+    async fn contains(&self, event_id: &str) -> Result<bool>;
+
+    /// Remembers an event.
+    ///
+    /// # Errors
+    ///
+    /// The error of what stands behind the memory; the attempt then fails, and the event is handled again.
+    async fn insert(&self, event_id: &str) -> Result<()>;
+}
+
+/// Remembers the newest events of this process.
+pub struct RecentEvents {
+    capacity: usize,
+    events: Mutex<Recent>,
+}
+
+#[derive(Default)]
+struct Recent {
+    ids: HashSet<Arc<str>>,
+    /// The same, oldest first.
+    order: VecDeque<Arc<str>>,
+}
+
+impl RecentEvents {
+    /// A memory of this many events, at least one; an older one is forgotten for each that comes.
+    pub fn new(capacity: usize) -> Self {
+        Self { capacity: capacity.max(1), events: Mutex::default() }
+    }
+}
+
+#[async_trait]
+impl HandledEvents for RecentEvents {
+    async fn contains(&self, event_id: &str) -> Result<bool> {
+        Ok(self.events.lock().unwrap_or_else(PoisonError::into_inner).ids.contains(event_id))
+    }
+
+    async fn insert(&self, event_id: &str) -> Result<()> {
+        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        let Recent { ids, order } = &mut *events;
+        let id: Arc<str> = event_id.into();
+        if ids.insert(Arc::clone(&id)) {
+            order.push_back(id);
+        }
+        if order.len() > self.capacity
+            && let Some(oldest) = order.pop_front()
+        {
+            ids.remove(&oldest);
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for RecentEvents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RecentEvents").field("capacity", &self.capacity).finish_non_exhaustive()
+    }
+}
+
+/// Event type of what [`StoredEvents`] writes.
+const HANDLED_TYPE: &str = "a3s.consumer.handled";
+
+/// Remembers events in a provider, under `{prefix}.handled.{scope}.{hash of the id}`, for as long as its limits keep them:
+/// across restarts, and for all processes that share it.
+pub struct StoredEvents {
+    provider: Arc<dyn EventProvider>,
+    scope: String,
+}
+
+impl StoredEvents {
+    /// A memory in this provider. The scope, one token of a subject, tells consumers apart that handle the same events.
+    ///
+    /// # Errors
+    ///
+    /// [`EventError::Unsupported`] for a provider that declares that it has no history queries,
+    /// [`EventError::InvalidName`] for a scope that is not one token.
+    pub fn new(provider: Arc<dyn EventProvider>, scope: impl Into<String>) -> Result<Self> {
+        let scope = scope.into();
+        if provider.capabilities().history_query.is_no() {
+            return Err(unsupported("query", provider.name()));
+        }
+        crate::subject::validate_category(&scope).map_err(|error| match error {
+            EventError::InvalidName { value, rule, .. } => {
+                EventError::InvalidName { field: "scope", value, rule }
+            }
+            error => error,
+        })?;
+        Ok(Self { provider, scope })
+    }
+
+    fn subject(&self, event_id: &str) -> String {
+        let (prefix, scope) = (self.provider.subject_prefix(), &self.scope);
+        format!("{prefix}.handled.{scope}.{:032x}", fnv1a_128(&[event_id]))
+    }
+}
+
+#[async_trait]
+impl HandledEvents for StoredEvents {
+    async fn contains(&self, event_id: &str) -> Result<bool> {
+        let found = self.provider.query(&HistoryQuery::new(1).filter(self.subject(event_id))).await?;
+        Ok(found.iter().any(|stored| stored.event.payload.as_str() == Some(event_id)))
+    }
+
+    async fn insert(&self, event_id: &str) -> Result<()> {
+        let event = Event::typed(
+            self.subject(event_id),
+            "handled",
+            HANDLED_TYPE,
+            1,
+            "",
+            self.scope.clone(),
+            serde_json::json!(event_id),
+        );
+        self.provider.publish_with_options(&event, &PublishOptions::default()).await.map(drop)
+    }
+}
+
+impl fmt::Debug for StoredEvents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoredEvents")
+            .field("provider", &self.provider.name())
+            .field("scope", &self.scope)
+            .finish()
+    }
+}
+
+/// The span of one attempt, with the field names of OpenTelemetry's messaging conventions.
+pub(super) fn process_span(delivery: &Delivery, consumer: &str) -> Span {
+    tracing::info_span!(
+        "process",
+        messaging.operation.name = "process",
+        messaging.operation.r#type = "process",
+        messaging.destination.name = delivery.event().subject,
+        messaging.consumer.group.name = consumer,
+        messaging.message.id = delivery.event().id,
+        messaging.message.delivery_attempt = delivery.num_delivered(),
+    )
+}

@@ -1,0 +1,139 @@
+//! Runs the tasks of a consumer and ends them in order.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinSet};
+
+use super::handle::{ConsumerState, GRACE};
+use super::worker::give_back;
+use super::{Command, Runtime, told};
+use crate::error::{EventError, Result};
+
+/// Owns every task of a consumer; they end with it.
+pub(super) struct Supervisor {
+    pub(super) runtime: Arc<Runtime>,
+    pub(super) fetchers: JoinSet<Result<()>>,
+    pub(super) workers: JoinSet<()>,
+    pub(super) command: watch::Sender<Command>,
+    pub(super) state: watch::Sender<ConsumerState>,
+    pub(super) failure: Arc<Mutex<Option<EventError>>>,
+    pub(super) drain_deadline: Duration,
+}
+
+impl Supervisor {
+    pub(super) async fn run(mut self) {
+        let runtime = Arc::clone(&self.runtime);
+        let ended = tokio::select! {
+            ended = self.supervise() => ended,
+            () = keep_leases(&runtime) => Ok(()),
+        };
+        let state = if matches!(&ended, Err(Ending::Failed(_))) {
+            ConsumerState::Failed
+        } else {
+            ConsumerState::Stopped
+        };
+        if let Err(Ending::Failed(error) | Ending::Interrupted(error)) = ended {
+            tracing::error!(%error, "consumer ended");
+            *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        }
+        self.state.send_replace(state);
+    }
+
+    async fn supervise(&mut self) -> std::result::Result<(), Ending> {
+        let failed = self.until_drained().await;
+        self.state.send_replace(ConsumerState::Draining);
+        self.command.send_if_modified(|command| {
+            let changes = *command < Command::Drain;
+            if changes {
+                *command = Command::Drain;
+            }
+            changes
+        });
+        let interrupted = self.drain().await;
+        failed.map_err(Ending::Failed)?;
+        match interrupted {
+            0 => Ok(()),
+            count => Err(Ending::Interrupted(EventError::Timeout(format!(
+                "{count} handlers did not end in time and were interrupted; their events come again"
+            )))),
+        }
+    }
+
+    /// Waits for the command to drain, or for a task that ends without one.
+    async fn until_drained(&mut self) -> Result<()> {
+        let mut command = self.command.subscribe();
+        tokio::select! {
+            () = told(&mut command, Command::Drain) => Ok(()),
+            Some(ended) = self.fetchers.join_next() => ended.unwrap_or_else(|broken| Err(died(&broken))),
+            Some(Err(broken)) = self.workers.join_next() => Err(died(&broken)),
+        }
+    }
+
+    /// Ends everything; returns how many handlers had to be interrupted.
+    async fn drain(&mut self) -> u64 {
+        let deadline = tokio::time::Instant::now() + self.drain_deadline;
+        let mut command = self.command.subscribe();
+        // Fetchers end soon: none of them waits for a handler.
+        let closing = tokio::time::timeout_at(deadline, join_all(&mut self.fetchers));
+        tokio::select! {
+            _ = closing => {}
+            () = told(&mut command, Command::Abort) => {}
+        }
+        self.fetchers.abort_all();
+        if self.runtime.releases_uncounted {
+            self.runtime.queue.stop();
+        }
+        self.runtime.queue.close();
+        let working = tokio::time::timeout_at(deadline, join_all(&mut self.workers));
+        tokio::select! {
+            _ = working => {}
+            () = told(&mut command, Command::Abort) => {}
+        }
+        self.runtime.queue.stop();
+        self.command.send_replace(Command::Abort);
+        let _ = tokio::time::timeout(GRACE, join_all(&mut self.workers)).await;
+        let stuck = self.workers.len() as u64;
+        self.workers.abort_all();
+        let giving_back = async {
+            // In the order of the stream, or they would come again in another one.
+            for left_over in self.runtime.queue.take_left_over() {
+                give_back(&left_over).await;
+            }
+        };
+        if tokio::time::timeout(self.runtime.operation_timeout, giving_back).await.is_err() {
+            tracing::warn!("not everything was given back; leases decide");
+        }
+        self.runtime.stats.interruptions() + stuck
+    }
+}
+
+enum Ending {
+    Failed(EventError),
+    Interrupted(EventError),
+}
+
+async fn join_all<T: 'static>(tasks: &mut JoinSet<T>) {
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(error) = ended {
+            tracing::error!(%error, "a task of the consumer died");
+        }
+    }
+}
+
+fn died(error: &JoinError) -> EventError {
+    EventError::Consumer(format!("a task of the consumer died: {error}"))
+}
+
+/// Keeps the leases of waiting events alive, for ever.
+async fn keep_leases(runtime: &Runtime) {
+    loop {
+        tokio::time::sleep(runtime.extend_after / 2).await;
+        for guarded in runtime.queue.to_extend(runtime.extend_after) {
+            if let Err(error) = guarded.stored.extend().await {
+                tracing::debug!(sequence = guarded.stored.sequence(), %error, "lease not extended");
+            }
+        }
+    }
+}

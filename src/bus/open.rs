@@ -1,0 +1,141 @@
+//! Opening the subscriptions of a provider, with what the bus adds to them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::answer_within;
+use super::dead_letter::{DeadLetters, LetterBox};
+use super::registry::{Registry, distinct_name};
+use super::subscription::BusSubscription;
+use crate::crypto::EventEncryptor;
+use crate::dlq::DlqHandler;
+use crate::error::{EventError, Result};
+use crate::metrics::EventMetrics;
+use crate::provider::consumer::DEFAULT_ACK_WAIT;
+use crate::provider::{EventProvider, Subscription};
+use crate::schema::SchemaRegistry;
+use crate::types::{SubscribeOptions, SubscriptionFilter};
+
+/// What of a bus it takes to open subscriptions. Cheap to clone, so that a task can have it and open them again.
+#[derive(Clone)]
+pub(super) struct Opener {
+    pub(super) provider: Arc<dyn EventProvider>,
+    pub(super) encryptor: Option<Arc<dyn EventEncryptor>>,
+    /// What events are validated against on consume.
+    pub(super) schemas: Option<Arc<dyn SchemaRegistry>>,
+    pub(super) dlq_handler: Option<Arc<dyn DlqHandler>>,
+    pub(super) registry: Arc<Registry>,
+    pub(super) metrics: Arc<EventMetrics>,
+    pub(super) timeout: Duration,
+}
+
+impl Opener {
+    /// Opens one subject of a subscription.
+    pub(super) async fn open(
+        &self,
+        filter: &SubscriptionFilter,
+        subject: &str,
+    ) -> Result<Box<dyn Subscription>> {
+        let max_deliver = filter.options.as_ref().and_then(|options| options.max_deliver);
+        let max_deliver = max_deliver.and_then(|max| u64::try_from(max).ok());
+        let adds_nothing = self.encryptor.is_none() && self.schemas.is_none() && self.dlq_handler.is_none();
+        if adds_nothing && max_deliver.is_none() {
+            return Ok(self.open_inner(filter, subject, filter.options.as_ref()).await?.0);
+        }
+        Ok(Box::new(self.open_incoming(filter, subject, max_deliver).await?))
+    }
+
+    /// The same in the form that shows what cannot be processed; this many deliveries of an event are allowed.
+    pub(super) async fn open_incoming(
+        &self,
+        filter: &SubscriptionFilter,
+        subject: &str,
+        max_deliver: Option<u64>,
+    ) -> Result<BusSubscription> {
+        let mut options = filter.options.clone();
+        if let Some(options) = &mut options {
+            // The bus counts: a provider that has a limit drops what reaches it, for all who share the consumer.
+            options.max_deliver = None;
+        }
+        let (inner, consumer) = self.open_inner(filter, subject, options.as_ref()).await?;
+        let letters = DeadLetters {
+            letter_box: self.letter_box(),
+            consumer,
+            max_deliver,
+            ack_wait: ack_wait(options.as_ref()),
+        };
+        Ok(BusSubscription::new(inner, self.encryptor.clone(), self.schemas.clone(), letters))
+    }
+
+    /// The way into the dead letters.
+    pub(super) fn letter_box(&self) -> LetterBox {
+        LetterBox {
+            handler: self.dlq_handler.clone(),
+            timeout: self.timeout,
+            metrics: Arc::clone(&self.metrics),
+        }
+    }
+
+    /// The provider's subscription, and the name of its consumer. An ephemeral one has the name that it would have if it
+    /// were durable.
+    async fn open_inner(
+        &self,
+        filter: &SubscriptionFilter,
+        subject: &str,
+        options: Option<&SubscribeOptions>,
+    ) -> Result<(Box<dyn Subscription>, String)> {
+        if filter.durable {
+            return self.open_durable(&filter.subscriber_id, subject, options).await;
+        }
+        let call = async {
+            match options {
+                Some(options) => self.provider.subscribe_with_options(subject, options).await,
+                None => self.provider.subscribe(subject).await,
+            }
+        };
+        let opened = self.within_deadline(call).await?;
+        Ok((opened, self.registry.consumer_name(&filter.subscriber_id, subject)))
+    }
+
+    async fn open_durable(
+        &self,
+        subscriber_id: &str,
+        subject: &str,
+        options: Option<&SubscribeOptions>,
+    ) -> Result<(Box<dyn Subscription>, String)> {
+        let mut name = self.registry.consumer_name(subscriber_id, subject);
+        let mut opened = self.open_named(&name, subject, options).await;
+        if matches!(&opened, Err(EventError::Conflict { field, .. }) if field == "filter") {
+            // The plain name belongs to another subject, opened by another bus.
+            name = distinct_name(subscriber_id, subject);
+            opened = self.open_named(&name, subject, options).await;
+        }
+        let opened = opened?;
+        self.registry.remember_consumer(&name, subscriber_id, subject);
+        Ok((opened, name))
+    }
+
+    async fn open_named(
+        &self,
+        name: &str,
+        subject: &str,
+        options: Option<&SubscribeOptions>,
+    ) -> Result<Box<dyn Subscription>> {
+        let call = async {
+            match options {
+                Some(options) => self.provider.subscribe_durable_with_options(name, subject, options).await,
+                None => self.provider.subscribe_durable(name, subject).await,
+            }
+        };
+        self.within_deadline(call).await
+    }
+
+    async fn within_deadline<T>(&self, call: impl Future<Output = Result<T>> + Send) -> Result<T> {
+        answer_within(self.timeout, "subscribe", self.provider.name(), call).await
+    }
+}
+
+/// How long deliveries are leased.
+pub(super) fn ack_wait(options: Option<&SubscribeOptions>) -> Duration {
+    options.and_then(|options| options.ack_wait_secs).map_or(DEFAULT_ACK_WAIT, Duration::from_secs)
+}

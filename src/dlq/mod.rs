@@ -1,0 +1,292 @@
+//! Dead letters: events that could not be processed, kept with the reason until someone looks at them.
+
+mod letter;
+mod provider;
+mod record;
+mod replay;
+mod sink;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+
+pub use letter::{DeadLetter, FailureClass};
+pub use provider::{LetterFilter, LetterStatus, ProviderDlq, StoredLetter};
+pub use replay::{Replay, ReplayReport};
+pub(crate) use sink::FORWARDED_TYPE;
+pub use sink::SinkDlqHandler;
+
+use crate::error::Result;
+use crate::types::{Event, ReceivedEvent, unix_millis};
+
+/// Metadata key of an event that was replayed: how often.
+pub const REPLAYS_KEY: &str = "dlq_replays";
+
+/// An event that could not be processed, and why.
+///
+/// ```
+/// use a3s_event::{DeadLetterEvent, Event, ReceivedEvent};
+///
+/// let event = Event::new("events.orders.new", "orders", "", "shop", serde_json::json!({"total": -1}));
+/// let received = ReceivedEvent { event, sequence: 7, num_delivered: 5, stream: "memory".into() };
+/// let dead = DeadLetterEvent::new(received, "negative total").with_delivery_attempts(5);
+/// assert_eq!(dead.reason, "negative total");
+/// ```
+#[derive(Debug, Clone)]
+pub struct DeadLetterEvent {
+    /// The event as it was delivered last.
+    pub event: ReceivedEvent,
+    /// Why it could not be processed.
+    pub reason: String,
+    /// When it was given up, in Unix milliseconds.
+    pub dead_lettered_at: u64,
+    /// The subject it was first published under, where that is not the event's own.
+    pub original_subject: Option<String>,
+    /// How often processing was tried.
+    pub delivery_attempts: Option<u64>,
+    /// When processing failed first, in Unix milliseconds.
+    pub first_failure_at: Option<u64>,
+}
+
+impl DeadLetterEvent {
+    /// Gives up an event now.
+    pub fn new(event: ReceivedEvent, reason: impl Into<String>) -> Self {
+        Self {
+            event,
+            reason: reason.into(),
+            dead_lettered_at: unix_millis(),
+            original_subject: None,
+            delivery_attempts: None,
+            first_failure_at: None,
+        }
+    }
+
+    /// Says under which subject the event was first published.
+    #[must_use]
+    pub fn with_original_subject(mut self, subject: impl Into<String>) -> Self {
+        self.original_subject = Some(subject.into());
+        self
+    }
+
+    /// Says how often processing was tried.
+    #[must_use]
+    pub fn with_delivery_attempts(mut self, attempts: u64) -> Self {
+        self.delivery_attempts = Some(attempts);
+        self
+    }
+
+    /// Says when processing failed first, in Unix milliseconds.
+    #[must_use]
+    pub fn with_first_failure_at(mut self, unix_millis: u64) -> Self {
+        self.first_failure_at = Some(unix_millis);
+        self
+    }
+}
+
+/// A place for dead letters. Called from many tasks at once.
+#[async_trait]
+pub trait DlqHandler: Send + Sync {
+    /// Takes a dead letter. `Ok` means that it is kept: only then may the source event be settled.
+    ///
+    /// # Errors
+    ///
+    /// The error of what stands behind the queue. The dead letter is then not kept.
+    async fn handle(&self, event: DeadLetterEvent) -> Result<()>;
+
+    /// Takes a dead letter with everything that is known about it; this is what the bus calls. The default hands on to
+    /// [`handle`](DlqHandler::handle) what that one takes.
+    ///
+    /// # Errors
+    ///
+    /// As [`handle`](DlqHandler::handle).
+    async fn handle_letter(&self, letter: DeadLetter) -> Result<()> {
+        self.handle(letter.into()).await
+    }
+
+    /// How many dead letters there are.
+    ///
+    /// # Errors
+    ///
+    /// The error of what stands behind the queue.
+    async fn count(&self) -> Result<usize>;
+
+    /// The newest `limit` dead letters, newest first.
+    ///
+    /// # Errors
+    ///
+    /// The error of what stands behind the queue.
+    async fn list(&self, limit: usize) -> Result<Vec<DeadLetterEvent>>;
+}
+
+/// Keeps dead letters in memory, for development and tests: they are gone with the process.
+///
+/// ```
+/// use a3s_event::{DeadLetterEvent, DlqHandler, Event, MemoryDlqHandler, ReceivedEvent};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> a3s_event::Result<()> {
+/// let queue = MemoryDlqHandler::default();
+/// let event = Event::new("events.a", "a", "", "doc", serde_json::json!(null));
+/// let received = ReceivedEvent { event, sequence: 1, num_delivered: 1, stream: "memory".into() };
+/// queue.handle(DeadLetterEvent::new(received, "no handler")).await?;
+/// assert_eq!(queue.count().await?, 1);
+/// assert_eq!(queue.list(10).await?[0].reason, "no handler");
+/// # Ok(())
+/// # }
+/// ```
+pub struct MemoryDlqHandler {
+    max_events: usize,
+    /// Oldest first.
+    letters: Mutex<VecDeque<DeadLetterEvent>>,
+}
+
+impl MemoryDlqHandler {
+    /// An empty queue that keeps the newest `max_events` dead letters; 0 means no limit. Each one dropped is a warning
+    /// in the log.
+    pub fn new(max_events: usize) -> Self {
+        Self { max_events, letters: Mutex::default() }
+    }
+
+    fn push(&self, letter: DeadLetterEvent) {
+        let mut letters = self.letters();
+        letters.push_back(letter);
+        if self.max_events == 0 || letters.len() <= self.max_events {
+            return;
+        }
+        let dropped = letters.pop_front();
+        drop(letters);
+        if let Some(dropped) = dropped {
+            tracing::warn!(
+                id = dropped.event.event.id,
+                subject = dropped.event.event.subject,
+                max_events = self.max_events,
+                "dead-letter queue is full, the oldest dead letter is dropped"
+            );
+        }
+    }
+
+    fn newest(&self, limit: usize) -> Vec<DeadLetterEvent> {
+        self.letters().iter().rev().take(limit).cloned().collect()
+    }
+
+    /// No method panics half-way through a change, so that poison means nothing here.
+    fn letters(&self) -> MutexGuard<'_, VecDeque<DeadLetterEvent>> {
+        self.letters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for MemoryDlqHandler {
+    /// A queue of at most 10,000 dead letters.
+    fn default() -> Self {
+        Self::new(10_000)
+    }
+}
+
+/// Shows how many dead letters there are, not their payloads.
+impl fmt::Debug for MemoryDlqHandler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryDlqHandler")
+            .field("max_events", &self.max_events)
+            .field("count", &self.letters().len())
+            .finish()
+    }
+}
+
+#[async_trait]
+impl DlqHandler for MemoryDlqHandler {
+    async fn handle(&self, event: DeadLetterEvent) -> Result<()> {
+        self.push(event);
+        Ok(())
+    }
+
+    async fn count(&self) -> Result<usize> {
+        Ok(self.letters().len())
+    }
+
+    async fn list(&self, limit: usize) -> Result<Vec<DeadLetterEvent>> {
+        Ok(self.newest(limit))
+    }
+}
+
+/// Whether this delivery was the last that `max_deliver` allows; never when `max_deliver` is 0, which means unlimited.
+///
+/// ```
+/// use a3s_event::dlq::should_dead_letter;
+/// use a3s_event::{Event, ReceivedEvent};
+///
+/// let event = Event::new("events.a", "a", "", "doc", serde_json::json!(null));
+/// let received = ReceivedEvent { event, sequence: 1, num_delivered: 3, stream: "memory".into() };
+/// assert!(should_dead_letter(&received, 3));
+/// assert!(!should_dead_letter(&received, 4));
+/// assert!(!should_dead_letter(&received, 0));
+/// ```
+pub fn should_dead_letter(event: &ReceivedEvent, max_deliver: u64) -> bool {
+    max_deliver != 0 && event.num_delivered >= max_deliver
+}
+
+/// Whether this is an event that a dead-letter queue has written: it is not dead-lettered again.
+pub(crate) fn is_letter(event: &Event) -> bool {
+    [record::LETTER_TYPE, record::MARK_TYPE, FORWARDED_TYPE].contains(&event.event_type.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    pub(super) fn letter(subject: &str) -> DeadLetterEvent {
+        let received = ReceivedEvent {
+            event: Event::new(subject, "a", "", "test", json!({"n": 1})),
+            sequence: 1,
+            num_delivered: 3,
+            stream: "memory".into(),
+        };
+        DeadLetterEvent::new(received, "because")
+    }
+
+    pub(super) fn subjects(letters: Vec<DeadLetterEvent>) -> Vec<String> {
+        letters.into_iter().map(|letter| letter.event.event.subject).collect()
+    }
+
+    #[test]
+    fn a_new_dead_letter_knows_its_time_and_nothing_else() {
+        let before = unix_millis();
+        let letter = letter("events.a");
+        assert!((before..=unix_millis()).contains(&letter.dead_lettered_at));
+        assert_eq!(letter.reason, "because");
+        assert!(letter.original_subject.is_none());
+        assert!(letter.delivery_attempts.is_none() && letter.first_failure_at.is_none());
+    }
+
+    #[tokio::test]
+    async fn memory_lists_the_newest_first_and_drops_the_oldest() {
+        let queue = MemoryDlqHandler::new(2);
+        for subject in ["events.1", "events.2", "events.3"] {
+            queue.handle(letter(subject)).await.unwrap();
+        }
+        assert_eq!(queue.count().await.unwrap(), 2);
+        assert_eq!(subjects(queue.list(10).await.unwrap()), ["events.3", "events.2"]);
+        assert_eq!(subjects(queue.list(1).await.unwrap()), ["events.3"]);
+        assert!(queue.list(0).await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn memory_without_a_limit_keeps_everything() {
+        let queue = MemoryDlqHandler::new(0);
+        for _ in 0..100 {
+            queue.handle(letter("events.a")).await.unwrap();
+        }
+        assert_eq!(queue.count().await.unwrap(), 100);
+        assert_eq!(MemoryDlqHandler::default().max_events, 10_000);
+    }
+
+    #[test]
+    fn the_last_allowed_delivery_is_dead_lettered() {
+        let received = letter("events.a").event;
+        for (max_deliver, expected) in [(0, false), (1, true), (3, true), (4, false)] {
+            assert_eq!(should_dead_letter(&received, max_deliver), expected, "{max_deliver}");
+        }
+    }
+}

@@ -1,0 +1,373 @@
+//! A dead-letter queue that is kept in a provider.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use super::letter::{DeadLetter, FailureClass};
+use super::record::{Mark, Record, letter_event, mark_event, marks_subject};
+use super::{DeadLetterEvent, DlqHandler};
+use crate::error::{EventError, Result};
+use crate::provider::{EventProvider, HistoryQuery, StoredEvent, unsupported};
+use crate::subject::subject_matches;
+use crate::types::{Event, PublishOptions};
+
+/// How many stored events are read at a time.
+const PAGE: usize = 100;
+/// Longest wait for one answer of the provider, whose own deadlines are shorter.
+pub(super) const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A dead-letter queue that is kept in any provider, under its own subjects: letters as
+/// `{prefix}.dlq.letters.{original subject}`, and what became of them as `{prefix}.dlq.marks.{key}`.
+///
+/// Nothing is ever deleted: a letter that was replayed or discarded has a mark behind it and is no longer
+/// [open](LetterStatus::Open). Letters and marks go when the limits of the stream drop them, so give the queue a stream of
+/// its own, large enough; one that refuses new events when it is full, where the provider can, holds consumption up
+/// instead of dropping letters.
+///
+/// A failure is kept once, also when several processes report it, or one reports it again after a crash.
+///
+/// ```
+/// use std::sync::Arc;
+/// use a3s_event::dlq::{LetterFilter, ProviderDlq, Replay};
+/// use a3s_event::{EventBus, MemoryProvider};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> a3s_event::Result<()> {
+/// let letters = Arc::new(ProviderDlq::new(Arc::new(MemoryProvider::default()))?);
+/// let bus = EventBus::builder(MemoryProvider::default()).dlq_handler(letters.clone()).build()?;
+///
+/// for stored in letters.find(&LetterFilter::default().subject("events.orders.>"), 50).await? {
+///     println!("{}: {} ({})", stored.id, stored.letter.reason, stored.letter.class);
+/// }
+/// let report = letters.replay(bus.provider(), &Replay::default().dry_run()).await?;
+/// assert!(report.replayed.is_empty());
+/// # Ok(())
+/// # }
+/// ```
+pub struct ProviderDlq {
+    pub(super) provider: Arc<dyn EventProvider>,
+}
+
+/// Whether something was done about a dead letter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum LetterStatus {
+    /// Nothing yet.
+    Open,
+    /// It was published again.
+    Replayed,
+    /// Somebody decided that nothing is to be done.
+    Discarded,
+}
+
+impl fmt::Display for LetterStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Open => "open",
+            Self::Replayed => "replayed",
+            Self::Discarded => "discarded",
+        })
+    }
+}
+
+/// A dead letter in the queue.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct StoredLetter {
+    /// Its number in the queue.
+    pub id: u64,
+    /// Identifies the failure; see [`DeadLetter::key`].
+    pub key: String,
+    /// The letter.
+    pub letter: DeadLetter,
+    /// Whether its payload was too large for the queue: it is only in the stream that it came from.
+    pub omitted: bool,
+    /// Whether something was done about it.
+    pub status: LetterStatus,
+    /// How often it was replayed.
+    pub replays: u64,
+}
+
+/// Which letters are meant; the default is all open ones.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct LetterFilter {
+    /// Filter of the original subject.
+    pub subject: Option<String>,
+    /// Only failures of this class.
+    pub class: Option<FailureClass>,
+    /// Only those of this consumer.
+    pub consumer: Option<String>,
+    /// Only events with this id.
+    pub event_id: Option<String>,
+    /// Only what was given up at this time or later, in Unix milliseconds.
+    pub since: Option<u64>,
+    /// Only what was given up before this time, in Unix milliseconds.
+    pub before: Option<u64>,
+    /// Only letters with this status; `None` means all.
+    pub status: Option<LetterStatus>,
+}
+
+impl Default for LetterFilter {
+    fn default() -> Self {
+        Self {
+            subject: None,
+            class: None,
+            consumer: None,
+            event_id: None,
+            since: None,
+            before: None,
+            status: Some(LetterStatus::Open),
+        }
+    }
+}
+
+impl LetterFilter {
+    /// Only letters whose original subject matches.
+    #[must_use]
+    pub fn subject(mut self, filter: impl Into<String>) -> Self {
+        self.subject = Some(filter.into());
+        self
+    }
+
+    /// Only failures of this class.
+    #[must_use]
+    pub fn class(mut self, class: FailureClass) -> Self {
+        self.class = Some(class);
+        self
+    }
+
+    /// Only those of this consumer.
+    #[must_use]
+    pub fn consumer(mut self, name: impl Into<String>) -> Self {
+        self.consumer = Some(name.into());
+        self
+    }
+
+    /// Only events with this id.
+    #[must_use]
+    pub fn event_id(mut self, id: impl Into<String>) -> Self {
+        self.event_id = Some(id.into());
+        self
+    }
+
+    /// Only what was given up at this time or later, in Unix milliseconds.
+    #[must_use]
+    pub fn since(mut self, unix_ms: u64) -> Self {
+        self.since = Some(unix_ms);
+        self
+    }
+
+    /// Only what was given up before this time, in Unix milliseconds.
+    #[must_use]
+    pub fn before(mut self, unix_ms: u64) -> Self {
+        self.before = Some(unix_ms);
+        self
+    }
+
+    /// Letters with this status instead of open ones; `None` means all.
+    #[must_use]
+    pub fn status(mut self, status: Option<LetterStatus>) -> Self {
+        self.status = status;
+        self
+    }
+
+    /// Whether a letter is meant.
+    pub fn matches(&self, stored: &StoredLetter) -> bool {
+        let letter = &stored.letter;
+        let subject = letter.original_subject.as_deref().unwrap_or(&letter.event.event.subject);
+        self.subject.as_deref().is_none_or(|filter| subject_matches(subject, filter))
+            && self.class.is_none_or(|class| letter.class == class)
+            && self.consumer.as_ref().is_none_or(|name| letter.consumer.as_ref() == Some(name))
+            && self.event_id.as_ref().is_none_or(|id| letter.event.event.id == *id)
+            && self.since.is_none_or(|since| letter.dead_lettered_at >= since)
+            && self.before.is_none_or(|before| letter.dead_lettered_at < before)
+            && self.status.is_none_or(|status| stored.status == status)
+    }
+}
+
+impl ProviderDlq {
+    /// A queue in this provider, which holds all letters that it holds already.
+    ///
+    /// # Errors
+    ///
+    /// [`EventError::Unsupported`] for a provider that declares that it has no history queries.
+    pub fn new(provider: Arc<dyn EventProvider>) -> Result<Self> {
+        if provider.capabilities().history_query.is_no() {
+            return Err(unsupported("query", provider.name()));
+        }
+        Ok(Self { provider })
+    }
+
+    /// The newest `limit` letters that are meant, newest first. Reads from the newest letter on, and no more than needed.
+    ///
+    /// # Errors
+    ///
+    /// As [`EventProvider::query`], and [`EventError::Timeout`].
+    pub async fn find(&self, filter: &LetterFilter, limit: usize) -> Result<Vec<StoredLetter>> {
+        let mut found = Vec::new();
+        if limit == 0 {
+            return Ok(found);
+        }
+        self.visit(|letter| {
+            if filter.matches(&letter) {
+                found.push(letter);
+            }
+            if found.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })
+        .await?;
+        Ok(found)
+    }
+
+    /// How many letters are meant. Reads the whole queue.
+    ///
+    /// # Errors
+    ///
+    /// As [`find`](ProviderDlq::find).
+    pub async fn count_matching(&self, filter: &LetterFilter) -> Result<usize> {
+        let mut count = 0;
+        self.visit(|letter| {
+            count += usize::from(filter.matches(&letter));
+            ControlFlow::Continue(())
+        })
+        .await?;
+        Ok(count)
+    }
+
+    /// The letter with this number.
+    ///
+    /// # Errors
+    ///
+    /// [`EventError::NotFound`] when there is none, also when the stream's limits have dropped it; otherwise as
+    /// [`find`](ProviderDlq::find).
+    pub async fn show(&self, id: u64) -> Result<StoredLetter> {
+        let query = HistoryQuery::new(1).since_sequence(id).before_sequence(id.saturating_add(1));
+        let stored = self.query(&query).await?;
+        let Some(Record::Letter(mut letter)) = stored.first().and_then(Record::of) else {
+            return Err(EventError::NotFound(format!("dead letter {id}")));
+        };
+        let marks = HistoryQuery::new(1).filter(marks_subject(self.provider.subject_prefix(), &letter.key));
+        if let Some(Record::Mark(mark)) = self.query(&marks).await?.first().and_then(Record::of) {
+            (letter.status, letter.replays) = (mark.status, mark.replays);
+        }
+        Ok(*letter)
+    }
+
+    /// Decides that nothing is to be done about a letter. It is kept, and is no longer open.
+    ///
+    /// # Errors
+    ///
+    /// As [`show`](ProviderDlq::show) and [`EventProvider::publish`].
+    pub async fn discard(&self, id: u64) -> Result<()> {
+        let letter = self.show(id).await?;
+        if letter.status == LetterStatus::Discarded {
+            return Ok(());
+        }
+        tracing::info!(id, event = letter.letter.event.event.id, "dead letter discarded");
+        let mark = Mark { key: letter.key, status: LetterStatus::Discarded, replays: letter.replays };
+        self.mark(&mark).await
+    }
+
+    pub(super) async fn mark(&self, mark: &Mark) -> Result<()> {
+        let event = mark_event(mark, self.provider.subject_prefix())?;
+        publish_once(&*self.provider, &event, event.id.clone()).await.map(drop)
+    }
+
+    /// Shows every letter, newest first, until told to stop. What was written twice is shown once.
+    pub(super) async fn visit(
+        &self,
+        mut show: impl FnMut(StoredLetter) -> ControlFlow<()> + Send,
+    ) -> Result<()> {
+        // A mark lies behind its letter, so that it is met before it.
+        let mut marks: HashMap<String, Mark> = HashMap::new();
+        let mut seen: HashSet<String> = HashSet::new();
+        let mut query = HistoryQuery::new(PAGE).filter(format!("{}.dlq.>", self.provider.subject_prefix()));
+        loop {
+            let page = self.query(&query).await?;
+            for stored in &page {
+                match Record::of(stored) {
+                    Some(Record::Mark(mark)) => drop(marks.entry(mark.key.clone()).or_insert(mark)),
+                    Some(Record::Letter(mut letter)) if seen.insert(letter.key.clone()) => {
+                        if let Some(mark) = marks.get(&letter.key) {
+                            (letter.status, letter.replays) = (mark.status, mark.replays);
+                        }
+                        if show(*letter).is_break() {
+                            return Ok(());
+                        }
+                    }
+                    Some(Record::Letter(_)) | None => {}
+                }
+            }
+            match page.last() {
+                Some(oldest) if page.len() == PAGE => query = query.before_sequence(oldest.sequence),
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    async fn query(&self, query: &HistoryQuery) -> Result<Vec<StoredEvent>> {
+        within_deadline("query", self.provider.query(query)).await
+    }
+
+    async fn store(&self, letter: &DeadLetter) -> Result<()> {
+        let prefix = self.provider.subject_prefix();
+        let event = letter_event(letter, prefix, true)?;
+        let stored = publish_once(&*self.provider, &event, event.id.clone()).await;
+        let Err(EventError::TooLarge { .. } | EventError::InvalidEvent { .. }) = stored else {
+            return stored.map(drop);
+        };
+        // With what is added to it the event is too large or too deep; its payload is still in its own stream.
+        let event = letter_event(letter, prefix, false)?;
+        publish_once(&*self.provider, &event, event.id.clone()).await.map(drop)
+    }
+}
+
+/// Publishes with a `msg_id` where the provider knows what that is.
+pub(super) async fn publish_once(provider: &dyn EventProvider, event: &Event, msg_id: String) -> Result<u64> {
+    let msg_id = (!provider.capabilities().dedup.is_no()).then_some(msg_id);
+    let options = PublishOptions { msg_id, ..PublishOptions::default() };
+    within_deadline("publish", provider.publish_with_options(event, &options)).await
+}
+
+async fn within_deadline<T>(operation: &str, call: impl Future<Output = Result<T>> + Send) -> Result<T> {
+    tokio::time::timeout(DEADLINE, call).await.unwrap_or_else(|_elapsed| {
+        Err(EventError::Timeout(format!(
+            "{operation} of the dead-letter queue gave no answer within {DEADLINE:?}"
+        )))
+    })
+}
+
+impl fmt::Debug for ProviderDlq {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProviderDlq").field("provider", &self.provider.name()).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl DlqHandler for ProviderDlq {
+    async fn handle(&self, event: DeadLetterEvent) -> Result<()> {
+        self.handle_letter(event.into()).await
+    }
+
+    async fn handle_letter(&self, letter: DeadLetter) -> Result<()> {
+        self.store(&letter).await
+    }
+
+    /// Counts the open letters; reads the whole queue.
+    async fn count(&self) -> Result<usize> {
+        self.count_matching(&LetterFilter::default()).await
+    }
+
+    /// Lists the open letters.
+    async fn list(&self, limit: usize) -> Result<Vec<DeadLetterEvent>> {
+        let letters = self.find(&LetterFilter::default(), limit).await?;
+        Ok(letters.into_iter().map(|stored| stored.letter.into()).collect())
+    }
+}

@@ -1,0 +1,217 @@
+//! How a dead letter, and what became of it, is written as an event.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::letter::{DeadLetter, FailureClass};
+use super::provider::{LetterStatus, StoredLetter};
+use crate::error::{Result, shorten};
+use crate::provider::StoredEvent;
+use crate::subject::validate_subject;
+use crate::types::{Event, ReceivedEvent, unix_millis};
+
+/// Event type of a dead letter.
+pub(super) const LETTER_TYPE: &str = "a3s.dlq.letter";
+/// Event type of what says that a letter was replayed or discarded.
+pub(super) const MARK_TYPE: &str = "a3s.dlq.mark";
+/// Last token of a letter's subject where the original one does not fit.
+const LONG_SUBJECT: &str = "long-subject";
+/// Longest reason in characters; what is behind it is cut off.
+const MAX_REASON: usize = 2_000;
+
+/// The payload of a stored letter.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Letter {
+    key: String,
+    /// The event; its payload is `null` where `omitted` says so.
+    event: Event,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    omitted: bool,
+    stream: String,
+    sequence: u64,
+    num_delivered: u64,
+    reason: String,
+    class: FailureClass,
+    dead_lettered_at: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    consumer: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attempts: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    first_failure_at: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_failure_at: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    original_subject: Option<String>,
+    /// Raw bytes that are text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    raw: Option<String>,
+    /// Raw bytes that are not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    raw_hex: Option<String>,
+}
+
+/// What became of a letter.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Mark {
+    pub(super) key: String,
+    pub(super) status: LetterStatus,
+    /// How often it was replayed so far.
+    pub(super) replays: u64,
+}
+
+/// An event of the queue, read.
+pub(super) enum Record {
+    Letter(Box<StoredLetter>),
+    Mark(Mark),
+}
+
+impl Record {
+    /// Reads a stored event; `None` when it is none of the queue's.
+    pub(super) fn of(stored: &StoredEvent) -> Option<Self> {
+        let payload = || stored.event.payload.clone();
+        let read = match stored.event.event_type.as_str() {
+            LETTER_TYPE => serde_json::from_value::<Letter>(payload())
+                .map(|letter| Self::Letter(Box::new(stored_letter(letter, stored.sequence)))),
+            MARK_TYPE => serde_json::from_value::<Mark>(payload()).map(Self::Mark),
+            _ => return None,
+        };
+        read.inspect_err(|error| {
+            tracing::warn!(sequence = stored.sequence, %error, "unreadable record in the dead-letter queue");
+        })
+        .ok()
+    }
+}
+
+/// The event that keeps a letter. Without its payload, where the whole does not fit.
+pub(super) fn letter_event(letter: &DeadLetter, prefix: &str, whole: bool) -> Result<Event> {
+    let source = &letter.event.event;
+    let original_subject = letter.original_subject.as_deref().unwrap_or(&source.subject);
+    let mut subject = format!("{prefix}.dlq.letters.{original_subject}");
+    if validate_subject(&subject).is_err() {
+        // With what stands before it, the original is too long; it is in the payload.
+        subject = format!("{prefix}.dlq.letters.{LONG_SUBJECT}");
+    }
+    let key = letter.key();
+    let (raw, raw_hex) = match letter.raw.as_deref().filter(|_| whole) {
+        None => (None, None),
+        Some(raw) => match std::str::from_utf8(raw) {
+            Ok(text) => (Some(text.to_owned()), None),
+            Err(_) => (None, Some(to_hex(raw))),
+        },
+    };
+    let payload = if whole && letter.raw.is_none() { source.payload.clone() } else { Value::Null };
+    let payload = serde_json::to_value(Letter {
+        key: key.clone(),
+        event: Event { payload, ..shell_of(source) },
+        omitted: !whole,
+        stream: letter.event.stream.clone(),
+        sequence: letter.event.sequence,
+        num_delivered: letter.event.num_delivered,
+        reason: letter.reason.chars().take(MAX_REASON).collect(),
+        class: letter.class,
+        dead_lettered_at: letter.dead_lettered_at,
+        consumer: letter.consumer.clone(),
+        attempts: letter.attempts,
+        first_failure_at: letter.first_failure_at,
+        last_failure_at: letter.last_failure_at,
+        original_subject: letter.original_subject.clone(),
+        raw,
+        raw_hex,
+    })?;
+    let summary = format!("Dead letter: {}", shorten(&letter.reason));
+    let mut event = Event::typed(subject, "dlq", LETTER_TYPE, 1, summary, "dlq", payload);
+    event.id = format!("dlq-{key}");
+    event.timestamp = letter.dead_lettered_at;
+    Ok(event)
+}
+
+/// The event without its payload, which may be large.
+fn shell_of(event: &Event) -> Event {
+    Event {
+        id: event.id.clone(),
+        subject: event.subject.clone(),
+        category: event.category.clone(),
+        event_type: event.event_type.clone(),
+        version: event.version,
+        payload: Value::Null,
+        summary: event.summary.clone(),
+        source: event.source.clone(),
+        timestamp: event.timestamp,
+        metadata: event.metadata.clone(),
+    }
+}
+
+/// The event that keeps a mark.
+pub(super) fn mark_event(mark: &Mark, prefix: &str) -> Result<Event> {
+    let subject = marks_subject(prefix, &mark.key);
+    let summary = format!("Dead letter {}", mark.status);
+    let mut event = Event::typed(subject, "dlq", MARK_TYPE, 1, summary, "dlq", serde_json::to_value(mark)?);
+    event.id = format!("dlq-{}-{}-{}", mark.key, mark.status, mark.replays);
+    event.timestamp = unix_millis();
+    Ok(event)
+}
+
+/// Where the marks of a letter are.
+pub(super) fn marks_subject(prefix: &str, key: &str) -> String {
+    format!("{prefix}.dlq.marks.{key}")
+}
+
+fn stored_letter(letter: Letter, id: u64) -> StoredLetter {
+    let received = ReceivedEvent {
+        event: letter.event,
+        sequence: letter.sequence,
+        num_delivered: letter.num_delivered,
+        stream: letter.stream,
+    };
+    let mut dead = DeadLetter::new(received, letter.class, letter.reason);
+    dead.consumer = letter.consumer;
+    dead.attempts = letter.attempts;
+    dead.first_failure_at = letter.first_failure_at;
+    dead.last_failure_at = letter.last_failure_at;
+    dead.dead_lettered_at = letter.dead_lettered_at;
+    dead.original_subject = letter.original_subject;
+    dead.raw = match (letter.raw, letter.raw_hex) {
+        (Some(text), _) => Some(text.into_bytes()),
+        (None, Some(hex)) => from_hex(&hex),
+        (None, None) => None,
+    };
+    StoredLetter {
+        id,
+        key: letter.key,
+        letter: dead,
+        omitted: letter.omitted,
+        status: LetterStatus::Open,
+        replays: 0,
+    }
+}
+
+fn to_hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut hex, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}
+
+fn from_hex(hex: &str) -> Option<Vec<u8>> {
+    hex.as_bytes()
+        .chunks(2)
+        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_survive_hexadecimal() {
+        let bytes: Vec<u8> = (0..=255).collect();
+        assert_eq!(from_hex(&to_hex(&bytes)), Some(bytes));
+        assert_eq!(from_hex("zz"), None);
+    }
+}
