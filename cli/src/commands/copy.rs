@@ -171,8 +171,8 @@ async fn copy_events(mut forward: Forward, target: &dyn EventProvider, copied: &
             last = publish(target, &rest, last).await?;
             copied.events += rest.len() as u64;
         }
-        bar.set_message(format!("{} of about {} events", copied.events, forward.end()));
-        bar.tick();
+        bar.set_position(copied.events);
+        bar.set_message(format!("{} events, the last is number {}", copied.events, forward.end()));
     }
 }
 

@@ -40,7 +40,10 @@ pub(super) async fn run(app: &mut App, args: Args, target: Target) -> Outcome {
         {
             checkpoint.store(last)?;
         }
-        progress.set_position(records.position.load(Ordering::Relaxed));
+        match records.bytes {
+            Some(_) => progress.set_position(records.position.load(Ordering::Relaxed)),
+            None => progress.set_position(published.events),
+        }
         progress.set_message(format!("{} events", published.events));
         done.ended?;
         failure.map_or(Ok(()), Err)?;
@@ -163,12 +166,12 @@ async fn next_batch(records: &mut Records, size: usize) -> Option<(Vec<Record>, 
     Some((batch, None))
 }
 
-/// Rate and time left on stderr, when it is a terminal.
+/// Progress on stderr, when it is a terminal: rate and time left of an input of so many bytes, else the rate of events.
 pub(super) fn progress(total: Option<u64>) -> ProgressBar {
     let progress = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr());
     let template = match total {
         Some(_) => "{bar:30} {percent}%  {msg}  {binary_bytes_per_sec}  {eta} left",
-        None => "{spinner} {msg}  {binary_bytes_per_sec}",
+        None => "{spinner} {msg}  {per_sec}",
     };
     match ProgressStyle::with_template(template) {
         Ok(style) => progress.with_style(style),
