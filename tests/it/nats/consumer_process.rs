@@ -90,7 +90,7 @@ async fn what_a_killed_process_was_handling_goes_to_another() {
             None => assert!(acked.contains(&number) || interrupted.contains(&number), "{number} is lost"),
             Some(times) if acked.contains(&number) => panic!("{number} was settled and came {times} times"),
             Some(times) if interrupted.contains(&number) => {
-                assert!(*times >= 2, "{number} came {times} times")
+                assert!(*times >= 2, "{number} came {times} times");
             }
             Some(_) => {}
         }
