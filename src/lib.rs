@@ -16,6 +16,7 @@ pub mod sink;
 pub mod source;
 pub mod state;
 pub mod subject;
+pub mod trace;
 pub mod types;
 
 pub mod docs;
@@ -35,7 +36,7 @@ pub use crypto::Aes256GcmEncryptor;
 pub use crypto::{EncryptedPayload, EventEncryptor};
 pub use dlq::{DeadLetterEvent, DlqHandler, MemoryDlqHandler, SinkDlqHandler};
 pub use error::{BackendError, ErrorKind, EventError, Result};
-pub use metrics::{EventMetrics, MetricsSnapshot};
+pub use metrics::{BusMetrics, ConsumerMetrics, EventMetrics, MetricsSnapshot};
 pub use provider::memory::{MemoryConfig, MemoryProvider};
 #[cfg(feature = "nats")]
 #[cfg_attr(docsrs, doc(cfg(feature = "nats")))]
@@ -55,6 +56,7 @@ pub use schema::{Compatibility, EventSchema, MemorySchemaRegistry, SchemaRegistr
 pub use sink::{CollectorSink, EventSink, FailingSink, InProcessSink, LogSink, TopicSink};
 pub use source::{CronSource, EventSource};
 pub use state::{FileStateStore, MemoryStateStore, StateStore};
+pub use trace::TraceContext;
 pub use types::{
     DeliverPolicy, Event, EventCounts, PublishOptions, ReceivedEvent, SubscribeOptions, SubscriptionFilter,
 };

@@ -11,7 +11,10 @@ use a3s_event::bus::EventBusBuilder;
 use a3s_event::crypto::{EncryptedPayload, EventEncryptor};
 use a3s_event::dlq::{DeadLetterEvent, DlqHandler, MemoryDlqHandler, SinkDlqHandler, should_dead_letter};
 use a3s_event::error::{EventError, Result};
-use a3s_event::metrics::{EventMetrics, MetricsSnapshot};
+use a3s_event::metrics::{
+    BusMetrics, BusMetricsSnapshot, ConsumerMetrics, ConsumerMetricsSnapshot, EventMetrics, LatencyBucket,
+    LatencyHistogram, LatencySnapshot, MetricsSnapshot, PROMETHEUS_CONTENT_TYPE, Processing,
+};
 use a3s_event::provider::memory::{MemoryConfig, MemoryProvider};
 use a3s_event::provider::{EventProvider, PendingEvent, ProviderInfo, Subscription};
 use a3s_event::scaling::{INSTANCE_HEALTH, INSTANCE_READY, INSTANCE_STOPPED, SCALE_DOWN, SCALE_UP};
@@ -21,6 +24,7 @@ use a3s_event::source::{CronSource, EventSource, MetricsSource, WebhookSource};
 use a3s_event::state::{FileStateStore, MemoryStateStore, StateStore};
 use a3s_event::store::EventBus;
 use a3s_event::subject::subject_matches;
+use a3s_event::trace::{TRACEPARENT, TRACESTATE, TraceContext, process_span, record_error, semconv};
 use a3s_event::types::{
     DeliverPolicy, Event, EventCounts, PublishOptions, ReceivedEvent, SubscribeOptions, SubscriptionFilter,
 };
@@ -223,6 +227,8 @@ async fn bus_signatures(mut bus: EventBus, event: &Event) -> Result<()> {
     let _: Option<&dyn DlqHandler> = bus.dlq_handler();
     let _: Option<&dyn SchemaRegistry> = bus.schema_registry();
     let _: &EventMetrics = bus.metrics();
+    let _: &BusMetrics = bus.telemetry();
+    bus.observe_lag().await?;
     let _: &str = bus.provider_name();
     let _: &dyn EventProvider = bus.provider();
     let _: Arc<dyn EventProvider> = bus.provider_arc();

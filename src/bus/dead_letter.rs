@@ -8,7 +8,7 @@ use async_trait::async_trait;
 
 use crate::dlq::{DeadLetterEvent, DlqHandler};
 use crate::error::{EventError, Result};
-use crate::metrics::EventMetrics;
+use crate::metrics::{BusMetrics, ConsumerMetrics};
 use crate::provider::{AckHandler, Delivery};
 use crate::types::{Event, ReceivedEvent};
 
@@ -25,7 +25,8 @@ pub(super) struct DeadLetters {
     pub(super) ack_wait: Duration,
     /// How long the handler may take.
     pub(super) timeout: Duration,
-    pub(super) metrics: Arc<EventMetrics>,
+    pub(super) metrics: Arc<BusMetrics>,
+    pub(super) consumer: Arc<ConsumerMetrics>,
 }
 
 impl DeadLetters {
@@ -69,6 +70,7 @@ impl DeadLetters {
         match handled {
             Ok(()) => {
                 self.metrics.record_dlq();
+                self.consumer.record_dead_letter();
                 delivery.term_or_ack(reason).await
             }
             Err(error) => {

@@ -7,11 +7,13 @@ use tracing::Instrument;
 
 use super::EventBus;
 use super::dead_letter::DeadLetters;
+use super::metered::Metered;
 use super::registry::distinct_name;
 use super::subscription::BusSubscription;
 use crate::error::{EventError, Result, shorten};
 use crate::provider::consumer::{ConsumerConfig, DEFAULT_ACK_WAIT};
 use crate::provider::{ConsumerInfo, Subscription, unsupported};
+use crate::trace;
 use crate::types::{SubscribeOptions, SubscriptionFilter};
 
 /// Most subjects in one subscription.
@@ -54,14 +56,10 @@ impl EventBus {
         self.check_subscription(&filter)?;
         let mut subscriptions = Vec::with_capacity(filter.subjects.len());
         for subject in &filter.subjects {
-            let span = tracing::info_span!(
-                "subscribe",
-                messaging.system = self.provider.name(),
-                messaging.operation.name = "subscribe",
-                messaging.destination.name = subject,
-                messaging.consumer.group.name = subscriber_id,
-            );
-            subscriptions.push(self.open(&filter, subject).instrument(span).await?);
+            let span = trace::subscribe_span(self.provider.name(), subscriber_id, subject);
+            let subscription = self.open(&filter, subject).instrument(span).await?;
+            let metrics = self.metrics.consumer(subscriber_id, subject);
+            subscriptions.push(Box::new(Metered::new(subscription, metrics)) as Box<dyn Subscription>);
             self.metrics.record_subscribe();
         }
         Ok(subscriptions)
@@ -79,6 +77,7 @@ impl EventBus {
             self.forget_consumers(subscriber_id, &filter.subjects).await;
         }
         self.metrics.record_unsubscribe();
+        self.metrics.forget(subscriber_id);
         self.save_subscriptions().await;
         Ok(())
     }
@@ -151,6 +150,7 @@ impl EventBus {
                 .map_or(DEFAULT_ACK_WAIT, Duration::from_secs),
             timeout: self.operation_timeout,
             metrics: Arc::clone(&self.metrics),
+            consumer: self.metrics.consumer(&filter.subscriber_id, subject),
         };
         Ok(Box::new(BusSubscription::new(inner, self.encryptor.clone(), letters)))
     }

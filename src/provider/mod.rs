@@ -30,6 +30,7 @@ use async_trait::async_trait;
 pub(crate) use capability::unsupported;
 pub use capability::{Capabilities, Durability, Support};
 pub use delivery::{AckHandler, Delivery, LeaseHolder, PendingEvent};
+pub(crate) use delivery::{Settle, SettlementObserver};
 pub use query::{ConsumerInfo, HistoryQuery, StoredEvent};
 pub use registry::{ProviderRegistry, ProviderUrl};
 

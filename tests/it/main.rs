@@ -20,6 +20,7 @@ mod publish;
 mod secrecy;
 mod stress;
 mod subscriptions;
+mod telemetry;
 
 use std::time::Duration;
 
