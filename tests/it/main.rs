@@ -9,6 +9,8 @@
 )]
 
 mod allocations;
+#[cfg(all(feature = "encryption", feature = "nats", feature = "routing", feature = "sqlite"))]
+mod canary;
 mod dead_letters;
 mod memory;
 #[cfg(feature = "nats")]
