@@ -217,7 +217,12 @@ fn new_folder() -> PathBuf {
     }
 }
 
-fn reference() -> PathBuf {
+/// The server that `A3S_EVENT_NATS_SERVER` names, else the reference.
+///
+/// # Panics
+///
+/// When there is no such server, with what to do about it.
+pub fn reference() -> PathBuf {
     if let Some(binary) = std::env::var_os("A3S_EVENT_NATS_SERVER") {
         return binary.into();
     }

@@ -6,38 +6,38 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use a3s_event::provider::nats::NatsProviderBuilder;
-use a3s_event::{EventProvider, NatsConfig, NatsProvider};
-use a3s_event_testkit::nats_server::{OLDEST, unpacked};
+use a3s_event::{Event, EventProvider, NatsConfig, NatsProvider};
+use a3s_event_testkit::nats_server::{OLDEST, reference, unpacked};
 use a3s_event_testkit::{
     Case, Clock, Fixture, Harness, NatsServer, Need, Outcome, Settings, async_trait, cases, run_case,
 };
 use tokio::sync::Mutex;
 
-/// Runs the cases on this server, the reference when it is `None`.
-struct Nats(Option<PathBuf>);
-
-struct Running {
-    server: Mutex<NatsServer>,
-    settings: Settings,
-    provider: Arc<NatsProvider>,
+/// Where the cases run.
+enum Nats {
+    /// Each on a server of its own, which can be restarted.
+    Own(PathBuf),
+    /// On a server that runs already, each with a stream and a prefix of its own. It is not restarted.
+    Shared(String),
 }
 
-fn builder(server: &NatsServer, settings: &Settings) -> NatsProviderBuilder {
-    let mut config = NatsConfig { url: server.url(), ..NatsConfig::default() };
-    if let Some(max) = settings.max_events {
-        config.max_events = i64::try_from(max).unwrap();
+/// The server that `A3S_EVENT_NATS_URL` names, else the reference.
+fn nats() -> Nats {
+    match std::env::var("A3S_EVENT_NATS_URL") {
+        Ok(url) => Nats::Shared(url),
+        Err(_) => Nats::Own(reference()),
     }
-    let builder = NatsProvider::builder(config);
-    match settings.dedup_window {
-        Some(window) => builder.dedup_window(window),
-        None => builder,
-    }
+}
+
+struct Running {
+    server: Option<Mutex<NatsServer>>,
+    builder: NatsProviderBuilder,
+    provider: Arc<NatsProvider>,
 }
 
 impl Running {
     async fn reconnect(&self) -> Arc<NatsProvider> {
-        let server = self.server.lock().await;
-        Arc::new(builder(&server, &self.settings).connect().await.unwrap())
+        Arc::new(self.builder.clone().connect().await.unwrap())
     }
 }
 
@@ -52,12 +52,49 @@ impl Harness for Nats {
             // The server refuses an event that is larger than its limit in bytes, where others drop all but that event.
             return None;
         }
-        let server = match &self.0 {
-            Some(binary) => NatsServer::start_binary(binary, "").await,
-            None => NatsServer::start().await,
+        let (server, mut config) = match self {
+            Self::Own(binary) => {
+                let server = NatsServer::start_binary(binary, "").await;
+                let config = NatsConfig { url: server.url(), ..NatsConfig::default() };
+                (Some(Mutex::new(server)), config)
+            }
+            Self::Shared(url) => {
+                let unique = Event::new("", "", "", "", serde_json::Value::Null).id.replace('-', "");
+                let (stream_name, subject_prefix) =
+                    (format!("TESTKIT_{unique}"), format!("testkit_{unique}"));
+                (None, NatsConfig { url: url.clone(), stream_name, subject_prefix, ..NatsConfig::default() })
+            }
         };
-        let provider = Arc::new(builder(&server, settings).connect().await.unwrap());
-        Some(Box::new(Running { server: Mutex::new(server), settings: settings.clone(), provider }))
+        if let Some(max) = settings.max_events {
+            config.max_events = i64::try_from(max).unwrap();
+        }
+        let mut builder = NatsProvider::builder(config);
+        if let Some(window) = settings.dedup_window {
+            builder = builder.dedup_window(window);
+        }
+        let provider = Arc::new(builder.clone().connect().await.unwrap());
+        Some(Box::new(Running { server, builder, provider }))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.server.is_some() {
+            return;
+        }
+        let builder = self.builder.clone();
+        let deleting = async {
+            let provider = builder.connect().await.unwrap();
+            let client = provider.client();
+            client.jetstream_context().delete_stream(&client.config().stream_name).await.unwrap();
+        };
+        // A runtime of its own: that of the case is busy with this.
+        let deleted = std::thread::scope(|scope| {
+            scope.spawn(|| tokio::runtime::Runtime::new().unwrap().block_on(deleting)).join()
+        });
+        if deleted.is_err() && !std::thread::panicking() {
+            panic!("the stream of the case was not deleted");
+        }
     }
 }
 
@@ -72,7 +109,7 @@ impl Fixture for Running {
     }
 
     async fn restart(&self) -> Option<Arc<dyn EventProvider>> {
-        self.server.lock().await.restart().await;
+        self.server.as_ref()?.lock().await.restart().await;
         Some(self.reconnect().await)
     }
 
@@ -84,7 +121,7 @@ impl Fixture for Running {
 }
 
 mod contract {
-    a3s_event_testkit::conformance_tests!(super::Nats(None), clock = Real);
+    a3s_event_testkit::conformance_tests!(super::nats(), clock = Real);
 }
 
 /// The outcomes of all cases that were not kept, and of those that panicked.
@@ -129,16 +166,27 @@ const NOT_KEPT: [(&str, Option<Outcome>); 11] = [
     ),
 ];
 
+/// The cases that restart the server, which is not done to one that others may use.
+const RESTARTS: [&str; 3] =
+    ["a_position_outlives_a_restart", "attempts_outlive_a_restart", "stored_events_outlive_a_restart"];
+
 #[test]
 fn what_is_not_kept_is_known() {
-    assert_eq!(not_kept(&Nats(None)), NOT_KEPT);
+    let nats = nats();
+    let mut known = NOT_KEPT.to_vec();
+    if matches!(nats, Nats::Shared(_)) {
+        let why = Outcome::NotApplicable("nothing of this provider outlives a restart");
+        known.extend(RESTARTS.map(|name| (name, Some(why))));
+        known.sort_unstable_by_key(|(name, _)| *name);
+    }
+    assert_eq!(not_kept(&nats), known);
 }
 
 /// Runs where `scripts/fetch-nats-server` could get that server, which needs Debian's package.
 #[test]
 fn the_oldest_server_keeps_the_same_cases() {
     match unpacked(OLDEST) {
-        Some(binary) => assert_eq!(not_kept(&Nats(Some(binary))), NOT_KEPT),
+        Some(binary) => assert_eq!(not_kept(&Nats::Own(binary)), NOT_KEPT),
         None => println!("not checked: there is no nats-server {OLDEST} here"),
     }
 }

@@ -5,7 +5,8 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
-    reason = "tests panic"
+    clippy::print_stdout,
+    reason = "tests panic, and print what they measured"
 )]
 
 mod allocations;
@@ -19,6 +20,7 @@ mod nats;
 #[path = "../support/process.rs"]
 mod process;
 mod publish;
+mod random;
 mod secrecy;
 mod stress;
 mod subscriptions;

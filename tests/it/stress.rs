@@ -8,22 +8,11 @@ use std::time::Duration;
 use a3s_event::{Delivery, EventProvider, MemoryProvider, SubscribeOptions, Subscription};
 use tokio::sync::Notify;
 
+use super::random::Random;
 use super::{event, slow_tier};
 
 /// Rounds in the normal tier; `A3S_EVENT_SLOW` asks for a hundred times as many.
 const ROUNDS: u64 = 20;
-
-/// A small reproducible generator (Marsaglia, "Xorshift RNGs").
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % limit
-    }
-}
 
 /// Counts acknowledgements by sequence.
 struct Acks {
@@ -86,7 +75,7 @@ async fn restless_member(provider: Arc<MemoryProvider>, acks: Arc<Acks>, mut ran
 }
 
 async fn round(seed: u64) {
-    let mut random = Random(seed * 7_919 + 1);
+    let mut random = Random::new(seed * 7_919 + 1);
     let provider = Arc::new(MemoryProvider::default());
     let options = SubscribeOptions {
         max_ack_pending: Some([1, 2, 5, 1_000][usize::try_from(random.below(4)).unwrap()]),
@@ -101,10 +90,10 @@ async fn round(seed: u64) {
     });
     let mut tasks = tokio::task::JoinSet::new();
     for member in 0..4 {
-        let random = Random(seed * 31 + member + 1);
+        let random = Random::new(seed * 31 + member + 1);
         tasks.spawn(restless_member(Arc::clone(&provider), Arc::clone(&acks), random));
     }
-    let (steady_acks, mut steady_random) = (Arc::clone(&acks), Random(seed + 77));
+    let (steady_acks, mut steady_random) = (Arc::clone(&acks), Random::new(seed + 77));
     tasks.spawn(async move {
         while let Some(delivery) = steady.next_delivery().await.unwrap() {
             steady_acks.settle(delivery, steady_random.below(10)).await;

@@ -4,28 +4,23 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::connection::State;
+use async_nats::Subject;
 use async_nats::jetstream::response::Response;
 use async_nats::jetstream::stream::{self, Compression, DiscardPolicy, RetentionPolicy};
 use async_nats::jetstream::{self, ErrorCode, consumer};
-use async_nats::{
-    ConnectOptions, Event as ConnectionEvent, Message, Request, RequestError, ServerAddr, Subject,
-};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use super::config::{NatsConfig, NatsProviderBuilder, StorageType};
-use super::error::{PROVIDER, connection_ended, not_connected, refused, timeout, unanswered};
+use super::error::{PROVIDER, refused};
+use super::link::Link;
 use super::subscription::NatsSubscription;
 use crate::error::{BackendError, ErrorKind, EventError, Result};
 use crate::provider::validate::MAX_METADATA_BYTES;
 use crate::provider::{Durability, HistoryQuery};
 use crate::subject::validate_consumer_name;
 use crate::types::{Event, PublishOptions, SubscribeOptions};
-
-/// A connection that does not answer this often is dead after three of them.
-const PING_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A connection to a stream: what [`NatsProvider`](super::NatsProvider) does, and the native handles.
 #[derive(Clone)]
@@ -36,16 +31,15 @@ pub struct NatsClient {
 /// What the client, its subscriptions and their deliveries share.
 pub(super) struct Shared {
     pub(super) settings: NatsProviderBuilder,
-    pub(super) client: async_nats::Client,
-    pub(super) jetstream: jetstream::Context,
+    pub(super) link: Link,
     /// Set when the provider was closed.
     pub(super) closed: watch::Sender<bool>,
-    /// Counts the connections that were made, so that a reconnect can be waited for.
-    pub(super) connections: watch::Receiver<u64>,
     pub(super) durability: Durability,
     pub(super) max_payload: usize,
     /// Whether events can be read without a consumer, many at a time.
     pub(super) batched_direct_get: bool,
+    /// Whether the stream takes batches that are stored as one.
+    pub(super) atomic_batches: bool,
 }
 
 /// Counts of a stream.
@@ -74,23 +68,21 @@ impl NatsClient {
     }
 
     pub(super) async fn from_builder(settings: NatsProviderBuilder) -> Result<Self> {
-        let (connected, connections) = watch::channel(0);
-        let client = connect(&settings, connected).await?;
-        let jetstream =
-            jetstream::ContextBuilder::new().timeout(settings.config.request_timeout()).build(client.clone());
+        let link = Link::connect(&settings).await?;
         let mut shared = Shared {
-            max_payload: client.max_payload(),
+            max_payload: link.client().max_payload(),
             settings,
-            client,
-            jetstream,
+            link,
             closed: watch::Sender::new(false),
-            connections,
             durability: Durability::Unknown,
             batched_direct_get: false,
+            atomic_batches: false,
         };
         let stream = shared.open_stream().await?;
         shared.durability = durability(&stream);
-        shared.batched_direct_get = stream.allow_direct && shared.client.is_server_compatible(2, 11, 0);
+        shared.batched_direct_get =
+            stream.allow_direct && shared.link.client().is_server_compatible(2, 11, 0);
+        shared.atomic_batches = stream.allow_atomic_publish;
         let max_message_size = shared.settings.max_message_size.unwrap_or(stream.max_message_size);
         if let Ok(max @ 1..) = usize::try_from(max_message_size) {
             shared.max_payload = shared.max_payload.min(max);
@@ -210,14 +202,15 @@ impl NatsClient {
         })
     }
 
-    /// The client of async-nats. What is done through it is not portable.
+    /// The client of async-nats. What is done through it is not portable. A client whose connection task has ended is
+    /// replaced: ask again then.
     pub fn nats_client(&self) -> &async_nats::Client {
-        &self.shared.client
+        self.shared.link.client()
     }
 
-    /// The JetStream context of async-nats. What is done through it is not portable.
+    /// The JetStream context of async-nats, of the same client. What is done through it is not portable.
     pub fn jetstream_context(&self) -> &jetstream::Context {
-        &self.shared.jetstream
+        self.shared.link.jetstream()
     }
 
     /// The settings it was connected with.
@@ -229,74 +222,6 @@ impl NatsClient {
 impl fmt::Debug for NatsClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NatsClient").field("config", self.config()).finish_non_exhaustive()
-    }
-}
-
-async fn connect(
-    settings: &NatsProviderBuilder,
-    connected: watch::Sender<u64>,
-) -> Result<async_nats::Client> {
-    let config = &settings.config;
-    let servers = config
-        .url
-        .split(',')
-        .map(|url| url.trim().parse::<ServerAddr>())
-        .collect::<std::result::Result<Vec<_>, _>>()
-        .map_err(|_| EventError::Config("url: is not the URL of a NATS server".to_owned()))?;
-    let options = connect_options(settings).await?.event_callback(move |event| {
-        note(&event, &connected);
-        async {}
-    });
-    let deadline = config.connect_timeout();
-    match tokio::time::timeout(deadline, options.connect(servers)).await {
-        Ok(connected) => connected.map_err(not_connected),
-        Err(_) => {
-            Err(EventError::Connection(format!("nats-server did not answer within {} s", deadline.as_secs())))
-        }
-    }
-}
-
-async fn connect_options(settings: &NatsProviderBuilder) -> Result<ConnectOptions> {
-    let config = &settings.config;
-    let mut options = ConnectOptions::new()
-        .connection_timeout(config.connect_timeout())
-        .request_timeout(Some(config.request_timeout()))
-        .ping_interval(PING_INTERVAL)
-        .require_tls(settings.require_tls)
-        .name(settings.client_name.as_deref().unwrap_or("a3s-event"));
-    if let Some(token) = &config.token {
-        options = options.token(token.clone());
-    }
-    if let Some((user, password)) = &settings.user_and_password {
-        options = options.user_and_password(user.clone(), password.clone());
-    }
-    if let Some(seed) = &settings.nkey {
-        options = options.nkey(seed.clone());
-    }
-    if let Some(path) = &config.credentials_path {
-        let read = options.credentials_file(path).await;
-        options =
-            read.map_err(|error| EventError::Config(format!("credentials_path: cannot be read: {error}")))?;
-    }
-    if let Some(path) = &settings.root_certificates {
-        options = options.add_root_certificates(path.clone());
-    }
-    if let Some((certificate, key)) = &settings.client_certificate {
-        options = options.add_client_certificate(certificate.clone(), key.clone());
-    }
-    if settings.tls_first {
-        options = options.tls_first();
-    }
-    Ok(options)
-}
-
-fn note(event: &ConnectionEvent, connected: &watch::Sender<u64>) {
-    match event {
-        ConnectionEvent::Connected => connected.send_modify(|count| *count += 1),
-        ConnectionEvent::Disconnected => tracing::warn!("the connection to nats-server was lost"),
-        ConnectionEvent::ServerError(error) => tracing::warn!(%error, "nats-server reports an error"),
-        ConnectionEvent::ClientError(error) => tracing::warn!(%error, "the nats client reports an error"),
-        other => tracing::debug!(event = %other, "nats connection"),
     }
 }
 
@@ -318,10 +243,6 @@ impl Shared {
         &self.settings.config.subject_prefix
     }
 
-    pub(super) fn is_connected(&self) -> bool {
-        self.client.connection_state() == State::Connected
-    }
-
     pub(super) fn check_open(&self) -> Result<()> {
         if *self.closed.borrow() {
             return Err(EventError::Closed("the nats provider was closed".to_owned()));
@@ -337,46 +258,14 @@ impl Shared {
         body: Vec<u8>,
     ) -> Result<std::result::Result<T, jetstream::Error>> {
         let deadline = self.settings.config.request_timeout();
-        let answer = match self.request(format!("$JS.API.{subject}").into(), &body, deadline).await {
-            None => return Err(timeout(operation, deadline)),
-            Some(Err(error)) if self.is_gone(&error) => return Err(connection_ended()),
-            Some(Err(error)) => return Err(unanswered(operation, error, deadline)),
-            Some(Ok(answer)) => answer,
-        };
+        let subject = Subject::from(format!("$JS.API.{subject}"));
+        let answer = self.link.request(&subject, &body, deadline).await;
+        let answer = answer.map_err(|none| none.into_error(operation, deadline))?;
         match serde_json::from_slice(&answer.payload) {
             Ok(Response::Ok(answer)) => Ok(Ok(answer)),
             Ok(Response::Err { error }) => Ok(Err(error)),
             Err(error) => Err(BackendError::new(PROVIDER, operation, ErrorKind::Backend, error).into()),
         }
-    }
-
-    /// A request that does the same when it is sent twice: it is sent again on a new connection, where the answer to the
-    /// first one would never come. `None` when there was no answer in time.
-    pub(super) async fn request(
-        &self,
-        subject: Subject,
-        body: &[u8],
-        deadline: Duration,
-    ) -> Option<std::result::Result<Message, RequestError>> {
-        let mut connections = self.connections.clone();
-        let asking = async {
-            loop {
-                let connection = *connections.borrow_and_update();
-                let request = Request::new().payload(body.to_vec().into()).timeout(None);
-                tokio::select! {
-                    biased;
-                    answer = self.client.send_request(subject.clone(), request) => return answer,
-                    true = async { connections.wait_for(|now| *now != connection).await.is_ok() } => {}
-                }
-            }
-        };
-        tokio::time::timeout(deadline, asking).await.ok()
-    }
-
-    /// Whether the task behind the client has ended, so that nothing will ever be answered again.
-    pub(super) fn is_gone(&self, error: &RequestError) -> bool {
-        // The callback that counts connections lives as long as that task.
-        error.kind() == async_nats::RequestErrorKind::Other && self.connections.has_changed().is_err()
     }
 
     pub(super) async fn stream(&self) -> Result<stream::Info> {
@@ -430,6 +319,7 @@ impl Shared {
             compression: self.settings.compression.filter(|compress| *compress).map(|_| Compression::S2),
             discard: native_discard(self.settings.discard_new.unwrap_or(false)),
             allow_direct: true,
+            allow_atomic_publish: self.link.client().is_server_compatible(2, 12, 0),
             ..stream::Config::default()
         }
     }

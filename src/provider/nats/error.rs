@@ -59,9 +59,15 @@ pub(super) fn refused(operation: &'static str, error: jetstream::Error) -> Event
     if passes { failure.retryable().into() } else { failure.into() }
 }
 
-/// The connection task of the client is gone, for good.
+/// The connection task of the client has ended; the next call makes another client.
 pub(super) fn connection_ended() -> EventError {
-    EventError::Closed("the connection to nats-server has ended for good: connect again".to_owned())
+    EventError::Connection("the connection to nats-server has ended".to_owned())
+}
+
+/// The server does not permit a publish to this subject.
+pub(super) fn denied(operation: &'static str) -> EventError {
+    let reason = "nats-server denies the permission to publish to this subject";
+    BackendError::new(PROVIDER, operation, ErrorKind::Unauthorized, reason).into()
 }
 
 /// A first connection that failed.

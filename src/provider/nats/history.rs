@@ -228,10 +228,11 @@ impl Shared {
 
     /// A request that is answered by several messages.
     async fn request_many(&self, subject: String, request: &serde_json::Value) -> Result<Subscriber> {
-        let inbox = Subject::from(self.client.new_inbox());
-        let answers = self.client.subscribe(inbox.clone()).await.map_err(|_| connection_ended())?;
+        let client = self.link.working().await?;
+        let inbox = Subject::from(client.new_inbox());
+        let answers = client.subscribe(inbox.clone()).await.map_err(|_| connection_ended())?;
         let body = request.to_string().into();
-        self.client.publish_with_reply(subject, inbox, body).await.map_err(|_| connection_ended())?;
+        client.publish_with_reply(subject, inbox, body).await.map_err(|_| connection_ended())?;
         Ok(answers)
     }
 }

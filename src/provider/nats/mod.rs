@@ -1,13 +1,16 @@
 #![doc = include_str!("docs.md")]
 
+mod batch;
 mod client;
 mod config;
 mod consumer;
 mod error;
 mod history;
+mod link;
 mod publish;
 mod pull;
 mod subscription;
+mod unreadable;
 
 use std::any::Any;
 
@@ -141,7 +144,7 @@ impl EventProvider for NatsProvider {
 
     async fn health(&self) -> Result<bool> {
         let shared = &self.client.shared;
-        Ok(shared.check_open().is_ok() && shared.is_connected() && shared.stream().await.is_ok())
+        Ok(shared.check_open().is_ok() && shared.link.is_connected() && shared.stream().await.is_ok())
     }
 
     fn name(&self) -> &str {

@@ -1,58 +1,73 @@
 //! Publishing: checks first, then a request whose answer says whether the event is stored.
 
-use async_nats::jetstream::publish::PublishAck;
+use std::time::Duration;
+
 use async_nats::jetstream::response::Response;
 use async_nats::jetstream::{self, ErrorCode};
-use async_nats::{HeaderMap, HeaderValue, Request, RequestErrorKind, header};
+use async_nats::{HeaderMap, HeaderValue, Message, Request, RequestErrorKind, Subject, header};
+use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
+use serde::Deserialize;
 
 use super::client::Shared;
-use super::error::{PROVIDER, connection_ended, refused, timeout, unanswered};
+use super::error::{PROVIDER, refused};
+use super::link::NoAnswer;
 use crate::error::{BackendError, ErrorKind, EventError, Result};
 use crate::provider::PublishRequest;
 use crate::provider::validate::{validate_event, validate_publish_options};
 use crate::types::{Event, PublishOptions};
 
+/// What JetStream says of what it stored.
+#[derive(Deserialize)]
+pub(super) struct Acknowledged {
+    /// Of the last event.
+    #[serde(rename = "seq")]
+    pub(super) sequence: u64,
+    /// How many events there are in a batch.
+    pub(super) count: Option<u64>,
+}
+
 impl Shared {
     /// Stores one event and returns its sequence. The error says whether it may have been stored.
     pub(super) async fn publish(&self, event: &Event, options: &PublishOptions) -> Result<u64> {
         self.check_open()?;
-        validate_publish_options(options)?;
-        let size = validate_event(event, self.prefix(), self.max_payload)?;
-        let mut body = Vec::with_capacity(size);
-        serde_json::to_writer(&mut body, event)?;
-        // The deadline is ours: that of the client covers the wait for the answer only.
-        let mut request = Request::new().payload(body.into()).timeout(None);
+        let body = self.encode(event, options)?;
+        let size = body.len();
+        let mut request = Request::new().payload(body);
         if let Some(headers) = headers(options) {
             request = request.headers(headers);
         }
-        let deadline = options
-            .timeout_secs
-            .map_or(self.settings.config.request_timeout(), std::time::Duration::from_secs);
-        let publishing = self.client.send_request(event.subject.clone(), request);
-        let answer = match tokio::time::timeout(deadline, publishing).await {
-            Err(_) => return Err(timeout("publish", deadline)),
-            Ok(Err(error)) if error.kind() == RequestErrorKind::MaxPayloadExceeded => {
-                let limit = self.client.max_payload();
+        let deadline = self.deadline_of(options);
+        let subject = Subject::from(event.subject.as_str());
+        let answer = match self.link.request_once(&subject, request, deadline).await {
+            Err(NoAnswer::Failed(error)) if error.kind() == RequestErrorKind::MaxPayloadExceeded => {
+                let limit = self.link.client().max_payload();
                 return Err(EventError::TooLarge { what: "event", actual: size, limit });
             }
-            Ok(Err(error)) if self.is_gone(&error) => return Err(connection_ended()),
-            Ok(Err(error)) => return Err(unanswered("publish", error, deadline)),
-            Ok(Ok(answer)) => answer,
+            answer => answer.map_err(|none| none.into_error("publish", deadline))?,
         };
-        match serde_json::from_slice(&answer.payload) {
-            Ok(Response::Ok(PublishAck { sequence, .. })) => Ok(sequence),
-            Ok(Response::Err { error }) => self.not_stored(error, options).await,
-            // Whatever this is, it says nothing about the event.
-            Err(error) => {
-                Err(BackendError::new(PROVIDER, "publish", ErrorKind::Backend, error).may_be_stored().into())
-            }
+        match stored(&answer)? {
+            Ok(acknowledged) => Ok(acknowledged.sequence),
+            Err(error) => self.not_stored(error, options).await,
         }
     }
 
-    /// Publishes the entries in order, a bounded number of them waiting for their answers at once.
+    /// Publishes the entries in order and answers for each.
     pub(super) async fn publish_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<u64>> {
+        // The server stores a whole batch or nothing of it: what it may answer for one entry must not be possible.
+        let is_plain = |entry: &PublishRequest<'_>| {
+            entry.options.msg_id.is_none() && entry.options.expected_sequence.is_none()
+        };
+        if self.atomic_batches && batch.len() > 1 && batch.iter().all(is_plain) {
+            self.publish_atomically(batch).await
+        } else {
+            self.publish_pipelined(batch).await
+        }
+    }
+
+    /// A bounded number of entries waits for its answers at once.
+    pub(super) async fn publish_pipelined(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<u64>> {
         let mut results = Vec::with_capacity(batch.len());
         let mut in_flight = FuturesOrdered::new();
         for entry in batch {
@@ -66,6 +81,19 @@ impl Shared {
             results.push(result);
         }
         results
+    }
+
+    /// The body of the message, after all checks.
+    pub(super) fn encode(&self, event: &Event, options: &PublishOptions) -> Result<Bytes> {
+        validate_publish_options(options)?;
+        let size = validate_event(event, self.prefix(), self.max_payload)?;
+        let mut body = Vec::with_capacity(size);
+        serde_json::to_writer(&mut body, event)?;
+        Ok(body.into())
+    }
+
+    pub(super) fn deadline_of(&self, options: &PublishOptions) -> Duration {
+        options.timeout_secs.map_or(self.settings.config.request_timeout(), Duration::from_secs)
     }
 
     /// What a refusal means: an error, unless it refuses the retry of what is stored already.
@@ -95,11 +123,22 @@ impl Shared {
     /// The `msg_id` that a record was stored with, as far as that can be found out.
     async fn msg_id_of(&self, sequence: u64) -> Option<String> {
         let reading = async {
-            let stream = self.jetstream.get_stream_no_info(self.stream_name()).await.ok()?;
+            let stream = self.link.jetstream().get_stream_no_info(self.stream_name()).await.ok()?;
             let record = stream.get_raw_message(sequence).await.ok()?;
             record.headers.get(header::NATS_MESSAGE_ID).map(|id| id.as_str().to_owned())
         };
         tokio::time::timeout(self.settings.config.request_timeout(), reading).await.ok()?
+    }
+}
+
+/// What an answer says of the event. An answer that is none of JetStream's says nothing about it.
+pub(super) fn stored(answer: &Message) -> Result<std::result::Result<Acknowledged, jetstream::Error>> {
+    match serde_json::from_slice(&answer.payload) {
+        Ok(Response::Ok(acknowledged)) => Ok(Ok(acknowledged)),
+        Ok(Response::Err { error }) => Ok(Err(error)),
+        Err(error) => {
+            Err(BackendError::new(PROVIDER, "publish", ErrorKind::Backend, error).may_be_stored().into())
+        }
     }
 }
 

@@ -1,7 +1,8 @@
-//! Pulling: asks the server for one event at a time, so that none waits here while its lease runs.
+//! Pulling: asks the server for no more than the caller takes at once, so that nothing waits here while its lease runs.
 //!
-//! The client library's own message stream fetches ahead. What it holds has begun its lease, is kept from other members
-//! and counts as delivered when it is given back, so that it could not keep the contract.
+//! What is fetched and not handed out has begun its lease, is kept from other members and counts as delivered when it is
+//! given back. So a member fetches one event per call until its calls have shown how fast they come, and then as many
+//! as it takes in the next moment. The client library's own message stream fetches ahead regardless of that.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -14,6 +15,7 @@ use tokio::time::Instant;
 
 use super::client::Shared;
 use super::error::{PROVIDER, connection_ended};
+use super::unreadable::Unreadable;
 use crate::error::{BackendError, ErrorKind, EventError, Result};
 
 /// How long the server keeps one request.
@@ -28,16 +30,19 @@ const END_DEADLINE: Duration = Duration::from_secs(5);
 const LOOK_UP: Duration = Duration::from_secs(1);
 const FIRST_RETRY: Duration = Duration::from_millis(20);
 const LAST_RETRY: Duration = Duration::from_secs(1);
+/// What is fetched ahead is taken within this time if the calls go on as they came.
+const AHEAD: Duration = Duration::from_millis(50);
+/// The most that is fetched ahead.
+const MAX_AHEAD: usize = 16;
+/// What a pause between two calls counts at most, and what is assumed before the first one.
+const SLOW: Duration = Duration::from_secs(1);
 /// More than one event and the status messages that can be on their way when a request is cancelled.
 const MARKERS: u64 = 4;
 
 /// What a member of a consumer gets when it asks.
 pub(super) enum Pulled {
-    Message {
-        message: Message,
-        /// Its lease has begun at this time or later.
-        since: Instant,
-    },
+    Message(Fetched),
+    Unreadable(Unreadable),
     /// The consumer was deleted.
     Gone,
     /// The provider was closed.
@@ -50,10 +55,49 @@ pub(super) struct Puller {
     consumer: String,
     inbox: Option<Inbox>,
     state: State,
-    /// Received and not taken, with the earliest beginning of their lease.
-    fetched: VecDeque<(Message, Instant)>,
+    /// Received and not taken.
+    fetched: VecDeque<Fetched>,
     /// When what keeps going wrong began, and how often it has.
     trouble: Option<(Instant, u32)>,
+    /// Whether the client has ended while events were on their way: one of them may be the reason.
+    suspects: bool,
+    /// Up to this sequence no record is the reason, or it was told.
+    examined: u64,
+    pace: Pace,
+}
+
+/// How fast the caller takes events: the time between two calls that got one, as a moving average.
+#[derive(Debug)]
+struct Pace {
+    last: Option<Instant>,
+    average: Duration,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self { last: None, average: SLOW }
+    }
+
+    fn note(&mut self, now: Instant) {
+        if let Some(last) = self.last.replace(now) {
+            let interval = now.saturating_duration_since(last).min(SLOW);
+            self.average = (self.average * 7 + interval) / 8;
+        }
+    }
+
+    /// How many events the caller takes at this pace before they are stale.
+    fn ahead(&self) -> usize {
+        let ahead = AHEAD.as_nanos() / self.average.as_nanos().max(1);
+        usize::try_from(ahead).unwrap_or(MAX_AHEAD).clamp(1, MAX_AHEAD)
+    }
+}
+
+pub(super) struct Fetched {
+    pub(super) message: Message,
+    /// Its lease has begun at this time or later.
+    pub(super) since: Instant,
+    /// The connection that it came on.
+    pub(super) connection: u64,
 }
 
 struct Inbox {
@@ -69,33 +113,64 @@ enum State {
     Idle,
     /// A request is open; the server was heard of at this time.
     Waiting(Instant),
-    /// A request for what is there is open since this time; the server ends it by itself.
-    Fetching(Instant),
+    /// A request for what is there is open since this time, and may bring as many more; the server ends it by itself.
+    Fetching(Instant, usize),
     /// The request was cancelled at this time, and what it may have fetched is not seen yet.
     Cancelled(Instant),
 }
 
 impl Puller {
     pub(super) fn new(shared: Arc<Shared>, consumer: String) -> Self {
-        Self { shared, consumer, inbox: None, state: State::Idle, fetched: VecDeque::new(), trouble: None }
+        Self {
+            shared,
+            consumer,
+            inbox: None,
+            state: State::Idle,
+            fetched: VecDeque::new(),
+            trouble: None,
+            suspects: false,
+            examined: 0,
+            pace: Pace::new(),
+        }
     }
 
     /// The next event. Cancel-safe: nothing is awaited after a message was taken, and a request whose caller has gone is
-    /// cancelled, so that the event goes to another member.
-    pub(super) async fn next(&mut self) -> Result<Pulled> {
+    /// cancelled, so that the event goes to another member. With `may_fetch_ahead`, a caller whose calls follow each other
+    /// fast shares one request among several of them.
+    pub(super) async fn next(&mut self, may_fetch_ahead: bool) -> Result<Pulled> {
+        let ahead = if may_fetch_ahead { self.pace.ahead() } else { 1 };
         let call = Call { puller: self };
-        call.puller.run().await
+        let pulled = call.puller.run(ahead).await?;
+        call.puller.pace.note(Instant::now());
+        Ok(pulled)
     }
 
-    async fn run(&mut self) -> Result<Pulled> {
+    async fn run(&mut self, ahead: usize) -> Result<Pulled> {
+        let mut may_fetch = ahead > 1;
         loop {
             if *self.shared.closed.borrow() {
                 return Ok(Pulled::Closed);
             }
-            if let Some((message, since)) = self.fetched.pop_front() {
-                return Ok(Pulled::Message { message, since });
+            if self.suspects {
+                if let Some(unreadable) = self.find_unreadable().await? {
+                    return Ok(Pulled::Unreadable(unreadable));
+                }
+                self.suspects = false;
+            }
+            self.give_back_outdated();
+            if !self.fetched.is_empty() && !self.shared.link.is_connected() {
+                // Nobody could settle them now.
+                self.setback("there is no connection").await?;
+                continue;
+            }
+            if let Some(fetched) = self.fetched.pop_front() {
+                return Ok(Pulled::Message(fetched));
             }
             match self.state {
+                State::Idle if may_fetch => {
+                    may_fetch = false;
+                    self.ask_for_what_is_there(ahead).await?;
+                }
                 State::Idle => {
                     let (expires, heartbeat) = (EXPIRES.as_nanos(), HEARTBEAT.as_nanos());
                     let body = format!(r#"{{"batch":1,"expires":{expires},"idle_heartbeat":{heartbeat}}}"#);
@@ -107,7 +182,7 @@ impl Puller {
                         return Ok(pulled);
                     }
                 }
-                State::Fetching(since) | State::Cancelled(since) => self.take_one(since).await,
+                State::Fetching(since, _) | State::Cancelled(since) => self.take_one(since).await,
             }
         }
     }
@@ -115,35 +190,59 @@ impl Puller {
     /// Takes up to `max` events that are there already, to be returned by the calls of [`next`](Puller::next). What a
     /// dropped call has asked for is taken by the next one.
     pub(super) async fn fetch(&mut self, max: usize) -> Result<()> {
-        if max == 0 || !matches!(self.state, State::Idle) {
+        self.take_fetched(max).await;
+        let wanted = max.saturating_sub(self.fetched.len());
+        if wanted == 0 || !matches!(self.state, State::Idle) {
             return Ok(());
         }
-        self.ask(format!(r#"{{"batch":{max},"no_wait":true}}"#)).await?;
-        let since = Instant::now();
-        self.state = State::Fetching(since);
-        while self.fetched.len() < max && matches!(self.state, State::Fetching(_)) {
-            self.take_one(since).await;
-        }
-        if self.fetched.len() >= max {
-            self.state = State::Idle;
-        }
+        self.ask_for_what_is_there(wanted).await?;
+        self.take_fetched(max).await;
         Ok(())
     }
 
+    async fn ask_for_what_is_there(&mut self, max: usize) -> Result<()> {
+        self.ask(format!(r#"{{"batch":{max},"no_wait":true}}"#)).await?;
+        self.state = State::Fetching(Instant::now(), max);
+        Ok(())
+    }
+
+    /// Takes what the open request for what is there brings, until there are `max`.
+    async fn take_fetched(&mut self, max: usize) {
+        while self.fetched.len() < max
+            && let State::Fetching(since, _) = self.state
+        {
+            self.take_one(since).await;
+        }
+    }
+
     /// The next fetched event, if it is there.
-    pub(super) fn pop_fetched(&mut self) -> Option<(Message, Instant)> {
+    pub(super) fn pop_fetched(&mut self) -> Option<Fetched> {
         self.fetched.pop_front()
     }
 
     /// Puts an event back that was popped.
-    pub(super) fn unpop(&mut self, message: Message, since: Instant) {
-        self.fetched.push_front((message, since));
+    pub(super) fn unpop(&mut self, fetched: Fetched) {
+        self.fetched.push_front(fetched);
+    }
+
+    /// Gives back what was fetched on an earlier connection: a server that has crashed does not know that it sent it, and
+    /// would never confirm a settlement.
+    fn give_back_outdated(&mut self) {
+        let connection = self.shared.link.connection();
+        let shared = &self.shared;
+        self.fetched.retain(|fetched| {
+            let is_current = fetched.connection == connection;
+            if !is_current {
+                give_back(shared, fetched.message.reply.clone());
+            }
+            is_current
+        });
     }
 
     /// Sends a request.
     async fn ask(&mut self, body: String) -> Result<()> {
-        let connection = *self.shared.connections.borrow();
-        let client = self.shared.client.clone();
+        let client = self.shared.link.working().await?.clone();
+        let connection = self.shared.link.connection();
         let inbox = match &mut self.inbox {
             Some(inbox) if inbox.connection == connection => inbox,
             stale => {
@@ -169,16 +268,12 @@ impl Puller {
             return Ok(None);
         };
         let mut closed = self.shared.closed.subscribe();
-        let mut connections = self.shared.connections.clone();
         let connection = inbox.connection;
         let message = tokio::select! {
             biased;
             message = inbox.messages.next() => message,
             _ = async { closed.wait_for(|closed| *closed).await.is_ok() } => return Ok(Some(Pulled::Closed)),
-            reconnected = async { connections.wait_for(|now| *now != connection).await.is_ok() } => {
-                if !reconnected {
-                    return Err(connection_ended());
-                }
+            _ = self.shared.link.connection_after(connection) => {
                 // The server may have forgotten the request together with the connection.
                 self.forget_request();
                 return Ok(None);
@@ -190,13 +285,15 @@ impl Puller {
             }
         };
         let Some(message) = message else {
-            return Err(connection_ended());
+            self.suspects = true;
+            self.forget_request();
+            return Ok(None);
         };
         inbox.taken += 1;
         let Some(status) = message.status.filter(|status| *status != StatusCode::OK) else {
             self.state = State::Idle;
             self.trouble = None;
-            return Ok(Some(Pulled::Message { message, since: Instant::now() }));
+            return Ok(Some(Pulled::Message(Fetched { message, since: Instant::now(), connection })));
         };
         if status == StatusCode::IDLE_HEARTBEAT {
             self.trouble = None;
@@ -219,6 +316,14 @@ impl Puller {
         Ok(None)
     }
 
+    /// The record that has ended the client, if one of those on their way can have.
+    async fn find_unreadable(&mut self) -> Result<Option<Unreadable>> {
+        match self.shared.consumer(&self.consumer).await? {
+            Some(consumer) => self.shared.unreadable(&consumer, &mut self.examined).await,
+            None => Ok(None),
+        }
+    }
+
     /// Whether there certainly is no such consumer any more. One that has lost its leader does not answer.
     async fn is_gone(&self) -> bool {
         let looking = tokio::time::timeout(LOOK_UP, self.shared.consumer(&self.consumer));
@@ -231,23 +336,39 @@ impl Puller {
             self.state = State::Idle;
             return;
         };
-        let Ok(Some(message)) = tokio::time::timeout(END_DEADLINE, inbox.messages.next()).await else {
+        let message = tokio::select! {
+            biased;
+            message = inbox.messages.next() => {
+                self.suspects |= message.is_none() && matches!(self.state, State::Fetching(..));
+                message
+            }
+            // The rest of the answer went to the connection before.
+            _ = self.shared.link.connection_after(inbox.connection) => None,
+            () = tokio::time::sleep(END_DEADLINE) => None,
+        };
+        let Some(message) = message else {
             // A cancelled request ends like this, its inbox having got all that it was to get.
             self.forget_request();
             return;
         };
         inbox.taken += 1;
-        if message.status.is_none() && message.subject != inbox.subject {
-            self.fetched.push_back((message, since));
-        } else if message.status.is_some() && matches!(self.state, State::Fetching(_)) {
-            self.state = State::Idle;
+        let is_event = message.status.is_none() && message.subject != inbox.subject;
+        match &mut self.state {
+            State::Fetching(_, left) if is_event && *left > 1 => *left -= 1,
+            // The last one that was asked for, or the word that there are no more.
+            State::Fetching(..) => self.state = State::Idle,
+            _ => {}
+        }
+        if is_event {
+            self.fetched.push_back(Fetched { message, since, connection: inbox.connection });
         }
     }
 
     /// Cancels the open request, without waiting: the server drops a request when nobody listens to its inbox.
     ///
-    /// What it has sent before it gets to know is not lost. Markers, sent before the unsubscription, arrive behind it; and
-    /// the unsubscription counts messages, so that the client goes on listening until they have come.
+    /// What it sends until it gets to know is not lost. The unsubscription counts messages, on the server as here, and the
+    /// markers behind it use the count up: an event that comes before is one of those counted, and one that comes later finds
+    /// nobody listening, so that the server takes it back at once and uncounted.
     pub(super) fn cancel(&mut self) {
         if !matches!(self.state, State::Waiting(_)) {
             return;
@@ -257,16 +378,18 @@ impl Puller {
             inbox.taken += 1;
             if message.status.is_none() {
                 // It came in time, and with it the end of the request.
-                self.fetched.push_back((message, Instant::now()));
+                let connection = inbox.connection;
+                self.fetched.push_back(Fetched { message, since: Instant::now(), connection });
                 self.state = State::Idle;
                 return;
             }
         }
-        let connection = *self.shared.connections.borrow();
+        let connection = self.shared.link.connection();
         let sent = inbox.connection == connection && {
-            let mark = || now(self.shared.client.publish(inbox.subject.clone(), Vec::new().into())).is_some();
-            (0..MARKERS).all(|_| mark())
-                && now(inbox.messages.unsubscribe_after(inbox.taken + MARKERS)).is_some()
+            let mark =
+                || now(self.shared.link.client().publish(inbox.subject.clone(), Vec::new().into())).is_some();
+            now(inbox.messages.unsubscribe_after(inbox.taken + MARKERS)).is_some()
+                && (0..MARKERS).all(|_| mark())
         };
         if sent {
             self.state = State::Cancelled(Instant::now());
@@ -276,13 +399,23 @@ impl Puller {
         }
     }
 
+    /// Gives back what is here and nobody has taken, without waiting. What cannot be sent comes again when its lease ends.
+    pub(super) fn give_back_received(&mut self) {
+        for fetched in self.fetched.drain(..) {
+            give_back(&self.shared, fetched.message.reply);
+        }
+        while let Some(Some(message)) = self.inbox.as_mut().and_then(|inbox| now(inbox.messages.next())) {
+            give_back(&self.shared, message.reply);
+        }
+    }
+
     /// What was fetched and nobody has taken.
-    pub(super) async fn take_left_over(&mut self) -> Option<Message> {
+    pub(super) async fn take_left_over(&mut self) -> Option<Fetched> {
         self.cancel();
-        while let State::Cancelled(since) | State::Fetching(since) = self.state {
+        while let State::Cancelled(since) | State::Fetching(since, _) = self.state {
             self.take_one(since).await;
         }
-        self.fetched.pop_front().map(|(message, _)| message)
+        self.fetched.pop_front()
     }
 
     fn forget_request(&mut self) {
@@ -300,7 +433,7 @@ impl Puller {
             return Ok(());
         }
         self.trouble = None;
-        if !self.shared.is_connected() {
+        if !self.shared.link.is_connected() {
             return Err(EventError::Connection("there is no connection to nats-server".to_owned()));
         }
         let reason = format!("consumer '{}' gets nothing: {reason}", self.consumer);
@@ -320,6 +453,13 @@ struct Call<'a> {
 impl Drop for Call<'_> {
     fn drop(&mut self) {
         self.puller.cancel();
+    }
+}
+
+/// Asks for another delivery of an event, without waiting for an answer.
+pub(super) fn give_back(shared: &Shared, reply: Option<Subject>) {
+    if let Some(reply) = reply {
+        let _ = now(shared.link.client().publish(reply, b"-NAK".as_slice().into()));
     }
 }
 

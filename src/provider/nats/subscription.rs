@@ -10,7 +10,9 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::client::Shared;
-use super::pull::{Pulled, Puller, now};
+use super::link::NoAnswer;
+use super::pull::{Fetched, Pulled, Puller, give_back, now};
+use super::unreadable::Unreadable;
 use crate::error::{EventError, Result, shorten};
 use crate::provider::consumer::ConsumerConfig;
 use crate::provider::{AckHandler, Delivery, PendingEvent, Subscription};
@@ -18,8 +20,10 @@ use crate::types::{Event, ReceivedEvent};
 
 /// An event that waited here for longer than this has its lease restarted before it is handed out.
 const FRESH: Duration = Duration::from_millis(50);
-/// Longest wait for the confirmation of a settlement. A server that has forgotten the delivery in a crash never answers.
+/// Longest wait for the confirmation of a settlement.
 const CONFIRMATION: Duration = Duration::from_secs(3);
+/// Pause between two looks at a consumer whose server is not ready.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// A member of a consumer on NATS.
 pub struct NatsSubscription {
@@ -46,9 +50,27 @@ struct ConsumerHandle {
 struct Held {
     decoded: std::result::Result<Arc<Event>, Undecodable>,
     position: Position,
-    reply: Subject,
+    settling: Settling,
     /// Its lease has begun at this time or later.
     since: Instant,
+}
+
+/// Where a delivery is settled.
+#[derive(Clone)]
+struct Settling {
+    reply: Subject,
+    /// Number among all deliveries of the consumer, to all members.
+    delivery: u64,
+    /// The connection that it came on.
+    connection: u64,
+}
+
+/// What a call hands out.
+#[derive(Clone, Copy)]
+enum CallFor {
+    One,
+    /// Several at once, which are fetched for it.
+    Batch,
 }
 
 struct Undecodable {
@@ -125,14 +147,17 @@ impl NatsSubscription {
     }
 
     /// The next event, which stays in `held` until it is taken, so that no await loses it. `false` means closed.
-    async fn hold_next(&mut self) -> Result<bool> {
+    async fn hold_next(&mut self, call: CallFor) -> Result<bool> {
+        // What is fetched ahead counts as delivered, which may be the only delivery that is allowed.
+        let may_fetch_ahead = matches!(call, CallFor::One) && self.consumer.config.max_deliver.is_none();
         loop {
             if self.closed {
                 return Ok(false);
             }
             if self.held.is_none() {
-                match self.puller.next().await? {
-                    Pulled::Message { message, since } => self.held = Some(Held::new(message, since)?),
+                match self.puller.next(may_fetch_ahead).await? {
+                    Pulled::Message(fetched) => self.held = Some(Held::new(&fetched)?),
+                    Pulled::Unreadable(unreadable) => self.held = Some(Held::unreadable(unreadable)),
                     Pulled::Closed => self.closed = true,
                     Pulled::Gone => {
                         self.closed = true;
@@ -180,7 +205,7 @@ impl NatsSubscription {
         }
         if waited > FRESH {
             let from = Instant::now();
-            self.consumer.settle(&held.reply, "extend", b"+WPI").await?;
+            self.consumer.settle(&held.settling, "extend", b"+WPI").await?;
             held.since = from;
         }
         Ok(true)
@@ -188,10 +213,10 @@ impl NatsSubscription {
 
     /// Terminates a held record that is not an event, and returns it as an error; `true` when it is one.
     async fn end_undecodable(&mut self) -> Result<bool> {
-        let Some(Held { decoded: Err(undecodable), position, reply, .. }) = &self.held else {
+        let Some(Held { decoded: Err(undecodable), position, settling, .. }) = &self.held else {
             return Ok(self.held.is_some());
         };
-        self.consumer.term(reply, &undecodable.reason).await?;
+        self.consumer.term(settling, &undecodable.reason).await?;
         let error = EventError::Undecodable {
             sequence: position.sequence,
             raw: undecodable.raw.clone(),
@@ -203,17 +228,17 @@ impl NatsSubscription {
 
     /// Holds the next fetched event if it can be handed out as it is. What needs more than that waits for the next call.
     fn hold_fetched(&mut self) -> bool {
-        let Some((message, since)) = self.puller.pop_fetched() else {
+        let Some(fetched) = self.puller.pop_fetched() else {
             return false;
         };
-        match Held::new(message.clone(), since) {
+        match Held::new(&fetched) {
             Ok(held) if held.decoded.is_ok() && self.missing_before(held.position) == 0 => {
                 self.see(held.position);
                 self.held = Some(held);
                 true
             }
             _ => {
-                self.puller.unpop(message, since);
+                self.puller.unpop(fetched);
                 false
             }
         }
@@ -230,41 +255,53 @@ impl NatsSubscription {
     }
 
     fn take_delivery(&mut self) -> Option<Delivery> {
-        let (event, position, reply) = self.take_held()?;
+        let (event, position, settling) = self.take_held()?;
         let consumer = Arc::clone(&self.consumer);
-        let handler = Handler { consumer, reply, num_delivered: position.num_delivered };
+        let handler = Handler { consumer, settling, num_delivered: position.num_delivered };
         let stream = Arc::clone(&self.consumer.stream);
         Some(Delivery::new(event, position.sequence, position.num_delivered, stream, handler))
     }
 
-    fn take_held(&mut self) -> Option<(Arc<Event>, Position, Subject)> {
+    fn take_held(&mut self) -> Option<(Arc<Event>, Position, Settling)> {
         let held = self.held.take()?;
-        Some((held.decoded.ok()?, held.position, held.reply))
+        Some((held.decoded.ok()?, held.position, held.settling))
     }
 
     /// Gives back what was fetched and not handed out. JetStream counts it as an attempt.
     async fn give_back(&mut self) -> Result<()> {
         if let Some(held) = &self.held {
-            self.consumer.settle(&held.reply, "nak", b"-NAK").await?;
+            self.consumer.settle(&held.settling, "nak", b"-NAK").await?;
             self.held = None;
         }
-        while let Some(message) = self.puller.take_left_over().await {
-            if let Some(reply) = message.reply {
-                self.consumer.settle(&reply, "nak", b"-NAK").await?;
-            }
+        while let Some(fetched) = self.puller.take_left_over().await {
+            self.consumer.settle(&Held::new(&fetched)?.settling, "nak", b"-NAK").await?;
         }
         Ok(())
     }
 }
 
 impl Held {
-    fn new(message: Message, since: Instant) -> Result<Self> {
-        let (position, reply) = Position::of(&message)
+    fn new(fetched: &Fetched) -> Result<Self> {
+        let Fetched { message, since, connection } = fetched;
+        let (position, reply) = Position::of(message)
             .ok_or_else(|| EventError::Consumer("a message without a JetStream reply subject".to_owned()))?;
+        let settling = Settling { reply, delivery: position.delivery, connection: *connection };
         let decoded = serde_json::from_slice::<Event>(&message.payload)
             .map(Arc::new)
             .map_err(|error| Undecodable { raw: message.payload.to_vec(), reason: error.to_string() });
-        Ok(Self { decoded, position, reply, since })
+        Ok(Self { decoded, position, settling, since: *since })
+    }
+
+    fn unreadable(Unreadable { sequence, raw, reply }: Unreadable) -> Self {
+        // What is not known is written so that it counts for nothing.
+        let position = Position { sequence, delivery: 0, num_delivered: u64::MAX, stored_at: 0 };
+        let reason = "its headers hold a carriage return".to_owned();
+        Self {
+            decoded: Err(Undecodable { raw, reason }),
+            position,
+            settling: Settling { reply: reply.into(), delivery: 0, connection: 0 },
+            since: Instant::now(),
+        }
     }
 }
 
@@ -274,6 +311,10 @@ impl Position {
     /// the stream and maybe more behind.
     pub(super) fn of(message: &Message) -> Option<(Self, Subject)> {
         let reply = message.reply.clone()?;
+        Some((Self::parse(&reply)?, reply))
+    }
+
+    fn parse(reply: &str) -> Option<Self> {
         let tokens: Vec<&str> = reply.strip_prefix("$JS.ACK.")?.split('.').collect();
         let numbers = match tokens.len() {
             7 => tokens.get(2..6)?,
@@ -281,32 +322,54 @@ impl Position {
             _ => return None,
         };
         let [num_delivered, sequence, delivery, stored_at] = numbers else { return None };
-        let position = Self {
+        Some(Self {
             sequence: sequence.parse().ok()?,
             delivery: delivery.parse().ok()?,
             num_delivered: num_delivered.parse().ok()?,
             stored_at: stored_at.parse::<u64>().ok()? / 1_000_000,
-        };
-        Some((position, reply))
+        })
     }
 }
 
 impl ConsumerHandle {
     /// Sends a settlement and waits until the server confirms it.
-    async fn settle(&self, reply: &Subject, verb: &str, body: &[u8]) -> Result<()> {
+    async fn settle(&self, settling: &Settling, verb: &str, body: &[u8]) -> Result<()> {
         let deadline = CONFIRMATION.min(self.shared.settings.config.request_timeout());
         let late = || EventError::Ack(format!("{verb}: no confirmation within {} s", deadline.as_secs()));
-        let settling = async {
-            match self.shared.request(reply.clone(), body, deadline).await {
-                Some(Ok(_confirmation)) => Ok(()),
-                Some(Err(error)) if error.kind() == RequestErrorKind::NoResponders => {
+        let asking = async {
+            match self.shared.link.request(&settling.reply, body, deadline).await {
+                Ok(_confirmation) => Ok(()),
+                Err(NoAnswer::Failed(error)) if error.kind() == RequestErrorKind::NoResponders => {
                     self.nobody_settles(verb).await
                 }
-                Some(Err(error)) => Err(EventError::Ack(format!("{verb}: {error}"))),
-                None => Err(late()),
+                Err(NoAnswer::Late) => Err(late()),
+                Err(none) => Err(EventError::Ack(format!("{verb}: {}", none.into_error("settle", deadline)))),
             }
         };
-        tokio::time::timeout(deadline, settling).await.unwrap_or_else(|_| Err(late()))
+        tokio::select! {
+            biased;
+            settled = tokio::time::timeout(deadline, asking) => settled.unwrap_or_else(|_| Err(late())),
+            () = self.forgets(settling) => {
+                Err(EventError::Ack(format!("{verb}: the server has crashed and forgotten that it delivered the event")))
+            }
+        }
+    }
+
+    /// Waits until a new connection shows that the server does not know a delivery. It would never confirm that it is
+    /// settled, and delivers the event again.
+    async fn forgets(&self, settling: &Settling) {
+        let mut connection = settling.connection;
+        loop {
+            connection = self.shared.link.connection_after(connection).await;
+            match self.shared.consumer(&self.name).await {
+                Ok(Some(info)) if info.delivered.consumer_sequence < settling.delivery => return,
+                Ok(_) => {}
+                Err(_) => {
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                    connection = settling.connection;
+                }
+            }
+        }
     }
 
     /// Nobody listens for settlements: the consumer is gone, or its server is starting.
@@ -322,51 +385,51 @@ impl ConsumerHandle {
         }
     }
 
-    async fn term(&self, reply: &Subject, reason: &str) -> Result<()> {
+    async fn term(&self, settling: &Settling, reason: &str) -> Result<()> {
         tracing::debug!(consumer = self.name, reason = shorten(reason), "event terminated");
         // Older servers know the bare word only.
-        let body = if self.shared.client.is_server_compatible(2, 10, 4) {
+        let body = if self.shared.link.client().is_server_compatible(2, 10, 4) {
             format!("+TERM {}", shorten(reason))
         } else {
             "+TERM".to_owned()
         };
-        self.settle(reply, "term", body.as_bytes()).await
+        self.settle(settling, "term", body.as_bytes()).await
     }
 
-    async fn nak(&self, reply: &Subject, delay: Duration) -> Result<()> {
+    async fn nak(&self, settling: &Settling, delay: Duration) -> Result<()> {
         if delay.is_zero() {
-            return self.settle(reply, "nak", b"-NAK").await;
+            return self.settle(settling, "nak", b"-NAK").await;
         }
         let body = format!(r#"-NAK {{"delay":{}}}"#, delay.as_nanos());
-        self.settle(reply, "nak", body.as_bytes()).await
+        self.settle(settling, "nak", body.as_bytes()).await
     }
 }
 
 /// Settles one delivery.
 struct Handler {
     consumer: Arc<ConsumerHandle>,
-    reply: Subject,
+    settling: Settling,
     num_delivered: u64,
 }
 
 #[async_trait]
 impl AckHandler for Handler {
     async fn ack(&self) -> Result<()> {
-        self.consumer.settle(&self.reply, "ack", b"+ACK").await
+        self.consumer.settle(&self.settling, "ack", b"+ACK").await
     }
 
     async fn nak(&self, delay: Option<Duration>) -> Result<()> {
         let attempt = u32::try_from(self.num_delivered).unwrap_or(u32::MAX);
         let delay = delay.unwrap_or_else(|| self.consumer.config.backoff_after(attempt));
-        self.consumer.nak(&self.reply, delay).await
+        self.consumer.nak(&self.settling, delay).await
     }
 
     async fn term(&self, reason: &str) -> Result<()> {
-        self.consumer.term(&self.reply, reason).await
+        self.consumer.term(&self.settling, reason).await
     }
 
     async fn extend(&self) -> Result<()> {
-        self.consumer.settle(&self.reply, "extend", b"+WPI").await
+        self.consumer.settle(&self.settling, "extend", b"+WPI").await
     }
 }
 
@@ -374,11 +437,11 @@ impl AckHandler for Handler {
 impl Subscription for NatsSubscription {
     async fn next(&mut self) -> Result<Option<ReceivedEvent>> {
         loop {
-            if !self.hold_next().await? {
+            if !self.hold_next(CallFor::One).await? {
                 return Ok(None);
             }
             if let Some(held) = &self.held {
-                let settled = self.consumer.settle(&held.reply, "ack", b"+ACK").await;
+                let settled = self.consumer.settle(&held.settling, "ack", b"+ACK").await;
                 if settled.is_err() {
                     // Not handed over: the lease decides, and it comes again.
                     self.held = None;
@@ -402,7 +465,7 @@ impl Subscription for NatsSubscription {
 
     async fn next_delivery(&mut self) -> Result<Option<Delivery>> {
         loop {
-            if !self.hold_next().await? {
+            if !self.hold_next(CallFor::One).await? {
                 return Ok(None);
             }
             if let Some(delivery) = self.take_delivery() {
@@ -415,7 +478,7 @@ impl Subscription for NatsSubscription {
         if max == 0 {
             return Some(Vec::new());
         }
-        match tokio::time::timeout(wait, self.hold_next()).await {
+        match tokio::time::timeout(wait, self.hold_next(CallFor::Batch)).await {
             Err(_elapsed) => return Some(Vec::new()),
             Ok(Err(error)) => return Some(vec![Err(error)]),
             Ok(Ok(false)) => return None,
@@ -450,14 +513,19 @@ impl Subscription for NatsSubscription {
 
 impl Drop for NatsSubscription {
     fn drop(&mut self) {
-        if self.closed || self.durable {
+        if self.closed {
             return;
         }
-        // Sent without waiting for an answer, and without a task. If it cannot be sent, the server finds out that the
-        // consumer is idle.
-        let Self { consumer, .. } = self;
+        // Sent without waiting for an answer, and without a task.
+        let Self { consumer, held, puller, durable, .. } = self;
+        if *durable {
+            give_back(&consumer.shared, held.take().map(|held| held.settling.reply));
+            puller.give_back_received();
+            return;
+        }
+        // If it cannot be sent, the server finds out that the consumer is idle.
         let subject = format!("$JS.API.CONSUMER.DELETE.{}.{}", consumer.shared.stream_name(), consumer.name);
-        let client = &consumer.shared.client;
+        let client = consumer.shared.link.client();
         let _ = now(client.publish_with_reply(subject, client.new_inbox(), Vec::new().into()));
     }
 }

@@ -1,0 +1,382 @@
+//! The way to the server: a client of async-nats, made again when its connection task has ended, and requests that end
+//! by a deadline.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use async_nats::connection::State;
+use async_nats::{
+    Client, ConnectOptions, Event as ConnectionEvent, Message, Request, RequestError, ServerAddr,
+    ServerError, Subject, jetstream,
+};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::config::NatsProviderBuilder;
+use super::error::{denied, not_connected, timeout, unanswered};
+use crate::error::{EventError, Result};
+
+/// A connection that does not answer this often is dead after three of them.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+/// Longest pause between two attempts to connect again.
+const RECONNECT_DELAY: Duration = Duration::from_secs(1);
+/// Pause between two clients, which doubles as long as they do not last.
+const REBUILD_DELAY: Duration = Duration::from_millis(100);
+const LONGEST_REBUILD_DELAY: Duration = Duration::from_secs(30);
+/// A client that worked for this long has lasted.
+const LASTED: Duration = Duration::from_secs(60);
+/// Refusals that are remembered for those who wait for an answer.
+const MAX_DENIALS: usize = 64;
+
+/// The clients of a provider: one works, those before it have ended.
+pub(super) struct Link {
+    settings: NatsProviderBuilder,
+    first: Connection,
+    events: Arc<Events>,
+    /// Held by whoever makes the next client, with the pause after it.
+    rebuilding: tokio::sync::Mutex<(Option<Instant>, Duration)>,
+}
+
+/// A client and what was made from it. A chain, because the native handles are given out as references.
+struct Connection {
+    client: Client,
+    jetstream: jetstream::Context,
+    /// Its sender lives as long as the connection task of the client.
+    task: watch::Receiver<()>,
+    next: OnceLock<Box<Connection>>,
+}
+
+/// What the clients report.
+struct Events {
+    /// Counts the connections that were made, so that a new one can be waited for.
+    connections: watch::Sender<u64>,
+    denials: Denials,
+}
+
+/// Publishes that the server refused for lack of permission. It tells the connection, and answers no request.
+struct Denials {
+    recent: Mutex<VecDeque<(Instant, String)>>,
+    count: watch::Sender<u64>,
+}
+
+/// Why a request got no answer.
+pub(super) enum NoAnswer {
+    /// Not in time. It may have been carried out.
+    Late,
+    /// The server does not permit the subject.
+    Denied,
+    Failed(RequestError),
+    /// There is no client, and none could be made.
+    NoClient(EventError),
+}
+
+impl NoAnswer {
+    pub(super) fn into_error(self, operation: &'static str, deadline: Duration) -> EventError {
+        match self {
+            Self::Late => timeout(operation, deadline),
+            Self::Denied => denied(operation),
+            Self::Failed(error) => unanswered(operation, error, deadline),
+            Self::NoClient(error) => error,
+        }
+    }
+}
+
+impl Link {
+    pub(super) async fn connect(settings: &NatsProviderBuilder) -> Result<Self> {
+        let events = Arc::new(Events { connections: watch::Sender::new(0), denials: Denials::new() });
+        let first = Connection::new(settings, &events).await?;
+        Ok(Self {
+            settings: settings.clone(),
+            first,
+            events,
+            rebuilding: tokio::sync::Mutex::new((None, REBUILD_DELAY)),
+        })
+    }
+
+    /// The newest client, which may have ended.
+    pub(super) fn client(&self) -> &Client {
+        &self.newest().client
+    }
+
+    pub(super) fn jetstream(&self) -> &jetstream::Context {
+        &self.newest().jetstream
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        let newest = self.newest();
+        newest.works() && newest.client.connection_state() == State::Connected
+    }
+
+    /// Number of the connection in use.
+    pub(super) fn connection(&self) -> u64 {
+        *self.events.connections.borrow()
+    }
+
+    /// Waits for another connection than this one and returns its number.
+    pub(super) async fn connection_after(&self, connection: u64) -> u64 {
+        let mut connections = self.events.connections.subscribe();
+        let newer = connections.wait_for(|now| *now != connection).await.map(|now| *now);
+        match newer {
+            Ok(newer) => newer,
+            // The sender is owned by this link.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// A client whose connection task works; it is made when there is none.
+    pub(super) async fn working(&self) -> Result<&Client> {
+        let newest = self.newest();
+        if newest.works() {
+            return Ok(&newest.client);
+        }
+        let mut rebuilding = self.rebuilding.lock().await;
+        let newest = self.newest();
+        if newest.works() {
+            return Ok(&newest.client);
+        }
+        let (last, delay) = &mut *rebuilding;
+        if let Some(last) = *last {
+            if last.elapsed() > LASTED {
+                *delay = REBUILD_DELAY;
+            }
+            tokio::time::sleep_until(last + *delay).await;
+            *delay = (*delay * 2).min(LONGEST_REBUILD_DELAY);
+        }
+        *last = Some(Instant::now());
+        tracing::warn!("the connection task of the nats client has ended: connecting anew");
+        let made = Connection::new(&self.settings, &self.events).await?;
+        Ok(&newest.next.get_or_init(|| Box::new(made)).client)
+    }
+
+    fn newest(&self) -> &Connection {
+        let mut newest = &self.first;
+        while let Some(next) = newest.next.get() {
+            newest = next;
+        }
+        newest
+    }
+
+    /// A request that does the same when it is sent twice: it is sent again on a new connection, where the answer to the
+    /// first one would never come.
+    pub(super) async fn request(
+        &self,
+        subject: &Subject,
+        body: &[u8],
+        deadline: Duration,
+    ) -> std::result::Result<Message, NoAnswer> {
+        let asking = async {
+            loop {
+                let connection = self.connection();
+                let request = Request::new().payload(body.to_vec().into()).timeout(None);
+                tokio::select! {
+                    biased;
+                    answer = self.answer(subject, request) => match answer {
+                        Err(NoAnswer::Failed(_)) if !self.newest().works() => {}
+                        answer => return answer,
+                    },
+                    _ = self.connection_after(connection) => {}
+                }
+            }
+        };
+        tokio::time::timeout(deadline, asking).await.unwrap_or(Err(NoAnswer::Late))
+    }
+
+    /// A request that is sent once.
+    pub(super) async fn request_once(
+        &self,
+        subject: &Subject,
+        request: Request,
+        deadline: Duration,
+    ) -> std::result::Result<Message, NoAnswer> {
+        // The deadline is ours: that of the client covers the wait for the answer only.
+        let asking = self.answer(subject, request.timeout(None));
+        tokio::time::timeout(deadline, asking).await.unwrap_or(Err(NoAnswer::Late))
+    }
+
+    async fn answer(&self, subject: &Subject, request: Request) -> std::result::Result<Message, NoAnswer> {
+        let client = self.working().await.map_err(NoAnswer::NoClient)?;
+        let since = Instant::now();
+        tokio::select! {
+            biased;
+            answer = client.send_request(subject.clone(), request) => answer.map_err(NoAnswer::Failed),
+            () = self.events.denials.of(subject, since) => Err(NoAnswer::Denied),
+        }
+    }
+}
+
+impl Connection {
+    async fn new(settings: &NatsProviderBuilder, events: &Arc<Events>) -> Result<Self> {
+        let (alive, task) = watch::channel(());
+        let mut counted = events.connections.subscribe();
+        let events = Arc::clone(events);
+        let options = connect_options(settings).await?.event_callback(move |event| {
+            let _lives_as_long_as_the_task = &alive;
+            events.note(&event);
+            async {}
+        });
+        let config = &settings.config;
+        let deadline = config.connect_timeout();
+        let servers = servers(&config.url)?;
+        let connecting = async {
+            let client = options.connect(servers).await.map_err(not_connected)?;
+            // Counted by a task of its own. From here on, another number means another connection.
+            let _ = counted.changed().await;
+            Ok(client)
+        };
+        let client = tokio::time::timeout(deadline, connecting).await.unwrap_or_else(|_| {
+            let within = format!("nats-server did not answer within {} s", deadline.as_secs());
+            Err(EventError::Connection(within))
+        })?;
+        let jetstream =
+            jetstream::ContextBuilder::new().timeout(config.request_timeout()).build(client.clone());
+        Ok(Self { client, jetstream, task, next: OnceLock::new() })
+    }
+
+    fn works(&self) -> bool {
+        self.task.has_changed().is_ok()
+    }
+}
+
+impl Events {
+    fn note(&self, event: &ConnectionEvent) {
+        match event {
+            ConnectionEvent::Connected => self.connections.send_modify(|count| *count += 1),
+            ConnectionEvent::Disconnected => tracing::warn!("the connection to nats-server was lost"),
+            ConnectionEvent::ServerError(error) => {
+                tracing::warn!(%error, "nats-server reports an error");
+                if let ServerError::Other(text) = error {
+                    self.denials.note(text);
+                }
+            }
+            ConnectionEvent::ClientError(error) => tracing::warn!(%error, "the nats client reports an error"),
+            other => tracing::debug!(event = %other, "nats connection"),
+        }
+    }
+}
+
+impl Denials {
+    fn new() -> Self {
+        Self { recent: Mutex::default(), count: watch::Sender::new(0) }
+    }
+
+    fn note(&self, error: &str) {
+        let Some(subject) = denied_subject(error) else { return };
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if recent.len() == MAX_DENIALS {
+            recent.pop_front();
+        }
+        recent.push_back((Instant::now(), subject.to_owned()));
+        drop(recent);
+        self.count.send_modify(|count| *count += 1);
+    }
+
+    /// Waits until a publish to this subject is denied.
+    async fn of(&self, subject: &str, since: Instant) {
+        let mut count = self.count.subscribe();
+        let is_denied = |_: &u64| {
+            let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+            recent.iter().any(|(at, denied)| *at >= since && denied == subject)
+        };
+        // The sender lives as long as this.
+        let _ = count.wait_for(is_denied).await;
+    }
+}
+
+/// The subject in `Permissions Violation for Publish to "events.a"`.
+fn denied_subject(error: &str) -> Option<&str> {
+    let rest = error.split_once("Permissions Violation for Publish to \"")?.1;
+    Some(rest.split_once('"')?.0)
+}
+
+fn servers(urls: &str) -> Result<Vec<ServerAddr>> {
+    let parsed: std::result::Result<Vec<_>, _> = urls.split(',').map(|url| url.trim().parse()).collect();
+    parsed.map_err(|_| EventError::Config("url: is not the URL of a NATS server".to_owned()))
+}
+
+async fn connect_options(settings: &NatsProviderBuilder) -> Result<ConnectOptions> {
+    let config = &settings.config;
+    let mut options = ConnectOptions::new()
+        .connection_timeout(config.connect_timeout())
+        .request_timeout(Some(config.request_timeout()))
+        .ping_interval(PING_INTERVAL)
+        .reconnect_delay_callback(reconnect_delay)
+        .require_tls(settings.require_tls)
+        .name(settings.client_name.as_deref().unwrap_or("a3s-event"));
+    if let Some(token) = &config.token {
+        options = options.token(token.clone());
+    }
+    if let Some((user, password)) = &settings.user_and_password {
+        options = options.user_and_password(user.clone(), password.clone());
+    }
+    if let Some(seed) = &settings.nkey {
+        options = options.nkey(seed.clone());
+    }
+    if let Some(path) = &config.credentials_path {
+        let read = options.credentials_file(path).await;
+        options =
+            read.map_err(|error| EventError::Config(format!("credentials_path: cannot be read: {error}")))?;
+    }
+    if let Some(path) = &settings.root_certificates {
+        options = options.add_root_certificates(path.clone());
+    }
+    if let Some((certificate, key)) = &settings.client_certificate {
+        options = options.add_client_certificate(certificate.clone(), key.clone());
+    }
+    if settings.tls_first {
+        options = options.tls_first();
+    }
+    Ok(options)
+}
+
+/// Doubles from one millisecond on, up to a second and some: not all programs come back at once.
+fn reconnect_delay(attempts: usize) -> Duration {
+    let Some(exponent) = attempts.checked_sub(1) else { return Duration::ZERO };
+    let exponent = u32::try_from(exponent).unwrap_or(u32::MAX);
+    let delay = Duration::from_millis(2_u64.saturating_pow(exponent)).min(RECONNECT_DELAY);
+    // The random bits at the end of an id.
+    let jitter = u32::from(uuid::Uuid::now_v7().as_bytes()[15]);
+    delay + delay * jitter / 512
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_denied_subject_is_read_where_the_server_tells_it() {
+        let error = r#"Permissions Violation for Publish to "events.a""#;
+        assert_eq!(denied_subject(error), Some("events.a"));
+        assert_eq!(denied_subject(r#"Permissions Violation for Subscription to "events.a""#), None);
+        assert_eq!(denied_subject("Stale Connection"), None);
+    }
+
+    #[tokio::test]
+    async fn a_denial_concerns_its_subject_from_then_on() {
+        let denials = Denials::new();
+        let before = Instant::now();
+        for number in 0..2 * MAX_DENIALS {
+            denials.note(&format!(r#"Permissions Violation for Publish to "events.{number}""#));
+        }
+        denials.of("events.127", before).await;
+        let is_denied = async |subject: &str, since| {
+            tokio::time::timeout(Duration::from_millis(1), denials.of(subject, since)).await.is_ok()
+        };
+        assert!(!is_denied("events.0", before).await, "only so many are remembered");
+        assert!(!is_denied("events.127", Instant::now() + Duration::from_secs(1)).await);
+    }
+
+    #[test]
+    fn the_pause_before_a_reconnect_grows_up_to_a_limit() {
+        assert_eq!(reconnect_delay(0), Duration::ZERO);
+        assert!(
+            reconnect_delay(3) >= Duration::from_millis(4) && reconnect_delay(3) < Duration::from_millis(6)
+        );
+        for attempts in [12, 1_000, usize::MAX] {
+            assert!(
+                reconnect_delay(attempts) >= RECONNECT_DELAY
+                    && reconnect_delay(attempts) < 2 * RECONNECT_DELAY
+            );
+        }
+    }
+}
