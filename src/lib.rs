@@ -5,6 +5,9 @@
 #[cfg_attr(docsrs, doc(cfg(feature = "routing")))]
 pub mod broker;
 pub mod bus;
+#[cfg(feature = "cloudevents")]
+#[cfg_attr(docsrs, doc(cfg(feature = "cloudevents")))]
+pub mod cloudevents;
 pub mod crypto;
 pub mod dlq;
 pub mod error;
@@ -30,6 +33,9 @@ pub mod store {
 #[cfg_attr(docsrs, doc(cfg(feature = "routing")))]
 pub use broker::{Broker, RouteResult, Trigger, TriggerFilter};
 pub use bus::{EventBus, EventBusBuilder};
+#[cfg(feature = "cloudevents")]
+#[cfg_attr(docsrs, doc(cfg(feature = "cloudevents")))]
+pub use cloudevents::CloudEvent;
 #[cfg(feature = "encryption")]
 #[cfg_attr(docsrs, doc(cfg(feature = "encryption")))]
 pub use crypto::Aes256GcmEncryptor;

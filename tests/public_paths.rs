@@ -42,6 +42,8 @@ mod root {
     };
     #[cfg(feature = "encryption")]
     pub(crate) use a3s_event::Aes256GcmEncryptor;
+    #[cfg(feature = "cloudevents")]
+    pub(crate) use a3s_event::{cloudevents, CloudEvent};
     #[cfg(feature = "routing")]
     pub(crate) use a3s_event::{broker, Broker, RouteResult, Trigger, TriggerFilter};
 }
@@ -259,6 +261,70 @@ fn small_facts_hold() {
     let metrics = EventMetrics::new();
     metrics.record_publish(Instant::now());
     let _: MetricsSnapshot = metrics.snapshot();
+}
+
+#[cfg(feature = "cloudevents")]
+mod cloudevents {
+    use std::collections::HashMap;
+
+    use a3s_event::cloudevents::{
+        Accept, CloudEvent, DATA_BASE64, DEFAULT_DATA_CONTENT_TYPE, MAX_ATTRIBUTE_NAME_LEN, MAX_BATCH_EVENTS,
+        Message, SPEC_VERSION, from_json_batch, http, kafka, nats, to_json_batch,
+    };
+    use a3s_event::{Event, EventError, Result};
+    use serde_json::{Value, json};
+
+    #[test]
+    fn a_cloud_event_is_a_literal_and_converts() {
+        assert_eq!((SPEC_VERSION, DEFAULT_DATA_CONTENT_TYPE), ("1.0", "application/json"));
+        let literal = CloudEvent {
+            specversion: SPEC_VERSION.to_owned(),
+            id: "1".to_owned(),
+            source: "/s".to_owned(),
+            event_type: "t".to_owned(),
+            datacontenttype: Some(DEFAULT_DATA_CONTENT_TYPE.to_owned()),
+            dataschema: None,
+            subject: Some("about".to_owned()),
+            time: Some("2026-02-03T10:11:12Z".to_owned()),
+            data: Some(json!(1)),
+            extensions: HashMap::from([("ext".to_owned(), Value::from("v"))]),
+        };
+        let built = CloudEvent::new("1", "/s", "t")
+            .with_data(json!(1))
+            .with_subject("about")
+            .with_time("2026-02-03T10:11:12Z")
+            .with_extension("ext", "v");
+        assert_eq!(literal, built);
+        let event: std::result::Result<Event, EventError> = built.try_into();
+        let _: CloudEvent = event.unwrap().into();
+    }
+
+    /// Compiled, not run: the signatures are the test.
+    #[allow(dead_code, reason = "the types are the test")]
+    fn signatures(event: &CloudEvent) -> Result<()> {
+        let _: Vec<u8> = event.to_json()?;
+        let _: CloudEvent = CloudEvent::from_json(b"")?;
+        let _: CloudEvent = CloudEvent::from_json_accepting(b"", Accept::KnownDivergences)?;
+        let _: Option<Vec<u8>> = event.binary_data()?;
+        event.validate()?;
+        let _: Vec<CloudEvent> = from_json_batch(&to_json_batch(&[])?, Accept::Conformant)?;
+        let message: Message = http::to_binary(event)?;
+        let _: (Vec<(String, String)>, Option<Vec<u8>>) = (message.headers, message.body);
+        let _: Message = http::to_structured(event)?;
+        let _: Message = http::to_batch(&[])?;
+        let headers = || [("ce-id", "1")];
+        let _: CloudEvent = http::from_message(headers(), b"", Accept::Conformant)?;
+        let _: Vec<CloudEvent> = http::from_batch(headers(), b"", Accept::Conformant)?;
+        let _: http::Mode = http::mode(None);
+        let _: u16 = http::status(&EventError::Config(String::new()));
+        let (_, _): (Message, Message) = (nats::to_binary(event)?, nats::to_structured(event)?);
+        let _: CloudEvent = nats::from_message(headers(), b"", Accept::Conformant)?;
+        let (_, _): (Message, Message) = (kafka::to_binary(event)?, kafka::to_structured(event)?);
+        let _: CloudEvent = kafka::from_record(headers(), None, Accept::Conformant)?;
+        let _: Option<&str> = kafka::key(event);
+        let _: (&str, usize, usize) = (DATA_BASE64, MAX_ATTRIBUTE_NAME_LEN, MAX_BATCH_EVENTS);
+        Ok(())
+    }
 }
 
 #[cfg(feature = "nats")]

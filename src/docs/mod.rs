@@ -24,3 +24,10 @@ pub mod observability {
 pub mod deployment {
     #![doc = include_str!("deployment.md")]
 }
+
+/// Events as CloudEvents: what is mapped to what, and the bindings.
+#[cfg(feature = "cloudevents")]
+#[cfg_attr(docsrs, doc(cfg(feature = "cloudevents")))]
+pub mod cloudevents {
+    #![doc = include_str!("cloudevents.md")]
+}

@@ -12,6 +12,8 @@
 mod allocations;
 #[cfg(all(feature = "encryption", feature = "nats", feature = "routing", feature = "sqlite"))]
 mod canary;
+#[cfg(feature = "cloudevents")]
+mod cloudevents;
 mod dead_letters;
 mod memory;
 #[cfg(feature = "nats")]

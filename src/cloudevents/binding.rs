@@ -1,0 +1,321 @@
+//! What the bindings share: a message, and the binary mode in which attributes are headers and the data is the body.
+
+use std::borrow::Cow;
+
+use serde_json::Value;
+
+use super::attributes::{invalid, is_json, is_textual};
+use super::read::Raw;
+use super::types::{self, Types};
+use super::wire::{Data, Scalar, TYPES, Wire};
+use super::{Accept, CloudEvent, DATA_BASE64, DEFAULT_DATA_CONTENT_TYPE, SPEC_VERSION};
+use crate::error::Result;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+/// Media type of the JSON format.
+pub(super) const JSON: &str = "application/cloudevents+json";
+/// Media type of the JSON batch format.
+pub(super) const JSON_BATCH: &str = "application/cloudevents-batch+json";
+/// The beginning of both, and of formats that are not ours.
+pub(super) const ANY_FORMAT: &str = "application/cloudevents";
+
+pub(super) const BINARY: &str = "binary";
+pub(super) const TEXT: &str = "text";
+pub(super) const ABSENT: &str = "absent";
+
+/// A message as a client takes it: headers and a body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Message {
+    /// Header names and values. The names are lower-case; the values are ASCII except in Kafka, where they are UTF-8.
+    pub headers: Vec<(String, String)>,
+    /// The body. `None` when the event has no data in binary mode: an empty body, and in Kafka no value.
+    pub body: Option<Vec<u8>>,
+}
+
+impl Message {
+    pub(super) fn with_content_type(content_type: &str, body: Vec<u8>) -> Self {
+        Self { headers: vec![("content-type".to_owned(), content_type.to_owned())], body: Some(body) }
+    }
+
+    /// The value of a header, whose name is compared without regard to case.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers
+            .iter()
+            .find(|(other, _)| other.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.as_str())
+    }
+}
+
+/// How one binding spells headers.
+pub(super) struct Spelling {
+    /// Prefix of an attribute.
+    pub(super) prefix: &'static str,
+    /// The header of `datacontenttype`.
+    pub(super) content_type: &'static str,
+    pub(super) encode: fn(&str) -> Cow<'_, str>,
+}
+
+/// Writes the binary mode.
+pub(super) fn to_binary(event: &CloudEvent, spelling: &Spelling) -> Result<Message> {
+    let wire = Wire::of(event)?;
+    let mut types = Types::default();
+    let mut content_type = wire.datacontenttype;
+    let body = match wire.data {
+        Data::Absent => None,
+        Data::Json(value) => {
+            if content_type.is_none() {
+                types.note("datacontenttype", ABSENT);
+                content_type = Some(DEFAULT_DATA_CONTENT_TYPE);
+            }
+            Some(serde_json::to_vec(value)?)
+        }
+        Data::Text(text) => {
+            if text.is_empty() || !content_type.is_some_and(is_textual) {
+                types.note("data", TEXT);
+            }
+            Some(text.as_bytes().to_vec())
+        }
+        Data::Base64(text) => {
+            let bytes = STANDARD.decode(text).map_err(|_| super::not_base64(&Value::from(text)))?;
+            if bytes.is_empty() || is_json(content_type) || content_type.is_some_and(is_textual) {
+                types.note("data", BINARY);
+            }
+            Some(bytes)
+        }
+    };
+    let mut headers = Vec::with_capacity(wire.extensions.len() + 8);
+    let mut push = |name: &str, value: &str| {
+        headers.push(([spelling.prefix, name].concat(), (spelling.encode)(value).into_owned()));
+    };
+    push("specversion", SPEC_VERSION);
+    push("id", &wire.id);
+    push("source", &wire.source);
+    push("type", &wire.event_type);
+    for (name, value) in
+        [("dataschema", wire.dataschema), ("subject", wire.subject.as_deref()), ("time", wire.time)]
+    {
+        if let Some(value) = value {
+            push(name, value);
+        }
+    }
+    for (name, value) in &wire.extensions {
+        match value {
+            Scalar::Text(text) => push(name, text),
+            Scalar::Integer(integer) => {
+                if event.extensions.contains_key(&**name) && *name != super::wire::VERSION {
+                    types.note(&**name, types::INTEGER);
+                }
+                push(name, &integer.to_string());
+            }
+            Scalar::Boolean(boolean) => {
+                types.note(&**name, types::BOOLEAN);
+                push(name, &boolean.to_string());
+            }
+        }
+    }
+    if let Some(types) = types.into_text() {
+        push(TYPES, &types);
+    }
+    if let Some(content_type) = content_type {
+        headers.push((spelling.content_type.to_owned(), content_type.to_owned()));
+    }
+    Ok(Message { headers, body })
+}
+
+/// Reads the binary mode from attributes that are decoded already.
+pub(super) fn from_binary(attributes: Attributes, body: Option<&[u8]>, accept: Accept) -> Result<CloudEvent> {
+    let Attributes { mut raw, content_type, types } = attributes;
+    let body = body.filter(|body| !body.is_empty());
+    let kind = types.as_deref().and_then(types::parse).and_then(|types| {
+        types.into_iter().find(|(name, _)| *name == "data").map(|(_, kind)| kind.to_owned())
+    });
+    match (kind.as_deref(), body) {
+        (Some(BINARY), body) => raw.put(DATA_BASE64, encoded(body.unwrap_or_default())),
+        (Some(TEXT), body) => raw.put("data", text(body.unwrap_or_default())?),
+        (_, None) => {}
+        (_, Some(body)) if is_json(content_type.as_deref()) => match serde_json::from_slice(body) {
+            Ok(value) => raw.put("data", value),
+            // Nobody said that it is JSON.
+            Err(_) if content_type.is_none() => raw.put(DATA_BASE64, encoded(body)),
+            Err(_) if accept == Accept::KnownDivergences => match std::str::from_utf8(body) {
+                Ok(text) => raw.put("data", Value::from(text)),
+                Err(_) => raw.put(DATA_BASE64, encoded(body)),
+            },
+            Err(error) => {
+                return Err(invalid("data", &String::from_utf8_lossy(body), format!("is no JSON: {error}")));
+            }
+        },
+        (_, Some(body)) => match std::str::from_utf8(body) {
+            Ok(text) if content_type.as_deref().is_some_and(is_textual) => raw.put("data", Value::from(text)),
+            _ => raw.put(DATA_BASE64, encoded(body)),
+        },
+    }
+    raw.into_event(accept)
+}
+
+fn encoded(body: &[u8]) -> Value {
+    Value::String(STANDARD.encode(body))
+}
+
+fn text(body: &[u8]) -> Result<Value> {
+    std::str::from_utf8(body)
+        .map(Value::from)
+        .map_err(|_| invalid("data", "…", "is no UTF-8, although it is text"))
+}
+
+/// Attributes as they come in from headers.
+#[derive(Default)]
+pub(super) struct Attributes {
+    raw: Raw,
+    content_type: Option<String>,
+    types: Option<String>,
+}
+
+impl Attributes {
+    /// Takes a decoded value. The name has no prefix.
+    pub(super) fn put(&mut self, name: &str, value: String) {
+        match name {
+            "datacontenttype" => self.content_type = Some(value.clone()),
+            TYPES => self.types = Some(value.clone()),
+            _ => {}
+        }
+        self.raw.put(name, Value::String(value));
+    }
+}
+
+/// Sorts headers into a content type and attributes, whose values are decoded.
+pub(super) fn sort_headers<N: AsRef<str>, V: AsRef<[u8]>>(
+    headers: impl IntoIterator<Item = (N, V)>,
+    prefix: &str,
+    decode: impl Fn(&str) -> Option<String>,
+) -> Result<Sorted> {
+    let mut sorted = Sorted::default();
+    for (name, value) in headers {
+        let name = name.as_ref().to_ascii_lowercase();
+        let attribute = name.strip_prefix(prefix);
+        if attribute.is_none() && name != "content-type" {
+            continue;
+        }
+        let text = std::str::from_utf8(value.as_ref()).ok();
+        match attribute {
+            None => {
+                let text = text.ok_or_else(|| invalid("content-type", "…", "must be UTF-8"))?;
+                sorted.content_type = Some(text.trim().to_owned());
+            }
+            Some(attribute) => {
+                let value = text.and_then(&decode).ok_or_else(|| {
+                    let shown = String::from_utf8_lossy(value.as_ref());
+                    invalid(
+                        "header",
+                        &format!("{name}: {shown}"),
+                        "must be UTF-8 with complete percent-encoding",
+                    )
+                })?;
+                sorted.has_version |= attribute == "specversion";
+                sorted.attributes.put(attribute, value);
+            }
+        }
+    }
+    Ok(sorted)
+}
+
+#[derive(Default)]
+pub(super) struct Sorted {
+    pub(super) content_type: Option<String>,
+    pub(super) attributes: Attributes,
+    pub(super) has_version: bool,
+}
+
+impl Sorted {
+    /// The binary mode of HTTP and Kafka, where the content type of the message is that of the data.
+    pub(super) fn into_binary(mut self, body: Option<&[u8]>, accept: Accept) -> Result<CloudEvent> {
+        if let Some(content_type) = self.content_type
+            && self.attributes.content_type.is_none()
+        {
+            self.attributes.put("datacontenttype", content_type);
+        }
+        from_binary(self.attributes, body, accept)
+    }
+
+    /// Whether the body holds the event in the JSON format.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidEvent` for `content-type` when it is a batch, or a format that is not JSON.
+    pub(super) fn is_structured(&self) -> Result<bool> {
+        let Some(content_type) = self.content_type.as_deref() else { return Ok(false) };
+        if !is_of_format(content_type) {
+            return Ok(false);
+        }
+        if super::attributes::essence(content_type).eq_ignore_ascii_case(JSON) {
+            return Ok(true);
+        }
+        Err(invalid("content-type", content_type, format!("must be {JSON}, or that of the data")))
+    }
+}
+
+/// Whether the content type announces one of the formats of CloudEvents.
+pub(super) fn is_of_format(content_type: &str) -> bool {
+    content_type.get(..ANY_FORMAT.len()).is_some_and(|start| start.eq_ignore_ascii_case(ANY_FORMAT))
+}
+
+/// Writes a header's value for HTTP and NATS: what is not printable ASCII, and space, `"` and `%`, become `%XY`.
+pub(super) fn percent_encode(value: &str) -> Cow<'_, str> {
+    let is_plain = |byte: u8| matches!(byte, 0x21..=0x7e) && byte != b'"' && byte != b'%';
+    if value.bytes().all(is_plain) {
+        return Cow::Borrowed(value);
+    }
+    let mut out = String::with_capacity(value.len() * 2);
+    for byte in value.bytes() {
+        if is_plain(byte) {
+            out.push(char::from(byte));
+        } else {
+            super::wire::push_escaped(&mut out, byte);
+        }
+    }
+    Cow::Owned(out)
+}
+
+/// Reads a header's value: a quoted string loses its quotes, then `%XY` become bytes. `None` when an escape is incomplete,
+/// or the bytes are no UTF-8; divergent writers mean what they wrote then.
+pub(super) fn percent_decode(value: &str, accept: Accept) -> Option<String> {
+    let value = unquote(value.trim_matches([' ', '\t']));
+    if !value.contains('%') {
+        return Some(value.into_owned());
+    }
+    decode_escapes(&value).or_else(|| (accept == Accept::KnownDivergences).then(|| value.into_owned()))
+}
+
+fn decode_escapes(value: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(value.len());
+    let mut rest = value.bytes();
+    while let Some(byte) = rest.next() {
+        if byte == b'%' {
+            let mut digit = || char::from(rest.next()?).to_digit(16);
+            bytes.push(u8::try_from(digit()? << 4 | digit()?).ok()?);
+        } else {
+            bytes.push(byte);
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+/// Section 3.2.6 of RFC 7230.
+fn unquote(value: &str) -> Cow<'_, str> {
+    let Some(quoted) = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) else {
+        return Cow::Borrowed(value);
+    };
+    let mut out = String::with_capacity(quoted.len());
+    let mut is_escaped = false;
+    for c in quoted.chars() {
+        if c == '\\' && !is_escaped {
+            is_escaped = true;
+        } else {
+            out.push(c);
+            is_escaped = false;
+        }
+    }
+    Cow::Owned(out)
+}

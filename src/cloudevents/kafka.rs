@@ -1,0 +1,77 @@
+//! The Kafka binding of CloudEvents 1.0.2: binary and structured mode.
+//!
+//! Functions on headers and bytes; topic and key of the record are the program's. [`key`] is the key mapper of the
+//! specification, for those who want it.
+//!
+//! ```
+//! use a3s_event::CloudEvent;
+//! use a3s_event::cloudevents::{Accept, kafka};
+//!
+//! let event = CloudEvent::new("1", "/rates", "forex.rate").with_extension("partitionkey", "usd");
+//! assert_eq!(kafka::key(&event), Some("usd"));
+//! let message = kafka::to_binary(&event)?;
+//! assert_eq!(message.header("ce_type"), Some("forex.rate"));
+//! assert_eq!(message.body, None); // without data: a tombstone where the topic is compacted
+//!
+//! assert_eq!(kafka::from_record(message.headers, message.body.as_deref(), Accept::Conformant)?, event);
+//! # Ok::<(), a3s_event::EventError>(())
+//! ```
+
+use std::borrow::Cow;
+
+use serde_json::Value;
+
+use super::binding::{self, JSON, Message, Spelling, percent_decode, sort_headers};
+use super::{Accept, CloudEvent};
+use crate::error::Result;
+
+const SPELLING: Spelling = Spelling { prefix: "ce_", content_type: "content-type", encode: as_is };
+
+fn as_is(value: &str) -> Cow<'_, str> {
+    Cow::Borrowed(value)
+}
+
+/// The partition key of the event, its attribute `partitionkey`: a key for the record. It stays an attribute too.
+pub fn key(event: &CloudEvent) -> Option<&str> {
+    event.extensions.get("partitionkey").and_then(Value::as_str)
+}
+
+/// Writes the binary mode. Values of headers are UTF-8 as it is.
+///
+/// # Errors
+///
+/// [`EventError::InvalidEvent`](crate::EventError::InvalidEvent) that names the attribute that does not conform.
+pub fn to_binary(event: &CloudEvent) -> Result<Message> {
+    binding::to_binary(event, &SPELLING)
+}
+
+/// Writes the structured mode.
+///
+/// # Errors
+///
+/// [`EventError::InvalidEvent`](crate::EventError::InvalidEvent) that names the attribute that does not conform.
+pub fn to_structured(event: &CloudEvent) -> Result<Message> {
+    Ok(Message::with_content_type(JSON, event.to_json()?))
+}
+
+/// Reads a record in either mode.
+///
+/// # Errors
+///
+/// As [`http::from_message`](super::http::from_message).
+pub fn from_record<N: AsRef<str>, V: AsRef<[u8]>>(
+    headers: impl IntoIterator<Item = (N, V)>,
+    value: Option<&[u8]>,
+    accept: Accept,
+) -> Result<CloudEvent> {
+    // Some writers percent-encode here as in HTTP.
+    let decode = |value: &str| match accept {
+        Accept::Conformant => Some(value.to_owned()),
+        Accept::KnownDivergences => percent_decode(value, accept),
+    };
+    let sorted = sort_headers(headers, SPELLING.prefix, decode)?;
+    if sorted.is_structured()? {
+        return CloudEvent::from_json_accepting(value.unwrap_or_default(), accept);
+    }
+    sorted.into_binary(value, accept)
+}
