@@ -131,6 +131,10 @@ fn metered_publish(c: &mut Criterion) {
             )
         });
     });
+    group.bench_function("metrics_alone", |b| {
+        let metrics = BusMetrics::new("memory");
+        b.iter(|| metrics.record_publish(black_box(Instant::now())));
+    });
     group.bench_function("provider_and_metrics", |b| {
         b.iter_custom(|iters| {
             in_chunks(

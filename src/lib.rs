@@ -60,7 +60,7 @@ pub use scaling::{
 };
 pub use schema::{Compatibility, EventSchema, MemorySchemaRegistry, SchemaRegistry};
 pub use sink::{CollectorSink, EventSink, FailingSink, InProcessSink, LogSink, TopicSink};
-pub use source::{CronSource, EventSource};
+pub use source::{CronSource, EventSource, SourceRunner, ThresholdSource};
 pub use state::{FileStateStore, MemoryStateStore, StateStore};
 pub use trace::TraceContext;
 pub use types::{

@@ -20,7 +20,17 @@ use a3s_event::provider::{EventProvider, PendingEvent, ProviderInfo, Subscriptio
 use a3s_event::scaling::{INSTANCE_HEALTH, INSTANCE_READY, INSTANCE_STOPPED, SCALE_DOWN, SCALE_UP};
 use a3s_event::schema::{Compatibility, EventSchema, MemorySchemaRegistry, SchemaRegistry};
 use a3s_event::sink::{CollectorSink, EventSink, FailingSink, InProcessSink, LogSink, TopicSink};
-use a3s_event::source::{CronSource, EventSource, MetricsSource, WebhookSource};
+#[cfg(feature = "webhook")]
+use a3s_event::source::webhook::{
+    DEFAULT_MAX_BODY, DEFAULT_TOLERANCE, ORIGINAL_SUBJECT, WEBHOOK_ID, WebhookReceiver,
+    WebhookReceiverBuilder,
+};
+use a3s_event::source::{
+    CronSource, Crossing, EventSource, MetricsSource, RunningSource, Side, SourceRunner, SourceState,
+    SourceStatus, ThresholdSource, WebhookSource,
+};
+#[cfg(feature = "cron")]
+use a3s_event::source::{MissedTicks, Schedule, Tick};
 use a3s_event::state::{FileStateStore, MemoryStateStore, StateStore};
 use a3s_event::store::EventBus;
 use a3s_event::subject::subject_matches;

@@ -20,6 +20,11 @@ pub mod observability {
     #![doc = include_str!("observability.md")]
 }
 
+/// Events by the clock, from measured values and from webhooks.
+pub mod sources {
+    #![doc = include_str!("sources.md")]
+}
+
 /// What to set and what to watch in operation.
 pub mod deployment {
     #![doc = include_str!("deployment.md")]

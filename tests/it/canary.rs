@@ -12,6 +12,7 @@ use a3s_event::crypto::EventEncryptor;
 use a3s_event::dlq::DlqHandler;
 use a3s_event::provider::nats::NatsProviderBuilder;
 use a3s_event::provider::{HistoryQuery, ProviderUrl};
+use a3s_event::source::webhook::WebhookReceiver;
 use a3s_event::trace::process_span;
 use a3s_event::{
     Aes256GcmEncryptor, Broker, EventBus, EventProvider, LogSink, MemoryDlqHandler, MemoryProvider,
@@ -20,6 +21,7 @@ use a3s_event::{
 };
 use a3s_event_testkit::NatsServer;
 use serde_json::json;
+use tower::ServiceExt;
 use tracing::Instrument;
 use tracing::field::{Field, Visit};
 
@@ -42,6 +44,9 @@ const NO_NKEY_SEED: &str = "SUCANARYNOSEED4711";
 /// Not signed by anybody: a server without accounts does not look at it.
 const JWT: &str = "eyJjYW5hcnkiOiJqd3QifQ.Y2FuYXJ5LWp3dC02YjE5.Y2FuYXJ5LXNpZ25hdHVyZQ";
 const CREDS_SEED: &str = "SUAITK55P3KDRVYFN7NOGPXQ22WNFD5HNNPULK6HQY3GVXCOHZKGKNKN7U";
+const WEBHOOK_TOKEN: &str = "canary-webhook-token-90a1";
+const WEBHOOK_SECRET: &str = "Y2FuYXJ5LXdlYmhvb2stc2VjcmV0LTc3YzQ=";
+const SHORT_WEBHOOK_SECRET: &str = "Y2FuYXJ5LXNob3J0LTEyMzQ=";
 const CLIENT_KEY: &str = "canaryClientKey9Q2m";
 const ENCRYPTION_KEY: &[u8; 32] = b"canary-encryption-key-1234567890";
 const NEXT_ENCRYPTION_KEY: &[u8; 32] = b"canary-next-encryption-key-99999";
@@ -61,6 +66,10 @@ fn canaries() -> Vec<String> {
         NO_NKEY_SEED,
         JWT,
         CREDS_SEED,
+        WEBHOOK_TOKEN,
+        WEBHOOK_SECRET,
+        "canary-webhook-secret-77c4",
+        SHORT_WEBHOOK_SECRET,
         CLIENT_KEY,
         PAYLOAD,
     ];
@@ -255,6 +264,36 @@ async fn run() {
     with_nkey().await;
     with_files(&creds, &broken, &key).await;
     unreadable_urls(&creds).await;
+    with_webhooks().await;
+}
+
+/// Requests with the right token and a wrong one, and with a signature that is none.
+async fn with_webhooks() {
+    let bus = Arc::new(EventBus::new(MemoryProvider::default()));
+    let builder = || WebhookReceiver::builder("orders", "/orders").publish_to(Arc::clone(&bus));
+    let weak = builder().secret(SHORT_WEBHOOK_SECRET);
+    show("weak webhook", &weak);
+    show_error("webhook", &weak.build().unwrap_err());
+    show_error("webhook", &builder().token("canary-9").build().unwrap_err());
+    let with_token = builder().token(WEBHOOK_TOKEN).build().unwrap();
+    let signed = builder().secret(format!("whsec_{WEBHOOK_SECRET}"));
+    show("webhook", &signed);
+    let signed = signed.build().unwrap();
+    for (receiver, token, expected) in
+        [(&with_token, WEBHOOK_TOKEN, 202), (&with_token, TOKEN, 401), (&signed, "", 401)]
+    {
+        show("webhook", receiver);
+        let request = axum::extract::Request::post("/orders")
+            .header("authorization", format!("Bearer {token}"))
+            .header("content-type", "application/json")
+            .header("webhook-id", "1")
+            .header("webhook-timestamp", "1")
+            .header("webhook-signature", format!("v1,{WEBHOOK_SECRET}"));
+        let response =
+            receiver.router().oneshot(request.body(axum::body::Body::from("{}")).unwrap()).await.unwrap();
+        assert_eq!(response.status().as_u16(), expected);
+        show("webhook's answer", &axum::body::to_bytes(response.into_body(), 1_000).await.unwrap());
+    }
 }
 
 async fn with_token() {

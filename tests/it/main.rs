@@ -10,7 +10,13 @@
 )]
 
 mod allocations;
-#[cfg(all(feature = "encryption", feature = "nats", feature = "routing", feature = "sqlite"))]
+#[cfg(all(
+    feature = "encryption",
+    feature = "nats",
+    feature = "routing",
+    feature = "sqlite",
+    feature = "webhook"
+))]
 mod canary;
 #[cfg(feature = "cloudevents")]
 mod cloudevents;
