@@ -341,7 +341,7 @@ mod cloudevents {
 mod nats {
     use a3s_event::provider::EventProvider;
     use a3s_event::provider::nats::{
-        NatsClient, NatsConfig, NatsProvider, NatsSubscription, StorageType, StreamInfo,
+        NatsClient, NatsConfig, NatsProvider, NatsSubscription, StorageType, StreamInfo, Wire,
     };
     use a3s_event::{Event, PublishOptions, Result, SubscribeOptions};
 

@@ -54,7 +54,8 @@ pub(super) fn is_media_type(text: &str) -> bool {
             && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`{|}~".contains(&b))
     };
     essence(text).split_once('/').is_some_and(|(kind, subtype)| is_token(kind) && is_token(subtype))
-        && is_string(text)
+        && text.bytes().all(|byte| matches!(byte, 0x20..=0x7e))
+        && text.trim() == text
 }
 
 /// Whether data of this type is a JSON value; data without a type is.
@@ -144,7 +145,9 @@ mod tests {
         for text in ["application/json", "text/xml; charset=utf-8", "application/vnd.a+json", "image/png"] {
             assert!(is_media_type(text), "{text}");
         }
-        for text in ["", "json", "/json", "text/", "text/a b", "text/plain; x=\n"] {
+        for text in
+            ["", "json", "/json", "text/", "text/a b", "text/plain; x=\n", "text/plain; x=é", " text/plain"]
+        {
             assert!(!is_media_type(text), "{text}");
         }
         assert!(is_json(None));

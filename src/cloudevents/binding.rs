@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
-use super::attributes::{invalid, is_json, is_textual};
+use super::attributes::{NAME_RULE, invalid, is_json, is_textual};
 use super::read::Raw;
 use super::types::{self, Types};
 use super::wire::{Data, Scalar, TYPES, Wire};
@@ -119,7 +119,10 @@ pub(super) fn to_binary(event: &CloudEvent, spelling: &Spelling) -> Result<Messa
         push(TYPES, &types);
     }
     if let Some(content_type) = content_type {
-        headers.push((spelling.content_type.to_owned(), content_type.to_owned()));
+        // As an attribute it is encoded like one; as the header of the transport it has its form already.
+        let is_attribute = spelling.content_type.starts_with(spelling.prefix);
+        let value = if is_attribute { (spelling.encode)(content_type) } else { Cow::Borrowed(content_type) };
+        headers.push((spelling.content_type.to_owned(), value.into_owned()));
     }
     Ok(Message { headers, body })
 }
@@ -204,6 +207,7 @@ pub(super) fn sort_headers<N: AsRef<str>, V: AsRef<[u8]>>(
                 let text = text.ok_or_else(|| invalid("content-type", "…", "must be UTF-8"))?;
                 sorted.content_type = Some(text.trim().to_owned());
             }
+            Some("data" | DATA_BASE64) => return Err(invalid("extension", &name, NAME_RULE)),
             Some(attribute) => {
                 let value = text.and_then(&decode).ok_or_else(|| {
                     let shown = String::from_utf8_lossy(value.as_ref());

@@ -93,6 +93,7 @@ impl<'a> Wire<'a> {
         let event_type = free.required("type", &event.event_type, is_string, STRING_RULE, escape_string)?;
         let subject = match event.subject.as_deref() {
             None => None,
+            Some("") if free.is_event => None,
             Some(subject) => {
                 Some(free.required("subject", subject, is_string, STRING_RULE, escape_string)?)
             }
@@ -142,11 +143,12 @@ impl<'a> FreeText<'a> {
         if !value.is_empty() && is_legal(value) {
             return Ok(Cow::Borrowed(value));
         }
-        if !self.is_event {
+        let escaped = if self.is_event { escape(value) } else { String::new() };
+        if escaped.is_empty() {
             return Err(invalid(field, value, if value.is_empty() { "must not be empty" } else { rule }));
         }
         self.originals.push((field, value));
-        Ok(Cow::Owned(escape(value)))
+        Ok(Cow::Owned(escaped))
     }
 
     fn extensions(mut self, event: &'a CloudEvent) -> Result<Vec<(Cow<'a, str>, Scalar<'a>)>> {
@@ -166,7 +168,7 @@ impl<'a> FreeText<'a> {
     /// `None` for what has no attribute of its own.
     fn extension(&mut self, key: &'a str, value: &'a Value) -> Result<Option<(Cow<'a, str>, Scalar<'a>)>> {
         let scalar = match key {
-            DATA_BASE64 => return Ok(None),
+            _ if value.is_null() || key == DATA_BASE64 => return Ok(None),
             TIMESTAMP => Scalar::Text(Cow::Owned(timestamp_of(value)?.to_string())),
             VERSION => {
                 let version = version_of(value)?;

@@ -92,9 +92,7 @@ impl Drop for Running {
         let deleted = std::thread::scope(|scope| {
             scope.spawn(|| tokio::runtime::Runtime::new().unwrap().block_on(deleting)).join()
         });
-        if deleted.is_err() && !std::thread::panicking() {
-            panic!("the stream of the case was not deleted");
-        }
+        assert!(deleted.is_ok() || std::thread::panicking(), "the stream of the case was not deleted");
     }
 }
 

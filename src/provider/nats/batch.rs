@@ -1,118 +1,257 @@
 //! Atomic batches (nats-server 2.12, ADR-50): many events become one write of the server.
 //!
-//! A batch is stored as a whole or not at all. Where the server refuses one, its events are published one by one, so that
+//! That is worth it where the server syncs every write. A batch is stored as a whole or not at all. Where the server refuses one, its events are published one by one, so that
 //! each has the answer that it would have had.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use async_nats::header::{NATS_BATCH_COMMIT, NATS_BATCH_COMMIT_FINAL, NATS_BATCH_ID, NATS_BATCH_SEQUENCE};
 use async_nats::{HeaderMap, Request, Subject};
 use bytes::Bytes;
 
+use tokio::time::Instant;
+
 use super::client::Shared;
-use super::error::{PROVIDER, connection_ended, timeout};
-use super::publish::stored;
-use crate::error::{BackendError, ErrorKind, Result};
+use super::error::PROVIDER;
+use super::publish::{Acknowledged, stored};
+use crate::error::{BackendError, ErrorKind, EventError, Result};
 use crate::provider::PublishRequest;
+use crate::types::Event;
 
 /// Most events in a batch; the server's own limit unless it is configured.
 const MAX_EVENTS: usize = 1_000;
 /// Most bytes in a batch, which the server keeps in memory until it is complete.
 const MAX_BYTES: usize = 8 << 20;
 
-/// An entry that passed all checks, with its place in the whole batch.
-struct Ready<'a> {
-    place: usize,
-    entry: &'a PublishRequest<'a>,
-    body: Bytes,
+/// Events that are published one by one to find out how long that takes.
+const SAMPLE: usize = 128;
+/// How long a measurement counts.
+const MEASURE_AGAIN: Duration = Duration::from_secs(60);
+/// A server that syncs every write takes one batch more than ten times as fast as single events; others are a little slower.
+const MUCH_FASTER: f64 = 2.0;
+
+/// How the events of a batch are published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// One by one, without waiting for each.
+    Pipelined,
+    /// As atomic batches.
+    Atomic,
 }
 
-impl Shared {
-    /// Publishes the entries in as few writes as possible and answers for each, in order.
-    pub(super) async fn publish_atomically(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<u64>> {
-        let mut results: Vec<Result<u64>> = Vec::with_capacity(batch.len());
-        let mut ready = Vec::new();
-        for (place, entry) in batch.iter().enumerate() {
-            // Replaced below, unless the entry is refused here.
-            let checked = self.check_open().and_then(|()| self.encode(entry.event, &entry.options));
-            results.push(match checked {
-                Ok(body) => {
-                    ready.push(Ready { place, entry, body });
-                    Err(connection_ended())
-                }
-                Err(error) => Err(error),
-            });
-        }
-        let mut left = ready.as_slice();
-        while !left.is_empty() {
-            let (now, later) = left.split_at(fitting(left));
-            let answers = match self.commit(now).await {
-                Some(answers) => answers,
-                None => {
-                    let entries: Vec<_> = now
-                        .iter()
-                        .map(|ready| PublishRequest::new(ready.entry.event, ready.entry.options.clone()))
-                        .collect();
-                    self.publish_pipelined(&entries).await
-                }
-            };
-            for (ready, answer) in now.iter().zip(answers) {
-                if let Some(result) = results.get_mut(ready.place) {
-                    *result = answer;
-                }
-            }
-            left = later;
-        }
-        results
+/// Which way is faster. The server does not tell how it writes, so that it is measured, from time to time.
+#[derive(Default)]
+pub(super) struct Faster(Mutex<Option<(Way, Instant)>>);
+
+impl Faster {
+    fn known(&self) -> Option<Way> {
+        let measured = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        measured.filter(|(_, at)| at.elapsed() < MEASURE_AGAIN).map(|(way, _)| way)
     }
 
-    /// Sends one batch. `None` when nothing of it is stored, and nothing is known of its single events.
-    async fn commit(&self, batch: &[Ready<'_>]) -> Option<Vec<Result<u64>>> {
-        let (last, others) = batch.split_last().filter(|(_, others)| !others.is_empty())?;
-        let deadline = batch.iter().map(|ready| self.deadline_of(&ready.entry.options)).max()?;
-        let id = uuid::Uuid::now_v7().simple().to_string();
-        let sending = async {
-            let client = self.link.working().await.ok()?;
-            for (place, ready) in (1..).zip(others) {
-                let subject = Subject::from(ready.entry.event.subject.as_str());
-                client.publish_with_headers(subject, headers(&id, place), ready.body.clone()).await.ok()?;
-            }
-            Some(())
-        };
-        let started = tokio::time::Instant::now();
-        // Without the last one nothing is stored.
-        tokio::time::timeout(deadline, sending).await.ok()??;
-        let mut headers = headers(&id, batch.len());
+    /// Takes the times that one event took.
+    fn learn(&self, pipelined: Duration, atomic: Duration) {
+        let is_faster = pipelined.as_secs_f64() > atomic.as_secs_f64() * MUCH_FASTER;
+        let way = if is_faster { Way::Atomic } else { Way::Pipelined };
+        tracing::debug!(?way, ?pipelined, ?atomic, "measured how to publish batches");
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((way, Instant::now()));
+    }
+}
+
+/// What became of a batch that was sent.
+enum Outcome {
+    /// Stored up to this sequence.
+    Stored(Acknowledged),
+    /// Nothing of it is stored.
+    Refused,
+    /// Nobody knows.
+    Unknown(EventError),
+}
+
+/// A batch that is being sent. The last event that was added is held back, because it has to carry the commit.
+struct Sending<'a> {
+    shared: &'a Shared,
+    client: &'a async_nats::Client,
+    id: String,
+    sent: usize,
+    held: Option<(Subject, Bytes)>,
+}
+
+impl Sending<'_> {
+    async fn add(&mut self, event: &Event, body: Bytes) -> bool {
+        let subject = Subject::from(event.subject.as_str());
+        let Some((subject, body)) = self.held.replace((subject, body)) else { return true };
+        self.sent += 1;
+        self.client.publish_with_headers(subject, self.headers(self.sent), body).await.is_ok()
+    }
+
+    fn headers(&self, place: usize) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        self.shared.settings.wire.announce(&mut headers);
+        headers.insert(NATS_BATCH_ID, self.id.as_str());
+        headers.insert(NATS_BATCH_SEQUENCE, place.to_string().as_str());
+        headers
+    }
+
+    async fn commit(mut self, deadline: Duration) -> Outcome {
+        let Some((subject, body)) = self.held.take() else { return Outcome::Refused };
+        let mut headers = self.headers(self.sent + 1);
         headers.insert(NATS_BATCH_COMMIT, NATS_BATCH_COMMIT_FINAL);
-        let request = Request::new().headers(headers).payload(last.body.clone());
-        let subject = Subject::from(last.entry.event.subject.as_str());
-        let left = deadline.saturating_sub(started.elapsed());
-        let answer = match self.link.request_once(&subject, request, left).await {
+        let request = Request::new().headers(headers).payload(body);
+        let answer = match self.shared.link.request_once(&subject, request, deadline).await {
             Ok(answer) => stored(&answer),
             Err(none) => Err(none.into_error("publish", deadline)),
         };
         match answer {
-            Ok(Ok(acknowledged)) => Some(sequences(acknowledged.sequence, acknowledged.count, batch.len())),
+            Ok(Ok(acknowledged)) => Outcome::Stored(acknowledged),
             Ok(Err(refusal)) => {
                 tracing::debug!(%refusal, "nats-server refuses an atomic batch: its events are published one by one");
-                None
+                Outcome::Refused
             }
-            Err(error) if !error.may_be_stored() => None,
-            Err(_) => Some(batch.iter().map(|_| Err(timeout("publish", deadline))).collect()),
+            Err(error) if error.may_be_stored() => Outcome::Unknown(error),
+            Err(_) => Outcome::Refused,
         }
     }
 }
 
-/// How many entries from the beginning make one batch.
-fn fitting(ready: &[Ready<'_>]) -> usize {
-    let mut bytes = 0;
-    let fits = |ready: &&Ready<'_>| {
-        bytes += ready.body.len();
-        bytes <= MAX_BYTES
-    };
-    ready.iter().take(MAX_EVENTS).take_while(fits).count().max(1)
+/// Entries that become one batch.
+struct Chunk<'a> {
+    entries: &'a [PublishRequest<'a>],
+    /// Those that fail the checks, with their places.
+    refused: Vec<(usize, EventError)>,
+    /// `None` when it could not be sent.
+    sending: Option<Sending<'a>>,
+    /// How long its commit may take.
+    deadline: Duration,
+}
+
+impl Shared {
+    /// Publishes the entries in order and answers for each.
+    pub(super) async fn publish_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<u64>> {
+        // A batch is stored as a whole or not at all: what the server may say of a single entry must not be possible.
+        let is_plain = |entry: &PublishRequest<'_>| {
+            entry.options.msg_id.is_none() && entry.options.expected_sequence.is_none()
+        };
+        let may_be_atomic = self.atomic_batches && batch.len() > 1 && batch.iter().all(is_plain);
+        let way = match self.settings.atomic_batches {
+            _ if !may_be_atomic => Some(Way::Pipelined),
+            Some(true) => Some(Way::Atomic),
+            Some(false) => Some(Way::Pipelined),
+            None => self.faster.known(),
+        };
+        match way {
+            Some(Way::Atomic) => self.publish_atomically(batch).await,
+            None if batch.len() >= 2 * SAMPLE => self.publish_and_measure(batch).await,
+            Some(Way::Pipelined) | None => self.publish_pipelined(batch).await,
+        }
+    }
+
+    async fn publish_and_measure(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<u64>> {
+        let (sample, rest) = batch.split_at(SAMPLE);
+        let per_event =
+            |begun: Instant, count: usize| begun.elapsed() / u32::try_from(count).unwrap_or(u32::MAX);
+        let begun = Instant::now();
+        let mut results = self.publish_pipelined(sample).await;
+        let pipelined = per_event(begun, sample.len());
+        let begun = Instant::now();
+        results.extend(self.publish_atomically(rest).await);
+        let atomic = per_event(begun, rest.len());
+        if results.iter().all(Result::is_ok) {
+            self.faster.learn(pipelined, atomic);
+        }
+        results
+    }
+
+    /// Publishes the entries in few writes and answers for each, in order. While the server commits a batch, the next one
+    /// is on its way, all but its commit.
+    async fn publish_atomically(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<u64>> {
+        let mut results = Vec::with_capacity(batch.len());
+        let mut left = batch;
+        let mut on_its_way: Option<Chunk<'_>> = None;
+        loop {
+            let commit = async {
+                match on_its_way.take() {
+                    Some(chunk) => self.commit(chunk).await,
+                    None => Vec::new(),
+                }
+            };
+            let (committed, sent) = tokio::join!(commit, self.send(left));
+            results.extend(committed);
+            left = left.get(sent.entries.len()..).unwrap_or_default();
+            if sent.entries.is_empty() {
+                return results;
+            }
+            on_its_way = Some(sent);
+        }
+    }
+
+    /// Sends all but the last of the first entries, as many as fit into a batch.
+    async fn send<'a>(&'a self, entries: &'a [PublishRequest<'a>]) -> Chunk<'a> {
+        let entries = entries.get(..MAX_EVENTS).unwrap_or(entries);
+        let mut chunk = Chunk {
+            entries,
+            refused: Vec::new(),
+            sending: None,
+            deadline: entries.iter().map(|entry| self.deadline_of(&entry.options)).max().unwrap_or_default(),
+        };
+        let begun = Instant::now();
+        let sending = tokio::time::timeout(chunk.deadline, self.send_all(&mut chunk)).await;
+        chunk.sending = sending.ok().flatten();
+        chunk.deadline = chunk.deadline.saturating_sub(begun.elapsed());
+        chunk
+    }
+
+    /// What fails the checks is left out. `None` when the connection ends.
+    async fn send_all<'a>(&'a self, chunk: &mut Chunk<'a>) -> Option<Sending<'a>> {
+        let client = self.link.working().await.ok()?;
+        let id = uuid::Uuid::now_v7().simple().to_string();
+        let mut sending = Sending { shared: self, client, id, sent: 0, held: None };
+        let mut bytes = 0;
+        for (place, entry) in chunk.entries.iter().enumerate() {
+            match self.check_open().and_then(|()| self.encode(entry.event, &entry.options)) {
+                Ok(body) => {
+                    bytes += body.len();
+                    if bytes > MAX_BYTES && place > 0 {
+                        chunk.entries = chunk.entries.get(..place)?;
+                        break;
+                    }
+                    if !sending.add(entry.event, body).await {
+                        return None;
+                    }
+                }
+                Err(error) => chunk.refused.push((place, error)),
+            }
+        }
+        Some(sending)
+    }
+
+    async fn commit(&self, chunk: Chunk<'_>) -> Vec<Result<u64>> {
+        let Chunk { entries, refused, sending, deadline } = chunk;
+        let stored = entries.len() - refused.len();
+        let outcome = match sending {
+            Some(sending) => sending.commit(deadline).await,
+            // Without its last event nothing of a batch is stored.
+            None => Outcome::Refused,
+        };
+        let mut results = match outcome {
+            Outcome::Refused => return self.publish_pipelined(entries).await,
+            Outcome::Stored(acknowledged) => sequences(acknowledged, stored),
+            Outcome::Unknown(error) => {
+                let reason = error.to_string();
+                std::iter::repeat_with(|| Err(EventError::Timeout(reason.clone()))).take(stored).collect()
+            }
+        };
+        for (place, error) in refused {
+            results.insert(place, Err(error));
+        }
+        results
+    }
 }
 
 /// The sequences of a stored batch, which follow each other up to the last.
-fn sequences(last: u64, stored: Option<u64>, sent: usize) -> Vec<Result<u64>> {
+fn sequences(stored: Acknowledged, sent: usize) -> Vec<Result<u64>> {
+    let Acknowledged { sequence: last, count: stored } = stored;
     let count = u64::try_from(sent).unwrap_or(u64::MAX);
     let answer = |place: u64| match last.checked_sub(count - place) {
         Some(sequence @ 1..) if stored == Some(count) => Ok(sequence),
@@ -125,27 +264,20 @@ fn sequences(last: u64, stored: Option<u64>, sent: usize) -> Vec<Result<u64>> {
     (1..=count).map(answer).collect()
 }
 
-fn headers(id: &str, place: usize) -> HeaderMap {
-    let mut headers = HeaderMap::new();
-    headers.insert(NATS_BATCH_ID, id);
-    headers.insert(NATS_BATCH_SEQUENCE, place.to_string().as_str());
-    headers
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_sequences_of_a_batch_end_with_the_last_one() {
-        let answers: Vec<_> = sequences(12, Some(3), 3).into_iter().map(Result::unwrap).collect();
+        let answers: Vec<_> = sequences(Acknowledged { sequence: 12, count: Some(3) }, 3)
+            .into_iter()
+            .map(Result::unwrap)
+            .collect();
         assert_eq!(answers, [10, 11, 12]);
-        for (last, stored) in [(12, Some(2)), (12, None), (2, Some(3))] {
-            let answers = sequences(last, stored, 3);
-            assert!(
-                answers.first().unwrap().as_ref().is_err_and(crate::EventError::may_be_stored),
-                "{answers:?}"
-            );
+        for (sequence, count) in [(12, Some(2)), (12, None), (2, Some(3))] {
+            let answers = sequences(Acknowledged { sequence, count }, 3);
+            assert!(answers.first().unwrap().as_ref().is_err_and(EventError::may_be_stored), "{answers:?}");
         }
     }
 }

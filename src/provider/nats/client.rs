@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
+use super::batch::Faster;
 use super::config::{NatsConfig, NatsProviderBuilder, StorageType};
 use super::error::{PROVIDER, refused};
 use super::link::Link;
@@ -40,6 +41,7 @@ pub(super) struct Shared {
     pub(super) batched_direct_get: bool,
     /// Whether the stream takes batches that are stored as one.
     pub(super) atomic_batches: bool,
+    pub(super) faster: Faster,
 }
 
 /// Counts of a stream.
@@ -77,6 +79,7 @@ impl NatsClient {
             durability: Durability::Unknown,
             batched_direct_get: false,
             atomic_batches: false,
+            faster: Faster::default(),
         };
         let stream = shared.open_stream().await?;
         shared.durability = durability(&stream);
@@ -319,7 +322,8 @@ impl Shared {
             compression: self.settings.compression.filter(|compress| *compress).map(|_| Compression::S2),
             discard: native_discard(self.settings.discard_new.unwrap_or(false)),
             allow_direct: true,
-            allow_atomic_publish: self.link.client().is_server_compatible(2, 12, 0),
+            allow_atomic_publish: self.settings.atomic_batches.unwrap_or(true)
+                && self.link.client().is_server_compatible(2, 12, 0),
             ..stream::Config::default()
         }
     }
@@ -343,6 +347,8 @@ impl Shared {
             existing.max_message_size,
         )?;
         self.same("compression", settings.compression, existing.compression == Some(Compression::S2))?;
+        let atomic = settings.atomic_batches.filter(|atomic| *atomic);
+        self.same("atomic_batches", atomic, existing.allow_atomic_publish)?;
         self.same("discard_new", settings.discard_new, existing.discard == DiscardPolicy::New)?;
         let wanted = self.wanted_stream();
         let limits = |config: &stream::Config| {

@@ -17,6 +17,7 @@ use super::client::Shared;
 use super::consumer::under_prefix;
 use super::error::{PROVIDER, connection_ended, refused, timeout};
 use super::subscription::Position;
+use super::wire::decode;
 use crate::error::{BackendError, ErrorKind, Result};
 use crate::provider::{HistoryQuery, StoredEvent};
 use crate::subject::validate_filter_under;
@@ -105,7 +106,7 @@ impl Shared {
                 }
                 next = Some(record.sequence + 1);
                 // What is not an event is nothing that history could return.
-                if let Ok(event) = serde_json::from_slice(&record.message.payload) {
+                if let Ok(event) = decode(&record.message) {
                     window.push_back(StoredEvent::new(Arc::new(event), record.sequence, record.stored_at));
                 }
                 if window.len() > limit {

@@ -11,6 +11,7 @@ mod publish;
 mod pull;
 mod subscription;
 mod unreadable;
+mod wire;
 
 use std::any::Any;
 
@@ -20,6 +21,7 @@ pub use client::{NatsClient, StreamInfo};
 pub(super) use config::connect;
 pub use config::{DEFAULT_MAX_IN_FLIGHT, NatsConfig, NatsProviderBuilder, StorageType};
 pub use subscription::NatsSubscription;
+pub use wire::Wire;
 
 use super::{
     Capabilities, ConsumerInfo, EventProvider, HistoryQuery, ProviderInfo, PublishRequest, StoredEvent,

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use super::client::Shared;
 use super::error::{PROVIDER, refused};
 use super::link::NoAnswer;
+use super::wire::Wire;
 use crate::error::{BackendError, ErrorKind, EventError, Result};
 use crate::provider::PublishRequest;
 use crate::provider::validate::{validate_event, validate_publish_options};
@@ -35,7 +36,7 @@ impl Shared {
         let body = self.encode(event, options)?;
         let size = body.len();
         let mut request = Request::new().payload(body);
-        if let Some(headers) = headers(options) {
+        if let Some(headers) = headers(options, self.settings.wire) {
             request = request.headers(headers);
         }
         let deadline = self.deadline_of(options);
@@ -50,19 +51,6 @@ impl Shared {
         match stored(&answer)? {
             Ok(acknowledged) => Ok(acknowledged.sequence),
             Err(error) => self.not_stored(error, options).await,
-        }
-    }
-
-    /// Publishes the entries in order and answers for each.
-    pub(super) async fn publish_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<u64>> {
-        // The server stores a whole batch or nothing of it: what it may answer for one entry must not be possible.
-        let is_plain = |entry: &PublishRequest<'_>| {
-            entry.options.msg_id.is_none() && entry.options.expected_sequence.is_none()
-        };
-        if self.atomic_batches && batch.len() > 1 && batch.iter().all(is_plain) {
-            self.publish_atomically(batch).await
-        } else {
-            self.publish_pipelined(batch).await
         }
     }
 
@@ -87,8 +75,10 @@ impl Shared {
     pub(super) fn encode(&self, event: &Event, options: &PublishOptions) -> Result<Bytes> {
         validate_publish_options(options)?;
         let size = validate_event(event, self.prefix(), self.max_payload)?;
-        let mut body = Vec::with_capacity(size);
-        serde_json::to_writer(&mut body, event)?;
+        let body = self.settings.wire.encode(event, size)?;
+        if body.len() > self.max_payload {
+            return Err(EventError::TooLarge { what: "event", actual: body.len(), limit: self.max_payload });
+        }
         Ok(body.into())
     }
 
@@ -142,8 +132,9 @@ pub(super) fn stored(answer: &Message) -> Result<std::result::Result<Acknowledge
     }
 }
 
-fn headers(options: &PublishOptions) -> Option<HeaderMap> {
+fn headers(options: &PublishOptions, wire: Wire) -> Option<HeaderMap> {
     let mut headers = HeaderMap::new();
+    wire.announce(&mut headers);
     if let Some(msg_id) = &options.msg_id {
         headers.insert(header::NATS_MESSAGE_ID, msg_id.as_str());
     }
@@ -173,13 +164,13 @@ mod tests {
 
     #[test]
     fn options_become_the_headers_of_the_wire_contract() {
-        assert!(headers(&PublishOptions::default()).is_none());
+        assert!(headers(&PublishOptions::default(), Wire::Native).is_none());
         let options = PublishOptions {
             msg_id: Some("order-1".to_owned()),
             expected_sequence: Some(7),
             timeout_secs: None,
         };
-        let headers = headers(&options).unwrap();
+        let headers = headers(&options, Wire::Native).unwrap();
         assert_eq!(headers.get("Nats-Msg-Id").unwrap().as_str(), "order-1");
         assert_eq!(headers.get("Nats-Expected-Last-Sequence").unwrap().as_str(), "7");
     }

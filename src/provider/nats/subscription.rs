@@ -13,6 +13,7 @@ use super::client::Shared;
 use super::link::NoAnswer;
 use super::pull::{Fetched, Pulled, Puller, give_back, now};
 use super::unreadable::Unreadable;
+use super::wire::decode;
 use crate::error::{EventError, Result, shorten};
 use crate::provider::consumer::ConsumerConfig;
 use crate::provider::{AckHandler, Delivery, PendingEvent, Subscription};
@@ -286,9 +287,9 @@ impl Held {
         let (position, reply) = Position::of(message)
             .ok_or_else(|| EventError::Consumer("a message without a JetStream reply subject".to_owned()))?;
         let settling = Settling { reply, delivery: position.delivery, connection: *connection };
-        let decoded = serde_json::from_slice::<Event>(&message.payload)
+        let decoded = decode(message)
             .map(Arc::new)
-            .map_err(|error| Undecodable { raw: message.payload.to_vec(), reason: error.to_string() });
+            .map_err(|reason| Undecodable { raw: message.payload.to_vec(), reason });
         Ok(Self { decoded, position, settling, since: *since })
     }
 

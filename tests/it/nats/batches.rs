@@ -10,6 +10,10 @@ fn events(count: u64) -> Vec<Event> {
     (1..=count).map(|number| event("a", number)).collect()
 }
 
+async fn atomic(config: NatsConfig) -> NatsProvider {
+    NatsProvider::builder(config).atomic_batches(true).connect().await.unwrap()
+}
+
 async fn publish(provider: &NatsProvider, batch: &[PublishRequest<'_>]) -> Vec<Option<u64>> {
     provider.publish_batch(batch).await.into_iter().map(Result::ok).collect()
 }
@@ -26,9 +30,9 @@ async fn stored_atomically(provider: &NatsProvider, count: u64) -> usize {
 }
 
 #[tokio::test]
-async fn a_batch_without_options_is_one_write_and_answers_like_any_other() {
+async fn an_atomic_batch_answers_like_any_other() {
     let server = NatsServer::start().await;
-    let provider = connect(&server).await;
+    let provider = atomic(config(&server)).await;
     let mut events = events(2_500);
     // Refused by ourselves: it leaves a gap in nothing.
     events[1_200].subject = "events.a b".to_owned();
@@ -45,7 +49,7 @@ async fn a_batch_without_options_is_one_write_and_answers_like_any_other() {
 #[tokio::test]
 async fn entries_with_options_keep_them_and_are_published_one_by_one() {
     let server = NatsServer::start().await;
-    let provider = connect(&server).await;
+    let provider = atomic(config(&server)).await;
     let events = events(4);
     let mut batch: Vec<_> = events.iter().map(PublishRequest::from).collect();
     let id = |id: &str| PublishOptions { msg_id: Some(id.to_owned()), ..PublishOptions::default() };
@@ -60,7 +64,8 @@ async fn entries_with_options_keep_them_and_are_published_one_by_one() {
 async fn what_the_server_refuses_as_a_batch_is_answered_for_each_event() {
     let server = NatsServer::start().await;
     let limited = NatsConfig { max_events: 3, ..config(&server) };
-    let provider = NatsProvider::builder(limited).discard_new(true).connect().await.unwrap();
+    let provider =
+        NatsProvider::builder(limited).discard_new(true).atomic_batches(true).connect().await.unwrap();
     let events = events(5);
     let batch: Vec<_> = events.iter().map(PublishRequest::from).collect();
     let answers = provider.publish_batch(&batch).await;
@@ -68,6 +73,20 @@ async fn what_the_server_refuses_as_a_batch_is_answered_for_each_event() {
     assert_eq!(stored, [Some(1), Some(2), Some(3), None, None]);
     assert!(answers.iter().skip(3).all(|answer| answer.as_ref().is_err_and(|error| !error.may_be_stored())));
     assert_eq!(numbers(&provider.history(None, 10).await.unwrap()), [3, 2, 1]);
+}
+
+#[tokio::test]
+async fn atomic_batches_are_found_to_be_faster_where_the_server_syncs_every_write() {
+    let server = NatsServer::start_with("jetstream { sync_interval: always }").await;
+    let provider = connect(&server).await;
+    let events = events(300);
+    let batch: Vec<_> = events.iter().map(PublishRequest::from).collect();
+    for round in 0..2 {
+        let sequences = (1..=300).map(|number| Some(300 * round + number)).collect::<Vec<_>>();
+        assert_eq!(publish(&provider, &batch).await, sequences);
+    }
+    // Of the first batch, 128 events were the sample.
+    assert_eq!(stored_atomically(&provider, 600).await, 600 - 128);
 }
 
 #[tokio::test]
@@ -83,7 +102,7 @@ async fn an_existing_stream_without_atomic_batches_takes_batches_too() {
 #[tokio::test]
 async fn a_batch_into_the_void_ends_in_time_and_says_what_is_known() {
     let server = NatsServer::start().await;
-    let provider = connect(&server).await;
+    let provider = atomic(config(&server)).await;
     let events = events(3);
     let mut batch: Vec<_> = events.iter().map(PublishRequest::from).collect();
     for entry in &mut batch {

@@ -9,6 +9,8 @@ mod faults;
 mod ledger;
 mod network;
 mod security;
+#[cfg(feature = "cloudevents")]
+mod wire;
 
 use std::time::{Duration, Instant};
 
