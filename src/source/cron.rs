@@ -4,12 +4,12 @@ use std::fmt;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
-use super::EventSource;
 #[cfg(feature = "cron")]
 use super::scheduled::{MissedTicks, Scheduled, Tick};
+use super::{EventSource, Stop};
 use crate::error::{EventError, Result};
 use crate::types::Event;
 
@@ -46,7 +46,7 @@ const MIN_INTERVAL: Duration = Duration::from_millis(1);
 pub struct CronSource {
     name: String,
     when: When,
-    stopped: watch::Sender<bool>,
+    stop: Stop,
 }
 
 enum When {
@@ -124,7 +124,7 @@ impl CronSource {
     }
 
     fn with(name: impl Into<String>, when: When) -> Self {
-        Self { name: name.into(), when, stopped: watch::Sender::new(false) }
+        Self { name: name.into(), when, stop: Stop::new() }
     }
 
     async fn produce(&self, sender: mpsc::Sender<Event>) -> Result<()> {
@@ -168,17 +168,11 @@ impl EventSource for CronSource {
             let reason = format!("'{}' has an interval of {interval:?}: must be at least 1 ms", self.name);
             return Err(EventError::Source(reason));
         }
-        let mut stopped = self.stopped.subscribe();
-        tokio::select! {
-            biased;
-            // Fails only without a sender, and `self` holds it.
-            _ = stopped.wait_for(|stopped| *stopped) => Ok(()),
-            ended = self.produce(sender) => ended,
-        }
+        self.stop.or(self.produce(sender)).await.unwrap_or(Ok(()))
     }
 
     async fn stop(&self) -> Result<()> {
-        self.stopped.send_replace(true);
+        self.stop.now();
         Ok(())
     }
 
@@ -196,7 +190,7 @@ impl fmt::Debug for CronSource {
             #[cfg(feature = "cron")]
             When::On(scheduled) => shown.field("schedule", &scheduled.schedule),
         };
-        shown.field("stopped", &*self.stopped.borrow()).finish_non_exhaustive()
+        shown.field("stopped", &self.stop.is_set()).finish_non_exhaustive()
     }
 }
 

@@ -17,7 +17,7 @@ mod threshold;
 pub mod webhook;
 
 use async_trait::async_trait;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 pub use cron::CronSource;
 pub use runner::{RunningSource, SourceRunner, SourceState, SourceStatus};
@@ -76,6 +76,34 @@ pub trait MetricsSource: EventSource {
 
     /// The value that matters, in the unit of the metric.
     fn threshold(&self) -> f64;
+}
+
+/// The switch that ends a source for good.
+struct Stop(watch::Sender<bool>);
+
+impl Stop {
+    fn new() -> Self {
+        Self(watch::Sender::new(false))
+    }
+
+    fn now(&self) {
+        self.0.send_replace(true);
+    }
+
+    fn is_set(&self) -> bool {
+        *self.0.borrow()
+    }
+
+    /// Works until the switch is set; `None` then, and at once when it was set before.
+    async fn or<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let mut stopped = self.0.subscribe();
+        tokio::select! {
+            biased;
+            // Fails only without a sender, and `self` holds it.
+            _ = stopped.wait_for(|stopped| *stopped) => None,
+            done = work => Some(done),
+        }
+    }
 }
 
 #[cfg(test)]

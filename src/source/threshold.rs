@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::json;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::{EventSource, MetricsSource};
+use super::{EventSource, MetricsSource, Stop};
 use crate::error::{EventError, Result};
 use crate::types::Event;
 
@@ -84,7 +84,7 @@ pub struct ThresholdSource {
     interval: Duration,
     read: Read,
     make: Make,
-    stopped: watch::Sender<bool>,
+    stop: Stop,
 }
 
 impl ThresholdSource {
@@ -108,7 +108,7 @@ impl ThresholdSource {
             interval: DEFAULT_INTERVAL,
             read: Box::new(read),
             make: Box::new(move |crossing| threshold_event(crossing, &source)),
-            stopped: watch::Sender::new(false),
+            stop: Stop::new(),
         }
     }
 
@@ -254,18 +254,12 @@ impl EventSource for ThresholdSource {
     /// [`EventError::Source`] for settings that make no sense.
     async fn start(&self, sender: mpsc::Sender<Event>) -> Result<()> {
         self.check()?;
-        let mut stopped = self.stopped.subscribe();
-        tokio::select! {
-            biased;
-            // Fails only without a sender, and `self` holds it.
-            _ = stopped.wait_for(|stopped| *stopped) => {}
-            () = self.watch(sender) => {}
-        }
+        self.stop.or(self.watch(sender)).await;
         Ok(())
     }
 
     async fn stop(&self) -> Result<()> {
-        self.stopped.send_replace(true);
+        self.stop.now();
         Ok(())
     }
 

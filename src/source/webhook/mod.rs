@@ -41,11 +41,11 @@ use axum::extract::Request;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 use self::replay::{Begun, Taken};
 use self::signature::{Signed, Verifier};
-use super::{EventSource, WebhookSource};
+use super::{EventSource, Stop, WebhookSource};
 use crate::bus::EventBus;
 use crate::cloudevents::{Accept, http};
 use crate::error::{ErrorKind, EventError, Result, shorten};
@@ -196,7 +196,7 @@ impl WebhookReceiverBuilder {
             timeout: self.timeout,
             bus: self.bus,
             sender: Mutex::new(None),
-            stopped: watch::Sender::new(false),
+            stop: Stop::new(),
         }))
     }
 }
@@ -247,7 +247,7 @@ pub struct WebhookReceiver {
     bus: Option<Arc<EventBus>>,
     /// Where events go while [`start`](EventSource::start) runs.
     sender: Mutex<Option<mpsc::Sender<Event>>>,
-    stopped: watch::Sender<bool>,
+    stop: Stop,
 }
 
 impl WebhookReceiver {
@@ -296,7 +296,7 @@ impl WebhookReceiver {
     }
 
     async fn take(&self, request: Request) -> std::result::Result<StatusCode, Refusal> {
-        if *self.stopped.borrow() {
+        if self.stop.is_set() {
             return Err(Refusal::unavailable("the receiver was stopped"));
         }
         let (parts, body) = request.into_parts();
@@ -489,19 +489,14 @@ impl EventSource for WebhookReceiver {
     ///
     /// None.
     async fn start(&self, sender: mpsc::Sender<Event>) -> Result<()> {
-        let mut stopped = self.stopped.subscribe();
         *self.sender.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender.clone());
         let _end = Ended(self);
-        tokio::select! {
-            // Fails only without a sender, and `self` holds it.
-            _ = stopped.wait_for(|stopped| *stopped) => {}
-            () = sender.closed() => {}
-        }
+        self.stop.or(sender.closed()).await;
         Ok(())
     }
 
     async fn stop(&self) -> Result<()> {
-        self.stopped.send_replace(true);
+        self.stop.now();
         Ok(())
     }
 
