@@ -22,7 +22,7 @@ pub use builder::EventBusBuilder;
 use self::registry::Registry;
 #[cfg(feature = "routing")]
 use crate::broker::Broker;
-use crate::crypto::{EncryptedPayload, EventEncryptor};
+use crate::crypto::EventEncryptor;
 use crate::dlq::DlqHandler;
 use crate::error::{EventError, Result};
 use crate::metrics::{BusMetrics, EventMetrics};
@@ -65,6 +65,7 @@ const DEFAULT_OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct EventBus {
     provider: Arc<dyn EventProvider>,
     schema_registry: Option<Arc<dyn SchemaRegistry>>,
+    validates_on_consume: bool,
     encryptor: Option<Arc<dyn EventEncryptor>>,
     dlq_handler: Option<Arc<dyn DlqHandler>>,
     #[cfg(feature = "routing")]
@@ -88,6 +89,7 @@ impl EventBus {
         Self {
             provider,
             schema_registry: None,
+            validates_on_consume: false,
             encryptor: None,
             dlq_handler: None,
             #[cfg(feature = "routing")]
@@ -129,8 +131,15 @@ impl EventBus {
         self.schema_registry = Some(registry);
     }
 
+    /// Also validates events against the schema registry when they are consumed, after decryption: for streams to which
+    /// others publish. An event that fails surfaces once as [`EventError::Undecodable`] and goes to the dead letters, like
+    /// one that cannot be decrypted. Off unless set. Applies to subscriptions created from now on.
+    pub fn set_validate_on_consume(&mut self, validate: bool) {
+        self.validates_on_consume = validate;
+    }
+
     /// Sends events there that the bus's subscriptions cannot deliver successfully: those delivered `max_deliver` times,
-    /// and those that cannot be decrypted. Dead letters of encrypted events stay encrypted. Applies to subscriptions
+    /// those that cannot be decrypted, and those that fail a validation on consume. Dead letters of encrypted events stay encrypted. Applies to subscriptions
     /// created from now on.
     ///
     /// The bus counts the deliveries itself then, and opens consumers without a limit. **All programs that share a durable
@@ -146,7 +155,10 @@ impl EventBus {
     }
 
     /// Keeps the subscriptions in `store`, and loads what it holds: a store that is not empty replaces the current
-    /// subscriptions.
+    /// subscriptions. A stored subscription that is not valid is set aside, with a warning in the log, and the others are
+    /// in force; [`invalid_subscriptions`](EventBus::invalid_subscriptions) lists it.
+    ///
+    /// Loading may block for as long as it takes to read a file.
     ///
     /// # Errors
     ///
@@ -154,7 +166,7 @@ impl EventBus {
     pub fn set_state_store(&mut self, store: Arc<dyn StateStore>) -> Result<()> {
         let loaded = store.load()?;
         if !loaded.is_empty() {
-            self.registry.replace(loaded);
+            self.registry.replace(loaded, |filter| self.check_subscription(filter));
         }
         self.state_store = Some(store);
         Ok(())
@@ -328,8 +340,8 @@ impl EventBus {
     /// The payload in clear, when it is encrypted and can be decrypted.
     fn decrypted(&self, event: &Event) -> Option<serde_json::Value> {
         let encryptor =
-            self.encryptor.as_deref().filter(|_| EncryptedPayload::is_encrypted(&event.payload))?;
-        match encryptor.decrypt(&event.payload) {
+            self.encryptor.as_deref().filter(|encryptor| encryptor.is_encrypted(&event.payload))?;
+        match encryptor.decrypt_event(event) {
             Ok(payload) => {
                 self.metrics.record_decrypt();
                 Some(payload)

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use crate::error::Result;
-use crate::state::StateStore;
+use crate::error::{Result, shorten};
+use crate::hash::fnv1a_128;
+use crate::state::{InvalidSubscription, StateStore};
 use crate::subject::{MAX_NAME_LEN, validate_consumer_name};
 use crate::types::SubscriptionFilter;
 
@@ -12,6 +13,9 @@ use crate::types::SubscriptionFilter;
 #[derive(Default)]
 pub(super) struct Registry {
     subscriptions: RwLock<HashMap<String, SubscriptionFilter>>,
+    /// Stored subscriptions that are not in force, by the id under which they are stored: they are saved along. Locked
+    /// while `subscriptions` is locked, never the other way round.
+    set_aside: RwLock<HashMap<String, InvalidSubscription>>,
     /// Durable consumers that this bus opened: name to subscriber and subject.
     consumers: Mutex<HashMap<String, (String, String)>>,
     /// Held while the store is written, so that the last save has the last state.
@@ -19,18 +23,49 @@ pub(super) struct Registry {
 }
 
 impl Registry {
-    /// Replaces all subscriptions.
-    pub(super) fn replace(&self, subscriptions: HashMap<String, SubscriptionFilter>) {
-        *self.subscriptions.write().unwrap_or_else(PoisonError::into_inner) = subscriptions;
+    /// Replaces all subscriptions by those that are valid, and sets the others aside.
+    pub(super) fn replace(
+        &self,
+        stored: HashMap<String, SubscriptionFilter>,
+        check: impl Fn(&SubscriptionFilter) -> Result<()>,
+    ) {
+        let mut valid = HashMap::with_capacity(stored.len());
+        let mut set_aside = HashMap::new();
+        for (id, filter) in stored {
+            let checked = check(&filter).map_err(|error| error.to_string());
+            match checked.and_then(|()| check_id(&id, &filter)) {
+                Ok(()) => {
+                    valid.insert(id, filter);
+                }
+                Err(reason) => {
+                    tracing::warn!(subscriber_id = shorten(&id), reason, "stored subscription set aside");
+                    set_aside.insert(id, InvalidSubscription::new(filter, reason));
+                }
+            }
+        }
+        let mut subscriptions = self.subscriptions.write().unwrap_or_else(PoisonError::into_inner);
+        *self.set_aside.write().unwrap_or_else(PoisonError::into_inner) = set_aside;
+        *subscriptions = valid;
     }
 
     pub(super) fn insert(&self, filter: SubscriptionFilter) {
         let mut subscriptions = self.subscriptions.write().unwrap_or_else(PoisonError::into_inner);
+        self.set_aside.write().unwrap_or_else(PoisonError::into_inner).remove(&filter.subscriber_id);
         subscriptions.insert(filter.subscriber_id.clone(), filter);
     }
 
     pub(super) fn remove(&self, subscriber_id: &str) -> Option<SubscriptionFilter> {
-        self.subscriptions.write().unwrap_or_else(PoisonError::into_inner).remove(subscriber_id)
+        let mut subscriptions = self.subscriptions.write().unwrap_or_else(PoisonError::into_inner);
+        let set_aside = self.set_aside.write().unwrap_or_else(PoisonError::into_inner).remove(subscriber_id);
+        subscriptions.remove(subscriber_id).or(set_aside.map(|invalid| invalid.filter))
+    }
+
+    /// The stored subscriptions that are not in force, by id.
+    pub(super) fn set_aside(&self) -> Vec<InvalidSubscription> {
+        let set_aside = self.set_aside.read().unwrap_or_else(PoisonError::into_inner);
+        let mut found: Vec<_> = set_aside.iter().collect();
+        found.sort_unstable_by_key(|(id, _)| *id);
+        found.into_iter().map(|(_, invalid)| invalid.clone()).collect()
     }
 
     pub(super) fn get(&self, subscriber_id: &str) -> Option<SubscriptionFilter> {
@@ -54,8 +89,15 @@ impl Registry {
 
     fn save_now(&self, store: &dyn StateStore) -> Result<()> {
         let _last_save_wins = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
-        let subscriptions = self.subscriptions.read().unwrap_or_else(PoisonError::into_inner).clone();
-        store.save(&subscriptions)
+        store.save(&self.stored())
+    }
+
+    /// All that is to be in the store: what was set aside must not be lost by a save.
+    fn stored(&self) -> HashMap<String, SubscriptionFilter> {
+        let subscriptions = self.subscriptions.read().unwrap_or_else(PoisonError::into_inner);
+        let set_aside = self.set_aside.read().unwrap_or_else(PoisonError::into_inner);
+        let set_aside = set_aside.iter().map(|(id, invalid)| (id, &invalid.filter));
+        set_aside.chain(&*subscriptions).map(|(id, filter)| (id.clone(), filter.clone())).collect()
     }
 
     /// The name under which this bus opened, or can open, the durable consumer of a subscriber and subject. Where the
@@ -84,6 +126,16 @@ impl Registry {
     }
 }
 
+fn check_id(id: &str, filter: &SubscriptionFilter) -> std::result::Result<(), String> {
+    if id == filter.subscriber_id {
+        return Ok(());
+    }
+    Err(format!(
+        "it belongs to subscriber '{}' and is stored under another id",
+        shorten(&filter.subscriber_id)
+    ))
+}
+
 /// `{subscriber}-{subject with dots as dashes}`: the name that deployed consumers have. Not for wildcards and other
 /// characters that a consumer name must not have.
 fn plain_name(subscriber_id: &str, subject: &str) -> Option<String> {
@@ -102,14 +154,7 @@ pub(super) fn distinct_name(subscriber_id: &str, subject: &str) -> String {
         .map(readable)
         .take(MAX_NAME_LEN - HASH_LEN)
         .collect();
-    format!("{text}-{:032x}", fnv1a_128([subscriber_id, "\0", subject].iter().flat_map(|part| part.bytes())))
-}
-
-/// FNV-1a, 128 bit (draft-eastlake-fnv): stable across versions and platforms, unlike the standard library's hasher.
-fn fnv1a_128(bytes: impl Iterator<Item = u8>) -> u128 {
-    const OFFSET: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
-    const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
-    bytes.fold(OFFSET, |hash, byte| (hash ^ u128::from(byte)).wrapping_mul(PRIME))
+    format!("{text}-{:032x}", fnv1a_128(&[subscriber_id, subject]))
 }
 
 #[cfg(test)]
@@ -156,11 +201,5 @@ mod tests {
         assert_eq!(registry.consumer_name("s", "events.a.b"), first);
         registry.forget_consumer(&first);
         assert_eq!(registry.consumer_name("s", "events.a-b"), second, "a name in use is kept");
-    }
-
-    #[test]
-    fn the_hash_is_the_published_one() {
-        assert_eq!(fnv1a_128("".bytes()), 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d);
-        assert_eq!(fnv1a_128("a".bytes()), 0xd228_cb69_6f1a_8caf_7891_2b70_4e4a_8964);
     }
 }

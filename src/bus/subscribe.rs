@@ -13,6 +13,7 @@ use super::subscription::BusSubscription;
 use crate::error::{EventError, Result, shorten};
 use crate::provider::consumer::{ConsumerConfig, DEFAULT_ACK_WAIT};
 use crate::provider::{ConsumerInfo, Subscription, unsupported};
+use crate::state::InvalidSubscription;
 use crate::trace;
 use crate::types::{SubscribeOptions, SubscriptionFilter};
 
@@ -92,13 +93,20 @@ impl EventBus {
         self.registry.get(subscriber_id)
     }
 
+    /// The stored subscriptions that were set aside because they are not valid, sorted by id. They stay in the store until
+    /// [`update_subscription`](EventBus::update_subscription) replaces or
+    /// [`remove_subscription`](EventBus::remove_subscription) removes them.
+    pub fn invalid_subscriptions(&self) -> Vec<InvalidSubscription> {
+        self.registry.set_aside()
+    }
+
     async fn save_subscriptions(&self) {
         if let Some(store) = &self.state_store {
             self.registry.save(Arc::clone(store)).await;
         }
     }
 
-    fn check_subscription(&self, filter: &SubscriptionFilter) -> Result<()> {
+    pub(super) fn check_subscription(&self, filter: &SubscriptionFilter) -> Result<()> {
         if filter.subscriber_id.is_empty() {
             let rule = "must not be empty".to_owned();
             return Err(EventError::InvalidName { field: "subscriber_id", value: String::new(), rule });
@@ -139,7 +147,8 @@ impl EventBus {
             };
             self.within_deadline("subscribe", call).await?
         };
-        if self.encryptor.is_none() && self.dlq_handler.is_none() {
+        let schemas = self.schema_registry.clone().filter(|_| self.validates_on_consume);
+        if self.encryptor.is_none() && self.dlq_handler.is_none() && schemas.is_none() {
             return Ok(inner);
         }
         let letters = DeadLetters {
@@ -152,7 +161,7 @@ impl EventBus {
             metrics: Arc::clone(&self.metrics),
             consumer: self.metrics.consumer(&filter.subscriber_id, subject),
         };
-        Ok(Box::new(BusSubscription::new(inner, self.encryptor.clone(), letters)))
+        Ok(Box::new(BusSubscription::new(inner, self.encryptor.clone(), schemas, letters)))
     }
 
     async fn open_durable(

@@ -1,4 +1,4 @@
-//! What the bus adds to a provider's subscription: decryption and dead letters.
+//! What the bus adds to a provider's subscription: decryption, validation and dead letters.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -8,9 +8,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::dead_letter::DeadLetters;
-use crate::crypto::{EncryptedPayload, EventEncryptor};
+use crate::crypto::EventEncryptor;
 use crate::error::{EventError, Result};
 use crate::provider::{AckHandler, Delivery, PendingEvent, Subscription};
+use crate::schema::SchemaRegistry;
 use crate::types::{Event, ReceivedEvent};
 
 type Work<T> = Pin<Box<dyn Future<Output = Result<T>> + Send>>;
@@ -19,6 +20,8 @@ type Work<T> = Pin<Box<dyn Future<Output = Result<T>> + Send>>;
 pub(super) struct BusSubscription {
     inner: Box<dyn Subscription>,
     encryptor: Option<Arc<dyn EventEncryptor>>,
+    /// Set where events are validated when they are consumed.
+    schemas: Option<Arc<dyn SchemaRegistry>>,
     letters: Arc<DeadLetters>,
     /// What a cancelled call had begun; the next call goes on with it. The lock is never taken: it makes the
     /// subscription `Sync`.
@@ -36,9 +39,10 @@ impl BusSubscription {
     pub(super) fn new(
         inner: Box<dyn Subscription>,
         encryptor: Option<Arc<dyn EventEncryptor>>,
+        schemas: Option<Arc<dyn SchemaRegistry>>,
         letters: DeadLetters,
     ) -> Self {
-        Self { inner, encryptor, letters: Arc::new(letters), unfinished: Mutex::new(None) }
+        Self { inner, encryptor, schemas, letters: Arc::new(letters), unfinished: Mutex::new(None) }
     }
 
     fn unfinished(&mut self) -> &mut Option<Unfinished> {
@@ -70,7 +74,10 @@ impl BusSubscription {
                 match self.open(delivery.event()) {
                     Ok(clear) => return Ok(Some(letters.guard(delivery, clear))),
                     Err(error) => {
-                        let reason = format!("cannot be decrypted: {error}");
+                        let reason = match &error {
+                            EventError::SchemaValidation { .. } => error.to_string(),
+                            _ => format!("cannot be decrypted: {error}"),
+                        };
                         let error = undecodable(&delivery, &reason);
                         let work = async move {
                             letters.take_out(&delivery, delivery.num_delivered(), &reason).await
@@ -84,14 +91,25 @@ impl BusSubscription {
         }
     }
 
-    /// The event in clear, or `None` when it is not encrypted.
+    /// The event in clear, or `None` when it is not encrypted. Where events are validated on consume, one that fails is an
+    /// error as well.
     fn open(&self, event: &Event) -> Result<Option<Arc<Event>>> {
+        let clear = self.decrypt(event)?;
+        if let Some(schemas) = &self.schemas {
+            schemas
+                .validate(clear.as_deref().unwrap_or(event))
+                .inspect_err(|_| self.letters.metrics.record_validation_error())?;
+        }
+        Ok(clear)
+    }
+
+    fn decrypt(&self, event: &Event) -> Result<Option<Arc<Event>>> {
         let Some(encryptor) =
-            self.encryptor.as_ref().filter(|_| EncryptedPayload::is_encrypted(&event.payload))
+            self.encryptor.as_ref().filter(|encryptor| encryptor.is_encrypted(&event.payload))
         else {
             return Ok(None);
         };
-        let payload = encryptor.decrypt(&event.payload)?;
+        let payload = encryptor.decrypt_event(event)?;
         self.letters.metrics.record_decrypt();
         Ok(Some(Arc::new(Event { payload, ..event.clone() })))
     }

@@ -36,3 +36,13 @@ pub mod deployment {
 pub mod cloudevents {
     #![doc = include_str!("cloudevents.md")]
 }
+
+/// Encryption of payloads, and how to rotate keys.
+pub mod encryption {
+    #![doc = include_str!("encryption.md")]
+}
+
+/// Schemas of payloads, and how they may change.
+pub mod schema_evolution {
+    #![doc = include_str!("schema_evolution.md")]
+}

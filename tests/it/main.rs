@@ -20,16 +20,18 @@ mod allocations;
 mod canary;
 #[cfg(feature = "cloudevents")]
 mod cloudevents;
+mod codec;
 mod dead_letters;
 mod memory;
 #[cfg(feature = "nats")]
 mod nats;
-#[cfg(feature = "nats")]
+#[cfg_attr(not(feature = "nats"), allow(dead_code, reason = "only these tests kill processes"))]
 #[path = "../support/process.rs"]
 mod process;
 mod publish;
 mod random;
 mod secrecy;
+mod state;
 mod stress;
 mod subscriptions;
 mod telemetry;

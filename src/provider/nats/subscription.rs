@@ -1,6 +1,7 @@
 //! Subscriptions: members of a consumer that receive, settle and notice what retention took from them.
 
 use std::fmt;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -347,9 +348,13 @@ impl ConsumerHandle {
                 Err(none) => Err(EventError::Ack(format!("{verb}: {}", none.into_error("settle", deadline)))),
             }
         };
+        let mut asking = pin!(tokio::time::timeout(deadline, asking));
+        if let Ok(settled) = tokio::time::timeout(FRESH, &mut asking).await {
+            return settled.unwrap_or_else(|_| Err(late()));
+        }
         tokio::select! {
             biased;
-            settled = tokio::time::timeout(deadline, asking) => settled.unwrap_or_else(|_| Err(late())),
+            settled = &mut asking => settled.unwrap_or_else(|_| Err(late())),
             () = self.forgets(settling) => {
                 Err(EventError::Ack(format!("{verb}: the server has crashed and forgotten that it delivered the event")))
             }
