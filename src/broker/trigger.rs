@@ -134,6 +134,7 @@ pub struct DeliverySettings {
     pub(super) ordered: bool,
     pub(super) dead_letter: Option<Arc<dyn EventSink>>,
     pub(super) start: DeliverPolicy,
+    pub(super) ack_wait_secs: Option<u64>,
 }
 
 impl DeliverySettings {
@@ -149,6 +150,7 @@ impl DeliverySettings {
             ordered: false,
             dead_letter: None,
             start: DeliverPolicy::New,
+            ack_wait_secs: None,
         }
     }
 
@@ -204,6 +206,13 @@ impl DeliverySettings {
     /// Where a durable trigger starts when its consumer does not exist yet. Default [`DeliverPolicy::New`].
     pub fn start(mut self, policy: DeliverPolicy) -> Self {
         self.start = policy;
+        self
+    }
+
+    /// How long a durable trigger's delivery is leased, in seconds: after a crash of the process it comes again when that has
+    /// passed. Default 30; the lease of a delivery that runs is kept alive.
+    pub fn ack_wait_secs(mut self, seconds: u64) -> Self {
+        self.ack_wait_secs = Some(seconds);
         self
     }
 

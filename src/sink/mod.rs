@@ -4,6 +4,8 @@
 //! for programs, [`LogSink`] for looking at what passes, [`CollectorSink`] and [`FailingSink`] for tests.
 
 mod failure;
+#[cfg(feature = "http")]
+mod http;
 
 use std::fmt;
 use std::future::Future;
@@ -13,6 +15,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 
 pub use failure::SinkFailure;
+#[cfg(feature = "http")]
+#[cfg_attr(docsrs, doc(cfg(feature = "http")))]
+pub use http::{HttpSink, HttpSinkBuilder};
 
 use crate::error::{EventError, Result};
 use crate::provider::EventProvider;
