@@ -261,7 +261,7 @@ impl Server {
             consumer = consumer.ordered_by_key();
         }
         if self.lane.sink().payload() == PayloadForm::AsStored {
-            consumer = consumer.as_stored();
+            consumer = consumer.sealed();
         }
         if let Some(sink) = self.lane.dead_letter() {
             let letters = LetterSink { lane: Arc::clone(&self.lane), sink: Arc::clone(sink) };

@@ -48,3 +48,8 @@ pub mod dead_letters {
 pub mod routing {
     #![doc = include_str!("routing.md")]
 }
+
+/// Sinks: where events go, what leaves the process, and calling a URL safely.
+pub mod sinks {
+    #![doc = include_str!("sinks.md")]
+}

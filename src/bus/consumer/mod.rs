@@ -237,7 +237,7 @@ impl ConsumerBuilder<'_> {
 
     /// Gives out events as they are stored: encrypted ones stay encrypted.
     #[cfg(feature = "routing")]
-    pub(crate) fn as_stored(mut self) -> Self {
+    pub(crate) fn sealed(mut self) -> Self {
         self.as_stored = true;
         self
     }
