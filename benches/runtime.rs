@@ -1,6 +1,11 @@
 //! The handler runtime beside loops that are written by hand: what a policy, lanes and panics that are caught cost.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a benchmark that cannot run should stop")]
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    reason = "a benchmark that cannot run should stop"
+)]
 #![allow(missing_docs, reason = "the macros of criterion")]
 
 mod support;

@@ -1,6 +1,7 @@
 //! The SQLite provider against plain rusqlite that does the same inserts, in one run and on one disk, turn by turn.
 //!
-//! `cargo bench --bench sqlite --features sqlite [-- --quick]`
+//! `cargo bench --bench sqlite --features sqlite [-- [--quick] [FILTER]]`; `scripts/bench-ratios` prints the ratios. Each
+//! figure is the median time of a round, in the form of the other benchmarks.
 
 #![allow(
     missing_docs,
@@ -23,7 +24,6 @@ use std::time::{Duration, Instant};
 use a3s_event::provider::PublishRequest;
 use a3s_event::provider::sqlite::{SqliteConfig, SqliteProvider, Synchronous};
 use a3s_event::{Event, EventProvider};
-use comfy_table::Table;
 use rusqlite::{Connection, params};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -31,6 +31,14 @@ use tokio::runtime::Runtime;
 const SUBJECT: &str = "events.market.forex.usd_cny";
 const FILTER: &str = "events.>";
 const BATCH: usize = 1_000;
+/// The groups of `publishing`, in its order.
+const PUBLISH: [&str; 5] = [
+    "sqlite_publish_1_caller",
+    "sqlite_publish_64_callers",
+    "sqlite_publish_64_callers_in_step",
+    "sqlite_publish_1000_callers",
+    "sqlite_publish_batch_of_1000",
+];
 
 /// How much is measured.
 struct Scale {
@@ -41,54 +49,41 @@ struct Scale {
 }
 
 fn main() {
-    let quick = std::env::args().any(|argument| argument == "--quick");
-    let scale = if quick {
-        Scale { rounds: 1, single: 200, batches: 5, large: 20_000 }
-    } else {
-        Scale { rounds: 5, single: 1_000, batches: 100, large: 1_000_000 }
-    };
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let quick = arguments.iter().any(|argument| argument == "--quick");
+    let filter = arguments.iter().find(|argument| !argument.starts_with("--")).cloned().unwrap_or_default();
+    let scale = Scale { rounds: if quick { 1 } else { 5 }, single: 1_000, batches: 100, large: 1_000_000 };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let mut report = Report::default();
-    publishing(&runtime, &scale, &mut report);
-    consuming(&runtime, &scale, &mut report);
-    growing(&runtime, &scale, &mut report);
-    latency(&runtime, &scale, &mut report);
-    println!("{}", report.0);
-}
-
-/// A row per figure.
-struct Report(Table);
-
-impl Default for Report {
-    fn default() -> Self {
-        let mut table = Table::new();
-        table.set_header(["figure", "baseline", "provider", "provider / baseline", "wanted"]);
-        Self(table)
+    // The groups that each prints, and what measures them.
+    type Benchmark = (&'static [&'static str], fn(&Runtime, &Scale));
+    let benchmarks: [Benchmark; 5] = [
+        (&PUBLISH, publishing),
+        (&["sqlite_consume_and_ack"], consuming),
+        (&["sqlite_publish_with_1000000_stored", "sqlite_history_100_of_1000000"], growing),
+        (&["sqlite_publish_to_delivery"], latency),
+        (&["sqlite_publish_to_other_process"], other_process),
+    ];
+    for (groups, benchmark) in benchmarks {
+        if groups.iter().any(|group| group.contains(&filter)) {
+            benchmark(&runtime, &scale);
+        }
     }
 }
 
-impl Report {
-    fn add(&mut self, figure: &str, baseline: String, provider: String, ratio: f64, wanted: &str) {
-        self.0.add_row([figure, &baseline, &provider, &format!("{ratio:.2}"), wanted]);
-    }
-
-    fn rates(&mut self, figure: &str, baseline: &[f64], provider: &[f64], wanted: &str) {
-        let (baseline, provider) = (median(baseline), median(provider));
-        let rate = |rate: f64| format!("{rate:.0}/s");
-        self.add(figure, rate(baseline), rate(provider), provider / baseline, wanted);
-    }
+/// Prints the median of some seconds, and the lowest and highest.
+fn report(name: &str, seconds: &[f64]) {
+    let mut seconds = seconds.to_vec();
+    seconds.sort_by(f64::total_cmp);
+    let [low, middle, high] =
+        [0, seconds.len() / 2, seconds.len() - 1].map(|at| format!("{:.2} us", seconds[at] * 1e6));
+    println!("{name:<70} time: [{low} {middle} {high}]");
 }
 
-fn median(values: &[f64]) -> f64 {
-    let mut values = values.to_vec();
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-fn per_second(count: usize, work: impl FnOnce()) -> f64 {
+/// The seconds of one of `count` repetitions.
+fn each(count: usize, work: impl FnOnce()) -> f64 {
     let begin = Instant::now();
     work();
-    count as f64 / begin.elapsed().as_secs_f64()
+    begin.elapsed().as_secs_f64() / count as f64
 }
 
 /// Plain rusqlite with the tables of the provider that an event needs.
@@ -106,7 +101,7 @@ impl Raw {
         connection
             .execute_batch(
                 "CREATE TABLE events (sequence INTEGER PRIMARY KEY, subject INTEGER NOT NULL, stored_at INTEGER NOT NULL,
-                     size INTEGER NOT NULL, record BLOB NOT NULL) STRICT;
+                     size INTEGER NOT NULL, checksum INTEGER NOT NULL, record BLOB NOT NULL) STRICT;
                  CREATE INDEX events_by_subject ON events (subject);",
             )
             .unwrap();
@@ -120,7 +115,7 @@ impl Raw {
                 let record = serde_json::to_vec(event).unwrap();
                 transaction
                     .prepare_cached(
-                        "INSERT INTO events (subject, stored_at, size, record) VALUES (1, 1, ?1, ?2)",
+                        "INSERT INTO events (subject, stored_at, size, checksum, record) VALUES (1, 1, ?1, 1, ?2)",
                     )
                     .unwrap()
                     .execute(params![i64::try_from(record.len()).unwrap(), record])
@@ -162,36 +157,51 @@ async fn publish_concurrently(provider: &Arc<SqliteProvider>, callers: usize, ea
     }
 }
 
-fn publishing(runtime: &Runtime, scale: &Scale, report: &mut Report) {
+fn publishing(runtime: &Runtime, scale: &Scale) {
     let event = support::event(SUBJECT);
     let (raw, folder) = (Raw::new(), tempfile::tempdir().unwrap());
     let provider = open(runtime, folder.path(), Synchronous::Full);
+    let raw = |transactions: usize, rows: usize| {
+        each(transactions * rows, || raw.publish(transactions, rows, &event))
+    };
     let rows = scale.batches * BATCH;
-    let mut rates: [Vec<f64>; 6] = Default::default();
-    for _ in 0..scale.rounds {
-        rates[0].push(per_second(scale.single, || raw.publish(scale.single, 1, &event)));
-        rates[1].push(per_second(scale.single, || {
+    let concurrently = |callers: usize| {
+        let calls = (16 * scale.single).div_ceil(callers);
+        each(callers * calls, || runtime.block_on(publish_concurrently(&provider, callers, calls, &event)))
+    };
+    let one_by_one = || {
+        each(scale.single, || {
             runtime.block_on(async {
                 for _ in 0..scale.single {
                     provider.publish(&event).await.unwrap();
                 }
             });
-        }));
-        rates[2].push(per_second(rows, || raw.publish(scale.batches, BATCH, &event)));
-        rates[3]
-            .push(per_second(rows, || runtime.block_on(publish_batches(&provider, scale.batches, &event))));
-        for (place, callers) in [(4, 64), (5, 1_000)] {
-            let each = (4 * scale.single).div_ceil(callers).max(20);
-            rates[place].push(per_second(callers * each, || {
-                runtime.block_on(publish_concurrently(&provider, callers, each, &event));
-            }));
-        }
+        })
+    };
+    let in_batches = || each(rows, || runtime.block_on(publish_batches(&provider, scale.batches, &event)));
+    let mut times: [Vec<f64>; 7] = Default::default();
+    for _ in 0..scale.rounds {
+        times[0].push(raw(scale.single, 1));
+        times[1].push(one_by_one());
+        times[2].push(raw(16 * scale.single / 64, 64));
+        times[3].push(concurrently(64));
+        times[4].push(raw(scale.batches, BATCH));
+        times[5].push(in_batches());
+        times[6].push(concurrently(1_000));
     }
-    let [raw_single, single, raw_batch, batch, concurrent, many] = rates;
-    report.rates("publish, one caller (baseline: one row per transaction)", &raw_single, &single, ">= 0.8");
-    report.rates("publish_batch(1000) (baseline: 1,000 rows per transaction)", &raw_batch, &batch, ">= 0.7");
-    report.rates("publish, 64 callers (same baseline)", &raw_batch, &concurrent, ">= 0.7");
-    report.rates("publish, 1,000 callers (same baseline)", &raw_batch, &many, "");
+    let [raw_single, single, raw_64, callers_64, raw_batch, batch, callers_1000] = times;
+    // 64 callers that wait for their answers never have more than 64 rows to share a transaction.
+    let figures = [
+        ("baseline_transactions_of_1", &raw_single, &single),
+        ("baseline_transactions_of_1000", &raw_batch, &callers_64),
+        ("baseline_transactions_of_64", &raw_64, &callers_64),
+        ("baseline_transactions_of_1000", &raw_batch, &callers_1000),
+        ("baseline_transactions_of_1000", &raw_batch, &batch),
+    ];
+    for (group, (name, baseline, figure)) in PUBLISH.into_iter().zip(figures) {
+        report(&format!("{group}/{name}"), baseline);
+        report(&format!("{group}/provider"), figure);
+    }
 }
 
 /// Takes and acks everything, a batch at a time.
@@ -218,49 +228,41 @@ async fn consume(provider: &SqliteProvider, count: usize) {
     }
 }
 
-fn consuming(runtime: &Runtime, scale: &Scale, report: &mut Report) {
+fn consuming(runtime: &Runtime, scale: &Scale) {
     let event = support::event(SUBJECT);
     let count = scale.batches * BATCH;
     let (mut published, mut consumed) = (Vec::new(), Vec::new());
     for _ in 0..scale.rounds {
         let folder = tempfile::tempdir().unwrap();
         let provider = open(runtime, folder.path(), Synchronous::Full);
-        published
-            .push(per_second(count, || runtime.block_on(publish_batches(&provider, scale.batches, &event))));
-        consumed.push(per_second(count, || runtime.block_on(consume(&provider, count))));
+        published.push(each(count, || runtime.block_on(publish_batches(&provider, scale.batches, &event))));
+        consumed.push(each(count, || runtime.block_on(consume(&provider, count))));
     }
-    let ratio = median(&published) / median(&consumed);
-    let time = |rate: f64| format!("{:.2} s", count as f64 / rate);
-    report.add(
-        &format!("time to consume and ack {count} (baseline: to publish them in batches)"),
-        time(median(&published)),
-        time(median(&consumed)),
-        ratio,
-        "<= 1.5",
-    );
+    report("sqlite_consume_and_ack/baseline_publish_in_batches", &published);
+    report("sqlite_consume_and_ack/next_batch_of_1000", &consumed);
 }
 
 /// Mean times of one publish and of one `history(100)`.
 fn costs(runtime: &Runtime, provider: &SqliteProvider, repeat: usize) -> (f64, f64) {
     let event = support::event(SUBJECT);
-    let publish = per_second(repeat, || {
+    let publish = each(repeat, || {
         runtime.block_on(async {
             for _ in 0..repeat {
                 provider.publish(&event).await.unwrap();
             }
         });
     });
-    let history = per_second(repeat, || {
+    let history = each(repeat, || {
         runtime.block_on(async {
             for _ in 0..repeat {
                 assert_eq!(provider.history(Some("events.market.>"), 100).await.unwrap().len(), 100);
             }
         });
     });
-    (1.0 / publish, 1.0 / history)
+    (publish, history)
 }
 
-fn growing(runtime: &Runtime, scale: &Scale, report: &mut Report) {
+fn growing(runtime: &Runtime, scale: &Scale) {
     let small_folder = tempfile::tempdir().unwrap();
     let large_folder = tempfile::tempdir().unwrap();
     let small = open(runtime, small_folder.path(), Synchronous::Full);
@@ -269,40 +271,68 @@ fn growing(runtime: &Runtime, scale: &Scale, report: &mut Report) {
     runtime.block_on(publish_batches(&small, 10, &event));
     runtime.block_on(publish_batches(&large, scale.large / BATCH, &event));
     let mut times: [Vec<f64>; 4] = Default::default();
-    for _ in 0..scale.rounds {
-        let (publish, history) = costs(runtime, &small, scale.single / 2);
-        times[0].push(publish);
-        times[2].push(history);
-        let (publish, history) = costs(runtime, &large, scale.single / 2);
-        times[1].push(publish);
-        times[3].push(history);
+    // Short turns, so that both meet the same moments of the disk.
+    for _ in 0..scale.rounds * 5 {
+        for (provider, at) in [(&small, 0), (&large, 1)] {
+            let (publish, history) = costs(runtime, provider, scale.single / 5);
+            times[at].push(publish);
+            times[at + 2].push(history);
+        }
     }
-    let micros = |seconds: f64| format!("{:.0} us", seconds * 1e6);
-    for (figure, at) in [("publish", 0), ("history(100)", 2)] {
-        let (small, large) = (median(&times[at]), median(&times[at + 1]));
-        let figure = format!("{figure} with {} stored (baseline: 10,000)", scale.large);
-        report.add(&figure, micros(small), micros(large), large / small, "<= 1.3");
+    for (figure, at) in [("sqlite_publish_with_1000000_stored", 0), ("sqlite_history_100_of_1000000", 2)] {
+        report(&format!("{figure}/baseline_of_10000"), &times[at]);
+        report(&format!("{figure}/provider"), &times[at + 1]);
     }
 }
 
-fn latency(runtime: &Runtime, scale: &Scale, report: &mut Report) {
+fn latency(runtime: &Runtime, scale: &Scale) {
     let event = support::event(SUBJECT);
     let folder = tempfile::tempdir().unwrap();
     let provider = open(runtime, folder.path(), Synchronous::Normal);
-    let mut millis: Vec<f64> = runtime.block_on(async {
+    let seconds: Vec<f64> = runtime.block_on(async {
         let mut subscription = provider.subscribe_durable("worker", FILTER).await.unwrap();
-        let mut millis = Vec::new();
+        let mut seconds = Vec::new();
         for _ in 0..scale.single {
             let begin = Instant::now();
             let (published, delivery) = tokio::join!(provider.publish(&event), subscription.next_delivery());
             published.unwrap();
-            millis.push(begin.elapsed().as_secs_f64() * 1e3);
+            seconds.push(begin.elapsed().as_secs_f64());
             delivery.unwrap().unwrap().ack().await.unwrap();
         }
-        millis
+        seconds
     });
-    millis.sort_by(f64::total_cmp);
-    let (p50, p99) = (millis[millis.len() / 2], millis[millis.len() * 99 / 100]);
-    let found = format!("p50 {p50:.2} ms, p99 {p99:.2} ms");
-    report.add("publish to delivery, synchronous=normal", "-".to_owned(), found, p50, "p50 < 2 ms");
+    report("sqlite_publish_to_delivery/baseline_that_is_allowed", &[2e-3]);
+    report("sqlite_publish_to_delivery/synchronous_normal", &seconds);
+}
+
+/// From a publish to its delivery by another opening of the file, which sees it as another process does. The pause
+/// before each publish lets it go to sleep.
+fn other_process(runtime: &Runtime, scale: &Scale) {
+    let event = support::event(SUBJECT);
+    let folder = tempfile::tempdir().unwrap();
+    let here = open(runtime, folder.path(), Synchronous::Full);
+    let there = open(runtime, folder.path(), Synchronous::Full);
+    let seconds: Vec<f64> = runtime.block_on(async {
+        let mut subscription = there.subscribe(FILTER).await.unwrap();
+        let mut seconds = Vec::new();
+        for number in 0..scale.single as u64 / 20 {
+            // The pauses differ, or all would meet the same moment between two looks.
+            let published_at = async {
+                tokio::time::sleep(Duration::from_millis(200 + 7 * (number % 10))).await;
+                let begin = Instant::now();
+                here.publish(&event).await.unwrap();
+                begin
+            };
+            let delivered_at = async {
+                let delivery = subscription.next_delivery().await.unwrap().unwrap();
+                (Instant::now(), delivery)
+            };
+            let (published_at, (delivered_at, delivery)) = tokio::join!(published_at, delivered_at);
+            seconds.push((delivered_at - published_at).as_secs_f64());
+            delivery.ack().await.unwrap();
+        }
+        seconds
+    });
+    report("sqlite_publish_to_other_process/baseline_that_is_allowed", &[50e-3]);
+    report("sqlite_publish_to_other_process/provider", &seconds);
 }

@@ -63,10 +63,10 @@ async fn the_rest_of_the_world(bus: &EventBus) -> Result<()> {
         let payload = json!({"number": number, "total": total});
         bus.publish("orders", "placed", "an order was placed", "shop", payload).await?;
     }
-    std::thread::spawn(|| {
-        std::thread::sleep(Duration::from_millis(350));
+    tokio::spawn(async {
+        tokio::time::sleep(Duration::from_millis(350)).await;
         let pid = std::process::id().to_string();
-        std::process::Command::new("kill").args(["-TERM", &pid]).status()
+        std::process::Command::new("kill").args(["-TERM", &pid]).spawn()
     });
     Ok(())
 }

@@ -159,7 +159,7 @@ pub enum EventError {
         /// How many matching events were dropped undelivered or unsettled.
         missed: u64,
     },
-    /// A stored record is not an event. It surfaces once and is settled. Not terminal.
+    /// A stored record is not an event, or was damaged. It surfaces once and is settled. Not terminal.
     #[error("stored record {sequence} cannot be decoded: {reason}")]
     Undecodable {
         /// Sequence of the record.
@@ -169,9 +169,65 @@ pub enum EventError {
         /// Why it cannot be decoded.
         reason: String,
     },
+    /// The payload of an event could not be sealed or opened.
+    #[error("{}{failure}", named_key(key_id, *failure))]
+    Encryption {
+        /// The key that the envelope names, or the one that was to seal, shortened; empty where none is named.
+        key_id: String,
+        /// What stood in the way.
+        failure: EncryptionFailure,
+    },
     /// A failure of the backend, classified by its provider; the cause is the source.
     #[error(transparent)]
     Backend(Box<BackendError>),
+}
+
+/// Why a payload could not be sealed or opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EncryptionFailure {
+    /// There is no key with the id that the envelope names.
+    #[error("is not known")]
+    UnknownKey,
+    /// The key exists and is disabled.
+    #[error("is disabled")]
+    KeyDisabled,
+    /// The key has sealed as many payloads as random nonces allow.
+    #[error("has sealed 2^32 - 1 payloads, the most that random nonces allow; promote another key")]
+    KeyExhausted,
+    /// The payload is no envelope: a field is absent or has the wrong type.
+    #[error("not an encrypted payload: its field '{0}' is absent or of the wrong type")]
+    NotAnEnvelope(&'static str),
+    /// The envelope is of a version that this library does not know.
+    #[error("the version of the envelope is not known")]
+    UnknownVersion,
+    /// The envelope names another algorithm than the one of its version.
+    #[error("the algorithm of the envelope is not known")]
+    UnknownAlgorithm,
+    /// The nonce or the ciphertext is not standard base64.
+    #[error("the {0} is not base64")]
+    NotBase64(&'static str),
+    /// The nonce has another length than 96 bits.
+    #[error("the nonce does not have 96 bits")]
+    NonceLength,
+    /// The envelope was changed, moved to another event, or sealed with another key under the same id.
+    #[error("the envelope cannot be opened: it was changed, moved, or sealed with another key")]
+    Authentication,
+    /// The envelope belongs to an event, and was to be opened without it.
+    #[error("the envelope is bound to its event: open it with decrypt_event")]
+    Bound,
+    /// The envelope is not bound to an event, and such are refused.
+    #[error("the envelope is not bound to its event, and unbound envelopes are refused")]
+    Unbound,
+    /// What was sealed is not JSON, or nested deeper than 128 levels.
+    #[error("the sealed payload is not JSON")]
+    NotJson,
+    /// The payload is too large for the algorithm.
+    #[error("cannot seal: the payload is too large")]
+    TooLarge,
+    /// The operating system has no random numbers.
+    #[error("cannot seal: the system has no random numbers")]
+    NoRandomness,
 }
 
 /// A classified failure of a backend. Build it with [`BackendError::new`].
@@ -273,6 +329,8 @@ pub enum ErrorKind {
     Ack,
     /// A payload against its schema.
     Schema,
+    /// A payload that cannot be sealed or opened.
+    Encryption,
     /// The storage is full or failing.
     Storage,
     /// A sink, source or routing failure.
@@ -300,6 +358,7 @@ impl fmt::Display for ErrorKind {
             Self::Undecodable => "undecodable",
             Self::Ack => "acknowledgement",
             Self::Schema => "schema",
+            Self::Encryption => "encryption",
             Self::Storage => "storage",
             Self::Routing => "routing",
             Self::Serialization => "serialization",
@@ -336,6 +395,7 @@ impl EventError {
             Self::Conflict { .. } => ErrorKind::Conflict,
             Self::Lagged { .. } => ErrorKind::Lagged,
             Self::Undecodable { .. } => ErrorKind::Undecodable,
+            Self::Encryption { .. } => ErrorKind::Encryption,
             Self::Backend(error) => error.kind,
         }
     }
@@ -375,12 +435,24 @@ impl EventError {
     }
 }
 
+/// What stands before a failure: the key, unless there is no envelope that could name one.
+fn named_key(key_id: &str, failure: EncryptionFailure) -> String {
+    match failure {
+        EncryptionFailure::NotAnEnvelope(_) => String::new(),
+        _ => format!("encryption key '{key_id}': "),
+    }
+}
+
 /// Makes a value fit for an error or a log line: at most 64 characters, control characters escaped.
 pub(crate) fn shorten(value: &str) -> String {
-    const LIMIT: usize = 64;
+    shorten_to(value, 64)
+}
+
+/// The same with another limit.
+pub(crate) fn shorten_to(value: &str, limit: usize) -> String {
     let mut out = String::new();
     for (count, c) in value.chars().enumerate() {
-        if count == LIMIT {
+        if count == limit {
             out.push('…');
             break;
         }

@@ -13,6 +13,7 @@ pub mod dlq;
 pub mod error;
 mod hash;
 pub mod metrics;
+mod private_file;
 pub mod provider;
 pub mod scaling;
 pub mod schema;
@@ -40,12 +41,12 @@ pub use bus::{EventBus, EventBusBuilder};
 pub use cloudevents::CloudEvent;
 #[cfg(feature = "encryption")]
 #[cfg_attr(docsrs, doc(cfg(feature = "encryption")))]
-pub use crypto::Aes256GcmEncryptor;
+pub use crypto::{Aes256GcmEncryptor, EncryptionKey, KeyState};
 pub use crypto::{EncryptedPayload, EventEncryptor};
 pub use dlq::{
     DeadLetter, DeadLetterEvent, DlqHandler, FailureClass, MemoryDlqHandler, ProviderDlq, SinkDlqHandler,
 };
-pub use error::{BackendError, ErrorKind, EventError, Result};
+pub use error::{BackendError, EncryptionFailure, ErrorKind, EventError, Result};
 pub use metrics::{EventMetrics, MetricsSnapshot};
 pub use provider::memory::{MemoryConfig, MemoryProvider};
 #[cfg(feature = "nats")]
@@ -62,10 +63,13 @@ pub use scaling::{
     InstanceHealthPayload, InstanceReadyPayload, InstanceStoppedPayload, ScaleDownPayload, ScaleUpPayload,
     ScalingEvent,
 };
-pub use schema::{Compatibility, EventSchema, MemorySchemaRegistry, SchemaRegistry};
+#[cfg(feature = "json-schema")]
+#[cfg_attr(docsrs, doc(cfg(feature = "json-schema")))]
+pub use schema::JsonSchemaRegistry;
+pub use schema::{Compatibility, EventSchema, MemorySchemaRegistry, SchemaRegistry, SchemaRules};
 pub use sink::{CollectorSink, EventSink, FailingSink, InProcessSink, LogSink, TopicSink};
 pub use source::{CronSource, EventSource};
-pub use state::{FileStateStore, MemoryStateStore, StateStore};
+pub use state::{FileStateStore, InvalidSubscription, MemoryStateStore, StateStore};
 pub use types::{
     DeliverPolicy, Event, EventCounts, PublishOptions, ReceivedEvent, SubscribeOptions, SubscriptionFilter,
 };

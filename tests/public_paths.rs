@@ -10,15 +10,15 @@ use std::time::{Duration, Instant};
 use a3s_event::bus::EventBusBuilder;
 use a3s_event::crypto::{EncryptedPayload, EventEncryptor};
 use a3s_event::dlq::{DeadLetterEvent, DlqHandler, MemoryDlqHandler, SinkDlqHandler, should_dead_letter};
-use a3s_event::error::{EventError, Result};
+use a3s_event::error::{EncryptionFailure, EventError, Result};
 use a3s_event::metrics::{EventMetrics, MetricsSnapshot};
 use a3s_event::provider::memory::{MemoryConfig, MemoryProvider};
 use a3s_event::provider::{EventProvider, PendingEvent, ProviderInfo, Subscription};
 use a3s_event::scaling::{INSTANCE_HEALTH, INSTANCE_READY, INSTANCE_STOPPED, SCALE_DOWN, SCALE_UP};
-use a3s_event::schema::{Compatibility, EventSchema, MemorySchemaRegistry, SchemaRegistry};
+use a3s_event::schema::{Compatibility, EventSchema, MemorySchemaRegistry, SchemaRegistry, SchemaRules};
 use a3s_event::sink::{CollectorSink, EventSink, FailingSink, InProcessSink, LogSink, TopicSink};
 use a3s_event::source::{CronSource, EventSource, MetricsSource, WebhookSource};
-use a3s_event::state::{FileStateStore, MemoryStateStore, StateStore};
+use a3s_event::state::{FileStateStore, InvalidSubscription, MemoryStateStore, StateStore};
 use a3s_event::store::EventBus;
 use a3s_event::subject::subject_matches;
 use a3s_event::types::{
@@ -72,9 +72,11 @@ mod root {
         SinkDlqHandler, StateStore, SubscribeOptions, Subscription, SubscriptionFilter, TopicSink,
     };
     #[cfg(feature = "encryption")]
-    pub(crate) use a3s_event::Aes256GcmEncryptor;
+    pub(crate) use a3s_event::{crypto, Aes256GcmEncryptor, EncryptionKey, KeyState};
     #[cfg(feature = "cloudevents")]
     pub(crate) use a3s_event::{cloudevents, CloudEvent};
+    #[cfg(feature = "json-schema")]
+    pub(crate) use a3s_event::{schema, JsonSchemaRegistry};
     #[cfg(feature = "routing")]
     pub(crate) use a3s_event::{broker, Broker, RouteResult, Trigger, TriggerFilter};
 }
@@ -404,6 +406,43 @@ mod nats {
         let _ = (client.nats_client(), client.jetstream_context());
         let _: &NatsConfig = NatsClient::connect(NatsConfig::default()).await?.config();
         assert_eq!(provider.name(), "nats");
+        Ok(())
+    }
+}
+
+#[cfg(feature = "sqlite")]
+mod sqlite {
+    use std::time::Duration;
+
+    use a3s_event::Result;
+    use a3s_event::provider::sqlite::{
+        DEFAULT_BUSY_TIMEOUT, DEFAULT_DEDUP_WINDOW, FileInfo, SqliteConfig, SqliteProvider,
+        SqliteSubscription, Synchronous,
+    };
+
+    #[tokio::test]
+    async fn every_setting_has_its_builder_and_every_operation_its_name() -> Result<()> {
+        let config: SqliteConfig = SqliteConfig::in_memory()
+            .subject_prefix("events")
+            .stream_name("sqlite")
+            .max_events(0)
+            .max_bytes(0)
+            .max_age(Duration::ZERO)
+            .max_payload(1_024)
+            .dedup_window(DEFAULT_DEDUP_WINDOW)
+            .synchronous(Synchronous::Normal)
+            .busy_timeout(DEFAULT_BUSY_TIMEOUT)
+            .group_events(1_000)
+            .group_bytes(4_096)
+            .group_delay(Duration::from_millis(1));
+        let provider: SqliteProvider = SqliteProvider::open(config.clone()).await?;
+        assert_eq!(provider.config(), &config);
+        let _: Vec<String> = provider.integrity_check().await?;
+        let FileInfo { file_bytes, wal_bytes, free_bytes, .. } = provider.file_info().await?;
+        assert_eq!((file_bytes, wal_bytes, free_bytes), (0, 0, 0));
+        provider.checkpoint().await?;
+        assert!(provider.backup("never made").await.is_err(), "there is no file to copy");
+        let _: Option<SqliteSubscription> = None;
         Ok(())
     }
 }

@@ -47,6 +47,12 @@ impl EventBusBuilder {
         self
     }
 
+    /// As [`EventBus::set_validate_on_consume`].
+    pub fn validate_on_consume(mut self, validate: bool) -> Self {
+        self.bus.set_validate_on_consume(validate);
+        self
+    }
+
     /// As [`EventBus::set_encryptor`].
     pub fn encryptor(mut self, encryptor: Arc<dyn EventEncryptor>) -> Self {
         self.bus.set_encryptor(encryptor);

@@ -25,7 +25,7 @@ use self::open::Opener;
 use self::registry::Registry;
 #[cfg(feature = "routing")]
 use crate::broker::Broker;
-use crate::crypto::{EncryptedPayload, EventEncryptor};
+use crate::crypto::EventEncryptor;
 use crate::dlq::{DeadLetterEvent, DlqHandler};
 use crate::error::{EventError, Result};
 use crate::metrics::EventMetrics;
@@ -68,6 +68,7 @@ const DEFAULT_OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct EventBus {
     provider: Arc<dyn EventProvider>,
     schema_registry: Option<Arc<dyn SchemaRegistry>>,
+    validates_on_consume: bool,
     encryptor: Option<Arc<dyn EventEncryptor>>,
     dlq_handler: Option<Arc<dyn DlqHandler>>,
     #[cfg(feature = "routing")]
@@ -90,6 +91,7 @@ impl EventBus {
         Self {
             provider,
             schema_registry: None,
+            validates_on_consume: false,
             encryptor: None,
             dlq_handler: None,
             #[cfg(feature = "routing")]
@@ -131,8 +133,15 @@ impl EventBus {
         self.schema_registry = Some(registry);
     }
 
+    /// Also validates events against the schema registry when they are consumed, after decryption: for streams to which
+    /// others publish. An event that fails surfaces once as [`EventError::Undecodable`] and goes to the dead letters, like
+    /// one that cannot be decrypted. Off unless set. Applies to subscriptions created from now on.
+    pub fn set_validate_on_consume(&mut self, validate: bool) {
+        self.validates_on_consume = validate;
+    }
+
     /// Sends events there that the bus's subscriptions and consumers cannot process: those delivered `max_deliver` times
-    /// or [terminated](crate::Delivery::term), and those that cannot be decoded or decrypted. A source is settled once the
+    /// or [terminated](crate::Delivery::term), and those that cannot be decoded or decrypted, or fail a validation on consume. A source is settled once the
     /// handler has taken its letter. Dead letters of encrypted events stay encrypted;
     /// [`dead_letters`](EventBus::dead_letters) decrypts them. Applies to subscriptions created from now on.
     ///
@@ -150,7 +159,10 @@ impl EventBus {
     }
 
     /// Keeps the subscriptions in `store`, and loads what it holds: a store that is not empty replaces the current
-    /// subscriptions.
+    /// subscriptions. A stored subscription that is not valid is set aside, with a warning in the log, and the others are
+    /// in force; [`invalid_subscriptions`](EventBus::invalid_subscriptions) lists it.
+    ///
+    /// Loading may block for as long as it takes to read a file.
     ///
     /// # Errors
     ///
@@ -158,7 +170,7 @@ impl EventBus {
     pub fn set_state_store(&mut self, store: Arc<dyn StateStore>) -> Result<()> {
         let loaded = store.load()?;
         if !loaded.is_empty() {
-            self.registry.replace(loaded);
+            self.registry.replace(loaded, |filter| self.check_subscription(filter));
         }
         self.state_store = Some(store);
         Ok(())
@@ -329,8 +341,8 @@ impl EventBus {
     /// The payload in clear, when it is encrypted and can be decrypted.
     fn decrypted(&self, event: &Event) -> Option<serde_json::Value> {
         let encryptor =
-            self.encryptor.as_deref().filter(|_| EncryptedPayload::is_encrypted(&event.payload))?;
-        match encryptor.decrypt(&event.payload) {
+            self.encryptor.as_deref().filter(|encryptor| encryptor.is_encrypted(&event.payload))?;
+        match encryptor.decrypt_event(event) {
             Ok(payload) => {
                 self.metrics.record_decrypt();
                 Some(payload)
@@ -354,6 +366,7 @@ impl EventBus {
         Opener {
             provider: Arc::clone(&self.provider),
             encryptor: self.encryptor.clone(),
+            schemas: self.schema_registry.clone().filter(|_| self.validates_on_consume),
             dlq_handler: self.dlq_handler.clone(),
             registry: Arc::clone(&self.registry),
             metrics: Arc::clone(&self.metrics),

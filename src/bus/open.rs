@@ -13,6 +13,7 @@ use crate::error::{EventError, Result};
 use crate::metrics::EventMetrics;
 use crate::provider::consumer::DEFAULT_ACK_WAIT;
 use crate::provider::{EventProvider, Subscription};
+use crate::schema::SchemaRegistry;
 use crate::types::{SubscribeOptions, SubscriptionFilter};
 
 /// What of a bus it takes to open subscriptions. Cheap to clone, so that a task can have it and open them again.
@@ -20,6 +21,8 @@ use crate::types::{SubscribeOptions, SubscriptionFilter};
 pub(super) struct Opener {
     pub(super) provider: Arc<dyn EventProvider>,
     pub(super) encryptor: Option<Arc<dyn EventEncryptor>>,
+    /// What events are validated against on consume.
+    pub(super) schemas: Option<Arc<dyn SchemaRegistry>>,
     pub(super) dlq_handler: Option<Arc<dyn DlqHandler>>,
     pub(super) registry: Arc<Registry>,
     pub(super) metrics: Arc<EventMetrics>,
@@ -35,7 +38,8 @@ impl Opener {
     ) -> Result<Box<dyn Subscription>> {
         let max_deliver = filter.options.as_ref().and_then(|options| options.max_deliver);
         let max_deliver = max_deliver.and_then(|max| u64::try_from(max).ok());
-        if self.encryptor.is_none() && self.dlq_handler.is_none() && max_deliver.is_none() {
+        let adds_nothing = self.encryptor.is_none() && self.schemas.is_none() && self.dlq_handler.is_none();
+        if adds_nothing && max_deliver.is_none() {
             return Ok(self.open_inner(filter, subject, filter.options.as_ref()).await?.0);
         }
         Ok(Box::new(self.open_incoming(filter, subject, max_deliver).await?))
@@ -60,7 +64,7 @@ impl Opener {
             max_deliver,
             ack_wait: ack_wait(options.as_ref()),
         };
-        Ok(BusSubscription::new(inner, self.encryptor.clone(), letters))
+        Ok(BusSubscription::new(inner, self.encryptor.clone(), self.schemas.clone(), letters))
     }
 
     /// The way into the dead letters.

@@ -144,7 +144,7 @@ impl EventBus {
     fn sealed<'a>(&self, event: &'a Event) -> Result<Cow<'a, Event>> {
         let Some(encryptor) = &self.encryptor else { return Ok(Cow::Borrowed(event)) };
         validate_payload(&event.payload)?;
-        let payload = encryptor.encrypt(&event.payload)?;
+        let payload = encryptor.encrypt_event(event)?;
         self.metrics.record_encrypt();
         Ok(Cow::Owned(Event {
             id: event.id.clone(),

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use crate::error::Result;
+use crate::error::{Result, shorten};
 use crate::hash::fnv1a_128;
-use crate::state::StateStore;
+use crate::state::{InvalidSubscription, StateStore};
 use crate::subject::{MAX_NAME_LEN, validate_consumer_name};
 use crate::types::SubscriptionFilter;
 
@@ -13,6 +13,9 @@ use crate::types::SubscriptionFilter;
 #[derive(Default)]
 pub(super) struct Registry {
     subscriptions: RwLock<HashMap<String, SubscriptionFilter>>,
+    /// Stored subscriptions that are not in force, by the id under which they are stored: they are saved along. Locked
+    /// while `subscriptions` is locked, never the other way round.
+    set_aside: RwLock<HashMap<String, InvalidSubscription>>,
     /// Durable consumers that this bus opened: name to subscriber and subject.
     consumers: Mutex<HashMap<String, (String, String)>>,
     /// Held while the store is written, so that the last save has the last state.
@@ -20,18 +23,49 @@ pub(super) struct Registry {
 }
 
 impl Registry {
-    /// Replaces all subscriptions.
-    pub(super) fn replace(&self, subscriptions: HashMap<String, SubscriptionFilter>) {
-        *self.subscriptions.write().unwrap_or_else(PoisonError::into_inner) = subscriptions;
+    /// Replaces all subscriptions by those that are valid, and sets the others aside.
+    pub(super) fn replace(
+        &self,
+        stored: HashMap<String, SubscriptionFilter>,
+        check: impl Fn(&SubscriptionFilter) -> Result<()>,
+    ) {
+        let mut valid = HashMap::with_capacity(stored.len());
+        let mut set_aside = HashMap::new();
+        for (id, filter) in stored {
+            let checked = check(&filter).map_err(|error| error.to_string());
+            match checked.and_then(|()| check_id(&id, &filter)) {
+                Ok(()) => {
+                    valid.insert(id, filter);
+                }
+                Err(reason) => {
+                    tracing::warn!(subscriber_id = shorten(&id), reason, "stored subscription set aside");
+                    set_aside.insert(id, InvalidSubscription::new(filter, reason));
+                }
+            }
+        }
+        let mut subscriptions = self.subscriptions.write().unwrap_or_else(PoisonError::into_inner);
+        *self.set_aside.write().unwrap_or_else(PoisonError::into_inner) = set_aside;
+        *subscriptions = valid;
     }
 
     pub(super) fn insert(&self, filter: SubscriptionFilter) {
         let mut subscriptions = self.subscriptions.write().unwrap_or_else(PoisonError::into_inner);
+        self.set_aside.write().unwrap_or_else(PoisonError::into_inner).remove(&filter.subscriber_id);
         subscriptions.insert(filter.subscriber_id.clone(), filter);
     }
 
     pub(super) fn remove(&self, subscriber_id: &str) -> Option<SubscriptionFilter> {
-        self.subscriptions.write().unwrap_or_else(PoisonError::into_inner).remove(subscriber_id)
+        let mut subscriptions = self.subscriptions.write().unwrap_or_else(PoisonError::into_inner);
+        let set_aside = self.set_aside.write().unwrap_or_else(PoisonError::into_inner).remove(subscriber_id);
+        subscriptions.remove(subscriber_id).or(set_aside.map(|invalid| invalid.filter))
+    }
+
+    /// The stored subscriptions that are not in force, by id.
+    pub(super) fn set_aside(&self) -> Vec<InvalidSubscription> {
+        let set_aside = self.set_aside.read().unwrap_or_else(PoisonError::into_inner);
+        let mut found: Vec<_> = set_aside.iter().collect();
+        found.sort_unstable_by_key(|(id, _)| *id);
+        found.into_iter().map(|(_, invalid)| invalid.clone()).collect()
     }
 
     pub(super) fn get(&self, subscriber_id: &str) -> Option<SubscriptionFilter> {
@@ -55,8 +89,15 @@ impl Registry {
 
     fn save_now(&self, store: &dyn StateStore) -> Result<()> {
         let _last_save_wins = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
-        let subscriptions = self.subscriptions.read().unwrap_or_else(PoisonError::into_inner).clone();
-        store.save(&subscriptions)
+        store.save(&self.stored())
+    }
+
+    /// All that is to be in the store: what was set aside must not be lost by a save.
+    fn stored(&self) -> HashMap<String, SubscriptionFilter> {
+        let subscriptions = self.subscriptions.read().unwrap_or_else(PoisonError::into_inner);
+        let set_aside = self.set_aside.read().unwrap_or_else(PoisonError::into_inner);
+        let set_aside = set_aside.iter().map(|(id, invalid)| (id, &invalid.filter));
+        set_aside.chain(&*subscriptions).map(|(id, filter)| (id.clone(), filter.clone())).collect()
     }
 
     /// The name under which this bus opened, or can open, the durable consumer of a subscriber and subject. Where the
@@ -83,6 +124,16 @@ impl Registry {
     pub(super) fn forget_consumer(&self, name: &str) {
         self.consumers.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
     }
+}
+
+fn check_id(id: &str, filter: &SubscriptionFilter) -> std::result::Result<(), String> {
+    if id == filter.subscriber_id {
+        return Ok(());
+    }
+    Err(format!(
+        "it belongs to subscriber '{}' and is stored under another id",
+        shorten(&filter.subscriber_id)
+    ))
 }
 
 /// `{subscriber}-{subject with dots as dashes}`: the name that deployed consumers have. Not for wildcards and other

@@ -9,6 +9,7 @@ use super::registry::distinct_name;
 use crate::error::{EventError, Result, shorten};
 use crate::provider::consumer::ConsumerConfig;
 use crate::provider::{ConsumerInfo, Subscription, unsupported};
+use crate::state::InvalidSubscription;
 use crate::types::SubscriptionFilter;
 
 /// Most subjects in one subscription.
@@ -89,6 +90,13 @@ impl EventBus {
     /// The subscription of this subscriber.
     pub async fn get_subscription(&self, subscriber_id: &str) -> Option<SubscriptionFilter> {
         self.registry.get(subscriber_id)
+    }
+
+    /// The stored subscriptions that were set aside because they are not valid, sorted by id. They stay in the store until
+    /// [`update_subscription`](EventBus::update_subscription) replaces or
+    /// [`remove_subscription`](EventBus::remove_subscription) removes them.
+    pub fn invalid_subscriptions(&self) -> Vec<InvalidSubscription> {
+        self.registry.set_aside()
     }
 
     async fn save_subscriptions(&self) {

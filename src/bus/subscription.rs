@@ -1,4 +1,4 @@
-//! What the bus adds to a provider's subscription: decryption and dead letters.
+//! What the bus adds to a provider's subscription: decryption, validation and dead letters.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -8,11 +8,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::dead_letter::{DeadLetters, Failure};
-use crate::crypto::{EncryptedPayload, EventEncryptor};
+use crate::crypto::EventEncryptor;
 use crate::dlq::FailureClass;
 use crate::error::{EventError, Result};
 use crate::provider::{AckHandler, Delivery, PendingEvent, Subscription, UndecodableRecord};
+use crate::schema::SchemaRegistry;
 use crate::types::{Event, ReceivedEvent};
+
+/// How long one call waits for a batch; then the next one does.
+const BATCH_WAIT: Duration = Duration::from_secs(30);
 
 type Work<T> = Pin<Box<dyn Future<Output = Result<T>> + Send>>;
 
@@ -20,6 +24,8 @@ type Work<T> = Pin<Box<dyn Future<Output = Result<T>> + Send>>;
 pub(super) struct BusSubscription {
     inner: Box<dyn Subscription>,
     encryptor: Option<Arc<dyn EventEncryptor>>,
+    /// Set where events are validated when they are consumed.
+    schemas: Option<Arc<dyn SchemaRegistry>>,
     letters: Arc<DeadLetters>,
     /// What a cancelled call had begun; the next call goes on with it. The lock is never taken: it makes the
     /// subscription `Sync`.
@@ -74,12 +80,13 @@ impl BusSubscription {
     pub(super) fn new(
         mut inner: Box<dyn Subscription>,
         encryptor: Option<Arc<dyn EventEncryptor>>,
+        schemas: Option<Arc<dyn SchemaRegistry>>,
         letters: DeadLetters,
     ) -> Self {
         if letters.letter_box.handler.is_some() {
             inner.keep_undecodable();
         }
-        Self { inner, encryptor, letters: Arc::new(letters), unfinished: Mutex::new(None) }
+        Self { inner, encryptor, schemas, letters: Arc::new(letters), unfinished: Mutex::new(None) }
     }
 
     /// Where the failures of this subscription go.
@@ -144,7 +151,7 @@ impl BusSubscription {
     /// returned at once or kept in `unfinished`.
     async fn fetch(&mut self) -> Result<Option<Delivery>> {
         loop {
-            let Some(delivered) = self.inner.next_delivery().await.transpose() else { return Ok(None) };
+            let Some(delivered) = self.next_from_provider().await else { return Ok(None) };
             let Incoming { stored, content, is_settled } = self.incoming(delivered)?;
             let letters = Arc::clone(&self.letters);
             let (failure, error) = match content {
@@ -168,14 +175,37 @@ impl BusSubscription {
         }
     }
 
-    /// The event in clear, or `None` when it is not encrypted.
+    async fn next_from_provider(&mut self) -> Option<Result<Delivery>> {
+        if self.letters.max_deliver.is_none() {
+            return self.inner.next_delivery().await.transpose();
+        }
+        // A batch is not fetched ahead: where giving back counts, that could be the only delivery that is allowed.
+        loop {
+            if let Some(delivered) = self.inner.next_batch(1, BATCH_WAIT).await?.pop() {
+                return Some(delivered);
+            }
+        }
+    }
+
+    /// The event in clear, or `None` when it is not encrypted. Where events are validated on consume, one that fails is an
+    /// error as well.
     fn open(&self, event: &Event) -> Result<Option<Arc<Event>>> {
+        let clear = self.decrypt(event)?;
+        if let Some(schemas) = &self.schemas {
+            schemas
+                .validate(clear.as_deref().unwrap_or(event))
+                .inspect_err(|_| self.letters.letter_box.metrics.record_validation_error())?;
+        }
+        Ok(clear)
+    }
+
+    fn decrypt(&self, event: &Event) -> Result<Option<Arc<Event>>> {
         let Some(encryptor) =
-            self.encryptor.as_ref().filter(|_| EncryptedPayload::is_encrypted(&event.payload))
+            self.encryptor.as_ref().filter(|encryptor| encryptor.is_encrypted(&event.payload))
         else {
             return Ok(None);
         };
-        let payload = encryptor.decrypt(&event.payload)?;
+        let payload = encryptor.decrypt_event(event)?;
         self.letters.letter_box.metrics.record_decrypt();
         Ok(Some(Arc::new(Event { payload, ..event.clone() })))
     }

@@ -15,6 +15,7 @@ use async_trait::async_trait;
 pub use letter::{DeadLetter, FailureClass};
 pub use provider::{LetterFilter, LetterStatus, ProviderDlq, StoredLetter};
 pub use replay::{Replay, ReplayReport};
+pub(crate) use sink::FORWARDED_TYPE;
 pub use sink::SinkDlqHandler;
 
 use crate::error::Result;
@@ -227,7 +228,7 @@ pub fn should_dead_letter(event: &ReceivedEvent, max_deliver: u64) -> bool {
 
 /// Whether this is an event that a dead-letter queue has written: it is not dead-lettered again.
 pub(crate) fn is_letter(event: &Event) -> bool {
-    [record::LETTER_TYPE, record::MARK_TYPE, sink::FORWARDED_TYPE].contains(&event.event_type.as_str())
+    [record::LETTER_TYPE, record::MARK_TYPE, FORWARDED_TYPE].contains(&event.event_type.as_str())
 }
 
 #[cfg(test)]

@@ -257,7 +257,7 @@ impl ProviderDlq {
         if let Some(Record::Mark(mark)) = self.query(&marks).await?.first().and_then(Record::of) {
             (letter.status, letter.replays) = (mark.status, mark.replays);
         }
-        Ok(letter)
+        Ok(*letter)
     }
 
     /// Decides that nothing is to be done about a letter. It is kept, and is no longer open.
@@ -298,7 +298,7 @@ impl ProviderDlq {
                         if let Some(mark) = marks.get(&letter.key) {
                             (letter.status, letter.replays) = (mark.status, mark.replays);
                         }
-                        if show(letter).is_break() {
+                        if show(*letter).is_break() {
                             return Ok(());
                         }
                     }

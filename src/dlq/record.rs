@@ -64,7 +64,7 @@ pub(super) struct Mark {
 
 /// An event of the queue, read.
 pub(super) enum Record {
-    Letter(StoredLetter),
+    Letter(Box<StoredLetter>),
     Mark(Mark),
 }
 
@@ -74,7 +74,7 @@ impl Record {
         let payload = || stored.event.payload.clone();
         let read = match stored.event.event_type.as_str() {
             LETTER_TYPE => serde_json::from_value::<Letter>(payload())
-                .map(|letter| Self::Letter(stored_letter(letter, stored.sequence))),
+                .map(|letter| Self::Letter(Box::new(stored_letter(letter, stored.sequence)))),
             MARK_TYPE => serde_json::from_value::<Mark>(payload()).map(Self::Mark),
             _ => return None,
         };

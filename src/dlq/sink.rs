@@ -7,13 +7,14 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::{DeadLetterEvent, DlqHandler, MemoryDlqHandler};
+use crate::crypto::EncryptedPayload;
 use crate::error::{EventError, Result};
 use crate::sink::EventSink;
 use crate::subject::validate_subject;
 use crate::types::Event;
 
 /// Event type of what [`SinkDlqHandler`] forwards.
-pub(super) const FORWARDED_TYPE: &str = "a3s.dlq.dead_letter";
+pub(crate) const FORWARDED_TYPE: &str = "a3s.dlq.dead_letter";
 /// Last token of the forwarded subject where the original one does not fit.
 const LONG_SUBJECT: &str = "long-subject";
 
@@ -22,7 +23,8 @@ const LONG_SUBJECT: &str = "long-subject";
 /// What is forwarded is a new event: subject `events.dlq.` followed by the original subject, category `dlq`, type
 /// `a3s.dlq.dead_letter` version 1, source `dlq-handler`, and the payload of the dead letter. Its metadata says the
 /// rest: `dlq_reason`, `dlq_original_id`, `dlq_dead_lettered_at`, and where known `dlq_original_subject`,
-/// `dlq_delivery_attempts` and `dlq_first_failure_at`.
+/// `dlq_delivery_attempts` and `dlq_first_failure_at`. Where the payload is encrypted, `dlq_original_event_type` and
+/// `dlq_original_version` are there as well: with them it opens in the forwarded event as it did in the original.
 ///
 /// Where the new subject would be too long it is `events.dlq.long-subject`. Where the new event would be too large for the
 /// sink its payload is left out, and `dlq_payload` says so.
@@ -81,12 +83,25 @@ fn metadata_of(letter: &DeadLetterEvent) -> HashMap<String, String> {
         ("dlq_original_id", Some(letter.event.event.id.clone())),
         ("dlq_dead_lettered_at", Some(letter.dead_lettered_at.to_string())),
     ];
+    let source = &letter.event.event;
+    let sealed = EncryptedPayload::is_encrypted(&source.payload);
+    let subject = || sealed.then(|| source.subject.clone());
     let where_known = [
-        ("dlq_original_subject", letter.original_subject.clone()),
+        ("dlq_original_subject", letter.original_subject.clone().or_else(subject)),
         ("dlq_delivery_attempts", letter.delivery_attempts.map(|attempts| attempts.to_string())),
         ("dlq_first_failure_at", letter.first_failure_at.map(|at| at.to_string())),
     ];
-    always.into_iter().chain(where_known).filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
+    // What a sealed payload is bound to.
+    let where_sealed = [
+        ("dlq_original_event_type", sealed.then(|| source.event_type.clone())),
+        ("dlq_original_version", sealed.then(|| source.version.to_string())),
+    ];
+    always
+        .into_iter()
+        .chain(where_known)
+        .chain(where_sealed)
+        .filter_map(|(key, value)| Some((key.to_owned(), value?)))
+        .collect()
 }
 
 impl fmt::Debug for SinkDlqHandler {

@@ -27,6 +27,16 @@ pub mod cloudevents {
     #![doc = include_str!("cloudevents.md")]
 }
 
+/// Encryption of payloads, and how to rotate keys.
+pub mod encryption {
+    #![doc = include_str!("encryption.md")]
+}
+
+/// Schemas of payloads, and how they may change.
+pub mod schema_evolution {
+    #![doc = include_str!("schema_evolution.md")]
+}
+
 /// A service with a main loop of ten lines.
 pub mod writing_a_consumer {
     #![doc = include_str!("writing_a_consumer.md")]

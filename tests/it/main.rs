@@ -13,13 +13,14 @@ mod allocations;
 mod backend;
 #[cfg(feature = "cloudevents")]
 mod cloudevents;
+mod codec;
 mod consumer;
 mod dead_letters;
 mod letters;
 mod memory;
 #[cfg(feature = "nats")]
 mod nats;
-#[cfg(any(feature = "nats", feature = "sqlite"))]
+#[cfg_attr(not(feature = "nats"), allow(dead_code, reason = "only these tests kill processes"))]
 #[path = "../support/process.rs"]
 mod process;
 mod publish;
@@ -30,6 +31,7 @@ mod secrecy;
 #[cfg(feature = "sqlite")]
 #[path = "../support/sqlite.rs"]
 mod sqlite_file;
+mod state;
 mod stress;
 mod subscriptions;
 

@@ -5,8 +5,9 @@
 use std::sync::Arc;
 
 use a3s_event::{
-    Aes256GcmEncryptor, DlqHandler, EncryptedPayload, ErrorKind, EventBus, EventError, HistoryQuery,
-    MemoryDlqHandler, MemoryProvider, SubscribeOptions, SubscriptionFilter,
+    Aes256GcmEncryptor, DlqHandler, EncryptedPayload, ErrorKind, Event, EventBus, EventEncryptor, EventError,
+    EventProvider, HistoryQuery, MemoryDlqHandler, MemoryProvider, SinkDlqHandler, SubscribeOptions,
+    SubscriptionFilter, TopicSink,
 };
 use serde_json::json;
 
@@ -116,4 +117,128 @@ async fn a_payload_too_deep_is_refused_also_when_it_is_encrypted() {
     let deep = (0..150).fold(json!(1), |inner, _| json!([inner]));
     let error = bus.publish("pay", "card", "", "", deep).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
+}
+
+/// Payloads in clear that look encrypted, more and more.
+fn lookalikes() -> [serde_json::Value; 4] {
+    let old = Aes256GcmEncryptor::new("k1", &[7; 32]).encrypt(&json!("inner")).unwrap();
+    [
+        json!({"encrypted": true}),
+        json!({"encrypted": true, "keyId": "k1", "nonce": "n", "ciphertext": "c", "of": "the user"}),
+        json!({"encrypted": true, "keyId": "k1", "nonce": "n", "ciphertext": "c"}),
+        old,
+    ]
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_payload_that_looks_encrypted_comes_back_as_it_was_published() {
+    let provider = Arc::new(MemoryProvider::default());
+    let mut bus = encrypting(&provider, "k1");
+    let dlq = Arc::new(MemoryDlqHandler::default());
+    bus.set_dlq_handler(dlq.clone());
+    let mut subscriptions = subscribe(&bus).await;
+    for payload in lookalikes() {
+        let stored = bus.publish("pay", "card", "", "", payload.clone()).await.unwrap();
+        assert_ne!(stored.payload, payload);
+        let delivery = next(&mut subscriptions[0]).await;
+        assert_eq!(delivery.event().payload, payload);
+        delivery.ack().await.unwrap();
+        assert_eq!(bus.list_events(None, 1).await.unwrap()[0].payload, payload);
+    }
+    assert_eq!(dlq.count().await.unwrap(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lookalike_that_was_stored_in_clear_is_delivered_in_clear() {
+    let provider = Arc::new(MemoryProvider::default());
+    let plain = EventBus::from_provider(provider.clone());
+    let mut reader = encrypting(&provider, "k1");
+    let dlq = Arc::new(MemoryDlqHandler::default());
+    reader.set_dlq_handler(dlq.clone());
+    let mut subscriptions = subscribe(&reader).await;
+    let mut plain_subscriptions = subscribe(&plain).await;
+    for payload in lookalikes().into_iter().take(2) {
+        plain.publish("pay", "card", "", "", payload.clone()).await.unwrap();
+        assert_eq!(next(&mut subscriptions[0]).await.event().payload, payload);
+        assert_eq!(next(&mut plain_subscriptions[0]).await.event().payload, payload);
+    }
+    assert_eq!(dlq.count().await.unwrap(), 0);
+    // What has exactly the form of an envelope is one, and a damaged one.
+    plain.publish("pay", "card", "", "", lookalikes()[2].clone()).await.unwrap();
+    assert!(subscriptions[0].next_delivery().await.unwrap_err().to_string().contains("'k1'"));
+    assert_eq!(dlq.count().await.unwrap(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_envelope_that_was_moved_to_another_event_is_dead_lettered() {
+    let provider = Arc::new(MemoryProvider::default());
+    let mut bus = encrypting(&provider, "k1");
+    let dlq = Arc::new(MemoryDlqHandler::default());
+    bus.set_dlq_handler(dlq.clone());
+    let stored = bus.publish("pay", "card", "", "", json!({"amount": 1_000_000})).await.unwrap();
+    let forged = Event::new("events.pay.refund", "pay", "", "", stored.payload.clone());
+    provider.publish(&forged).await.unwrap();
+    let replayed = Event { metadata: [("replays".to_owned(), "1".to_owned())].into(), ..stored };
+    provider.publish(&replayed).await.unwrap();
+
+    let mut subscriptions = subscribe(&bus).await;
+    assert_eq!(next(&mut subscriptions[0]).await.event().payload, json!({"amount": 1_000_000}));
+    let error = subscriptions[0].next_delivery().await.unwrap_err();
+    assert!(error.to_string().contains("'k1'") && error.to_string().contains("moved"), "{error}");
+    assert_eq!(dlq.count().await.unwrap(), 1);
+    // The same event on the same subject, as after a replay of a dead letter.
+    assert_eq!(next(&mut subscriptions[0]).await.event().payload, json!({"amount": 1_000_000}));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_that_was_forwarded_to_a_topic_opens_there() {
+    let provider = Arc::new(MemoryProvider::default());
+    let mut bus = encrypting(&provider, "k1");
+    bus.set_dlq_handler(Arc::new(SinkDlqHandler::new(
+        Arc::new(TopicSink::new("dead", provider.clone())),
+        10,
+    )));
+    let filter = |id: &str, subject: &str, max_deliver| SubscriptionFilter {
+        subscriber_id: id.into(),
+        subjects: vec![subject.into()],
+        durable: true,
+        options: Some(SubscribeOptions { max_deliver, ..SubscribeOptions::default() }),
+    };
+    bus.update_subscription(filter("worker", "events.pay.>", Some(1))).await.unwrap();
+    bus.update_subscription(filter("undertaker", "events.dlq.>", None)).await.unwrap();
+    let mut work = bus.create_subscriber("worker").await.unwrap();
+    let mut dead = bus.create_subscriber("undertaker").await.unwrap();
+    bus.publish("pay", "card", "", "", json!({"card": "4111"})).await.unwrap();
+    next(&mut work[0]).await.nak().await.unwrap();
+    let letter = next(&mut dead[0]).await;
+    assert_eq!(letter.event().event_type, "a3s.dlq.dead_letter");
+    assert_eq!(letter.event().payload, json!({"card": "4111"}));
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_rotate_under_a_bus_that_is_in_use() {
+    let provider = Arc::new(MemoryProvider::default());
+    let encryptor = Arc::new(Aes256GcmEncryptor::new("k1", &[7; 32]));
+    let mut bus = EventBus::from_provider(provider.clone());
+    let dlq = Arc::new(MemoryDlqHandler::default());
+    bus.set_encryptor(encryptor.clone());
+    bus.set_dlq_handler(dlq.clone());
+    let mut subscriptions = subscribe(&bus).await;
+    bus.publish("pay", "card", "", "", json!(1)).await.unwrap();
+    encryptor.add_key("k2", &[8; 32]).unwrap();
+    encryptor.promote("k2").unwrap();
+    let stored = bus.publish("pay", "card", "", "", json!(2)).await.unwrap();
+    assert_eq!(stored.payload["keyId"], "k2");
+    for number in 1..=2 {
+        assert_eq!(next(&mut subscriptions[0]).await.event().payload, json!(number));
+    }
+    // The key is taken away while events are in flight: a dead letter each, and no loop.
+    bus.publish("pay", "card", "", "", json!(3)).await.unwrap();
+    encryptor.promote("k1").unwrap();
+    encryptor.disable_key("k2").unwrap();
+    bus.publish("pay", "card", "", "", json!(4)).await.unwrap();
+    let error = subscriptions[0].next_delivery().await.unwrap_err().to_string();
+    assert!(error.contains("'k2': is disabled"), "{error}");
+    assert_eq!(next(&mut subscriptions[0]).await.event().payload, json!(4));
+    assert_eq!(dlq.count().await.unwrap(), 1);
 }

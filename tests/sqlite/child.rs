@@ -1,6 +1,7 @@
 //! What another process does with a file.
 
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use a3s_event::provider::sqlite::{SqliteConfig, SqliteProvider};
@@ -17,6 +18,19 @@ pub(crate) fn start(role: &str, file: &Path, name: &str) -> Process {
     Process::start("child::role", role, file, name)
 }
 
+/// The same, with these faults injected into what it asks of the system. `None` where strace cannot do that.
+pub(crate) fn start_with_faults(inject: &str, role: &str, file: &Path, name: &str) -> Option<Process> {
+    let works = |command: &mut Command| command.output().is_ok_and(|done| done.status.success());
+    if !works(Command::new("strace").args(["-qq", "-o", "/dev/null", "-e", "trace=none", "true"])) {
+        println!("not checked: strace, which injects faults, is missing or may not trace here");
+        return None;
+    }
+    let trace = format!("trace={}", inject.split(':').next().unwrap());
+    let inject = format!("inject={inject}");
+    let strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", &trace, "-e", &inject];
+    Some(Process::start_under(&strace, "child::role", role, file, name))
+}
+
 #[test]
 #[ignore = "what the other process runs"]
 fn role() {
@@ -29,6 +43,7 @@ fn role() {
             "hold" => hold_one(file).await,
             "share" => share(file).await,
             "crash" => work_until_killed(file, &name).await,
+            "fail" => publish_until_it_fails(file).await,
             other => panic!("no role is named {other}"),
         }
     });
@@ -65,6 +80,25 @@ async fn share(file: &Path) {
         delivery.ack().await.unwrap();
         say(&format!("acked {sequence}"));
     }
+}
+
+/// Publishes until the disk fails, and says what still works then.
+async fn publish_until_it_fails(file: &Path) {
+    let provider = match SqliteProvider::open(SqliteConfig::file(file)).await {
+        Ok(provider) => provider,
+        Err(error) => return say(&format!("not opened {}", error.kind())),
+    };
+    let first = loop {
+        match provider.publish(&event("fail")).await {
+            Ok(sequence) => say(&format!("stored {sequence}")),
+            Err(error) => break error,
+        }
+    };
+    say(&format!("failed {} {}", first.kind(), first.may_be_stored()));
+    let next = provider.publish(&event("fail")).await.unwrap_err();
+    say(&format!("refused {} {}", next.kind(), next.may_be_stored()));
+    say(&format!("readable {}", provider.history(None, usize::MAX).await.unwrap().len()));
+    let _ = provider.close().await;
 }
 
 /// Publishes and consumes as fast as it can, and says what it was told.

@@ -1,5 +1,5 @@
-//! A process is killed at random moments while it publishes, consumes and drops old events; the file is held against what
-//! it said.
+//! A process is killed at random moments, or at a chosen system call, while it publishes, consumes and drops old events;
+//! the file is held against what it said.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -9,11 +9,14 @@ use a3s_event::provider::sqlite::SqliteProvider;
 use a3s_event::{EventError, EventProvider, HistoryQuery};
 
 use crate::child;
-use crate::{durable, open};
+use crate::{durable, open, publish};
 
 /// How often the process is killed; the slow tier asks for more.
 const KILLS: &str = "A3S_EVENT_CRASHES";
 const DEFAULT_KILLS: u64 = 10;
+/// Up to which write it is killed at each; the slow tier asks for more.
+const POINTS: &str = "A3S_EVENT_CRASH_POINTS";
+const DEFAULT_POINTS: u64 = 5;
 
 /// What the process was told, over all its lives.
 #[derive(Default)]
@@ -68,6 +71,10 @@ fn next_random(state: &mut u64) -> u64 {
     *state >> 33
 }
 
+fn how_many(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).map_or(default, |count| count.parse().expect("a number"))
+}
+
 async fn reopen(path: &Path) -> SqliteProvider {
     let begin = Instant::now();
     let provider = open(path).await;
@@ -79,7 +86,7 @@ async fn reopen(path: &Path) -> SqliteProvider {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_acknowledged_is_lost_and_nothing_settled_comes_again() {
-    let kills = std::env::var(KILLS).map_or(DEFAULT_KILLS, |kills| kills.parse().expect("a number of kills"));
+    let kills = how_many(KILLS, DEFAULT_KILLS);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("events.db");
     let mut ledger = Ledger::default();
@@ -100,6 +107,98 @@ async fn nothing_acknowledged_is_lost_and_nothing_settled_comes_again() {
     assert!(!ledger.stored.is_empty() && !ledger.acked.is_empty(), "the processes did nothing");
     println!("{kills} kills, {} events stored, {} acked", ledger.stored.len(), ledger.acked.len());
     drain(&path, ledger, kills).await;
+}
+
+/// Kills a process that works on the file at the `n`th of these system calls, and returns what it said.
+async fn killed_at(call: &'static str, n: u64, path: &Path) -> Option<Vec<String>> {
+    let file = path.to_owned();
+    let died = tokio::task::spawn_blocking(move || {
+        let inject = format!("{call}:signal=KILL:when={n}");
+        let process = child::start_with_faults(&inject, "crash", &file, &format!("{call}{n}"))?;
+        Some(process.until_it_ends().expect("it was not killed"))
+    });
+    died.await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_at_any_write_loses_nothing() {
+    let mut stored = 0;
+    for n in 1..=how_many(POINTS, DEFAULT_POINTS) {
+        // A new file each time, so that the writes that make it are among them.
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("events.db");
+        let Some(said) = killed_at("pwrite64", n, &path).await else { return };
+        let mut ledger = Ledger::default();
+        ledger.record(&said);
+        stored += ledger.stored.len();
+        let provider = reopen(&path).await;
+        ledger.check_stored(&provider).await;
+        let mut worker = durable(&provider, "worker").await;
+        // What is leased is not here yet: it is enough that nothing settled is.
+        while let Some(batch) = worker.next_batch(1_000, Duration::from_millis(1)).await
+            && !batch.is_empty()
+        {
+            for delivery in batch {
+                let delivery = delivery.unwrap();
+                ledger.deliver(delivery.sequence(), delivery.num_delivered());
+            }
+        }
+        publish(&provider, "after").await;
+    }
+    println!("killed at each write, {stored} events stored before");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_at_any_sync_or_truncation_loses_nothing() {
+    // One file for all, so that retention and checkpoints are among what is interrupted.
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("events.db");
+    let mut ledger = Ledger::default();
+    let points = how_many(POINTS, DEFAULT_POINTS);
+    for n in 1..=points {
+        // fdatasync where SQLite is built with it.
+        let Some(said) = killed_at("fsync,fdatasync,ftruncate,unlink", n, &path).await else { return };
+        ledger.record(&said);
+        let provider = reopen(&path).await;
+        ledger.check_stored(&provider).await;
+        // A provider that is not closed leaves its log, so that the next one begins with it.
+        if n % 2 == 0 {
+            provider.close().await.unwrap();
+        }
+    }
+    println!("killed at each sync, {} events stored, {} acked", ledger.stored.len(), ledger.acked.len());
+    drain(&path, ledger, points).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_fails_to_sync_is_written_no_more_until_the_file_is_opened_again() {
+    let folder = tempfile::tempdir().unwrap();
+    for (first, opened) in [(1, false), (20, true), (50, true)] {
+        let path = folder.path().join(format!("events-{first}.db"));
+        let file = path.clone();
+        let ended = tokio::task::spawn_blocking(move || {
+            let inject = format!("fsync,fdatasync:error=EIO:when={first}+");
+            Some(child::start_with_faults(&inject, "fail", &file, "")?.until_it_ends().expect("it goes on"))
+        });
+        let Some(said) = ended.await.unwrap() else { return };
+        let stored = said.iter().filter(|line| line.starts_with("stored")).count();
+        if opened {
+            let readable = format!("readable {stored}");
+            let expected = ["failed storage true", "refused storage false", readable.as_str()];
+            assert!(said.ends_with(&expected.map(str::to_owned)), "{said:?}");
+            assert!(stored > 0, "{said:?}");
+        } else {
+            assert_eq!(said.last().map(String::as_str), Some("not opened storage"), "{said:?}");
+        }
+        // The one whose outcome was unknown may be there.
+        let provider = reopen(&path).await;
+        let found = provider.info().await.unwrap().messages as usize;
+        assert!(
+            found == stored || found == stored + 1,
+            "{found} events are stored, {stored} were acknowledged"
+        );
+        publish(&provider, "after").await;
+    }
 }
 
 /// What is left comes to whoever asks: nothing is stranded.

@@ -11,7 +11,7 @@ use a3s_event::{ErrorKind, EventError, EventProvider};
 use rusqlite::Connection;
 use tempfile::TempDir;
 
-use crate::{event, open, publish};
+use crate::{durable, event, open, publish};
 
 fn folder() -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
@@ -199,23 +199,203 @@ async fn a_read_only_disk_is_a_storage_error_and_recovers() {
     assert_eq!(publish(&open(&path).await, "a").await, 2);
 }
 
+/// Takes the right to change a file or folder away, also from the superuser. `None` where that is not possible.
+struct ReadOnly<'a> {
+    path: &'a Path,
+    immutable: bool,
+}
+
+impl<'a> ReadOnly<'a> {
+    fn new(path: &'a Path) -> Option<Self> {
+        let mode = if path.is_dir() { 0o500 } else { 0o400 };
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        let mut taken = Self { path, immutable: false };
+        if taken.can_change() {
+            taken.immutable = chattr("+i", path);
+        }
+        if taken.can_change() {
+            println!("not checked: nothing is read-only for this user here");
+            return None;
+        }
+        Some(taken)
+    }
+
+    fn can_change(&self) -> bool {
+        if !self.path.is_dir() {
+            return fs::OpenOptions::new().write(true).open(self.path).is_ok();
+        }
+        let probe = self.path.join("probe");
+        fs::write(&probe, "").is_ok() && fs::remove_file(&probe).is_ok()
+    }
+}
+
+impl Drop for ReadOnly<'_> {
+    fn drop(&mut self) {
+        if self.immutable {
+            chattr("-i", self.path);
+        }
+        let mode = if self.path.is_dir() { 0o700 } else { 0o600 };
+        let _ = fs::set_permissions(self.path, fs::Permissions::from_mode(mode));
+    }
+}
+
+fn chattr(change: &str, path: &Path) -> bool {
+    Command::new("chattr").arg(change).arg(path).output().is_ok_and(|done| done.status.success())
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_page_is_found() {
+async fn a_read_only_file_is_a_storage_error_and_recovers() {
+    let (_folder, path) = folder();
+    let provider = open(&path).await;
+    publish(&provider, "a").await;
+    provider.close().await.unwrap();
+    let Some(read_only) = ReadOnly::new(&path) else { return };
+    assert_refused(&refused(&path).await, ErrorKind::Storage, &path, "read-only");
+    drop(read_only);
+    assert_eq!(publish(&open(&path).await, "a").await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_only_folder_is_a_storage_error_and_recovers() {
+    let (folder, path) = folder();
+    let new = folder.path().join("new.db");
+    let provider = open(&path).await;
+    publish(&provider, "a").await;
+    let Some(read_only) = ReadOnly::new(folder.path()) else { return };
+    // Whoever has the file open goes on.
+    publish(&provider, "a").await;
+    assert_eq!(provider.history(None, 9).await.unwrap().len(), 2);
+    assert_refused(&refused(&new).await, ErrorKind::Storage, &new, "");
+    drop(read_only);
+    provider.close().await.unwrap();
+    let read_only = ReadOnly::new(folder.path()).unwrap();
+    // There is no place for the log any more.
+    assert_refused(&refused(&path).await, ErrorKind::Storage, &path, "");
+    drop(read_only);
+    assert_eq!(publish(&open(&path).await, "a").await, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_page_is_found_and_what_is_beside_it_can_be_read() {
     let (_folder, path) = folder();
     let provider = open(&path).await;
     for _ in 0..500 {
         publish(&provider, "a").await;
     }
     provider.close().await.unwrap();
+    let sound = fs::read(&path).unwrap();
+    let page_of = |sequence: u64| {
+        // A part of the record that no other has.
+        let id = format!("\"id\":\"{}\"", id_of(&path, sequence));
+        sound.windows(id.len()).position(|window| window == id.as_bytes()).unwrap() / 4_096 * 4_096
+    };
+    let damaged = page_of(250);
     let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
-    for page in 8..16 {
-        file.write_all_at(&[0xA5; 2_000], page * 4_096 + 100).unwrap();
-    }
+    file.write_all_at(&[0xA5; 2_000], damaged as u64).unwrap();
+
     let provider = open(&path).await;
-    let found = provider.integrity_check().await;
-    assert!(found.as_ref().is_ok_and(|found| !found.is_empty()) || found.is_err(), "{found:?}");
-    let read = provider.history(None, 1_000).await;
-    assert!(read.is_ok() || read.is_err_and(|error| error.kind() == ErrorKind::Storage));
+    assert_ne!(provider.integrity_check().await.unwrap(), Vec::<String>::new());
+    let error = provider.history(None, 1_000).await.unwrap_err();
+    assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Storage, false), "{}", chain(&error));
+    assert_eq!(provider.history(None, 9).await.unwrap().len(), 9);
+    assert_eq!(publish(&provider, "a").await, 501);
+    provider.close().await.unwrap();
+
+    // The page from a copy mends it.
+    file.write_all_at(&sound[damaged..damaged + 4_096], damaged as u64).unwrap();
+    let provider = open(&path).await;
+    assert_eq!(provider.integrity_check().await.unwrap(), Vec::<String>::new());
+    assert_eq!(provider.history(None, 1_000).await.unwrap().len(), 501);
+}
+
+fn id_of(path: &Path, sequence: u64) -> String {
+    let connection = Connection::open(path).unwrap();
+    let id = "SELECT json_extract(CAST(record AS TEXT), '$.id') FROM events WHERE sequence = ?1";
+    connection.query_row(id, [sequence as i64], |row| row.get(0)).unwrap()
+}
+
+/// Changes rows behind the back of the provider.
+fn tamper(path: &Path, sql: &str) {
+    assert_eq!(Connection::open(path).unwrap().execute(sql, []).unwrap(), 1, "{sql}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_record_surfaces_once_and_is_never_taken_for_right() {
+    for damage in [
+        // One bit of the payload, which leaves it an event.
+        "record = CAST(replace(CAST(record AS TEXT), '\"summary\":\"a\"', '\"summary\":\"c\"') AS BLOB)",
+        "record = x'7b7d'",
+        "stored_at = stored_at + 1",
+        "subject = subject + 1",
+        "checksum = checksum + 1",
+    ] {
+        let (_folder, path) = folder();
+        let provider = open(&path).await;
+        for topic in ["a", "a", "b"] {
+            publish(&provider, topic).await;
+        }
+        tamper(&path, &format!("UPDATE events SET {damage} WHERE sequence = 2"));
+        let mut worker = provider.subscribe_durable("worker", crate::FILTER).await.unwrap();
+        assert_eq!(worker.next().await.unwrap().unwrap().sequence, 1, "{damage}");
+        match worker.next_delivery().await {
+            Err(EventError::Undecodable { sequence, raw, reason }) => {
+                assert_eq!(sequence, 2);
+                assert!(!raw.is_empty() && reason.contains("checksum"), "{damage}: {reason}");
+            }
+            other => panic!("{damage}: {other:?}"),
+        }
+        assert_eq!(worker.next().await.unwrap().unwrap().sequence, 3, "{damage}");
+        let kept: Vec<String> =
+            provider.history(None, 9).await.unwrap().into_iter().map(|event| event.summary).collect();
+        assert_eq!(kept, ["b", "a"], "{damage}");
+        let found = provider.integrity_check().await.unwrap();
+        assert_eq!(found, ["event 2 does not match its checksum"], "{damage}");
+        provider.close().await.unwrap();
+        // It is settled for good.
+        let provider = open(&path).await;
+        let mut worker = durable(&provider, "worker").await;
+        assert_eq!(worker.next_batch(9, Duration::from_millis(50)).await.unwrap().len(), 0, "{damage}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_consumer_is_an_error_of_its_own_readers_and_can_be_forgotten() {
+    for (table, damage) in
+        [("consumers", "cursor = cursor + 1"), ("pending", "state = zeroblob(length(state))")]
+    {
+        let (_folder, path) = folder();
+        let provider = open(&path).await;
+        let mut worker = durable(&provider, "worker").await;
+        publish(&provider, "a").await;
+        let held = worker.next_delivery().await.unwrap().unwrap();
+        tamper(&path, &format!("UPDATE {table} SET {damage}"));
+        if table == "pending" {
+            // A version of its own makes it read again what is pending.
+            provider.close().await.unwrap();
+            drop(held);
+            drop(worker);
+        } else {
+            for error in [worker.next_delivery().await.unwrap_err(), held.ack().await.unwrap_err()] {
+                assert_eq!(
+                    (error.kind(), error.is_retryable()),
+                    (ErrorKind::Storage, false),
+                    "{}",
+                    chain(&error)
+                );
+                assert!(chain(&error).contains("does not match its checksum"), "{}", chain(&error));
+            }
+            provider.close().await.unwrap();
+        }
+        let provider = open(&path).await;
+        let error = provider.subscribe_durable("worker", crate::FILTER).await.err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::Storage, "{}", chain(&error));
+        assert_eq!(publish(&provider, "b").await, 2);
+        assert_eq!(durable(&provider, "other").await.next().await.unwrap().unwrap().sequence, 1);
+        assert_eq!(provider.integrity_check().await.unwrap().len(), 1);
+        provider.unsubscribe("worker").await.unwrap();
+        assert_eq!(provider.integrity_check().await.unwrap(), Vec::<String>::new());
+        assert_eq!(durable(&provider, "worker").await.next().await.unwrap().unwrap().sequence, 1);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -36,7 +36,25 @@ pub(crate) struct Process {
 impl Process {
     /// Starts a role on a file or a URL, in the test of this path. The name tells its work from that of others.
     pub(crate) fn start(test: &str, role: &str, target: impl AsRef<OsStr>, name: &str) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        Self::run(Command::new(std::env::current_exe().unwrap()), test, role, target.as_ref(), name)
+    }
+
+    /// The same under another program, which ends with the process that it starts.
+    #[allow(dead_code, reason = "not every test binary has a program to start it under")]
+    pub(crate) fn start_under(
+        program: &[&str],
+        test: &str,
+        role: &str,
+        target: impl AsRef<OsStr>,
+        name: &str,
+    ) -> Self {
+        let mut command = Command::new(program[0]);
+        command.args(&program[1..]).arg(std::env::current_exe().unwrap());
+        Self::run(command, test, role, target.as_ref(), name)
+    }
+
+    fn run(mut command: Command, test: &str, role: &str, target: &OsStr, name: &str) -> Self {
+        let mut child = command
             .args(["--exact", test, "--ignored", "--nocapture", "--test-threads=1"])
             .envs([(ROLE, role), (NAME, name)])
             .env(TARGET, target)
@@ -57,6 +75,12 @@ impl Process {
             }
         });
         Self { child, lines }
+    }
+
+    /// Its id.
+    #[allow(dead_code, reason = "not every user of this file asks")]
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Waits until the process says this.
@@ -84,6 +108,22 @@ impl Process {
         self.kill();
         said.extend(self.lines.iter());
         said
+    }
+
+    /// Everything it says until it ends by itself, if it does within the deadline.
+    #[allow(dead_code, reason = "not every test binary has a process that ends")]
+    pub(crate) fn until_it_ends(mut self) -> Option<Vec<String>> {
+        let deadline = Instant::now() + DEADLINE;
+        let mut said = Vec::new();
+        loop {
+            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) => said.push(line),
+                Err(RecvTimeoutError::Timeout) => return None,
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        let _ = self.child.wait();
+        Some(said)
     }
 
     /// Waits until it has said this many lines that begin like this, asks it to end, and returns everything it said and

@@ -10,7 +10,7 @@ pub(crate) fn store_raw(file: &Path, subject: &str, raw: &[u8]) -> rusqlite::Res
     transaction
         .execute("UPDATE stream SET last_sequence = last_sequence + 1, messages = messages + 1", [])?;
     transaction.execute(
-        "INSERT INTO events SELECT last_sequence, subjects.id, last_stored_at, 1, ?2 FROM stream, subjects WHERE name = ?1",
+        "INSERT INTO events SELECT last_sequence, subjects.id, last_stored_at, 1, 0, ?2 FROM stream, subjects WHERE name = ?1",
         rusqlite::params![subject, raw],
     )?;
     let sequence: i64 = transaction.last_insert_rowid();

@@ -139,8 +139,14 @@ pub trait HandledEvents: Send + Sync {
 /// Remembers the newest events of this process.
 pub struct RecentEvents {
     capacity: usize,
-    /// Their ids, and in which order they came.
-    events: Mutex<(HashSet<Arc<str>>, VecDeque<Arc<str>>)>,
+    events: Mutex<Recent>,
+}
+
+#[derive(Default)]
+struct Recent {
+    ids: HashSet<Arc<str>>,
+    /// The same, oldest first.
+    order: VecDeque<Arc<str>>,
 }
 
 impl RecentEvents {
@@ -153,12 +159,12 @@ impl RecentEvents {
 #[async_trait]
 impl HandledEvents for RecentEvents {
     async fn contains(&self, event_id: &str) -> Result<bool> {
-        Ok(self.events.lock().unwrap_or_else(PoisonError::into_inner).0.contains(event_id))
+        Ok(self.events.lock().unwrap_or_else(PoisonError::into_inner).ids.contains(event_id))
     }
 
     async fn insert(&self, event_id: &str) -> Result<()> {
         let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
-        let (ids, order) = &mut *events;
+        let Recent { ids, order } = &mut *events;
         let id: Arc<str> = event_id.into();
         if ids.insert(Arc::clone(&id)) {
             order.push_back(id);

@@ -186,7 +186,8 @@ impl Backoff {
 
 /// Between 0 and 1. The standard library seeds every hasher anew, which is random enough to spread retries.
 fn random_fraction() -> f64 {
-    f64::from(RandomState::new().hash_one(0_u8) as u32) / f64::from(u32::MAX)
+    let random = RandomState::new().hash_one(0_u8) >> 32;
+    f64::from(u32::try_from(random).unwrap_or_default()) / f64::from(u32::MAX)
 }
 
 /// What a handler returns.

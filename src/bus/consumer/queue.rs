@@ -265,6 +265,7 @@ impl Queue {
         }));
         left_over.extend(state.lanes.drain().flat_map(|(_, lane)| lane.waiting.into_values()).map(unstarted));
         left_over.sort_by_key(|left_over| left_over.job.place());
+        state.held.iter_mut().for_each(|held| held.events = 0);
         left_over
     }
 

@@ -32,7 +32,7 @@ use std::collections::{BinaryHeap, VecDeque};
 use std::time::Duration;
 
 pub use config::{ConsumerConfig, DEFAULT_ACK_WAIT, DEFAULT_MAX_ACK_PENDING};
-pub use state::{ConsumerState, PendingChanges, PendingState};
+pub use state::{ConsumerState, PendingState};
 
 use self::pending::{Pending, PendingEvents};
 use crate::error::EventError;

@@ -182,11 +182,10 @@ struct Rows(BTreeMap<u64, PendingState>);
 
 impl Rows {
     fn write_changes(&mut self, consumer: &mut Consumer) {
-        let changes = consumer.take_changes();
-        for sequence in changes.removed {
+        for sequence in consumer.take_changes() {
             self.0.remove(&sequence);
+            self.0.extend(consumer.pending_in(sequence..=sequence).map(|pending| (sequence, pending)));
         }
-        self.0.extend(changes.stored.into_iter().map(|pending| (pending.sequence, pending)));
     }
 
     fn restore(&self, consumer: &Consumer) -> Consumer {

@@ -1,6 +1,7 @@
 //! The events that were handed out and are not settled.
 
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 
 use super::Time;
 
@@ -72,6 +73,13 @@ impl PendingEvents {
         self.slots.iter().filter_map(|(sequence, slot)| Some((*sequence, (*slot)?)))
     }
 
+    pub(super) fn range(&self, sequences: RangeInclusive<u64>) -> impl Iterator<Item = (u64, Pending)> {
+        let (first, last) = sequences.into_inner();
+        let begin = self.slots.partition_point(|(sequence, _)| *sequence < first);
+        let from_first = self.slots.range(begin..).take_while(move |(sequence, _)| *sequence <= last);
+        from_first.filter_map(|(sequence, slot)| Some((*sequence, (*slot)?)))
+    }
+
     fn find(&self, sequence: u64) -> Result<usize, usize> {
         // The oldest is asked for most.
         match self.slots.front() {
@@ -104,6 +112,10 @@ mod tests {
                 prop_assert_eq!(pending.len(), map.len());
                 prop_assert_eq!(pending.get(sequence), map.get(&sequence).copied());
             }
+            prop_assert_eq!(
+                pending.range(100..=200).collect::<Vec<_>>(),
+                map.range(100..=200).map(|(sequence, pending)| (*sequence, *pending)).collect::<Vec<_>>()
+            );
             prop_assert_eq!(pending.iter().collect::<Vec<_>>(), map.into_iter().collect::<Vec<_>>());
         }
     }

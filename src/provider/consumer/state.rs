@@ -1,6 +1,7 @@
 //! What a provider stores of a consumer, so that it goes on after a restart or in another process.
 
 use std::cmp::Reverse;
+use std::ops::RangeInclusive;
 
 use super::pending::Pending;
 use super::{Consumer, ConsumerConfig, Start, Time};
@@ -43,16 +44,6 @@ pub struct PendingState {
     pub due: Time,
 }
 
-/// How the pending events differ from what was stored last.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct PendingChanges {
-    /// New or changed.
-    pub stored: Vec<PendingState>,
-    /// Not pending any more; may name events that were never stored.
-    pub removed: Vec<u64>,
-}
-
 impl Consumer {
     /// The consumer that was stored as `state`. Its changes are [tracked](Consumer::track_changes).
     pub fn restore(state: ConsumerState) -> Self {
@@ -85,19 +76,18 @@ impl Consumer {
         self.changed = Some(Vec::new());
     }
 
-    /// How the pending events changed since this was last asked. Nothing unless changes are tracked.
-    pub fn take_changes(&mut self) -> PendingChanges {
+    /// The events that became pending, changed, or are not pending any more since this was last asked, in ascending
+    /// order. Nothing unless changes are tracked.
+    pub fn take_changes(&mut self) -> Vec<u64> {
         let mut changed = self.changed.as_mut().map(std::mem::take).unwrap_or_default();
         changed.sort_unstable();
         changed.dedup();
-        let mut changes = PendingChanges::default();
-        for sequence in changed {
-            match self.pending.get(sequence) {
-                Some(pending) => changes.stored.push(stored(sequence, pending)),
-                None => changes.removed.push(sequence),
-            }
-        }
-        changes
+        changed
+    }
+
+    /// The pending events among these sequences, in ascending order.
+    pub fn pending_in(&self, sequences: RangeInclusive<u64>) -> impl Iterator<Item = PendingState> {
+        self.pending.range(sequences).map(|(sequence, pending)| stored(sequence, pending))
     }
 
     /// Cuts leases that last longer than the ack wait from `now`: the clock was set back since they began.

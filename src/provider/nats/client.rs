@@ -386,12 +386,19 @@ impl Shared {
         }
     }
 
-    /// The consumer's state, `None` when there is no such consumer.
+    /// The consumer's state, `None` when there is no such consumer, or no stream to have one.
     pub(super) async fn consumer(&self, name: &str) -> Result<Option<consumer::Info>> {
         let subject = format!("CONSUMER.INFO.{}.{name}", self.stream_name());
         match self.ask("consumer info", subject, Vec::new()).await? {
             Ok(info) => Ok(Some(info)),
-            Err(error) if error.error_code() == ErrorCode::CONSUMER_NOT_FOUND => Ok(None),
+            Err(error)
+                if matches!(
+                    error.error_code(),
+                    ErrorCode::CONSUMER_NOT_FOUND | ErrorCode::STREAM_NOT_FOUND
+                ) =>
+            {
+                Ok(None)
+            }
             Err(error) => Err(refused("consumer info", error)),
         }
     }

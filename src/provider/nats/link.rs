@@ -2,6 +2,7 @@
 //! by a deadline.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use async_nats::{
     ServerError, Subject, jetstream,
 };
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::config::NatsProviderBuilder;
 use super::error::{denied, not_connected, timeout, unanswered};
@@ -26,6 +27,8 @@ const REBUILD_DELAY: Duration = Duration::from_millis(100);
 const LONGEST_REBUILD_DELAY: Duration = Duration::from_secs(30);
 /// A client that worked for this long has lasted.
 const LASTED: Duration = Duration::from_secs(60);
+/// An answer that takes longer may have been lost, or be none: then it is found out why.
+const PATIENCE: Duration = Duration::from_millis(50);
 /// Refusals that are remembered for those who wait for an answer.
 const MAX_DENIALS: usize = 64;
 
@@ -165,21 +168,25 @@ impl Link {
         body: &[u8],
         deadline: Duration,
     ) -> std::result::Result<Message, NoAnswer> {
-        let asking = async {
-            loop {
-                let connection = self.connection();
-                let request = Request::new().payload(body.to_vec().into()).timeout(None);
-                tokio::select! {
+        let until = Instant::now() + deadline;
+        loop {
+            let connection = self.connection();
+            let request = Request::new().payload(body.to_vec().into());
+            let mut asking = pin!(self.answer(subject, request, until));
+            // Most answers come before it is worth looking out for anything else.
+            let answer = match timeout_at(until.min(Instant::now() + PATIENCE), &mut asking).await {
+                Ok(answer) => answer,
+                Err(_) => tokio::select! {
                     biased;
-                    answer = self.answer(subject, request) => match answer {
-                        Err(NoAnswer::Failed(_)) if !self.newest().works() => {}
-                        answer => return answer,
-                    },
-                    _ = self.connection_after(connection) => {}
-                }
+                    answer = &mut asking => answer,
+                    _ = self.connection_after(connection) => continue,
+                },
+            };
+            match answer {
+                Err(NoAnswer::Failed(_)) if !self.newest().works() => {}
+                answer => return answer,
             }
-        };
-        tokio::time::timeout(deadline, asking).await.unwrap_or(Err(NoAnswer::Late))
+        }
     }
 
     /// A request that is sent once.
@@ -189,18 +196,28 @@ impl Link {
         request: Request,
         deadline: Duration,
     ) -> std::result::Result<Message, NoAnswer> {
-        // The deadline is ours: that of the client covers the wait for the answer only.
-        let asking = self.answer(subject, request.timeout(None));
-        tokio::time::timeout(deadline, asking).await.unwrap_or(Err(NoAnswer::Late))
+        self.answer(subject, request, Instant::now() + deadline).await
     }
 
-    async fn answer(&self, subject: &Subject, request: Request) -> std::result::Result<Message, NoAnswer> {
-        let client = self.working().await.map_err(NoAnswer::NoClient)?;
+    async fn answer(
+        &self,
+        subject: &Subject,
+        request: Request,
+        until: Instant,
+    ) -> std::result::Result<Message, NoAnswer> {
         let since = Instant::now();
+        let client = timeout_at(until, self.working()).await.map_err(|_| NoAnswer::Late)?;
+        let client = client.map_err(NoAnswer::NoClient)?;
+        // The deadline is ours: that of the client covers the wait for the answer only.
+        let mut asking = pin!(client.send_request(subject.clone(), request.timeout(None)));
+        if let Ok(answer) = timeout_at(until.min(since + PATIENCE), &mut asking).await {
+            return answer.map_err(NoAnswer::Failed);
+        }
         tokio::select! {
             biased;
-            answer = client.send_request(subject.clone(), request) => answer.map_err(NoAnswer::Failed),
+            answer = &mut asking => answer.map_err(NoAnswer::Failed),
             () = self.events.denials.of(subject, since) => Err(NoAnswer::Denied),
+            () = tokio::time::sleep_until(until) => Err(NoAnswer::Late),
         }
     }
 }

@@ -280,6 +280,10 @@ impl Puller {
             }
             () = tokio::time::sleep_until(heard + LOST) => {
                 self.cancel();
+                // An older server answers nothing for a consumer that was deleted.
+                if self.is_gone().await {
+                    return Ok(Some(Pulled::Gone));
+                }
                 self.setback("the server stopped answering").await?;
                 return Ok(None);
             }

@@ -1,6 +1,7 @@
 //! Subscriptions: members of a consumer that receive, settle and notice what retention took from them.
 
 use std::fmt;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,6 +53,7 @@ struct ConsumerHandle {
 /// A received record.
 struct Held {
     decoded: std::result::Result<Arc<Event>, UndecodableRecord>,
+    /// Not known of a record whose headers cannot be read: it is terminated, also by a member that keeps records.
     subject: Subject,
     position: Position,
     settling: Settling,
@@ -101,7 +103,7 @@ struct Seen {
 impl Seen {
     /// How many events before this one were delivered to nobody.
     fn missing_before(self, position: Position) -> u64 {
-        if position.num_delivered > 1 || position.sequence <= self.sequence {
+        if position.num_delivered > 1 || position.delivery == 0 || position.sequence <= self.sequence {
             return 0;
         }
         let skipped = position.sequence - self.sequence - 1;
@@ -214,12 +216,18 @@ impl NatsSubscription {
     /// Terminates a held record that is not an event and not to be kept, and returns it as an error; `true` when there is
     /// something to hand out.
     async fn end_undecodable(&mut self) -> Result<bool> {
-        let Some(Held { decoded: Err(undecodable), position, settling, .. }) = &self.held else {
-            return Ok(self.held.is_some());
-        };
         if self.keeps_undecodable {
-            return Ok(true);
+            return Ok(self.held.is_some());
         }
+        self.end_held().await?;
+        Ok(self.held.is_some())
+    }
+
+    /// Terminates the held record and returns it as an error, when it is not an event.
+    async fn end_held(&mut self) -> Result<()> {
+        let Some(Held { decoded: Err(undecodable), position, settling, .. }) = &self.held else {
+            return Ok(());
+        };
         self.consumer.term(settling, &undecodable.reason).await?;
         let error = EventError::Undecodable {
             sequence: position.sequence,
@@ -297,14 +305,15 @@ impl Held {
         let decoded = decode(message)
             .map(Arc::new)
             .map_err(|reason| UndecodableRecord::new(message.payload.to_vec(), reason));
-        Ok(Self { decoded, subject: message.subject.clone(), position, settling, since: *since })
+        let subject = message.subject.clone();
+        Ok(Self { decoded, subject, position, settling, since: *since })
     }
 
     fn unreadable(Unreadable { sequence, subject, raw, reply }: Unreadable) -> Self {
-        // What is not known is written so that it counts for nothing.
+        // Which delivery it was is not known.
         let position = Position { sequence, delivery: 0, num_delivered: 1, stored_at: 0 };
         Self {
-            decoded: Err(UndecodableRecord::new(raw, "its headers hold a carriage return".to_owned())),
+            decoded: Err(UndecodableRecord::new(raw, "its headers hold a carriage return")),
             subject: subject.into(),
             position,
             settling: Settling { reply: reply.into(), delivery: 0, connection: 0 },
@@ -354,9 +363,13 @@ impl ConsumerHandle {
                 Err(none) => Err(EventError::Ack(format!("{verb}: {}", none.into_error("settle", deadline)))),
             }
         };
+        let mut asking = pin!(tokio::time::timeout(deadline, asking));
+        if let Ok(settled) = tokio::time::timeout(FRESH, &mut asking).await {
+            return settled.unwrap_or_else(|_| Err(late()));
+        }
         tokio::select! {
             biased;
-            settled = tokio::time::timeout(deadline, asking) => settled.unwrap_or_else(|_| Err(late())),
+            settled = &mut asking => settled.unwrap_or_else(|_| Err(late())),
             () = self.forgets(settling) => {
                 Err(EventError::Ack(format!("{verb}: the server has crashed and forgotten that it delivered the event")))
             }
@@ -448,6 +461,7 @@ impl Subscription for NatsSubscription {
             if !self.hold_next(CallFor::One).await? {
                 return Ok(None);
             }
+            self.end_held().await?;
             if let Some(held) = &self.held {
                 let settled = self.consumer.settle(&held.settling, "ack", b"+ACK").await;
                 if settled.is_err() {

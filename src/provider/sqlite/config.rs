@@ -16,6 +16,7 @@ pub const DEFAULT_DEDUP_WINDOW: Duration = Duration::from_secs(120);
 /// How long to wait for a writer in another process unless configured otherwise.
 pub const DEFAULT_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
+const MAX_GROUP_DELAY: Duration = Duration::from_secs(1);
 const IN_MEMORY: &str = ":memory:";
 
 /// When a publish counts as stored.
@@ -88,10 +89,15 @@ pub struct SqliteConfig {
     pub synchronous: Synchronous,
     /// How long to wait for a writer in another process. Default 5 s.
     pub busy_timeout: Duration,
-    /// Most calls that share one transaction. Default 1,000.
-    pub group_jobs: usize,
+    /// Most events, published or settled, in one transaction that calls share. Default 1,000.
+    pub group_events: usize,
     /// Most bytes of JSON in one transaction that calls share. Default 4 MiB.
     pub group_bytes: usize,
+    /// Longest time that a transaction waits for further calls before it is committed. Default 1 ms; zero never waits.
+    ///
+    /// It waits only while it has fewer calls than the one before it had, and for each of them no longer than a commit
+    /// takes here: a lone caller never waits, and many that call again as soon as they are answered share one commit.
+    pub group_delay: Duration,
 }
 
 impl SqliteConfig {
@@ -108,8 +114,9 @@ impl SqliteConfig {
             dedup_window: DEFAULT_DEDUP_WINDOW,
             synchronous: Synchronous::Full,
             busy_timeout: DEFAULT_BUSY_TIMEOUT,
-            group_jobs: 1_000,
+            group_events: 1_000,
             group_bytes: 4 * 1024 * 1024,
+            group_delay: Duration::from_millis(1),
         }
     }
 
@@ -172,15 +179,21 @@ impl SqliteConfig {
         self
     }
 
-    /// Most calls that share one transaction.
-    pub fn group_jobs(mut self, jobs: usize) -> Self {
-        self.group_jobs = jobs;
+    /// Most events, published or settled, in one transaction that calls share.
+    pub fn group_events(mut self, events: usize) -> Self {
+        self.group_events = events;
         self
     }
 
     /// Most bytes of JSON in one transaction that calls share.
     pub fn group_bytes(mut self, bytes: usize) -> Self {
         self.group_bytes = bytes;
+        self
+    }
+
+    /// Longest time that a transaction waits for further calls before it is committed; zero never waits.
+    pub fn group_delay(mut self, delay: Duration) -> Self {
+        self.group_delay = delay;
         self
     }
 
@@ -213,8 +226,14 @@ impl SqliteConfig {
                 "busy_timeout {timeout:?}: must be below {max:?}, the deadline of a call"
             ));
         }
-        if self.group_jobs == 0 {
-            return refuse("group_jobs 0: must be at least 1".to_owned());
+        if self.group_events == 0 {
+            return refuse("group_events 0: must be at least 1".to_owned());
+        }
+        if self.group_delay > MAX_GROUP_DELAY {
+            let delay = self.group_delay;
+            return refuse(format!(
+                "group_delay {delay:?}: must be at most {MAX_GROUP_DELAY:?}, while which no other process can write"
+            ));
         }
         Ok(())
     }
@@ -236,8 +255,9 @@ fn from_url(url: &ProviderUrl) -> Result<SqliteConfig> {
         "dedup_window_secs",
         "synchronous",
         "busy_timeout_ms",
-        "group_jobs",
+        "group_events",
         "group_bytes",
+        "group_delay_us",
     ])?;
     if !url.authority().is_empty() {
         return Err(EventError::Config(format!(
@@ -259,8 +279,9 @@ fn from_url(url: &ProviderUrl) -> Result<SqliteConfig> {
     set(&mut config.dedup_window, secs("dedup_window_secs")?);
     set(&mut config.synchronous, url.setting("synchronous")?);
     set(&mut config.busy_timeout, url.setting("busy_timeout_ms")?.map(Duration::from_millis));
-    set(&mut config.group_jobs, url.setting("group_jobs")?);
+    set(&mut config.group_events, url.setting("group_events")?);
     set(&mut config.group_bytes, url.setting("group_bytes")?);
+    set(&mut config.group_delay, url.setting("group_delay_us")?.map(Duration::from_micros));
     Ok(config)
 }
 
@@ -278,7 +299,7 @@ mod tests {
     fn every_setting_of_the_url_takes_effect() {
         let url = "sqlite:///data/e.db?subject_prefix=acme.events&stream_name=orders&max_events=7&max_bytes=9000\
                    &max_age_secs=60&max_payload=2000&dedup_window_secs=5&synchronous=normal&busy_timeout_ms=250\
-                   &group_jobs=3&group_bytes=4000";
+                   &group_events=3&group_bytes=4000&group_delay_us=250";
         let expected = SqliteConfig::file("/data/e.db")
             .subject_prefix("acme.events")
             .stream_name("orders")
@@ -289,8 +310,9 @@ mod tests {
             .dedup_window(Duration::from_secs(5))
             .synchronous(Synchronous::Normal)
             .busy_timeout(Duration::from_millis(250))
-            .group_jobs(3)
-            .group_bytes(4_000);
+            .group_events(3)
+            .group_bytes(4_000)
+            .group_delay(Duration::from_micros(250));
         assert_eq!(from_url(&ProviderUrl::parse(url).unwrap()).unwrap(), expected);
     }
 
@@ -314,7 +336,8 @@ mod tests {
             (config().max_payload(10), "max_payload"),
             (config().max_bytes(10), "max_bytes"),
             (config().busy_timeout(Duration::from_secs(60)), "busy_timeout"),
-            (config().group_jobs(0), "group_jobs"),
+            (config().group_events(0), "group_events"),
+            (config().group_delay(Duration::from_secs(2)), "group_delay"),
             (SqliteConfig::file(""), "path"),
         ] {
             let error = config.check().unwrap_err();

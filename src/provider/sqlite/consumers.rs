@@ -5,15 +5,13 @@ use std::time::Duration;
 
 use rusqlite::{OptionalExtension, Row, params};
 
-use super::error::Sql;
-use super::history;
+use super::error::{Sql, failed, is_damage};
 use super::queue::{Access, GiveBack};
 use super::store::{Store, signed, unsigned};
+use super::{checksum, history, pending};
 use crate::error::{EventError, Result};
 use crate::provider::ConsumerInfo;
-use crate::provider::consumer::{
-    Consumer, ConsumerConfig, ConsumerState, Lease, PendingState, StaleLease, Start, Time,
-};
+use crate::provider::consumer::{Consumer, ConsumerConfig, ConsumerState, Lease, StaleLease, Start, Time};
 use crate::types::{DeliverPolicy, SubscribeOptions};
 
 /// A consumer that is known by heart.
@@ -31,12 +29,33 @@ pub(super) struct Known {
     doubted: bool,
     /// First of the stored backlog.
     backlog_front: Option<u64>,
+    /// Checksum of what seldom changes in the row.
+    identity: i64,
 }
 
 impl Known {
-    fn new(name: String, machine: Consumer, version: i64) -> Self {
-        let backlog_front = machine.backlog_front();
-        Self { name, machine, upcoming: VecDeque::new(), scanned: 0, version, doubted: false, backlog_front }
+    fn new(id: i64, name: String, machine: Consumer, version: i64) -> Self {
+        let identity = identity(id, &name, &machine.config().filter, &options_to_json(machine.config()));
+        Self {
+            name,
+            backlog_front: machine.backlog_front(),
+            machine,
+            upcoming: VecDeque::new(),
+            scanned: 0,
+            version,
+            doubted: false,
+            identity,
+        }
+    }
+
+    /// The checksum of its row.
+    fn checksum(&self) -> i64 {
+        let Self { machine, identity, version, .. } = self;
+        row_checksum(
+            *identity,
+            [machine.cursor(), machine.missed(), machine.exhausted()].map(signed),
+            *version,
+        )
     }
 }
 
@@ -104,6 +123,11 @@ impl Consumers {
         }
     }
 
+    /// A consumer that [`Store::consumer`] found in this transaction.
+    pub(super) fn known_mut(&mut self, id: i64) -> Option<&mut Known> {
+        self.known.get_mut(&id)
+    }
+
     fn insert(&mut self, id: i64, known: Known) -> &mut Known {
         self.known.entry(id).insert_entry(known).into_mut()
     }
@@ -125,8 +149,10 @@ impl Store {
         let Some(id) = found else {
             return self.create_durable(name, config).map(Ok);
         };
-        let Some(known) = self.consumer(id)? else {
-            return Ok(Ok(id));
+        let known = match self.sound_consumer("subscribe_durable", id)? {
+            Ok(Some(known)) => known,
+            Ok(None) => return Ok(Ok(id)),
+            Err(damaged) => return Ok(Err(damaged)),
         };
         if !change {
             return Ok(known.machine.config().check_filter(name, &config.filter).map(|()| id));
@@ -135,6 +161,7 @@ impl Store {
             return Ok(Err(conflict));
         }
         let options = options_to_json(known.machine.config());
+        known.identity = identity(id, name, &known.machine.config().filter, &options);
         self.connection
             .prepare_cached("UPDATE consumers SET options = ?2 WHERE id = ?1")?
             .execute(params![id, options])?;
@@ -149,8 +176,8 @@ impl Store {
         machine.track_changes();
         self.connection
             .prepare_cached(
-                "INSERT INTO consumers (name, filter, options, cursor, missed, exhausted, version)
-                 VALUES (?1, ?2, ?3, ?4, 0, 0, 1)",
+                "INSERT INTO consumers (name, filter, options, cursor, missed, exhausted, version, checksum)
+                 VALUES (?1, ?2, ?3, ?4, 0, 0, 1, 0)",
             )?
             .execute(params![
                 name,
@@ -164,7 +191,9 @@ impl Store {
             insert.execute(params![id, signed(sequence)])?;
         }
         drop(insert);
-        self.consumers.insert(id, Known::new(name.to_owned(), machine, 1));
+        self.consumers.insert(id, Known::new(id, name.to_owned(), machine, 1));
+        // The checksum covers the id.
+        self.mark_changed(id);
         Ok(id)
     }
 
@@ -174,7 +203,7 @@ impl Store {
         self.consumers.ephemerals_ever += 1;
         let number = self.consumers.ephemerals_ever;
         let name = format!("ephemeral-{number}");
-        self.consumers.insert(-number, Known::new(name, Consumer::new(config, start), 0));
+        self.consumers.insert(-number, Known::new(-number, name, Consumer::new(config, start), 0));
         Ok(-number)
     }
 
@@ -199,12 +228,18 @@ impl Store {
     /// Settles one delivery.
     pub(super) fn settle(&mut self, id: i64, lease: Lease, how: Settlement) -> Sql<Result<()>> {
         let now = self.now();
-        let Some(Known { machine, .. }) = self.consumer(id)? else {
+        let machine = match self.sound_consumer("settle", id)? {
+            Ok(Some(Known { machine, .. })) => machine,
             // What was delivered before it was forgotten can be acked; nothing will come again.
-            return Ok(match how {
-                Settlement::Ack => Ok(()),
-                _ => Err(EventError::Closed("the consumer is gone and delivers nothing again".to_owned())),
-            });
+            Ok(None) => {
+                return Ok(match how {
+                    Settlement::Ack => Ok(()),
+                    _ => {
+                        Err(EventError::Closed("the consumer is gone and delivers nothing again".to_owned()))
+                    }
+                });
+            }
+            Err(damaged) => return Ok(Err(damaged)),
         };
         let was_full = machine.is_full();
         if let Err(stale) = apply(machine, lease, how, now) {
@@ -230,7 +265,7 @@ impl Store {
     }
 
     /// Durable and ephemeral consumers of this process, by name.
-    pub(super) fn consumer_infos(&mut self) -> Sql<Vec<ConsumerInfo>> {
+    pub(super) fn consumer_infos(&mut self) -> Sql<Result<Vec<ConsumerInfo>>> {
         let mut ids: Vec<i64> = self
             .connection
             .prepare_cached("SELECT id FROM consumers")?
@@ -239,7 +274,10 @@ impl Store {
         ids.extend(self.consumers.known.keys().filter(|id| **id < 0));
         let mut infos = Vec::new();
         for id in ids {
-            let lag = self.lag(id)?;
+            let lag = match self.lag(id)? {
+                Ok(lag) => lag,
+                Err(damaged) => return Ok(Err(damaged)),
+            };
             let Some(Known { name, machine, .. }) = self.consumer(id)? else { continue };
             let mut info = ConsumerInfo::new(name.as_str(), &machine.config().filter, id > 0);
             info.lag = lag;
@@ -248,22 +286,38 @@ impl Store {
             infos.push(info);
         }
         infos.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(infos)
+        Ok(Ok(infos))
     }
 
     /// Matching retained events that were not delivered yet; none for a consumer that is gone.
-    pub(super) fn lag(&mut self, id: i64) -> Sql<u64> {
+    pub(super) fn lag(&mut self, id: i64) -> Sql<Result<u64>> {
         let (first, last) = (self.first()?, self.counters()?.last);
-        let Some(Known { machine, .. }) = self.consumer(id)? else {
-            return Ok(0);
+        let machine = match self.sound_consumer("lag", id)? {
+            Ok(Some(Known { machine, .. })) => machine,
+            Ok(None) => return Ok(Ok(0)),
+            Err(damaged) => return Ok(Err(damaged)),
         };
         let from = machine.cursor().max(first.saturating_sub(1));
         let backlog = machine.backlog_since(first) as u64;
         let filter = machine.config().filter.clone();
         if self.is_everything(&filter) {
-            return Ok(backlog + last.saturating_sub(from));
+            return Ok(Ok(backlog + last.saturating_sub(from)));
         }
-        Ok(backlog + history::count_after(&self.connection, &filter, from)?)
+        Ok(Ok(backlog + history::count_after(&self.connection, &filter, from)?))
+    }
+
+    /// The same as [`consumer`](Store::consumer), where damage to its rows is an error of this call alone. Afterwards
+    /// the consumer is known, and no more is read of it in this transaction.
+    pub(super) fn sound_consumer(
+        &mut self,
+        operation: &'static str,
+        id: i64,
+    ) -> Sql<Result<Option<&mut Known>>> {
+        match self.consumer(id) {
+            Ok(_) => Ok(Ok(self.consumers.known.get_mut(&id))),
+            Err(damage) if is_damage(&damage) => Ok(Err(failed(operation, damage))),
+            Err(failure) => Err(failure),
+        }
     }
 
     /// The consumer, as it is in force; `None` when it is gone.
@@ -285,9 +339,13 @@ impl Store {
         let row = self
             .connection
             .prepare_cached(
-                "SELECT version, name, filter, options, cursor, missed, exhausted FROM consumers WHERE id = ?1",
+                "SELECT version, name, filter, options, cursor, missed, exhausted, checksum FROM consumers
+                 WHERE id = ?1",
             )?
-            .query_row([id], |row| Ok((row.get::<_, i64>(0)?, row.get(1)?, state_of(row)?)))
+            .query_row([id], |row| {
+                check_row(id, row)?;
+                Ok((row.get::<_, i64>(0)?, row.get(1)?, state_of(row)?))
+            })
             .optional()?;
         let Some((version, name, mut state)) = row else {
             self.consumers.known.remove(&id);
@@ -300,10 +358,10 @@ impl Store {
             return Ok(());
         }
         state.backlog = self.stored_backlog(id)?;
-        state.pending = self.stored_pending(id)?;
+        state.pending = pending::load(&self.connection, id)?;
         let mut machine = Consumer::restore(state);
         machine.clamp_leases(self.now());
-        let mut known = Known::new(name, machine, version);
+        let mut known = Known::new(id, name, machine, version);
         if let Some(outdated) = self.consumers.known.remove(&id) {
             // What was found of the log stays true: the log only grows.
             known.upcoming = outdated.upcoming;
@@ -317,22 +375,6 @@ impl Store {
         self.connection
             .prepare_cached("SELECT sequence FROM backlog WHERE consumer = ?1 ORDER BY sequence")?
             .query_map([id], |row| row.get(0).map(unsigned))?
-            .collect()
-    }
-
-    fn stored_pending(&self, id: i64) -> Sql<Vec<PendingState>> {
-        self.connection
-            .prepare_cached(
-                "SELECT sequence, attempt, leased, due FROM pending WHERE consumer = ?1 ORDER BY sequence",
-            )?
-            .query_map([id], |row| {
-                Ok(PendingState {
-                    sequence: unsigned(row.get(0)?),
-                    attempt: row.get(1)?,
-                    leased: row.get(2)?,
-                    due: Time::from_origin(Duration::from_nanos(unsigned(row.get(3)?))),
-                })
-            })?
             .collect()
     }
 
@@ -370,10 +412,15 @@ impl Store {
 
     /// Counts events that retention dropped before this consumer got them.
     pub(super) fn note_missed(&mut self, id: i64, missed: u64) -> Sql<()> {
-        if let Some(known) = self.consumer(id)? {
-            known.machine.note_missed(missed);
-            self.mark_changed(id);
-            self.wakeups.consumers.push(id);
+        match self.sound_consumer("retention", id)? {
+            Ok(Some(known)) => {
+                known.machine.note_missed(missed);
+                self.mark_changed(id);
+                self.wakeups.consumers.push(id);
+            }
+            Ok(None) => {}
+            // Whoever uses it is told; it must not keep others from publishing.
+            Err(error) => tracing::warn!(id, missed, %error, "a damaged consumer was overtaken by retention"),
         }
         Ok(())
     }
@@ -416,25 +463,23 @@ fn apply(
 }
 
 fn save(connection: &rusqlite::Connection, id: i64, known: &mut Known) -> Sql<()> {
+    known.version += 1;
+    let checksum = known.checksum();
     let Known { machine, version, backlog_front, .. } = known;
     connection
         .prepare_cached(
-            "UPDATE consumers SET cursor = ?2, missed = ?3, exhausted = ?4, version = version + 1 WHERE id = ?1",
+            "UPDATE consumers SET cursor = ?2, missed = ?3, exhausted = ?4, version = ?5, checksum = ?6 WHERE id = ?1",
         )?
-        .execute(params![id, signed(machine.cursor()), signed(machine.missed()), signed(machine.exhausted())])?;
-    *version += 1;
-    let changes = machine.take_changes();
-    let mut store =
-        connection.prepare_cached("INSERT OR REPLACE INTO pending VALUES (?1, ?2, ?3, ?4, ?5)")?;
-    for PendingState { sequence, attempt, leased, due } in changes.stored {
-        let due = i64::try_from(due.since_origin().as_nanos()).unwrap_or(i64::MAX);
-        store.execute(params![id, signed(sequence), attempt, leased, due])?;
-    }
-    let mut remove =
-        connection.prepare_cached("DELETE FROM pending WHERE consumer = ?1 AND sequence = ?2")?;
-    for sequence in changes.removed {
-        remove.execute(params![id, signed(sequence)])?;
-    }
+        .execute(params![
+            id,
+            signed(machine.cursor()),
+            signed(machine.missed()),
+            signed(machine.exhausted()),
+            *version,
+            checksum
+        ])?;
+    let changed = machine.take_changes();
+    pending::save(connection, id, machine, &changed)?;
     if machine.backlog_front() != *backlog_front {
         *backlog_front = machine.backlog_front();
         connection
@@ -442,6 +487,24 @@ fn save(connection: &rusqlite::Connection, id: i64, known: &mut Known) -> Sql<()
             .execute(params![id, backlog_front.map_or(i64::MAX, signed)])?;
     }
     Ok(())
+}
+
+/// The part of a row's checksum that its settings make.
+fn identity(id: i64, name: &str, filter: &str, options: &str) -> i64 {
+    // A name has no line break, and neither has a filter.
+    checksum::of(format!("{name}\n{filter}\n{options}").as_bytes(), &[id])
+}
+
+fn row_checksum(identity: i64, [cursor, missed, exhausted]: [i64; 3], version: i64) -> i64 {
+    checksum::of(&[], &[identity, cursor, missed, exhausted, version])
+}
+
+/// Compares a row of `consumers` with its checksum.
+pub(super) fn check_row(id: i64, row: &Row<'_>) -> Sql<()> {
+    let text = |column| row.get_ref(column)?.as_str().map_err(rusqlite::Error::from);
+    let identity = identity(id, text(1)?, text(2)?, text(3)?);
+    let found = row_checksum(identity, [row.get(4)?, row.get(5)?, row.get(6)?], row.get(0)?);
+    if found == row.get::<_, i64>(7)? { Ok(()) } else { Err(checksum::mismatch(&format!("consumer {id}"))) }
 }
 
 fn options_to_json(config: &ConsumerConfig) -> String {

@@ -1,21 +1,19 @@
 //! What a consumer hands out next.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{Connection, Statement, params};
 use tokio::sync::oneshot;
 
 use super::consumers::Known;
 use super::error::{Failure, Sql};
-use super::history;
 use super::queue::{GiveBack, Work};
 use super::store::{Store, signed, unsigned};
+use super::{checksum, history};
 use crate::error::{EventError, Result};
 use crate::provider::UndecodableRecord;
 use crate::provider::consumer::{Fetched, Lease, Time};
 use crate::subject::subject_matches;
-use crate::types::Event;
 
 /// How many events to look at before a rare filter is looked up by its subjects.
 const SCAN: u32 = 512;
@@ -27,11 +25,15 @@ const MAX_BYTES: usize = 8 * 1024 * 1024;
 pub(super) enum Item {
     Event {
         lease: Lease,
-        event: Arc<Event>,
+        /// As it is stored; whoever takes it decodes it, so that the writer thread has less to do.
+        record: Vec<u8>,
         /// Acked already, for a member that takes events at most once.
         settled: bool,
-        /// The record, for a member that keeps those that are not events; the event only stands for it.
-        undecodable: Option<UndecodableRecord>,
+    },
+    /// A damaged record, for a member that keeps those.
+    Damaged {
+        lease: Lease,
+        record: UndecodableRecord,
     },
     Error(EventError),
 }
@@ -49,16 +51,12 @@ pub(super) struct Answer {
 impl Answer {
     /// The leases of events that nobody was given.
     pub(super) fn unused_leases(self) -> Vec<Lease> {
-        unused_leases(self.items)
+        let unused = |item| match item {
+            Item::Event { lease, settled: false, .. } | Item::Damaged { lease, .. } => Some(lease),
+            Item::Event { .. } | Item::Error(_) => None,
+        };
+        self.items.into_iter().filter_map(unused).collect()
     }
-}
-
-pub(super) fn unused_leases(items: impl IntoIterator<Item = Item>) -> Vec<Lease> {
-    let unused = |item| match item {
-        Item::Event { lease, settled: false, .. } => Some(lease),
-        _ => None,
-    };
-    items.into_iter().filter_map(unused).collect()
 }
 
 /// A member asks for up to `max` events.
@@ -69,7 +67,7 @@ pub(super) struct Fetch {
     pub(super) settle: bool,
     /// Whether records that are not events are leased instead of settled.
     pub(super) keep_undecodable: bool,
-    pub(super) done: Answer,
+    pub(super) done: Result<Answer>,
     pub(super) reply: oneshot::Sender<Result<Answer>>,
 }
 
@@ -81,7 +79,7 @@ impl Work for Fetch {
 
     fn answer(self: Box<Self>, outcome: std::result::Result<(), &Failure>) -> Option<GiveBack> {
         let answer = match outcome {
-            Ok(()) => Ok(self.done),
+            Ok(()) => self.done,
             Err(failure) => Err(failure.to_error("next")),
         };
         // The member was dropped while it waited: others get what it would have got.
@@ -91,87 +89,129 @@ impl Work for Fetch {
     }
 }
 
+const DAMAGED: &str = "it does not match its checksum";
+
+/// What still goes into an answer.
+struct Room {
+    events: usize,
+    bytes: usize,
+}
+
+/// Hands out events until there is no room, none is due, or the next matches have to be looked up, which is when it
+/// returns true.
+fn hand_out(
+    connection: &Connection,
+    known: &mut Known,
+    now: Time,
+    first: u64,
+    asked: &Fetch,
+    room: &mut Room,
+    answer: &mut Answer,
+) -> Sql<bool> {
+    let Known { name, machine, upcoming, .. } = known;
+    let mut read = connection
+        .prepare_cached("SELECT subject, stored_at, checksum, record FROM events WHERE sequence = ?1")?;
+    while room.events > 0 && room.bytes > 0 {
+        let lease = match machine.fetch(now, first, |_cursor| upcoming.pop_front()) {
+            Fetched::Deliver(lease) => lease,
+            Fetched::Missed(missed) => {
+                answer.items.push(Item::Error(EventError::Lagged { consumer: name.clone(), missed }));
+                return Ok(false);
+            }
+            Fetched::Idle => {
+                answer.due = machine.next_due();
+                return Ok(false);
+            }
+        };
+        let record = read_record(&mut read, lease.sequence)?;
+        let keeps = asked.keep_undecodable && !asked.settle;
+        let is_over = match &record {
+            Ok(_) => asked.settle,
+            Err(Unreadable::Damaged(_)) => !keeps,
+            Err(Unreadable::Gone) => true,
+        };
+        if is_over {
+            // It was leased a moment ago and cannot be stale.
+            let _ = machine.ack(lease);
+        }
+        match record {
+            Ok(record) => {
+                room.events -= 1;
+                room.bytes = room.bytes.saturating_sub(record.len());
+                answer.items.push(Item::Event { lease, record, settled: asked.settle });
+            }
+            Err(Unreadable::Damaged(raw)) if keeps => {
+                room.events -= 1;
+                room.bytes = room.bytes.saturating_sub(raw.len());
+                let record = UndecodableRecord::new(raw, DAMAGED);
+                answer.items.push(Item::Damaged { lease, record });
+            }
+            Err(Unreadable::Damaged(raw)) => {
+                let (sequence, reason) = (lease.sequence, DAMAGED.to_owned());
+                answer.items.push(Item::Error(EventError::Undecodable { sequence, raw, reason }));
+                return Ok(false);
+            }
+            Err(Unreadable::Gone) => {
+                answer.items.push(Item::Error(EventError::Lagged { consumer: name.clone(), missed: 1 }));
+                return Ok(false);
+            }
+        }
+        if upcoming.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+enum Unreadable {
+    Gone,
+    Damaged(Vec<u8>),
+}
+
+fn read_record(read: &mut Statement<'_>, sequence: u64) -> Sql<std::result::Result<Vec<u8>, Unreadable>> {
+    let sequence = signed(sequence);
+    let mut rows = read.query([sequence])?;
+    let Some(row) = rows.next()? else {
+        return Ok(Err(Unreadable::Gone));
+    };
+    let record = row.get_ref(3)?.as_blob()?;
+    let found = checksum::of_event(sequence, row.get(0)?, row.get(1)?, record);
+    let record = record.to_vec();
+    Ok(if found == row.get::<_, i64>(2)? { Ok(record) } else { Err(Unreadable::Damaged(record)) })
+}
+
 impl Store {
-    fn fetch(&mut self, asked: &Fetch) -> Sql<Answer> {
+    fn fetch(&mut self, asked: &Fetch) -> Sql<Result<Answer>> {
         let (id, max) = (asked.consumer, asked.max);
         let mut answer = Answer::default();
-        let mut bytes = 0;
         let (now, first) = (self.now(), self.first()?);
-        while answer.items.len() < max && bytes < MAX_BYTES {
+        if let Err(damaged) = self.sound_consumer("next", id)? {
+            return Ok(Err(damaged));
+        }
+        let mut room = Room { events: max, bytes: MAX_BYTES };
+        loop {
             self.look_ahead(id)?;
-            let Some(Known { name, machine, upcoming, .. }) = self.consumer(id)? else {
+            let Some(known) = self.consumers.known_mut(id) else {
                 answer.gone = true;
                 break;
             };
-            let next_match = |_cursor| upcoming.pop_front();
-            let exhausted = machine.exhausted();
-            match machine.fetch(now, first, next_match) {
-                Fetched::Deliver(lease) => {
-                    let name = name.clone();
-                    let item = self.item(asked, &name, lease, &mut bytes)?;
-                    let is_last = matches!(item, Item::Error(_));
-                    answer.items.push(item);
-                    self.mark_changed(id);
-                    if is_last {
-                        break;
-                    }
-                }
-                Fetched::Missed(missed) => {
-                    answer.items.push(Item::Error(EventError::Lagged { consumer: name.clone(), missed }));
-                    self.mark_changed(id);
-                    break;
-                }
-                Fetched::Idle => {
-                    answer.due = machine.next_due();
-                    if machine.exhausted() != exhausted {
-                        self.mark_changed(id);
-                    }
-                    break;
-                }
+            let exhausted = known.machine.exhausted();
+            let before = answer.items.len();
+            let goes_on = hand_out(&self.connection, known, now, first, asked, &mut room, &mut answer)?;
+            if answer.items.len() > before || known.machine.exhausted() != exhausted {
+                self.mark_changed(id);
+            }
+            if !goes_on {
+                break;
             }
         }
-        Ok(answer)
+        Ok(Ok(answer))
     }
 
-    /// The leased event, or what is wrong with its record, which is then settled unless it is to be kept.
-    fn item(&mut self, asked: &Fetch, name: &str, lease: Lease, bytes: &mut usize) -> Sql<Item> {
-        let (id, settle) = (asked.consumer, asked.settle);
-        let record: Option<Vec<u8>> = self
-            .connection
-            .prepare_cached("SELECT record FROM events WHERE sequence = ?1")?
-            .query_row([signed(lease.sequence)], |row| row.get(0))
-            .optional()?;
-        let item = match record {
-            None => Item::Error(EventError::Lagged { consumer: name.to_owned(), missed: 1 }),
-            Some(raw) => match serde_json::from_slice(&raw) {
-                Ok(event) => {
-                    *bytes += raw.len();
-                    Item::Event { lease, event: Arc::new(event), settled: settle, undecodable: None }
-                }
-                Err(error) if asked.keep_undecodable && !settle => {
-                    let subject = self.subject_of(lease.sequence)?;
-                    let record = UndecodableRecord::new(raw, error.to_string());
-                    let event = Arc::new(record.stand_in(&subject, lease.sequence));
-                    Item::Event { lease, event, settled: false, undecodable: Some(record) }
-                }
-                Err(error) => {
-                    let (sequence, reason) = (lease.sequence, error.to_string());
-                    Item::Error(EventError::Undecodable { sequence, raw, reason })
-                }
-            },
-        };
-        if (settle || matches!(item, Item::Error(_)))
-            && let Some(known) = self.consumer(id)?
-        {
-            // It was leased a moment ago and cannot be stale.
-            let _ = known.machine.ack(lease);
-        }
-        Ok(item)
-    }
-
-    fn subject_of(&self, sequence: u64) -> Sql<String> {
+    /// The subject that a record was stored under.
+    pub(super) fn subject_of(&self, sequence: u64) -> Sql<String> {
         let sql = "SELECT name FROM events JOIN subjects ON id = subject WHERE sequence = ?1";
-        Ok(self.connection.query_row(sql, [signed(sequence)], |row| row.get(0))?)
+        self.connection.query_row(sql, [signed(sequence)], |row| row.get(0))
     }
 
     /// Finds the next matches behind the cursor, unless some are known.

@@ -3,8 +3,9 @@
 use std::collections::BinaryHeap;
 use std::sync::Arc;
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use super::checksum;
 use super::error::Sql;
 use super::store::{signed, unsigned};
 use crate::provider::{HistoryQuery, StoredEvent};
@@ -53,7 +54,7 @@ fn bounds(connection: &Connection) -> Sql<Option<(u64, u64)>> {
 
 fn newest(connection: &Connection, since: u64, before: u64, limit: usize) -> Sql<Vec<StoredEvent>> {
     let mut statement = connection.prepare_cached(
-        "SELECT sequence, stored_at, record FROM events WHERE sequence >= ?1 AND sequence < ?2
+        "SELECT sequence, subject, stored_at, checksum, record FROM events WHERE sequence >= ?1 AND sequence < ?2
          ORDER BY sequence DESC",
     )?;
     let mut rows = statement.query(params![signed(since), signed(before)])?;
@@ -61,28 +62,34 @@ fn newest(connection: &Connection, since: u64, before: u64, limit: usize) -> Sql
     while found.len() < limit
         && let Some(row) = rows.next()?
     {
-        found.extend(decode(row.get(0)?, row.get(1)?, row.get_ref(2)?.as_blob()?));
+        found.extend(decode(row)?);
     }
     Ok(found)
 }
 
 fn stored(connection: &Connection, sequence: u64) -> Sql<Option<StoredEvent>> {
     let found = connection
-        .prepare_cached("SELECT stored_at, record FROM events WHERE sequence = ?1")?
-        .query_row([signed(sequence)], |row| {
-            Ok(decode(signed(sequence), row.get(0)?, row.get_ref(1)?.as_blob()?))
-        })
+        .prepare_cached(
+            "SELECT sequence, subject, stored_at, checksum, record FROM events WHERE sequence = ?1",
+        )?
+        .query_row([signed(sequence)], decode)
         .optional()?;
     Ok(found.flatten())
 }
 
-/// `None` for a record that is not an event: consumers are told about it, history leaves it out.
-fn decode(sequence: i64, stored_at: i64, record: &[u8]) -> Option<StoredEvent> {
+/// `None` for a record that is damaged or not an event: consumers are told about it, history leaves it out.
+fn decode(row: &Row<'_>) -> Sql<Option<StoredEvent>> {
+    let (sequence, subject, stored_at) = (row.get(0)?, row.get(1)?, row.get(2)?);
+    let record = row.get_ref(4)?.as_blob()?;
+    if row.get::<_, i64>(3)? != checksum::of_event(sequence, subject, stored_at, record) {
+        tracing::warn!(sequence, "history leaves out a record that does not match its checksum");
+        return Ok(None);
+    }
     match serde_json::from_slice(record) {
-        Ok(event) => Some(StoredEvent::new(Arc::new(event), unsigned(sequence), unsigned(stored_at))),
+        Ok(event) => Ok(Some(StoredEvent::new(Arc::new(event), unsigned(sequence), unsigned(stored_at)))),
         Err(error) => {
             tracing::warn!(sequence, %error, "history leaves out a record that is not an event");
-            None
+            Ok(None)
         }
     }
 }

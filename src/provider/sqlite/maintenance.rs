@@ -8,6 +8,7 @@ use rusqlite::Connection;
 use tokio::sync::Semaphore;
 
 use super::error::{Sql, failed, file_failed, io_failed};
+use super::integrity;
 use super::queue::{Access, ended};
 use super::schema::{create_new_private, open_reader, pragma};
 use super::store::{Store, unsigned};
@@ -123,25 +124,35 @@ fn lock(idle: &Mutex<Option<Vec<Connection>>>) -> std::sync::MutexGuard<'_, Opti
 }
 
 fn in_snapshot<T>(connection: &Connection, work: impl FnOnce(&Connection) -> Sql<T>) -> Sql<T> {
-    let snapshot = connection.unchecked_transaction()?;
-    let found = work(&snapshot)?;
-    snapshot.commit()?;
-    Ok(found)
+    // It is rolled back in the end: there is nothing to commit, and a commit fails where a damaged page was met.
+    work(&*connection.unchecked_transaction()?)
 }
 
 impl SqliteProvider {
-    /// Reads the whole file and returns what is wrong with it; nothing when it is sound.
+    /// Reads the whole file and returns what is wrong with it, at most 100 findings; nothing when it is sound.
+    ///
+    /// Checks the structure of the file, every event and consumer against its checksum, and the counters against the
+    /// events. Takes the time to read the file; publishing goes on.
     ///
     /// # Errors
     ///
     /// A [`Backend`](EventError::Backend) error when the file cannot be read at all.
+    ///
+    /// ```
+    /// # use a3s_event::provider::sqlite::{SqliteConfig, SqliteProvider};
+    /// # #[tokio::main]
+    /// # async fn main() -> a3s_event::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let path = folder.path().join("events.db");
+    /// let provider = SqliteProvider::open(SqliteConfig::file(path)).await?;
+    /// for finding in provider.integrity_check().await? {
+    ///     eprintln!("{finding}");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn integrity_check(&self) -> Result<Vec<String>> {
-        let check = |connection: &Connection| {
-            let mut statement = connection.prepare("PRAGMA integrity_check")?;
-            let found: Vec<String> = statement.query_map([], |row| row.get(0))?.collect::<Sql<_>>()?;
-            Ok(found.into_iter().filter(|line| line != "ok").collect())
-        };
-        self.shared.read_within("integrity_check", MAINTENANCE_TIMEOUT, check).await
+        self.shared.read_within("integrity_check", MAINTENANCE_TIMEOUT, integrity::check).await
     }
 
     /// Writes a copy of the stream as it is now to a new file, which only its owner can read. Publishing goes on.
@@ -150,6 +161,24 @@ impl SqliteProvider {
     ///
     /// A [`Backend`](EventError::Backend) error of the kind [`Storage`](crate::ErrorKind::Storage) when the file exists
     /// or cannot be written; nothing is left of it then.
+    ///
+    /// ```
+    /// # use a3s_event::EventProvider;
+    /// # use a3s_event::provider::sqlite::{SqliteConfig, SqliteProvider};
+    /// # #[tokio::main]
+    /// # async fn main() -> a3s_event::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let path = folder.path().join("events.db");
+    /// let provider = SqliteProvider::open(SqliteConfig::file(path)).await?;
+    /// let copy = folder.path().join("events-monday.db");
+    /// provider.backup(&copy).await?;
+    ///
+    /// // A copy is a file like any other.
+    /// let restored = SqliteProvider::open(SqliteConfig::file(copy)).await?;
+    /// assert_eq!(restored.info().await?.messages, provider.info().await?.messages);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn backup(&self, path: impl Into<PathBuf>) -> Result<()> {
         let path: PathBuf = path.into();
         self.shared.check_open()?;
@@ -167,9 +196,27 @@ impl SqliteProvider {
 
     /// Moves what is in the write-ahead log into the file, and empties the log unless someone reads from it.
     ///
+    /// It happens by itself while events are published, and when the last provider of a file is closed; this is for a
+    /// moment of one's own, as before a copy of the folder.
+    ///
     /// # Errors
     ///
     /// A [`Backend`](EventError::Backend) error when the file cannot be written.
+    ///
+    /// ```
+    /// # use a3s_event::{Event, EventProvider};
+    /// # use a3s_event::provider::sqlite::{SqliteConfig, SqliteProvider};
+    /// # #[tokio::main]
+    /// # async fn main() -> a3s_event::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let provider = SqliteProvider::open(SqliteConfig::file(folder.path().join("events.db"))).await?;
+    /// provider.publish(&Event::new("events.a", "a", "", "doc", serde_json::json!(1))).await?;
+    /// assert!(provider.file_info().await?.wal_bytes > 0);
+    /// provider.checkpoint().await?;
+    /// assert_eq!(provider.file_info().await?.wal_bytes, 0);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn checkpoint(&self) -> Result<()> {
         if self.shared.readers.path.is_none() {
             return Ok(());
@@ -179,11 +226,24 @@ impl SqliteProvider {
         self.shared.on_connection("checkpoint", MAINTENANCE_TIMEOUT, checkpoint).await
     }
 
-    /// How much the file takes; all zero for a database in memory.
+    /// How much the file takes; all zero for a database in memory. How many events are in it, and their size, says
+    /// [`info`](crate::EventProvider::info).
     ///
     /// # Errors
     ///
     /// A [`Backend`](EventError::Backend) error when the file cannot be read.
+    ///
+    /// ```
+    /// # use a3s_event::provider::sqlite::{SqliteConfig, SqliteProvider};
+    /// # #[tokio::main]
+    /// # async fn main() -> a3s_event::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let provider = SqliteProvider::open(SqliteConfig::file(folder.path().join("events.db"))).await?;
+    /// let sizes = provider.file_info().await?;
+    /// println!("{} bytes, {} in the log, {} free", sizes.file_bytes, sizes.wal_bytes, sizes.free_bytes);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn file_info(&self) -> Result<FileInfo> {
         let path = self.shared.readers.path.clone();
         let read = move |connection: &Connection| {

@@ -1,12 +1,15 @@
 #![doc = include_str!("docs.md")]
 
 mod cells;
+mod checksum;
 mod config;
 mod consumers;
 mod error;
 mod fetch;
 mod history;
+mod integrity;
 mod maintenance;
+mod pending;
 mod publish;
 mod queue;
 mod retention;
@@ -28,7 +31,7 @@ pub use subscription::SqliteSubscription;
 use self::cells::Cells;
 use self::error::{Sql, io_failed};
 use self::maintenance::Readers;
-use self::queue::{Access, Queue, answered, ended};
+use self::queue::{Access, Queue, Size, answered, ended};
 use self::store::Store;
 use self::writer::Writer;
 use super::consumer::ConsumerConfig;
@@ -133,7 +136,7 @@ impl Shared {
         access: Access,
         work: impl FnOnce(&mut Store) -> Sql<Result<T>> + Send + 'static,
     ) -> Result<T> {
-        let mut answer = self.queue.call(operation, access, 0, DEFAULT_TIMEOUT, work).await?;
+        let mut answer = self.queue.call(operation, access, Size::ONE, DEFAULT_TIMEOUT, work).await?;
         answered(operation, DEFAULT_TIMEOUT, &mut answer).await
     }
 
@@ -235,7 +238,7 @@ impl EventProvider for SqliteProvider {
     }
 
     async fn consumers(&self) -> Result<Vec<ConsumerInfo>> {
-        self.shared.call("consumers", Access::Read, |store| store.consumer_infos().map(Ok)).await
+        self.shared.call("consumers", Access::Read, Store::consumer_infos).await
     }
 
     /// Whether the writer thread answers.

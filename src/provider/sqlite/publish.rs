@@ -6,16 +6,15 @@ use std::time::Duration;
 use rusqlite::{OptionalExtension, params};
 
 use super::Shared;
+use super::checksum;
+use super::config::SqliteConfig;
 use super::error::Sql;
-use super::queue::{Access, answered, ended};
+use super::queue::{Access, Size, answered, ended};
 use super::store::{Store, signed, unsigned};
 use crate::error::{BackendError, EventError, Result};
 use crate::provider::validate::{validate_event, validate_publish_options};
 use crate::provider::{DEFAULT_TIMEOUT, PublishRequest};
 use crate::types::{Event, PublishOptions, unix_millis};
-
-/// Most entries of a batch that share one answer; more would keep other callers waiting.
-const MAX_ENTRIES: usize = 1_000;
 
 /// An event that passed all checks that need no file.
 struct Prepared {
@@ -46,7 +45,7 @@ impl Shared {
         let mut results = Vec::with_capacity(batch.len());
         let mut part = Part::default();
         for PublishRequest { event, options } in batch {
-            if part.is_full(self.config.group_bytes) {
+            if part.is_full(&self.config) {
                 results.extend(self.store(std::mem::take(&mut part)).await);
             }
             match self.prepare(event, options) {
@@ -103,13 +102,14 @@ impl Shared {
         bytes: usize,
         patience: Duration,
     ) -> Result<Vec<Result<u64>>> {
+        let size = Size { events: prepared.len(), bytes };
         let work = move |store: &mut Store| {
             let now_ms = unix_millis();
             let entries =
                 prepared.into_iter().map(|entry| store.publish(entry, now_ms)).collect::<Sql<_>>()?;
             Ok(Ok(entries))
         };
-        let mut answer = self.queue.call("publish", Access::Sync, bytes, patience, work).await?;
+        let mut answer = self.queue.call("publish", Access::Sync, size, patience, work).await?;
         answered("publish", patience, &mut answer).await
     }
 }
@@ -122,8 +122,9 @@ impl Part {
         self.entries.push(Ok(prepared));
     }
 
-    fn is_full(&self, max_bytes: usize) -> bool {
-        self.entries.len() >= MAX_ENTRIES || self.bytes >= max_bytes
+    /// More would keep other callers waiting.
+    fn is_full(&self, config: &SqliteConfig) -> bool {
+        self.entries.len() >= config.group_events || self.bytes >= config.group_bytes
     }
 }
 
@@ -174,18 +175,20 @@ impl Store {
         counters.bytes += entry.record.len() as u64;
         // The clock may jump back; storage times never do, or time ranges would have holes.
         counters.last_stored_at = counters.last_stored_at.max(now_ms);
-        let stored_at = counters.last_stored_at;
+        let (sequence, stored_at) = (signed(counters.last), counters.last_stored_at);
         // Asked before the insert, because it is the event itself when nothing is stored.
         self.first()?;
         self.connection
             .prepare_cached(
-                "INSERT INTO events (sequence, subject, stored_at, size, record) VALUES (?1, ?2, ?3, ?4, ?5)",
+                "INSERT INTO events (sequence, subject, stored_at, size, checksum, record)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
             )?
             .execute(params![
-                signed(counters.last),
+                sequence,
                 subject,
                 signed(stored_at),
                 signed(entry.record.len() as u64),
+                checksum::of_event(sequence, subject, signed(stored_at), &entry.record),
                 entry.record
             ])?;
         self.set_counters(counters);

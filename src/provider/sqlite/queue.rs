@@ -75,26 +75,53 @@ where
     }
 }
 
+/// How much a job, or all of a transaction, changes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Size {
+    pub(super) events: usize,
+    pub(super) bytes: usize,
+}
+
+impl Size {
+    /// That of a job that publishes nothing.
+    pub(super) const ONE: Self = Self { events: 1, bytes: 0 };
+}
+
 struct Job {
     work: Box<dyn Work>,
     access: Access,
-    bytes: usize,
+    size: Size,
     _room: OwnedSemaphorePermit,
 }
 
 /// What goes into one transaction.
-#[derive(Default)]
 pub(super) struct Group {
     pub(super) work: Vec<Box<dyn Work>>,
     pub(super) given_back: Vec<GiveBack>,
+    /// `None` when there is nothing to do.
     pub(super) access: Option<Access>,
+    size: Size,
+    limits: Size,
 }
 
-/// How much goes into one transaction.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct GroupLimits {
-    pub(super) jobs: usize,
-    pub(super) bytes: usize,
+impl Group {
+    fn new(given_back: Vec<GiveBack>, limits: Size) -> Self {
+        let access = (!given_back.is_empty()).then_some(Access::Write);
+        Self { work: Vec::new(), given_back, access, size: Size { events: 0, bytes: 0 }, limits }
+    }
+
+    fn has_room_for(&self, size: Size) -> bool {
+        self.work.is_empty()
+            || (self.size.events + size.events <= self.limits.events
+                && self.size.bytes + size.bytes <= self.limits.bytes)
+    }
+
+    fn add(&mut self, job: Job) {
+        self.size.events += job.size.events;
+        self.size.bytes += job.size.bytes;
+        self.access = self.access.max(Some(job.access));
+        self.work.push(job.work);
+    }
 }
 
 #[derive(Default)]
@@ -103,6 +130,21 @@ struct Waiting {
     /// Bounded by the subscriptions that exist: each leaves once.
     given_back: Vec<GiveBack>,
     stopping: bool,
+    /// Whether the writer thread sleeps. To wake it costs more than to queue a job.
+    asleep: bool,
+}
+
+impl Waiting {
+    /// Moves what has room from the queue to the group, in order, as long as it needs at most this access.
+    fn fill(&mut self, group: &mut Group, access: Access) {
+        while let Some(job) = self.jobs.front()
+            && job.access <= access
+            && group.has_room_for(job.size)
+            && let Some(job) = self.jobs.pop_front()
+        {
+            group.add(job);
+        }
+    }
 }
 
 /// Jobs for the writer thread, in order.
@@ -135,13 +177,13 @@ impl Queue {
         &self,
         operation: &'static str,
         access: Access,
-        bytes: usize,
+        size: Size,
         patience: Duration,
         work: impl FnOnce(&mut Store) -> Sql<Result<T>> + Send + 'static,
     ) -> Result<oneshot::Receiver<Result<T>>> {
         let (reply, answer) = oneshot::channel();
         let call = Call { operation, work: Some(work), done: None, reply };
-        self.submit(operation, access, bytes, patience, Box::new(call)).await?;
+        self.submit(operation, access, size, patience, Box::new(call)).await?;
         Ok(answer)
     }
 
@@ -150,19 +192,18 @@ impl Queue {
         &self,
         operation: &'static str,
         access: Access,
-        bytes: usize,
+        size: Size,
         patience: Duration,
         work: Box<dyn Work>,
     ) -> Result<()> {
-        let weight = u32::try_from(1 + bytes / 1024).unwrap_or(u32::MAX).min(CAPACITY_KIB);
+        let weight = u32::try_from(1 + size.bytes / 1024).unwrap_or(u32::MAX).min(CAPACITY_KIB);
         let room = self.room(operation, weight, patience).await?;
         let mut waiting = self.lock();
         if waiting.stopping {
             return Err(ended());
         }
-        waiting.jobs.push_back(Job { work, access, bytes, _room: room });
-        drop(waiting);
-        self.arrived.notify_one();
+        waiting.jobs.push_back(Job { work, access, size, _room: room });
+        self.wake(waiting);
         Ok(())
     }
 
@@ -188,49 +229,78 @@ impl Queue {
     /// Gives back without waiting: for members that are dropped.
     pub(super) fn give_back(&self, what: GiveBack) {
         if !*self.ended.borrow() {
-            self.lock().given_back.push(what);
-            self.arrived.notify_one();
+            let mut waiting = self.lock();
+            waiting.given_back.push(what);
+            self.wake(waiting);
         }
     }
 
     /// What is to be done next: nothing when `patience` runs out, `None` at the end.
-    pub(super) fn take(&self, limits: GroupLimits, patience: Option<Duration>) -> Option<Group> {
-        let is_idle = |waiting: &mut Waiting| {
-            waiting.jobs.is_empty() && waiting.given_back.is_empty() && !waiting.stopping
-        };
-        let waiting = self.lock();
-        let mut waiting = match patience {
-            None => self.arrived.wait_while(waiting, is_idle).unwrap_or_else(PoisonError::into_inner),
-            Some(patience) => {
-                let woken = self.arrived.wait_timeout_while(waiting, patience, is_idle);
-                woken.unwrap_or_else(PoisonError::into_inner).0
-            }
-        };
+    pub(super) fn take(&self, limits: Size, patience: Option<Duration>) -> Option<Group> {
+        let mut waiting = self.lock();
+        if waiting.jobs.is_empty() && waiting.given_back.is_empty() && !waiting.stopping {
+            waiting = self.sleep(waiting, patience);
+        }
         if waiting.jobs.is_empty() && waiting.given_back.is_empty() && waiting.stopping {
             return None;
         }
-        let mut group = Group { given_back: std::mem::take(&mut waiting.given_back), ..Group::default() };
-        if !group.given_back.is_empty() {
-            group.access = Some(Access::Write);
-        }
-        let mut bytes = 0;
-        while group.work.len() < limits.jobs
-            && let Some(job) = waiting.jobs.front()
-            && (group.work.is_empty() || bytes + job.bytes <= limits.bytes)
-            && let Some(job) = waiting.jobs.pop_front()
-        {
-            bytes += job.bytes;
-            group.access = group.access.max(Some(job.access));
-            group.work.push(job.work);
-        }
+        let mut group = Group::new(std::mem::take(&mut waiting.given_back), limits);
+        waiting.fill(&mut group, Access::Sync);
         Some(group)
+    }
+
+    /// Adds what came since then to the group of a transaction that is under way, and returns whether something did.
+    /// Waits for it when the group has fewer than `expected` jobs, at most for `patience`.
+    pub(super) fn more(
+        &self,
+        group: &mut Group,
+        access: Access,
+        expected: usize,
+        patience: Duration,
+    ) -> bool {
+        let before = group.work.len();
+        let mut waiting = self.lock();
+        waiting.fill(group, access);
+        let is_due = before >= expected || patience.is_zero();
+        if group.work.len() == before && waiting.jobs.is_empty() && !is_due {
+            waiting = self.sleep(waiting, Some(patience));
+            waiting.fill(group, access);
+        }
+        group.work.len() > before
+    }
+
+    /// Sleeps until something comes, or it ends, or `patience` runs out.
+    fn sleep<'a>(
+        &self,
+        mut waiting: MutexGuard<'a, Waiting>,
+        patience: Option<Duration>,
+    ) -> MutexGuard<'a, Waiting> {
+        waiting.asleep = true;
+        let is_asleep = |waiting: &mut Waiting| waiting.asleep;
+        let mut waiting = match patience {
+            None => self.arrived.wait_while(waiting, is_asleep).unwrap_or_else(PoisonError::into_inner),
+            Some(patience) => {
+                let woken = self.arrived.wait_timeout_while(waiting, patience, is_asleep);
+                woken.unwrap_or_else(PoisonError::into_inner).0
+            }
+        };
+        waiting.asleep = false;
+        waiting
+    }
+
+    fn wake(&self, mut waiting: MutexGuard<'_, Waiting>) {
+        if std::mem::take(&mut waiting.asleep) {
+            drop(waiting);
+            self.arrived.notify_one();
+        }
     }
 
     /// Takes no more work; what is queued is still done.
     pub(super) fn stop(&self) {
-        self.lock().stopping = true;
+        let mut waiting = self.lock();
+        waiting.stopping = true;
         self.room.close();
-        self.arrived.notify_one();
+        self.wake(waiting);
     }
 
     /// Called when the writer thread ends, for whatever reason: nobody waits for it any more.

@@ -32,6 +32,11 @@ pub(super) fn open_writer(path: Option<&Path>, prefix: &str, busy_timeout: Durat
     create_private(path)?;
     let fail = |error| file_failed("open", path, error);
     let mut connection = Connection::open_with_flags(path, flags()).map_err(fail)?;
+    if connection.is_readonly("main").map_err(fail)? {
+        // SQLite opens it all the same; what cannot be written is no place for the positions of consumers.
+        let read_only = std::io::Error::new(std::io::ErrorKind::PermissionDenied, "it is read-only");
+        return Err(io_failed("open", path, read_only));
+    }
     configure(&connection, busy_timeout).map_err(fail)?;
     let version = check_ours(&connection, path)?;
     connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(())).map_err(fail)?;

@@ -15,12 +15,14 @@ CREATE TABLE subjects (
     name TEXT NOT NULL UNIQUE
 ) STRICT;
 
--- The record comes last, so that the columns before it are read without the pages that a large one overflows to.
+-- The record comes last, so that the columns before it are read without the pages that a large one overflows to. The
+-- checksum is that of sequence, subject, time and record, so that no damaged row is taken for a sound one.
 CREATE TABLE events (
     sequence INTEGER PRIMARY KEY,
     subject INTEGER NOT NULL,
     stored_at INTEGER NOT NULL,
     size INTEGER NOT NULL,
+    checksum INTEGER NOT NULL,
     record BLOB NOT NULL
 ) STRICT;
 
@@ -45,7 +47,9 @@ CREATE TABLE consumers (
     missed INTEGER NOT NULL,
     exhausted INTEGER NOT NULL,
     -- Counts the changes, so that a process knows whether what it has in memory is in force.
-    version INTEGER NOT NULL
+    version INTEGER NOT NULL,
+    -- That of the columns before.
+    checksum INTEGER NOT NULL
 ) STRICT;
 
 -- Events before the cursor that are still to be handed out first.
@@ -55,12 +59,10 @@ CREATE TABLE backlog (
     PRIMARY KEY (consumer, sequence)
 ) STRICT, WITHOUT ROWID;
 
--- Events that were handed out and are not settled.
+-- Events that were handed out and are not settled: a row for each block of 256 sequences that has some.
 CREATE TABLE pending (
     consumer INTEGER NOT NULL,
-    sequence INTEGER NOT NULL,
-    attempt INTEGER NOT NULL,
-    leased INTEGER NOT NULL,
-    due INTEGER NOT NULL,
-    PRIMARY KEY (consumer, sequence)
+    block INTEGER NOT NULL,
+    state BLOB NOT NULL,
+    PRIMARY KEY (consumer, block)
 ) STRICT, WITHOUT ROWID;

@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -46,6 +47,10 @@ pub(super) struct Store {
     /// What `PRAGMA data_version` said last: it changes when another connection commits.
     data_version: i64,
     synchronous: Option<Synchronous>,
+    /// How long commits take that wait for the disk: a moving mean.
+    commit_time: Duration,
+    /// Set when the disk lost what was written: then nothing more is written.
+    lost_writes: Option<Arc<rusqlite::Error>>,
     /// The newest time seen, to notice when the clock is set back.
     now_ms: u64,
 }
@@ -65,6 +70,8 @@ impl Store {
             surplus: false,
             data_version: 0,
             synchronous: None,
+            commit_time: Duration::ZERO,
+            lost_writes: None,
             now_ms: 0,
         }
     }
@@ -75,20 +82,40 @@ impl Store {
         access: Access,
         work: impl FnOnce(&mut Self) -> Sql<()>,
     ) -> Result<(), Failure> {
+        if let Some(cause) = self.lost_writes.as_ref().filter(|_| access != Access::Read) {
+            return Err(Failure::refused(Arc::clone(cause)));
+        }
         self.consumers.begin();
         let done = self.begin(access).and_then(|()| {
             work(self)?;
             self.before_commit(access)
         });
         let outcome = match done {
-            Ok(()) => self.execute("COMMIT").map_err(Failure::in_commit),
+            Ok(()) => self.commit(access),
             Err(cause) => Err(Failure::rolled_back(cause)),
         };
         match &outcome {
             Ok(()) => self.consumers.committed(),
-            Err(_) => self.roll_back(),
+            Err(failure) => {
+                self.lost_writes = self.lost_writes.take().or_else(|| failure.lost_writes());
+                self.roll_back();
+            }
         }
         outcome
+    }
+
+    fn commit(&mut self, access: Access) -> Result<(), Failure> {
+        let begin = Instant::now();
+        self.execute("COMMIT").map_err(Failure::in_commit)?;
+        if access == Access::Sync {
+            self.commit_time = (self.commit_time * 3 + begin.elapsed()) / 4;
+        }
+        Ok(())
+    }
+
+    /// How long a commit takes that waits for the disk.
+    pub(super) fn commit_time(&self) -> Duration {
+        self.commit_time
     }
 
     fn begin(&mut self, access: Access) -> Sql<()> {
@@ -294,7 +321,7 @@ impl Store {
 
 /// The time of leases: Unix time, because it has to mean the same in every process.
 pub(super) fn lease_time() -> Time {
-    Time::from_origin(std::time::Duration::from_millis(unix_millis()))
+    Time::from_origin(Duration::from_millis(unix_millis()))
 }
 
 /// As SQLite stores numbers; ours never come near the limit.

@@ -11,8 +11,8 @@ use tokio::time::Instant;
 use super::Shared;
 use super::cells::Cell;
 use super::consumers::Settlement;
-use super::fetch::{Answer, Fetch, Item, unused_leases};
-use super::queue::{Access, GiveBack, answered};
+use super::fetch::{Answer, Fetch, Item};
+use super::queue::{Access, GiveBack, Size, answered};
 use super::store::lease_time;
 use crate::error::{EventError, Result};
 use crate::provider::consumer::{Lease, Time};
@@ -35,12 +35,60 @@ pub struct SqliteSubscription {
     /// The answer to the settlement of the first of `ready`.
     settling: Option<(Step, oneshot::Receiver<Result<()>>)>,
     /// Leased for this member, not handed out.
-    ready: VecDeque<Item>,
+    ready: VecDeque<Ready>,
     /// When `ready` was leased, or restarted.
     leased_at: Instant,
     /// Whether records that are not events are handed out.
     keeps_undecodable: bool,
     closed: bool,
+}
+
+/// What came for this member.
+#[derive(Debug)]
+enum Ready {
+    Event {
+        lease: Lease,
+        event: Arc<Event>,
+        settled: bool,
+    },
+    /// A record that is not an event: it is kept as it is, or has to be settled before its reader is told.
+    Undecodable(Lease, UndecodableRecord),
+    Error(EventError),
+}
+
+impl From<Item> for Ready {
+    fn from(item: Item) -> Self {
+        let (lease, record, settled) = match item {
+            Item::Event { lease, record, settled } => (lease, record, settled),
+            Item::Damaged { lease, record } => return Self::Undecodable(lease, record),
+            Item::Error(error) => return Self::Error(error),
+        };
+        match serde_json::from_slice(&record) {
+            Ok(event) => Self::Event { lease, event: Arc::new(event), settled },
+            Err(error) => {
+                let record = UndecodableRecord::new(record, error.to_string());
+                if settled {
+                    Self::Error(undecodable(lease, record))
+                } else {
+                    Self::Undecodable(lease, record)
+                }
+            }
+        }
+    }
+}
+
+impl Ready {
+    /// The lease of what was not handed out.
+    fn unused_lease(self) -> Option<Lease> {
+        match self {
+            Self::Event { lease, settled: false, .. } | Self::Undecodable(lease, _) => Some(lease),
+            Self::Event { .. } | Self::Error(_) => None,
+        }
+    }
+}
+
+fn undecodable(lease: Lease, record: UndecodableRecord) -> EventError {
+    EventError::Undecodable { sequence: lease.sequence, raw: record.raw, reason: record.reason }
 }
 
 /// What is done with an event before it is handed out.
@@ -99,34 +147,54 @@ impl SqliteSubscription {
     /// The first event that is here already.
     async fn take_ready(&mut self, settle: bool) -> Result<Option<Taken>> {
         loop {
-            let Some((lease, settled)) = self.front()? else {
-                return Ok(None);
+            let (lease, step) = match self.ready.front() {
+                None => return Ok(None),
+                Some(Ready::Error(_)) => (None, None),
+                Some(Ready::Undecodable(lease, _)) if settle || !self.keeps_undecodable => {
+                    (Some(*lease), Some(Step::Ack))
+                }
+                Some(Ready::Event { settled: true, .. }) => (None, None),
+                Some(Ready::Event { lease, .. }) if settle => (Some(*lease), Some(Step::Ack)),
+                Some(Ready::Event { lease, .. } | Ready::Undecodable(lease, _))
+                    if self.leased_at.elapsed() > FRESH =>
+                {
+                    (Some(*lease), Some(Step::Extend))
+                }
+                Some(Ready::Event { lease, .. } | Ready::Undecodable(lease, _)) => (Some(*lease), None),
             };
-            let step = match settled {
-                true => None,
-                false if settle => Some(Step::Ack),
-                false if self.leased_at.elapsed() > FRESH => Some(Step::Extend),
-                false => None,
-            };
-            if self.settling.is_some() || step.is_some() {
+            if let Some(lease) = lease
+                && (self.settling.is_some() || step.is_some())
+            {
                 self.settle_front(lease, step.unwrap_or(Step::Extend)).await?;
                 continue;
             }
-            if let Some(Item::Event { lease, event, settled, undecodable }) = self.ready.pop_front() {
-                return Ok(Some(Taken { lease, event, settled, undecodable }));
+            match self.ready.pop_front() {
+                Some(Ready::Event { lease, event, settled }) => {
+                    return Ok(Some(Taken { lease, event, settled, undecodable: None }));
+                }
+                Some(Ready::Error(error)) => return Err(error),
+                Some(kept @ Ready::Undecodable(..)) => {
+                    self.ready.push_front(kept);
+                    return self.take_undecodable().await;
+                }
+                None => {}
             }
         }
     }
 
-    /// What is at the front of `ready`: an error is taken out and returned.
-    fn front(&mut self) -> Result<Option<(Lease, bool)>> {
-        if let Some(Item::Event { lease, settled, .. }) = self.ready.front() {
-            return Ok(Some((*lease, *settled)));
-        }
-        match self.ready.pop_front() {
-            Some(Item::Error(error)) => Err(error),
-            _ => Ok(None),
-        }
+    /// The record at the front, which is kept there until its subject is known.
+    async fn take_undecodable(&mut self) -> Result<Option<Taken>> {
+        let Some(Ready::Undecodable(Lease { sequence, .. }, _)) = self.ready.front() else { return Ok(None) };
+        let sequence = *sequence;
+        let look = move |store: &mut super::store::Store| store.subject_of(sequence).map(Ok);
+        let subject = self.shared.call("next", Access::Read, look).await?;
+        Ok(match self.ready.pop_front() {
+            Some(Ready::Undecodable(lease, record)) => {
+                let event = Arc::new(record.stand_in(&subject, sequence));
+                Some(Taken { lease, event, settled: false, undecodable: Some(record) })
+            }
+            _ => None,
+        })
     }
 
     /// Settles the front of `ready`, or goes on with the settlement that was begun.
@@ -144,8 +212,14 @@ impl SqliteSubscription {
         self.settling = None;
         match outcome {
             Ok(()) if step == Step::Ack => {
-                if let Some(Item::Event { settled, .. }) = self.ready.front_mut() {
-                    *settled = true;
+                match self.ready.pop_front() {
+                    Some(Ready::Event { lease, event, .. }) => {
+                        self.ready.push_front(Ready::Event { lease, event, settled: true });
+                    }
+                    Some(Ready::Undecodable(lease, record)) => {
+                        self.ready.push_front(Ready::Error(undecodable(lease, record)));
+                    }
+                    other => self.ready.extend(other),
                 }
                 Ok(())
             }
@@ -187,7 +261,7 @@ impl SqliteSubscription {
             }
         };
         self.leased_at = Instant::now();
-        self.ready.extend(answer.items);
+        self.ready.extend(answer.items.into_iter().map(Ready::from));
         Ok((!answer.gone).then_some(answer.due))
     }
 
@@ -203,10 +277,10 @@ impl SqliteSubscription {
             max,
             settle,
             keep_undecodable: self.keeps_undecodable,
-            done: Answer::default(),
+            done: Ok(Answer::default()),
             reply,
         };
-        self.shared.queue.submit("next", access, 0, DEFAULT_TIMEOUT, Box::new(fetch)).await?;
+        self.shared.queue.submit("next", access, Size::ONE, DEFAULT_TIMEOUT, Box::new(fetch)).await?;
         Ok(answer)
     }
 
@@ -239,7 +313,7 @@ impl SqliteSubscription {
         if std::mem::replace(&mut self.closed, true) {
             return;
         }
-        let mut leases = unused_leases(self.ready.drain(..));
+        let mut leases: Vec<_> = self.ready.drain(..).filter_map(Ready::unused_lease).collect();
         if let Some(mut asked) = self.asked.take() {
             // From here on the writer thread takes back what it cannot deliver.
             asked.close();
@@ -313,15 +387,10 @@ impl Subscription for SqliteSubscription {
             }
             while !batch.is_empty()
                 && batch.len() < max
-                && batch.last().is_some_and(Result::is_ok)
-                && let Some(item) = self.ready.pop_front()
+                && let Some(Ready::Event { .. }) = self.ready.front()
+                && let Some(Ready::Event { lease, event, settled }) = self.ready.pop_front()
             {
-                batch.push(match item {
-                    Item::Error(error) => Err(error),
-                    Item::Event { lease, event, settled, undecodable } => {
-                        Ok(self.delivery(Taken { lease, event, settled, undecodable }))
-                    }
-                });
+                batch.push(Ok(self.delivery(Taken { lease, event, settled, undecodable: None })));
             }
             if !batch.is_empty() {
                 self.cell.pass_on();
@@ -349,7 +418,7 @@ impl Subscription for SqliteSubscription {
 
     async fn lag(&self) -> Result<u64> {
         let id = self.cell.id;
-        self.shared.call("lag", Access::Read, move |store| store.lag(id).map(Ok)).await
+        self.shared.call("lag", Access::Read, move |store| store.lag(id)).await
     }
 
     async fn close(&mut self) -> Result<()> {
@@ -373,7 +442,7 @@ impl Shared {
         how: Settlement,
     ) -> Result<oneshot::Receiver<Result<()>>> {
         let work = move |store: &mut super::store::Store| store.settle(consumer, lease, how);
-        self.queue.call("settle", how.access(consumer), 0, DEFAULT_TIMEOUT, work).await
+        self.queue.call("settle", how.access(consumer), Size::ONE, DEFAULT_TIMEOUT, work).await
     }
 }
 
@@ -415,5 +484,66 @@ impl AckHandler for Handler {
 
     async fn release(&self) -> Result<()> {
         self.settle(Settlement::Release).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::provider::EventProvider;
+    use crate::provider::sqlite::{SqliteConfig, SqliteProvider, checksum};
+    use crate::types::Event;
+
+    use super::*;
+
+    /// A sound row whose record is not an event, as another program could leave it, and an event behind it.
+    async fn with_a_foreign_record(path: &std::path::Path) -> SqliteProvider {
+        let provider = SqliteProvider::open(SqliteConfig::file(path)).await.unwrap();
+        let event = Event::new("events.test", "test", "", "test", serde_json::json!(1));
+        for _ in 0..2 {
+            provider.publish(&event).await.unwrap();
+        }
+        let connection = rusqlite::Connection::open(path).unwrap();
+        let row = "SELECT subject, stored_at FROM events WHERE sequence = 1";
+        let (subject, stored_at) =
+            connection.query_row(row, [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+        let checksum = checksum::of_event(1, subject, stored_at, b"[]");
+        let replaced = "UPDATE events SET record = CAST('[]' AS BLOB), checksum = ?1 WHERE sequence = 1";
+        connection.execute(replaced, [checksum]).unwrap();
+        provider
+    }
+
+    fn assert_undecodable(error: EventError) {
+        assert!(
+            matches!(&error, EventError::Undecodable { sequence: 1, raw, .. } if raw == b"[]"),
+            "{error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_record_that_is_no_event_is_settled_before_its_reader_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, batch) in [("one", false), ("batch", true)] {
+            let path = folder.path().join(name);
+            let provider = with_a_foreign_record(&path).await;
+            let mut subscription = provider.subscribe_durable("worker", "events.>").await.unwrap();
+            if batch {
+                let mut first = subscription.next_batch(9, Duration::from_secs(5)).await.unwrap();
+                assert_undecodable(first.pop().unwrap().unwrap_err());
+                assert!(first.is_empty());
+            } else {
+                assert_undecodable(subscription.next_delivery().await.unwrap_err());
+            }
+            provider.close().await.unwrap();
+            let provider = SqliteProvider::open(SqliteConfig::file(&path)).await.unwrap();
+            assert_eq!(provider.consumers().await.unwrap()[0].pending, u64::from(batch));
+            let mut subscription = provider.subscribe_durable("worker", "events.>").await.unwrap();
+            if !batch {
+                assert_eq!(subscription.next().await.unwrap().unwrap().sequence, 2);
+            }
+            let provider = with_a_foreign_record(&folder.path().join(format!("{name}-auto"))).await;
+            let mut subscription = provider.subscribe_durable("worker", "events.>").await.unwrap();
+            assert_undecodable(subscription.next().await.unwrap_err());
+            assert_eq!(subscription.next().await.unwrap().unwrap().sequence, 2);
+        }
     }
 }

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
 use super::cells::Cells;
 use super::config::SqliteConfig;
 use super::error::Failure;
-use super::queue::{Access, Group, GroupLimits, Queue, Work};
+use super::queue::{Access, Group, Queue, Size, Work};
 use super::schema::open_writer;
 use super::store::Store;
 use crate::error::Result;
@@ -25,7 +25,11 @@ pub(super) struct Writer {
     store: Store,
     queue: Arc<Queue>,
     cells: Arc<Cells>,
-    limits: GroupLimits,
+    limits: Size,
+    /// Longest wait for further calls.
+    delay: Duration,
+    /// Calls in the last transaction: whoever was answered may call again at once.
+    expected: usize,
     poll: Duration,
 }
 
@@ -44,9 +48,10 @@ impl Writer {
                     Ok(connection) => connection,
                     Err(error) => return drop(opened.send(Err(error))),
                 };
-            let limits = GroupLimits { jobs: config.group_jobs, bytes: config.group_bytes };
+            let limits = Size { events: config.group_events, bytes: config.group_bytes };
+            let delay = config.group_delay;
             let store = Store::new(connection, config);
-            let writer = Self { store, queue, cells, limits, poll: POLL_ACTIVE };
+            let writer = Self { store, queue, cells, limits, delay, expected: 0, poll: POLL_ACTIVE };
             if opened.send(Ok(())).is_ok() {
                 writer.run();
             }
@@ -76,22 +81,38 @@ impl Writer {
         poll.into_iter().chain(age).min()
     }
 
-    /// Runs a group in one transaction and tells everyone how it ended.
-    fn execute(&mut self, group: Group, access: Access) {
-        let Group { mut work, given_back, .. } = group;
+    /// Runs a group, and what comes meanwhile, in one transaction and tells everyone how it ended.
+    fn execute(&mut self, mut group: Group, access: Access) {
         // Those who only read must not keep what is too old from being dropped.
         let is_due = self.store.expires_by_age() && self.store.is_retention_due().unwrap_or(false);
         let access = if is_due { access.max(Access::Write) } else { access };
+        let deadline = Instant::now() + self.delay;
+        let (queue, expected) = (&self.queue, self.expected);
+        // What does not wait for the disk has nothing to share.
+        let wait = if access == Access::Sync { self.store.commit_time() } else { Duration::ZERO };
         let outcome = self.store.transaction(access, |store| {
-            for what in &given_back {
+            for what in &group.given_back {
                 store.take_back(what)?;
             }
-            work.iter_mut().try_for_each(|work| work.run(store))
+            let mut done = 0;
+            loop {
+                group.work.iter_mut().skip(done).try_for_each(|work| work.run(store))?;
+                done = group.work.len();
+                let patience = deadline.saturating_duration_since(Instant::now()).min(wait);
+                if !queue.more(&mut group, access, expected, patience) {
+                    return Ok(());
+                }
+            }
         });
         if let Err(failure) = &outcome {
-            tracing::warn!(?failure, jobs = work.len(), "a sqlite transaction failed and was rolled back");
+            tracing::warn!(
+                ?failure,
+                jobs = group.work.len(),
+                "a sqlite transaction failed and was rolled back"
+            );
         }
-        self.answer(work, outcome.as_ref().map(|_| ()));
+        self.expected = group.work.len();
+        self.answer(group.work, outcome.as_ref().map(|_| ()));
         self.wake();
     }
 

@@ -143,7 +143,8 @@ async fn order_holds_and_nothing_is_lost_across_a_shutdown(backend: Backend) {
     let consumer = start(&bus, report(&handled)).await;
     assert_settled(&bus).await;
     consumer.shutdown().await.unwrap();
-    check(&backend, &handled.lock().unwrap()).await;
+    let handled = handled.lock().unwrap().clone();
+    check(&backend, &handled).await;
 }
 
 #[cfg(all(unix, any(feature = "nats", feature = "sqlite")))]
@@ -194,6 +195,7 @@ mod processes {
         let consumer = start(&bus, move |number| noting.lock().unwrap().push(number)).await;
         assert_settled(&bus).await;
         consumer.shutdown().await.unwrap();
-        check(&backend, &handled.lock().unwrap()).await;
+        let handled = handled.lock().unwrap().clone();
+        check(&backend, &handled).await;
     }
 }

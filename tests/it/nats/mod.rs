@@ -21,6 +21,7 @@ use a3s_event::{
     StorageType, SubscribeOptions, Subscription, SubscriptionFilter,
 };
 use a3s_event_testkit::NatsServer;
+use a3s_event_testkit::nats_server::{OLDEST, unpacked};
 use serde_json::json;
 
 const SOON: Duration = Duration::from_secs(10);
@@ -291,17 +292,46 @@ async fn a_waiting_subscription_goes_on_after_a_crash_of_the_server() {
     assert!(provider.health().await.unwrap());
 }
 
+/// The reference and, where it could be had, the oldest supported server: what ends there without a word is noticed too.
+async fn servers() -> Vec<NatsServer> {
+    let mut servers = vec![NatsServer::start().await];
+    if let Some(oldest) = unpacked(OLDEST) {
+        servers.push(NatsServer::start_binary(&oldest, "").await);
+    }
+    servers
+}
+
 #[tokio::test]
 async fn a_consumer_deleted_by_hand_ends_its_subscription() {
-    let server = NatsServer::start().await;
-    let provider = connect(&server).await;
-    let stream = provider.client().jetstream_context().get_stream("A3S_EVENTS").await.unwrap();
-    let mut ephemeral = provider.subscribe("events.>").await.unwrap();
-    let name = provider.consumers().await.unwrap().remove(0).name;
-    stream.delete_consumer(&name).await.unwrap();
-    let gone = tokio::time::timeout(SOON, ephemeral.next()).await.unwrap().unwrap_err();
-    assert!(gone.is_closed(), "{gone}");
-    assert!(matches!(ephemeral.next().await, Ok(None)));
+    for server in servers().await {
+        let provider = connect(&server).await;
+        let stream = provider.client().jetstream_context().get_stream("A3S_EVENTS").await.unwrap();
+        let mut ephemeral = provider.subscribe("events.>").await.unwrap();
+        let name = provider.consumers().await.unwrap().remove(0).name;
+        stream.delete_consumer(&name).await.unwrap();
+        let gone = tokio::time::timeout(SOON, ephemeral.next()).await.unwrap().unwrap_err();
+        assert!(gone.is_closed(), "{gone}");
+        assert!(matches!(ephemeral.next().await, Ok(None)));
+    }
+}
+
+#[tokio::test]
+async fn a_stream_deleted_by_hand_ends_what_waits_on_it_and_can_be_made_again() {
+    for server in servers().await {
+        let provider = connect(&server).await;
+        let mut durable = provider.subscribe_durable("reader", "events.>").await.unwrap();
+        let waiting = tokio::spawn(async move { durable.next_delivery().await.map(|next| next.is_none()) });
+        provider.client().jetstream_context().delete_stream("A3S_EVENTS").await.unwrap();
+        // The end, after which a program subscribes again.
+        assert!(tokio::time::timeout(SOON, waiting).await.unwrap().unwrap().unwrap());
+        assert!(!provider.health().await.unwrap());
+        let lost = provider.publish(&event("a", 1)).await.unwrap_err();
+        assert!(!lost.may_be_stored() || lost.kind() == ErrorKind::Timeout, "{lost:?}");
+        let provider = connect(&server).await;
+        let mut durable = provider.subscribe_durable("reader", "events.>").await.unwrap();
+        provider.publish(&event("a", 2)).await.unwrap();
+        assert_eq!(ack_next(&mut *durable).await, 2);
+    }
 }
 
 #[tokio::test]
@@ -363,13 +393,18 @@ fn publish_malformed_header(server: &NatsServer) {
 /// async-nats 0.51 panics in its connection task when such a message arrives.
 #[tokio::test]
 async fn a_malformed_header_of_another_publisher_is_told_once_and_ends_nothing() {
-    let server = NatsServer::start().await;
-    let provider = connect(&server).await;
+    for server in servers().await {
+        told_once_and_ends_nothing(&server).await;
+    }
+}
+
+async fn told_once_and_ends_nothing(server: &NatsServer) {
+    let provider = connect(server).await;
     let options = SubscribeOptions { ack_wait_secs: Some(2), ..SubscribeOptions::default() };
     let mut subscription = provider.subscribe_durable_with_options("a", "events.>", &options).await.unwrap();
     let mut other = provider.subscribe_durable_with_options("b", "events.b", &options).await.unwrap();
     provider.publish(&event("a", 1)).await.unwrap();
-    publish_malformed_header(&server);
+    publish_malformed_header(server);
     publish_again(&provider, &event("b", 2)).await;
     assert_eq!(ack_next(&mut *subscription).await, 1);
     match tokio::time::timeout(SOON, subscription.next_delivery()).await.unwrap() {

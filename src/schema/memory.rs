@@ -1,98 +1,15 @@
-//! Schemas: which fields the payload of an event type must have, per version, and how versions may differ.
+//! Schemas that are lists of required fields.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::collections::HashSet;
 
 use serde_json::Value;
 
-use crate::error::{EventError, Result, shorten};
+use super::catalog::{Catalog, Definition, check_definition, listed};
+use super::{Compatibility, EventSchema, SchemaRegistry, SchemaRules};
+use crate::error::{Result, shorten};
 use crate::types::Event;
 
-/// Most required fields that a schema may name.
-const MAX_REQUIRED_FIELDS: usize = 1_000;
-
-/// What the payload of one version of an event type must have.
-#[derive(Debug, Clone)]
-pub struct EventSchema {
-    /// The event type that the schema is for; not empty.
-    pub event_type: String,
-    /// The version, at least 1.
-    pub version: u32,
-    /// Names of the top-level fields that must be present and not null. At most 1,000, each one once.
-    pub required_fields: Vec<String>,
-    /// What the event means, for people.
-    pub description: String,
-}
-
-/// How a version of a schema may differ from the one before it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Compatibility {
-    /// Readers of the new version can read old events: no field becomes required. The default.
-    #[default]
-    Backward,
-    /// Readers of the old version can read new events: no field ceases to be required.
-    Forward,
-    /// The list of required fields stays exactly as it is, including its order.
-    Full,
-    /// Anything goes.
-    None,
-}
-
-/// Keeps schemas and checks events against them. Called from many tasks at once; it performs no I/O while it validates.
-pub trait SchemaRegistry: Send + Sync {
-    /// Adds a schema, replacing an earlier one of the same type and version.
-    ///
-    /// Compatibility is not checked here: call [`check_compatibility`](SchemaRegistry::check_compatibility) afterwards
-    /// where it matters.
-    ///
-    /// # Errors
-    ///
-    /// [`EventError::Config`] for a definition that cannot be meant: an empty event type, version 0, an empty or
-    /// repeated field name, more than 1,000 fields.
-    fn register(&self, schema: EventSchema) -> Result<()>;
-
-    /// The schema of one version, if it is registered.
-    ///
-    /// # Errors
-    ///
-    /// The error of what stands behind the registry.
-    fn get(&self, event_type: &str, version: u32) -> Result<Option<EventSchema>>;
-
-    /// The highest registered version of a type, if there is one.
-    ///
-    /// # Errors
-    ///
-    /// The error of what stands behind the registry.
-    fn latest_version(&self, event_type: &str) -> Result<Option<u32>>;
-
-    /// All registered event types, sorted.
-    ///
-    /// # Errors
-    ///
-    /// The error of what stands behind the registry.
-    fn list_types(&self) -> Result<Vec<String>>;
-
-    /// Checks an event whose payload is not encrypted.
-    ///
-    /// Only what is registered can fail: an event without a type, of an unknown type, or of an unknown version of a
-    /// known type passes.
-    ///
-    /// # Errors
-    ///
-    /// [`EventError::SchemaValidation`] when the payload is not an object or lacks a required field, naming the fields.
-    fn validate(&self, event: &Event) -> Result<()>;
-
-    /// Checks a registered version against the version just before it, `new_version - 1`.
-    ///
-    /// Where one of the two is not registered there is nothing to compare, and the check passes; so does version 1.
-    ///
-    /// # Errors
-    ///
-    /// [`EventError::SchemaValidation`] that names the fields which break `mode`.
-    fn check_compatibility(&self, event_type: &str, new_version: u32, mode: Compatibility) -> Result<()>;
-}
-
-/// A registry in memory.
+/// A registry of lists of required fields, in memory.
 ///
 /// ```
 /// use a3s_event::{Compatibility, Event, EventSchema, MemorySchemaRegistry, SchemaRegistry};
@@ -117,141 +34,96 @@ pub trait SchemaRegistry: Send + Sync {
 /// ```
 #[derive(Debug, Default)]
 pub struct MemorySchemaRegistry {
-    types: RwLock<Versions>,
+    catalog: Catalog<EventSchema>,
 }
 
-/// Per event type, the schemas by version.
-type Versions = HashMap<String, BTreeMap<u32, EventSchema>>;
-
 impl MemorySchemaRegistry {
-    /// An empty registry.
+    /// An empty registry without rules.
     pub fn new() -> Self {
         Self::default()
     }
 
-    fn read(&self) -> Result<RwLockReadGuard<'_, Versions>> {
-        self.types.read().map_err(poisoned)
+    /// An empty registry with these rules.
+    pub fn with_rules(rules: SchemaRules) -> Self {
+        Self { catalog: Catalog::with_rules(rules) }
     }
 
-    fn write(&self) -> Result<RwLockWriteGuard<'_, Versions>> {
-        self.types.write().map_err(poisoned)
+    /// How many events were validated for which there was no schema.
+    pub fn unknown_count(&self) -> u64 {
+        self.catalog.unknown_count()
     }
 }
 
 impl SchemaRegistry for MemorySchemaRegistry {
     fn register(&self, schema: EventSchema) -> Result<()> {
         check_definition(&schema)?;
-        self.write()?.entry(schema.event_type.clone()).or_default().insert(schema.version, schema);
-        Ok(())
+        self.catalog.register([schema])
     }
 
     fn get(&self, event_type: &str, version: u32) -> Result<Option<EventSchema>> {
-        let types = self.read()?;
-        Ok(types.get(event_type).and_then(|versions| versions.get(&version)).cloned())
+        Ok(self.catalog.get(event_type, version)?.map(|schema| EventSchema::clone(&schema)))
     }
 
     fn latest_version(&self, event_type: &str) -> Result<Option<u32>> {
-        let types = self.read()?;
-        Ok(types.get(event_type).and_then(|versions| versions.keys().next_back()).copied())
+        self.catalog.latest_version(event_type)
     }
 
     fn list_types(&self) -> Result<Vec<String>> {
-        let mut types: Vec<String> = self.read()?.keys().cloned().collect();
-        types.sort_unstable();
-        Ok(types)
+        self.catalog.list_types()
     }
 
     fn validate(&self, event: &Event) -> Result<()> {
-        if event.event_type.is_empty() {
-            return Ok(());
-        }
-        let types = self.read()?;
-        match types.get(&event.event_type).and_then(|versions| versions.get(&event.version)) {
-            Some(schema) => check_payload(schema, &event.payload),
-            None => Ok(()),
-        }
+        self.catalog.validate(event)
     }
 
     fn check_compatibility(&self, event_type: &str, new_version: u32, mode: Compatibility) -> Result<()> {
-        let types = self.read()?;
-        let Some(versions) = types.get(event_type) else {
-            return Ok(());
+        self.catalog.check_compatibility(event_type, new_version, mode, false)
+    }
+
+    fn check_compatibility_with_all(
+        &self,
+        event_type: &str,
+        new_version: u32,
+        mode: Compatibility,
+    ) -> Result<()> {
+        self.catalog.check_compatibility(event_type, new_version, mode, true)
+    }
+}
+
+impl Definition for EventSchema {
+    fn schema(&self) -> &EventSchema {
+        self
+    }
+
+    fn check(&self, payload: &Value) -> std::result::Result<(), String> {
+        let Value::Object(fields) = payload else {
+            return Err(format!("the payload must be an object, it is {}", kind_of(payload)));
         };
-        let old = new_version.checked_sub(1).and_then(|version| versions.get(&version));
-        match (old, versions.get(&new_version)) {
-            (Some(old), Some(new)) => check_change(old, new, mode),
-            _ => Ok(()),
+        // Null says "no value", which is what requiring a field rules out.
+        let missing =
+            self.required_fields.iter().filter(|field| fields.get(*field).is_none_or(Value::is_null));
+        match names(missing) {
+            None => Ok(()),
+            Some(missing) => Err(format!("missing required fields: {missing}")),
         }
     }
-}
 
-fn poisoned<T>(_error: PoisonError<T>) -> EventError {
-    EventError::Provider("the schema registry is unusable: a thread panicked while it changed it".to_owned())
-}
-
-fn check_definition(schema: &EventSchema) -> Result<()> {
-    let refuse = |rule: String| {
-        let (event_type, version) = (shorten(&schema.event_type), schema.version);
-        Err(EventError::Config(format!("schema of event type '{event_type}' v{version}: {rule}")))
-    };
-    if schema.event_type.is_empty() {
-        return refuse("the event type must not be empty".to_owned());
-    }
-    if schema.version == 0 {
-        return refuse("the version must be at least 1".to_owned());
-    }
-    let count = schema.required_fields.len();
-    if count > MAX_REQUIRED_FIELDS {
-        return refuse(format!("{count} required fields, at most {MAX_REQUIRED_FIELDS} are allowed"));
-    }
-    let mut seen = HashSet::with_capacity(count);
-    for field in &schema.required_fields {
-        if field.is_empty() {
-            return refuse("a required field must not have an empty name".to_owned());
-        }
-        if !seen.insert(field) {
-            return refuse(format!("required field '{}' is named twice", shorten(field)));
-        }
-    }
-    Ok(())
-}
-
-fn check_payload(schema: &EventSchema, payload: &Value) -> Result<()> {
-    let Value::Object(fields) = payload else {
-        let reason = format!("the payload must be an object, it is {}", kind_of(payload));
-        return Err(violation(schema, reason));
-    };
-    // Null says "no value", which is what requiring a field rules out.
-    let missing =
-        names(schema.required_fields.iter().filter(|field| fields.get(*field).is_none_or(Value::is_null)));
-    match missing {
-        None => Ok(()),
-        Some(missing) => Err(violation(schema, format!("missing required fields: {missing}"))),
-    }
-}
-
-fn check_change(old: &EventSchema, new: &EventSchema, mode: Compatibility) -> Result<()> {
-    let added = || names_only_in(&new.required_fields, &old.required_fields);
-    let dropped = || names_only_in(&old.required_fields, &new.required_fields);
-    let broken = match mode {
-        Compatibility::None => None,
-        Compatibility::Backward => added().map(|fields| format!("newly required: {fields}")),
-        Compatibility::Forward => dropped().map(|fields| format!("no longer required: {fields}")),
-        Compatibility::Full if old.required_fields == new.required_fields => None,
-        Compatibility::Full => Some(match (added(), dropped()) {
-            (None, None) => "the required fields are in another order".to_owned(),
-            (added, dropped) => format!(
-                "newly required: {}; no longer required: {}",
-                added.as_deref().unwrap_or("none"),
-                dropped.as_deref().unwrap_or("none")
-            ),
-        }),
-    };
-    match broken {
-        None => Ok(()),
-        Some(difference) => {
-            let reason = format!("not {mode:?}-compatible with v{}: {difference}", old.version);
-            Err(violation(new, reason))
+    fn incompatibility(&self, old: &Self, mode: Compatibility) -> Option<String> {
+        let added = || names_only_in(&self.required_fields, &old.required_fields);
+        let dropped = || names_only_in(&old.required_fields, &self.required_fields);
+        match mode {
+            Compatibility::None => None,
+            Compatibility::Backward => added().map(|fields| format!("newly required: {fields}")),
+            Compatibility::Forward => dropped().map(|fields| format!("no longer required: {fields}")),
+            Compatibility::Full if old.required_fields == self.required_fields => None,
+            Compatibility::Full => Some(match (added(), dropped()) {
+                (None, None) => "the required fields are in another order".to_owned(),
+                (added, dropped) => format!(
+                    "newly required: {}; no longer required: {}",
+                    added.as_deref().unwrap_or("none"),
+                    dropped.as_deref().unwrap_or("none")
+                ),
+            }),
         }
     }
 }
@@ -261,20 +133,8 @@ fn names_only_in(fields: &[String], other: &[String]) -> Option<String> {
     names(fields.iter().filter(|field| !other.contains(field)))
 }
 
-/// The names as one text fit for an error; `None` when there are none.
 fn names<'a>(fields: impl Iterator<Item = &'a String>) -> Option<String> {
-    const LISTED: usize = 10;
-    let mut names: Vec<String> = fields.map(|field| shorten(field)).collect();
-    if names.len() > LISTED {
-        let others = names.len() - LISTED;
-        names.truncate(LISTED);
-        names.push(format!("and {others} more"));
-    }
-    (!names.is_empty()).then(|| names.join(", "))
-}
-
-fn violation(schema: &EventSchema, reason: String) -> EventError {
-    EventError::SchemaValidation { event_type: shorten(&schema.event_type), version: schema.version, reason }
+    listed(fields.map(|field| shorten(field)), ", ")
 }
 
 fn kind_of(value: &Value) -> &'static str {
@@ -291,6 +151,7 @@ fn kind_of(value: &Value) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::EventError;
     use serde_json::json;
 
     fn schema(version: u32, fields: &[&str]) -> EventSchema {
@@ -440,11 +301,47 @@ mod tests {
     }
 
     #[test]
+    fn compatibility_with_all_compares_with_every_earlier_version() {
+        let registry = registry([schema(1, &["a"]), schema(3, &["a", "b"]), schema(4, &["a", "b"])]);
+        let check =
+            |version| registry.check_compatibility_with_all("order", version, Compatibility::Backward);
+        for version in [0, 1, 2, 5, u32::MAX] {
+            check(version).unwrap();
+        }
+        assert!(reason(check(3)).contains("compatible with v1: newly required: b"));
+        assert!(reason(check(4)).contains("compatible with v1: newly required: b"));
+    }
+
+    #[test]
+    fn a_strict_registry_refuses_what_it_does_not_know_and_every_registry_counts_it() {
+        let lenient = registry([schema(1, &[])]);
+        let strict = MemorySchemaRegistry::with_rules(SchemaRules::new().strict());
+        strict.register(schema(1, &[])).unwrap();
+        for (event_type, version) in [("", 1), ("other", 1), ("order", 2)] {
+            let event = event(event_type, version, json!({}));
+            lenient.validate(&event).unwrap();
+            assert!(reason(strict.validate(&event)).contains("no schema"));
+        }
+        strict.validate(&event("order", 1, json!({}))).unwrap();
+        assert_eq!((lenient.unknown_count(), strict.unknown_count()), (3, 3));
+    }
+
+    #[test]
+    fn a_rule_refuses_an_incompatible_version_when_it_is_registered() {
+        let rules = SchemaRules::new().compatibility(Compatibility::Full);
+        let registry = MemorySchemaRegistry::with_rules(rules);
+        registry.register(schema(1, &["a"])).unwrap();
+        assert!(reason(registry.register(schema(2, &["a", "b"]))).contains("v1: newly required: b"));
+        assert_eq!(registry.latest_version("order").unwrap(), Some(1));
+        registry.register(schema(2, &["a"])).unwrap();
+    }
+
+    #[test]
     fn a_poisoned_lock_is_an_error() {
         let registry = registry([schema(1, &[])]);
         std::thread::scope(|scope| {
             let panicking = scope.spawn(|| {
-                let _guard = registry.types.write().unwrap();
+                let _guard = registry.catalog.lock_for_writing();
                 panic!("on purpose");
             });
             assert!(panicking.join().is_err());

@@ -1,0 +1,186 @@
+//! Encryption of payloads: what a broker stores can be read only by those who have the key.
+//!
+//! Subjects, types, metadata and sizes are not encrypted. [`EventEncryptor`] and the envelope are always available;
+//! `Aes256GcmEncryptor` needs the feature `encryption`. [Encryption and key rotation](crate::docs::encryption) is the
+//! guide.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::error::Result;
+use crate::types::Event;
+
+#[cfg(feature = "encryption")]
+mod aes256_gcm;
+#[cfg(feature = "encryption")]
+mod base64;
+#[cfg(feature = "encryption")]
+mod envelope;
+#[cfg(feature = "encryption")]
+mod key;
+#[cfg(feature = "encryption")]
+mod ring;
+
+#[cfg(feature = "encryption")]
+#[cfg_attr(docsrs, doc(cfg(feature = "encryption")))]
+pub use aes256_gcm::Aes256GcmEncryptor;
+#[cfg(feature = "encryption")]
+#[cfg_attr(docsrs, doc(cfg(feature = "encryption")))]
+pub use key::EncryptionKey;
+#[cfg(feature = "encryption")]
+#[cfg_attr(docsrs, doc(cfg(feature = "encryption")))]
+pub use ring::KeyState;
+
+/// Encrypts payloads and decrypts them again. Called from many tasks at once; performs no I/O.
+///
+/// The bus calls [`encrypt_event`](EventEncryptor::encrypt_event), [`is_encrypted`](EventEncryptor::is_encrypted) and
+/// [`decrypt_event`](EventEncryptor::decrypt_event). Their defaults forward to the methods without an event, so that an
+/// implementation with only the three required methods works.
+pub trait EventEncryptor: Send + Sync {
+    /// Seals a payload and returns the envelope that replaces it.
+    ///
+    /// # Errors
+    ///
+    /// [`EventError::Config`](crate::EventError::Config) when the payload cannot be sealed.
+    fn encrypt(&self, payload: &Value) -> Result<Value>;
+
+    /// Opens an envelope and returns the payload.
+    ///
+    /// # Errors
+    ///
+    /// [`EventError::Config`](crate::EventError::Config) when the value is not an envelope, names a key that is not
+    /// known, or was changed.
+    fn decrypt(&self, encrypted: &Value) -> Result<Value>;
+
+    /// Id of the key that seals new payloads.
+    fn active_key_id(&self) -> &str;
+
+    /// Seals the payload of an event, so that where the implementation can do it the envelope opens nowhere else than in
+    /// an event with this id, subject, event type and version.
+    ///
+    /// # Errors
+    ///
+    /// As [`encrypt`](EventEncryptor::encrypt); an implementation may use
+    /// [`EventError::Encryption`](crate::EventError::Encryption).
+    fn encrypt_event(&self, event: &Event) -> Result<Value> {
+        self.encrypt(&event.payload)
+    }
+
+    /// Opens the envelope that is the payload of an event.
+    ///
+    /// # Errors
+    ///
+    /// As [`decrypt`](EventEncryptor::decrypt); an implementation may use
+    /// [`EventError::Encryption`](crate::EventError::Encryption).
+    fn decrypt_event(&self, event: &Event) -> Result<Value> {
+        self.decrypt(&event.payload)
+    }
+
+    /// Whether a stored payload is an envelope that is to be opened. The bus hands out every other payload as it is.
+    ///
+    /// Unless implemented this is the mark, [`EncryptedPayload::is_encrypted`], which a payload in clear can have too.
+    fn is_encrypted(&self, payload: &Value) -> bool {
+        EncryptedPayload::is_encrypted(payload)
+    }
+}
+
+/// The envelope: what stands in place of a payload that is encrypted.
+///
+/// Its JSON is `{"keyId": …, "nonce": …, "ciphertext": …, "encrypted": true}`. The envelope of an event has `v` and `alg`
+/// beside these fields.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EncryptedPayload {
+    /// Which key opens it.
+    pub key_id: String,
+    /// The nonce of 96 bits, in standard base64.
+    pub nonce: String,
+    /// The ciphertext with the authentication tag behind it, in standard base64.
+    pub ciphertext: String,
+    /// Marks the object as an envelope.
+    #[serde(default = "always")]
+    pub encrypted: bool,
+}
+
+fn always() -> bool {
+    true
+}
+
+impl EncryptedPayload {
+    /// Whether a payload is marked as encrypted: an object whose field `encrypted` is `true`.
+    ///
+    /// The mark alone makes no envelope; [`EventEncryptor::is_encrypted`] decides that.
+    ///
+    /// ```
+    /// use a3s_event::EncryptedPayload;
+    /// use serde_json::json;
+    ///
+    /// assert!(EncryptedPayload::is_encrypted(&json!({"encrypted": true, "keyId": "k1"})));
+    /// assert!(!EncryptedPayload::is_encrypted(&json!({"encrypted": "true"})));
+    /// ```
+    pub fn is_encrypted(value: &Value) -> bool {
+        value.get("encrypted") == Some(&Value::Bool(true))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_envelope_has_its_promised_json() {
+        let envelope = EncryptedPayload {
+            key_id: "k".into(),
+            nonce: "n".into(),
+            ciphertext: "c".into(),
+            encrypted: true,
+        };
+        assert_eq!(
+            serde_json::to_string(&envelope).unwrap(),
+            r#"{"keyId":"k","nonce":"n","ciphertext":"c","encrypted":true}"#
+        );
+        let unmarked = json!({"keyId": "k", "nonce": "n", "ciphertext": "c"});
+        assert!(serde_json::from_value::<EncryptedPayload>(unmarked).unwrap().encrypted);
+    }
+
+    #[test]
+    fn only_the_mark_marks() {
+        assert!(EncryptedPayload::is_encrypted(&json!({"encrypted": true})));
+        for value in [
+            json!({"encrypted": false}),
+            json!({"encrypted": 1}),
+            json!({"inner": {"encrypted": true}}),
+            json!([true]),
+            json!("encrypted"),
+            json!(null),
+        ] {
+            assert!(!EncryptedPayload::is_encrypted(&value), "{value}");
+        }
+    }
+
+    #[test]
+    fn an_implementation_of_before_needs_no_change() {
+        struct Reversed;
+
+        impl EventEncryptor for Reversed {
+            fn encrypt(&self, payload: &Value) -> Result<Value> {
+                let text: String = payload.to_string().chars().rev().collect();
+                Ok(json!({"encrypted": true, "text": text}))
+            }
+            fn decrypt(&self, encrypted: &Value) -> Result<Value> {
+                let text: String = encrypted["text"].as_str().unwrap_or_default().chars().rev().collect();
+                Ok(serde_json::from_str(&text)?)
+            }
+            fn active_key_id(&self) -> &str {
+                "none"
+            }
+        }
+
+        let mut event = Event::new("events.a", "a", "", "", json!({"a": 12}));
+        let clear = event.payload.clone();
+        event.payload = Reversed.encrypt_event(&event).unwrap();
+        assert!(Reversed.is_encrypted(&event.payload) && !Reversed.is_encrypted(&clear));
+        assert_eq!(Reversed.decrypt_event(&event).unwrap(), clear);
+    }
+}

@@ -1,0 +1,156 @@
+//! Files that belong to this process's user alone.
+
+use std::fs::{DirBuilder, File, Metadata, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+/// Why a file is not read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refusal {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("it is not a file")]
+    NotAFile,
+    #[error("larger than {0} bytes")]
+    TooLarge(u64),
+}
+
+/// Reads a regular file of at most this many bytes, and what the system says about it.
+pub(crate) fn read(path: &Path, max_len: u64) -> Result<(Vec<u8>, File, Metadata), Refusal> {
+    // Before it is opened: opening a pipe waits for its other end.
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(Refusal::NotAFile);
+    }
+    let file = File::open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(Refusal::NotAFile);
+    }
+    let expected = usize::try_from(metadata.len().min(max_len)).unwrap_or_default();
+    let mut content = Vec::with_capacity(expected.saturating_add(1));
+    // One byte more than allowed is enough to know that there is too much, whatever the metadata say.
+    (&file).take(max_len.saturating_add(1)).read_to_end(&mut content)?;
+    if u64::try_from(content.len()).is_ok_and(|len| len <= max_len) {
+        return Ok((content, file, metadata));
+    }
+    Err(Refusal::TooLarge(max_len))
+}
+
+/// Creates a folder and its parents; on Unix, those that are new belong to their owner only.
+pub(crate) fn create_folder(folder: &Path) -> io::Result<()> {
+    let mut builder = DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(folder)
+}
+
+/// Options that create files which on Unix only their owner can read.
+pub(crate) fn create_options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.write(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options
+}
+
+/// Writes a file that must not exist yet and flushes it to the disk.
+pub(crate) fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = create_options().create_new(true).open(path)?;
+    file.write_all(content)?;
+    file.sync_all()
+}
+
+/// Leaves a file to its owner only.
+pub(crate) fn make_private(file: &File) -> io::Result<()> {
+    #[cfg(unix)]
+    return file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600));
+    #[cfg(not(unix))]
+    {
+        let _ = file;
+        Ok(())
+    }
+}
+
+/// Makes a rename inside the folder survive a power loss. Elsewhere than on Unix a folder cannot be flushed.
+pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
+    if cfg!(unix) {
+        File::open(folder)?.sync_all()?;
+    }
+    Ok(())
+}
+
+/// The permission bits of a file, where the system has them.
+pub(crate) fn mode(metadata: &Metadata) -> Option<u32> {
+    #[cfg(unix)]
+    return Some(std::os::unix::fs::MetadataExt::mode(metadata) & 0o777);
+    #[cfg(not(unix))]
+    {
+        let _ = metadata;
+        None
+    }
+}
+
+/// Who owns a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "not told there"))]
+pub(crate) enum Owner {
+    /// The user of this process, or the administrator.
+    Trusted,
+    /// Somebody else.
+    Other {
+        /// Whether this process runs as the administrator.
+        we_are_root: bool,
+    },
+    /// The system does not tell.
+    Unknown,
+}
+
+/// Who owns a file, on Linux; unknown elsewhere.
+pub(crate) fn owner(metadata: &Metadata) -> Owner {
+    #[cfg(target_os = "linux")]
+    if let Some(user) = effective_user() {
+        return owner_for(std::os::unix::fs::MetadataExt::uid(metadata), user);
+    }
+    let _ = metadata;
+    Owner::Unknown
+}
+
+#[cfg(target_os = "linux")]
+fn owner_for(owner: u32, user: u32) -> Owner {
+    if owner == user || owner == 0 { Owner::Trusted } else { Owner::Other { we_are_root: user == 0 } }
+}
+
+/// The effective user of this process, as the kernel tells it (proc_pid_status(5)): the standard library does not.
+#[cfg(target_os = "linux")]
+fn effective_user() -> Option<u32> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().nth(1)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_not_a_file() {
+        assert!(matches!(read(&std::env::temp_dir(), 10), Err(Refusal::NotAFile)));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn our_own_files_and_those_of_the_administrator_are_trusted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("own");
+        write_new(&path, b"x").unwrap();
+        let (content, _, metadata) = read(&path, 1).unwrap();
+        assert_eq!((content.as_slice(), mode(&metadata)), (b"x".as_slice(), Some(0o600)));
+        assert_eq!(owner(&metadata), Owner::Trusted);
+        assert!(matches!(read(&path, 0), Err(Refusal::TooLarge(0))));
+        assert!(write_new(&path, b"y").is_err(), "it exists");
+
+        assert_eq!(owner_for(0, 1000), Owner::Trusted);
+        assert_eq!(owner_for(1001, 1000), Owner::Other { we_are_root: false });
+        assert_eq!(owner_for(1001, 0), Owner::Other { we_are_root: true });
+    }
+}

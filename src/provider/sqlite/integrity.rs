@@ -1,0 +1,101 @@
+//! What is wrong with a file.
+
+use rusqlite::Connection;
+
+use super::checksum;
+use super::consumers::check_row;
+use super::error::{Sql, is_damage};
+use super::pending;
+
+/// As many as SQLite reports of its own.
+const MAX_FINDINGS: usize = 100;
+
+/// Reads the whole file. What cannot be read is a finding, so that it does not hide the others.
+pub(super) fn check(connection: &Connection) -> Sql<Vec<String>> {
+    let mut findings = Vec::new();
+    for part in [structure, events, counters, consumers] {
+        match part(connection, &mut findings) {
+            Err(damage) if is_damage(&damage) => findings.push(damage.to_string()),
+            checked => checked?,
+        }
+    }
+    findings.truncate(MAX_FINDINGS);
+    Ok(findings)
+}
+
+fn structure(connection: &Connection, findings: &mut Vec<String>) -> Sql<()> {
+    let mut statement = connection.prepare("PRAGMA integrity_check")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        findings.extend(Some(row.get(0)?).filter(|line: &String| line != "ok"));
+    }
+    Ok(())
+}
+
+fn events(connection: &Connection, findings: &mut Vec<String>) -> Sql<()> {
+    let mut statement = connection.prepare(
+        "SELECT sequence, subject, stored_at, checksum, record, size, name
+         FROM events LEFT JOIN subjects ON id = subject ORDER BY sequence",
+    )?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let sequence: i64 = row.get(0)?;
+        let record = row.get_ref(4)?.as_blob()?;
+        let wrong = if row.get::<_, i64>(3)? != checksum::of_event(sequence, row.get(1)?, row.get(2)?, record)
+        {
+            Some("does not match its checksum")
+        } else if usize::try_from(row.get::<_, i64>(5)?) != Ok(record.len()) {
+            Some("has another size than is noted")
+        } else {
+            wrong_subject(record, row.get(6)?)
+        };
+        findings.extend(wrong.map(|wrong| format!("event {sequence} {wrong}")));
+        if findings.len() >= MAX_FINDINGS {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Filters go by the name in `subjects`, readers by the one in the record.
+fn wrong_subject(record: &[u8], name: Option<String>) -> Option<&'static str> {
+    #[derive(serde::Deserialize)]
+    struct Subject {
+        subject: String,
+    }
+    match serde_json::from_slice::<Subject>(record) {
+        Err(_) => Some("is no event"),
+        Ok(stored) => (Some(stored.subject) != name).then_some("is filed under another subject"),
+    }
+}
+
+fn counters(connection: &Connection, findings: &mut Vec<String>) -> Sql<()> {
+    let agree: bool = connection.query_row(
+        "SELECT messages = (SELECT count(*) FROM events) AND bytes = (SELECT ifnull(sum(size), 0) FROM events)
+             AND last_sequence >= (SELECT ifnull(max(sequence), 0) FROM events)
+         FROM stream",
+        [],
+        |row| row.get(0),
+    )?;
+    if !agree {
+        findings.push("the counters of the stream do not match its events".to_owned());
+    }
+    Ok(())
+}
+
+fn consumers(connection: &Connection, findings: &mut Vec<String>) -> Sql<()> {
+    let mut statement = connection.prepare(
+        "SELECT version, name, filter, options, cursor, missed, exhausted, checksum, id FROM consumers",
+    )?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let id = row.get(8)?;
+        for checked in [check_row(id, row), pending::load(connection, id).map(drop)] {
+            match checked {
+                Err(damage) if is_damage(&damage) => findings.push(damage.to_string()),
+                checked => checked?,
+            }
+        }
+    }
+    Ok(())
+}

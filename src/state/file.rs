@@ -1,0 +1,543 @@
+//! The store in a file.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use serde_json::error::Category;
+
+use super::StateStore;
+use super::lock::{NotLocked, ProcessLock};
+use crate::error::{EventError, Result};
+use crate::hash::fnv1a_128;
+use crate::private_file::{self, Owner, Refusal};
+use crate::types::SubscriptionFilter;
+
+/// Largest state file in bytes: some hundred thousand subscriptions.
+const MAX_FILE_LEN: u64 = 64 * 1024 * 1024;
+/// Version of the form with a checksum.
+const VERSION: u64 = 1;
+
+/// Keeps subscriptions in a JSON file: an object from subscriber id to filter, indented, sorted by id.
+///
+/// **Crashes.** Saving writes a temporary file beside the target, flushes it to the disk, renames it and flushes the
+/// folder, so that a crash or a loss of power leaves either the old or the new content.
+///
+/// **Damage.** A file that cannot be read as state, because it is damaged, larger than 64 MiB, or belongs to something else,
+/// is an error that names it, and is never overwritten: restore it or move it away. A changed character inside an otherwise
+/// good file is found with [`with_checksum`](FileStateStore::with_checksum).
+///
+/// **Access.** On Unix the file and the folders that are made for it belong to their owner only, modes 0600 and 0700. A
+/// file that others can write is taken back from them with a warning in the log. On Linux a file of another user is
+/// refused; root may read it.
+///
+/// **Processes.** The first load or save claims the file for this process, and another process that comes is refused with
+/// the id of the one that is there. The claim is a lock on a file beside it, with `.lock` at the end of its name; it ends
+/// with the last clone of the store or with the process. Stores of one process share the claim.
+///
+/// ```
+/// use std::collections::HashMap;
+/// use a3s_event::{FileStateStore, StateStore, SubscriptionFilter};
+///
+/// # fn main() -> a3s_event::Result<()> {
+/// # let folder = std::env::temp_dir().join(format!("a3s-event-doc-{}", std::process::id()));
+/// let store = FileStateStore::new(folder.join("subscriptions.json"));
+/// assert!(store.load()?.is_empty());
+///
+/// let filter = SubscriptionFilter {
+///     subscriber_id: "analyst".into(),
+///     subjects: vec!["events.market.>".into()],
+///     durable: true,
+///     options: None,
+/// };
+/// store.save(&HashMap::from([("analyst".to_owned(), filter)]))?;
+/// assert_eq!(store.load()?["analyst"].subjects, ["events.market.>"]);
+/// # std::fs::remove_dir_all(folder).unwrap();
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct FileStateStore {
+    path: PathBuf,
+    checksum: bool,
+    lock: Arc<OnceLock<ProcessLock>>,
+}
+
+/// What a file holds.
+struct State {
+    subscriptions: HashMap<String, SubscriptionFilter>,
+    /// Whether it is in the form with a checksum.
+    checksum: bool,
+}
+
+/// The form with a checksum.
+#[derive(Serialize, Deserialize)]
+struct Checksummed {
+    version: u64,
+    /// FNV-1a, 128 bit, in hexadecimal, of the subscriptions as compact JSON with sorted keys.
+    checksum: String,
+    subscriptions: Value,
+}
+
+impl FileStateStore {
+    /// A store in this file. The file and its parent folders are created by the first save.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), checksum: false, lock: Arc::default() }
+    }
+
+    /// Saves with a version and a checksum around the subscriptions, so that any damage is found when they are loaded:
+    /// `{"version": 1, "checksum": …, "subscriptions": {…}}`.
+    ///
+    /// Earlier versions of this crate, and tools that read their file, do not know this form; that is why it has to be
+    /// asked for. Both forms are loaded, and a file in this form keeps it, asked for or not.
+    #[must_use]
+    pub fn with_checksum(mut self) -> Self {
+        self.checksum = true;
+        self
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What the file holds; `None` when there is no file.
+    fn read(&self) -> Result<Option<State>> {
+        let (content, file, metadata) = match private_file::read(&self.path, MAX_FILE_LEN) {
+            Ok(read) => read,
+            Err(Refusal::Io(error)) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(refusal) => return Err(self.error("cannot be read", refusal)),
+        };
+        self.check_access(&file, &metadata)?;
+        self.decode(&content).map(Some)
+    }
+
+    fn check_access(&self, file: &File, metadata: &fs::Metadata) -> Result<()> {
+        match private_file::owner(metadata) {
+            Owner::Other { we_are_root: false } => {
+                return Err(self.error("is refused", "it belongs to another user"));
+            }
+            Owner::Other { we_are_root: true } => {
+                tracing::warn!(path = %self.path.display(), "the state file belongs to another user");
+            }
+            Owner::Trusted | Owner::Unknown => {}
+        }
+        if let Some(mode) = private_file::mode(metadata).filter(|mode| mode & 0o022 != 0) {
+            let tightened = private_file::make_private(file);
+            let mode = format!("{mode:04o}");
+            tracing::warn!(
+                path = %self.path.display(),
+                mode,
+                tightened = tightened.is_ok(),
+                "others could write the state file"
+            );
+        }
+        Ok(())
+    }
+
+    fn decode(&self, content: &[u8]) -> Result<State> {
+        let not_state = |error: &serde_json::Error| self.error("is not a state file", problem_of(error));
+        let plain = match serde_json::from_slice(content) {
+            Ok(subscriptions) => return Ok(State { subscriptions, checksum: false }),
+            Err(error) => error,
+        };
+        // Anything of a later version is told from damage by its version alone.
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u64,
+        }
+        let Ok(Versioned { version }) = serde_json::from_slice(content) else {
+            // What is not JSON at all says so, whatever the first difference from a map of filters was.
+            let syntax = serde_json::from_slice::<serde::de::IgnoredAny>(content).err();
+            return Err(not_state(&syntax.unwrap_or(plain)));
+        };
+        if version != VERSION {
+            let found = format!("version {version}, and only version {VERSION} is known");
+            return Err(self.error("is of another version", found));
+        }
+        let file: Checksummed = serde_json::from_slice(content).map_err(|error| not_state(&error))?;
+        if checksum(&file.subscriptions) != file.checksum {
+            return Err(self.error("is damaged", "its content does not have its checksum"));
+        }
+        let subscriptions = serde_json::from_value(file.subscriptions).map_err(|error| not_state(&error))?;
+        Ok(State { subscriptions, checksum: true })
+    }
+
+    fn encode(
+        &self,
+        subscriptions: &HashMap<String, SubscriptionFilter>,
+        with_checksum: bool,
+    ) -> serde_json::Result<Vec<u8>> {
+        let sorted: BTreeMap<&String, &SubscriptionFilter> = subscriptions.iter().collect();
+        if !with_checksum {
+            return serde_json::to_vec_pretty(&sorted);
+        }
+        let subscriptions = serde_json::to_value(&sorted)?;
+        let checksum = checksum(&subscriptions);
+        serde_json::to_vec_pretty(&Checksummed { version: VERSION, checksum, subscriptions })
+    }
+
+    /// Claims the file for this process.
+    fn claim(&self) -> std::result::Result<(), NotLocked> {
+        if self.lock.get().is_none() {
+            let mut path = self.path.clone().into_os_string();
+            path.push(".lock");
+            // A claim that another thread made at the same time is as good, and this one is counted back.
+            let _ = self.lock.set(ProcessLock::acquire(Path::new(&path))?);
+        }
+        Ok(())
+    }
+
+    fn folder(&self) -> &Path {
+        self.path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."))
+    }
+
+    /// Replaces the file so that after a crash either the old or the new content is there.
+    fn replace(&self, content: &[u8]) -> io::Result<()> {
+        let file_name = self.path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+        // The standard library's hash keys are its only source of randomness, and enough for a name that nobody has.
+        let mut temporary_name = file_name.to_owned();
+        temporary_name.push(format!(".{:016x}.tmp", RandomState::new().hash_one(())));
+        let temporary = self.folder().join(temporary_name);
+
+        let written =
+            private_file::write_new(&temporary, content).and_then(|()| fs::rename(&temporary, &self.path));
+        if let Err(error) = written {
+            // Not ours when it was there before; the name is random, so that nothing is lost by leaving it.
+            if error.kind() != io::ErrorKind::AlreadyExists {
+                let _ = fs::remove_file(&temporary);
+            }
+            return Err(error);
+        }
+        private_file::sync_folder(self.folder())
+    }
+
+    fn error(&self, what: &str, cause: impl std::fmt::Display) -> EventError {
+        EventError::Config(format!("state file {:?} {what}: {cause}", self.path))
+    }
+}
+
+impl StateStore for FileStateStore {
+    fn save(&self, subscriptions: &HashMap<String, SubscriptionFilter>) -> Result<()> {
+        let not_written = |cause: &dyn std::fmt::Display| self.error("cannot be written", cause);
+        private_file::create_folder(self.folder()).map_err(|error| not_written(&error))?;
+        self.claim().map_err(|error| not_written(&error))?;
+        // Whoever mistyped the path must not lose the file that is there.
+        let stored = self.read()?;
+        let with_checksum = self.checksum || stored.is_some_and(|state| state.checksum);
+        let content = self.encode(subscriptions, with_checksum).map_err(|error| not_written(&error))?;
+        if u64::try_from(content.len()).is_ok_and(|len| len > MAX_FILE_LEN) {
+            return Err(not_written(&Refusal::TooLarge(MAX_FILE_LEN)));
+        }
+        self.replace(&content).map_err(|error| not_written(&error))
+    }
+
+    fn load(&self) -> Result<HashMap<String, SubscriptionFilter>> {
+        // What cannot be claimed because nothing can be written there can still be read; saving will say why not.
+        if let Err(error @ NotLocked::ByOther(_)) = self.claim() {
+            return Err(self.error("cannot be used", error));
+        }
+        Ok(self.read()?.map(|state| state.subscriptions).unwrap_or_default())
+    }
+}
+
+fn checksum(subscriptions: &Value) -> String {
+    format!("{:032x}", fnv1a_128(&[&subscriptions.to_string()]))
+}
+
+/// Where and how JSON fails, without the parser's own text: it quotes the content, and the file may be somebody else's.
+fn problem_of(error: &serde_json::Error) -> String {
+    let problem = match error.classify() {
+        Category::Eof => "it ends too early",
+        Category::Data => "it does not hold subscriptions",
+        Category::Syntax | Category::Io => "it is not JSON",
+    };
+    match (error.line(), error.column()) {
+        (0, _) => problem.to_owned(),
+        (line, column) => format!("{problem} (line {line}, column {column})"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{DeliverPolicy, SubscribeOptions};
+
+    /// A folder of its own for each test, removed at the end.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new() -> Self {
+            let name = format!("a3s-event-state-{:016x}", RandomState::new().hash_one(()));
+            let path = std::env::temp_dir().join(name);
+            fs::create_dir(&path).unwrap();
+            Self(path)
+        }
+
+        fn store(&self) -> FileStateStore {
+            FileStateStore::new(self.0.join("state.json"))
+        }
+
+        fn file_names(&self) -> Vec<String> {
+            let entries = fs::read_dir(&self.0).unwrap();
+            let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            names.filter(|name| !name.ends_with(".lock")).collect()
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn subscriptions(ids: &[&str]) -> HashMap<String, SubscriptionFilter> {
+        let filter = |id: &str| SubscriptionFilter {
+            subscriber_id: id.to_owned(),
+            subjects: vec!["events.market.>".to_owned()],
+            durable: true,
+            options: Some(SubscribeOptions {
+                max_deliver: Some(5),
+                deliver_policy: DeliverPolicy::ByStartSequence { sequence: 7 },
+                ..SubscribeOptions::default()
+            }),
+        };
+        ids.iter().map(|id| ((*id).to_owned(), filter(id))).collect()
+    }
+
+    fn config_error<T: std::fmt::Debug>(result: Result<T>) -> String {
+        match result.unwrap_err() {
+            EventError::Config(text) => text,
+            other => panic!("unexpected error {other}"),
+        }
+    }
+
+    #[test]
+    fn what_was_saved_is_loaded_by_another_store() {
+        let folder = Folder::new();
+        let store = folder.store();
+        assert!(store.load().unwrap().is_empty());
+        store.save(&subscriptions(&["a", "b"])).unwrap();
+        store.save(&subscriptions(&["b", "c"])).unwrap();
+
+        let loaded = folder.store().load().unwrap();
+        assert_eq!(
+            serde_json::to_value(&loaded).unwrap(),
+            serde_json::to_value(subscriptions(&["b", "c"])).unwrap()
+        );
+        assert_eq!(folder.file_names(), ["state.json"]);
+        assert_eq!(store.path(), folder.0.join("state.json"));
+    }
+
+    #[test]
+    fn the_file_is_indented_json_sorted_by_id() {
+        let folder = Folder::new();
+        let mut plain = subscriptions(&["b", "a"]);
+        for filter in plain.values_mut() {
+            filter.options = None;
+        }
+        folder.store().save(&plain).unwrap();
+        let entry = |id: &str| {
+            format!(
+                "  \"{id}\": {{\n    \"subscriberId\": \"{id}\",\n    \"subjects\": [\n      \"events.market.>\"\n    ],\n    \"durable\": true\n  }}"
+            )
+        };
+        assert_eq!(
+            fs::read_to_string(folder.store().path()).unwrap(),
+            format!("{{\n{},\n{}\n}}", entry("a"), entry("b"))
+        );
+    }
+
+    #[test]
+    fn a_file_of_the_earlier_crate_loads() {
+        let folder = Folder::new();
+        let json = r#"{ "old": { "subscriberId": "old", "subjects": ["events.a"], "durable": false,
+            "options": { "maxDeliver": 3, "backoffSecs": [1, 5], "deliverPolicy": { "type": "new" } } } }"#;
+        fs::write(folder.store().path(), json).unwrap();
+        let loaded = folder.store().load().unwrap();
+        let options = loaded["old"].options.as_ref().unwrap();
+        assert_eq!((options.max_deliver, options.backoff_secs.as_slice()), (Some(3), [1, 5].as_slice()));
+        assert_eq!(options.deliver_policy, DeliverPolicy::New);
+    }
+
+    #[test]
+    fn a_file_that_is_not_state_is_an_error_and_stays_as_it_is() {
+        let folder = Folder::new();
+        let store = folder.store();
+        store.save(&subscriptions(&["a"])).unwrap();
+        let good = fs::read(store.path()).unwrap();
+        let truncated = &good[..good.len() / 2];
+        let foreign = br#"{"password": "hunter2"}"#.as_slice();
+        for content in [b"".as_slice(), truncated, b"[]", foreign, b"\xff\xfe", b"{} x"] {
+            fs::write(store.path(), content).unwrap();
+            for text in [config_error(store.load()), config_error(store.save(&subscriptions(&["b"])))] {
+                assert!(text.contains("state.json") && text.contains("is not a state file"), "{text}");
+                assert!(!text.contains("hunter2"), "{text}");
+            }
+            assert_eq!(fs::read(store.path()).unwrap(), content);
+        }
+        assert_eq!(folder.file_names(), ["state.json"]);
+    }
+
+    #[test]
+    fn a_file_of_another_version_is_refused_and_stays_as_it_is() {
+        let folder = Folder::new();
+        for store in [folder.store(), folder.store().with_checksum()] {
+            for version in ["0", "2", "999", "18446744073709551615"] {
+                let content = format!(r#"{{"version": {version}, "anything": []}}"#);
+                fs::write(store.path(), &content).unwrap();
+                for text in [config_error(store.load()), config_error(store.save(&HashMap::new()))] {
+                    assert!(
+                        text.contains("state.json") && text.contains(&format!("version {version},")),
+                        "{text}"
+                    );
+                }
+                assert_eq!(fs::read_to_string(store.path()).unwrap(), content);
+            }
+        }
+    }
+
+    /// Any bit of a file with a checksum, flipped: an error, or white space that says nothing.
+    #[test]
+    fn one_flipped_bit_anywhere_is_found() {
+        let folder = Folder::new();
+        let store = folder.store().with_checksum();
+        let saved = subscriptions(&["a", "b"]);
+        store.save(&saved).unwrap();
+        let good = fs::read(store.path()).unwrap();
+        let mut found = 0;
+        for bit in 0..good.len() * 8 {
+            let mut changed = good.clone();
+            changed[bit / 8] ^= 1 << (bit % 8);
+            match store.decode(&changed) {
+                Err(EventError::Config(_)) => found += 1,
+                Err(other) => panic!("{other}"),
+                Ok(state) => {
+                    assert!(good[bit / 8].is_ascii_whitespace(), "byte {}: {changed:?}", bit / 8);
+                    assert_eq!(
+                        serde_json::to_value(state.subscriptions).unwrap(),
+                        serde_json::to_value(&saved).unwrap()
+                    );
+                }
+            }
+        }
+        assert!(found > good.len() * 6, "{found}");
+    }
+
+    #[test]
+    fn a_file_with_a_checksum_keeps_it_and_one_without_gets_it_on_demand() {
+        let folder = Folder::new();
+        let plain = folder.store();
+        plain.save(&subscriptions(&["a"])).unwrap();
+        let checksummed = folder.store().with_checksum();
+        assert_eq!(checksummed.load().unwrap().len(), 1, "a plain file loads");
+        checksummed.save(&subscriptions(&["a", "b"])).unwrap();
+        plain.save(&subscriptions(&["a", "b", "c"])).unwrap();
+        let file: Value = serde_json::from_slice(&fs::read(plain.path()).unwrap()).unwrap();
+        assert_eq!(file["version"], 1);
+        assert_eq!(file["checksum"], checksum(&file["subscriptions"]));
+        assert_eq!(plain.load().unwrap().len(), 3);
+    }
+
+    #[test]
+    fn stores_of_one_process_share_the_file_and_leave_the_lock_when_the_last_one_goes() {
+        let folder = Folder::new();
+        let [first, second] = [(); 2].map(|()| folder.store());
+        first.save(&subscriptions(&["a"])).unwrap();
+        second.save(&subscriptions(&["b"])).unwrap();
+        let clone = second.clone();
+        drop((first, second));
+        let lock_path = folder.0.join("state.json.lock");
+        assert_eq!(fs::read_to_string(&lock_path).unwrap(), std::process::id().to_string());
+        let other = File::open(&lock_path).unwrap();
+        assert!(other.try_lock().is_err(), "the clone still holds it");
+        drop(clone);
+        other.try_lock().unwrap();
+        let text = config_error(folder.store().load());
+        assert!(text.contains("state.json") && text.contains("cannot be used: process"), "{text}");
+        assert!(config_error(folder.store().save(&HashMap::new())).contains("cannot be written: process"));
+    }
+
+    #[test]
+    fn an_absent_folder_is_not_made_by_loading() {
+        let folder = Folder::new();
+        let store = FileStateStore::new(folder.0.join("absent").join("state.json"));
+        assert!(store.load().unwrap().is_empty());
+        assert!(!folder.0.join("absent").exists());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_that_others_can_write_is_taken_back() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = Folder::new();
+        let store = folder.store();
+        store.save(&subscriptions(&["a"])).unwrap();
+        for (mode, expected) in [(0o666, 0o600), (0o620, 0o600), (0o644, 0o644)] {
+            fs::set_permissions(store.path(), fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(store.load().unwrap().len(), 1);
+            assert_eq!(fs::metadata(store.path()).unwrap().permissions().mode() & 0o777, expected);
+        }
+    }
+
+    #[test]
+    fn a_folder_in_place_of_the_file_is_an_error() {
+        let folder = Folder::new();
+        fs::create_dir(folder.store().path()).unwrap();
+        assert!(config_error(folder.store().load()).contains("state.json"));
+        config_error(folder.store().save(&HashMap::new()));
+    }
+
+    #[test]
+    fn a_file_that_is_too_large_is_refused() {
+        let folder = Folder::new();
+        let file = File::create(folder.store().path()).unwrap();
+        file.set_len(MAX_FILE_LEN + 1).unwrap();
+        assert!(config_error(folder.store().load()).contains("larger than"));
+    }
+
+    #[test]
+    fn a_failed_write_leaves_nothing_behind() {
+        let folder = Folder::new();
+        let blocked = FileStateStore::new(folder.0.join("file").join("state.json"));
+        fs::write(folder.0.join("file"), "not a folder").unwrap();
+        assert!(config_error(blocked.save(&subscriptions(&["a"]))).contains("state.json"));
+        assert_eq!(folder.file_names(), ["file"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn the_file_and_new_folders_belong_to_their_owner_only() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = Folder::new();
+        let store = FileStateStore::new(folder.0.join("new").join("deep").join("state.json"));
+        store.save(&subscriptions(&["a"])).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(store.path()), 0o600);
+        assert_eq!(mode(&folder.0.join("new")), 0o700);
+        assert_eq!(mode(&folder.0.join("new").join("deep")), 0o700);
+    }
+
+    #[test]
+    fn saves_from_many_threads_leave_one_whole_file() {
+        let folder = Folder::new();
+        let store = folder.store();
+        std::thread::scope(|scope| {
+            for id in ["a", "b", "c", "d"] {
+                let store = &store;
+                scope.spawn(move || {
+                    for _ in 0..10 {
+                        store.save(&subscriptions(&[id])).unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(store.load().unwrap().len(), 1);
+        assert_eq!(folder.file_names(), ["state.json"]);
+    }
+}

@@ -1,0 +1,105 @@
+//! A lock that keeps a file to one process.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::{File, TryLockError};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::private_file;
+
+/// The locks that this process holds. The system's lock is between processes; within one, stores share it.
+static HELD: Mutex<BTreeMap<PathBuf, Held>> = Mutex::new(BTreeMap::new());
+
+struct Held {
+    /// Locked as long as it is open.
+    _file: File,
+    users: usize,
+}
+
+/// Why a file could not be locked.
+pub(super) enum NotLocked {
+    /// Another process holds the lock; its id, where it can be read.
+    ByOther(Option<u32>),
+    /// There is no lock to be had, for instance because the folder does not exist or cannot be written to.
+    Io(io::Error),
+}
+
+impl fmt::Display for NotLocked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ByOther(Some(pid)) => write!(f, "process {pid} uses it"),
+            Self::ByOther(None) => f.write_str("another process uses it"),
+            Self::Io(error) => error.fmt(f),
+        }
+    }
+}
+
+/// The right of this process to a file. It ends when the last of its stores is dropped, or with the process.
+#[derive(Debug)]
+pub(super) struct ProcessLock {
+    path: PathBuf,
+}
+
+impl ProcessLock {
+    /// Locks `path`, which holds nothing but the id of the process. It stays when the lock ends: removing it would take
+    /// the lock away from whoever waits for it.
+    pub(super) fn acquire(path: &Path) -> Result<Self, NotLocked> {
+        let path = canonical(path).map_err(NotLocked::Io)?;
+        let mut held = held();
+        if let Some(held) = held.get_mut(&path) {
+            held.users += 1;
+        } else {
+            held.insert(path.clone(), Held { _file: lock(&path)?, users: 1 });
+        }
+        Ok(Self { path })
+    }
+}
+
+impl Drop for ProcessLock {
+    fn drop(&mut self) {
+        let mut held = held();
+        if let Some(lock) = held.get_mut(&self.path) {
+            lock.users -= 1;
+            if lock.users == 0 {
+                held.remove(&self.path);
+            }
+        }
+    }
+}
+
+fn held() -> MutexGuard<'static, BTreeMap<PathBuf, Held>> {
+    // Counting cannot panic, so that poison means nothing.
+    HELD.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The one name of a file that may not exist yet, in a folder that does.
+fn canonical(path: &Path) -> io::Result<PathBuf> {
+    let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(folder.canonicalize()?.join(name))
+}
+
+fn lock(path: &Path) -> Result<File, NotLocked> {
+    let mut file = private_file::create_options()
+        .read(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .map_err(NotLocked::Io)?;
+    match file.try_lock() {
+        Ok(()) => {
+            // For people only; the lock is in force without it.
+            let _ = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
+            Ok(file)
+        }
+        Err(TryLockError::WouldBlock) => {
+            const LONGEST_ID: u64 = 10;
+            let mut text = String::new();
+            let read = (&mut file).take(LONGEST_ID).read_to_string(&mut text);
+            Err(NotLocked::ByOther(read.ok().and_then(|_| text.parse().ok())))
+        }
+        Err(TryLockError::Error(error)) => Err(NotLocked::Io(error)),
+    }
+}

@@ -1,0 +1,95 @@
+//! State: the subscriptions of a bus, kept across restarts.
+
+mod file;
+mod lock;
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+pub use file::FileStateStore;
+
+use crate::error::Result;
+use crate::types::SubscriptionFilter;
+
+/// Keeps the subscriptions of a bus. Both methods may block: async code calls them on a thread for blocking work.
+pub trait StateStore: Send + Sync {
+    /// Replaces what is stored by these subscriptions, by subscriber id.
+    ///
+    /// # Errors
+    ///
+    /// [`EventError::Config`](crate::EventError::Config) when they cannot be stored. What is stored then is whole: the
+    /// state from before, or this one when only making it safe against a power loss failed.
+    fn save(&self, subscriptions: &HashMap<String, SubscriptionFilter>) -> Result<()>;
+
+    /// The stored subscriptions, by subscriber id; none when nothing was ever stored.
+    ///
+    /// # Errors
+    ///
+    /// [`EventError::Config`](crate::EventError::Config) when what is stored cannot be read.
+    fn load(&self) -> Result<HashMap<String, SubscriptionFilter>>;
+}
+
+/// A stored subscription that the bus set aside when it loaded its state, because it is no longer valid.
+///
+/// It stays in the store until the subscriber is registered anew or removed.
+/// [`EventBus::invalid_subscriptions`](crate::EventBus::invalid_subscriptions) lists them.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct InvalidSubscription {
+    /// The subscription as it is stored.
+    pub filter: SubscriptionFilter,
+    /// Why it is not in force.
+    pub reason: String,
+}
+
+impl InvalidSubscription {
+    /// A subscription that is not in force for this reason.
+    pub fn new(filter: SubscriptionFilter, reason: impl Into<String>) -> Self {
+        Self { filter, reason: reason.into() }
+    }
+}
+
+/// Keeps subscriptions in memory, for tests.
+///
+/// ```
+/// use a3s_event::{MemoryStateStore, StateStore};
+///
+/// assert!(MemoryStateStore::default().load().unwrap().is_empty());
+/// ```
+#[derive(Debug, Default)]
+pub struct MemoryStateStore {
+    subscriptions: Mutex<HashMap<String, SubscriptionFilter>>,
+}
+
+impl StateStore for MemoryStateStore {
+    fn save(&self, subscriptions: &HashMap<String, SubscriptionFilter>) -> Result<()> {
+        let copy = subscriptions.clone();
+        // One assignment is the only change, so that poison means nothing.
+        *self.subscriptions.lock().unwrap_or_else(PoisonError::into_inner) = copy;
+        Ok(())
+    }
+
+    fn load(&self) -> Result<HashMap<String, SubscriptionFilter>> {
+        Ok(self.subscriptions.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_keeps_what_was_saved_last() {
+        let filter = |id: &str| SubscriptionFilter {
+            subscriber_id: id.to_owned(),
+            subjects: vec!["events.market.>".to_owned()],
+            durable: true,
+            options: None,
+        };
+        let store = MemoryStateStore::default();
+        for ids in [["a", "b"].as_slice(), &["c"]] {
+            store.save(&ids.iter().map(|id| ((*id).to_owned(), filter(id))).collect()).unwrap();
+        }
+        assert_eq!(store.load().unwrap().into_keys().collect::<Vec<_>>(), ["c"]);
+    }
+}
