@@ -59,7 +59,7 @@ impl SinkFailure {
     }
 
     /// What a sink's error means. Input that the sink refuses, it refuses again; everything else is worth another try.
-    pub(crate) fn of(error: &EventError) -> Self {
+    pub fn of(error: &EventError) -> Self {
         if let EventError::Backend(backend) = error {
             if let Some(failure) = backend.source.downcast_ref::<Self>() {
                 return failure.clone();

@@ -243,13 +243,17 @@ impl ConsumerBuilder<'_> {
     }
 
     /// What opens the subscriptions.
+    #[cfg(not(feature = "routing"))]
+    fn opener(&self) -> Opener {
+        self.bus.opener()
+    }
+
+    /// What opens the subscriptions.
+    #[cfg(feature = "routing")]
     fn opener(&self) -> Opener {
         let mut opener = self.bus.opener();
-        #[cfg(feature = "routing")]
-        {
-            opener.encryptor = opener.encryptor.filter(|_| !self.as_stored);
-            opener.dlq_handler = self.letters_to.clone().or(opener.dlq_handler);
-        }
+        opener.encryptor = opener.encryptor.filter(|_| !self.as_stored);
+        opener.dlq_handler = self.letters_to.clone().or(opener.dlq_handler);
         opener
     }
 
