@@ -74,6 +74,9 @@ impl BrokerHandle {
     ///
     /// [`EventError::Closed`] when the triggers have ended.
     pub async fn synced(&self) -> Result<()> {
+        if self.manager.is_finished() {
+            return Err(ended());
+        }
         let version = *self.broker.changes.borrow();
         let mut synced = self.synced.clone();
         synced.wait_for(|synced| *synced >= version).await.map(drop).map_err(|_| ended())
@@ -103,7 +106,10 @@ impl BrokerHandle {
     /// [`ConsumerHandle::shutdown`] says. Cancel-safe: it goes on without its future.
     pub async fn shutdown(&mut self) {
         self.stop.send_replace(true);
-        if let Err(error) = (&mut self.manager).await {
+        // Awaited once only: a second shutdown finds it ended.
+        if !self.manager.is_finished()
+            && let Err(error) = (&mut self.manager).await
+        {
             tracing::error!(%error, "the task of the durable triggers ended");
         }
     }

@@ -56,6 +56,8 @@ async fn a_durable_trigger_goes_on_where_it_was(backend: Backend) {
     running.synced().await.unwrap();
     publish(&bus, 4..=5).await;
     running.shutdown().await;
+    running.shutdown().await;
+    assert!(running.synced().await.unwrap_err().is_closed());
     drop((running, broker));
 
     let bus = Arc::new(backend.bus().await);
