@@ -18,7 +18,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use a3s_event::{
-    DeliverPolicy, Event, EventBus, EventProvider, MemoryProvider, SubscribeOptions, Subscription,
+    BusMetrics, DeliverPolicy, Event, EventBus, EventProvider, MemoryProvider, SubscribeOptions,
+    Subscription, SubscriptionFilter,
 };
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use support::{event, in_chunks, provider, runtime};
@@ -106,6 +107,98 @@ fn publish(c: &mut Criterion) {
         });
         group.finish();
     }
+}
+
+/// Baseline: the provider alone. What counting adds: the bus reads a clock twice and records the publish.
+fn metered_publish(c: &mut Criterion) {
+    let rt = runtime();
+    let event = event("events.market.forex.usd_cny");
+    let mut group = c.benchmark_group("metered_publish");
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("baseline_provider", |b| {
+        b.iter_custom(|iters| {
+            in_chunks(
+                iters,
+                CHUNK,
+                || provider(RING),
+                |provider, count| {
+                    rt.block_on(async {
+                        for _ in 0..count {
+                            provider.publish(black_box(&event)).await.unwrap();
+                        }
+                    });
+                },
+            )
+        });
+    });
+    group.bench_function("metrics_alone", |b| {
+        let metrics = BusMetrics::new("memory");
+        b.iter(|| metrics.record_publish(black_box(Instant::now())));
+    });
+    group.bench_function("provider_and_metrics", |b| {
+        b.iter_custom(|iters| {
+            in_chunks(
+                iters,
+                CHUNK,
+                || (provider(RING), BusMetrics::new("memory")),
+                |(provider, metrics), count| {
+                    rt.block_on(async {
+                        for _ in 0..count {
+                            let start = Instant::now();
+                            provider.publish(black_box(&event)).await.unwrap();
+                            metrics.record_publish(start);
+                        }
+                    });
+                },
+            )
+        });
+    });
+    group.finish();
+}
+
+/// Baseline: the same events from the provider's own subscription.
+fn metered_delivery(c: &mut Criterion) {
+    let rt = runtime();
+    let event = event("events.market.forex.usd_cny");
+    let mut group = c.benchmark_group("metered_delivery");
+    group.throughput(Throughput::Elements(1));
+    for (name, metered) in [("baseline_provider", false), ("bus", true)] {
+        group.bench_function(name, |b| {
+            b.iter_custom(|iters| {
+                let subscribed = || {
+                    rt.block_on(async {
+                        let bus = EventBus::new(provider(RING));
+                        let subscription = if metered {
+                            let filter = SubscriptionFilter {
+                                subscriber_id: "worker".to_owned(),
+                                subjects: vec!["events.market.>".to_owned()],
+                                durable: true,
+                                options: None,
+                            };
+                            bus.update_subscription(filter).await.unwrap();
+                            bus.create_subscriber("worker").await.unwrap().remove(0)
+                        } else {
+                            bus.provider().subscribe_durable("worker", "events.market.>").await.unwrap()
+                        };
+                        for _ in 0..RING {
+                            bus.provider().publish(&event).await.unwrap();
+                        }
+                        (bus, subscription)
+                    })
+                };
+                in_chunks(iters, RING as u64, subscribed, |(_, subscription), count| {
+                    rt.block_on(async {
+                        for _ in 0..count {
+                            let delivery = subscription.next_delivery().await.unwrap().unwrap();
+                            black_box(delivery.event());
+                            delivery.ack().await.unwrap();
+                        }
+                    });
+                })
+            });
+        });
+    }
+    group.finish();
 }
 
 /// Baseline: the same clone through a tokio mpsc channel.
@@ -385,6 +478,6 @@ fn status(c: &mut Criterion) {
 criterion_group! {
     name = benches;
     config = Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(3));
-    targets = publish, one_to_one, one_to_100, distinct_filters, idle_subscribers, history, status
+    targets = publish, metered_publish, metered_delivery, one_to_one, one_to_100, distinct_filters, idle_subscribers, history, status
 }
 criterion_main!(benches);

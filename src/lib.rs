@@ -21,6 +21,7 @@ pub mod sink;
 pub mod source;
 pub mod state;
 pub mod subject;
+pub mod trace;
 pub mod types;
 
 pub mod docs;
@@ -47,7 +48,7 @@ pub use dlq::{
     DeadLetter, DeadLetterEvent, DlqHandler, FailureClass, MemoryDlqHandler, ProviderDlq, SinkDlqHandler,
 };
 pub use error::{BackendError, EncryptionFailure, ErrorKind, EventError, Result};
-pub use metrics::{EventMetrics, MetricsSnapshot};
+pub use metrics::{BusMetrics, ConsumerMetrics, EventMetrics, MetricsSnapshot};
 pub use provider::memory::{MemoryConfig, MemoryProvider};
 #[cfg(feature = "nats")]
 #[cfg_attr(docsrs, doc(cfg(feature = "nats")))]
@@ -68,8 +69,9 @@ pub use scaling::{
 pub use schema::JsonSchemaRegistry;
 pub use schema::{Compatibility, EventSchema, MemorySchemaRegistry, SchemaRegistry, SchemaRules};
 pub use sink::{CollectorSink, EventSink, FailingSink, InProcessSink, LogSink, TopicSink};
-pub use source::{CronSource, EventSource};
+pub use source::{CronSource, EventSource, SourceRunner, ThresholdSource};
 pub use state::{FileStateStore, InvalidSubscription, MemoryStateStore, StateStore};
+pub use trace::TraceContext;
 pub use types::{
     DeliverPolicy, Event, EventCounts, PublishOptions, ReceivedEvent, SubscribeOptions, SubscriptionFilter,
 };

@@ -11,16 +11,30 @@ use a3s_event::bus::EventBusBuilder;
 use a3s_event::crypto::{EncryptedPayload, EventEncryptor};
 use a3s_event::dlq::{DeadLetterEvent, DlqHandler, MemoryDlqHandler, SinkDlqHandler, should_dead_letter};
 use a3s_event::error::{EncryptionFailure, EventError, Result};
-use a3s_event::metrics::{EventMetrics, MetricsSnapshot};
+use a3s_event::metrics::{
+    BusMetrics, BusMetricsSnapshot, ConsumerMetrics, ConsumerMetricsSnapshot, EventMetrics, LatencyBucket,
+    LatencyHistogram, LatencySnapshot, MetricsSnapshot, PROMETHEUS_CONTENT_TYPE, Processing,
+};
 use a3s_event::provider::memory::{MemoryConfig, MemoryProvider};
 use a3s_event::provider::{EventProvider, PendingEvent, ProviderInfo, Subscription};
 use a3s_event::scaling::{INSTANCE_HEALTH, INSTANCE_READY, INSTANCE_STOPPED, SCALE_DOWN, SCALE_UP};
 use a3s_event::schema::{Compatibility, EventSchema, MemorySchemaRegistry, SchemaRegistry, SchemaRules};
 use a3s_event::sink::{CollectorSink, EventSink, FailingSink, InProcessSink, LogSink, TopicSink};
-use a3s_event::source::{CronSource, EventSource, MetricsSource, WebhookSource};
+#[cfg(feature = "webhook")]
+use a3s_event::source::webhook::{
+    DEFAULT_MAX_BODY, DEFAULT_TOLERANCE, ORIGINAL_SUBJECT, WEBHOOK_ID, WebhookReceiver,
+    WebhookReceiverBuilder,
+};
+use a3s_event::source::{
+    CronSource, Crossing, EventSource, MetricsSource, RunningSource, Side, SourceRunner, SourceState,
+    SourceStatus, ThresholdSource, WebhookSource,
+};
+#[cfg(feature = "cron")]
+use a3s_event::source::{MissedTicks, Schedule, Tick};
 use a3s_event::state::{FileStateStore, InvalidSubscription, MemoryStateStore, StateStore};
 use a3s_event::store::EventBus;
 use a3s_event::subject::subject_matches;
+use a3s_event::trace::{TRACEPARENT, TRACESTATE, TraceContext, process_span, record_error, semconv};
 use a3s_event::types::{
     DeliverPolicy, Event, EventCounts, PublishOptions, ReceivedEvent, SubscribeOptions, SubscriptionFilter,
 };
@@ -262,6 +276,8 @@ async fn bus_signatures(mut bus: EventBus, event: &Event) -> Result<()> {
     let _: Option<&dyn DlqHandler> = bus.dlq_handler();
     let _: Option<&dyn SchemaRegistry> = bus.schema_registry();
     let _: &EventMetrics = bus.metrics();
+    let _: &BusMetrics = bus.telemetry();
+    bus.observe_lag().await?;
     let _: &str = bus.provider_name();
     let _: &dyn EventProvider = bus.provider();
     let _: Arc<dyn EventProvider> = bus.provider_arc();

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use super::panics::caught;
 use crate::dlq::{DeadLetter, DlqHandler, FailureClass, is_letter};
 use crate::error::{EventError, Result};
-use crate::metrics::EventMetrics;
+use crate::metrics::{BusMetrics, ConsumerMetrics};
 use crate::provider::{AckHandler, Delivery, Settlement};
 use crate::types::{Event, ReceivedEvent, unix_millis};
 
@@ -24,7 +24,7 @@ pub(super) struct LetterBox {
     pub(super) handler: Option<Arc<dyn DlqHandler>>,
     /// How long the handler may take.
     pub(super) timeout: Duration,
-    pub(super) metrics: Arc<EventMetrics>,
+    pub(super) metrics: Arc<BusMetrics>,
 }
 
 impl LetterBox {
@@ -102,6 +102,7 @@ pub(super) struct DeadLetters {
     pub(super) letter_box: LetterBox,
     /// Name of the consumer.
     pub(super) consumer: String,
+    pub(super) counters: Arc<ConsumerMetrics>,
     /// Deliveries after which an event is given up. The bus counts them, not the provider, which would drop the event.
     pub(super) max_deliver: Option<u64>,
     /// How long a delivery is leased; the lease is kept alive while the handler works.
@@ -162,7 +163,7 @@ impl DeadLetters {
         loop {
             tokio::select! {
                 biased;
-                done = &mut writing => return done,
+                done = &mut writing => return done.inspect(|()| self.counters.record_dead_letter()),
                 () = tokio::time::sleep(self.ack_wait / 2) => {
                     if let Err(error) = delivery.extend().await {
                         tracing::debug!(sequence = delivery.sequence(), %error, "lease not extended");
@@ -179,6 +180,7 @@ impl DeadLetters {
             tracing::error!(sequence = delivery.sequence(), %error, "record not dead-lettered; trying again");
             tokio::time::sleep(RETRY_DELAY).await;
         }
+        self.counters.record_dead_letter();
         true
     }
 

@@ -7,6 +7,7 @@
 mod builder;
 pub mod consumer;
 mod dead_letter;
+mod metered;
 mod open;
 pub(crate) mod panics;
 mod publish;
@@ -28,7 +29,7 @@ use crate::broker::Broker;
 use crate::crypto::EventEncryptor;
 use crate::dlq::{DeadLetterEvent, DlqHandler};
 use crate::error::{EventError, Result};
-use crate::metrics::EventMetrics;
+use crate::metrics::{BusMetrics, EventMetrics};
 use crate::provider::{
     ConsumerInfo, EventProvider, HistoryQuery, ProviderInfo, ProviderRegistry, StoredEvent, poll_once,
 };
@@ -75,7 +76,7 @@ pub struct EventBus {
     broker: Option<Arc<Broker>>,
     state_store: Option<Arc<dyn StateStore>>,
     registry: Arc<Registry>,
-    metrics: Arc<EventMetrics>,
+    metrics: Arc<BusMetrics>,
     operation_timeout: Duration,
     warned_of_undeclared: AtomicBool,
 }
@@ -88,6 +89,7 @@ impl EventBus {
 
     /// A bus over a provider that is shared with others.
     pub fn from_provider(provider: Arc<dyn EventProvider>) -> Self {
+        let metrics = Arc::new(BusMetrics::new(provider.name()));
         Self {
             provider,
             schema_registry: None,
@@ -98,7 +100,7 @@ impl EventBus {
             broker: None,
             state_store: None,
             registry: Arc::default(),
-            metrics: Arc::default(),
+            metrics,
             operation_timeout: DEFAULT_OPERATION_TIMEOUT,
             warned_of_undeclared: AtomicBool::new(false),
         }
@@ -208,8 +210,13 @@ impl EventBus {
         self.broker.as_deref()
     }
 
-    /// The bus's counters.
+    /// The bus's counters, as earlier versions have them; [`telemetry`](EventBus::telemetry) has all.
     pub fn metrics(&self) -> &EventMetrics {
+        self.metrics.events()
+    }
+
+    /// All that the bus measures: also latencies, and the counters of each subscription.
+    pub fn telemetry(&self) -> &BusMetrics {
         &self.metrics
     }
 
@@ -306,6 +313,24 @@ impl EventBus {
     /// As [`EventProvider::consumers`], and [`EventError::Timeout`].
     pub async fn consumers(&self) -> Result<Vec<ConsumerInfo>> {
         self.within_deadline("consumers", self.provider.consumers()).await
+    }
+
+    /// Asks the provider how many events wait for the durable consumers that this bus opened, and keeps the answer in
+    /// their [metrics](EventBus::telemetry). Call it before a scrape, or now and then.
+    ///
+    /// # Errors
+    ///
+    /// As [`consumers`](EventBus::consumers).
+    pub async fn observe_lag(&self) -> Result<()> {
+        let known = self.consumers().await?;
+        for metrics in self.metrics.consumers() {
+            let name = self.registry.consumer_name(metrics.group(), metrics.filter());
+            let consumer = known.iter().find(|known| known.name == name && known.filter == metrics.filter());
+            if let Some(lag) = consumer.map(|consumer| consumer.lag) {
+                metrics.record_lag(lag);
+            }
+        }
+        Ok(())
     }
 
     /// Counts of the stream.

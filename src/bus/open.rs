@@ -10,7 +10,7 @@ use super::subscription::BusSubscription;
 use crate::crypto::EventEncryptor;
 use crate::dlq::DlqHandler;
 use crate::error::{EventError, Result};
-use crate::metrics::EventMetrics;
+use crate::metrics::BusMetrics;
 use crate::provider::consumer::DEFAULT_ACK_WAIT;
 use crate::provider::{EventProvider, Subscription};
 use crate::schema::SchemaRegistry;
@@ -25,7 +25,7 @@ pub(super) struct Opener {
     pub(super) schemas: Option<Arc<dyn SchemaRegistry>>,
     pub(super) dlq_handler: Option<Arc<dyn DlqHandler>>,
     pub(super) registry: Arc<Registry>,
-    pub(super) metrics: Arc<EventMetrics>,
+    pub(super) metrics: Arc<BusMetrics>,
     pub(super) timeout: Duration,
 }
 
@@ -61,6 +61,7 @@ impl Opener {
         let letters = DeadLetters {
             letter_box: self.letter_box(),
             consumer,
+            counters: self.metrics.consumer(&filter.subscriber_id, subject),
             max_deliver,
             ack_wait: ack_wait(options.as_ref()),
         };

@@ -10,6 +10,7 @@ use crate::error::{EventError, Result};
 use crate::provider::PublishRequest;
 use crate::provider::validate::{validate_payload, validate_publish_options};
 use crate::subject::{validate_category, validate_subject};
+use crate::trace;
 use crate::types::{Event, PublishOptions};
 
 impl EventBus {
@@ -41,8 +42,8 @@ impl EventBus {
 
     /// Publishes an event and returns its sequence.
     ///
-    /// The order is: check the subject, validate the payload against its schema, encrypt a copy, store, route through
-    /// the broker. When the call fails, [`may_be_stored`](EventError::may_be_stored) says whether the event may have
+    /// The order is: check the subject, validate the payload against its schema, encrypt a copy, add the current
+    /// [trace context](crate::trace), store, route through the broker. When the call fails, [`may_be_stored`](EventError::may_be_stored) says whether the event may have
     /// been stored; a retry with a `msg_id` is then safe.
     ///
     /// # Errors
@@ -72,36 +73,22 @@ impl EventBus {
 
     /// Publishes many events with options each and returns one result per event, in order.
     pub async fn publish_batch_with_options(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<u64>> {
-        let span = tracing::info_span!(
-            "publish",
-            messaging.system = self.provider.name(),
-            messaging.operation.name = "publish",
-            messaging.operation.r#type = "send",
-            messaging.batch.message_count = batch.len(),
-        );
+        let span = trace::batch_span(self.provider.name(), batch.len());
         self.store_batch(batch).instrument(span).await
     }
 
-    /// Publishes under a span that covers the whole work, with the field names of OpenTelemetry's messaging conventions.
+    /// Publishes under a span that covers the whole work.
     async fn publish_traced<'a>(
         &self,
         event: &'a Event,
         options: Option<&PublishOptions>,
     ) -> Result<(u64, Cow<'a, Event>)> {
         let start = Instant::now();
-        let span = tracing::info_span!(
-            "publish",
-            messaging.system = self.provider.name(),
-            messaging.operation.name = "publish",
-            messaging.operation.r#type = "send",
-            messaging.destination.name = event.subject,
-            messaging.message.id = event.id,
-            error.r#type = tracing::field::Empty,
-        );
+        let span = trace::publish_span(self.provider.name(), event);
         let result = self.store_and_route(event, options, start).instrument(span.clone()).await;
         if let Err(error) = &result {
             self.metrics.record_publish_error();
-            span.record("error.type", error.kind().to_string());
+            trace::record_error(&span, error);
         }
         result
     }
@@ -113,7 +100,8 @@ impl EventBus {
         start: Instant,
     ) -> Result<(u64, Cow<'a, Event>)> {
         self.check_publish(event, options)?;
-        let stored = self.sealed(event)?;
+        let mut stored = self.sealed(event)?;
+        trace::inject(&mut stored);
         let deadline = self.publish_deadline(options);
         let sequence = self.store(&stored, options, deadline).await?;
         self.metrics.record_publish(start);
@@ -179,7 +167,9 @@ impl EventBus {
             .iter()
             .map(|entry| {
                 self.check_publish(entry.event, Some(&entry.options))?;
-                self.sealed(entry.event)
+                let mut stored = self.sealed(entry.event)?;
+                trace::inject(&mut stored);
+                Ok(stored)
             })
             .collect();
         let ready: Vec<PublishRequest<'_>> = batch

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use tracing::Instrument;
 
 use super::EventBus;
+use super::metered::Metered;
 use super::registry::distinct_name;
 use crate::error::{EventError, Result, shorten};
 use crate::provider::consumer::ConsumerConfig;
 use crate::provider::{ConsumerInfo, Subscription, unsupported};
 use crate::state::InvalidSubscription;
+use crate::trace;
 use crate::types::SubscriptionFilter;
 
 /// Most subjects in one subscription.
@@ -52,15 +54,10 @@ impl EventBus {
         self.check_subscription(&filter)?;
         let mut subscriptions = Vec::with_capacity(filter.subjects.len());
         for subject in &filter.subjects {
-            let span = tracing::info_span!(
-                "subscribe",
-                messaging.system = self.provider.name(),
-                messaging.operation.name = "subscribe",
-                messaging.destination.name = subject,
-                messaging.consumer.group.name = subscriber_id,
-            );
-            let opened = self.opener().open(&filter, subject).instrument(span).await?;
-            subscriptions.push(opened);
+            let span = trace::subscribe_span(self.provider.name(), subscriber_id, subject);
+            let subscription = self.opener().open(&filter, subject).instrument(span).await?;
+            let metrics = self.metrics.consumer(subscriber_id, subject);
+            subscriptions.push(Box::new(Metered::new(subscription, metrics)) as Box<dyn Subscription>);
             self.metrics.record_subscribe();
         }
         Ok(subscriptions)
@@ -78,6 +75,7 @@ impl EventBus {
             self.forget_consumers(subscriber_id, &filter.subjects).await;
         }
         self.metrics.record_unsubscribe();
+        self.metrics.forget(subscriber_id);
         self.save_subscriptions().await;
         Ok(())
     }

@@ -11,7 +11,9 @@ use super::dead_letter::{DeadLetters, Failure};
 use crate::crypto::EventEncryptor;
 use crate::dlq::FailureClass;
 use crate::error::{EventError, Result};
-use crate::provider::{AckHandler, Delivery, PendingEvent, Subscription, UndecodableRecord};
+use crate::provider::{
+    AckHandler, Delivery, PendingEvent, SettlementObserver, Subscription, UndecodableRecord,
+};
 use crate::schema::SchemaRegistry;
 use crate::types::{Event, ReceivedEvent};
 
@@ -101,7 +103,16 @@ impl BusSubscription {
         wait: Duration,
     ) -> Option<Vec<Result<Incoming>>> {
         let batch = self.inner.next_batch(max, wait).await?;
-        Some(batch.into_iter().map(|delivered| self.incoming(delivered)).collect())
+        let counters = &self.letters.counters;
+        let incoming = |delivered: Result<Delivery>| {
+            let counted =
+                delivered.inspect_err(|error| counters.record_failed_delivery(error)).map(|delivery| {
+                    counters.record_delivery(delivery.num_delivered());
+                    delivery.observed_by(Arc::clone(counters) as Arc<dyn SettlementObserver>)
+                });
+            self.incoming(counted)
+        };
+        Some(batch.into_iter().map(incoming).collect())
     }
 
     fn incoming(&self, delivered: Result<Delivery>) -> Result<Incoming> {

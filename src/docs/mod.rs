@@ -15,6 +15,16 @@ pub mod writing_a_provider {
     #![doc = include_str!("writing_a_provider.md")]
 }
 
+/// What is counted and traced, and where it goes.
+pub mod observability {
+    #![doc = include_str!("observability.md")]
+}
+
+/// Events by the clock, from measured values and from webhooks.
+pub mod sources {
+    #![doc = include_str!("sources.md")]
+}
+
 /// What to set and what to watch in operation.
 pub mod deployment {
     #![doc = include_str!("deployment.md")]

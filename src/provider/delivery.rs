@@ -84,53 +84,108 @@ pub trait LeaseHolder: Send + Sync {
     fn release(&self, lease: Lease) -> Result<()>;
 }
 
-/// Who settles a delivery.
-pub(crate) enum Settlement {
+/// The ways to settle a delivery, and the one to give it back.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Settle {
+    Ack,
+    Nak,
+    Term,
+    Release,
+}
+
+/// Learns what becomes of deliveries.
+pub(crate) trait SettlementObserver: Send + Sync {
+    /// A delivery was handed out.
+    fn begun(&self);
+
+    /// It was asked to be settled, with or without effect.
+    fn settled(&self, how: Settle, took_effect: bool);
+
+    /// It was settled or dropped: nobody holds it any more.
+    fn ended(&self);
+}
+
+/// Tells an observer about one delivery.
+struct Observed(Arc<dyn SettlementObserver>);
+
+impl Drop for Observed {
+    fn drop(&mut self) {
+        self.0.ended();
+    }
+}
+
+/// Who settles a delivery, and who learns about it.
+pub(crate) struct Settlement {
+    route: Route,
+    observed: Option<Observed>,
+}
+
+enum Route {
     Handler { handler: Arc<dyn AckHandler>, stream: Arc<str> },
     Holder { holder: Arc<dyn LeaseHolder>, lease: Lease },
 }
 
 impl Settlement {
+    fn handler(handler: Arc<dyn AckHandler>, stream: Arc<str>) -> Self {
+        Self { route: Route::Handler { handler, stream }, observed: None }
+    }
+
+    fn observe(&mut self, observer: Arc<dyn SettlementObserver>) {
+        observer.begun();
+        self.observed = Some(Observed(observer));
+    }
+
+    fn tell(&self, how: Settle, settled: Result<()>) -> Result<()> {
+        if let Some(Observed(observer)) = &self.observed {
+            observer.settled(how, settled.is_ok());
+        }
+        settled
+    }
+
     fn stream(&self) -> &str {
-        match self {
-            Self::Handler { stream, .. } => stream,
-            Self::Holder { holder, .. } => holder.stream(),
+        match &self.route {
+            Route::Handler { stream, .. } => stream,
+            Route::Holder { holder, .. } => holder.stream(),
         }
     }
 
     pub(crate) async fn ack(&self) -> Result<()> {
-        match self {
-            Self::Handler { handler, .. } => handler.ack().await,
-            Self::Holder { holder, lease } => holder.ack(*lease),
-        }
+        let settled = match &self.route {
+            Route::Handler { handler, .. } => handler.ack().await,
+            Route::Holder { holder, lease } => holder.ack(*lease),
+        };
+        self.tell(Settle::Ack, settled)
     }
 
     pub(crate) async fn nak(&self, delay: Option<Duration>) -> Result<()> {
-        match self {
-            Self::Handler { handler, .. } => handler.nak(delay).await,
-            Self::Holder { holder, lease } => holder.nak(*lease, delay),
-        }
+        let settled = match &self.route {
+            Route::Handler { handler, .. } => handler.nak(delay).await,
+            Route::Holder { holder, lease } => holder.nak(*lease, delay),
+        };
+        self.tell(Settle::Nak, settled)
     }
 
     pub(crate) async fn term(&self, reason: &str) -> Result<()> {
-        match self {
-            Self::Handler { handler, .. } => handler.term(reason).await,
-            Self::Holder { holder, lease } => holder.term(*lease, reason),
-        }
+        let settled = match &self.route {
+            Route::Handler { handler, .. } => handler.term(reason).await,
+            Route::Holder { holder, lease } => holder.term(*lease, reason),
+        };
+        self.tell(Settle::Term, settled)
     }
 
     pub(crate) async fn extend(&self) -> Result<()> {
-        match self {
-            Self::Handler { handler, .. } => handler.extend().await,
-            Self::Holder { holder, lease } => holder.extend(*lease),
+        match &self.route {
+            Route::Handler { handler, .. } => handler.extend().await,
+            Route::Holder { holder, lease } => holder.extend(*lease),
         }
     }
 
     pub(crate) async fn release(&self) -> Result<()> {
-        match self {
-            Self::Handler { handler, .. } => handler.release().await,
-            Self::Holder { holder, lease } => holder.release(*lease),
-        }
+        let settled = match &self.route {
+            Route::Handler { handler, .. } => handler.release().await,
+            Route::Holder { holder, lease } => holder.release(*lease),
+        };
+        self.tell(Settle::Release, settled)
     }
 }
 
@@ -207,7 +262,7 @@ impl Delivery {
         stream: Arc<str>,
         handler: Arc<dyn AckHandler>,
     ) -> Self {
-        let settlement = Settlement::Handler { handler, stream };
+        let settlement = Settlement::handler(handler, stream);
         Self { event, sequence, num_delivered, settlement, undecodable: None }
     }
 
@@ -228,7 +283,7 @@ impl Delivery {
 
     /// Puts a delivery together that is settled through its consumer's holder. For providers.
     pub fn with_lease(event: Arc<Event>, lease: Lease, holder: Arc<dyn LeaseHolder>) -> Self {
-        let settlement = Settlement::Holder { holder, lease };
+        let settlement = Settlement { route: Route::Holder { holder, lease }, observed: None };
         Self {
             event,
             sequence: lease.sequence,
@@ -302,6 +357,12 @@ impl Delivery {
         &self.settlement
     }
 
+    /// Lets an observer learn what becomes of this delivery.
+    pub(crate) fn observed_by(mut self, observer: Arc<dyn SettlementObserver>) -> Self {
+        self.settlement.observe(observer);
+        self
+    }
+
     /// The same delivery of another form of the event, for instance its decrypted one.
     #[must_use]
     pub fn map_event(mut self, event: Arc<Event>) -> Self {
@@ -362,7 +423,15 @@ impl PendingEvent {
     /// Makes a pending event that is settled through `handler`.
     pub fn with_handler(received: ReceivedEvent, handler: impl AckHandler + 'static) -> Self {
         let stream = received.stream.as_str().into();
-        Self { received, settlement: Settlement::Handler { handler: Arc::new(handler), stream } }
+        Self { received, settlement: Settlement::handler(Arc::new(handler), stream) }
+    }
+}
+
+impl PendingEvent {
+    /// As [`Delivery::observed_by`].
+    pub(crate) fn observed_by(mut self, observer: Arc<dyn SettlementObserver>) -> Self {
+        self.settlement.observe(observer);
+        self
     }
 }
 

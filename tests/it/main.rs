@@ -11,6 +11,14 @@
 
 mod allocations;
 mod backend;
+#[cfg(all(
+    feature = "encryption",
+    feature = "nats",
+    feature = "routing",
+    feature = "sqlite",
+    feature = "webhook"
+))]
+mod canary;
 #[cfg(feature = "cloudevents")]
 mod cloudevents;
 mod codec;
@@ -34,6 +42,7 @@ mod sqlite_file;
 mod state;
 mod stress;
 mod subscriptions;
+mod telemetry;
 
 use std::time::Duration;
 

@@ -192,7 +192,7 @@ async fn a_disk_that_fails_to_sync_is_written_no_more_until_the_file_is_opened_a
         }
         // The one whose outcome was unknown may be there.
         let provider = reopen(&path).await;
-        let found = provider.info().await.unwrap().messages as usize;
+        let found = usize::try_from(provider.info().await.unwrap().messages).unwrap();
         assert!(
             found == stored || found == stored + 1,
             "{found} events are stored, {stored} were acknowledged"

@@ -6,7 +6,8 @@
     clippy::panic,
     clippy::unwrap_used,
     clippy::indexing_slicing,
-    reason = "a test that cannot be set up fails, as it should"
+    clippy::print_stdout,
+    reason = "a test that cannot be set up fails, as it should, and says what it could not check"
 )]
 
 mod child;

@@ -31,7 +31,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
-use tracing::{Instrument, Span};
+use tracing::Instrument;
 
 use super::Handler;
 use super::policy::{HandlerError, HandlerResult};
@@ -249,17 +249,4 @@ impl fmt::Debug for StoredEvents {
             .field("scope", &self.scope)
             .finish()
     }
-}
-
-/// The span of one attempt, with the field names of OpenTelemetry's messaging conventions.
-pub(super) fn process_span(delivery: &Delivery, consumer: &str) -> Span {
-    tracing::info_span!(
-        "process",
-        messaging.operation.name = "process",
-        messaging.operation.r#type = "process",
-        messaging.destination.name = delivery.event().subject,
-        messaging.consumer.group.name = consumer,
-        messaging.message.id = delivery.event().id,
-        messaging.message.delivery_attempt = delivery.num_delivered(),
-    )
 }

@@ -8,7 +8,6 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::Instrument;
 
-use super::layers::process_span;
 use super::policy::{Backoff, ErrorClass, HandlerResult};
 use super::queue::{Ended, Job, LeftOver};
 use super::{Command, Handler, Runtime, told};
@@ -17,6 +16,7 @@ use crate::bus::panics::caught;
 use crate::dlq::FailureClass;
 use crate::error::{EventError, Result};
 use crate::provider::{AckHandler, Delivery, poll_once};
+use crate::trace::{TraceContext, process_span};
 use crate::types::Event;
 
 /// Further tries of a settlement that failed for a reason that may pass.
@@ -135,10 +135,20 @@ impl<H: Handler> Worker<H> {
             Arc::clone(&job.stream),
             guarded,
         );
-        let span = process_span(&delivery, &job.guarded.letters.consumer);
+        let counters = &job.guarded.letters.counters;
+        let span = process_span(counters.system(), counters.group(), &delivery);
+        let _processing = counters.begin_processing();
+        let context = TraceContext::of(event);
         let handler = Arc::clone(&self.handler);
         // The handler is called inside, so that a panic in the call is caught too.
-        let mut call = pin!(caught(async move { handler.call(delivery).await }).instrument(span));
+        let handling = caught(async move { handler.call(delivery).await }).instrument(span);
+        // What it publishes belongs to the trace of the event.
+        let mut call = pin!(async move {
+            match context {
+                Some(context) => context.scope(handling).await,
+                None => handling.await,
+            }
+        });
         // Most handlers that do not wait need no timer.
         if let Some(done) = poll_once(&mut call).await {
             return outcome(&self.runtime, done);

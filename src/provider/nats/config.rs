@@ -32,7 +32,8 @@ pub enum StorageType {
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NatsConfig {
-    /// URL of the server, or several separated by commas. Default `nats://127.0.0.1:4222`.
+    /// URL of the server, or several separated by commas; `user:password@` or `token@` before each host, the same for
+    /// all, authenticates. Default `nats://127.0.0.1:4222`.
     pub url: String,
     /// Token to authenticate with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -307,9 +308,40 @@ impl NatsProviderBuilder {
     /// [`EventError::Config`] for a wrong setting or an unreadable file, before any I/O on the network;
     /// [`EventError::Connection`] when there is no server; [`EventError::Conflict`] when the stream exists with another
     /// storage, other subjects or another value of what was set here; otherwise the server's error.
-    pub async fn connect(self) -> Result<NatsProvider> {
+    pub async fn connect(mut self) -> Result<NatsProvider> {
+        self.take_credentials_of_url()?;
         self.validate()?;
         NatsProvider::from_builder(self).await
+    }
+
+    /// Takes the credentials out of the servers' URLs: the client would not use them, and would log them.
+    fn take_credentials_of_url(&mut self) -> Result<()> {
+        let mut servers = Vec::new();
+        let mut credentials = Vec::new();
+        for server in self.config.url.split(',').map(str::trim) {
+            if !server.contains('@') {
+                servers.push(server.to_owned());
+                continue;
+            }
+            let server = if server.contains("://") { server.to_owned() } else { format!("nats://{server}") };
+            let url = ProviderUrl::parse(&server)?;
+            servers.push(format!("{}://{}", url.scheme(), url.authority()));
+            credentials.push((url.username().map(str::to_owned), url.password().map(str::to_owned)));
+        }
+        credentials.dedup();
+        if credentials.len() > 1 {
+            return Err(EventError::Config("url: all servers need the same credentials".to_owned()));
+        }
+        match credentials.pop() {
+            Some((Some(user), Some(password))) if self.user_and_password.is_none() => {
+                self.user_and_password = Some((user, password));
+            }
+            Some((Some(token), None)) if self.config.token.is_none() => self.config.token = Some(token),
+            None | Some((None, _)) => {}
+            Some(_) => return Err(only_one_way()),
+        }
+        self.config.url = servers.join(",");
+        Ok(())
     }
 
     fn validate(&self) -> Result<()> {
@@ -349,12 +381,14 @@ impl NatsProviderBuilder {
             self.nkey.is_some(),
         ];
         if ways.into_iter().filter(|given| *given).count() > 1 {
-            return wrong(
-                "token, credentials_path, user and password, nkey: only one can be given".to_owned(),
-            );
+            return Err(only_one_way());
         }
         Ok(())
     }
+}
+
+fn only_one_way() -> EventError {
+    EventError::Config("token, credentials_path, user and password, nkey: only one can be given".to_owned())
 }
 
 impl fmt::Debug for NatsProviderBuilder {
@@ -540,6 +574,33 @@ mod tests {
         );
         let builder = from_url(&ProviderUrl::parse("nats://").unwrap()).unwrap();
         assert_eq!(builder.config.url, "nats://127.0.0.1:4222");
+    }
+
+    #[test]
+    fn credentials_in_the_url_of_the_config_authenticate_and_leave_it() {
+        let with = |url: &str| {
+            let config = NatsConfig { url: url.to_owned(), ..NatsConfig::default() };
+            let mut builder = NatsProviderBuilder::new(config);
+            builder.take_credentials_of_url().map(|()| builder)
+        };
+        let builder = with("nats://us%40er:pass@one:1, tls://us%40er:pass@two:2").unwrap();
+        assert_eq!(builder.config.url, "nats://one:1,tls://two:2");
+        assert_eq!(builder.user_and_password, Some(("us@er".to_owned(), "pass".to_owned())));
+        let builder = with("t0ken@one").unwrap();
+        assert_eq!(
+            (builder.config.url.as_str(), builder.config.token.as_deref()),
+            ("nats://one", Some("t0ken"))
+        );
+        assert_eq!(with("one:1,nats://two").unwrap().config.url, "one:1,nats://two");
+        let different = with("nats://a:b@one,nats://a:c@two").unwrap_err().to_string();
+        assert!(different.contains("same credentials") && !different.contains("a:"), "{different}");
+        let config = NatsConfig {
+            url: "nats://t@one".to_owned(),
+            token: Some("u".to_owned()),
+            ..NatsConfig::default()
+        };
+        let twice = NatsProviderBuilder::new(config).take_credentials_of_url().unwrap_err().to_string();
+        assert!(twice.contains("only one"), "{twice}");
     }
 
     #[test]

@@ -135,6 +135,7 @@ async fn consume(mut member: Box<dyn Subscription>, account: Account) {
 }
 
 /// Runs producers and two members of a durable consumer on two connections while `fault` happens, and checks the account.
+#[allow(clippy::print_stdout, reason = "the figures of a run")]
 pub(super) async fn under_load(builder: NatsProviderBuilder, fault: impl AsyncFnOnce(&Account)) {
     let provider: Arc<dyn EventProvider> = Arc::new(builder.clone().connect().await.unwrap());
     let elsewhere: Arc<dyn EventProvider> = Arc::new(builder.connect().await.unwrap());

@@ -1,7 +1,23 @@
-//! Counters of what the bus does: plain atomics, no lock, no registry.
+//! What a bus measures: plain atomics, no lock on the way of an event, no global registry.
+//!
+//! [`EventMetrics`] are the counters of earlier versions. [`BusMetrics`], which
+//! [`EventBus::telemetry`](crate::EventBus::telemetry) gives, has them all: latencies as histograms, and what becomes of the
+//! events of each subscription. A snapshot can be serialized, or written as the text that Prometheus scrapes. With the
+//! feature `metrics` the same numbers go to the recorder of the `metrics` facade.
+
+mod bus;
+mod consumer;
+mod histogram;
+mod instrument;
+mod prometheus;
+
+pub use bus::{BusMetrics, BusMetricsSnapshot};
+pub use consumer::{ConsumerMetrics, ConsumerMetricsSnapshot, Processing};
+pub use histogram::{LatencyBucket, LatencyHistogram, LatencySnapshot};
+pub use prometheus::PROMETHEUS_CONTENT_TYPE;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
@@ -46,7 +62,11 @@ impl EventMetrics {
 
     /// Counts a successful publish that began at `start`.
     pub fn record_publish(&self, start: Instant) {
-        let latency_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.record_publish_latency(start.elapsed());
+    }
+
+    fn record_publish_latency(&self, latency: Duration) {
+        let latency_us = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
         count(&self.publish_count);
         self.publish_latency_us.fetch_add(latency_us, Ordering::Relaxed);
         self.publish_max_latency_us.fetch_max(latency_us, Ordering::Relaxed);
@@ -157,7 +177,6 @@ pub struct MetricsSnapshot {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn every_recorder_moves_its_own_counter() {

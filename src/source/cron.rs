@@ -1,42 +1,24 @@
-//! Sources: where events come from without somebody publishing them.
+//! Events by the clock.
 
 use std::fmt;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
+#[cfg(feature = "cron")]
+use super::scheduled::{MissedTicks, Scheduled, Tick};
+use super::{EventSource, Stop};
 use crate::error::{EventError, Result};
 use crate::types::Event;
 
-/// Produces events until it is stopped.
-#[async_trait]
-pub trait EventSource: Send + Sync {
-    /// Produces events into `sender` until the source is stopped or the receiver is gone; both end with `Ok`. The
-    /// future runs as long as the source does: give it a task.
-    ///
-    /// A full channel makes the source wait.
-    ///
-    /// # Errors
-    ///
-    /// [`EventError::Source`] when the source cannot go on.
-    async fn start(&self, sender: mpsc::Sender<Event>) -> Result<()>;
+/// The shortest interval.
+const MIN_INTERVAL: Duration = Duration::from_millis(1);
 
-    /// Ends the source for good, also one that was not started yet. Does not wait for `start` to return.
-    ///
-    /// # Errors
-    ///
-    /// [`EventError::Source`] when the source cannot be told.
-    async fn stop(&self) -> Result<()>;
-
-    /// Name of the source, for logs and errors.
-    fn name(&self) -> &str;
-}
-
-/// Produces an event at a fixed interval.
+/// Produces an event at a fixed interval, or with the feature `cron` on a schedule.
 ///
-/// The first event comes after one interval. When the receiver is slow, the ticks that passed meanwhile count as one; they
+/// At a fixed interval the first event comes after one interval. When the receiver is slow, the ticks that passed meanwhile count as one; they
 /// are not made up for in a burst. Each event is made when there is a place for it.
 ///
 /// ```
@@ -63,36 +45,113 @@ pub trait EventSource: Send + Sync {
 /// ```
 pub struct CronSource {
     name: String,
-    interval: Duration,
-    factory: Box<dyn Fn() -> Event + Send + Sync>,
-    stopped: watch::Sender<bool>,
+    when: When,
+    stop: Stop,
+}
+
+enum When {
+    Every {
+        interval: Duration,
+        factory: Box<dyn Fn() -> Event + Send + Sync>,
+    },
+    #[cfg(feature = "cron")]
+    On(Box<Scheduled>),
 }
 
 impl CronSource {
-    /// A source that sends what `factory` makes once per `interval`, which must not be zero.
+    /// A source that sends what `factory` makes once per `interval`, which must be at least 1 ms.
     pub fn new<F>(name: impl Into<String>, interval: Duration, factory: F) -> Self
     where
         F: Fn() -> Event + Send + Sync + 'static,
     {
-        Self { name: name.into(), interval, factory: Box::new(factory), stopped: watch::Sender::new(false) }
+        Self::with(name, When::Every { interval, factory: Box::new(factory) })
     }
 
-    /// Sends events until the receiver is gone.
-    async fn produce(&self, sender: mpsc::Sender<Event>) {
-        let mut ticks = tokio::time::interval(self.interval);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        // The first tick comes at once.
-        ticks.tick().await;
-        loop {
-            tokio::select! {
-                () = sender.closed() => return,
-                _ = ticks.tick() => {}
-            }
-            // A place first, then the event: one that had to wait would arrive with an old time.
-            match sender.reserve().await {
-                Ok(place) => place.send((self.factory)()),
-                Err(_closed) => return,
-            }
+    /// A source that sends what `factory` makes at each time of a schedule.
+    ///
+    /// It fires at most once per time, also when the clock is set back; what becomes of times that passed unseen says
+    /// [`missed_ticks`](CronSource::missed_ticks).
+    ///
+    /// ```
+    /// use a3s_event::source::Schedule;
+    /// use a3s_event::{CronSource, Event};
+    ///
+    /// # fn main() -> a3s_event::Result<()> {
+    /// let opening = CronSource::scheduled("opening", Schedule::new("0 30 9 * * Mon-Fri", "America/New_York")?, |tick| {
+    ///     let mut event = Event::new("events.market.open", "market", "", "opening", serde_json::json!({}));
+    ///     // The same on every instance: with it as `msg_id` they store one event.
+    ///     event.id = format!("opening-{}", tick.scheduled_ms);
+    ///     event
+    /// });
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "cron")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "cron")))]
+    pub fn scheduled<F>(name: impl Into<String>, schedule: super::Schedule, factory: F) -> Self
+    where
+        F: Fn(Tick) -> Event + Send + Sync + 'static,
+    {
+        Self::with(name, When::On(Box::new(Scheduled::new(schedule, Box::new(factory)))))
+    }
+
+    /// What becomes of times that passed unseen; of no effect at a fixed interval, where they count as one.
+    #[cfg(feature = "cron")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "cron")))]
+    #[must_use]
+    pub fn missed_ticks(mut self, policy: MissedTicks) -> Self {
+        if let When::On(scheduled) = &mut self.when {
+            scheduled.missed = policy;
+        }
+        self
+    }
+
+    /// Counts the times behind this one, in Unix milliseconds, as missed: the time of the last event before a restart. Of no
+    /// effect at a fixed interval.
+    #[cfg(feature = "cron")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "cron")))]
+    #[must_use]
+    pub fn resume_after(mut self, unix_ms: u64) -> Self {
+        if let When::On(scheduled) = &mut self.when {
+            scheduled.resume_after = Some(unix_ms);
+        }
+        self
+    }
+
+    #[cfg(all(test, feature = "cron"))]
+    pub(super) fn on(scheduled: Scheduled) -> Self {
+        Self::with("scheduled", When::On(Box::new(scheduled)))
+    }
+
+    fn with(name: impl Into<String>, when: When) -> Self {
+        Self { name: name.into(), when, stop: Stop::new() }
+    }
+
+    async fn produce(&self, sender: mpsc::Sender<Event>) -> Result<()> {
+        match &self.when {
+            When::Every { interval, factory } => every(*interval, &**factory, sender).await,
+            #[cfg(feature = "cron")]
+            When::On(scheduled) => return scheduled.produce(&self.name, sender).await,
+        }
+        Ok(())
+    }
+}
+
+/// Sends events until the receiver is gone.
+async fn every(interval: Duration, factory: &(dyn Fn() -> Event + Send + Sync), sender: mpsc::Sender<Event>) {
+    let mut ticks = tokio::time::interval(interval);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    // The first tick comes at once.
+    ticks.tick().await;
+    loop {
+        tokio::select! {
+            () = sender.closed() => return,
+            _ = ticks.tick() => {}
+        }
+        // A place first, then the event: one that had to wait would arrive with an old time.
+        match sender.reserve().await {
+            Ok(place) => place.send(factory()),
+            Err(_closed) => return,
         }
     }
 }
@@ -101,24 +160,19 @@ impl CronSource {
 impl EventSource for CronSource {
     /// # Errors
     ///
-    /// [`EventError::Source`] when the interval is zero.
+    /// [`EventError::Source`] when the interval is shorter than 1 ms, and when a schedule has no time left.
     async fn start(&self, sender: mpsc::Sender<Event>) -> Result<()> {
-        if self.interval.is_zero() {
-            let reason = format!("'{}' has an interval of zero", self.name);
+        if let When::Every { interval, .. } = &self.when
+            && *interval < MIN_INTERVAL
+        {
+            let reason = format!("'{}' has an interval of {interval:?}: must be at least 1 ms", self.name);
             return Err(EventError::Source(reason));
         }
-        let mut stopped = self.stopped.subscribe();
-        tokio::select! {
-            biased;
-            // Fails only without a sender, and `self` holds it.
-            _ = stopped.wait_for(|stopped| *stopped) => {}
-            () = self.produce(sender) => {}
-        }
-        Ok(())
+        self.stop.or(self.produce(sender)).await.unwrap_or(Ok(()))
     }
 
     async fn stop(&self) -> Result<()> {
-        self.stopped.send_replace(true);
+        self.stop.now();
         Ok(())
     }
 
@@ -129,34 +183,15 @@ impl EventSource for CronSource {
 
 impl fmt::Debug for CronSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CronSource")
-            .field("name", &self.name)
-            .field("interval", &self.interval)
-            .field("stopped", &*self.stopped.borrow())
-            .finish_non_exhaustive()
+        let mut shown = f.debug_struct("CronSource");
+        shown.field("name", &self.name);
+        match &self.when {
+            When::Every { interval, .. } => shown.field("interval", interval),
+            #[cfg(feature = "cron")]
+            When::On(scheduled) => shown.field("schedule", &scheduled.schedule),
+        };
+        shown.field("stopped", &self.stop.is_set()).finish_non_exhaustive()
     }
-}
-
-/// A source that turns HTTP requests into events.
-#[async_trait]
-pub trait WebhookSource: EventSource {
-    /// The path that it takes requests on, for instance `/hooks/orders`.
-    fn path(&self) -> &str;
-
-    /// The content types that it takes; `application/json` unless stated.
-    fn content_types(&self) -> Vec<String> {
-        vec!["application/json".to_owned()]
-    }
-}
-
-/// A source that makes an event when a measured value passes a threshold.
-#[async_trait]
-pub trait MetricsSource: EventSource {
-    /// What is measured.
-    fn metric_name(&self) -> &str;
-
-    /// The value that matters, in the unit of the metric.
-    fn threshold(&self) -> f64;
 }
 
 #[cfg(test)]
@@ -266,36 +301,15 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn extreme_intervals_do_not_panic() {
         let (sender, _events) = mpsc::channel(1);
-        let error = counting_source(Duration::ZERO).start(sender).await.unwrap_err();
-        assert!(matches!(&error, EventError::Source(text) if text.contains("'ticker'")), "{error}");
+        for short in [Duration::ZERO, Duration::from_nanos(1)] {
+            let error = counting_source(short).start(sender.clone()).await.unwrap_err();
+            assert!(matches!(&error, EventError::Source(text) if text.contains("'ticker'")), "{error}");
+        }
 
         let source = counting_source(Duration::MAX);
         let (running, _events) = start(&source, 1);
         tokio::time::sleep(INTERVAL).await;
         source.stop().await.unwrap();
         running.await.unwrap().unwrap();
-    }
-
-    #[test]
-    fn a_webhook_takes_json_unless_stated() {
-        struct Hook;
-        #[async_trait]
-        impl EventSource for Hook {
-            async fn start(&self, _sender: mpsc::Sender<Event>) -> Result<()> {
-                Ok(())
-            }
-            async fn stop(&self) -> Result<()> {
-                Ok(())
-            }
-            fn name(&self) -> &str {
-                "hook"
-            }
-        }
-        impl WebhookSource for Hook {
-            fn path(&self) -> &str {
-                "/hooks"
-            }
-        }
-        assert_eq!(Hook.content_types(), ["application/json"]);
     }
 }

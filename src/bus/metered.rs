@@ -1,0 +1,81 @@
+//! Counts what a subscription delivers and what becomes of it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::error::Result;
+use crate::metrics::ConsumerMetrics;
+use crate::provider::{Delivery, PendingEvent, SettlementObserver, Subscription};
+use crate::types::ReceivedEvent;
+
+/// Any subscription, counted. Adds nothing to wait for, so it is as cancel-safe as the one within.
+pub(super) struct Metered {
+    inner: Box<dyn Subscription>,
+    metrics: Arc<ConsumerMetrics>,
+}
+
+impl Metered {
+    pub(super) fn new(inner: Box<dyn Subscription>, metrics: Arc<ConsumerMetrics>) -> Self {
+        Self { inner, metrics }
+    }
+
+    fn observer(&self) -> Arc<dyn SettlementObserver> {
+        Arc::clone(&self.metrics) as Arc<dyn SettlementObserver>
+    }
+
+    fn delivered(&self, delivery: Delivery) -> Delivery {
+        self.metrics.record_delivery(delivery.num_delivered());
+        delivery.observed_by(self.observer())
+    }
+}
+
+#[async_trait]
+impl Subscription for Metered {
+    async fn next(&mut self) -> Result<Option<ReceivedEvent>> {
+        let next = self.inner.next().await.inspect_err(|error| self.metrics.record_failed_delivery(error))?;
+        Ok(next.inspect(|received| self.metrics.record_delivery_and_ack(received.num_delivered)))
+    }
+
+    async fn next_manual_ack(&mut self) -> Result<Option<PendingEvent>> {
+        let next = self
+            .inner
+            .next_manual_ack()
+            .await
+            .inspect_err(|error| self.metrics.record_failed_delivery(error))?;
+        Ok(next.map(|pending| {
+            self.metrics.record_delivery(pending.received.num_delivered);
+            pending.observed_by(self.observer())
+        }))
+    }
+
+    async fn next_delivery(&mut self) -> Result<Option<Delivery>> {
+        let next = self
+            .inner
+            .next_delivery()
+            .await
+            .inspect_err(|error| self.metrics.record_failed_delivery(error))?;
+        Ok(next.map(|delivery| self.delivered(delivery)))
+    }
+
+    async fn next_batch(&mut self, max: usize, wait: Duration) -> Option<Vec<Result<Delivery>>> {
+        let batch = self.inner.next_batch(max, wait).await?;
+        let count = |item: Result<Delivery>| match item {
+            Ok(delivery) => Ok(self.delivered(delivery)),
+            Err(error) => {
+                self.metrics.record_failed_delivery(&error);
+                Err(error)
+            }
+        };
+        Some(batch.into_iter().map(count).collect())
+    }
+
+    async fn lag(&self) -> Result<u64> {
+        self.inner.lag().await.inspect(|lag| self.metrics.record_lag(*lag))
+    }
+
+    async fn close(&mut self) -> Result<()> {
+        self.inner.close().await
+    }
+}

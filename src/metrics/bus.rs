@@ -1,0 +1,186 @@
+//! All that one bus measures.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::consumer::{ConsumerMetrics, ConsumerMetricsSnapshot};
+use super::histogram::LatencySnapshot;
+use super::instrument::{ExportedCounter, Labels, Timer};
+use super::{EventMetrics, MetricsSnapshot, prometheus};
+use crate::trace::semconv;
+
+/// What one bus measures: the [`EventMetrics`] of earlier versions, how long publishes take, and the counters of each
+/// subscription.
+///
+/// With the feature `metrics` everything is counted for the recorder of the `metrics` facade, too: the one that is
+/// installed when the bus is made, or for a subscription when it is opened. Install it first.
+///
+/// ```
+/// use a3s_event::EventBus;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> a3s_event::Result<()> {
+/// let bus = EventBus::connect("memory://").await?;
+/// bus.publish("market", "forex", "", "doc", serde_json::json!(1)).await?;
+/// let snapshot = bus.telemetry().snapshot();
+/// assert_eq!(snapshot.publish_latency.count, 1);
+/// assert!(snapshot.to_prometheus().contains("a3s_event_published_total{messaging_system=\"memory\"} 1\n"));
+/// # Ok(())
+/// # }
+/// ```
+pub struct BusMetrics {
+    system: String,
+    events: EventMetrics,
+    publish_latency: Timer,
+    exported: Exported,
+    consumers: RwLock<BTreeMap<(String, String), Arc<ConsumerMetrics>>>,
+}
+
+/// The twins of the counters of [`EventMetrics`].
+struct Exported {
+    sent: ExportedCounter,
+    publish_errors: ExportedCounter,
+    subscribes: ExportedCounter,
+    unsubscribes: ExportedCounter,
+    dead_letters: ExportedCounter,
+    validation_errors: ExportedCounter,
+    encrypts: ExportedCounter,
+    decrypts: ExportedCounter,
+}
+
+impl BusMetrics {
+    /// All counters at zero, for a bus over the provider of this name.
+    pub fn new(system: &str) -> Self {
+        let labels: Labels<'_> = &[(semconv::MESSAGING_SYSTEM, system)];
+        let counter = |name| ExportedCounter::new(name, labels);
+        Self {
+            system: system.to_owned(),
+            events: EventMetrics::new(),
+            publish_latency: Timer::new(
+                semconv::MESSAGING_CLIENT_OPERATION_DURATION,
+                &[(semconv::MESSAGING_SYSTEM, system), (semconv::MESSAGING_OPERATION_NAME, "publish")],
+            ),
+            exported: Exported {
+                sent: counter(semconv::MESSAGING_CLIENT_SENT_MESSAGES),
+                publish_errors: counter("a3s_event.publish_errors"),
+                subscribes: counter("a3s_event.subscribes"),
+                unsubscribes: counter("a3s_event.unsubscribes"),
+                dead_letters: counter("a3s_event.dead_letters"),
+                validation_errors: counter("a3s_event.validation_errors"),
+                encrypts: counter("a3s_event.encrypts"),
+                decrypts: counter("a3s_event.decrypts"),
+            },
+            consumers: RwLock::default(),
+        }
+    }
+
+    /// The counters of earlier versions.
+    pub fn events(&self) -> &EventMetrics {
+        &self.events
+    }
+
+    /// Counts a successful publish that began at `start`.
+    pub fn record_publish(&self, start: Instant) {
+        let latency = start.elapsed();
+        self.events.record_publish_latency(latency);
+        self.publish_latency.record(latency);
+        self.exported.sent.add(1);
+    }
+
+    pub(crate) fn record_publish_error(&self) {
+        self.events.record_publish_error();
+        self.exported.publish_errors.add(1);
+    }
+
+    pub(crate) fn record_subscribe(&self) {
+        self.events.record_subscribe();
+        self.exported.subscribes.add(1);
+    }
+
+    pub(crate) fn record_unsubscribe(&self) {
+        self.events.record_unsubscribe();
+        self.exported.unsubscribes.add(1);
+    }
+
+    pub(crate) fn record_dlq(&self) {
+        self.events.record_dlq();
+        self.exported.dead_letters.add(1);
+    }
+
+    pub(crate) fn record_validation_error(&self) {
+        self.events.record_validation_error();
+        self.exported.validation_errors.add(1);
+    }
+
+    pub(crate) fn record_encrypt(&self) {
+        self.events.record_encrypt();
+        self.exported.encrypts.add(1);
+    }
+
+    pub(crate) fn record_decrypt(&self) {
+        self.events.record_decrypt();
+        self.exported.decrypts.add(1);
+    }
+
+    /// The counters of a subscriber and filter, at zero when there were none.
+    pub(crate) fn consumer(&self, group: &str, filter: &str) -> Arc<ConsumerMetrics> {
+        let mut consumers = self.consumers.write().unwrap_or_else(PoisonError::into_inner);
+        let new = || Arc::new(ConsumerMetrics::new(&self.system, group, filter));
+        Arc::clone(consumers.entry((group.to_owned(), filter.to_owned())).or_insert_with(new))
+    }
+
+    /// The counters of every subscription that was opened and not removed, by subscriber and filter.
+    pub fn consumers(&self) -> Vec<Arc<ConsumerMetrics>> {
+        let consumers = self.consumers.read().unwrap_or_else(PoisonError::into_inner);
+        consumers.values().map(Arc::clone).collect()
+    }
+
+    /// Forgets the counters of a subscriber: without it, subscribers that come and go would add up.
+    pub(crate) fn forget(&self, group: &str) {
+        let mut consumers = self.consumers.write().unwrap_or_else(PoisonError::into_inner);
+        consumers.retain(|(known, _), _| known != group);
+    }
+
+    /// All of it now. Each number is read by itself: the snapshot is not one instant.
+    pub fn snapshot(&self) -> BusMetricsSnapshot {
+        BusMetricsSnapshot {
+            system: self.system.clone(),
+            events: self.events.snapshot(),
+            publish_latency: self.publish_latency.snapshot(),
+            consumers: self.consumers().iter().map(|consumer| consumer.snapshot()).collect(),
+        }
+    }
+}
+
+impl fmt::Debug for BusMetrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("BusMetrics").field(&self.snapshot()).finish()
+    }
+}
+
+/// What one bus measured, at one time.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct BusMetricsSnapshot {
+    /// Name of the provider.
+    pub system: String,
+    /// The counters of earlier versions.
+    pub events: MetricsSnapshot,
+    /// How long successful publishes took, from the call to the stored event.
+    pub publish_latency: LatencySnapshot,
+    /// The subscriptions, by subscriber and filter.
+    pub consumers: Vec<ConsumerMetricsSnapshot>,
+}
+
+impl BusMetricsSnapshot {
+    /// The text that Prometheus scrapes, in format version 0.0.4; serve it as
+    /// [`PROMETHEUS_CONTENT_TYPE`](super::PROMETHEUS_CONTENT_TYPE).
+    pub fn to_prometheus(&self) -> String {
+        prometheus::exposition(self)
+    }
+}

@@ -1,0 +1,209 @@
+//! The text format that Prometheus scrapes, version 0.0.4.
+//!
+//! Written by hand: it is a page of text from our own snapshot, where an exporter would bring a global recorder and a web
+//! server.
+
+use std::fmt::{self, Display, Write};
+
+use super::bus::BusMetricsSnapshot;
+use super::consumer::ConsumerMetricsSnapshot;
+use super::histogram::LatencySnapshot;
+
+/// The content type to serve [`to_prometheus`](BusMetricsSnapshot::to_prometheus) as.
+pub const PROMETHEUS_CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+pub(super) fn exposition(snapshot: &BusMetricsSnapshot) -> String {
+    let mut text = String::new();
+    // Writing to a string never fails.
+    let _ = write_bus(&mut text, snapshot);
+    let _ = write_consumers(&mut text, snapshot);
+    text
+}
+
+fn write_bus(text: &mut String, snapshot: &BusMetricsSnapshot) -> fmt::Result {
+    let events = &snapshot.events;
+    let labels = Labels(&[("messaging_system", &snapshot.system)]);
+    for (name, help, value) in [
+        ("published", "Events published.", events.publish_count),
+        ("publish_errors", "Publishes that failed.", events.publish_errors),
+        ("subscribes", "Subscriptions opened.", events.subscribe_count),
+        ("unsubscribes", "Subscriptions removed.", events.unsubscribe_count),
+        ("dead_letters", "Events written to the dead letters.", events.dlq_count),
+        ("validation_errors", "Payloads refused by their schema.", events.validation_errors),
+        ("encrypts", "Payloads encrypted.", events.encrypt_count),
+        ("decrypts", "Payloads decrypted.", events.decrypt_count),
+    ] {
+        writeln!(text, "# HELP a3s_event_{name}_total {help}\n# TYPE a3s_event_{name}_total counter")?;
+        writeln!(text, "a3s_event_{name}_total{{{labels}}} {value}")?;
+    }
+    let name = "a3s_event_publish_duration_seconds";
+    writeln!(text, "# HELP {name} How long successful publishes took.\n# TYPE {name} histogram")?;
+    write_histogram(text, name, &labels, &snapshot.publish_latency)
+}
+
+type Read = fn(&ConsumerMetricsSnapshot) -> u64;
+
+fn write_consumers(text: &mut String, snapshot: &BusMetricsSnapshot) -> fmt::Result {
+    let families: [(&str, &str, &str, Read); 13] = [
+        ("delivered_total", "counter", "Deliveries.", |c| c.delivered),
+        ("redelivered_total", "counter", "Deliveries that were not the event's first.", |c| c.redelivered),
+        ("acked_total", "counter", "Events acknowledged.", |c| c.acked),
+        ("nacked_total", "counter", "Events refused.", |c| c.nacked),
+        ("terminated_total", "counter", "Events ended as not processable.", |c| c.terminated),
+        ("released_total", "counter", "Events given back without an attempt.", |c| c.released),
+        ("settle_errors_total", "counter", "Settlements that failed.", |c| c.settle_errors),
+        ("dead_lettered_total", "counter", "Events written to the dead letters.", |c| c.dead_lettered),
+        ("receive_errors_total", "counter", "Calls for the next event that failed.", |c| c.receive_errors),
+        ("overtaken_total", "counter", "Events dropped by retention before delivery.", |c| c.overtaken),
+        ("in_flight", "gauge", "Deliveries not settled yet.", |c| c.in_flight),
+        ("processing", "gauge", "Events that handlers work on.", |c| c.processing),
+        ("lag", "gauge", "Events waiting when the lag was last asked for.", |c| c.lag),
+    ];
+    if snapshot.consumers.is_empty() {
+        return Ok(());
+    }
+    for (name, kind, help, value) in families {
+        let name = format!("a3s_event_consumer_{name}");
+        writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}")?;
+        for consumer in &snapshot.consumers {
+            let labels = consumer_labels(snapshot, consumer);
+            writeln!(text, "{name}{{{}}} {}", Labels(&labels), value(consumer))?;
+        }
+    }
+    let name = "a3s_event_process_duration_seconds";
+    writeln!(text, "# HELP {name} How long handlers took.\n# TYPE {name} histogram")?;
+    for consumer in &snapshot.consumers {
+        let labels = consumer_labels(snapshot, consumer);
+        write_histogram(text, name, &Labels(&labels), &consumer.process_latency)?;
+    }
+    Ok(())
+}
+
+fn consumer_labels<'a>(
+    snapshot: &'a BusMetricsSnapshot,
+    consumer: &'a ConsumerMetricsSnapshot,
+) -> [(&'static str, &'a str); 3] {
+    [("messaging_system", &snapshot.system), ("group", &consumer.group), ("filter", &consumer.filter)]
+}
+
+/// One bucket per doubling: a scrape needs no finer ones.
+fn write_histogram(
+    text: &mut String,
+    name: &str,
+    labels: &Labels<'_>,
+    latency: &LatencySnapshot,
+) -> fmt::Result {
+    for (below_ns, count) in latency.cumulative() {
+        writeln!(text, "{name}_bucket{{{labels},le=\"{}\"}} {count}", Seconds(below_ns))?;
+    }
+    writeln!(text, "{name}_bucket{{{labels},le=\"+Inf\"}} {}", latency.count)?;
+    writeln!(text, "{name}_sum{{{labels}}} {}", Seconds(latency.sum_ns))?;
+    writeln!(text, "{name}_count{{{labels}}} {}", latency.count)
+}
+
+/// Nanoseconds as seconds, exactly.
+struct Seconds(u64);
+
+impl Display for Seconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const PER_SECOND: u64 = 1_000_000_000;
+        write!(f, "{}.{:09}", self.0 / PER_SECOND, self.0 % PER_SECOND)
+    }
+}
+
+/// `name="value"` pairs with what the format escapes.
+struct Labels<'a>(&'a [(&'a str, &'a str)]);
+
+impl Display for Labels<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (name, value)) in self.0.iter().enumerate() {
+            let comma = if index == 0 { "" } else { "," };
+            write!(f, "{comma}{name}=\"")?;
+            for character in value.chars() {
+                match character {
+                    '\\' => f.write_str("\\\\")?,
+                    '"' => f.write_str("\\\"")?,
+                    '\n' => f.write_str("\\n")?,
+                    other => f.write_char(other)?,
+                }
+            }
+            f.write_char('"')?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::time::{Duration, Instant};
+
+    use crate::metrics::BusMetrics;
+    use crate::provider::{Settle, SettlementObserver};
+
+    fn sample() -> String {
+        let metrics = BusMetrics::new("memory");
+        metrics.record_publish(Instant::now().checked_sub(Duration::from_millis(1_500)).unwrap());
+        metrics.record_publish_error();
+        let consumer = metrics.consumer("an \"odd\\one\"\n", "events.>");
+        consumer.record_delivery(2);
+        consumer.settled(Settle::Ack, true);
+        consumer.begun();
+        metrics.snapshot().to_prometheus()
+    }
+
+    #[test]
+    fn numbers_stand_under_their_names_and_labels() {
+        let text = sample();
+        let labels = r#"{messaging_system="memory",group="an \"odd\\one\"\n",filter="events.>"}"#;
+        for line in [
+            "a3s_event_published_total{messaging_system=\"memory\"} 1".to_owned(),
+            "a3s_event_publish_errors_total{messaging_system=\"memory\"} 1".to_owned(),
+            "a3s_event_publish_duration_seconds_bucket{messaging_system=\"memory\",le=\"1.073741824\"} 0"
+                .to_owned(),
+            "a3s_event_publish_duration_seconds_bucket{messaging_system=\"memory\",le=\"2.147483648\"} 1"
+                .to_owned(),
+            format!("a3s_event_consumer_redelivered_total{labels} 1"),
+            format!("a3s_event_consumer_acked_total{labels} 1"),
+            format!("a3s_event_consumer_in_flight{labels} 1"),
+            format!("a3s_event_process_duration_seconds_count{labels} 0"),
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+    }
+
+    /// The rules of the format: each family has one HELP and one TYPE, before its samples, which stand together; no sample
+    /// twice; buckets grow and end with all.
+    #[test]
+    fn the_text_follows_the_format() {
+        let text = sample();
+        assert!(text.ends_with('\n'));
+        let mut kinds: HashMap<&str, &str> = HashMap::new();
+        let mut current = "";
+        let mut samples = std::collections::HashSet::new();
+        let mut last_bucket = 0;
+        for line in text.lines() {
+            if let Some(rest) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = rest.split_once(' ').unwrap();
+                assert!(["counter", "gauge", "histogram"].contains(&kind));
+                assert_eq!(name, current, "HELP comes first");
+                assert!(kinds.insert(name, kind).is_none(), "{name} twice");
+            } else if let Some(rest) = line.strip_prefix("# HELP ") {
+                current = rest.split_once(' ').unwrap().0;
+            } else {
+                let (sample, value) = line.rsplit_once(' ').unwrap();
+                assert!(samples.insert(sample), "{sample} twice");
+                assert!(value.parse::<f64>().is_ok(), "{line}");
+                assert!(sample.starts_with(current), "{sample} stands with {current}");
+                assert_eq!(kinds[current] == "counter", current.ends_with("_total"));
+                if sample.contains("_bucket{") {
+                    let count: u64 = value.parse().unwrap();
+                    let begins = sample.contains("le=\"0.000000128\"");
+                    assert!(begins || count >= last_bucket, "{line}");
+                    last_bucket = count;
+                }
+            }
+        }
+        assert!(kinds.len() > 20);
+    }
+}

@@ -1,0 +1,647 @@
+//! A receiver of webhooks: an axum router that takes CloudEvents and signed JSON.
+//!
+//! A [`WebhookReceiver`] takes `POST` requests on one path, in the order that costs a stranger least: token, size,
+//! signature, then the content. What it takes:
+//!
+//! - CloudEvents in binary, structured and batched mode;
+//! - any other JSON (`application/json` or `…+json`), which becomes the payload of one event.
+//!
+//! Signatures are those of [Standard Webhooks](https://www.standardwebhooks.com): `webhook-id`, `webhook-timestamp` and
+//! `webhook-signature` (HMAC-SHA256), with a window of time, several secrets for their rotation, and a bounded memory of the
+//! ids that were taken.
+//!
+//! | answer | when |
+//! |---|---|
+//! | 202 | taken; with [`publish_to`](WebhookReceiverBuilder::publish_to) it is stored |
+//! | 200 | a signed request with this id was taken before; it is not taken again |
+//! | 400 | the content or a header cannot be read |
+//! | 401 | no or a wrong token or signature, or a time too far from now |
+//! | 408 | the body did not come in time |
+//! | 409 | a request with this id is being taken |
+//! | 413 | the body or the batch is too large |
+//! | 415 | a content type or encoding that is not read |
+//! | 503 | cannot take it now; the sender is to try again |
+//!
+//! What belongs to a connection, such as the limits of headers and slow clients, is up to the server that the router is
+//! served by.
+
+mod json;
+mod replay;
+mod signature;
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use axum::Router;
+use axum::body::{Body, Bytes, HttpBody, to_bytes};
+use axum::extract::Request;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use sha2::{Digest, Sha256};
+use tokio::sync::mpsc;
+
+use self::replay::{Begun, Taken};
+use self::signature::{Signed, Verifier};
+use super::{EventSource, Stop, WebhookSource};
+use crate::bus::EventBus;
+use crate::cloudevents::{Accept, http};
+use crate::error::{ErrorKind, EventError, Result, shorten};
+use crate::provider::PublishRequest;
+use crate::subject::validate_subject;
+use crate::trace::{TRACEPARENT, TRACESTATE, TraceContext};
+use crate::types::{Event, PublishOptions, unix_millis};
+
+/// Largest body in bytes unless configured otherwise.
+pub const DEFAULT_MAX_BODY: usize = 1024 * 1024;
+/// How far the time of a signed request may be from now, on both sides, unless configured otherwise.
+pub const DEFAULT_TOLERANCE: Duration = Duration::from_secs(300);
+/// Metadata key of the subject of a CloudEvent that was published under another one.
+pub const ORIGINAL_SUBJECT: &str = "webhook_subject";
+/// Metadata key of the id of a signed request.
+pub const WEBHOOK_ID: &str = "webhook_id";
+
+/// How long a body may take to come, and a request to be taken, unless configured otherwise.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+/// How many ids are remembered.
+const REMEMBERED_IDS: usize = 100_000;
+/// Seconds after which a sender may try again.
+const RETRY_AFTER: &str = "5";
+/// Shortest token.
+const MIN_TOKEN: usize = 16;
+
+/// Puts a [`WebhookReceiver`] together.
+#[must_use]
+pub struct WebhookReceiverBuilder {
+    name: String,
+    path: String,
+    subject: String,
+    category: String,
+    keep_subjects: bool,
+    secrets: Vec<String>,
+    tokens: Vec<String>,
+    unauthenticated: bool,
+    tolerance: Duration,
+    max_body: usize,
+    timeout: Duration,
+    bus: Option<Arc<EventBus>>,
+}
+
+impl WebhookReceiverBuilder {
+    /// The subject of what comes in. Default `events.webhook.{name}`.
+    pub fn subject(mut self, subject: impl Into<String>) -> Self {
+        self.subject = subject.into();
+        self
+    }
+
+    /// The category of what comes in without one. Default `webhook`.
+    pub fn category(mut self, category: impl Into<String>) -> Self {
+        self.category = category.into();
+        self
+    }
+
+    /// Publishes CloudEvents under their own subject where that is a legal one. Without it only subjects below the
+    /// receiver's own are kept: whoever may send should not be able to publish anywhere.
+    pub fn keep_subjects(mut self) -> Self {
+        self.keep_subjects = true;
+        self
+    }
+
+    /// Asks for a signature with this secret, or with any of several: base64 of 24 to 64 bytes, with or without `whsec_`.
+    pub fn secret(mut self, secret: impl Into<String>) -> Self {
+        self.secrets.push(secret.into());
+        self
+    }
+
+    /// Asks for this token in `Authorization: Bearer`, or for any of several; at least 16 bytes. With secrets, too, both are
+    /// needed.
+    pub fn token(mut self, token: impl Into<String>) -> Self {
+        self.tokens.push(token.into());
+        self
+    }
+
+    /// Takes requests from anybody who can reach it.
+    pub fn unauthenticated(mut self) -> Self {
+        self.unauthenticated = true;
+        self
+    }
+
+    /// How far the time of a signed request may be from now. Default 300 s.
+    pub fn tolerance(mut self, tolerance: Duration) -> Self {
+        self.tolerance = tolerance;
+        self
+    }
+
+    /// Largest body in bytes. Default 1 MiB.
+    pub fn max_body(mut self, bytes: usize) -> Self {
+        self.max_body = bytes;
+        self
+    }
+
+    /// How long a body may take to come, and then the request to be taken. Default 30 s.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Publishes what comes in before it is answered: what was answered with 202 is stored. The ids of signed requests and
+    /// of CloudEvents are the `msg_id`, where the provider deduplicates, so that a request that is sent again stores nothing
+    /// twice. Without it, [`start`](EventSource::start) has to run, and 202 says only that the event is on its way.
+    pub fn publish_to(mut self, bus: Arc<EventBus>) -> Self {
+        self.bus = Some(bus);
+        self
+    }
+
+    /// Builds it.
+    ///
+    /// # Errors
+    ///
+    /// [`EventError::Config`] for a path that is none, a secret or token too short, and for neither of them without
+    /// [`unauthenticated`](WebhookReceiverBuilder::unauthenticated); [`EventError::InvalidSubject`] for the subject.
+    pub fn build(self) -> Result<Arc<WebhookReceiver>> {
+        let wrong = |text: String| Err(EventError::Config(text));
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "/-_.~".contains(c);
+        if !self.path.starts_with('/') || self.path.len() > 256 || !self.path.chars().all(is_plain) {
+            let path = shorten(&self.path);
+            return wrong(format!(
+                "path \"{path}\": must begin with / and have only letters, digits and / - _ . ~"
+            ));
+        }
+        validate_subject(&self.subject)?;
+        if self.secrets.is_empty() && self.tokens.is_empty() && !self.unauthenticated {
+            return wrong(format!(
+                "webhook '{}': needs a secret, a token or unauthenticated()",
+                shorten(&self.name)
+            ));
+        }
+        if self.tokens.iter().any(|token| token.len() < MIN_TOKEN) {
+            return wrong(format!("webhook token: must be at least {MIN_TOKEN} bytes long"));
+        }
+        if self.timeout.is_zero() || self.max_body == 0 {
+            return wrong("webhook timeout and max_body: must not be zero".to_owned());
+        }
+        Ok(Arc::new(WebhookReceiver {
+            verifier: Verifier::new(&self.secrets, self.tolerance)?,
+            tokens: self.tokens.iter().map(|token| digest(token)).collect(),
+            // Beyond twice the window no signature is right any more.
+            taken: Taken::new(REMEMBERED_IDS, self.tolerance.saturating_mul(2)),
+            name: self.name,
+            path: self.path,
+            subject: self.subject,
+            category: self.category,
+            keep_subjects: self.keep_subjects,
+            max_body: self.max_body,
+            timeout: self.timeout,
+            bus: self.bus,
+            sender: Mutex::new(None),
+            stop: Stop::new(),
+        }))
+    }
+}
+
+impl fmt::Debug for WebhookReceiverBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WebhookReceiverBuilder")
+            .field("name", &self.name)
+            .field("path", &self.path)
+            .field("subject", &self.subject)
+            .field("secrets", &self.secrets.len())
+            .field("tokens", &self.tokens.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Receives webhooks on one path. Its Debug shows no secret.
+///
+/// ```
+/// use std::sync::Arc;
+/// use a3s_event::source::webhook::WebhookReceiver;
+/// use a3s_event::{EventBus, MemoryProvider};
+///
+/// # fn main() -> a3s_event::Result<()> {
+/// let bus = Arc::new(EventBus::new(MemoryProvider::default()));
+/// let receiver = WebhookReceiver::builder("orders", "/hooks/orders")
+///     .secret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+///     .publish_to(bus)
+///     .build()?;
+/// // Serve it with axum, alone or merged into the program's own router.
+/// let router: axum::Router = receiver.router();
+/// # let _ = router;
+/// # Ok(())
+/// # }
+/// ```
+pub struct WebhookReceiver {
+    name: String,
+    path: String,
+    subject: String,
+    category: String,
+    keep_subjects: bool,
+    verifier: Verifier,
+    /// Hashes: comparing them in whatever time says nothing about the tokens.
+    tokens: Vec<[u8; 32]>,
+    taken: Taken,
+    max_body: usize,
+    timeout: Duration,
+    bus: Option<Arc<EventBus>>,
+    /// Where events go while [`start`](EventSource::start) runs.
+    sender: Mutex<Option<mpsc::Sender<Event>>>,
+    stop: Stop,
+}
+
+impl WebhookReceiver {
+    /// Starts a receiver of this name on this path.
+    pub fn builder(name: impl Into<String>, path: impl Into<String>) -> WebhookReceiverBuilder {
+        let name = name.into();
+        WebhookReceiverBuilder {
+            subject: format!("events.webhook.{name}"),
+            name,
+            path: path.into(),
+            category: "webhook".to_owned(),
+            keep_subjects: false,
+            secrets: Vec::new(),
+            tokens: Vec::new(),
+            unauthenticated: false,
+            tolerance: DEFAULT_TOLERANCE,
+            max_body: DEFAULT_MAX_BODY,
+            timeout: DEFAULT_TIMEOUT,
+            bus: None,
+        }
+    }
+
+    /// The router with the one path, to be served or merged into another.
+    pub fn router(self: &Arc<Self>) -> Router {
+        let receiver = Arc::clone(self);
+        let receive = move |request: Request| {
+            let receiver = Arc::clone(&receiver);
+            async move { receiver.receive(request).await }
+        };
+        Router::new().route(&self.path, axum::routing::post(receive))
+    }
+
+    async fn receive(&self, request: Request) -> Response {
+        match self.take(request).await {
+            Ok(status) => status.into_response(),
+            Err(refusal) => {
+                tracing::debug!(
+                    source = self.name,
+                    status = refusal.status.as_u16(),
+                    reason = &*refusal.reason,
+                    "webhook refused"
+                );
+                refusal.into_response()
+            }
+        }
+    }
+
+    async fn take(&self, request: Request) -> std::result::Result<StatusCode, Refusal> {
+        if self.stop.is_set() {
+            return Err(Refusal::unavailable("the receiver was stopped"));
+        }
+        let (parts, body) = request.into_parts();
+        let headers = parts.headers;
+        self.check_token(&headers)?;
+        if headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
+            return Err(Refusal::unsupported("content-encoding: is not read"));
+        }
+        let body = self.read(body).await?;
+        if !self.verifier.is_in_use() {
+            self.hand_on(self.events(&headers, &body, None)?, None).await?;
+            return Ok(StatusCode::ACCEPTED);
+        }
+        let signed = signed(&headers)?;
+        self.verifier.verify(&signed, &body, unix_millis())?;
+        match self.taken.begin(signed.id) {
+            Begun::Done => Ok(StatusCode::OK),
+            Begun::InWork => Err(Refusal::new(StatusCode::CONFLICT, "webhook-id: is being taken")),
+            Begun::New(taking) => {
+                self.hand_on(self.events(&headers, &body, Some(signed.id))?, Some(signed.id)).await?;
+                taking.done();
+                Ok(StatusCode::ACCEPTED)
+            }
+        }
+    }
+
+    fn check_token(&self, headers: &HeaderMap) -> std::result::Result<(), Refusal> {
+        if self.tokens.is_empty() {
+            return Ok(());
+        }
+        let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let given = given
+            .and_then(|value| value.split_once(' '))
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+        let is_known = given.is_some_and(|(_, token)| self.tokens.contains(&digest(token.trim())));
+        if is_known {
+            Ok(())
+        } else {
+            Err(Refusal::unauthorized("authorization: needs a valid bearer token"))
+        }
+    }
+
+    async fn read(&self, body: Body) -> std::result::Result<Bytes, Refusal> {
+        let too_large = || Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large");
+        let limit = u64::try_from(self.max_body).unwrap_or(u64::MAX);
+        if body.size_hint().lower() > limit {
+            return Err(too_large());
+        }
+        match tokio::time::timeout(self.timeout, to_bytes(body, self.max_body)).await {
+            Err(_elapsed) => Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")),
+            Ok(Ok(body)) => Ok(body),
+            Ok(Err(error)) if is_length_limit(&error) => Err(too_large()),
+            Ok(Err(_)) => Err(Refusal::bad_request("the body broke off")),
+        }
+    }
+
+    /// What a request holds.
+    fn events(
+        &self,
+        headers: &HeaderMap,
+        body: &[u8],
+        webhook_id: Option<&str>,
+    ) -> std::result::Result<Vec<Event>, Refusal> {
+        let content_type = text(headers, header::CONTENT_TYPE.as_str());
+        let pairs = || headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
+        let mode = http::mode(content_type);
+        let is_cloud_event = mode != http::Mode::Binary || headers.contains_key("ce-specversion");
+        let mut events = if !is_cloud_event {
+            vec![self.plain(content_type, body)?]
+        } else if mode == http::Mode::Batch {
+            let batch = http::from_batch(pairs(), body, Accept::Conformant).map_err(Refusal::of)?;
+            batch.into_iter().map(|event| self.own(event)).collect::<std::result::Result<_, _>>()?
+        } else {
+            vec![self.own(http::from_message(pairs(), body, Accept::Conformant).map_err(Refusal::of)?)?]
+        };
+        let context = text(headers, TRACEPARENT)
+            .and_then(|parent| TraceContext::parse(parent, text(headers, TRACESTATE)));
+        for event in &mut events {
+            if let Some(id) = webhook_id {
+                event.metadata.insert(WEBHOOK_ID.to_owned(), id.to_owned());
+            }
+            if let Some(context) = &context {
+                context.add_to(&mut event.metadata);
+            }
+        }
+        Ok(events)
+    }
+
+    fn plain(&self, content_type: Option<&str>, body: &[u8]) -> std::result::Result<Event, Refusal> {
+        if !content_type.is_some_and(is_json) {
+            return Err(Refusal::unsupported("content-type: must be JSON in UTF-8, or that of a CloudEvent"));
+        }
+        let payload = json::parse(body).map_err(|error| {
+            Refusal::new(StatusCode::BAD_REQUEST, format!("the body is no JSON: {error}"))
+        })?;
+        Ok(Event::new(&self.subject, &self.category, "", &self.name, payload))
+    }
+
+    /// A CloudEvent as an event of this receiver.
+    fn own(&self, event: crate::CloudEvent) -> std::result::Result<Event, Refusal> {
+        let mut event = Event::try_from(event).map_err(Refusal::of)?;
+        let is_below = event.subject.strip_prefix(&self.subject).is_some_and(|rest| rest.starts_with('.'));
+        let is_kept = self.keep_subjects || is_below || event.subject == self.subject;
+        if !is_kept || validate_subject(&event.subject).is_err() {
+            let original = std::mem::replace(&mut event.subject, self.subject.clone());
+            if !original.is_empty() {
+                event.metadata.insert(ORIGINAL_SUBJECT.to_owned(), original);
+            }
+        }
+        if event.category.is_empty() {
+            event.category.clone_from(&self.category);
+        }
+        if event.timestamp == 0 {
+            event.timestamp = unix_millis();
+        }
+        Ok(event)
+    }
+
+    /// Stores the events, or gives them to whoever runs this source.
+    async fn hand_on(
+        &self,
+        events: Vec<Event>,
+        webhook_id: Option<&str>,
+    ) -> std::result::Result<(), Refusal> {
+        let handing_on = async {
+            match &self.bus {
+                Some(bus) => publish(bus, &events, webhook_id).await,
+                None => self.send(events).await,
+            }
+        };
+        tokio::time::timeout(self.timeout, handing_on)
+            .await
+            .unwrap_or_else(|_elapsed| Err(Refusal::unavailable("the events were not taken in time")))
+    }
+
+    async fn send(&self, events: Vec<Event>) -> std::result::Result<(), Refusal> {
+        let sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(sender) = sender else { return Err(Refusal::unavailable("the receiver was not started")) };
+        if events.len() > sender.max_capacity() {
+            return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "the batch has too many events"));
+        }
+        // Places for all of them first: all or none.
+        let Ok(places) = sender.reserve_many(events.len()).await else {
+            return Err(Refusal::unavailable("the receiver is ending"));
+        };
+        for (place, event) in places.zip(events) {
+            place.send(event);
+        }
+        Ok(())
+    }
+}
+
+async fn publish(
+    bus: &EventBus,
+    events: &[Event],
+    webhook_id: Option<&str>,
+) -> std::result::Result<(), Refusal> {
+    let dedup = bus.provider().capabilities().dedup.is_yes();
+    let requests: Vec<_> = events
+        .iter()
+        .enumerate()
+        .map(|(index, event)| {
+            let id = webhook_id.map_or_else(|| event.id.clone(), |id| format!("{id}.{index}"));
+            let options = PublishOptions { msg_id: dedup.then_some(id), ..PublishOptions::default() };
+            PublishRequest::new(event, options)
+        })
+        .collect();
+    let results = bus.publish_batch_with_options(&requests).await;
+    // A failure that a retry can help comes first: the sender tries again, and what is stored is not stored twice.
+    let failed: Vec<EventError> = results.into_iter().filter_map(Result::err).collect();
+    match failed.iter().find(|error| !is_refusal(error)).or(failed.first()) {
+        None => Ok(()),
+        Some(error) => {
+            tracing::warn!(%error, "a webhook was not stored");
+            Err(Refusal::of_publish(error))
+        }
+    }
+}
+
+/// Whether the event itself is what cannot be stored.
+fn is_refusal(error: &EventError) -> bool {
+    matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Schema)
+}
+
+#[async_trait]
+impl EventSource for WebhookReceiver {
+    /// Hands what comes in to `sender`; with [`publish_to`](WebhookReceiverBuilder::publish_to) it only waits for the end.
+    ///
+    /// # Errors
+    ///
+    /// None.
+    async fn start(&self, sender: mpsc::Sender<Event>) -> Result<()> {
+        *self.sender.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender.clone());
+        let _end = Ended(self);
+        self.stop.or(sender.closed()).await;
+        Ok(())
+    }
+
+    async fn stop(&self) -> Result<()> {
+        self.stop.now();
+        Ok(())
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+/// Takes the sender away when `start` ends, however it does.
+struct Ended<'a>(&'a WebhookReceiver);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        *self.0.sender.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+impl WebhookSource for WebhookReceiver {
+    fn path(&self) -> &str {
+        &self.path
+    }
+
+    fn content_types(&self) -> Vec<String> {
+        ["application/json", "application/cloudevents+json", "application/cloudevents-batch+json"]
+            .map(str::to_owned)
+            .to_vec()
+    }
+}
+
+impl fmt::Debug for WebhookReceiver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WebhookReceiver")
+            .field("name", &self.name)
+            .field("path", &self.path)
+            .field("subject", &self.subject)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a request is not taken.
+#[derive(Debug)]
+struct Refusal {
+    status: StatusCode,
+    reason: Cow<'static, str>,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, reason: impl Into<Cow<'static, str>>) -> Self {
+        Self { status, reason: reason.into() }
+    }
+
+    fn bad_request(reason: &'static str) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, reason)
+    }
+
+    fn unauthorized(reason: &'static str) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, reason)
+    }
+
+    fn unsupported(reason: &'static str) -> Self {
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, reason)
+    }
+
+    fn unavailable(reason: &'static str) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, reason)
+    }
+
+    /// What was wrong with a CloudEvent.
+    fn of(error: EventError) -> Self {
+        let status = StatusCode::from_u16(http::status(&error)).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        Self::new(status, error.to_string())
+    }
+
+    /// Says what is wrong with the event, and about the broker only that it is not there.
+    fn of_publish(error: &EventError) -> Self {
+        match error {
+            EventError::TooLarge { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, error.to_string()),
+            error if is_refusal(error) => Self::new(StatusCode::BAD_REQUEST, error.to_string()),
+            _ => Self::unavailable("the event cannot be stored now"),
+        }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, self.reason.into_owned()).into_response();
+        let extra = match self.status {
+            StatusCode::SERVICE_UNAVAILABLE | StatusCode::CONFLICT => {
+                Some((header::RETRY_AFTER, RETRY_AFTER))
+            }
+            StatusCode::UNAUTHORIZED => Some((header::WWW_AUTHENTICATE, "Bearer")),
+            _ => None,
+        };
+        if let Some((name, value)) = extra {
+            response.headers_mut().insert(name, header::HeaderValue::from_static(value));
+        }
+        response
+    }
+}
+
+/// A header that comes once and is text.
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    let mut values = headers.get_all(name).iter();
+    let first = values.next()?.to_str().ok()?;
+    values.next().is_none().then_some(first)
+}
+
+fn signed(headers: &HeaderMap) -> std::result::Result<Signed<'_>, Refusal> {
+    let needed = |name, reason| text(headers, name).ok_or_else(|| Refusal::unauthorized(reason));
+    Ok(Signed {
+        id: needed("webhook-id", "webhook-id: is needed, once")?,
+        timestamp: needed("webhook-timestamp", "webhook-timestamp: is needed, once")?,
+        signatures: needed("webhook-signature", "webhook-signature: is needed, once")?,
+    })
+}
+
+/// `application/json` or a type that ends in `+json`, in UTF-8.
+fn is_json(content_type: &str) -> bool {
+    let mut parts = content_type.split(';').map(str::trim);
+    let essence = parts.next().unwrap_or_default().to_ascii_lowercase();
+    let is_utf8 = |parameter: &str| match parameter.split_once('=') {
+        Some((name, value)) if name.trim().eq_ignore_ascii_case("charset") => {
+            value.trim().trim_matches('"').eq_ignore_ascii_case("utf-8")
+        }
+        _ => true,
+    };
+    let is_json =
+        essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"));
+    is_json && parts.all(is_utf8)
+}
+
+fn is_length_limit(error: &axum::Error) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if error.is::<http_body_util::LengthLimitError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+fn digest(token: &str) -> [u8; 32] {
+    Sha256::digest(token.as_bytes()).into()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,136 @@
+//! Which requests were taken already.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// The ids of the requests of the last while; when there are too many, the oldest are forgotten first.
+pub(super) struct Taken {
+    max: usize,
+    keep: Duration,
+    ids: Mutex<Ids>,
+}
+
+#[derive(Default)]
+struct Ids {
+    is_done: HashMap<String, bool>,
+    by_age: VecDeque<(Instant, String)>,
+}
+
+/// What becomes of a request with this id.
+pub(super) enum Begun<'a> {
+    /// It is taken now.
+    New(Taking<'a>),
+    /// It is being taken.
+    InWork,
+    /// It was taken.
+    Done,
+}
+
+/// A request that is being taken. Dropped without [`done`](Taking::done) it was not taken, and may come again.
+pub(super) struct Taking<'a> {
+    taken: &'a Taken,
+    id: &'a str,
+}
+
+impl Taking<'_> {
+    pub(super) fn done(self) {
+        if let Some(is_done) = self.taken.lock().is_done.get_mut(self.id) {
+            *is_done = true;
+        }
+    }
+}
+
+impl Drop for Taking<'_> {
+    fn drop(&mut self) {
+        let mut ids = self.taken.lock();
+        if ids.is_done.get(self.id) == Some(&false) {
+            ids.is_done.remove(self.id);
+            // Its place among the ages goes too, or its next visit would have two.
+            if let Some(place) = ids.by_age.iter().rposition(|(_, id)| id == self.id) {
+                ids.by_age.remove(place);
+            }
+        }
+    }
+}
+
+impl Taken {
+    pub(super) fn new(max: usize, keep: Duration) -> Self {
+        Self { max: max.max(1), keep, ids: Mutex::default() }
+    }
+
+    /// Begins to take a request.
+    pub(super) fn begin<'a>(&'a self, id: &'a str) -> Begun<'a> {
+        let mut ids = self.lock();
+        let now = Instant::now();
+        while ids.by_age.front().is_some_and(|(since, _)| now.duration_since(*since) >= self.keep) {
+            ids.forget_oldest();
+        }
+        match ids.is_done.get(id) {
+            Some(true) => return Begun::Done,
+            Some(false) => return Begun::InWork,
+            None => {}
+        }
+        if ids.by_age.len() >= self.max {
+            ids.forget_oldest();
+        }
+        ids.is_done.insert(id.to_owned(), false);
+        ids.by_age.push_back((now, id.to_owned()));
+        Begun::New(Taking { taken: self, id })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Ids> {
+        self.ids.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Ids {
+    fn forget_oldest(&mut self) {
+        if let Some((_, oldest)) = self.by_age.pop_front() {
+            self.is_done.remove(&oldest);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn take(taken: &Taken, id: &str) -> &'static str {
+        match taken.begin(id) {
+            Begun::New(taking) => {
+                taking.done();
+                "new"
+            }
+            Begun::InWork => "in work",
+            Begun::Done => "done",
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_id_is_taken_once_until_it_is_forgotten() {
+        let taken = Taken::new(3, Duration::from_secs(600));
+        let Begun::New(first) = taken.begin("a") else { panic!("it is known") };
+        assert_eq!(take(&taken, "a"), "in work");
+        first.done();
+        assert_eq!(take(&taken, "a"), "done");
+        drop(taken.begin("b"));
+        assert_eq!(take(&taken, "b"), "new", "it failed, and may come again");
+        tokio::time::advance(Duration::from_secs(600)).await;
+        assert_eq!(take(&taken, "a"), "new");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_oldest_go_when_there_are_too_many() {
+        let taken = Taken::new(3, Duration::from_secs(600));
+        for id in ["a", "b", "c", "d"] {
+            assert_eq!(take(&taken, id), "new");
+        }
+        for (id, expected) in [("b", "done"), ("d", "done"), ("a", "new"), ("b", "new")] {
+            assert_eq!(take(&taken, id), expected);
+        }
+        assert_eq!(taken.lock().by_age.len(), 3);
+    }
+}

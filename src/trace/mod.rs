@@ -1,0 +1,334 @@
+//! Trace contexts that travel with events, and the names of what is traced.
+//!
+//! A publish writes the current [`TraceContext`] into the event's metadata, under the keys of the W3C recommendation,
+//! `traceparent` and `tracestate`; [`process_span`] joins the handler to it. What "current" is:
+//!
+//! - with the feature `otel`, the context of the current `tracing` span, where a layer of `tracing-opentelemetry` gives it
+//!   one, else the one that OpenTelemetry holds to be current;
+//! - else the one of the [`scope`](TraceContext::scope) that the code runs in. The handler runtime opens one around each
+//!   handler: what a handler publishes belongs to the trace of the event it handles, also without OpenTelemetry.
+//!
+//! Where an event has one of the two keys already, the publisher's values are kept. Where there is no current context,
+//! nothing is added. Apart from the two keys the stored event equals the published one. They count towards the limits on
+//! metadata and on the size of an event; a context that has no room in the metadata is left out.
+
+#[cfg(feature = "otel")]
+mod otel;
+pub mod semconv;
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::future::Future;
+
+use tracing::Span;
+use tracing::field::Empty;
+
+use self::semconv::{
+    ERROR_TYPE, MESSAGING_BATCH_MESSAGE_COUNT, MESSAGING_CONSUMER_GROUP_NAME, MESSAGING_DESTINATION_NAME,
+    MESSAGING_MESSAGE_ID, MESSAGING_OPERATION_NAME, MESSAGING_OPERATION_TYPE, MESSAGING_SYSTEM, OTEL_KIND,
+    OTEL_STATUS_CODE,
+};
+use crate::error::EventError;
+use crate::provider::Delivery;
+use crate::provider::validate::MAX_METADATA_BYTES;
+use crate::types::Event;
+
+/// Metadata key of the trace id, the parent's id and the flags.
+pub const TRACEPARENT: &str = "traceparent";
+/// Metadata key of what tracing systems add for themselves.
+pub const TRACESTATE: &str = "tracestate";
+
+/// Longest `tracestate` that is kept: what the recommendation asks everyone to propagate.
+const MAX_STATE_LEN: usize = 512;
+/// Most members of a `tracestate`.
+const MAX_STATE_MEMBERS: usize = 32;
+/// Members longer than this go first when a `tracestate` is too long.
+const LONG_MEMBER: usize = 128;
+
+tokio::task_local! {
+    static CURRENT: TraceContext;
+}
+
+/// A trace context as the W3C recommendation "Trace Context" has it: the trace, the operation that comes before, whether
+/// it is sampled, and what tracing systems add.
+///
+/// ```
+/// use a3s_event::trace::TraceContext;
+///
+/// let context = TraceContext::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", Some("rojo=1")).unwrap();
+/// assert_eq!(context.trace_id(), "4bf92f3577b34da6a3ce929d0e0e4736");
+/// assert!(context.is_sampled());
+/// assert!(TraceContext::parse("00-not-a-context", None).is_none());
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TraceContext {
+    /// Version 00, always of the same length.
+    traceparent: String,
+    /// Empty when there is none.
+    tracestate: String,
+}
+
+impl TraceContext {
+    /// Reads a context. `None` for a `traceparent` that the recommendation calls invalid. A `tracestate` that is invalid is
+    /// dropped, and one beyond 512 bytes is cut by whole members.
+    ///
+    /// A `traceparent` of a later version is read as far as version 00 goes.
+    pub fn parse(traceparent: &str, tracestate: Option<&str>) -> Option<Self> {
+        let traceparent = parse_parent(traceparent.trim_matches([' ', '\t']))?;
+        let tracestate = tracestate.and_then(parse_state).unwrap_or_default();
+        Some(Self { traceparent, tracestate })
+    }
+
+    /// The context in an event's metadata, if there is a valid one.
+    pub fn of(event: &Event) -> Option<Self> {
+        let traceparent = event.metadata.get(TRACEPARENT)?;
+        Self::parse(traceparent, event.metadata.get(TRACESTATE).map(String::as_str))
+    }
+
+    /// The context that what is published here and now is given.
+    pub fn current() -> Option<Self> {
+        #[cfg(feature = "otel")]
+        if let Some(context) = otel::current() {
+            return Some(context);
+        }
+        CURRENT.try_with(Self::clone).ok()
+    }
+
+    /// Makes this the current context of `work`, for programs without OpenTelemetry. Tasks that `work` spawns do not
+    /// inherit it. As cancel-safe as `work` itself.
+    pub fn scope<F: Future>(self, work: F) -> impl Future<Output = F::Output> {
+        CURRENT.scope(self, work)
+    }
+
+    /// The value of `traceparent`, in version 00.
+    pub fn traceparent(&self) -> &str {
+        &self.traceparent
+    }
+
+    /// The value of `tracestate`; empty when there is none.
+    pub fn tracestate(&self) -> &str {
+        &self.tracestate
+    }
+
+    /// The trace: 32 hexadecimal digits.
+    pub fn trace_id(&self) -> &str {
+        self.traceparent.get(3..35).unwrap_or_default()
+    }
+
+    /// The operation that comes before: 16 hexadecimal digits.
+    pub fn parent_id(&self) -> &str {
+        self.traceparent.get(36..52).unwrap_or_default()
+    }
+
+    /// Whether the one before may have recorded it.
+    pub fn is_sampled(&self) -> bool {
+        flags(&self.traceparent).is_some_and(|flags| flags & 1 == 1)
+    }
+
+    /// Adds the context to metadata that has none, where it has room.
+    pub fn add_to(&self, metadata: &mut HashMap<String, String>) {
+        let added = TRACEPARENT.len() + self.traceparent.len() + TRACESTATE.len() + self.tracestate.len();
+        let present: usize = metadata.iter().map(|(key, value)| key.len() + value.len()).sum();
+        if has_context(metadata) || present + added > MAX_METADATA_BYTES {
+            return;
+        }
+        metadata.insert(TRACEPARENT.to_owned(), self.traceparent.clone());
+        if !self.tracestate.is_empty() {
+            metadata.insert(TRACESTATE.to_owned(), self.tracestate.clone());
+        }
+    }
+}
+
+fn has_context(metadata: &HashMap<String, String>) -> bool {
+    !metadata.is_empty() && (metadata.contains_key(TRACEPARENT) || metadata.contains_key(TRACESTATE))
+}
+
+/// `version-traceid-parentid-flags`, rewritten as version 00.
+fn parse_parent(text: &str) -> Option<String> {
+    const LEN: usize = 55;
+    let (known, later) = text.split_at_checked(LEN)?;
+    let mut parts = known.split('-');
+    let [version, trace, parent, flags_text] = [(); 4].map(|()| parts.next().unwrap_or_default());
+    let is_hex = |part: &str, len: usize| {
+        part.len() == len && part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    let is_id = |part: &str, len: usize| is_hex(part, len) && part.bytes().any(|b| b != b'0');
+    // Version 00 ends here; a later one may go on behind a dash. Version ff is forbidden.
+    let version_fits = match version {
+        "00" => later.is_empty(),
+        "ff" => false,
+        _ => later.is_empty() || later.starts_with('-'),
+    };
+    let is_valid =
+        is_hex(version, 2) && version_fits && is_id(trace, 32) && is_id(parent, 16) && is_hex(flags_text, 2);
+    if !is_valid {
+        return None;
+    }
+    // Flags other than sampled (1) and random (2) have no meaning yet and must not be passed on.
+    Some(format!("00-{trace}-{parent}-{:02x}", flags(known)? & 3))
+}
+
+fn flags(traceparent: &str) -> Option<u8> {
+    u8::from_str_radix(traceparent.get(53..55)?, 16).ok()
+}
+
+/// `key=value` members joined by commas, each key once.
+fn parse_state(text: &str) -> Option<String> {
+    let members: Vec<&str> = text
+        .split(',')
+        .map(|member| member.trim_matches([' ', '\t']))
+        .filter(|member| !member.is_empty())
+        .collect();
+    if members.len() > MAX_STATE_MEMBERS {
+        return None;
+    }
+    let mut keys = std::collections::HashSet::new();
+    for member in &members {
+        let (key, value) = member.split_once('=')?;
+        if !(is_state_key(key) && is_state_value(value) && keys.insert(key)) {
+            return None;
+        }
+    }
+    Some(fitting(members))
+}
+
+fn is_state_key(key: &str) -> bool {
+    let starts = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    key.len() <= 256
+        && key.bytes().next().is_some_and(starts)
+        && key.bytes().all(|b| starts(b) || b"_-*/@".contains(&b))
+}
+
+fn is_state_value(value: &str) -> bool {
+    (1..=256).contains(&value.len()) && value.bytes().all(|b| matches!(b, b' '..=b'~') && b != b'=')
+}
+
+/// The members joined, without as many as it takes to fit: the long ones first, then from the end.
+fn fitting(mut members: Vec<&str>) -> String {
+    let len =
+        |members: &[&str]| members.iter().map(|member| member.len() + 1).sum::<usize>().saturating_sub(1);
+    if len(&members) > MAX_STATE_LEN {
+        members.retain(|member| member.len() <= LONG_MEMBER);
+    }
+    while len(&members) > MAX_STATE_LEN {
+        members.pop();
+    }
+    members.join(",")
+}
+
+/// Gives an event that is about to be stored the current context, unless it has one.
+pub(crate) fn inject(event: &mut Cow<'_, Event>) {
+    if has_context(&event.metadata) {
+        #[cfg(feature = "otel")]
+        if let Some(own) = TraceContext::of(event) {
+            otel::link(&Span::current(), &own);
+        }
+        return;
+    }
+    if let Some(context) = TraceContext::current() {
+        context.add_to(&mut event.to_mut().metadata);
+    }
+}
+
+/// The span of one publish.
+pub(crate) fn publish_span(system: &str, event: &Event) -> Span {
+    tracing::info_span!(
+        "publish",
+        { OTEL_KIND } = "producer",
+        { MESSAGING_SYSTEM } = system,
+        { MESSAGING_OPERATION_NAME } = "publish",
+        { MESSAGING_OPERATION_TYPE } = "send",
+        { MESSAGING_DESTINATION_NAME } = event.subject,
+        { MESSAGING_MESSAGE_ID } = event.id,
+        { ERROR_TYPE } = Empty,
+        { OTEL_STATUS_CODE } = Empty,
+    )
+}
+
+/// The span of a batch of publishes.
+pub(crate) fn batch_span(system: &str, events: usize) -> Span {
+    tracing::info_span!(
+        "publish",
+        { OTEL_KIND } = "producer",
+        { MESSAGING_SYSTEM } = system,
+        { MESSAGING_OPERATION_NAME } = "publish",
+        { MESSAGING_OPERATION_TYPE } = "send",
+        { MESSAGING_BATCH_MESSAGE_COUNT } = events,
+    )
+}
+
+/// The span of opening a subscription.
+pub(crate) fn subscribe_span(system: &str, group: &str, filter: &str) -> Span {
+    tracing::info_span!(
+        "subscribe",
+        { OTEL_KIND } = "client",
+        { MESSAGING_SYSTEM } = system,
+        { MESSAGING_OPERATION_NAME } = "subscribe",
+        { MESSAGING_DESTINATION_NAME } = filter,
+        { MESSAGING_CONSUMER_GROUP_NAME } = group,
+    )
+}
+
+/// The span to process a delivery in: `system` is the provider's name, `group` the subscriber's.
+///
+/// It has the event's trace context in its fields `traceparent` and `tracestate`. With the feature `otel` it is the child of
+/// the operation that published the event, or, where another span is current, linked to it.
+///
+/// ```
+/// use a3s_event::{Event, EventProvider, MemoryProvider, trace::process_span};
+/// use tracing::Instrument;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> a3s_event::Result<()> {
+/// let provider = MemoryProvider::default();
+/// let mut subscription = provider.subscribe("events.>").await?;
+/// provider.publish(&Event::new("events.a", "a", "", "doc", serde_json::json!(1))).await?;
+/// if let Some(delivery) = subscription.next_delivery().await? {
+///     let span = process_span(provider.name(), "analyst", &delivery);
+///     async { tracing::info!("working on it") }.instrument(span).await;
+///     delivery.ack().await?;
+/// }
+/// # Ok(())
+/// # }
+/// ```
+pub fn process_span(system: &str, group: &str, delivery: &Delivery) -> Span {
+    let event = delivery.event();
+    let span = tracing::info_span!(
+        "process",
+        { OTEL_KIND } = "consumer",
+        { MESSAGING_SYSTEM } = system,
+        { MESSAGING_OPERATION_NAME } = "process",
+        { MESSAGING_OPERATION_TYPE } = "process",
+        { MESSAGING_DESTINATION_NAME } = event.subject,
+        { MESSAGING_MESSAGE_ID } = event.id,
+        { MESSAGING_CONSUMER_GROUP_NAME } = group,
+        sequence = delivery.sequence(),
+        num_delivered = delivery.num_delivered(),
+        { TRACEPARENT } = Empty,
+        { TRACESTATE } = Empty,
+        { ERROR_TYPE } = Empty,
+        { OTEL_STATUS_CODE } = Empty,
+    );
+    if !span.is_disabled()
+        && let Some(context) = TraceContext::of(event)
+    {
+        span.record(TRACEPARENT, context.traceparent());
+        if !context.tracestate().is_empty() {
+            span.record(TRACESTATE, context.tracestate());
+        }
+        #[cfg(feature = "otel")]
+        otel::join(&span, &context);
+    }
+    span
+}
+
+/// Notes in a span of this module that its work failed.
+pub fn record_error(span: &Span, error: &EventError) {
+    if !span.is_disabled() {
+        span.record(ERROR_TYPE, error.kind().to_string());
+        span.record(OTEL_STATUS_CODE, "ERROR");
+    }
+}
+
+#[cfg(test)]
+mod tests;
