@@ -57,6 +57,24 @@ mod runtime {
     pub(crate) use a3s_event::{DeadLetter as _, FailureClass as _, ProviderDlq as _};
 }
 
+#[cfg(feature = "routing")]
+#[rustfmt::skip]
+mod routing {
+    pub(crate) use a3s_event::broker::{
+        BrokerHandle, DeliverySettings, EventFilter, HOP_LIMIT_REASON, HOPS_KEY, TriggerSpec, TriggerStats,
+    };
+    pub(crate) use a3s_event::sink::{PayloadForm, SinkFailure};
+    #[cfg(feature = "http")]
+    pub(crate) use a3s_event::sink::{HttpSink, HttpSinkBuilder};
+
+    #[allow(dead_code, reason = "compiled, not run")]
+    fn literals(sink: std::sync::Arc<dyn a3s_event::EventSink>) -> (a3s_event::Trigger, a3s_event::RouteResult) {
+        let filter = a3s_event::TriggerFilter { event_type: None, source: None, subject_pattern: None, attributes: vec![] };
+        let trigger = a3s_event::Trigger { name: String::new(), filter, sink };
+        (trigger, a3s_event::RouteResult { matched: 1, delivered: 1, failed: 0 })
+    }
+}
+
 #[rustfmt::skip]
 mod root {
     pub(crate) use a3s_event::{

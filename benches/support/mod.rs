@@ -28,6 +28,7 @@ pub(crate) fn event(subject: &str) -> Event {
 }
 
 /// A provider that keeps this many events.
+#[allow(dead_code, reason = "not every benchmark stores")]
 pub(crate) fn provider(max_events: usize) -> MemoryProvider {
     MemoryProvider::builder().max_events(max_events).build().expect("valid settings")
 }

@@ -9,7 +9,7 @@ pub mod consumer;
 mod dead_letter;
 mod metered;
 mod open;
-mod panics;
+pub(crate) mod panics;
 mod publish;
 mod registry;
 mod subscribe;
@@ -415,7 +415,7 @@ impl EventBus {
 }
 
 /// Waits at most this long; a call that answers at once needs no timer.
-async fn within<T>(deadline: Duration, call: impl Future<Output = T> + Send) -> Option<T> {
+pub(crate) async fn within<T>(deadline: Duration, call: impl Future<Output = T> + Send) -> Option<T> {
     let mut call = std::pin::pin!(call);
     match poll_once(&mut call).await {
         Some(answer) => Some(answer),

@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::task::Poll;
 
 /// Awaits a future; the error is the message of its panic. A future that panicked is not polled again.
-pub(super) async fn caught<F: Future>(future: F) -> Result<F::Output, String> {
+pub(crate) async fn caught<F: Future>(future: F) -> Result<F::Output, String> {
     let mut future = pin!(future);
     std::future::poll_fn(|cx| {
         // Whatever the future left half-done is dropped with it.

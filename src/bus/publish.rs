@@ -107,7 +107,7 @@ impl EventBus {
         self.metrics.record_publish(start);
         #[cfg(feature = "routing")]
         if let Some(broker) = &self.broker {
-            broker.route(&stored).await;
+            broker.route_published(event, &stored).await;
         }
         Ok((sequence, stored))
     }
@@ -180,7 +180,7 @@ impl EventBus {
             })
             .collect();
         let answers = self.send_batch(&ready).await;
-        self.route_stored(&ready, &answers).await;
+        self.route_stored(batch, &sealed, &answers).await;
         drop(ready);
         let results = merge(sealed, answers);
         for result in &results {
@@ -207,15 +207,23 @@ impl EventBus {
         not(feature = "routing"),
         allow(clippy::unused_async, reason = "there is nothing to route to")
     )]
-    async fn route_stored(&self, batch: &[PublishRequest<'_>], answers: &[Result<u64>]) {
+    async fn route_stored(
+        &self,
+        batch: &[PublishRequest<'_>],
+        sealed: &[Result<Cow<'_, Event>>],
+        answers: &[Result<u64>],
+    ) {
         #[cfg(feature = "routing")]
         if let Some(broker) = &self.broker {
-            for (entry, _) in batch.iter().zip(answers).filter(|(_, answer)| answer.is_ok()) {
-                broker.route(entry.event).await;
-            }
+            let sent = batch.iter().zip(sealed).filter_map(|(entry, sealed)| {
+                let stored: &Event = sealed.as_ref().ok()?;
+                Some((entry.event, stored))
+            });
+            let stored = sent.zip(answers).filter(|(_, answer)| answer.is_ok()).map(|(sent, _)| sent);
+            broker.route_batch(stored).await;
         }
         #[cfg(not(feature = "routing"))]
-        let _ = (batch, answers);
+        let _ = (batch, sealed, answers);
     }
 
     fn publish_deadline(&self, options: Option<&PublishOptions>) -> Duration {

@@ -127,7 +127,7 @@ impl EventBus {
     }
 
     /// Forgets the durable consumers of a subscriber, and no other's that has a plain name of theirs.
-    async fn forget_consumers(&self, subscriber_id: &str, subjects: &[String]) {
+    pub(crate) async fn forget_consumers(&self, subscriber_id: &str, subjects: &[String]) {
         let known = match self.consumers().await {
             Ok(consumers) => Some(consumers),
             Err(EventError::Unsupported { .. }) => None,

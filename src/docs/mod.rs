@@ -61,3 +61,15 @@ pub mod graceful_shutdown {
 pub mod dead_letters {
     #![doc = include_str!("dead_letters.md")]
 }
+
+/// Triggers: which events go to which sinks, and what is promised.
+#[cfg(feature = "routing")]
+#[cfg_attr(docsrs, doc(cfg(feature = "routing")))]
+pub mod routing {
+    #![doc = include_str!("routing.md")]
+}
+
+/// Sinks: where events go, what leaves the process, and calling a URL safely.
+pub mod sinks {
+    #![doc = include_str!("sinks.md")]
+}

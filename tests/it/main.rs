@@ -33,6 +33,8 @@ mod nats;
 mod process;
 mod publish;
 mod random;
+#[cfg(feature = "routing")]
+mod routing;
 mod secrecy;
 #[cfg(feature = "sqlite")]
 #[path = "../support/sqlite.rs"]

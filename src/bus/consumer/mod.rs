@@ -30,6 +30,8 @@ use self::queue::Queue;
 use self::supervisor::Supervisor;
 use super::EventBus;
 use super::open::{Opener, ack_wait};
+#[cfg(feature = "routing")]
+use crate::dlq::DlqHandler;
 use crate::error::{EventError, Result, shorten};
 use crate::provider::{Capabilities, Delivery};
 use crate::types::{Event, SubscribeOptions, SubscriptionFilter};
@@ -134,6 +136,10 @@ impl EventBus {
             key: None,
             policy: DeliveryPolicy::default(),
             drain_deadline: None,
+            #[cfg(feature = "routing")]
+            letters_to: None,
+            #[cfg(feature = "routing")]
+            as_stored: false,
         }
     }
 }
@@ -151,6 +157,10 @@ pub struct ConsumerBuilder<'a> {
     key: Option<Arc<KeyFn>>,
     policy: DeliveryPolicy,
     drain_deadline: Option<Duration>,
+    #[cfg(feature = "routing")]
+    letters_to: Option<Arc<dyn DlqHandler>>,
+    #[cfg(feature = "routing")]
+    as_stored: bool,
 }
 
 impl ConsumerBuilder<'_> {
@@ -218,6 +228,35 @@ impl ConsumerBuilder<'_> {
         self
     }
 
+    /// Where dead letters go instead of the handler of the bus.
+    #[cfg(feature = "routing")]
+    pub(crate) fn letters_to(mut self, handler: Arc<dyn DlqHandler>) -> Self {
+        self.letters_to = Some(handler);
+        self
+    }
+
+    /// Gives out events as they are stored: encrypted ones stay encrypted.
+    #[cfg(feature = "routing")]
+    pub(crate) fn sealed(mut self) -> Self {
+        self.as_stored = true;
+        self
+    }
+
+    /// What opens the subscriptions.
+    #[cfg(not(feature = "routing"))]
+    fn opener(&self) -> Opener {
+        self.bus.opener()
+    }
+
+    /// What opens the subscriptions.
+    #[cfg(feature = "routing")]
+    fn opener(&self) -> Opener {
+        let mut opener = self.bus.opener();
+        opener.encryptor = opener.encryptor.filter(|_| !self.as_stored);
+        opener.dlq_handler = self.letters_to.clone().or(opener.dlq_handler);
+        opener
+    }
+
     /// Opens the subscription and calls `handler` for each event, until the handle ends it.
     ///
     /// # Errors
@@ -228,12 +267,12 @@ impl ConsumerBuilder<'_> {
         self.policy.check()?;
         let filter = self.filter()?;
         self.bus.check_subscription(&filter)?;
-        let runtime = Arc::new(self.runtime(&filter)?);
+        let opener = self.opener();
+        let runtime = Arc::new(self.runtime(&filter, opener.dlq_handler.is_some())?);
         let (command, commands) = watch::channel(Command::Run);
         let (state_sender, state) = watch::channel(ConsumerState::Running);
         let failure = Arc::new(Mutex::new(None));
 
-        let opener = self.bus.opener();
         let mut fetchers = Vec::with_capacity(filter.subjects.len());
         let mut lag_requests = Vec::with_capacity(filter.subjects.len());
         for (source, subject) in filter.subjects.iter().enumerate() {
@@ -335,7 +374,7 @@ impl ConsumerBuilder<'_> {
         })
     }
 
-    fn runtime(&self, filter: &SubscriptionFilter) -> Result<Runtime> {
+    fn runtime(&self, filter: &SubscriptionFilter, has_dead_letters: bool) -> Result<Runtime> {
         let concurrency = self.concurrency;
         if !(1..=MAX_CONCURRENCY).contains(&concurrency) {
             return Err(EventError::Config(format!(
@@ -351,7 +390,7 @@ impl ConsumerBuilder<'_> {
                 concurrency,
             ),
             policy: self.policy.clone(),
-            attempts: self.attempts(filter.options.as_ref()),
+            attempts: self.attempts(filter.options.as_ref(), has_dead_letters),
             failures: Failures::default(),
             stats: Counters::default(),
             extend_after: ack_wait(filter.options.as_ref()) / 2,
@@ -371,10 +410,10 @@ impl ConsumerBuilder<'_> {
         self.buffer.unwrap_or(default).max(self.concurrency)
     }
 
-    fn attempts(&self, options: Option<&SubscribeOptions>) -> Option<u64> {
+    fn attempts(&self, options: Option<&SubscribeOptions>, has_dead_letters: bool) -> Option<u64> {
         let max_deliver = options.and_then(|options| options.max_deliver);
         let configured = self.policy.attempts.or(max_deliver.and_then(|max| u64::try_from(max).ok()));
-        let default = self.bus.dlq_handler.as_ref().map(|_| DEFAULT_ATTEMPTS);
+        let default = has_dead_letters.then_some(DEFAULT_ATTEMPTS);
         configured.or(default).filter(|attempts| *attempts != u64::MAX)
     }
 }

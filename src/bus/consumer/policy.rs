@@ -131,6 +131,7 @@ pub struct Backoff {
 #[derive(Debug, Clone, PartialEq)]
 enum Delays {
     List(Vec<Duration>),
+    Linear { step: Duration, cap: Duration },
     Exponential { first: Duration, cap: Duration },
 }
 
@@ -143,6 +144,11 @@ impl Backoff {
     /// These delays one after the other; the last one repeats.
     pub fn list(delays: impl IntoIterator<Item = Duration>) -> Self {
         Self { delays: Delays::List(delays.into_iter().collect()), jitter: 0.0 }
+    }
+
+    /// Longer by `step` each time, up to `cap`.
+    pub fn linear(step: Duration, cap: Duration) -> Self {
+        Self { delays: Delays::Linear { step, cap }, jitter: 0.0 }
     }
 
     /// Twice as long each time, up to `cap`, with a [jitter](Backoff::jitter) of a half.
@@ -165,6 +171,9 @@ impl Backoff {
             Delays::List(delays) => {
                 let index = usize::try_from(step).unwrap_or(usize::MAX);
                 delays.get(index).or(delays.last()).copied().unwrap_or_default()
+            }
+            Delays::Linear { step: by, cap } => {
+                by.saturating_mul(u32::try_from(attempt).unwrap_or(u32::MAX)).min(*cap)
             }
             Delays::Exponential { first, cap } => {
                 let doublings = u32::try_from(step).unwrap_or(u32::MAX).min(31);
@@ -293,6 +302,12 @@ mod tests {
             [1, 2, 3, 4, 5, 99].map(|attempt| exponential.delay(attempt).as_secs()),
             [1, 2, 4, 8, 10, 10]
         );
+    }
+
+    #[test]
+    fn a_linear_backoff_grows_by_its_step_up_to_its_cap() {
+        let linear = Backoff::linear(secs(2), secs(7));
+        assert_eq!([1, 2, 3, 4, u64::MAX].map(|attempt| linear.delay(attempt).as_secs()), [2, 4, 6, 7, 7]);
     }
 
     #[test]

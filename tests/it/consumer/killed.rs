@@ -23,7 +23,7 @@ fn delivery_policy() -> DeliveryPolicy {
 }
 
 /// A bus on the two URLs of a target.
-pub(super) async fn bus_of(target: &str) -> EventBus {
+pub(crate) async fn bus_of(target: &str) -> EventBus {
     let (events, letters) = target.split_once(' ').unwrap();
     let connect = async |url: &str| ProviderRegistry::builtin().connect(url).await.unwrap();
     let mut bus = EventBus::from_provider(connect(events).await);

@@ -1,7 +1,7 @@
 //! The handler runtime.
 
 mod chaos;
-mod killed;
+pub(crate) mod killed;
 mod shutdown;
 
 use std::collections::BTreeMap;

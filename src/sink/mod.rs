@@ -3,12 +3,21 @@
 //! A sink is the target of a trigger of the broker and of a dead-letter queue. [`TopicSink`] and [`InProcessSink`] are
 //! for programs, [`LogSink`] for looking at what passes, [`CollectorSink`] and [`FailingSink`] for tests.
 
+mod failure;
+#[cfg(feature = "http")]
+mod http;
+
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
+
+pub use failure::SinkFailure;
+#[cfg(feature = "http")]
+#[cfg_attr(docsrs, doc(cfg(feature = "http")))]
+pub use http::{HttpSink, HttpSinkBuilder};
 
 use crate::error::{EventError, Result};
 use crate::provider::EventProvider;
@@ -49,9 +58,26 @@ pub trait EventSink: Send + Sync {
 
     /// Name of the sink, for logs and errors.
     fn name(&self) -> &str;
+
+    /// In which form it takes payloads that are encrypted at rest. The default is as they are stored: what leaves the
+    /// process stays encrypted.
+    fn payload(&self) -> PayloadForm {
+        PayloadForm::AsStored
+    }
 }
 
-/// Publishes events, unchanged and under their own subject, to a provider.
+/// In which form a sink takes payloads that are encrypted at rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum PayloadForm {
+    /// As they are stored: encrypted.
+    #[default]
+    AsStored,
+    /// In clear. For sinks that stay in the process, or are told to.
+    Clear,
+}
+
+/// Publishes events, unchanged and under their own subject, to a provider. What is encrypted at rest stays so.
 ///
 /// An error is the provider's own, so that its classification stays readable.
 pub struct TopicSink {
@@ -128,6 +154,10 @@ impl EventSink for InProcessSink {
 
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn payload(&self) -> PayloadForm {
+        PayloadForm::Clear
     }
 }
 
@@ -243,6 +273,10 @@ impl EventSink for CollectorSink {
 
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn payload(&self) -> PayloadForm {
+        PayloadForm::Clear
     }
 }
 

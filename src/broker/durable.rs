@@ -1,0 +1,336 @@
+//! Durable triggers: a consumer each, that settles what the sink has taken.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::Broker;
+use super::dead_letter::LetterSink;
+use super::hops::{HOP_LIMIT_REASON, Hops, passed};
+use super::lane::Lane;
+use crate::bus::EventBus;
+use crate::bus::consumer::{Backoff, ConsumerHandle, DeliveryPolicy, HandlerError, HandlerResult};
+use crate::error::{EventError, Result};
+use crate::provider::Delivery;
+use crate::sink::{PayloadForm, SinkFailure};
+use crate::types::SubscribeOptions;
+
+impl Broker {
+    /// Runs the durable triggers over this bus until the handle ends them: each reads the stream with a durable consumer of
+    /// its own, named after the trigger, which keeps its position across restarts and is shared by all processes that run a
+    /// trigger of this name. Triggers that are added, replaced and removed meanwhile begin and end.
+    ///
+    /// An event is settled when the sink has taken it or its dead letter is kept; a crash in between delivers it again. A
+    /// dead letter goes to the sink of the trigger, or else the broker's, or else the dead-letter handler of the bus.
+    ///
+    /// Returns when the triggers that there are can receive what is published.
+    ///
+    /// # Errors
+    ///
+    /// The first trigger's error whose consumer cannot be opened, as [`ConsumerBuilder::handle`]. Nothing runs then. Those
+    /// of later triggers are tried again, with an error in the log.
+    ///
+    /// [`ConsumerBuilder::handle`]: crate::consumer::ConsumerBuilder::handle
+    pub async fn run(self: &Arc<Self>, bus: Arc<EventBus>) -> Result<BrokerHandle> {
+        let (stop, stopping) = watch::channel(false);
+        let (synced, seen) = watch::channel(0);
+        let mut manager = Manager {
+            broker: Arc::clone(self),
+            bus: Arc::clone(&bus),
+            stopping,
+            synced,
+            serving: HashMap::new(),
+            tasks: JoinSet::new(),
+        };
+        let mut changes = self.changes.subscribe();
+        let version = *changes.borrow_and_update();
+        for opened in manager.reconcile() {
+            opened.await.unwrap_or_else(|_| Err(ended()))?;
+        }
+        manager.synced.send_replace(version);
+        let manager = tokio::spawn(manager.manage(changes));
+        Ok(BrokerHandle { broker: Arc::clone(self), bus, stop, synced: seen, manager })
+    }
+}
+
+/// The owner of the durable triggers that run. Dropping it ends them at once, and leases decide about what they had.
+#[must_use = "durable triggers end when the handle is dropped"]
+pub struct BrokerHandle {
+    broker: Arc<Broker>,
+    bus: Arc<EventBus>,
+    stop: watch::Sender<bool>,
+    synced: watch::Receiver<u64>,
+    manager: JoinHandle<()>,
+}
+
+impl BrokerHandle {
+    /// Waits until every change of durable triggers so far is in force. Cancel-safe.
+    ///
+    /// # Errors
+    ///
+    /// [`EventError::Closed`] when the triggers have ended.
+    pub async fn synced(&self) -> Result<()> {
+        if self.manager.is_finished() {
+            return Err(ended());
+        }
+        let version = *self.broker.changes.borrow();
+        let mut synced = self.synced.clone();
+        synced.wait_for(|synced| *synced >= version).await.map(drop).map_err(|_| ended())
+    }
+
+    /// Forgets the position of the durable trigger that had this name and subject pattern, after it was removed. One of the
+    /// same name that is added later begins anew.
+    ///
+    /// # Errors
+    ///
+    /// [`EventError::Conflict`] while there is such a trigger.
+    pub async fn forget(&self, name: &str, subject_pattern: Option<&str>) -> Result<()> {
+        if self.broker.read().contains(name) {
+            return Err(EventError::Conflict {
+                resource: format!("trigger '{}'", crate::error::shorten(name)),
+                field: "state".to_owned(),
+                existing: "in use".to_owned(),
+                requested: "forgotten".to_owned(),
+            });
+        }
+        let subject = subject_of(&self.bus, subject_pattern);
+        self.bus.forget_consumers(&consumer_name(name), &[subject]).await;
+        Ok(())
+    }
+
+    /// Ends the durable triggers in order: deliveries that run end and are settled, as
+    /// [`ConsumerHandle::shutdown`] says. Cancel-safe: it goes on without its future.
+    pub async fn shutdown(&mut self) {
+        self.stop.send_replace(true);
+        // Awaited once only: a second shutdown finds it ended.
+        if !self.manager.is_finished()
+            && let Err(error) = (&mut self.manager).await
+        {
+            tracing::error!(%error, "the task of the durable triggers ended");
+        }
+    }
+}
+
+impl Drop for BrokerHandle {
+    fn drop(&mut self) {
+        self.manager.abort();
+    }
+}
+
+impl fmt::Debug for BrokerHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BrokerHandle").field("broker", &self.broker).finish_non_exhaustive()
+    }
+}
+
+fn ended() -> EventError {
+    EventError::Closed("the durable triggers have ended".to_owned())
+}
+
+/// Tells when the consumer of a trigger was opened first, or why not.
+type Opened = oneshot::Receiver<Result<()>>;
+
+/// Lets a task run for each durable trigger that there is.
+struct Manager {
+    broker: Arc<Broker>,
+    bus: Arc<EventBus>,
+    stopping: watch::Receiver<bool>,
+    synced: watch::Sender<u64>,
+    /// What ends the task of a trigger, by its address, which is its own as long as the trigger is held here.
+    serving: HashMap<usize, (Arc<Lane>, watch::Sender<bool>)>,
+    tasks: JoinSet<()>,
+}
+
+impl Manager {
+    async fn manage(mut self, mut changes: watch::Receiver<u64>) {
+        let mut stopping = self.stopping.clone();
+        loop {
+            tokio::select! {
+                biased;
+                () = told(&mut stopping) => break,
+                changed = changes.changed() => if changed.is_err() { break },
+            }
+            let version = *changes.borrow_and_update();
+            for opened in self.reconcile() {
+                tokio::select! {
+                    () = told(&mut stopping) => break,
+                    outcome = opened => if let Ok(Err(error)) = outcome {
+                        tracing::error!(%error, "consumer of a durable trigger not opened; trying again");
+                    },
+                }
+            }
+            self.synced.send_replace(version);
+            while self.tasks.try_join_next().is_some() {}
+        }
+        self.serving.values().for_each(|(_, stop)| _ = stop.send_replace(true));
+        while self.tasks.join_next().await.is_some() {}
+    }
+
+    /// Begins and ends what has changed.
+    fn reconcile(&mut self) -> Vec<Opened> {
+        let wanted: HashMap<usize, Arc<Lane>> = self
+            .broker
+            .read()
+            .all()
+            .filter(|lane| lane.settings().durable)
+            .map(|lane| (Arc::as_ptr(lane) as usize, Arc::clone(lane)))
+            .collect();
+        self.serving.retain(|id, (_, stop)| {
+            let stays = wanted.contains_key(id);
+            stop.send_replace(!stays);
+            stays
+        });
+        let mut opening = Vec::new();
+        for (id, lane) in wanted {
+            if self.serving.contains_key(&id) {
+                continue;
+            }
+            let (stop, stopped) = watch::channel(false);
+            let (sender, opened) = oneshot::channel();
+            let server = Server {
+                lane: Arc::clone(&lane),
+                bus: Arc::clone(&self.bus),
+                hop_limit: self.broker.hop_limit,
+                stopped,
+            };
+            self.tasks.spawn(server.serve(sender));
+            self.serving.insert(id, (lane, stop));
+            opening.push(opened);
+        }
+        opening
+    }
+}
+
+/// One durable trigger that runs.
+struct Server {
+    lane: Arc<Lane>,
+    bus: Arc<EventBus>,
+    hop_limit: u32,
+    stopped: watch::Receiver<bool>,
+}
+
+impl Server {
+    /// Keeps a consumer open until it is told to stop.
+    async fn serve(mut self, first: oneshot::Sender<Result<()>>) {
+        let backoff = Backoff::exponential(Duration::from_secs(1), Duration::from_secs(30));
+        let mut first = Some(first);
+        for attempt in 1.. {
+            match self.open().await {
+                Ok(consumer) => {
+                    report(&mut first, Ok(()));
+                    tokio::select! {
+                        biased;
+                        () = told(&mut self.stopped) => {
+                            if let Err(error) = consumer.shutdown().await {
+                                tracing::warn!(trigger = self.lane.name(), %error, "trigger not ended in order");
+                            }
+                            return;
+                        }
+                        outcome = consumer.stopped() => if let Err(error) = outcome {
+                            tracing::error!(trigger = self.lane.name(), %error, "durable trigger ended; opening it again");
+                        },
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(trigger = self.lane.name(), %error, "consumer not opened");
+                    report(&mut first, Err(error));
+                }
+            }
+            tokio::select! {
+                () = told(&mut self.stopped) => return,
+                () = tokio::time::sleep(backoff.delay(attempt)) => {}
+            }
+        }
+    }
+
+    async fn open(&self) -> Result<ConsumerHandle> {
+        let settings = self.lane.settings();
+        let mut policy =
+            DeliveryPolicy::default().backoff(settings.backoff.clone()).timeout(settings.timeout);
+        if let Some(retries) = settings.retries {
+            policy = policy.attempts(u64::from(retries) + 1);
+        }
+        let options =
+            SubscribeOptions { deliver_policy: settings.start.clone(), ..SubscribeOptions::default() };
+        let mut consumer = self
+            .bus
+            .consumer(consumer_name(self.lane.name()))
+            .subject(subject_of(&self.bus, self.lane.subject_pattern()))
+            .options(options)
+            .concurrency(settings.concurrency_or_default())
+            .policy(policy);
+        if settings.ordered {
+            consumer = consumer.ordered_by_key();
+        }
+        if self.lane.sink().payload() == PayloadForm::AsStored {
+            consumer = consumer.sealed();
+        }
+        if let Some(sink) = self.lane.dead_letter() {
+            let letters = LetterSink { lane: Arc::clone(&self.lane), sink: Arc::clone(sink) };
+            consumer = consumer.letters_to(Arc::new(letters));
+        }
+        let (lane, hop_limit) = (Arc::clone(&self.lane), self.hop_limit);
+        let handler = move |delivery: Delivery| {
+            let lane = Arc::clone(&lane);
+            async move { deliver(&lane, &delivery, hop_limit).await }
+        };
+        consumer.handle(handler).await
+    }
+}
+
+/// Waits until it is told to stop, or nobody is left to tell it.
+async fn told(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+fn report(first: &mut Option<oneshot::Sender<Result<()>>>, outcome: Result<()>) {
+    if let Some(first) = first.take() {
+        // Nobody waits for it when the broker is being stopped.
+        let _ = first.send(outcome);
+    }
+}
+
+async fn deliver(lane: &Lane, delivery: &Delivery, hop_limit: u32) -> HandlerResult {
+    let event = delivery.event();
+    if !lane.wants(event) {
+        return Ok(());
+    }
+    match Hops::of(event, hop_limit) {
+        Hops::Within => {}
+        Hops::AtLimit => return Err(HandlerError::fatal(HOP_LIMIT_REASON)),
+        Hops::Beyond => {
+            lane.log(event, HOP_LIMIT_REASON, delivery.num_delivered(), "event left out of a loop");
+            return Ok(());
+        }
+    }
+    if delivery.num_delivered() > 1 {
+        lane.count_retried();
+    }
+    match lane.sink().deliver(&passed(event)).await {
+        Ok(()) => {
+            lane.count_delivered();
+            Ok(())
+        }
+        Err(error) => {
+            let failure = SinkFailure::of(&error);
+            Err(match (failure.is_retryable(), failure.after()) {
+                (false, _) => HandlerError::fatal(error),
+                (true, Some(delay)) => HandlerError::retry_after(error, delay),
+                (true, None) => HandlerError::retry(error),
+            })
+        }
+    }
+}
+
+/// The consumer of a trigger, as a subscriber of the bus.
+fn consumer_name(trigger: &str) -> String {
+    format!("trigger-{trigger}")
+}
+
+fn subject_of(bus: &EventBus, pattern: Option<&str>) -> String {
+    pattern.map_or_else(|| format!("{}.>", bus.provider().subject_prefix()), str::to_owned)
+}

@@ -1,0 +1,312 @@
+//! The way of a trigger's events to its sink, when fire-and-forget.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::dead_letter::letter_now;
+use super::filter::{EventFilter, indexable_type};
+use super::index::Key;
+use super::trigger::{DeliverySettings, Trigger, TriggerSpec};
+use crate::bus::panics::caught;
+use crate::bus::within;
+use crate::provider::poll_once;
+use crate::sink::{EventSink, SinkFailure};
+use crate::types::Event;
+
+/// A sink that needs less is called by the publisher itself, which is cheaper than a task.
+const QUICK: Duration = Duration::from_micros(200);
+
+/// A trigger of a broker, with its deliveries.
+pub(super) struct Lane {
+    trigger: Trigger,
+    filter: Option<EventFilter>,
+    settings: DeliverySettings,
+    /// The trigger's dead-letter sink, or else the broker's.
+    dead_letter: Option<Arc<dyn EventSink>>,
+    /// One for each delivery that runs or waits.
+    places: Arc<Semaphore>,
+    /// One for each delivery that runs. Fair, and so it keeps the order.
+    turns: Arc<Semaphore>,
+    /// Whether the last delivery needed no other thread to be over soon.
+    is_quick: AtomicBool,
+    /// Whether a publisher has waited for it in vain, and nothing was delivered since.
+    is_late: AtomicBool,
+    counters: Counters,
+}
+
+#[derive(Default)]
+struct Counters {
+    delivered: AtomicU64,
+    failed: AtomicU64,
+    retried: AtomicU64,
+    dropped: AtomicU64,
+    dead_lettered: AtomicU64,
+}
+
+/// What a trigger has done so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TriggerStats {
+    /// Events that the sink has taken.
+    pub delivered: u64,
+    /// Events that were given up after all attempts, those that went to the dead letters included.
+    pub failed: u64,
+    /// Attempts behind the first.
+    pub retried: u64,
+    /// Events that found the queue full. They are gone, and not counted as failed.
+    pub dropped: u64,
+    /// Events that a dead-letter sink has taken.
+    pub dead_lettered: u64,
+    /// Deliveries that run or wait now, when fire-and-forget.
+    pub pending: usize,
+}
+
+impl TriggerStats {
+    pub(super) fn plus(self, other: Self) -> Self {
+        Self {
+            delivered: self.delivered + other.delivered,
+            failed: self.failed + other.failed,
+            retried: self.retried + other.retried,
+            dropped: self.dropped + other.dropped,
+            dead_lettered: self.dead_lettered + other.dead_lettered,
+            pending: self.pending + other.pending,
+        }
+    }
+}
+
+impl Lane {
+    pub(super) fn new(spec: TriggerSpec, dead_letter: Option<Arc<dyn EventSink>>) -> Self {
+        let TriggerSpec { trigger, filter, settings } = spec;
+        let turns = settings.concurrency_or_default();
+        Self {
+            dead_letter: settings.dead_letter.clone().or(dead_letter),
+            places: Arc::new(Semaphore::new(turns + settings.queue)),
+            turns: Arc::new(Semaphore::new(turns)),
+            is_quick: AtomicBool::new(false),
+            is_late: AtomicBool::new(false),
+            counters: Counters::default(),
+            trigger,
+            filter,
+            settings,
+        }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.trigger.name
+    }
+
+    pub(super) fn sink(&self) -> &Arc<dyn EventSink> {
+        &self.trigger.sink
+    }
+
+    pub(super) fn dead_letter(&self) -> Option<&Arc<dyn EventSink>> {
+        self.dead_letter.as_ref()
+    }
+
+    pub(super) fn settings(&self) -> &DeliverySettings {
+        &self.settings
+    }
+
+    pub(super) fn subject_pattern(&self) -> Option<&str> {
+        self.trigger.filter.subject_pattern.as_deref()
+    }
+
+    pub(super) fn key(&self) -> Key<'_> {
+        let required = |attribute| self.filter.as_ref().and_then(|filter| filter.required(attribute));
+        let event_type = self.trigger.filter.event_type.as_deref();
+        Key::new(
+            event_type.or_else(|| required("type").and_then(indexable_type)),
+            self.trigger.filter.source.as_deref().or_else(|| required("source")),
+            self.subject_pattern(),
+        )
+    }
+
+    pub(super) fn wants(&self, event: &Event) -> bool {
+        self.trigger.filter.matches(event) && self.filter.as_ref().is_none_or(|filter| filter.matches(event))
+    }
+
+    pub(super) fn stats(&self) -> TriggerStats {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let places = self.settings.concurrency_or_default() + self.settings.queue;
+        TriggerStats {
+            delivered: read(&self.counters.delivered),
+            failed: read(&self.counters.failed),
+            retried: read(&self.counters.retried),
+            dropped: read(&self.counters.dropped),
+            dead_lettered: read(&self.counters.dead_lettered),
+            pending: places - self.places.available_permits(),
+        }
+    }
+
+    pub(super) fn count_delivered(&self) {
+        self.counters.delivered.fetch_add(1, Ordering::Relaxed);
+        self.is_late.store(false, Ordering::Relaxed);
+    }
+
+    pub(super) fn count_failed(&self) {
+        self.counters.failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn count_retried(&self) {
+        self.counters.retried.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn count_dead_lettered(&self) {
+        self.counters.dead_lettered.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_late(&self) -> bool {
+        self.is_late.load(Ordering::Relaxed)
+    }
+
+    /// A publisher has waited long enough for what still runs.
+    pub(super) fn note_late(&self) {
+        if self.stats().pending > 0 {
+            self.is_late.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Begins a delivery. What the sink did not settle at once is left to a task.
+    pub(super) async fn begin(self: &Arc<Self>, event: Arc<Event>, stored: Arc<Event>) -> Begun {
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+            self.counters.dropped.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(trigger = self.name(), event = event.id, "queue full, event dropped");
+            return Begun::Over(false);
+        };
+        let delivery = Delivery { lane: Arc::clone(self), event, stored };
+        let mut turn: Turn = match Arc::clone(&self.turns).try_acquire_owned() {
+            Ok(turn) if self.is_quick.load(Ordering::Relaxed) => {
+                let mut work: Work = Box::pin(delivery.run(place, turn));
+                return match self.timed(&mut work).await {
+                    Some(delivered) => Begun::Over(delivered),
+                    None => Begun::Running(work),
+                };
+            }
+            Ok(turn) => Box::pin(std::future::ready(Some(turn))),
+            Err(_none_free) => {
+                let turns = Arc::clone(&self.turns);
+                Box::pin(async move { turns.acquire_owned().await.ok() })
+            }
+        };
+        // Its place among those that wait is taken now, so that they stay in order.
+        let ready = poll_once(&mut turn).await;
+        Begun::Running(Box::pin(async move {
+            let turn = match ready {
+                Some(turn) => turn,
+                None => turn.await,
+            };
+            let Some(turn) = turn else { return false };
+            let lane = Arc::clone(&delivery.lane);
+            let mut work: Work = Box::pin(delivery.run(place, turn));
+            match lane.timed(&mut work).await {
+                Some(delivered) => delivered,
+                None => work.await,
+            }
+        }))
+    }
+
+    /// Polls once, and remembers whether that was enough and quick.
+    async fn timed(&self, work: &mut Work) -> Option<bool> {
+        let begin = Instant::now();
+        let outcome = poll_once(work).await;
+        let is_quick = outcome == Some(true) && begin.elapsed() < QUICK;
+        self.is_quick.store(is_quick, Ordering::Relaxed);
+        outcome
+    }
+
+    /// One attempt; a panic and too long a time are failures.
+    async fn attempt(&self, event: &Event) -> Result<(), SinkFailure> {
+        self.call(self.sink(), event).await
+    }
+
+    async fn call(&self, sink: &Arc<dyn EventSink>, event: &Event) -> Result<(), SinkFailure> {
+        // Called inside, so that a panic in the call is caught too.
+        let call = caught(async { sink.deliver(event).await });
+        match within(self.settings.timeout, call).await {
+            Some(Ok(Ok(()))) => Ok(()),
+            Some(Ok(Err(error))) => Err(SinkFailure::of(&error)),
+            Some(Err(panic)) => Err(SinkFailure::retry(format!("panicked: {panic}"))),
+            None => Err(SinkFailure::retry(format!(
+                "no answer within the timeout of {:?}",
+                self.settings.timeout
+            ))),
+        }
+    }
+
+    /// Gives an event up. `stored` is the event as it is stored: dead letters of encrypted events stay encrypted.
+    pub(super) async fn give_up(&self, stored: &Event, reason: &str, attempts: u64) {
+        self.count_failed();
+        let Some(sink) = &self.dead_letter else {
+            self.log(stored, reason, attempts, "event was not delivered to a sink");
+            return;
+        };
+        let letter = letter_now(self, stored, reason, attempts);
+        match self.call(sink, &letter).await {
+            Ok(()) => {
+                self.count_dead_lettered();
+                self.log(stored, reason, attempts, "event went to the dead letters");
+            }
+            Err(failure) => {
+                let reason = format!("{reason}; dead-letter sink '{}': {failure}", sink.name());
+                self.log(stored, &reason, attempts, "event is lost: its dead letter was not taken either");
+            }
+        }
+    }
+
+    pub(super) fn log(&self, event: &Event, reason: &str, attempts: u64, what: &str) {
+        tracing::warn!(
+            trigger = self.name(),
+            sink = self.sink().name(),
+            id = event.id,
+            subject = event.subject,
+            reason,
+            attempts,
+            "{what}"
+        );
+    }
+}
+
+type Work = Pin<Box<dyn Future<Output = bool> + Send>>;
+type Turn = Pin<Box<dyn Future<Output = Option<OwnedSemaphorePermit>> + Send>>;
+
+/// A delivery that was begun.
+pub(super) enum Begun {
+    /// Whether the sink has taken the event.
+    Over(bool),
+    /// The rest of it, which says the same.
+    Running(Work),
+}
+
+struct Delivery {
+    lane: Arc<Lane>,
+    event: Arc<Event>,
+    stored: Arc<Event>,
+}
+
+impl Delivery {
+    /// Tries until the sink has taken the event or it is given up. Holds its place and its turn meanwhile.
+    async fn run(self, _place: OwnedSemaphorePermit, _turn: OwnedSemaphorePermit) -> bool {
+        let Self { lane, event, stored } = &self;
+        let attempts = u64::from(lane.settings.retries.unwrap_or(0)) + 1;
+        for attempt in 1.. {
+            let failure = match lane.attempt(event).await {
+                Ok(()) => break,
+                Err(failure) => failure,
+            };
+            if attempt >= attempts || !failure.is_retryable() {
+                lane.give_up(stored, &failure.to_string(), attempt).await;
+                return false;
+            }
+            lane.count_retried();
+            let delay = failure.after().unwrap_or_else(|| lane.settings.backoff.delay(attempt));
+            tokio::time::sleep(delay).await;
+        }
+        lane.count_delivered();
+        true
+    }
+}

@@ -1,0 +1,403 @@
+//! The broker: triggers that route events to sinks.
+//!
+//! A trigger is fire-and-forget, and gets the events that are routed, or durable, and reads the stream by itself; see
+//! [`DeliverySettings`]. The guide is [`docs::routing`](crate::docs::routing). Needs the feature `routing`.
+
+mod dead_letter;
+mod durable;
+mod filter;
+mod hops;
+mod index;
+mod lane;
+mod trigger;
+
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tracing::Instrument;
+
+pub use durable::BrokerHandle;
+pub use filter::{EventFilter, TriggerFilter};
+pub use hops::{HOP_LIMIT_REASON, HOPS_KEY};
+pub use lane::TriggerStats;
+pub use trigger::{DeliverySettings, Trigger, TriggerSpec};
+
+use self::hops::{Hops, passed};
+use self::index::Index;
+use self::lane::{Begun, Lane};
+use crate::error::{EventError, Result};
+use crate::sink::{EventSink, PayloadForm};
+use crate::types::Event;
+
+/// How long a route waits for its sinks when nothing else was said.
+const DEFAULT_ROUTE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// What became of one event: `matched` is the sum of `delivered` and `failed`. Durable triggers are not in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouteResult {
+    /// How many triggers matched.
+    pub matched: usize,
+    /// How many sinks took the event.
+    pub delivered: usize,
+    /// How many sinks failed, panicked, had a full queue or had not taken the event in time. The last may yet take it.
+    pub failed: usize,
+}
+
+/// Routes events to the sinks of all triggers that match.
+///
+/// Triggers can be added, replaced and removed at any time. That never waits for a delivery, and an event that is being
+/// routed keeps the triggers it matched. What a route costs depends on the triggers that match, not on all.
+///
+/// The broker owns the deliveries that are still running when a route returns: [`shutdown`](Broker::shutdown) waits for
+/// them, dropping the broker ends them.
+///
+/// ```
+/// use std::sync::Arc;
+/// use a3s_event::{Broker, CollectorSink, Event, Trigger, TriggerFilter};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let broker = Broker::new();
+/// let sink = Arc::new(CollectorSink::new("orders"));
+/// broker.add_trigger(Trigger::new("new-orders", TriggerFilter::by_type("order.created"), sink.clone())).await;
+///
+/// let event = Event::typed("events.orders.new", "orders", "order.created", 1, "", "shop", serde_json::json!({}));
+/// let result = broker.route(&event).await;
+/// assert_eq!((result.matched, result.delivered, result.failed), (1, 1, 0));
+/// assert_eq!(sink.count().await, 1);
+/// # }
+/// ```
+pub struct Broker {
+    index: RwLock<Index>,
+    /// Counts the changes of durable triggers.
+    changes: watch::Sender<u64>,
+    running: Mutex<JoinSet<()>>,
+    route_deadline: Duration,
+    hop_limit: u32,
+    dead_letter: Option<Arc<dyn EventSink>>,
+}
+
+impl Broker {
+    /// A broker without triggers.
+    pub fn new() -> Self {
+        Self {
+            index: RwLock::default(),
+            changes: watch::Sender::new(0),
+            running: Mutex::default(),
+            route_deadline: DEFAULT_ROUTE_DEADLINE,
+            hop_limit: hops::DEFAULT_HOP_LIMIT,
+            dead_letter: None,
+        }
+    }
+
+    /// Sets how long a route, and with it a publisher, waits for sinks. Default 5 s. What has not ended then goes on
+    /// without being waited for.
+    #[must_use]
+    pub fn with_route_deadline(mut self, deadline: Duration) -> Self {
+        self.route_deadline = deadline;
+        self
+    }
+
+    /// Sets how many brokers an event may pass before it is given up with the reason [`HOP_LIMIT_REASON`]. Default 16. The
+    /// count is in its metadata, under [`HOPS_KEY`].
+    #[must_use]
+    pub fn with_hop_limit(mut self, brokers: u32) -> Self {
+        self.hop_limit = brokers;
+        self
+    }
+
+    /// Sets where events go that a trigger without a dead-letter sink of its own has given up, for triggers that are added
+    /// from now on.
+    #[must_use]
+    pub fn with_dead_letter_sink(mut self, sink: Arc<dyn EventSink>) -> Self {
+        self.dead_letter = Some(sink);
+        self
+    }
+
+    /// Adds a fire-and-forget trigger with the default settings, for events that are routed from now on. Another one of the
+    /// same name stays. One whose subject pattern breaks the grammar matches nothing, with a warning in the log;
+    /// [`put_trigger`](Broker::put_trigger) refuses it.
+    pub async fn add_trigger(&self, trigger: Trigger) {
+        if let Err(error) = trigger.filter.check() {
+            tracing::warn!(trigger = trigger.name, %error, "the trigger will match nothing");
+        }
+        let lane = self.lane(trigger.into());
+        self.write().insert(lane);
+    }
+
+    /// Adds a trigger in place of all others of its name; whether there were any. Deliveries of the old ones end as they
+    /// would have. A durable trigger keeps its position as long as its name and its subject pattern stay.
+    ///
+    /// # Errors
+    ///
+    /// [`EventError::InvalidName`] for a name that is empty or longer than 128 bytes, [`EventError::InvalidSubject`] for a
+    /// subject pattern and [`EventError::Config`] for a filter or a setting that breaks the rules. Nothing has changed then.
+    pub async fn put_trigger(&self, trigger: impl Into<TriggerSpec>) -> Result<bool> {
+        let spec = trigger.into();
+        spec.check()?;
+        let lane = self.lane(spec);
+        let is_durable = lane.settings().durable;
+        let replaced = {
+            let mut index = self.write();
+            let replaced = index.remove(lane.name());
+            index.insert(lane);
+            replaced
+        };
+        self.note_change(is_durable || replaced.iter().any(|lane| lane.settings().durable));
+        Ok(!replaced.is_empty())
+    }
+
+    /// Removes all triggers of this name; false when there was none. The consumer of a durable one keeps its position until
+    /// [`BrokerHandle::forget`].
+    pub async fn remove_trigger(&self, name: &str) -> bool {
+        let removed = self.write().remove(name);
+        self.note_change(removed.iter().any(|lane| lane.settings().durable));
+        !removed.is_empty()
+    }
+
+    /// How many triggers there are.
+    pub async fn trigger_count(&self) -> usize {
+        self.read().len()
+    }
+
+    /// What the triggers of this name have done so far; `None` when there is none.
+    pub fn trigger_stats(&self, name: &str) -> Option<TriggerStats> {
+        let index = self.read();
+        let lanes = index.named(name);
+        let sum = |sum: TriggerStats, lane: &Arc<Lane>| sum.plus(lane.stats());
+        (!lanes.is_empty()).then(|| lanes.iter().fold(TriggerStats::default(), sum))
+    }
+
+    /// What all triggers that there are have done so far.
+    pub fn stats(&self) -> TriggerStats {
+        self.read().all().fold(TriggerStats::default(), |sum, lane| sum.plus(lane.stats()))
+    }
+
+    /// Delivers the event to the sinks of all fire-and-forget triggers that match, and waits until each one has taken it or
+    /// failed for the last time, but no longer than the [route deadline](Broker::with_route_deadline). A failure is logged
+    /// and touches no other sink.
+    ///
+    /// What has not ended by then counts as failed here and goes on in the background. While that lasts, later routes do
+    /// not wait for this trigger: a sink that hangs holds up a publisher once. The deadline also holds against a sink that
+    /// blocks its thread, unless it used to be quick before.
+    ///
+    /// Cancel-safe: what was begun goes on without its future.
+    pub async fn route(&self, event: &Event) -> RouteResult {
+        self.route_published(event, event).await
+    }
+
+    /// The same for an event in clear and as it is stored; sinks get what they [ask for](EventSink::payload).
+    pub(crate) async fn route_published(&self, clear: &Event, stored: &Event) -> RouteResult {
+        let mut round = Round::default();
+        self.begin(clear, stored, &mut round).await;
+        round.end(self.route_deadline).await
+    }
+
+    /// The same for many events, with one deadline for all of them.
+    pub(crate) async fn route_batch<'a>(&self, events: impl Iterator<Item = (&'a Event, &'a Event)> + Send) {
+        let mut round = Round::default();
+        for (clear, stored) in events {
+            self.begin(clear, stored, &mut round).await;
+        }
+        round.end(self.route_deadline).await;
+    }
+
+    async fn begin(&self, clear: &Event, stored: &Event, round: &mut Round) {
+        let lanes = self.matching(clear);
+        round.matched += lanes.len();
+        match Hops::of(clear, self.hop_limit) {
+            Hops::Within => {}
+            Hops::AtLimit => {
+                for lane in lanes {
+                    let stored = stored.clone();
+                    let giving_up = async move { lane.give_up(&stored, HOP_LIMIT_REASON, 0).await };
+                    self.spawn(giving_up);
+                }
+                return;
+            }
+            Hops::Beyond => {
+                lanes
+                    .iter()
+                    .for_each(|lane| lane.log(clear, HOP_LIMIT_REASON, 0, "event left out of a loop"));
+                return;
+            }
+        }
+        let mut outgoing = Outgoing { clear, stored, shared: None };
+        for lane in lanes {
+            let (event, stored) = outgoing.for_sink(&**lane.sink());
+            match lane.begin(event, stored).await {
+                Begun::Over(delivered) => round.delivered += usize::from(delivered),
+                Begun::Running(work) if lane.is_late() => self.spawn(async move { _ = work.await }),
+                Begun::Running(work) => {
+                    let ticket = round.ticket(lane);
+                    self.spawn(async move {
+                        let delivered = work.await;
+                        ticket.end(delivered);
+                    });
+                }
+            }
+        }
+    }
+
+    /// Ends the broker's deliveries: waits for those that run or wait, and after `deadline` interrupts them. Routes that
+    /// come later begin new ones.
+    ///
+    /// # Errors
+    ///
+    /// [`EventError::Timeout`] with the number of deliveries that were interrupted.
+    pub async fn shutdown(&self, deadline: Duration) -> Result<()> {
+        let mut running = std::mem::take(&mut *self.running());
+        let all = async { while running.join_next().await.is_some() {} };
+        if tokio::time::timeout(deadline, all).await.is_ok() {
+            return Ok(());
+        }
+        let left = running.len();
+        running.shutdown().await;
+        Err(EventError::Timeout(format!("{left} deliveries did not end within {deadline:?}")))
+    }
+
+    fn lane(&self, spec: TriggerSpec) -> Arc<Lane> {
+        Arc::new(Lane::new(spec, self.dead_letter.clone()))
+    }
+
+    fn note_change(&self, is_of_durable: bool) {
+        if is_of_durable {
+            self.changes.send_modify(|changes| *changes += 1);
+        }
+    }
+
+    fn matching(&self, event: &Event) -> Vec<Arc<Lane>> {
+        let mut lanes = Vec::new();
+        self.read().for_each_match(event, |lane| {
+            if !lane.settings().durable {
+                lanes.push(Arc::clone(lane));
+            }
+        });
+        lanes
+    }
+
+    /// Runs a task that ends with the broker.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut running = self.running();
+        while running.try_join_next().is_some() {}
+        running.spawn(task.in_current_span());
+    }
+
+    fn running(&self) -> MutexGuard<'_, JoinSet<()>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Index> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// No method panics half-way through a change, so that poison means nothing here.
+    fn write(&self) -> RwLockWriteGuard<'_, Index> {
+        self.index.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for Broker {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Broker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Broker")
+            .field("triggers", &self.read().len())
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
+    }
+}
+
+/// An event on its way to sinks. Copied once for each form that is asked for.
+struct Outgoing<'a> {
+    clear: &'a Event,
+    stored: &'a Event,
+    /// In clear, and as stored.
+    shared: Option<(Arc<Event>, Arc<Event>)>,
+}
+
+impl Outgoing<'_> {
+    /// The event in the form that the sink wants, and as it is stored.
+    fn for_sink(&mut self, sink: &dyn EventSink) -> (Arc<Event>, Arc<Event>) {
+        let (clear, stored) = self.shared.get_or_insert_with(|| {
+            let stored = Arc::new(passed(self.stored));
+            let is_one = std::ptr::eq(self.clear, self.stored);
+            let clear = if is_one { Arc::clone(&stored) } else { Arc::new(passed(self.clear)) };
+            (clear, stored)
+        });
+        let event = match sink.payload() {
+            PayloadForm::Clear => clear,
+            PayloadForm::AsStored => stored,
+        };
+        (Arc::clone(event), Arc::clone(stored))
+    }
+}
+
+/// The deliveries that a route waits for.
+#[derive(Default)]
+struct Round {
+    matched: usize,
+    delivered: usize,
+    waited_for: Vec<Arc<Lane>>,
+    tally: Option<Arc<Tally>>,
+}
+
+#[derive(Default)]
+struct Tally {
+    open: AtomicUsize,
+    delivered: AtomicUsize,
+    all_over: Notify,
+}
+
+/// The right to end one delivery of a round. Dropped, it has failed.
+struct Ticket(Arc<Tally>);
+
+impl Ticket {
+    fn end(self, delivered: bool) {
+        self.0.delivered.fetch_add(usize::from(delivered), Ordering::Relaxed);
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if self.0.open.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.all_over.notify_one();
+        }
+    }
+}
+
+impl Round {
+    fn ticket(&mut self, lane: Arc<Lane>) -> Ticket {
+        self.waited_for.push(lane);
+        let tally = self.tally.get_or_insert_default();
+        tally.open.fetch_add(1, Ordering::Relaxed);
+        Ticket(Arc::clone(tally))
+    }
+
+    async fn end(mut self, deadline: Duration) -> RouteResult {
+        if let Some(tally) = self.tally.take() {
+            let all_over = async {
+                while tally.open.load(Ordering::Acquire) > 0 {
+                    tally.all_over.notified().await;
+                }
+            };
+            if tokio::time::timeout(deadline, all_over).await.is_err() {
+                self.waited_for.iter().for_each(|lane| lane.note_late());
+            }
+            self.delivered += tally.delivered.load(Ordering::Relaxed);
+        }
+        let Self { matched, delivered, .. } = self;
+        RouteResult { matched, delivered, failed: matched - delivered }
+    }
+}
+
+#[cfg(test)]
+mod tests;

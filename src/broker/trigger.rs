@@ -1,0 +1,256 @@
+//! A trigger, and how it delivers.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::filter::{EventFilter, TriggerFilter};
+use crate::bus::consumer::Backoff;
+use crate::error::{EventError, Result, shorten};
+use crate::sink::EventSink;
+use crate::types::DeliverPolicy;
+
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+const DEFAULT_CONCURRENCY: usize = 32;
+const DEFAULT_QUEUE: usize = 1_024;
+const MAX_CONCURRENCY: usize = 10_000;
+const MAX_QUEUE: usize = 1_000_000;
+const MAX_NAME_LEN: usize = 128;
+
+/// Sends what a filter matches to a sink.
+pub struct Trigger {
+    /// Name, for logs and removal. Several triggers may have the same.
+    pub name: String,
+    /// Which events.
+    pub filter: TriggerFilter,
+    /// Where to.
+    pub sink: Arc<dyn EventSink>,
+}
+
+impl Trigger {
+    /// Puts a trigger together.
+    pub fn new(name: impl Into<String>, filter: TriggerFilter, sink: Arc<dyn EventSink>) -> Self {
+        Self { name: name.into(), filter, sink }
+    }
+
+    /// Wants that this filter matches too.
+    pub fn with_filter(self, filter: EventFilter) -> TriggerSpec {
+        TriggerSpec::from(self).with_filter(filter)
+    }
+
+    /// Says how it delivers.
+    pub fn with_delivery(self, settings: DeliverySettings) -> TriggerSpec {
+        TriggerSpec::from(self).with_delivery(settings)
+    }
+}
+
+impl fmt::Debug for Trigger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Trigger")
+            .field("name", &self.name)
+            .field("filter", &self.filter)
+            .field("sink", &self.sink.name())
+            .finish()
+    }
+}
+
+/// A trigger with everything that can be said about it; see [`Broker::put_trigger`](super::Broker::put_trigger).
+///
+/// ```
+/// use std::{sync::Arc, time::Duration};
+/// use a3s_event::broker::{DeliverySettings, EventFilter};
+/// use a3s_event::consumer::Backoff;
+/// use a3s_event::{LogSink, Trigger, TriggerFilter};
+///
+/// let trigger = Trigger::new("new-orders", TriggerFilter::by_subject("events.orders.>"), Arc::new(LogSink::default()))
+///     .with_filter(EventFilter::prefix("type", "order."))
+///     .with_delivery(
+///         DeliverySettings::durable()
+///             .retries(5)
+///             .backoff(Backoff::linear(Duration::from_secs(1), Duration::from_secs(10)))
+///             .dead_letter_sink(Arc::new(LogSink::new("given-up"))),
+///     );
+/// ```
+#[derive(Debug)]
+#[must_use]
+pub struct TriggerSpec {
+    pub(super) trigger: Trigger,
+    pub(super) filter: Option<EventFilter>,
+    pub(super) settings: DeliverySettings,
+}
+
+impl From<Trigger> for TriggerSpec {
+    /// Fire-and-forget, with the defaults.
+    fn from(trigger: Trigger) -> Self {
+        Self { trigger, filter: None, settings: DeliverySettings::fire_and_forget() }
+    }
+}
+
+impl TriggerSpec {
+    /// Wants that this filter matches too, with the filters that were set before.
+    pub fn with_filter(mut self, filter: EventFilter) -> Self {
+        self.filter = Some(match self.filter.take() {
+            Some(before) => EventFilter::all([before, filter]),
+            None => filter,
+        });
+        self
+    }
+
+    /// Says how it delivers.
+    pub fn with_delivery(mut self, settings: DeliverySettings) -> Self {
+        self.settings = settings;
+        self
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        let name = &self.trigger.name;
+        if name.is_empty() || name.len() > MAX_NAME_LEN {
+            let rule = format!("must have between 1 and {MAX_NAME_LEN} bytes");
+            return Err(EventError::InvalidName { field: "trigger", value: shorten(name), rule });
+        }
+        self.trigger.filter.check()?;
+        if let Some(filter) = &self.filter {
+            filter.check()?;
+        }
+        self.settings.check()
+    }
+}
+
+/// How a trigger delivers.
+///
+/// **Fire-and-forget** delivers what a published event is routed to, from the memory of this process. What waits is
+/// bounded, what does not fit is dropped and counted, and a crash loses what was not delivered. **Durable** reads the
+/// stream with a durable consumer of its own, when the broker [runs](super::Broker::run), and settles an event when the
+/// sink has taken it or its dead letter is kept: at least once, across restarts.
+#[derive(Clone)]
+#[must_use]
+pub struct DeliverySettings {
+    pub(super) durable: bool,
+    pub(super) retries: Option<u32>,
+    pub(super) backoff: Backoff,
+    pub(super) timeout: Duration,
+    pub(super) concurrency: Option<usize>,
+    pub(super) queue: usize,
+    pub(super) ordered: bool,
+    pub(super) dead_letter: Option<Arc<dyn EventSink>>,
+    pub(super) start: DeliverPolicy,
+    pub(super) ack_wait_secs: Option<u64>,
+}
+
+impl DeliverySettings {
+    /// Delivers when an event is routed, and forgets what cannot be delivered. No retries unless stated.
+    pub fn fire_and_forget() -> Self {
+        Self {
+            durable: false,
+            retries: None,
+            backoff: Backoff::exponential(Duration::from_secs(1), Duration::from_secs(60)),
+            timeout: DEFAULT_TIMEOUT,
+            concurrency: None,
+            queue: DEFAULT_QUEUE,
+            ordered: false,
+            dead_letter: None,
+            start: DeliverPolicy::New,
+            ack_wait_secs: None,
+        }
+    }
+
+    /// Delivers from the stream, at least once. Unless stated 4 retries where there is a place for dead letters, a sink of
+    /// the trigger, the broker's or the handler of the bus, and no limit where there is none.
+    pub fn durable() -> Self {
+        Self { durable: true, ..Self::fire_and_forget() }
+    }
+
+    /// How often a failed delivery is tried again before it is given up.
+    pub fn retries(mut self, retries: u32) -> Self {
+        self.retries = Some(retries);
+        self
+    }
+
+    /// How long to wait before a retry, unless the sink says. Default exponential from 1 s to 60 s with jitter.
+    pub fn backoff(mut self, backoff: Backoff) -> Self {
+        self.backoff = backoff;
+        self
+    }
+
+    /// How long one attempt may take. Default 10 s.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// How many deliveries run at a time. Default 32; 1 when durable.
+    pub fn concurrency(mut self, deliveries: usize) -> Self {
+        self.concurrency = Some(deliveries);
+        self
+    }
+
+    /// How many deliveries wait for their turn when fire-and-forget; one more is dropped. Default 1,024.
+    pub fn queue(mut self, deliveries: usize) -> Self {
+        self.queue = deliveries;
+        self
+    }
+
+    /// Keeps the order of events. Durable: of those of one subject, others run beside them. Fire-and-forget: one at a time,
+    /// in the order in which they are routed. A retry holds up what stands behind it.
+    pub fn ordered(mut self) -> Self {
+        self.ordered = true;
+        self
+    }
+
+    /// Where an event goes that was given up. It goes before the broker's.
+    pub fn dead_letter_sink(mut self, sink: Arc<dyn EventSink>) -> Self {
+        self.dead_letter = Some(sink);
+        self
+    }
+
+    /// Where a durable trigger starts when its consumer does not exist yet. Default [`DeliverPolicy::New`].
+    pub fn start(mut self, policy: DeliverPolicy) -> Self {
+        self.start = policy;
+        self
+    }
+
+    /// How long a durable trigger's delivery is leased, in seconds: after a crash of the process it comes again when that has
+    /// passed. Default 30; the lease of a delivery that runs is kept alive.
+    pub fn ack_wait_secs(mut self, seconds: u64) -> Self {
+        self.ack_wait_secs = Some(seconds);
+        self
+    }
+
+    pub(super) fn concurrency_or_default(&self) -> usize {
+        match (self.concurrency, self.durable, self.ordered) {
+            (_, false, true) => 1,
+            (Some(deliveries), ..) => deliveries,
+            (None, true, _) => 1,
+            (None, false, false) => DEFAULT_CONCURRENCY,
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        let range = |name: &str, value: usize, least: usize, most: usize| {
+            if (least..=most).contains(&value) {
+                return Ok(());
+            }
+            Err(EventError::Config(format!("{name} {value}: must be between {least} and {most}")))
+        };
+        range("concurrency", self.concurrency_or_default(), 1, MAX_CONCURRENCY)?;
+        range("queue", self.queue, 0, MAX_QUEUE)?;
+        if self.timeout.is_zero() {
+            return Err(EventError::Config("timeout 0s: must be longer than zero".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for DeliverySettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DeliverySettings")
+            .field("durable", &self.durable)
+            .field("retries", &self.retries)
+            .field("backoff", &self.backoff)
+            .field("timeout", &self.timeout)
+            .field("concurrency", &self.concurrency_or_default())
+            .field("ordered", &self.ordered)
+            .field("dead_letter", &self.dead_letter.as_ref().map(|sink| sink.name()))
+            .finish_non_exhaustive()
+    }
+}

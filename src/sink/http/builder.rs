@@ -1,0 +1,206 @@
+//! Putting an HTTP sink together.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use reqwest::Client;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use reqwest::redirect::Policy;
+use rustls_platform_verifier::BuilderVerifierExt;
+
+use super::guard::{Allowed, Network};
+use super::resolver::{Guarded, Lookup, system};
+use super::signature::Signer;
+use super::{HttpSink, PayloadForm};
+use crate::cloudevents::http::Mode;
+use crate::error::{EventError, Result, shorten};
+
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Headers that belong to the connection or to the event.
+const RESERVED: [&str; 10] = [
+    "host",
+    "content-length",
+    "content-type",
+    "transfer-encoding",
+    "connection",
+    "keep-alive",
+    "te",
+    "trailer",
+    "upgrade",
+    "expect",
+];
+const RESERVED_PREFIXES: [&str; 3] = ["ce-", "webhook-", "proxy-"];
+
+/// Builds an [`HttpSink`].
+#[must_use]
+pub struct HttpSinkBuilder {
+    name: String,
+    url: String,
+    mode: Mode,
+    timeout: Duration,
+    payload: PayloadForm,
+    allowed: Allowed,
+    /// What a setting could not be read as is said by `build`.
+    headers: Result<HeaderMap>,
+    signer: Result<Signer>,
+    lookup: Lookup,
+}
+
+impl HttpSinkBuilder {
+    pub(super) fn new(name: String, url: String) -> Self {
+        Self {
+            name,
+            url,
+            mode: Mode::Binary,
+            timeout: DEFAULT_TIMEOUT,
+            payload: PayloadForm::AsStored,
+            allowed: Allowed::default(),
+            headers: Ok(HeaderMap::new()),
+            signer: Ok(Signer::default()),
+            lookup: system(),
+        }
+    }
+
+    /// Sends the whole event as the body, in the JSON format. Default is the binary mode, whose body is the payload.
+    pub fn structured(mut self) -> Self {
+        self.mode = Mode::Structured;
+        self
+    }
+
+    /// How long an answer may take, lookup and connection included. Default 10 s. The timeout of the trigger holds too.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Sends a header with every event. Its value is a secret: it is shown nowhere.
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers = self.headers.and_then(|mut headers| {
+            let (name, value) = user_header(name, value)?;
+            headers.insert(name, value);
+            Ok(headers)
+        });
+        self
+    }
+
+    /// Signs each request after Standard Webhooks with this secret, `whsec_` and base64. Called twice while a secret is
+    /// replaced, it signs with both.
+    pub fn sign_with(mut self, secret: &str) -> Self {
+        self.signer = self.signer.and_then(|mut signer| signer.add(secret).map(|()| signer));
+        self
+    }
+
+    /// Sends payloads that are encrypted at rest in clear. Without, they leave the process as they are stored.
+    pub fn decrypted(mut self) -> Self {
+        self.payload = PayloadForm::Clear;
+        self
+    }
+
+    /// Allows `http` without TLS.
+    pub fn allow_http(mut self) -> Self {
+        self.allowed.http = true;
+        self
+    }
+
+    /// Allows a port beside 80 and 443.
+    pub fn allow_port(mut self, port: u16) -> Self {
+        self.allowed.ports.push(port);
+        self
+    }
+
+    /// Allows addresses that are not public: a network such as `10.1.0.0/16`, or a single address. Metadata services stay
+    /// blocked.
+    pub fn allow_network(mut self, network: &str) -> Self {
+        match Network::parse(network) {
+            Some(network) => self.allowed.networks.push(network),
+            None => {
+                let text =
+                    format!("network '{}': must be an address, or one with a length", shorten(network));
+                self.headers = self.headers.and(Err(EventError::Config(text)));
+            }
+        }
+        self
+    }
+
+    /// Allows a host by its name, whatever it resolves to, other than metadata services.
+    pub fn allow_host(mut self, host: impl Into<String>) -> Self {
+        self.allowed.hosts.push(host.into());
+        self
+    }
+
+    #[cfg(test)]
+    pub(super) fn lookup(mut self, lookup: Lookup) -> Self {
+        self.lookup = lookup;
+        self
+    }
+
+    /// Builds the sink. Connects to nothing yet.
+    ///
+    /// # Errors
+    ///
+    /// [`EventError::Config`] that names the setting: a URL with another scheme, with credentials, a fragment, a port that is
+    /// not allowed or a host that is blocked, longer than 2,048 bytes; a header that is reserved or not legal; a secret that
+    /// is none; or when the system's certificates cannot be used.
+    pub fn build(self) -> Result<HttpSink> {
+        let url = self.allowed.check_url(&self.url)?;
+        if self.timeout.is_zero() {
+            return Err(EventError::Config("timeout 0s: must be longer than zero".to_owned()));
+        }
+        Ok(HttpSink {
+            client: client(self.allowed.clone(), self.lookup)?,
+            name: self.name,
+            url,
+            allowed: self.allowed,
+            mode: self.mode,
+            headers: self.headers?,
+            signer: self.signer?,
+            timeout: self.timeout,
+            payload: self.payload,
+            is_disabled: AtomicBool::new(false),
+        })
+    }
+}
+
+impl fmt::Debug for HttpSinkBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpSinkBuilder").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+fn user_header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue)> {
+    let refused = |rule: &str| EventError::Config(format!("sink header '{}': {rule}", shorten(name)));
+    let parsed = HeaderName::from_bytes(name.as_bytes()).map_err(|_| refused("not a legal name"))?;
+    let lower = parsed.as_str();
+    if RESERVED.contains(&lower) || RESERVED_PREFIXES.iter().any(|prefix| lower.starts_with(prefix)) {
+        return Err(refused("is set by the sink"));
+    }
+    let mut value = HeaderValue::from_str(value).map_err(|_| refused("the value is not printable ASCII"))?;
+    value.set_sensitive(true);
+    Ok((parsed, value))
+}
+
+/// A client that goes where it is allowed to and nowhere else.
+fn client(allowed: Allowed, lookup: Lookup) -> Result<Client> {
+    let refused = |error: &dyn fmt::Display| EventError::Config(format!("TLS of an HTTP sink: {error}"));
+    // The same backend as the NATS client, so that the program has one.
+    let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .and_then(BuilderVerifierExt::with_platform_verifier)
+        .map_err(|error| refused(&error))?
+        .with_no_client_auth();
+    Client::builder()
+        .tls_backend_preconfigured(tls)
+        .dns_resolver(Guarded { allowed, lookup })
+        .redirect(Policy::none())
+        .retry(reqwest::retry::never())
+        .no_proxy()
+        .referer(false)
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .user_agent(concat!("a3s-event/", env!("CARGO_PKG_VERSION")))
+        .build()
+        .map_err(|error| refused(&error))
+}

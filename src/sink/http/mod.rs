@@ -1,0 +1,232 @@
+//! A sink that posts CloudEvents to a URL.
+
+mod builder;
+mod guard;
+mod resolver;
+mod signature;
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use reqwest::{Client, Response, StatusCode, Url};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc2822;
+
+pub use builder::HttpSinkBuilder;
+
+use self::guard::{Allowed, Blocked};
+use self::signature::{Signer, message_id};
+use super::{EventSink, PayloadForm, SinkFailure};
+use crate::cloudevents::http::{self, Mode};
+use crate::cloudevents::{CloudEvent, Message};
+use crate::error::{Result, shorten};
+use crate::types::{Event, unix_millis};
+
+/// Most that is read of a response.
+const MAX_RESPONSE: usize = 64 * 1024;
+/// How long the rest of a successful response may take.
+const DRAIN: Duration = Duration::from_secs(1);
+/// The longest wait that a receiver can ask for.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(3_600);
+
+/// Posts events as CloudEvents to a URL.
+///
+/// | answer | what it means |
+/// |---|---|
+/// | 2xx | taken |
+/// | 410 | the receiver wants no more: this sink is disabled and fails from now on |
+/// | 404, 408, 409, 425, 429, 5xx | try again, after `Retry-After` if it says so, at most an hour |
+/// | 3xx | fails; redirects are never followed |
+/// | other | fails; no retry helps |
+/// | none, within the timeout | try again |
+///
+/// It is **closed by default**: https only, ports 80 and 443, and no address that is not public, whether it is written in
+/// the URL in any spelling or a name resolves to it. A name is looked up for each connection, every address is checked, and
+/// the connection goes to an address that was. No proxy of the environment is used. What is needed inside is
+/// [allowed](HttpSinkBuilder::allow_network) one by one.
+///
+/// ```
+/// use a3s_event::sink::HttpSink;
+///
+/// let sink = HttpSink::builder("orders-hook", "https://hooks.example.com/orders")
+///     .sign_with("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+///     .header("authorization", "Bearer secret")
+///     .build()?;
+///
+/// for url in ["https://localhost/", "https://169.254.169.254/", "https://0x7f.1/", "ftp://example.com/"] {
+///     assert!(HttpSink::builder("no", url).build().is_err());
+/// }
+/// # Ok::<(), a3s_event::EventError>(())
+/// ```
+pub struct HttpSink {
+    name: String,
+    url: Url,
+    client: Client,
+    allowed: Allowed,
+    mode: Mode,
+    headers: HeaderMap,
+    signer: Signer,
+    timeout: Duration,
+    payload: PayloadForm,
+    is_disabled: AtomicBool,
+}
+
+impl HttpSink {
+    /// Begins a sink that posts to this URL.
+    pub fn builder(name: impl Into<String>, url: impl Into<String>) -> HttpSinkBuilder {
+        HttpSinkBuilder::new(name.into(), url.into())
+    }
+
+    /// Whether the receiver has said that it wants no more events.
+    pub fn is_disabled(&self) -> bool {
+        self.is_disabled.load(Ordering::Relaxed)
+    }
+
+    /// Posts again after the receiver had said that it wants no more events.
+    pub fn enable(&self) {
+        self.is_disabled.store(false, Ordering::Relaxed);
+    }
+
+    fn message(&self, event: &Event) -> Result<Message> {
+        let event = CloudEvent::from(event.clone());
+        match self.mode {
+            Mode::Structured => http::to_structured(&event),
+            _ => http::to_binary(&event),
+        }
+    }
+
+    fn headers(&self, event: &Event, message: &Message) -> std::result::Result<HeaderMap, SinkFailure> {
+        let mut headers = self.headers.clone();
+        for (name, value) in &message.headers {
+            set(&mut headers, name, value)?;
+        }
+        if !self.signer.is_empty() {
+            let id = message_id(&event.source, &event.id);
+            let timestamp = unix_millis() / 1_000;
+            let body = message.body.as_deref().unwrap_or_default();
+            set(&mut headers, "webhook-signature", &self.signer.sign(&id, timestamp, body))?;
+            set(&mut headers, "webhook-timestamp", &timestamp.to_string())?;
+            set(&mut headers, "webhook-id", &id)?;
+        }
+        Ok(headers)
+    }
+
+    async fn post(&self, event: &Event) -> std::result::Result<(), SinkFailure> {
+        if self.is_disabled() {
+            return Err(SinkFailure::fatal("disabled: the receiver answered 410"));
+        }
+        self.allowed.check_host(&self.url).map_err(|blocked| SinkFailure::fatal(blocked.to_string()))?;
+        let message = self.message(event).map_err(|error| SinkFailure::fatal(error.to_string()))?;
+        let headers = self.headers(event, &message)?;
+        let body = message.body.unwrap_or_default();
+        let request = self.client.post(self.url.clone()).headers(headers).body(body);
+        let late = |_| SinkFailure::retry(format!("no answer within {:?}", self.timeout));
+        let sent = tokio::time::timeout(self.timeout, request.send()).await.map_err(late)?;
+        let response = sent.map_err(|error| failure_of(&error))?;
+        let (status, after) = (response.status(), retry_after(response.headers()));
+        if status.is_success() {
+            // Read to its end, the connection can be used again.
+            let _ = tokio::time::timeout(DRAIN, start_of(response)).await;
+            return Ok(());
+        }
+        if status == StatusCode::GONE {
+            self.is_disabled.store(true, Ordering::Relaxed);
+            tracing::warn!(sink = self.name, "the receiver answered 410: sink disabled");
+        }
+        let text = tokio::time::timeout(DRAIN, start_of(response)).await.unwrap_or_default();
+        let reason = format!("status {}: {}", status.as_u16(), shorten(text.trim()));
+        let failure =
+            if is_retried(status) { SinkFailure::retry(reason) } else { SinkFailure::fatal(reason) };
+        Err(match after.filter(|_| failure.is_retryable()) {
+            Some(delay) => failure.retry_after(delay),
+            None => failure,
+        })
+    }
+}
+
+#[async_trait]
+impl EventSink for HttpSink {
+    async fn deliver(&self, event: &Event) -> Result<()> {
+        self.post(event).await.map_err(|failure| failure.into_error(&*self.name))
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn payload(&self) -> PayloadForm {
+        self.payload
+    }
+}
+
+/// Shows neither headers nor secrets, and of the URL what is no secret.
+impl fmt::Debug for HttpSink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpSink")
+            .field("name", &self.name)
+            .field("host", &self.url.host_str())
+            .field("mode", &self.mode)
+            .field("is_signed", &!self.signer.is_empty())
+            .field("is_disabled", &self.is_disabled())
+            .finish_non_exhaustive()
+    }
+}
+
+fn set(headers: &mut HeaderMap, name: &str, value: &str) -> std::result::Result<(), SinkFailure> {
+    let refused = || SinkFailure::fatal(format!("header '{}' cannot be written", shorten(name)));
+    let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| refused())?;
+    let value = HeaderValue::from_str(value).map_err(|_| refused())?;
+    headers.insert(name, value);
+    Ok(())
+}
+
+/// After the retry classes of Knative Eventing, and the status for "too early".
+fn is_retried(status: StatusCode) -> bool {
+    status.is_server_error() || matches!(status.as_u16(), 404 | 408 | 409 | 425 | 429)
+}
+
+/// Seconds or a date.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let delay = match text.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => {
+            let at = OffsetDateTime::parse(text, &Rfc2822).ok()?.unix_timestamp();
+            let now = unix_millis() / 1_000;
+            Duration::from_secs(u64::try_from(at).ok()?.saturating_sub(now))
+        }
+    };
+    Some(delay.min(MAX_RETRY_AFTER))
+}
+
+/// The beginning of the body, as far as it is wanted; the rest is not read.
+async fn start_of(mut response: Response) -> String {
+    let mut body = Vec::new();
+    while let Ok(Some(chunk)) = response.chunk().await {
+        body.extend_from_slice(chunk.get(..MAX_RESPONSE.saturating_sub(body.len())).unwrap_or(&chunk));
+        if body.len() >= MAX_RESPONSE {
+            break;
+        }
+    }
+    String::from_utf8_lossy(&body).into_owned()
+}
+
+/// No answer came. What is blocked stays blocked; the rest may pass.
+fn failure_of(error: &reqwest::Error) -> SinkFailure {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(error);
+    let mut last = "no answer".to_owned();
+    while let Some(found) = cause {
+        if let Some(blocked) = found.downcast_ref::<Blocked>() {
+            return SinkFailure::fatal(blocked.to_string());
+        }
+        last = found.to_string();
+        cause = found.source();
+    }
+    SinkFailure::retry(format!("not sent: {last}"))
+}
+
+#[cfg(test)]
+mod tests;
