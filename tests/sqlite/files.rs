@@ -129,13 +129,18 @@ impl SmallDisk {
 }
 
 impl SmallDisk {
+    /// Busy it can be for a moment: a process that another test is about to start has the same files open until it runs.
     fn remount(&self, how: &str) {
-        let remounted = Command::new("mount")
-            .args(["-o", &format!("remount,{how}")])
-            .arg(self.0.path())
-            .output()
-            .unwrap();
-        assert!(remounted.status.success(), "{remounted:?}");
+        let started = Instant::now();
+        loop {
+            let mut mount = Command::new("mount");
+            let done = mount.args(["-o", &format!("remount,{how}")]).arg(self.0.path()).output().unwrap();
+            if done.status.success() {
+                return;
+            }
+            assert!(started.elapsed() < Duration::from_secs(10), "{done:?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 }
 

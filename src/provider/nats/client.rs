@@ -36,6 +36,7 @@ pub(super) struct Shared {
     /// Set when the provider was closed.
     pub(super) closed: watch::Sender<bool>,
     pub(super) durability: Durability,
+    pub(super) replicas: usize,
     pub(super) max_payload: usize,
     /// Whether events can be read without a consumer, many at a time.
     pub(super) batched_direct_get: bool,
@@ -77,12 +78,14 @@ impl NatsClient {
             link,
             closed: watch::Sender::new(false),
             durability: Durability::Unknown,
+            replicas: 1,
             batched_direct_get: false,
             atomic_batches: false,
             faster: Faster::default(),
         };
         let stream = shared.open_stream().await?;
         shared.durability = durability(&stream);
+        shared.replicas = stream.num_replicas;
         shared.batched_direct_get =
             stream.allow_direct && shared.link.client().is_server_compatible(2, 11, 0);
         shared.atomic_batches = stream.allow_atomic_publish;
@@ -203,6 +206,12 @@ impl NatsClient {
             last_sequence: state.last_sequence,
             consumer_count: state.consumer_count,
         })
+    }
+
+    /// How many servers keep the stream, as it was when this connected. With more than one, what is acknowledged survives
+    /// the loss of a server, which [`Capabilities::durability`](crate::Capabilities) says as well.
+    pub fn replicas(&self) -> usize {
+        self.shared.replicas
     }
 
     /// The client of async-nats. What is done through it is not portable. A client whose connection task has ended is

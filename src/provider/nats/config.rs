@@ -170,6 +170,7 @@ pub struct NatsProviderBuilder {
     pub(super) require_tls: bool,
     pub(super) tls_first: bool,
     pub(super) client_name: Option<String>,
+    pub(super) publish_deadline: Option<Duration>,
     pub(super) max_in_flight: usize,
     pub(super) wire: Wire,
     pub(super) replicas: Option<usize>,
@@ -191,6 +192,7 @@ impl NatsProviderBuilder {
             require_tls: false,
             tls_first: false,
             client_name: None,
+            publish_deadline: None,
             max_in_flight: DEFAULT_MAX_IN_FLIGHT,
             wire: Wire::default(),
             replicas: None,
@@ -247,6 +249,12 @@ impl NatsProviderBuilder {
     /// Name of this client in the server's lists.
     pub fn client_name(mut self, name: impl Into<String>) -> Self {
         self.client_name = Some(name.into());
+        self
+    }
+
+    /// How long a publish may take whose options say nothing of it. The request timeout by default.
+    pub fn publish_deadline(mut self, deadline: Duration) -> Self {
+        self.publish_deadline = Some(deadline);
         self
     }
 
@@ -365,6 +373,9 @@ impl NatsProviderBuilder {
         if config.connect_timeout_secs == 0 || config.request_timeout_secs == 0 {
             return wrong("connect_timeout_secs and request_timeout_secs: must be at least 1".to_owned());
         }
+        if self.publish_deadline.is_some_and(|deadline| deadline.is_zero()) {
+            return wrong("publish_deadline: must be more than 0".to_owned());
+        }
         if self.max_in_flight == 0 {
             return wrong("max_in_flight 0: must be at least 1".to_owned());
         }
@@ -402,6 +413,7 @@ impl fmt::Debug for NatsProviderBuilder {
             .field("require_tls", &self.require_tls)
             .field("tls_first", &self.tls_first)
             .field("client_name", &self.client_name)
+            .field("publish_deadline", &self.publish_deadline)
             .field("max_in_flight", &self.max_in_flight)
             .field("wire", &self.wire)
             .field("replicas", &self.replicas)
@@ -436,6 +448,7 @@ fn from_url(url: &ProviderUrl) -> Result<NatsProviderBuilder> {
         "client_key",
         "tls_first",
         "client_name",
+        "publish_deadline_secs",
         "max_in_flight",
         "wire",
         "replicas",
@@ -475,6 +488,7 @@ fn from_url(url: &ProviderUrl) -> Result<NatsProviderBuilder> {
     builder.require_tls = url.scheme() == "tls";
     set(&mut builder.tls_first, url.setting("tls_first")?);
     builder.client_name = url.setting("client_name")?;
+    builder.publish_deadline = url.setting("publish_deadline_secs")?.map(Duration::from_secs);
     set(&mut builder.max_in_flight, url.setting("max_in_flight")?);
     set(&mut builder.wire, url.setting("wire")?);
     builder.replicas = url.setting("replicas")?;
@@ -546,7 +560,7 @@ mod tests {
     fn every_setting_of_the_url_takes_effect() {
         let url = "tls://us%40er:pass@one:1,two:2/ORDERS?subject_prefix=acme&storage=memory&max_events=1\
                    &max_age_secs=2&max_bytes=3&connect_timeout_secs=4&request_timeout_secs=5&root_certificates=ca.pem\
-                   &client_certificate=c.pem&client_key=k.pem&tls_first=true&client_name=me&max_in_flight=6\
+                   &client_certificate=c.pem&client_key=k.pem&tls_first=true&client_name=me&publish_deadline_secs=9&max_in_flight=6\
                    &replicas=3&dedup_window_secs=7&max_message_size=800&compression=true&discard_new=true&atomic_batches=false";
         let builder = from_url(&ProviderUrl::parse(url).unwrap()).unwrap();
         builder.validate().unwrap();
@@ -560,6 +574,7 @@ mod tests {
         assert_eq!(builder.client_certificate, Some(("c.pem".into(), "k.pem".into())));
         assert!(builder.require_tls && builder.tls_first);
         assert_eq!((builder.client_name.as_deref(), builder.max_in_flight), (Some("me"), 6));
+        assert_eq!(builder.publish_deadline, Some(Duration::from_secs(9)));
         assert_eq!((builder.replicas, builder.dedup_window), (Some(3), Some(Duration::from_secs(7))));
         assert_eq!((builder.max_message_size, builder.compression), (Some(800), Some(true)));
         assert_eq!((builder.discard_new, builder.atomic_batches), (Some(true), Some(false)));
@@ -614,6 +629,7 @@ mod tests {
         assert!(with(|b| b.config.max_events = -1).contains("max_events -1"));
         assert!(with(|b| b.config.request_timeout_secs = 0).contains("request_timeout_secs"));
         assert!(with(|b| b.max_in_flight = 0).contains("max_in_flight"));
+        assert!(with(|b| b.publish_deadline = Some(Duration::ZERO)).contains("publish_deadline"));
         assert!(with(|b| b.replicas = Some(2)).contains("replicas"));
         assert!(with(|b| b.max_message_size = Some(1)).contains("max_message_size"));
         assert!(with(|b| b.config.subject_prefix = "a.*".to_owned()).contains("subject_prefix"));

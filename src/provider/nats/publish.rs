@@ -83,7 +83,8 @@ impl Shared {
     }
 
     pub(super) fn deadline_of(&self, options: &PublishOptions) -> Duration {
-        options.timeout_secs.map_or(self.settings.config.request_timeout(), Duration::from_secs)
+        let usual = self.settings.publish_deadline.unwrap_or(self.settings.config.request_timeout());
+        options.timeout_secs.map_or(usual, Duration::from_secs)
     }
 
     /// What a refusal means: an error, unless it refuses the retry of what is stored already.

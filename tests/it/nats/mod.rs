@@ -241,6 +241,19 @@ async fn no_server_is_an_error_in_time() {
 }
 
 #[tokio::test]
+async fn a_publish_deadline_of_the_provider_ends_a_publish() {
+    let server = NatsServer::start().await;
+    let builder = NatsProvider::builder(config(&server)).publish_deadline(Duration::from_millis(300));
+    let provider = builder.connect().await.unwrap();
+    assert_eq!(provider.client().replicas(), 1);
+    server.freeze().await;
+    let started = Instant::now();
+    let unknown = provider.publish(&event("a", 1)).await.unwrap_err();
+    assert!(unknown.may_be_stored() && started.elapsed() < Duration::from_millis(550), "{unknown:?}");
+    server.thaw();
+}
+
+#[tokio::test]
 async fn a_frozen_server_leaves_the_outcome_open_and_the_retry_stores_once() {
     let server = NatsServer::start().await;
     let provider = connect(&server).await;
