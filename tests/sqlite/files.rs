@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use a3s_event::provider::sqlite::{SqliteConfig, SqliteProvider};
 use a3s_event::{ErrorKind, EventError, EventProvider};
