@@ -130,7 +130,7 @@ impl SmallDisk {
 
 impl SmallDisk {
     /// Busy it can be for a moment: a process that another test is about to start has the same files open until it runs.
-    fn remount(&self, how: &str) {
+    async fn remount(&self, how: &str) {
         let started = Instant::now();
         loop {
             let mut mount = Command::new("mount");
@@ -139,7 +139,7 @@ impl SmallDisk {
                 return;
             }
             assert!(started.elapsed() < Duration::from_secs(10), "{done:?}");
-            std::thread::sleep(Duration::from_millis(10));
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 }
@@ -191,16 +191,16 @@ async fn a_read_only_disk_is_a_storage_error_and_recovers() {
         return;
     };
     let path = disk.0.path().join("folder").join("events.db");
-    disk.remount("ro");
+    disk.remount("ro").await;
     assert_eq!(refused(&path).await.kind(), ErrorKind::Storage);
-    disk.remount("rw");
+    disk.remount("rw").await;
     let provider = open(&path).await;
     publish(&provider, "a").await;
     provider.close().await.unwrap();
-    disk.remount("ro");
+    disk.remount("ro").await;
     let error = refused(&path).await;
     assert_refused(&error, ErrorKind::Storage, &path, "");
-    disk.remount("rw");
+    disk.remount("rw").await;
     assert_eq!(publish(&open(&path).await, "a").await, 2);
 }
 
