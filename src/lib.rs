@@ -21,8 +21,12 @@ pub mod sink;
 pub mod source;
 pub mod state;
 pub mod subject;
+#[cfg(any(feature = "cloudevents", feature = "routing"))]
+mod timestamp;
 pub mod trace;
 pub mod types;
+#[cfg(any(feature = "http", feature = "webhook"))]
+mod webhooks;
 
 pub mod docs;
 

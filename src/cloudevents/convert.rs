@@ -16,10 +16,9 @@ use super::wire::{
     CATEGORY, EXCLUSIVE_RULE, MEDIA_TYPE_RULE, META_IN_MEMORY, SCHEMA_RULE, SUMMARY, Scalar, TIME_RULE,
     TIMESTAMP, TYPE, VERSION, check_data, foreign, is_reserved, text_of, timestamp_of, version_of,
 };
-use super::{
-    CloudEvent, DATA_BASE64, DEFAULT_DATA_CONTENT_TYPE, SPEC_VERSION, UNTYPED, not_base64, timestamp,
-};
+use super::{CloudEvent, DATA_BASE64, DEFAULT_DATA_CONTENT_TYPE, SPEC_VERSION, UNTYPED, not_base64};
 use crate::error::{EventError, Result};
+use crate::timestamp;
 use crate::types::Event;
 
 /// Prefix of the metadata entries that hold attributes.

@@ -17,7 +17,6 @@ mod binding;
 mod convert;
 mod json;
 mod read;
-mod timestamp;
 mod types;
 mod wire;
 

@@ -15,8 +15,9 @@ use super::wire::{
     TIME_RULE, TIMESTAMP, TYPE, TYPES, URI_RULE, VERSION, check_data, escaped, text_of, timestamp_of,
     version_of,
 };
-use super::{Accept, CloudEvent, DATA_BASE64, SPEC_VERSION, not_base64, timestamp, types};
+use super::{Accept, CloudEvent, DATA_BASE64, SPEC_VERSION, not_base64, types};
 use crate::error::{EventError, Result};
+use crate::timestamp;
 
 /// The member under which version 0.2 wrote the extensions, with the keys that they have in memory.
 const NESTED: &str = "extensions";

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::error::EventError;
+use crate::timestamp;
 use crate::types::Event;
 
 fn typed_event() -> Event {

@@ -14,8 +14,9 @@ use super::attributes::{
     MAX_ATTRIBUTE_NAME_LEN, NAME_RULE, STRING_RULE, invalid, is_attribute_name, is_disallowed,
     is_extension_name, is_json, is_media_type, is_string, is_uri, is_uri_reference,
 };
-use super::{CloudEvent, DATA_BASE64, SPEC_VERSION, not_base64, timestamp};
+use super::{CloudEvent, DATA_BASE64, SPEC_VERSION, not_base64};
 use crate::error::Result;
+use crate::timestamp;
 
 pub(super) const CATEGORY: &str = "a3scategory";
 pub(super) const VERSION: &str = "a3sversion";

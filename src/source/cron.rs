@@ -18,8 +18,8 @@ const MIN_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Produces an event at a fixed interval, or with the feature `cron` on a schedule.
 ///
-/// At a fixed interval the first event comes after one interval. When the receiver is slow, the ticks that passed meanwhile count as one; they
-/// are not made up for in a burst. Each event is made when there is a place for it.
+/// At a fixed interval the first event comes after one interval. When the receiver is slow, the ticks that passed meanwhile
+/// count as one; they are not made up for in a burst. Each event is made when there is a place for it.
 ///
 /// ```
 /// use std::sync::Arc;

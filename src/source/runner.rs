@@ -1,7 +1,6 @@
 //! Runs a source: publishes what it produces, starts it again when it fails, and stops it without losing what it holds.
 
 use std::fmt;
-use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,13 +11,12 @@ use tokio::time::Instant;
 
 use super::EventSource;
 use crate::bus::EventBus;
+use crate::bus::consumer::Backoff;
 use crate::error::{EventError, Result};
 use crate::types::{Event, PublishOptions};
 
-/// Wait before the first new start, and the first new publish.
-const DEFAULT_FIRST_DELAY: Duration = Duration::from_millis(100);
-/// Longest wait between two.
-const DEFAULT_LONGEST_DELAY: Duration = Duration::from_secs(30);
+/// Shortest wait before a new start or a new publish, whatever is configured.
+const SHORTEST_DELAY: Duration = Duration::from_millis(1);
 /// A source that ran this long has recovered: the next failure is its first again.
 const RECOVERED_AFTER: Duration = Duration::from_secs(60);
 /// Events between the source and the bus.
@@ -28,8 +26,9 @@ const DEFAULT_BUFFER: usize = 64;
 ///
 /// What the source produces is published in order, each event until it is stored: a failure that a retry can help is tried
 /// again, with growing delays, and holds the source back. With a provider that deduplicates, the event's id is its `msg_id`,
-/// so that a retry stores it once. An event that can never be stored is logged, counted and left out. A source that fails
-/// or panics is started again, with growing delays, too.
+/// so that a retry stores it once. An event that can never be stored is logged, counted and left out. When the bus is closed,
+/// what is left is handed back by [`stop`](RunningSource::stop). A source that fails or panics is started again, with growing
+/// delays, too.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -54,8 +53,7 @@ const DEFAULT_BUFFER: usize = 64;
 #[must_use]
 pub struct SourceRunner {
     source: Arc<dyn EventSource>,
-    first_delay: Duration,
-    longest_delay: Duration,
+    backoff: Backoff,
     buffer: usize,
 }
 
@@ -64,16 +62,15 @@ impl SourceRunner {
     pub fn new(source: Arc<dyn EventSource>) -> Self {
         Self {
             source,
-            first_delay: DEFAULT_FIRST_DELAY,
-            longest_delay: DEFAULT_LONGEST_DELAY,
+            backoff: Backoff::exponential(Duration::from_millis(100), Duration::from_secs(30)),
             buffer: DEFAULT_BUFFER,
         }
     }
 
-    /// The wait after the first failure, which doubles with each, and the longest. Half of it is random. Defaults: 100 ms
-    /// and 30 s.
-    pub fn backoff(mut self, first: Duration, longest: Duration) -> Self {
-        (self.first_delay, self.longest_delay) = (first.max(Duration::from_millis(1)), longest.max(first));
+    /// The wait after each failure in a row, of the source or of a publish, at least 1 ms. Default exponential from 100 ms
+    /// to 30 s with jitter.
+    pub fn backoff(mut self, backoff: Backoff) -> Self {
+        self.backoff = backoff;
         self
     }
 
@@ -92,10 +89,10 @@ impl SourceRunner {
         let (sender, events) = mpsc::channel(self.buffer);
         let source = Arc::clone(&self.source);
         let shared = Arc::new(Shared::default());
-        let delays = Delays { first: self.first_delay, longest: self.longest_delay };
-        let producing = tokio::spawn(produce(Arc::clone(&source), sender, delays, Arc::clone(&shared)));
+        let backoff = self.backoff.clone();
+        let producing = tokio::spawn(produce(Arc::clone(&source), sender, backoff, Arc::clone(&shared)));
         let (give_up, given_up) = watch::channel(false);
-        let publishing = tokio::spawn(publish(bus, events, delays, Arc::clone(&shared), given_up));
+        let publishing = tokio::spawn(publish(bus, events, self.backoff, Arc::clone(&shared), given_up));
         RunningSource { source, shared, producing, publishing: Some(publishing), give_up }
     }
 }
@@ -230,27 +227,11 @@ impl fmt::Debug for RunningSource {
     }
 }
 
-#[derive(Clone, Copy)]
-struct Delays {
-    first: Duration,
-    longest: Duration,
-}
-
-impl Delays {
-    /// The wait after so many failures in a row: doubled each time, between a half and all of it.
-    fn after(&self, failures: u32) -> Duration {
-        let delay = self.first.saturating_mul(1 << failures.saturating_sub(1).min(20)).min(self.longest);
-        // The standard library seeds every hasher anew, which is random enough to spread retries.
-        let random = RandomState::new().hash_one(0_u8) & 0xffff;
-        delay.mul_f64(0.5 + random as f64 / f64::from(0x1_fffe_u32))
-    }
-}
-
 /// Runs the source until it ends by itself, whatever that takes.
 async fn produce(
     source: Arc<dyn EventSource>,
     sender: mpsc::Sender<Event>,
-    delays: Delays,
+    backoff: Backoff,
     shared: Arc<Shared>,
 ) {
     let mut failures = 0;
@@ -267,7 +248,7 @@ async fn produce(
             None | Some(Ok(Ok(())) | Err(_)) => break,
         };
         failures = if begin.elapsed() >= RECOVERED_AFTER { 1 } else { failures + 1 };
-        let delay = delays.after(failures);
+        let delay = backoff.delay(failures).max(SHORTEST_DELAY);
         tracing::warn!(source = source.name(), error, ?delay, "the source failed and is started again");
         shared.failed(error);
         shared.set(SourceState::Waiting);
@@ -277,11 +258,12 @@ async fn produce(
     shared.set(SourceState::Ended);
 }
 
-/// Publishes until the source has ended and nothing is left, or until it is told to give up: then what is left is returned.
+/// Publishes until the source has ended and nothing is left, or until it is told to give up or the bus is closed: then what
+/// is left is returned.
 async fn publish(
     bus: Arc<EventBus>,
     mut events: mpsc::Receiver<Event>,
-    delays: Delays,
+    backoff: Backoff,
     shared: Arc<Shared>,
     mut given_up: watch::Receiver<bool>,
 ) -> Vec<Event> {
@@ -293,12 +275,12 @@ async fn publish(
             next = events.recv() => next,
         };
         let Some(event) = next else { return left };
-        let published = tokio::select! {
+        let is_done = tokio::select! {
             biased;
             _ = given_up.wait_for(|given_up| *given_up) => false,
-            () = publish_one(&bus, &event, delays, &shared) => true,
+            is_done = publish_one(&bus, &event, &backoff, &shared) => is_done,
         };
-        if !published {
+        if !is_done {
             left.push(event);
             break;
         }
@@ -310,7 +292,8 @@ async fn publish(
     left
 }
 
-async fn publish_one(bus: &EventBus, event: &Event, delays: Delays, shared: &Shared) {
+/// Whether the event is done with, which it is not on a bus that is closed.
+async fn publish_one(bus: &EventBus, event: &Event, backoff: &Backoff, shared: &Shared) -> bool {
     let dedup = bus.provider().capabilities().dedup.is_yes();
     let options = PublishOptions { msg_id: dedup.then(|| event.id.clone()), ..PublishOptions::default() };
     let mut failures = 0;
@@ -318,19 +301,23 @@ async fn publish_one(bus: &EventBus, event: &Event, delays: Delays, shared: &Sha
         let error = match bus.publish_event_with_options(event, &options).await {
             Ok(_) => {
                 shared.published.fetch_add(1, Ordering::Relaxed);
-                return;
+                return true;
             }
             Err(error) => error,
         };
         let id = crate::error::shorten(&event.id);
         shared.failed(error.to_string());
+        if error.is_closed() {
+            tracing::error!(id, %error, "an event of a source is not stored: the bus is closed");
+            return false;
+        }
         if !error.is_retryable() {
             tracing::error!(id, %error, "an event of a source cannot be stored and is left out");
             shared.refused.fetch_add(1, Ordering::Relaxed);
-            return;
+            return true;
         }
         failures += 1;
-        let delay = delays.after(failures);
+        let delay = backoff.delay(failures).max(SHORTEST_DELAY);
         tracing::warn!(id, %error, ?delay, "an event of a source is published again");
         shared.retries.fetch_add(1, Ordering::Relaxed);
         tokio::time::sleep(delay).await;
@@ -450,7 +437,7 @@ mod tests {
         let source = Moody::new(&["fails", "panics", "fails", "goes on"]);
         let begin = Instant::now();
         let running = SourceRunner::new(source)
-            .backoff(Duration::from_secs(1), Duration::from_secs(10))
+            .backoff(Backoff::exponential(Duration::from_secs(1), Duration::from_secs(10)))
             .start(Arc::clone(&bus));
         until(|| running.status().published == 4).await;
         let waited = begin.elapsed();
@@ -507,6 +494,17 @@ mod tests {
         assert_eq!(begin.elapsed(), Duration::from_secs(3));
         let left: Vec<_> = left.iter().map(|event| event.payload.as_u64().unwrap()).collect();
         assert_eq!(left, [0, 1, 2, 3, 4]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_closed_bus_does_not_take_is_handed_back() {
+        let bus = Arc::new(EventBus::new(MemoryProvider::default()));
+        let running = SourceRunner::new(ticker()).start(Arc::clone(&bus));
+        until(|| running.status().published == 2).await;
+        bus.close().await.unwrap();
+        until(|| running.status().state == SourceState::Ended).await;
+        let left = running.stop(Duration::from_secs(1)).await.unwrap();
+        assert_eq!(left.iter().map(|event| event.payload.as_u64().unwrap()).collect::<Vec<_>>(), [2]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,24 +1,21 @@
 //! Putting an HTTP sink together.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use reqwest::Client;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
-use reqwest::redirect::Policy;
-use rustls_platform_verifier::BuilderVerifierExt;
 
+use super::client::{Roots, client};
 use super::guard::{Allowed, Network};
-use super::resolver::{Guarded, Lookup, system};
+use super::permission::Permission;
+use super::resolver::{Lookup, system};
 use super::signature::Signer;
 use super::{HttpSink, PayloadForm};
 use crate::cloudevents::http::Mode;
 use crate::error::{EventError, Result, shorten};
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
-const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Headers that belong to the connection or to the event.
 const RESERVED: [&str; 10] = [
@@ -47,6 +44,8 @@ pub struct HttpSinkBuilder {
     /// What a setting could not be read as is said by `build`.
     headers: Result<HeaderMap>,
     signer: Result<Signer>,
+    roots: Result<Roots>,
+    permission: Result<Option<Permission>>,
     lookup: Lookup,
 }
 
@@ -61,6 +60,8 @@ impl HttpSinkBuilder {
             allowed: Allowed::default(),
             headers: Ok(HeaderMap::new()),
             signer: Ok(Signer::default()),
+            roots: Ok(Roots::of_the_system()),
+            permission: Ok(None),
             lookup: system(),
         }
     }
@@ -91,6 +92,20 @@ impl HttpSinkBuilder {
     /// replaced, it signs with both.
     pub fn sign_with(mut self, secret: &str) -> Self {
         self.signer = self.signer.and_then(|mut signer| signer.add(secret).map(|()| signer));
+        self
+    }
+
+    /// Trusts the certificate authorities of this PEM text, and no longer those of the system. Called again, it adds to them.
+    pub fn root_certificates(mut self, pem: &[u8]) -> Self {
+        self.roots = self.roots.and_then(|mut roots| roots.add(pem).map(|()| roots));
+        self
+    }
+
+    /// Asks the receiver for its permission before the first event, with the `OPTIONS` request of the CloudEvents webhook
+    /// specification: `origin` is the DNS name by which it knows this system. Without the answer that it allows, deliveries
+    /// fail and are to be tried again. Default is to send without asking.
+    pub fn ask_permission_as(mut self, origin: &str) -> Self {
+        self.permission = Permission::of(origin).map(Some);
         self
     }
 
@@ -144,20 +159,22 @@ impl HttpSinkBuilder {
     ///
     /// [`EventError::Config`] that names the setting: a URL with another scheme, with credentials, a fragment, a port that is
     /// not allowed or a host that is blocked, longer than 2,048 bytes; a header that is reserved or not legal; a secret that
-    /// is none; or when the system's certificates cannot be used.
+    /// is none; an origin that is no DNS name; PEM text without a usable certificate; or when the system's certificates
+    /// cannot be used.
     pub fn build(self) -> Result<HttpSink> {
         let url = self.allowed.check_url(&self.url)?;
         if self.timeout.is_zero() {
             return Err(EventError::Config("timeout 0s: must be longer than zero".to_owned()));
         }
         Ok(HttpSink {
-            client: client(self.allowed.clone(), self.lookup)?,
+            client: client(self.allowed.clone(), self.lookup, self.roots?)?,
             name: self.name,
             url,
             allowed: self.allowed,
             mode: self.mode,
             headers: self.headers?,
             signer: self.signer?,
+            permission: self.permission?,
             timeout: self.timeout,
             payload: self.payload,
             is_disabled: AtomicBool::new(false),
@@ -181,26 +198,4 @@ fn user_header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue)> {
     let mut value = HeaderValue::from_str(value).map_err(|_| refused("the value is not printable ASCII"))?;
     value.set_sensitive(true);
     Ok((parsed, value))
-}
-
-/// A client that goes where it is allowed to and nowhere else.
-fn client(allowed: Allowed, lookup: Lookup) -> Result<Client> {
-    let refused = |error: &dyn fmt::Display| EventError::Config(format!("TLS of an HTTP sink: {error}"));
-    // The same backend as the NATS client, so that the program has one.
-    let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .and_then(BuilderVerifierExt::with_platform_verifier)
-        .map_err(|error| refused(&error))?
-        .with_no_client_auth();
-    Client::builder()
-        .tls_backend_preconfigured(tls)
-        .dns_resolver(Guarded { allowed, lookup })
-        .redirect(Policy::none())
-        .retry(reqwest::retry::never())
-        .no_proxy()
-        .referer(false)
-        .pool_idle_timeout(IDLE_TIMEOUT)
-        .user_agent(concat!("a3s-event/", env!("CARGO_PKG_VERSION")))
-        .build()
-        .map_err(|error| refused(&error))
 }

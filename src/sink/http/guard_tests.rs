@@ -2,11 +2,11 @@ use super::*;
 
 /// Hosts of URLs that must not be connected to.
 #[rustfmt::skip]
-pub(in super::super) const FORBIDDEN: [&str; 72] = [
+pub(in super::super) const FORBIDDEN: [&str; 75] = [
     // Loopback, in every spelling that URLs allow.
     "127.0.0.1", "localhost", "[::1]", "0.0.0.0", "0", "127.1", "2130706433", "0x7f000001", "0177.0.0.1", "127.0.1",
     "0x7f.1", "0x7f.0x0.0x0.0x1", "0177.0.0.01", "017700000001", "127.255.255.254", "LOCALHOST", "localhost.", "a.localhost",
-    "127.0.0.1.", "%31%32%37.0.0.1", "１２７.0.0.1", "127。0。0。1", "①②⑦.0.0.1", "[::]", "[0:0:0:0:0:0:0:1]",
+    "127.0.0.1.", "%31%32%37.0.0.1", "１２７.0.0.1", "127。0。0。1", "①②⑦.0.0.1", "ⓛⓞⓒⓐⓛⓗⓞⓢⓣ", "ｌｏｃａｌｈｏｓｔ", "169。254。169。254", "[::]", "[0:0:0:0:0:0:0:1]",
     // IPv4 within IPv6.
     "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[::127.0.0.1]", "[::ffff:10.0.0.1]", "[::ffff:a9fe:a9fe]",
     "[64:ff9b::7f00:1]", "[64:ff9b::10.0.0.1]", "[64:ff9b:1::1]", "[2002:7f00:1::]", "[2002:a00:1::1]",
@@ -56,6 +56,15 @@ fn public_addresses_and_names_pass() {
             .check_url(&format!("https://{host}/"))
             .unwrap_or_else(|error| panic!("{host}: {error}"));
     }
+}
+
+#[test]
+fn a_name_that_only_looks_like_another_stays_another() {
+    let url = Allowed::default().check_url("https://еxample.com./hook").unwrap();
+    assert_eq!(url.host_str(), Some("xn--xample-2of.com."));
+    let allowed = Allowed { hosts: vec!["db.internal".to_owned()], ..Allowed::default() };
+    allowed.check_url("https://db.internal/").unwrap();
+    assert!(allowed.check_url("https://db.іnternal.internal/").is_err());
 }
 
 #[test]

@@ -1,23 +1,27 @@
 //! A sink that posts CloudEvents to a URL.
 
 mod builder;
+mod client;
 mod guard;
+mod permission;
 mod resolver;
 mod signature;
 
 use std::fmt;
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
-use reqwest::{Client, Response, StatusCode, Url};
+use reqwest::{Client, Method, Response, StatusCode, Url};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc2822;
 
 pub use builder::HttpSinkBuilder;
 
 use self::guard::{Allowed, Blocked};
+use self::permission::{Permission, REQUEST_ORIGIN};
 use self::signature::{Signer, message_id};
 use super::{EventSink, PayloadForm, SinkFailure};
 use crate::cloudevents::http::{self, Mode};
@@ -29,6 +33,8 @@ use crate::types::{Event, unix_millis};
 const MAX_RESPONSE: usize = 64 * 1024;
 /// How long the rest of a successful response may take.
 const DRAIN: Duration = Duration::from_secs(1);
+/// How soon a receiver is tried again whose certificate is not trusted: somebody has to do something first.
+const RETRY_TLS_AFTER: Duration = Duration::from_secs(30);
 /// The longest wait that a receiver can ask for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(3_600);
 
@@ -42,6 +48,7 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(3_600);
 /// | 3xx | fails; redirects are never followed |
 /// | other | fails; no retry helps |
 /// | none, within the timeout | try again |
+/// | a certificate that is not trusted, expired, or of another name | try again, after 30 s |
 ///
 /// It is **closed by default**: https only, ports 80 and 443, and no address that is not public, whether it is written in
 /// the URL in any spelling or a name resolves to it. A name is looked up for each connection, every address is checked, and
@@ -69,6 +76,7 @@ pub struct HttpSink {
     mode: Mode,
     headers: HeaderMap,
     signer: Signer,
+    permission: Option<Permission>,
     timeout: Duration,
     payload: PayloadForm,
     is_disabled: AtomicBool,
@@ -105,27 +113,42 @@ impl HttpSink {
         }
         if !self.signer.is_empty() {
             let id = message_id(&event.source, &event.id);
-            let timestamp = unix_millis() / 1_000;
+            let timestamp = (unix_millis() / 1_000).to_string();
             let body = message.body.as_deref().unwrap_or_default();
-            set(&mut headers, "webhook-signature", &self.signer.sign(&id, timestamp, body))?;
-            set(&mut headers, "webhook-timestamp", &timestamp.to_string())?;
+            set(&mut headers, "webhook-signature", &self.signer.sign(&id, &timestamp, body))?;
+            set(&mut headers, "webhook-timestamp", &timestamp)?;
             set(&mut headers, "webhook-id", &id)?;
         }
+        if let Some(permission) = &self.permission {
+            headers.insert(REQUEST_ORIGIN, permission.origin.clone());
+        }
         Ok(headers)
+    }
+
+    /// Sends a request, where that is allowed, and waits for the beginning of the answer.
+    async fn send(
+        &self,
+        method: Method,
+        headers: HeaderMap,
+        body: Vec<u8>,
+    ) -> std::result::Result<Response, SinkFailure> {
+        self.allowed.check_host(&self.url).map_err(|blocked| SinkFailure::fatal(blocked.to_string()))?;
+        let request = self.client.request(method, self.url.clone()).headers(headers).body(body);
+        let late = |_| SinkFailure::retry(format!("no answer within {:?}", self.timeout));
+        let sent = tokio::time::timeout(self.timeout, request.send()).await.map_err(late)?;
+        sent.map_err(|error| failure_of(&error))
     }
 
     async fn post(&self, event: &Event) -> std::result::Result<(), SinkFailure> {
         if self.is_disabled() {
             return Err(SinkFailure::fatal("disabled: the receiver answered 410"));
         }
-        self.allowed.check_host(&self.url).map_err(|blocked| SinkFailure::fatal(blocked.to_string()))?;
         let message = self.message(event).map_err(|error| SinkFailure::fatal(error.to_string()))?;
         let headers = self.headers(event, &message)?;
-        let body = message.body.unwrap_or_default();
-        let request = self.client.post(self.url.clone()).headers(headers).body(body);
-        let late = |_| SinkFailure::retry(format!("no answer within {:?}", self.timeout));
-        let sent = tokio::time::timeout(self.timeout, request.send()).await.map_err(late)?;
-        let response = sent.map_err(|error| failure_of(&error))?;
+        if let Some(permission) = &self.permission {
+            permission.ask(self).await?;
+        }
+        let response = self.send(Method::POST, headers, message.body.unwrap_or_default()).await?;
         let (status, after) = (response.status(), retry_after(response.headers()));
         if status.is_success() {
             // Read to its end, the connection can be used again.
@@ -222,11 +245,26 @@ fn failure_of(error: &reqwest::Error) -> SinkFailure {
         if let Some(blocked) = found.downcast_ref::<Blocked>() {
             return SinkFailure::fatal(blocked.to_string());
         }
+        if let Some(error) = tls_error(found)
+            && matches!(error, rustls::Error::InvalidCertificate(_))
+        {
+            return SinkFailure::retry(format!("not sent: {error}")).retry_after(RETRY_TLS_AFTER);
+        }
         last = found.to_string();
         cause = found.source();
     }
     SinkFailure::retry(format!("not sent: {last}"))
 }
 
+/// An I/O error does not name what it wraps as its source.
+fn tls_error<'a>(mut error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
+    while let Some(wrapped) = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        error = wrapped;
+    }
+    error.downcast_ref()
+}
+
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tls_tests;

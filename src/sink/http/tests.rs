@@ -113,8 +113,8 @@ async fn events_are_sent_as_cloud_events_in_both_modes_and_signed() {
     let header = |name: &str| request.lines().find_map(|line| line.strip_prefix(name)).unwrap().to_owned();
     let mut signer = Signer::default();
     signer.add("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
-    let timestamp = header("webhook-timestamp: ").parse().unwrap();
-    assert_eq!(header("webhook-signature: "), signer.sign(&event.id, timestamp, b"{\"total\":7}"));
+    let timestamp = header("webhook-timestamp: ");
+    assert_eq!(header("webhook-signature: "), signer.sign(&event.id, &timestamp, b"{\"total\":7}"));
     assert!(!format!("{binary:?}").contains("canary"));
 
     server.sink().structured().build().unwrap().deliver(&event).await.unwrap();
@@ -122,6 +122,39 @@ async fn events_are_sent_as_cloud_events_in_both_modes_and_signed() {
     assert!(request.contains("content-type: application/cloudevents+json"), "{request}");
     let (_, body) = request.split_once("\r\n\r\n").unwrap();
     assert_eq!(Event::try_from(CloudEvent::from_json(body.as_bytes()).unwrap()).unwrap().id, event.id);
+}
+
+#[tokio::test]
+async fn a_receiver_is_asked_for_its_permission_once_it_gives_it() {
+    let allows = |origin: &str| answer("200 OK", &format!("webhook-allowed-origin: {origin}\r\n"), "");
+    for allowed in ["*", "Sender.example"] {
+        let ok = || answer("202 Accepted", "", "");
+        let no = answer("200 OK", "allow: POST, OPTIONS\r\n", "");
+        let server = Server::start(vec![no, allows("other.example"), allows(allowed), ok(), ok()]).await;
+        let sink = server
+            .sink()
+            .ask_permission_as("sender.example")
+            .header("authorization", "Bearer canary")
+            .build()
+            .unwrap();
+        for _ in 0..2 {
+            let refused = failure(sink.deliver(&event()).await);
+            assert!(refused.is_retryable() && refused.to_string().contains("not permitted"), "{refused}");
+        }
+        for _ in 0..2 {
+            sink.deliver(&event()).await.unwrap();
+        }
+        for (number, method) in ["OPTIONS", "OPTIONS", "OPTIONS", "POST", "POST"].iter().enumerate() {
+            let request = server.request(number);
+            assert!(request.starts_with(method), "{request}");
+            assert!(request.contains("webhook-request-origin: sender.example"), "{request}");
+            assert!(request.contains("authorization: Bearer canary"), "{request}");
+        }
+    }
+    for origin in ["", "https://sender.example", "a b", "*", &"a".repeat(254)] {
+        let error = HttpSink::builder("hook", "https://example.com/").ask_permission_as(origin).build();
+        assert!(error.unwrap_err().to_string().contains("origin"), "{origin}");
+    }
 }
 
 #[tokio::test]

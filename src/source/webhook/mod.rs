@@ -22,14 +22,20 @@
 //! | 415 | a content type or encoding that is not read |
 //! | 503 | cannot take it now; the sender is to try again |
 //!
+//! A sender that asks for permission first, with the `OPTIONS` request of the CloudEvents webhook specification, gets it
+//! where its origin is [allowed](WebhookReceiverBuilder::allow_origin). A callback that it offers is not called. Permission
+//! is no authentication: what a request needs, it needs all the same.
+//!
 //! What belongs to a connection, such as the limits of headers and slow clients, is up to the server that the router is
 //! served by.
 
+mod builder;
 mod json;
+mod permission;
+mod refusal;
 mod replay;
 mod signature;
 
-use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -40,15 +46,21 @@ use axum::body::{Body, Bytes, HttpBody, to_bytes};
 use axum::extract::Request;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
+pub use builder::WebhookReceiverBuilder;
+
+use self::permission::Origins;
+use self::refusal::{Refusal, is_refusal};
 use self::replay::{Begun, Taken};
 use self::signature::{Signed, Verifier};
 use super::{EventSource, Stop, WebhookSource};
 use crate::bus::EventBus;
 use crate::cloudevents::{Accept, http};
-use crate::error::{ErrorKind, EventError, Result, shorten};
+use crate::error::{EventError, Result};
+use crate::hash::fnv1a_128;
 use crate::provider::PublishRequest;
 use crate::subject::validate_subject;
 use crate::trace::{TRACEPARENT, TRACESTATE, TraceContext};
@@ -62,156 +74,6 @@ pub const DEFAULT_TOLERANCE: Duration = Duration::from_secs(300);
 pub const ORIGINAL_SUBJECT: &str = "webhook_subject";
 /// Metadata key of the id of a signed request.
 pub const WEBHOOK_ID: &str = "webhook_id";
-
-/// How long a body may take to come, and a request to be taken, unless configured otherwise.
-const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
-/// How many ids are remembered.
-const REMEMBERED_IDS: usize = 100_000;
-/// Seconds after which a sender may try again.
-const RETRY_AFTER: &str = "5";
-/// Shortest token.
-const MIN_TOKEN: usize = 16;
-
-/// Puts a [`WebhookReceiver`] together.
-#[must_use]
-pub struct WebhookReceiverBuilder {
-    name: String,
-    path: String,
-    subject: String,
-    category: String,
-    keep_subjects: bool,
-    secrets: Vec<String>,
-    tokens: Vec<String>,
-    unauthenticated: bool,
-    tolerance: Duration,
-    max_body: usize,
-    timeout: Duration,
-    bus: Option<Arc<EventBus>>,
-}
-
-impl WebhookReceiverBuilder {
-    /// The subject of what comes in. Default `events.webhook.{name}`.
-    pub fn subject(mut self, subject: impl Into<String>) -> Self {
-        self.subject = subject.into();
-        self
-    }
-
-    /// The category of what comes in without one. Default `webhook`.
-    pub fn category(mut self, category: impl Into<String>) -> Self {
-        self.category = category.into();
-        self
-    }
-
-    /// Publishes CloudEvents under their own subject where that is a legal one. Without it only subjects below the
-    /// receiver's own are kept: whoever may send should not be able to publish anywhere.
-    pub fn keep_subjects(mut self) -> Self {
-        self.keep_subjects = true;
-        self
-    }
-
-    /// Asks for a signature with this secret, or with any of several: base64 of 24 to 64 bytes, with or without `whsec_`.
-    pub fn secret(mut self, secret: impl Into<String>) -> Self {
-        self.secrets.push(secret.into());
-        self
-    }
-
-    /// Asks for this token in `Authorization: Bearer`, or for any of several; at least 16 bytes. With secrets, too, both are
-    /// needed.
-    pub fn token(mut self, token: impl Into<String>) -> Self {
-        self.tokens.push(token.into());
-        self
-    }
-
-    /// Takes requests from anybody who can reach it.
-    pub fn unauthenticated(mut self) -> Self {
-        self.unauthenticated = true;
-        self
-    }
-
-    /// How far the time of a signed request may be from now. Default 300 s.
-    pub fn tolerance(mut self, tolerance: Duration) -> Self {
-        self.tolerance = tolerance;
-        self
-    }
-
-    /// Largest body in bytes. Default 1 MiB.
-    pub fn max_body(mut self, bytes: usize) -> Self {
-        self.max_body = bytes;
-        self
-    }
-
-    /// How long a body may take to come, and then the request to be taken. Default 30 s.
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
-        self
-    }
-
-    /// Publishes what comes in before it is answered: what was answered with 202 is stored. The ids of signed requests and
-    /// of CloudEvents are the `msg_id`, where the provider deduplicates, so that a request that is sent again stores nothing
-    /// twice. Without it, [`start`](EventSource::start) has to run, and 202 says only that the event is on its way.
-    pub fn publish_to(mut self, bus: Arc<EventBus>) -> Self {
-        self.bus = Some(bus);
-        self
-    }
-
-    /// Builds it.
-    ///
-    /// # Errors
-    ///
-    /// [`EventError::Config`] for a path that is none, a secret or token too short, and for neither of them without
-    /// [`unauthenticated`](WebhookReceiverBuilder::unauthenticated); [`EventError::InvalidSubject`] for the subject.
-    pub fn build(self) -> Result<Arc<WebhookReceiver>> {
-        let wrong = |text: String| Err(EventError::Config(text));
-        let is_plain = |c: char| c.is_ascii_alphanumeric() || "/-_.~".contains(c);
-        if !self.path.starts_with('/') || self.path.len() > 256 || !self.path.chars().all(is_plain) {
-            let path = shorten(&self.path);
-            return wrong(format!(
-                "path \"{path}\": must begin with / and have only letters, digits and / - _ . ~"
-            ));
-        }
-        validate_subject(&self.subject)?;
-        if self.secrets.is_empty() && self.tokens.is_empty() && !self.unauthenticated {
-            return wrong(format!(
-                "webhook '{}': needs a secret, a token or unauthenticated()",
-                shorten(&self.name)
-            ));
-        }
-        if self.tokens.iter().any(|token| token.len() < MIN_TOKEN) {
-            return wrong(format!("webhook token: must be at least {MIN_TOKEN} bytes long"));
-        }
-        if self.timeout.is_zero() || self.max_body == 0 {
-            return wrong("webhook timeout and max_body: must not be zero".to_owned());
-        }
-        Ok(Arc::new(WebhookReceiver {
-            verifier: Verifier::new(&self.secrets, self.tolerance)?,
-            tokens: self.tokens.iter().map(|token| digest(token)).collect(),
-            // Beyond twice the window no signature is right any more.
-            taken: Taken::new(REMEMBERED_IDS, self.tolerance.saturating_mul(2)),
-            name: self.name,
-            path: self.path,
-            subject: self.subject,
-            category: self.category,
-            keep_subjects: self.keep_subjects,
-            max_body: self.max_body,
-            timeout: self.timeout,
-            bus: self.bus,
-            sender: Mutex::new(None),
-            stop: Stop::new(),
-        }))
-    }
-}
-
-impl fmt::Debug for WebhookReceiverBuilder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WebhookReceiverBuilder")
-            .field("name", &self.name)
-            .field("path", &self.path)
-            .field("subject", &self.subject)
-            .field("secrets", &self.secrets.len())
-            .field("tokens", &self.tokens.len())
-            .finish_non_exhaustive()
-    }
-}
 
 /// Receives webhooks on one path. Its Debug shows no secret.
 ///
@@ -241,6 +103,7 @@ pub struct WebhookReceiver {
     verifier: Verifier,
     /// Hashes: comparing them in whatever time says nothing about the tokens.
     tokens: Vec<[u8; 32]>,
+    origins: Origins,
     taken: Taken,
     max_body: usize,
     timeout: Duration,
@@ -253,21 +116,7 @@ pub struct WebhookReceiver {
 impl WebhookReceiver {
     /// Starts a receiver of this name on this path.
     pub fn builder(name: impl Into<String>, path: impl Into<String>) -> WebhookReceiverBuilder {
-        let name = name.into();
-        WebhookReceiverBuilder {
-            subject: format!("events.webhook.{name}"),
-            name,
-            path: path.into(),
-            category: "webhook".to_owned(),
-            keep_subjects: false,
-            secrets: Vec::new(),
-            tokens: Vec::new(),
-            unauthenticated: false,
-            tolerance: DEFAULT_TOLERANCE,
-            max_body: DEFAULT_MAX_BODY,
-            timeout: DEFAULT_TIMEOUT,
-            bus: None,
-        }
+        WebhookReceiverBuilder::new(name.into(), path.into())
     }
 
     /// The router with the one path, to be served or merged into another.
@@ -277,12 +126,25 @@ impl WebhookReceiver {
             let receiver = Arc::clone(&receiver);
             async move { receiver.receive(request).await }
         };
-        Router::new().route(&self.path, axum::routing::post(receive))
+        let mut methods = axum::routing::post(receive);
+        if self.origins.are_asked() {
+            let receiver = Arc::clone(self);
+            methods = methods.options(move |headers: HeaderMap| {
+                let answer = receiver.answer(receiver.origins.permit(&headers));
+                std::future::ready(answer)
+            });
+        }
+        Router::new().route(&self.path, methods)
     }
 
     async fn receive(&self, request: Request) -> Response {
-        match self.take(request).await {
-            Ok(status) => status.into_response(),
+        let taken = self.take(request).await;
+        self.answer(taken)
+    }
+
+    fn answer(&self, outcome: std::result::Result<impl IntoResponse, Refusal>) -> Response {
+        match outcome {
+            Ok(response) => response.into_response(),
             Err(refusal) => {
                 tracing::debug!(
                     source = self.name,
@@ -372,6 +234,13 @@ impl WebhookReceiver {
         } else {
             vec![self.own(http::from_message(pairs(), body, Accept::Conformant).map_err(Refusal::of)?)?]
         };
+        if is_cloud_event
+            && (mode != http::Mode::Binary || content_type.is_some_and(is_json))
+            && !body.is_empty()
+        {
+            // The format's own reader takes the last of several equal keys within the data.
+            strict_json(body)?;
+        }
         let context = text(headers, TRACEPARENT)
             .and_then(|parent| TraceContext::parse(parent, text(headers, TRACESTATE)));
         for event in &mut events {
@@ -389,10 +258,7 @@ impl WebhookReceiver {
         if !content_type.is_some_and(is_json) {
             return Err(Refusal::unsupported("content-type: must be JSON in UTF-8, or that of a CloudEvent"));
         }
-        let payload = json::parse(body).map_err(|error| {
-            Refusal::new(StatusCode::BAD_REQUEST, format!("the body is no JSON: {error}"))
-        })?;
-        Ok(Event::new(&self.subject, &self.category, "", &self.name, payload))
+        Ok(Event::new(&self.subject, &self.category, "", &self.name, strict_json(body)?))
     }
 
     /// A CloudEvent as an event of this receiver.
@@ -423,13 +289,52 @@ impl WebhookReceiver {
     ) -> std::result::Result<(), Refusal> {
         let handing_on = async {
             match &self.bus {
-                Some(bus) => publish(bus, &events, webhook_id).await,
+                Some(bus) => self.publish(bus, &events, webhook_id).await,
                 None => self.send(events).await,
             }
         };
         tokio::time::timeout(self.timeout, handing_on)
             .await
             .unwrap_or_else(|_elapsed| Err(Refusal::unavailable("the events were not taken in time")))
+    }
+
+    async fn publish(
+        &self,
+        bus: &EventBus,
+        events: &[Event],
+        webhook_id: Option<&str>,
+    ) -> std::result::Result<(), Refusal> {
+        let dedup = bus.provider().capabilities().dedup.is_yes();
+        let requests: Vec<_> = events
+            .iter()
+            .zip(0_u64..)
+            .map(|(event, index)| {
+                let id = self.msg_id(event, webhook_id.map(|id| (id, index)));
+                let options = PublishOptions { msg_id: dedup.then_some(id), ..PublishOptions::default() };
+                PublishRequest::new(event, options)
+            })
+            .collect();
+        let results = bus.publish_batch_with_options(&requests).await;
+        // A failure that a retry can help comes first: the sender tries again, and what is stored is not stored twice.
+        let failed: Vec<EventError> = results.into_iter().filter_map(Result::err).collect();
+        match failed.iter().find(|error| !is_refusal(error)).or(failed.first()) {
+            None => Ok(()),
+            Some(error) => {
+                tracing::warn!(%error, "a webhook was not stored");
+                Err(Refusal::of_publish(error))
+            }
+        }
+    }
+
+    /// The same when the request comes again. An id alone would not do: another receiver may get the same request, and
+    /// another source may use the same id.
+    fn msg_id(&self, event: &Event, request: Option<(&str, u64)>) -> String {
+        let name = &self.name;
+        let key = match request {
+            Some((id, index)) => fnv1a_128(&["request", name, id, &index.to_string()]),
+            None => fnv1a_128(&["event", name, &event.source, &event.id]),
+        };
+        format!("webhook-{key:032x}")
     }
 
     async fn send(&self, events: Vec<Event>) -> std::result::Result<(), Refusal> {
@@ -447,38 +352,6 @@ impl WebhookReceiver {
         }
         Ok(())
     }
-}
-
-async fn publish(
-    bus: &EventBus,
-    events: &[Event],
-    webhook_id: Option<&str>,
-) -> std::result::Result<(), Refusal> {
-    let dedup = bus.provider().capabilities().dedup.is_yes();
-    let requests: Vec<_> = events
-        .iter()
-        .enumerate()
-        .map(|(index, event)| {
-            let id = webhook_id.map_or_else(|| event.id.clone(), |id| format!("{id}.{index}"));
-            let options = PublishOptions { msg_id: dedup.then_some(id), ..PublishOptions::default() };
-            PublishRequest::new(event, options)
-        })
-        .collect();
-    let results = bus.publish_batch_with_options(&requests).await;
-    // A failure that a retry can help comes first: the sender tries again, and what is stored is not stored twice.
-    let failed: Vec<EventError> = results.into_iter().filter_map(Result::err).collect();
-    match failed.iter().find(|error| !is_refusal(error)).or(failed.first()) {
-        None => Ok(()),
-        Some(error) => {
-            tracing::warn!(%error, "a webhook was not stored");
-            Err(Refusal::of_publish(error))
-        }
-    }
-}
-
-/// Whether the event itself is what cannot be stored.
-fn is_refusal(error: &EventError) -> bool {
-    matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Schema)
 }
 
 #[async_trait]
@@ -536,67 +409,6 @@ impl fmt::Debug for WebhookReceiver {
     }
 }
 
-/// Why a request is not taken.
-#[derive(Debug)]
-struct Refusal {
-    status: StatusCode,
-    reason: Cow<'static, str>,
-}
-
-impl Refusal {
-    fn new(status: StatusCode, reason: impl Into<Cow<'static, str>>) -> Self {
-        Self { status, reason: reason.into() }
-    }
-
-    fn bad_request(reason: &'static str) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, reason)
-    }
-
-    fn unauthorized(reason: &'static str) -> Self {
-        Self::new(StatusCode::UNAUTHORIZED, reason)
-    }
-
-    fn unsupported(reason: &'static str) -> Self {
-        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, reason)
-    }
-
-    fn unavailable(reason: &'static str) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, reason)
-    }
-
-    /// What was wrong with a CloudEvent.
-    fn of(error: EventError) -> Self {
-        let status = StatusCode::from_u16(http::status(&error)).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        Self::new(status, error.to_string())
-    }
-
-    /// Says what is wrong with the event, and about the broker only that it is not there.
-    fn of_publish(error: &EventError) -> Self {
-        match error {
-            EventError::TooLarge { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, error.to_string()),
-            error if is_refusal(error) => Self::new(StatusCode::BAD_REQUEST, error.to_string()),
-            _ => Self::unavailable("the event cannot be stored now"),
-        }
-    }
-}
-
-impl IntoResponse for Refusal {
-    fn into_response(self) -> Response {
-        let mut response = (self.status, self.reason.into_owned()).into_response();
-        let extra = match self.status {
-            StatusCode::SERVICE_UNAVAILABLE | StatusCode::CONFLICT => {
-                Some((header::RETRY_AFTER, RETRY_AFTER))
-            }
-            StatusCode::UNAUTHORIZED => Some((header::WWW_AUTHENTICATE, "Bearer")),
-            _ => None,
-        };
-        if let Some((name, value)) = extra {
-            response.headers_mut().insert(name, header::HeaderValue::from_static(value));
-        }
-        response
-    }
-}
-
 /// A header that comes once and is text.
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let mut values = headers.get_all(name).iter();
@@ -611,6 +423,11 @@ fn signed(headers: &HeaderMap) -> std::result::Result<Signed<'_>, Refusal> {
         timestamp: needed("webhook-timestamp", "webhook-timestamp: is needed, once")?,
         signatures: needed("webhook-signature", "webhook-signature: is needed, once")?,
     })
+}
+
+fn strict_json(body: &[u8]) -> std::result::Result<Value, Refusal> {
+    let refused = |error| Refusal::new(StatusCode::BAD_REQUEST, format!("the body is no JSON: {error}"));
+    json::parse(body).map_err(refused)
 }
 
 /// `application/json` or a type that ends in `+json`, in UTF-8.

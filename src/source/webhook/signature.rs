@@ -1,21 +1,14 @@
-//! Signatures as "Standard Webhooks" has them: HMAC-SHA256 over id, time and body.
+//! Checks who has sent a request, after Standard Webhooks.
 
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use hmac::{Hmac, KeyInit, Mac};
-use sha2::Sha256;
 
 use super::Refusal;
-use crate::error::{EventError, Result};
+use crate::error::Result;
+use crate::webhooks::{SCHEME, SigningKey};
 
-/// What a secret may begin with; the rest is base64.
-const SECRET_PREFIX: &str = "whsec_";
-/// Fewest bytes of a secret: those that the standard asks for.
-const MIN_SECRET: usize = 24;
-/// Most bytes of a secret.
-const MAX_SECRET: usize = 64;
 /// Most signatures of one request that are looked at.
 const MAX_SIGNATURES: usize = 16;
 /// Longest message id in bytes.
@@ -23,14 +16,14 @@ const MAX_ID: usize = 256;
 
 /// Checks signatures with any of several secrets.
 pub(super) struct Verifier {
-    /// Each with its secret worked in, so that the secret itself is kept nowhere.
-    keys: Vec<Hmac<Sha256>>,
-    pub(super) tolerance: Duration,
+    keys: Vec<SigningKey>,
+    tolerance: Duration,
 }
 
 impl Verifier {
     pub(super) fn new(secrets: &[String], tolerance: Duration) -> Result<Self> {
-        Ok(Self { keys: secrets.iter().map(|secret| key(secret)).collect::<Result<_>>()?, tolerance })
+        let keys = secrets.iter().map(|secret| SigningKey::parse("webhook secret", secret));
+        Ok(Self { keys: keys.collect::<Result<_>>()?, tolerance })
     }
 
     pub(super) fn is_in_use(&self) -> bool {
@@ -60,9 +53,9 @@ impl Verifier {
         if now_ms.abs_diff(sent_ms) / 1_000 > self.tolerance.as_secs() {
             return Err(Refusal::unauthorized("webhook-timestamp: is too far from now"));
         }
-        let given = signatures.split(' ').filter_map(|signature| signature.strip_prefix("v1,"));
+        let given = signatures.split(' ').filter_map(|signature| signature.strip_prefix(SCHEME));
         for signature in given.take(MAX_SIGNATURES).filter_map(|text| STANDARD.decode(text).ok()) {
-            if self.keys.iter().any(|key| is_signed_with(key, headers, body, &signature)) {
+            if self.keys.iter().any(|key| key.is_signature(&signature, id, timestamp, body)) {
                 return Ok(());
             }
         }
@@ -78,45 +71,11 @@ pub(super) struct Signed<'a> {
     pub(super) signatures: &'a str,
 }
 
-fn key(secret: &str) -> Result<Hmac<Sha256>> {
-    let wrong = || {
-        let rule = format!(
-            "must be the base64 of {MIN_SECRET} to {MAX_SECRET} bytes, with or without whsec_ before it"
-        );
-        EventError::Config(format!("webhook secret: {rule}"))
-    };
-    let bytes = STANDARD.decode(secret.strip_prefix(SECRET_PREFIX).unwrap_or(secret)).map_err(|_| wrong())?;
-    if !(MIN_SECRET..=MAX_SECRET).contains(&bytes.len()) {
-        return Err(wrong());
-    }
-    Hmac::new_from_slice(&bytes).map_err(|_| wrong())
-}
-
-/// Compares in constant time.
-fn is_signed_with(key: &Hmac<Sha256>, headers: &Signed<'_>, body: &[u8], signature: &[u8]) -> bool {
-    let parts = [headers.id.as_bytes(), b".", headers.timestamp.as_bytes(), b".", body];
-    let signed = parts.into_iter().fold(key.clone(), |mac, part| mac.chain_update(part));
-    signed.verify_slice(signature).is_ok()
-}
-
-/// What a sender with this secret writes into `webhook-signature`.
-#[cfg(test)]
-pub(super) fn sign(secret: &str, id: &str, timestamp: &str, body: &[u8]) -> String {
-    let parts = [id.as_bytes(), b".", timestamp.as_bytes(), b".", body];
-    let signed = parts.into_iter().fold(key(secret).unwrap(), |mac, part| mac.chain_update(part));
-    format!("v1,{}", STANDARD.encode(signed.finalize().into_bytes()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::webhooks::tests::{BODY, ID, SECRET, SIGNATURE, TIMESTAMP};
 
-    /// The example of the specification's reference libraries.
-    const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
-    const ID: &str = "msg_p5jXN8AQM9LWM0D4loKWxJek";
-    const TIMESTAMP: &str = "1614265330";
-    const BODY: &[u8] = br#"{"test": 2432232314}"#;
-    const SIGNATURE: &str = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=";
     const SENT_MS: u64 = 1_614_265_330_000;
 
     fn verifier(secrets: &[&str]) -> Verifier {
@@ -189,17 +148,6 @@ mod tests {
     fn an_id_that_could_be_read_in_two_ways_is_refused() {
         for id in ["", "a.b", "a b", "a\r\nb", &"i".repeat(257)] {
             assert_eq!(status(id, TIMESTAMP, SIGNATURE, SENT_MS), 400, "{id:?}");
-        }
-    }
-
-    #[test]
-    fn a_weak_or_unreadable_secret_is_refused_without_being_shown() {
-        for secret in ["", "whsec_", "whsec_c2hvcnQ=", "not base64!", &STANDARD.encode([1; 65])] {
-            let error = Verifier::new(&[secret.to_owned()], Duration::ZERO).err().unwrap().to_string();
-            assert!(
-                error.contains("webhook secret") && (secret.len() < 8 || !error.contains(secret)),
-                "{error}"
-            );
         }
     }
 }

@@ -1,9 +1,10 @@
 use axum::http::Method;
-use serde_json::{Value, json};
+use serde_json::json;
 use tower::ServiceExt;
 
-use super::signature::sign;
+use super::refusal::RETRY_AFTER;
 use super::*;
+use crate::webhooks::SigningKey;
 use crate::{CloudEvent, EventSchema, MemoryProvider, MemorySchemaRegistry, SchemaRegistry};
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -24,6 +25,10 @@ fn bench(settings: impl FnOnce(WebhookReceiverBuilder) -> WebhookReceiverBuilder
 
 fn open() -> Bench {
     bench(WebhookReceiverBuilder::unauthenticated)
+}
+
+fn sign(secret: &str, id: &str, timestamp: &str, body: &[u8]) -> String {
+    SigningKey::parse("secret", secret).unwrap().sign(id, timestamp, body)
 }
 
 async fn call(receiver: &Arc<WebhookReceiver>, request: Request) -> Response {
@@ -102,6 +107,29 @@ async fn cloud_events_are_taken_in_three_modes() {
 }
 
 #[tokio::test]
+async fn ids_of_other_sources_and_receivers_are_other_ids() {
+    let signed = bench(|builder| builder.secret(SECRET));
+    let other = WebhookReceiver::builder("payments", "/hooks/orders").secret(SECRET);
+    let other = Bench {
+        bus: Arc::clone(&signed.bus),
+        receiver: other.publish_to(Arc::clone(&signed.bus)).build().unwrap(),
+    };
+    for bench in [&signed, &other] {
+        assert_eq!(bench.post_signed(SECRET, "msg_1", 0, "{}").await, 202);
+    }
+    assert_eq!(signed.stored().await.len(), 2);
+
+    let bench = open();
+    for source in ["/shop/1", "/shop/2", "/shop/1"] {
+        let message = http::to_structured(&CloudEvent::new("1", source, "order.placed")).unwrap();
+        let headers = [("content-type", "application/cloudevents+json")];
+        assert_eq!(bench.post(&headers, message.body.unwrap()).await, 202);
+    }
+    let sources: Vec<_> = bench.stored().await.into_iter().map(|event| event.source).collect();
+    assert_eq!(sources, ["/shop/1", "/shop/2"]);
+}
+
+#[tokio::test]
 async fn a_sender_cannot_choose_any_subject() {
     let structured = |subject: &str| {
         let event = CloudEvent::new(subject, "/shop", "t").with_subject(subject);
@@ -164,6 +192,11 @@ async fn content_that_is_not_read_is_told_apart_from_content_that_is_wrong() {
         let shown = format!("{headers:?} {}", &body[..body.len().min(40)]);
         assert_eq!(bench.post(headers, body.to_owned()).await, expected, "{shown}");
     }
+    let binary = [JSON, ("ce-specversion", "1.0"), ("ce-id", "1"), ("ce-type", "t"), ("ce-source", "/s")];
+    assert_eq!(bench.post(&binary, r#"{"total":1,"total":2}"#).await, 400);
+    let structured =
+        r#"{"specversion":"1.0","id":"1","source":"/s","type":"t","data":{"total":1,"total":2}}"#;
+    assert_eq!(bench.post(&[("content-type", "application/cloudevents+json")], structured).await, 400);
     assert!(bench.stored().await.is_empty());
     let batch = [("content-type", "application/cloudevents-batch+json")];
     let good = r#"{"specversion":"1.0","id":"1","source":"/s","type":"t"}"#;
@@ -299,6 +332,51 @@ async fn as_a_source_it_hands_its_events_on_while_it_runs() {
     assert_eq!((receiver.path(), receiver.content_types().len()), ("/hooks/orders", 3));
 }
 
+#[tokio::test]
+async fn a_sender_gets_permission_where_its_origin_is_allowed() {
+    let rate = std::num::NonZeroU32::new(100).unwrap();
+    let named = bench(|builder| builder.token(TOKEN).allow_origin("Sender.example.com").allow_rate(rate));
+    let any = bench(|builder| builder.secret(SECRET).allow_origin("*"));
+    let closed = open();
+    let origin = ("webhook-request-origin", "sender.example.com");
+    let other = ("webhook-request-origin", "other.example.com");
+    let rate = |rate| ("webhook-request-rate", rate);
+    let callback = ("webhook-request-callback", "https://127.0.0.1/confirm");
+    for (bench, headers, status, allowed) in [
+        (&named, &[origin][..], 204, Some(("sender.example.com", "100"))),
+        (&named, &[origin, rate("60"), callback], 204, Some(("sender.example.com", "60"))),
+        (&named, &[origin, rate("120")], 204, Some(("sender.example.com", "100"))),
+        (&named, &[other], 403, None),
+        (&named, &[other, callback], 403, None),
+        (&any, &[other], 204, Some(("other.example.com", "*"))),
+        (&any, &[other, rate("7")], 204, Some(("other.example.com", "7"))),
+        (&any, &[], 400, None),
+        (&any, &[origin, other], 400, None),
+        (&any, &[("webhook-request-origin", "")], 400, None),
+        (&any, &[("webhook-request-origin", "*")], 400, None),
+        (&any, &[("webhook-request-origin", "a b.example")], 400, None),
+        (&any, &[origin, rate("0")], 400, None),
+        (&any, &[origin, rate("-1")], 400, None),
+        (&any, &[origin, rate("abc")], 400, None),
+        (&any, &[origin, rate("+1")], 400, None),
+        (&any, &[origin, rate("4294967296")], 400, None),
+        (&any, &[origin, rate("1"), rate("2")], 400, None),
+        (&closed, &[origin], 405, None),
+    ] {
+        let mut request = request(headers, "");
+        *request.method_mut() = Method::OPTIONS;
+        let response = call(&bench.receiver, request).await;
+        assert_eq!(response.status().as_u16(), status, "{headers:?}");
+        let shown = |name: &str| response.headers().get(name).map(|value| value.to_str().unwrap());
+        let given = shown("webhook-allowed-origin").zip(shown("webhook-allowed-rate"));
+        assert_eq!(given, allowed, "{headers:?}");
+        assert_eq!(shown("webhook-allowed-origin").is_some(), shown("webhook-allowed-rate").is_some());
+        assert!(allowed.is_none() || shown("allow") == Some("POST"));
+    }
+    // Permission opens no door: the events need their token all the same.
+    assert_eq!(named.post(&[JSON, origin], "{}").await, 401);
+}
+
 #[test]
 fn settings_that_leave_a_door_open_are_refused() {
     let builder = || WebhookReceiver::builder("orders", "/hooks");
@@ -310,6 +388,7 @@ fn settings_that_leave_a_door_open_are_refused() {
         (WebhookReceiver::builder("orders", "/{id}").unauthenticated(), "path"),
         (WebhookReceiver::builder("no token", "/hooks").unauthenticated(), "subject"),
         (builder().unauthenticated().timeout(Duration::ZERO), "timeout"),
+        (builder().unauthenticated().allow_origin("https://sender.example"), "webhook origin"),
     ] {
         let error = wrong.build().unwrap_err().to_string();
         assert!(error.contains(reason), "{error}");

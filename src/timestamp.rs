@@ -1,22 +1,23 @@
-//! The `time` attribute: RFC 3339.
+//! The `time` of a CloudEvent: RFC 3339.
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 /// The last millisecond that RFC 3339 can say: its years have four digits.
-pub(super) const MAX_MILLIS: u64 = 253_402_300_799_999;
+pub(crate) const MAX_MILLIS: u64 = 253_402_300_799_999;
 
 /// An instant as a text says it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Instant {
+pub(crate) struct Instant {
     /// Unix milliseconds, rounded down; 0 for what lies before 1970.
-    pub(super) millis: u64,
+    pub(crate) millis: u64,
     /// Whether the text says more than `millis` can hold.
-    pub(super) is_rounded: bool,
+    #[cfg_attr(not(feature = "cloudevents"), allow(dead_code, reason = "only a conversion asks"))]
+    pub(crate) is_rounded: bool,
 }
 
 /// Writes the time in UTC with milliseconds and `Z`. `None` after the year 9999.
-pub(super) fn format(millis: u64) -> Option<String> {
+pub(crate) fn format(millis: u64) -> Option<String> {
     if millis > MAX_MILLIS {
         return None;
     }
@@ -41,7 +42,7 @@ pub(super) fn format(millis: u64) -> Option<String> {
 }
 
 /// Reads a time. `None` when the text is not RFC 3339.
-pub(super) fn parse(text: &str) -> Option<Instant> {
+pub(crate) fn parse(text: &str) -> Option<Instant> {
     let at = OffsetDateTime::parse(text, &Rfc3339).ok()?;
     let nanos = at.unix_timestamp_nanos();
     let millis = u64::try_from(nanos.div_euclid(1_000_000)).unwrap_or(0);

@@ -1,0 +1,78 @@
+//! Who gets the permission to send, after section 4 of the CloudEvents specification for webhooks ("Abuse Protection").
+
+use std::num::NonZeroU32;
+
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+
+use super::{Refusal, text};
+use crate::error::{EventError, Result, shorten};
+
+const REQUEST_ORIGIN: &str = "webhook-request-origin";
+const REQUEST_RATE: &str = "webhook-request-rate";
+const ALLOWED_ORIGIN: HeaderName = HeaderName::from_static("webhook-allowed-origin");
+const ALLOWED_RATE: HeaderName = HeaderName::from_static("webhook-allowed-rate");
+/// All origins, and no limit of the rate.
+const ANY: &str = "*";
+/// Longest DNS name.
+const MAX_ORIGIN_LEN: usize = 253;
+
+/// The senders that get permission.
+#[derive(Debug, Default)]
+pub(super) struct Origins {
+    pub(super) allowed: Vec<String>,
+    pub(super) rate: Option<NonZeroU32>,
+}
+
+impl Origins {
+    pub(super) fn check(&self) -> Result<()> {
+        match self.allowed.iter().find(|origin| *origin != ANY && !is_name(origin)) {
+            None => Ok(()),
+            Some(origin) => Err(EventError::Config(format!(
+                "webhook origin '{}': must be a DNS name of at most {MAX_ORIGIN_LEN} characters, or {ANY}",
+                shorten(origin)
+            ))),
+        }
+    }
+
+    /// Whether anybody may ask.
+    pub(super) fn are_asked(&self) -> bool {
+        !self.allowed.is_empty()
+    }
+
+    /// Answers a request for permission.
+    pub(super) fn permit(&self, headers: &HeaderMap) -> std::result::Result<Response, Refusal> {
+        let wrong_rate = "webhook-request-rate: must be a whole number of requests per minute, at least 1";
+        let asked = match headers.contains_key(REQUEST_RATE) {
+            false => None,
+            true => {
+                Some(text(headers, REQUEST_RATE).and_then(rate_of).ok_or(Refusal::bad_request(wrong_rate))?)
+            }
+        };
+        let origin = text(headers, REQUEST_ORIGIN)
+            .filter(|origin| is_name(origin))
+            .ok_or(Refusal::bad_request("webhook-request-origin: must be a DNS name, once"))?;
+        let is_allowed = |allowed: &String| allowed == ANY || allowed.eq_ignore_ascii_case(origin);
+        if !self.allowed.iter().any(is_allowed) {
+            return Err(Refusal::new(StatusCode::FORBIDDEN, "webhook-request-origin: is not allowed"));
+        }
+        let mut response = StatusCode::NO_CONTENT.into_response();
+        let rate = self.rate.into_iter().chain(asked).min().map_or(ANY.to_owned(), |rate| rate.to_string());
+        for (name, value) in [(ALLOWED_ORIGIN, origin), (ALLOWED_RATE, &rate), (header::ALLOW, "POST")] {
+            let value = HeaderValue::from_str(value)
+                .map_err(|_| Refusal::bad_request("webhook-request-origin: cannot be written"))?;
+            response.headers_mut().insert(name, value);
+        }
+        Ok(response)
+    }
+}
+
+/// Only digits: `+1` and ` 1` are no numbers here.
+fn rate_of(text: &str) -> Option<NonZeroU32> {
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
+}
+
+fn is_name(origin: &str) -> bool {
+    (1..=MAX_ORIGIN_LEN).contains(&origin.len())
+        && origin.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'.' || byte == b'-')
+}
