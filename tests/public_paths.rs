@@ -63,7 +63,7 @@ mod routing {
     pub(crate) use a3s_event::broker::{
         BrokerHandle, DeliverySettings, EventFilter, HOP_LIMIT_REASON, HOPS_KEY, TriggerSpec, TriggerStats,
     };
-    pub(crate) use a3s_event::sink::{PayloadForm, SinkFailure};
+    pub(crate) use a3s_event::sink::{DeliveryKey, PayloadForm, SinkFailure};
     #[cfg(feature = "http")]
     pub(crate) use a3s_event::sink::{HttpSink, HttpSinkBuilder};
 

@@ -9,7 +9,7 @@ use super::lane::Lane;
 use crate::dlq::{DeadLetterEvent, DlqHandler};
 use crate::error::Result;
 use crate::sink::EventSink;
-use crate::types::{Event, unix_millis};
+use crate::types::{Event, ReceivedEvent, unix_millis};
 
 /// The event itself, with what happened in its metadata.
 pub(super) fn letter(lane: &Lane, event: &Event, reason: &str, attempts: u64, at: u64) -> Event {
@@ -40,8 +40,10 @@ pub(super) struct LetterSink {
 impl DlqHandler for LetterSink {
     async fn handle(&self, event: DeadLetterEvent) -> Result<()> {
         let attempts = event.delivery_attempts.unwrap_or(event.event.num_delivered);
-        let event = letter(&self.lane, &event.event.event, &event.reason, attempts, event.dead_lettered_at);
-        self.sink.deliver(&event).await?;
+        let ReceivedEvent { event: given_up, sequence, stream, .. } = &event.event;
+        let key = self.lane.key_of_stored(given_up, stream, *sequence).letter();
+        let letter = letter(&self.lane, given_up, &event.reason, attempts, event.dead_lettered_at);
+        self.sink.deliver_keyed(Arc::new(letter), key).await?;
         self.lane.count_failed();
         self.lane.count_dead_lettered();
         Ok(())

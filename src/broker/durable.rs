@@ -10,14 +10,13 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use super::Broker;
 use super::dead_letter::LetterSink;
-use super::hops::{HOP_LIMIT_REASON, Hops, passed};
+use super::hops::{HOP_LIMIT_REASON, Hops, LEFT_OUT, passed};
 use super::lane::Lane;
 use crate::bus::EventBus;
 use crate::bus::consumer::{Backoff, ConsumerHandle, DeliveryPolicy, HandlerError, HandlerResult};
 use crate::error::{EventError, Result};
 use crate::provider::Delivery;
 use crate::sink::{PayloadForm, SinkFailure};
-use crate::types::SubscribeOptions;
 
 impl Broker {
     /// Runs the durable triggers over this bus until the handle ends them: each reads the stream with a durable consumer of
@@ -254,13 +253,11 @@ impl Server {
         if let Some(retries) = settings.retries {
             policy = policy.attempts(u64::from(retries) + 1);
         }
-        let options =
-            SubscribeOptions { deliver_policy: settings.start.clone(), ..SubscribeOptions::default() };
         let mut consumer = self
             .bus
             .consumer(consumer_name(self.lane.name()))
             .subject(subject_of(&self.bus, self.lane.subject_pattern()))
-            .options(options)
+            .options(settings.subscribe_options())
             .concurrency(settings.concurrency_or_default())
             .policy(policy);
         if settings.ordered {
@@ -303,14 +300,15 @@ async fn deliver(lane: &Lane, delivery: &Delivery, hop_limit: u32) -> HandlerRes
         Hops::Within => {}
         Hops::AtLimit => return Err(HandlerError::fatal(HOP_LIMIT_REASON)),
         Hops::Beyond => {
-            lane.log(event, HOP_LIMIT_REASON, delivery.num_delivered(), "event left out of a loop");
+            lane.log(&event.id, &event.subject, HOP_LIMIT_REASON, delivery.num_delivered(), LEFT_OUT);
             return Ok(());
         }
     }
     if delivery.num_delivered() > 1 {
         lane.count_retried();
     }
-    match lane.sink().deliver(&passed(event)).await {
+    let key = lane.key_of_stored(event, delivery.stream(), delivery.sequence());
+    match lane.sink().deliver_keyed(Arc::new(passed(event)), key).await {
         Ok(()) => {
             lane.count_delivered();
             Ok(())

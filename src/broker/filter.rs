@@ -6,10 +6,15 @@ use serde_json::Value;
 
 use crate::error::{EventError, Result, shorten};
 use crate::subject::{subject_matches, validate_filter};
+use crate::timestamp;
 use crate::types::Event;
 
 /// The CloudEvents `type` of an event without one.
 const UNTYPED: &str = "a3s.event";
+/// Metadata that keeps what a CloudEvent had; see [`docs::cloudevents`](crate::docs::cloudevents).
+const CE_TIME: &str = "ce-time";
+const CE_CONTENT_TYPE: &str = "ce-datacontenttype";
+const CE_ABSENT: &str = "ce-absent-attributes";
 /// How deep filters may be nested.
 const MAX_DEPTH: usize = 16;
 /// Most filters in one, all levels together.
@@ -81,9 +86,11 @@ impl TriggerFilter {
 
 /// A filter in the dialects of the CloudEvents Subscriptions API: `exact`, `prefix`, `suffix`, `all`, `any` and `not`.
 ///
-/// It looks at the event as a CloudEvent: the attributes `id`, `source`, `type`, `subject`, `specversion`, `a3scategory`,
-/// `a3sversion` and `a3ssummary`, and any other one in the metadata, under `ce-{name}` or under its plain name. The `type`
-/// of an event without one is `a3s.event`. An attribute that an event does not have matches nothing. Case matters.
+/// It looks at the event as a CloudEvent: the attributes `id`, `source`, `type`, `subject`, `time`, `datacontenttype`,
+/// `specversion`, `a3scategory`, `a3sversion` and `a3ssummary`, and any other one in the metadata, under `ce-{name}` or
+/// under its plain name. The `type` of an event without one is `a3s.event`. What is no text is compared in its canonical
+/// form: a `time` as RFC 3339 in UTC with milliseconds, `2026-02-03T10:11:12.345Z`, unless the event came from elsewhere
+/// with another spelling. An attribute that an event does not have matches nothing. Case matters.
 ///
 /// ```
 /// use a3s_event::broker::EventFilter;
@@ -231,9 +238,30 @@ fn attribute_of<'a>(event: &'a Event, name: &str) -> Option<Cow<'a, str>> {
         "a3scategory" => &event.category,
         "a3ssummary" => &event.summary,
         "a3sversion" => return Some(event.version.to_string().into()),
+        "time" => return time_of(event),
+        "datacontenttype" if !event.metadata.contains_key(CE_CONTENT_TYPE) => {
+            return (!is_absent(event, name)).then_some("application/json".into());
+        }
         _ => event.metadata.get(&["ce-", name].concat()).or_else(|| event.metadata.get(name))?,
     };
     Some(text.into())
+}
+
+/// As it came, while it still is the event's time; otherwise in its canonical form.
+fn time_of(event: &Event) -> Option<Cow<'_, str>> {
+    match event.metadata.get(CE_TIME) {
+        Some(text) if timestamp::parse(text).is_some_and(|at| at.millis == event.timestamp) => {
+            Some(text.into())
+        }
+        None if is_absent(event, "time") => None,
+        _ => timestamp::format(event.timestamp).map(Cow::from),
+    }
+}
+
+/// Whether the event came as a CloudEvent without an attribute that events always have.
+fn is_absent(event: &Event, name: &str) -> bool {
+    let absent = event.metadata.get(CE_ABSENT);
+    absent.is_some_and(|names| names.split(',').any(|absent| absent == name))
 }
 
 fn check_attribute(attribute: &str, value: &str) -> Result<()> {
@@ -242,8 +270,8 @@ fn check_attribute(attribute: &str, value: &str) -> Result<()> {
     if !is_name || attribute.len() > MAX_TEXT_LEN {
         return Err(refused("filter attribute", attribute, "must be of the characters a-z and 0-9"));
     }
-    if attribute == "time" || attribute == "data" {
-        return Err(refused("filter attribute", attribute, "cannot be compared as text"));
+    if attribute == "data" {
+        return Err(refused("filter attribute", attribute, "is the content, and no attribute"));
     }
     if value.is_empty() || value.len() > MAX_TEXT_LEN {
         let rule = format!("must have between 1 and {MAX_TEXT_LEN} bytes");
@@ -378,6 +406,30 @@ mod tests {
     }
 
     #[test]
+    fn a_time_is_compared_in_its_canonical_form_or_as_it_came() {
+        let mut event = event();
+        event.timestamp = 1_770_113_472_345;
+        let exact = |event: &Event, name: &str, value: &str| EventFilter::exact(name, value).matches(event);
+        assert!(exact(&event, "time", "2026-02-03T10:11:12.345Z"));
+        assert!(EventFilter::prefix("time", "2026-02-").matches(&event));
+        assert!(!exact(&event, "time", "2026-02-03T11:11:12.345+01:00"));
+        assert!(exact(&event, "datacontenttype", "application/json"));
+
+        let foreign = event.clone().with_metadata(CE_TIME, "2026-02-03T11:11:12.345+01:00");
+        assert!(exact(&foreign, "time", "2026-02-03T11:11:12.345+01:00"));
+        let changed = Event { timestamp: 0, ..foreign };
+        assert!(exact(&changed, "time", "1970-01-01T00:00:00.000Z"), "it is another time by now");
+
+        let absent = event.clone().with_metadata(CE_ABSENT, "datacontenttype,time");
+        assert!(EventFilter::not(EventFilter::prefix("time", "2")).matches(&absent));
+        assert!(!exact(&absent, "datacontenttype", "application/json"));
+        let text = event.with_metadata(CE_CONTENT_TYPE, "text/plain");
+        assert!(exact(&text, "datacontenttype", "text/plain"));
+        let beyond = Event { timestamp: u64::MAX, ..text };
+        assert!(!EventFilter::prefix("time", "1").matches(&beyond));
+    }
+
+    #[test]
     fn what_breaks_the_rules_is_refused_and_named() {
         let deep = (0..20).fold(json!({"exact": {"type": "x"}}), |inner, _| json!({"not": inner}));
         let many = json!({"any": vec![json!({"exact": {"type": "x"}}); 300]});
@@ -391,7 +443,7 @@ mod tests {
             (json!({"exact": {"type": ""}}), "between 1 and"),
             (json!({"exact": {"": "x"}}), "a-z and 0-9"),
             (json!({"suffix": {"My_Ext": "x"}}), "'My_Ext'"),
-            (json!({"exact": {"time": "2026-01-01T00:00:00Z"}}), "'time'"),
+            (json!({"exact": {"data": "x"}}), "'data'"),
             (json!({"all": []}), "at least one"),
             (json!([]), "at least one"),
             (json!({"any": {"exact": {"type": "x"}}}), "array"),

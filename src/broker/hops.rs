@@ -7,6 +7,9 @@ pub const HOPS_KEY: &str = "broker_hops";
 /// The reason in the dead letter of an event that has passed too many.
 pub const HOP_LIMIT_REASON: &str = "hop_limit";
 
+/// What a log says of an event that comes back from there.
+pub(super) const LEFT_OUT: &str = "event left out of a loop";
+
 pub(super) const DEFAULT_HOP_LIMIT: u32 = 16;
 
 /// What the hops of an event allow.

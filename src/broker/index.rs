@@ -9,7 +9,7 @@ use crate::subject::{SubjectIndex, validate_filter};
 use crate::types::Event;
 
 /// The filter of all subjects.
-const ANY_SUBJECT: &str = ">";
+pub(super) const ANY_SUBJECT: &str = ">";
 
 /// All triggers of a broker.
 #[derive(Default)]

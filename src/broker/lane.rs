@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use uuid::Uuid;
 
 use super::dead_letter::letter_now;
 use super::filter::{EventFilter, indexable_type};
@@ -15,7 +16,7 @@ use super::trigger::{DeliverySettings, Trigger, TriggerSpec};
 use crate::bus::panics::caught;
 use crate::bus::within;
 use crate::provider::poll_once;
-use crate::sink::{EventSink, SinkFailure};
+use crate::sink::{DeliveryKey, EventSink, SinkFailure};
 use crate::types::Event;
 
 /// A sink that needs less is called by the publisher itself, which is cheaper than a task.
@@ -32,6 +33,11 @@ pub(super) struct Lane {
     places: Arc<Semaphore>,
     /// One for each delivery that runs. Fair, and so it keeps the order.
     turns: Arc<Semaphore>,
+    /// One for each delivery of the broker that waits for its turn.
+    waiting_room: Arc<Semaphore>,
+    /// Of this trigger in this process; a delivery has it in its key, with its number.
+    scope: u128,
+    begun: AtomicU64,
     /// Whether the last delivery needed no other thread to be over soon.
     is_quick: AtomicBool,
     /// Whether a publisher has waited for it in vain, and nothing was delivered since.
@@ -58,7 +64,7 @@ pub struct TriggerStats {
     pub failed: u64,
     /// Attempts behind the first.
     pub retried: u64,
-    /// Events that found the queue full. They are gone, and not counted as failed.
+    /// Events that found the queue full, the trigger's or the broker's. They are gone, and not counted as failed.
     pub dropped: u64,
     /// Events that a dead-letter sink has taken.
     pub dead_lettered: u64,
@@ -80,13 +86,20 @@ impl TriggerStats {
 }
 
 impl Lane {
-    pub(super) fn new(spec: TriggerSpec, dead_letter: Option<Arc<dyn EventSink>>) -> Self {
+    pub(super) fn new(
+        spec: TriggerSpec,
+        dead_letter: Option<Arc<dyn EventSink>>,
+        waiting_room: Arc<Semaphore>,
+    ) -> Self {
         let TriggerSpec { trigger, filter, settings } = spec;
         let turns = settings.concurrency_or_default();
         Self {
             dead_letter: settings.dead_letter.clone().or(dead_letter),
             places: Arc::new(Semaphore::new(turns + settings.queue)),
             turns: Arc::new(Semaphore::new(turns)),
+            waiting_room,
+            scope: Uuid::now_v7().as_u128(),
+            begun: AtomicU64::new(0),
             is_quick: AtomicBool::new(false),
             is_late: AtomicBool::new(false),
             counters: Counters::default(),
@@ -172,13 +185,9 @@ impl Lane {
     }
 
     /// Begins a delivery. What the sink did not settle at once is left to a task.
-    pub(super) async fn begin(self: &Arc<Self>, event: Arc<Event>, stored: Arc<Event>) -> Begun {
-        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
-            self.counters.dropped.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(trigger = self.name(), event = event.id, "queue full, event dropped");
-            return Begun::Over(false);
-        };
-        let delivery = Delivery { lane: Arc::clone(self), event, stored };
+    pub(super) async fn begin(self: &Arc<Self>, event: Arc<Event>, kept: Kept) -> Begun {
+        let Some(place) = self.place(&kept) else { return Begun::Over(false) };
+        let delivery = Delivery { lane: Arc::clone(self), key: self.next_key(), event, kept };
         let mut turn: Turn = match Arc::clone(&self.turns).try_acquire_owned() {
             Ok(turn) if self.is_quick.load(Ordering::Relaxed) => {
                 let mut work: Work = Box::pin(delivery.run(place, turn));
@@ -189,8 +198,15 @@ impl Lane {
             }
             Ok(turn) => Box::pin(std::future::ready(Some(turn))),
             Err(_none_free) => {
+                let Ok(seat) = Arc::clone(&self.waiting_room).try_acquire_owned() else {
+                    self.drop_event(&delivery.kept, "the broker's queue is full");
+                    return Begun::Over(false);
+                };
                 let turns = Arc::clone(&self.turns);
-                Box::pin(async move { turns.acquire_owned().await.ok() })
+                Box::pin(async move {
+                    let _seat = seat;
+                    turns.acquire_owned().await.ok()
+                })
             }
         };
         // Its place among those that wait is taken now, so that they stay in order.
@@ -210,6 +226,42 @@ impl Lane {
         }))
     }
 
+    /// A place for a delivery that runs or waits.
+    fn place(&self, event: &Kept) -> Option<OwnedSemaphorePermit> {
+        let place = Arc::clone(&self.places).try_acquire_owned().ok();
+        if place.is_none() {
+            self.drop_event(event, "the trigger's queue is full");
+        }
+        place
+    }
+
+    fn drop_event(&self, event: &Kept, reason: &str) {
+        self.counters.dropped.fetch_add(1, Ordering::Relaxed);
+        let (id, subject) = event.name();
+        self.log(id, subject, reason, 0, "event dropped");
+    }
+
+    /// What has to be kept of an event that may be given up: all of it only where its dead letter goes somewhere. Dead
+    /// letters of encrypted events stay encrypted.
+    pub(super) fn keep(&self, stored: &Arc<Event>) -> Kept {
+        match self.dead_letter {
+            Some(_) => Kept::Whole(Arc::clone(stored)),
+            None => Kept::Named { id: stored.id.clone(), subject: stored.subject.clone() },
+        }
+    }
+
+    fn next_key(&self) -> DeliveryKey {
+        DeliveryKey::within(self.scope, self.begun.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The key of what a durable trigger delivers: the same wherever and whenever it is tried again. The sequence alone
+    /// would not do for a stream that was made anew.
+    pub(super) fn key_of_stored(&self, event: &Event, stream: &str, sequence: u64) -> DeliveryKey {
+        let pattern = self.subject_pattern().unwrap_or_default();
+        let at = event.timestamp.to_string();
+        DeliveryKey::new(&[self.name(), pattern, stream, &event.source, &event.id, &at], sequence)
+    }
+
     /// Polls once, and remembers whether that was enough and quick.
     async fn timed(&self, work: &mut Work) -> Option<bool> {
         let begin = Instant::now();
@@ -220,13 +272,14 @@ impl Lane {
     }
 
     /// One attempt; a panic and too long a time are failures.
-    async fn attempt(&self, event: &Event) -> Result<(), SinkFailure> {
-        self.call(self.sink(), event).await
-    }
-
-    async fn call(&self, sink: &Arc<dyn EventSink>, event: &Event) -> Result<(), SinkFailure> {
+    async fn call(
+        &self,
+        sink: &dyn EventSink,
+        event: Arc<Event>,
+        key: DeliveryKey,
+    ) -> Result<(), SinkFailure> {
         // Called inside, so that a panic in the call is caught too.
-        let call = caught(async { sink.deliver(event).await });
+        let call = caught(async { sink.deliver_keyed(event, key).await });
         match within(self.settings.timeout, call).await {
             Some(Ok(Ok(()))) => Ok(()),
             Some(Ok(Err(error))) => Err(SinkFailure::of(&error)),
@@ -238,32 +291,52 @@ impl Lane {
         }
     }
 
-    /// Gives an event up. `stored` is the event as it is stored: dead letters of encrypted events stay encrypted.
-    pub(super) async fn give_up(&self, stored: &Event, reason: &str, attempts: u64) {
+    /// Begins to give up an event that is not delivered at all; `None` when the queue is full.
+    pub(super) fn begin_giving_up(
+        self: Arc<Self>,
+        event: Kept,
+        reason: &'static str,
+    ) -> Option<impl Future<Output = ()> + Send> {
+        let place = self.place(&event)?;
+        Some(async move {
+            let _place = place;
+            let key = self.next_key();
+            self.give_up(&event, reason, 0, key).await;
+        })
+    }
+
+    async fn give_up(&self, event: &Kept, reason: &str, attempts: u64, key: DeliveryKey) {
         self.count_failed();
-        let Some(sink) = &self.dead_letter else {
-            self.log(stored, reason, attempts, "event was not delivered to a sink");
+        let (id, subject) = event.name();
+        let (Some(sink), Kept::Whole(stored)) = (&self.dead_letter, event) else {
+            self.log(id, subject, reason, attempts, "event was not delivered to a sink");
             return;
         };
         let letter = letter_now(self, stored, reason, attempts);
-        match self.call(sink, &letter).await {
+        match self.call(&**sink, Arc::new(letter), key.letter()).await {
             Ok(()) => {
                 self.count_dead_lettered();
-                self.log(stored, reason, attempts, "event went to the dead letters");
+                self.log(id, subject, reason, attempts, "event went to the dead letters");
             }
             Err(failure) => {
                 let reason = format!("{reason}; dead-letter sink '{}': {failure}", sink.name());
-                self.log(stored, &reason, attempts, "event is lost: its dead letter was not taken either");
+                self.log(
+                    id,
+                    subject,
+                    &reason,
+                    attempts,
+                    "event is lost: its dead letter was not taken either",
+                );
             }
         }
     }
 
-    pub(super) fn log(&self, event: &Event, reason: &str, attempts: u64, what: &str) {
+    pub(super) fn log(&self, id: &str, subject: &str, reason: &str, attempts: u64, what: &str) {
         tracing::warn!(
             trigger = self.name(),
             sink = self.sink().name(),
-            id = event.id,
-            subject = event.subject,
+            id,
+            subject,
             reason,
             attempts,
             "{what}"
@@ -282,31 +355,57 @@ pub(super) enum Begun {
     Running(Work),
 }
 
+/// What is kept of an event while its delivery runs, as it is stored.
+pub(super) enum Kept {
+    Whole(Arc<Event>),
+    /// Enough for the log.
+    Named {
+        id: String,
+        subject: String,
+    },
+}
+
+impl Kept {
+    fn name(&self) -> (&str, &str) {
+        match self {
+            Self::Whole(event) => (&event.id, &event.subject),
+            Self::Named { id, subject } => (id, subject),
+        }
+    }
+}
+
 struct Delivery {
     lane: Arc<Lane>,
+    key: DeliveryKey,
     event: Arc<Event>,
-    stored: Arc<Event>,
+    kept: Kept,
 }
 
 impl Delivery {
     /// Tries until the sink has taken the event or it is given up. Holds its place and its turn meanwhile.
     async fn run(self, _place: OwnedSemaphorePermit, _turn: OwnedSemaphorePermit) -> bool {
-        let Self { lane, event, stored } = &self;
+        let Self { lane, key, event, kept } = self;
         let attempts = u64::from(lane.settings.retries.unwrap_or(0)) + 1;
+        // The last attempt hands the event over, so that a sink that wants it for itself need not copy it.
+        let mut event = Some(event);
         for attempt in 1.. {
-            let failure = match lane.attempt(event).await {
-                Ok(()) => break,
+            let handed_over = if attempt < attempts { event.clone() } else { event.take() };
+            let Some(handed_over) = handed_over else { break };
+            let failure = match lane.call(&**lane.sink(), handed_over, key).await {
+                Ok(()) => {
+                    lane.count_delivered();
+                    return true;
+                }
                 Err(failure) => failure,
             };
             if attempt >= attempts || !failure.is_retryable() {
-                lane.give_up(stored, &failure.to_string(), attempt).await;
-                return false;
+                lane.give_up(&kept, &failure.to_string(), attempt, key).await;
+                break;
             }
             lane.count_retried();
             let delay = failure.after().unwrap_or_else(|| lane.settings.backoff.delay(attempt));
             tokio::time::sleep(delay).await;
         }
-        lane.count_delivered();
-        true
+        false
     }
 }

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 use tracing::Instrument;
 
@@ -26,15 +26,17 @@ pub use hops::{HOP_LIMIT_REASON, HOPS_KEY};
 pub use lane::TriggerStats;
 pub use trigger::{DeliverySettings, Trigger, TriggerSpec};
 
-use self::hops::{Hops, passed};
+use self::hops::{Hops, LEFT_OUT, passed};
 use self::index::Index;
-use self::lane::{Begun, Lane};
+use self::lane::{Begun, Kept, Lane};
 use crate::error::{EventError, Result};
 use crate::sink::{EventSink, PayloadForm};
 use crate::types::Event;
 
 /// How long a route waits for its sinks when nothing else was said.
 const DEFAULT_ROUTE_DEADLINE: Duration = Duration::from_secs(5);
+/// How many deliveries of all triggers together wait for their turn when nothing else was said.
+const DEFAULT_QUEUE: usize = 65_536;
 
 /// What became of one event: `matched` is the sum of `delivered` and `failed`. Durable triggers are not in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,6 +81,8 @@ pub struct Broker {
     route_deadline: Duration,
     hop_limit: u32,
     dead_letter: Option<Arc<dyn EventSink>>,
+    /// One for each delivery that waits for its turn.
+    waiting_room: Arc<Semaphore>,
 }
 
 impl Broker {
@@ -91,6 +95,7 @@ impl Broker {
             route_deadline: DEFAULT_ROUTE_DEADLINE,
             hop_limit: hops::DEFAULT_HOP_LIMIT,
             dead_letter: None,
+            waiting_room: Arc::new(Semaphore::new(DEFAULT_QUEUE)),
         }
     }
 
@@ -107,6 +112,15 @@ impl Broker {
     #[must_use]
     pub fn with_hop_limit(mut self, brokers: u32) -> Self {
         self.hop_limit = brokers;
+        self
+    }
+
+    /// Sets how many deliveries of all fire-and-forget triggers together wait for their turn, for triggers that are added
+    /// from now on; one more is dropped, as when the [queue of the trigger](DeliverySettings::queue) is full. Default 65,536.
+    /// A trigger whose sink keeps up needs none of it.
+    #[must_use]
+    pub fn with_queue(mut self, deliveries: usize) -> Self {
+        self.waiting_room = Arc::new(Semaphore::new(deliveries.min(Semaphore::MAX_PERMITS)));
         self
     }
 
@@ -212,24 +226,26 @@ impl Broker {
         match Hops::of(clear, self.hop_limit) {
             Hops::Within => {}
             Hops::AtLimit => {
+                let stored = Arc::new(stored.clone());
                 for lane in lanes {
-                    let stored = stored.clone();
-                    let giving_up = async move { lane.give_up(&stored, HOP_LIMIT_REASON, 0).await };
-                    self.spawn(giving_up);
+                    let kept = lane.keep(&stored);
+                    if let Some(giving_up) = lane.begin_giving_up(kept, HOP_LIMIT_REASON) {
+                        self.spawn(giving_up);
+                    }
                 }
                 return;
             }
             Hops::Beyond => {
-                lanes
-                    .iter()
-                    .for_each(|lane| lane.log(clear, HOP_LIMIT_REASON, 0, "event left out of a loop"));
+                let Event { id, subject, .. } = clear;
+                lanes.iter().for_each(|lane| lane.log(id, subject, HOP_LIMIT_REASON, 0, LEFT_OUT));
                 return;
             }
         }
         let mut outgoing = Outgoing { clear, stored, shared: None };
-        for lane in lanes {
-            let (event, stored) = outgoing.for_sink(&**lane.sink());
-            match lane.begin(event, stored).await {
+        let mut lanes = lanes.into_iter();
+        while let Some(lane) = lanes.next() {
+            let (event, kept) = outgoing.for_lane(&lane, lanes.len() == 0);
+            match lane.begin(event, kept).await {
                 Begun::Over(delivered) => round.delivered += usize::from(delivered),
                 Begun::Running(work) if lane.is_late() => self.spawn(async move { _ = work.await }),
                 Begun::Running(work) => {
@@ -261,7 +277,7 @@ impl Broker {
     }
 
     fn lane(&self, spec: TriggerSpec) -> Arc<Lane> {
-        Arc::new(Lane::new(spec, self.dead_letter.clone()))
+        Arc::new(Lane::new(spec, self.dead_letter.clone(), Arc::clone(&self.waiting_room)))
     }
 
     fn note_change(&self, is_of_durable: bool) {
@@ -325,19 +341,24 @@ struct Outgoing<'a> {
 }
 
 impl Outgoing<'_> {
-    /// The event in the form that the sink wants, and as it is stored.
-    fn for_sink(&mut self, sink: &dyn EventSink) -> (Arc<Event>, Arc<Event>) {
-        let (clear, stored) = self.shared.get_or_insert_with(|| {
+    /// The event in the form that the sink wants, and what is kept of it. The last one shares it with nobody.
+    fn for_lane(&mut self, lane: &Lane, is_last: bool) -> (Arc<Event>, Kept) {
+        let shared = self.shared.take().unwrap_or_else(|| {
             let stored = Arc::new(passed(self.stored));
             let is_one = std::ptr::eq(self.clear, self.stored);
             let clear = if is_one { Arc::clone(&stored) } else { Arc::new(passed(self.clear)) };
             (clear, stored)
         });
-        let event = match sink.payload() {
+        if !is_last {
+            self.shared = Some(shared.clone());
+        }
+        let (clear, stored) = shared;
+        let kept = lane.keep(&stored);
+        let event = match lane.sink().payload() {
             PayloadForm::Clear => clear,
             PayloadForm::AsStored => stored,
         };
-        (Arc::clone(event), Arc::clone(stored))
+        (event, kept)
     }
 }
 

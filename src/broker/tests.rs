@@ -81,8 +81,9 @@ async fn putting_a_trigger_replaces_those_of_its_name_or_changes_nothing() {
     let bad_filter =
         Trigger::new("a", TriggerFilter::default(), new.clone()).with_filter(EventFilter::all([]));
     let bad_setting = all("a", new.clone(), DeliverySettings::durable().concurrency(0));
+    let bad_lease = all("a", new.clone(), DeliverySettings::durable().ack_wait_secs(0));
     let bad_name = Trigger::new("", TriggerFilter::default(), new.clone());
-    for bad in [bad_pattern.into(), bad_filter, bad_setting, bad_name.into()] {
+    for bad in [bad_pattern.into(), bad_filter, bad_setting, bad_lease, bad_name.into()] {
         broker.put_trigger(bad).await.unwrap_err();
     }
     assert_eq!(broker.trigger_count().await, 2);
@@ -175,6 +176,40 @@ async fn what_does_not_fit_is_dropped_and_counted() {
         assert_eq!(broker.route(&event()).await, result(0, 1));
     }
     let stats = broker.trigger_stats("hangs").unwrap();
+    assert_eq!((stats.pending, stats.dropped), (5, 4));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_is_bounded_over_all_triggers_and_a_quick_one_needs_no_place() {
+    let broker = Broker::new().with_route_deadline(SECOND).with_queue(5);
+    let settings = || DeliverySettings::fire_and_forget().concurrency(1).timeout(100 * SECOND);
+    for name in ["a", "b", "c"] {
+        broker.put_trigger(all(name, hanging_sink(), settings())).await.unwrap();
+    }
+    let quick = working_sink();
+    broker.put_trigger(all("quick", quick.clone(), settings())).await.unwrap();
+    for _ in 0..10 {
+        assert_eq!(broker.route(&event()).await, result(1, 3));
+    }
+    let stats = broker.stats();
+    assert_eq!((stats.pending, stats.dropped), (3 + 5, 30 - 8));
+    assert_eq!(quick.count().await, 10);
+    // A place is free again when its delivery has begun: the three that ran failed, three others run.
+    tokio::time::sleep(100 * SECOND).await;
+    assert_eq!(broker.stats().pending, 5);
+    broker.route(&event()).await;
+    assert_eq!(broker.stats().pending, 5 + 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_that_are_given_up_at_the_hop_limit_are_bounded_too() {
+    let broker = Broker::new().with_hop_limit(0).with_dead_letter_sink(hanging_sink());
+    let settings = DeliverySettings::fire_and_forget().concurrency(2).queue(3);
+    broker.put_trigger(all("t", working_sink(), settings)).await.unwrap();
+    for _ in 0..9 {
+        assert_eq!(broker.route(&event()).await, result(0, 1));
+    }
+    let stats = broker.stats();
     assert_eq!((stats.pending, stats.dropped), (5, 4));
 }
 
@@ -466,7 +501,7 @@ proptest! {
             let name = number.to_string();
             let mut spec = TriggerSpec::from(Trigger::new(name.clone(), filter.clone(), working_sink()));
             spec.filter.clone_from(&dialect);
-            index.insert(Arc::new(Lane::new(spec, None)));
+            index.insert(Arc::new(Lane::new(spec, None, Arc::new(Semaphore::new(1)))));
             if stays {
                 naive.push((name, filter, dialect));
             } else {

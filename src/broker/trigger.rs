@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::filter::{EventFilter, TriggerFilter};
+use super::index::ANY_SUBJECT;
 use crate::bus::consumer::Backoff;
 use crate::error::{EventError, Result, shorten};
+use crate::provider::consumer::ConsumerConfig;
 use crate::sink::EventSink;
-use crate::types::DeliverPolicy;
+use crate::types::{DeliverPolicy, SubscribeOptions};
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 const DEFAULT_CONCURRENCY: usize = 32;
@@ -225,6 +227,15 @@ impl DeliverySettings {
         }
     }
 
+    /// How its consumer is opened when it is durable.
+    pub(super) fn subscribe_options(&self) -> SubscribeOptions {
+        SubscribeOptions {
+            deliver_policy: self.start.clone(),
+            ack_wait_secs: self.ack_wait_secs,
+            ..SubscribeOptions::default()
+        }
+    }
+
     fn check(&self) -> Result<()> {
         let range = |name: &str, value: usize, least: usize, most: usize| {
             if (least..=most).contains(&value) {
@@ -237,7 +248,7 @@ impl DeliverySettings {
         if self.timeout.is_zero() {
             return Err(EventError::Config("timeout 0s: must be longer than zero".to_owned()));
         }
-        Ok(())
+        ConsumerConfig::new(ANY_SUBJECT, &self.subscribe_options()).map(drop)
     }
 }
 

@@ -3,6 +3,7 @@
 //! A sink is the target of a trigger of the broker and of a dead-letter queue. [`TopicSink`] and [`InProcessSink`] are
 //! for programs, [`LogSink`] for looking at what passes, [`CollectorSink`] and [`FailingSink`] for tests.
 
+mod delivery_key;
 mod failure;
 #[cfg(feature = "http")]
 mod http;
@@ -14,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 
+pub use delivery_key::DeliveryKey;
 pub use failure::SinkFailure;
 #[cfg(feature = "http")]
 #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
@@ -21,7 +23,7 @@ pub use http::{HttpSink, HttpSinkBuilder};
 
 use crate::error::{EventError, Result};
 use crate::provider::EventProvider;
-use crate::types::Event;
+use crate::types::{Event, PublishOptions};
 
 /// A target for events. Called from many tasks at once.
 ///
@@ -56,6 +58,19 @@ pub trait EventSink: Send + Sync {
     /// delivered.
     async fn deliver(&self, event: &Event) -> Result<()>;
 
+    /// Delivers one event, under a key that is the same for each attempt at this delivery. The broker calls this one. A sink
+    /// whose target deduplicates passes the key on, so that an attempt that got no answer stores nothing twice; one that
+    /// needs the event for itself may find that nobody else does, and saves a copy. The default is
+    /// [`deliver`](EventSink::deliver).
+    ///
+    /// # Errors
+    ///
+    /// As [`deliver`](EventSink::deliver).
+    async fn deliver_keyed(&self, event: Arc<Event>, key: DeliveryKey) -> Result<()> {
+        let _ = key;
+        self.deliver(&event).await
+    }
+
     /// Name of the sink, for logs and errors.
     fn name(&self) -> &str;
 
@@ -79,6 +94,11 @@ pub enum PayloadForm {
 
 /// Publishes events, unchanged and under their own subject, to a provider. What is encrypted at rest stays so.
 ///
+/// For a broker it publishes with the [key of the delivery](DeliveryKey) as `msg_id` where the provider deduplicates: when
+/// an attempt got no answer, the next one stores no second event within the dedup window, 120 s unless configured
+/// otherwise. Only attempts at the same delivery are told apart in this way. An event that is in the source stream twice,
+/// that was replayed, comes round a loop, or matches two triggers, is stored as often.
+///
 /// An error is the provider's own, so that its classification stays readable.
 pub struct TopicSink {
     name: String,
@@ -95,8 +115,15 @@ impl TopicSink {
 #[async_trait]
 impl EventSink for TopicSink {
     async fn deliver(&self, event: &Event) -> Result<()> {
-        self.provider.publish(event).await?;
-        Ok(())
+        self.provider.publish(event).await.map(drop)
+    }
+
+    async fn deliver_keyed(&self, event: Arc<Event>, key: DeliveryKey) -> Result<()> {
+        if self.provider.capabilities().dedup.is_no() {
+            return self.deliver(&event).await;
+        }
+        let options = PublishOptions { msg_id: Some(key.to_string()), ..PublishOptions::default() };
+        self.provider.publish_with_options(&event, &options).await.map(drop)
     }
 
     fn name(&self) -> &str {
@@ -150,6 +177,10 @@ impl InProcessSink {
 impl EventSink for InProcessSink {
     async fn deliver(&self, event: &Event) -> Result<()> {
         (self.handler)(event.clone()).await
+    }
+
+    async fn deliver_keyed(&self, event: Arc<Event>, _key: DeliveryKey) -> Result<()> {
+        (self.handler)(Arc::unwrap_or_clone(event)).await
     }
 
     fn name(&self) -> &str {

@@ -1,14 +1,16 @@
 //! Durable triggers on every provider: across restarts, changes, broken dead letters, and a process that is killed.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use a3s_event::broker::{DeliverySettings, TriggerSpec};
 use a3s_event::consumer::Backoff;
 use a3s_event::{
-    Broker, CollectorSink, DeliverPolicy, Event, EventBus, EventError, EventSink, FailingSink, InProcessSink,
-    MemoryProvider, TopicSink, Trigger, TriggerFilter,
+    Broker, CollectorSink, DeliverPolicy, Event, EventBus, EventError, EventProvider, EventSink, FailingSink,
+    InProcessSink, MemoryProvider, ProviderInfo, PublishOptions, Subscription, TopicSink, Trigger,
+    TriggerFilter,
 };
 
 use crate::backend::{Backend, on_every_provider};
@@ -17,6 +19,8 @@ use crate::{event, eventually};
 on_every_provider! {
     a_durable_trigger_goes_on_where_it_was
     an_event_stays_while_its_dead_letter_is_not_taken
+    an_attempt_without_an_answer_stores_nothing_twice
+    the_next_process_stores_nothing_twice_either
 }
 
 /// A trigger for everything in the stream, tried again soon.
@@ -112,6 +116,138 @@ async fn an_event_stays_while_its_dead_letter_is_not_taken(backend: Backend) {
     eventually("it is settled", async || settled(&bus).await).await;
     assert_eq!(*taken.lock().unwrap(), ["Sink delivery failed for 'broken': on purpose"]);
     running.shutdown().await;
+}
+
+/// A provider that stores, and whose answer is then lost this often: as an error, or in a wait without an end.
+struct Answerless {
+    inner: Arc<dyn EventProvider>,
+    lost: AtomicUsize,
+    hangs: bool,
+}
+
+impl Answerless {
+    fn new(inner: Arc<dyn EventProvider>, lost: usize, hangs: bool) -> Arc<Self> {
+        Arc::new(Self { inner, lost: AtomicUsize::new(lost), hangs })
+    }
+
+    async fn answer(&self, sequence: u64) -> a3s_event::Result<u64> {
+        let less = |lost: usize| lost.checked_sub(1);
+        if self.lost.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_err() {
+            return Ok(sequence);
+        }
+        if self.hangs {
+            std::future::pending::<()>().await;
+        }
+        Err(EventError::Timeout("no answer, as it happens".to_owned()))
+    }
+}
+
+#[async_trait::async_trait]
+impl EventProvider for Answerless {
+    async fn publish(&self, event: &Event) -> a3s_event::Result<u64> {
+        self.answer(self.inner.publish(event).await?).await
+    }
+    async fn publish_with_options(&self, event: &Event, options: &PublishOptions) -> a3s_event::Result<u64> {
+        self.answer(self.inner.publish_with_options(event, options).await?).await
+    }
+    async fn subscribe_durable(&self, name: &str, filter: &str) -> a3s_event::Result<Box<dyn Subscription>> {
+        self.inner.subscribe_durable(name, filter).await
+    }
+    async fn subscribe(&self, filter: &str) -> a3s_event::Result<Box<dyn Subscription>> {
+        self.inner.subscribe(filter).await
+    }
+    async fn history(&self, filter: Option<&str>, limit: usize) -> a3s_event::Result<Vec<Event>> {
+        self.inner.history(filter, limit).await
+    }
+    async fn unsubscribe(&self, name: &str) -> a3s_event::Result<()> {
+        self.inner.unsubscribe(name).await
+    }
+    async fn info(&self) -> a3s_event::Result<ProviderInfo> {
+        self.inner.info().await
+    }
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+}
+
+/// The numbers of what is stored, oldest first, with the triggers that gave them up.
+async fn stored(provider: &dyn EventProvider) -> Vec<(u64, Option<String>)> {
+    let events = provider.history(None, 100).await.unwrap();
+    let shown = |event: &Event| {
+        (event.payload["number"].as_u64().unwrap(), event.metadata.get("dlq_trigger").cloned())
+    };
+    events.iter().rev().map(shown).collect()
+}
+
+async fn an_attempt_without_an_answer_stores_nothing_twice(backend: Backend) {
+    let target = backend.events().await;
+    let topic = Arc::new(TopicSink::new("topic", Answerless::new(Arc::clone(&target), 3, false)));
+    let mut bus = EventBus::new(MemoryProvider::default());
+    let broker = Arc::new(Broker::new());
+    bus.set_broker(Arc::clone(&broker));
+    let bus = Arc::new(bus);
+
+    // The same event twice in the stream is two deliveries, and each has an attempt without an answer.
+    broker.put_trigger(durable(topic.clone())).await.unwrap();
+    let mut running = broker.run(Arc::clone(&bus)).await.unwrap();
+    let twice = event("events.market.a", 2);
+    for event in [&event("events.market.a", 1), &twice, &twice] {
+        bus.publish_event(event).await.unwrap();
+    }
+    eventually("they are settled", async || settled(&bus).await).await;
+    running.shutdown().await;
+    assert_eq!(stored(&*target).await, [1, 2, 2].map(|number| (number, None)));
+    assert_eq!(broker.trigger_stats("t").unwrap().retried, 3);
+
+    // Fire-and-forget the same; and a dead letter of each of two triggers.
+    broker.remove_trigger("t").await;
+    let soon = || DeliverySettings::fire_and_forget().backoff(Backoff::list([Duration::from_millis(5)]));
+    let topic = Arc::new(TopicSink::new("topic", Answerless::new(Arc::clone(&target), 2, false)));
+    let trigger = Trigger::new("t", TriggerFilter::default(), topic);
+    broker.put_trigger(trigger.with_delivery(soon().retries(1))).await.unwrap();
+    for event in [event("events.market.a", 3), event("events.market.a", 4)] {
+        bus.publish_event(&event).await.unwrap();
+    }
+    broker.remove_trigger("t").await;
+    assert_eq!(stored(&*target).await[3..], [3, 4].map(|number| (number, None)));
+
+    let letters = Arc::new(TopicSink::new("letters", Answerless::new(Arc::clone(&target), 2, false)));
+    let broken: Arc<dyn EventSink> = Arc::new(FailingSink::new("broken", "on purpose"));
+    for name in ["a", "b"] {
+        let settings = DeliverySettings::durable().retries(0).dead_letter_sink(letters.clone());
+        let trigger = Trigger::new(name, TriggerFilter::default(), Arc::clone(&broken));
+        broker.put_trigger(trigger.with_delivery(settings.ack_wait_secs(1))).await.unwrap();
+    }
+    let mut running = broker.run(Arc::clone(&bus)).await.unwrap();
+    bus.publish_event(&event("events.market.a", 5)).await.unwrap();
+    eventually("both are given up", async || broker.stats().dead_lettered == 2).await;
+    running.shutdown().await;
+    let mut given_up = stored(&*target).await.split_off(5);
+    given_up.sort();
+    assert_eq!(given_up, ["a", "b"].map(|name| (5, Some(name.to_owned()))));
+}
+
+async fn the_next_process_stores_nothing_twice_either(backend: Backend) {
+    let target = Arc::new(MemoryProvider::default());
+    for (lost, published) in [(1, 1..=1), (0, 2..=2)] {
+        // What this process holds when it ends, the next one gets again.
+        let topic = TopicSink::new("topic", Answerless::new(target.clone(), lost, true));
+        let bus = Arc::new(backend.bus().await);
+        let broker = Arc::new(Broker::new());
+        broker.put_trigger(durable(Arc::new(topic))).await.unwrap();
+        let running = broker.run(Arc::clone(&bus)).await.unwrap();
+        publish(&bus, published).await;
+        if lost == 1 {
+            eventually("it is stored", async || target.info().await.unwrap().messages == 1).await;
+        } else {
+            eventually("all is settled", async || settled(&bus).await).await;
+            assert_eq!(broker.trigger_stats("t").unwrap().delivered, 2);
+        }
+        drop(running);
+    }
+    let mut numbers: Vec<_> = stored(&*target).await.into_iter().map(|(number, _)| number).collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers, [1, 2]);
 }
 
 #[tokio::test(start_paused = true)]
