@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use a3s_event::broker::DeliverySettings;
-use a3s_event::{Broker, Event, EventSink, InProcessSink, Trigger, TriggerFilter};
+use a3s_event::{Broker, Event, EventBus, EventSink, InProcessSink, MemoryProvider, Trigger, TriggerFilter};
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use support::runtime;
 use tokio::runtime::Runtime;
@@ -166,5 +166,73 @@ fn route_beside_a_slow_sink(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, route_1_of_10, route_1_of_many, add_trigger, route_beside_a_slow_sink);
+/// A bus whose events go to ten triggers, of which one matches, and to a sink that sleeps for a second.
+async fn slow_bus(deadline: Duration) -> EventBus {
+    let broker = broker(10).await.with_route_deadline(deadline);
+    let settings = DeliverySettings::fire_and_forget().queue(0);
+    let slow = Trigger::new("slow", TriggerFilter::default(), hanging());
+    broker.put_trigger(slow.with_delivery(settings)).await.unwrap();
+    bus(broker)
+}
+
+fn bus(broker: Broker) -> EventBus {
+    EventBus::builder(MemoryProvider::default()).broker(Arc::new(broker)).build().unwrap()
+}
+
+/// The first publish into a sink that sleeps, beside a wait as long as the deadline that was stated for it.
+fn first_publish_into_a_slow_sink(c: &mut Criterion) {
+    const DEADLINE: Duration = Duration::from_millis(10);
+    let runtime = runtime();
+    let mut group = c.benchmark_group("first_publish_into_a_slow_sink");
+    group.bench_function("baseline_deadline", |b| {
+        b.iter_custom(|iters| in_task(&runtime, iters, || tokio::time::sleep(DEADLINE)));
+    });
+    group.bench_function("bus", |b| {
+        b.iter_custom(|iters| {
+            let timed = async move {
+                let mut waited = Duration::ZERO;
+                for _ in 0..iters {
+                    let bus = slow_bus(DEADLINE).await;
+                    let event = event();
+                    let start = Instant::now();
+                    bus.publish_event(&event).await.unwrap();
+                    waited += start.elapsed();
+                }
+                waited
+            };
+            runtime.block_on(runtime.spawn(timed)).expect("it ended")
+        });
+    });
+    group.finish();
+}
+
+/// Every later publish, while the sink sleeps on, beside the same without that sink.
+fn publish_beside_a_slow_sink(c: &mut Criterion) {
+    let runtime = runtime();
+    let publishes = |iters: u64, bus: &Arc<EventBus>| {
+        let (bus, event) = (Arc::clone(bus), Arc::new(event()));
+        in_task(&runtime, iters, move || {
+            let (bus, event) = (Arc::clone(&bus), Arc::clone(&event));
+            async move { bus.publish_event(&event).await.unwrap() }
+        })
+    };
+    let mut group = c.benchmark_group("publish_beside_a_slow_sink");
+    let idle = Arc::new(bus(runtime.block_on(broker(10))));
+    group.bench_function("baseline_without", |b| b.iter_custom(|iters| publishes(iters, &idle)));
+    let slow = runtime.block_on(slow_bus(Duration::from_millis(1)));
+    runtime.block_on(slow.publish_event(&event())).unwrap();
+    let slow = Arc::new(slow);
+    group.bench_function("while_it_sleeps", |b| b.iter_custom(|iters| publishes(iters, &slow)));
+    group.finish();
+}
+
+criterion_group!(
+    benches,
+    route_1_of_10,
+    route_1_of_many,
+    add_trigger,
+    route_beside_a_slow_sink,
+    first_publish_into_a_slow_sink,
+    publish_beside_a_slow_sink
+);
 criterion_main!(benches);
