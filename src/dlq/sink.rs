@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::{DeadLetterEvent, DlqHandler, MemoryDlqHandler};
+use super::{DeadLetter, DeadLetterEvent, DlqHandler, MemoryDlqHandler};
 use crate::crypto::EncryptedPayload;
 use crate::error::{EventError, Result};
-use crate::sink::EventSink;
+use crate::sink::{DeliveryKey, EventSink};
 use crate::subject::validate_subject;
 use crate::types::Event;
 
@@ -53,6 +53,29 @@ impl SinkDlqHandler {
     pub fn with_subject_prefix(mut self, prefix: impl Into<String>) -> Self {
         self.subject_prefix = prefix.into();
         self
+    }
+
+    async fn forward(&self, letter: DeadLetterEvent, key: Option<DeliveryKey>) -> Result<()> {
+        let forwarded = Arc::new(self.forwarding(&letter));
+        match self.deliver(Arc::clone(&forwarded), key).await {
+            Err(EventError::TooLarge { .. }) => {
+                // With what is added to it the event is too large; its payload is still in the stream.
+                let mut forwarded = Arc::unwrap_or_clone(forwarded);
+                forwarded.payload = serde_json::Value::Null;
+                forwarded.metadata.insert("dlq_payload".to_owned(), "omitted: too large".to_owned());
+                self.deliver(Arc::new(forwarded), key).await?;
+            }
+            delivered => delivered?,
+        }
+        self.forwarded.push(letter);
+        Ok(())
+    }
+
+    async fn deliver(&self, event: Arc<Event>, key: Option<DeliveryKey>) -> Result<()> {
+        match key {
+            Some(key) => self.sink.deliver_keyed(event, key).await,
+            None => self.sink.deliver(&event).await,
+        }
     }
 
     fn forwarding(&self, letter: &DeadLetterEvent) -> Event {
@@ -118,18 +141,13 @@ impl fmt::Debug for SinkDlqHandler {
 impl DlqHandler for SinkDlqHandler {
     /// Forwards first: what the sink did not take is not listed either.
     async fn handle(&self, event: DeadLetterEvent) -> Result<()> {
-        let mut forwarded = self.forwarding(&event);
-        match self.sink.deliver(&forwarded).await {
-            Err(EventError::TooLarge { .. }) => {
-                // With what is added to it the event is too large; its payload is still in the stream.
-                forwarded.payload = serde_json::Value::Null;
-                forwarded.metadata.insert("dlq_payload".to_owned(), "omitted: too large".to_owned());
-                self.sink.deliver(&forwarded).await?;
-            }
-            delivered => delivered?,
-        }
-        self.forwarded.push(event);
-        Ok(())
+        self.forward(event, None).await
+    }
+
+    /// The same, under a key of the failure: what a topic took without an answer is not stored twice.
+    async fn handle_letter(&self, letter: DeadLetter) -> Result<()> {
+        let key = DeliveryKey::new(&[FORWARDED_TYPE, &letter.key()], letter.event.sequence);
+        self.forward(letter.into(), Some(key)).await
     }
 
     async fn count(&self) -> Result<usize> {
@@ -194,6 +212,23 @@ mod tests {
         assert_eq!(forwarded.metadata["dlq_first_failure_at"], "1700000000000");
         assert_eq!(queue.count().await.unwrap(), 1);
         assert_eq!(subjects(queue.list(10).await.unwrap()), ["acme.retry.a"]);
+    }
+
+    #[tokio::test]
+    async fn a_failure_that_is_forwarded_again_is_stored_once() {
+        let provider = Arc::new(MemoryProvider::default());
+        let queue = SinkDlqHandler::new(Arc::new(TopicSink::new("dead", provider.clone())), 10);
+        let mut failure = DeadLetter::from(letter("events.a"));
+        for (consumer, stored) in [("billing", 1), ("billing", 1), ("audit", 2)] {
+            failure.consumer = Some(consumer.to_owned());
+            queue.handle_letter(failure.clone()).await.unwrap();
+            assert_eq!(provider.info().await.unwrap().messages, stored);
+        }
+        let by_hand = DeadLetterEvent::from(failure);
+        for stored in [3, 4] {
+            queue.handle(by_hand.clone()).await.unwrap();
+            assert_eq!(provider.info().await.unwrap().messages, stored);
+        }
     }
 
     #[tokio::test]
