@@ -1,5 +1,5 @@
-//! Signatures after [Standard Webhooks](https://www.standardwebhooks.com): HMAC-SHA256 over id, time and body. The HTTP sink
-//! writes them, the webhook receiver checks them.
+//! What the HTTP sink and the webhook receiver have in common: the permission to send, and signatures after
+//! [Standard Webhooks](https://www.standardwebhooks.com), HMAC-SHA256 over id, time and body.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -13,6 +13,22 @@ use crate::error::{EventError, Result};
 const PREFIX: &str = "whsec_";
 /// Lengths of a key that the specification allows, in bytes.
 const KEY_LEN: std::ops::RangeInclusive<usize> = 24..=64;
+/// The header in which a sender says who asks for permission, after section 4 of the CloudEvents specification for webhooks
+/// ("Abuse Protection").
+pub(crate) const REQUEST_ORIGIN: &str = "webhook-request-origin";
+/// The header in which a receiver says whom it permits to send.
+pub(crate) const ALLOWED_ORIGIN: &str = "webhook-allowed-origin";
+/// All origins.
+pub(crate) const ANY_ORIGIN: &str = "*";
+/// What an origin has to be.
+pub(crate) const ORIGIN_RULE: &str = "must be a DNS name of at most 253 characters";
+
+/// Whether this is the name of an origin.
+pub(crate) fn is_origin(text: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'.' || byte == b'-';
+    (1..=253).contains(&text.len()) && text.bytes().all(is_plain)
+}
+
 /// What a signature of this scheme begins with.
 pub(crate) const SCHEME: &str = "v1,";
 

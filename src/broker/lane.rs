@@ -185,8 +185,7 @@ impl Lane {
     }
 
     /// Begins a delivery. What the sink did not settle at once is left to a task.
-    pub(super) async fn begin(self: &Arc<Self>, event: Arc<Event>, kept: Kept) -> Begun {
-        let Some(place) = self.place(&kept) else { return Begun::Over(false) };
+    pub(super) async fn begin(self: &Arc<Self>, place: Place, event: Arc<Event>, kept: Kept) -> Begun {
         let delivery = Delivery { lane: Arc::clone(self), key: self.next_key(), event, kept };
         let mut turn: Turn = match Arc::clone(&self.turns).try_acquire_owned() {
             Ok(turn) if self.is_quick.load(Ordering::Relaxed) => {
@@ -199,7 +198,8 @@ impl Lane {
             Ok(turn) => Box::pin(std::future::ready(Some(turn))),
             Err(_none_free) => {
                 let Ok(seat) = Arc::clone(&self.waiting_room).try_acquire_owned() else {
-                    self.drop_event(&delivery.kept, "the broker's queue is full");
+                    let (id, subject) = delivery.kept.name();
+                    self.count_dropped(id, subject, "the broker's queue is full");
                     return Begun::Over(false);
                 };
                 let turns = Arc::clone(&self.turns);
@@ -226,18 +226,17 @@ impl Lane {
         }))
     }
 
-    /// A place for a delivery that runs or waits.
-    fn place(&self, event: &Kept) -> Option<OwnedSemaphorePermit> {
+    /// A place for a delivery of this event. Without one it is dropped, before it costs a copy.
+    pub(super) fn place(&self, event: &Event) -> Option<Place> {
         let place = Arc::clone(&self.places).try_acquire_owned().ok();
         if place.is_none() {
-            self.drop_event(event, "the trigger's queue is full");
+            self.count_dropped(&event.id, &event.subject, "the trigger's queue is full");
         }
         place
     }
 
-    fn drop_event(&self, event: &Kept, reason: &str) {
+    fn count_dropped(&self, id: &str, subject: &str, reason: &str) {
         self.counters.dropped.fetch_add(1, Ordering::Relaxed);
-        let (id, subject) = event.name();
         self.log(id, subject, reason, 0, "event dropped");
     }
 
@@ -291,18 +290,10 @@ impl Lane {
         }
     }
 
-    /// Begins to give up an event that is not delivered at all; `None` when the queue is full.
-    pub(super) fn begin_giving_up(
-        self: Arc<Self>,
-        event: Kept,
-        reason: &'static str,
-    ) -> Option<impl Future<Output = ()> + Send> {
-        let place = self.place(&event)?;
-        Some(async move {
-            let _place = place;
-            let key = self.next_key();
-            self.give_up(&event, reason, 0, key).await;
-        })
+    /// Gives up an event that is not delivered at all.
+    pub(super) async fn give_up_at_once(self: Arc<Self>, _place: Place, event: Kept, reason: &str) {
+        let key = self.next_key();
+        self.give_up(&event, reason, 0, key).await;
     }
 
     async fn give_up(&self, event: &Kept, reason: &str, attempts: u64, key: DeliveryKey) {
@@ -344,6 +335,8 @@ impl Lane {
     }
 }
 
+/// One of the places for deliveries that run or wait.
+pub(super) type Place = OwnedSemaphorePermit;
 type Work = Pin<Box<dyn Future<Output = bool> + Send>>;
 type Turn = Pin<Box<dyn Future<Output = Option<OwnedSemaphorePermit>> + Send>>;
 
@@ -383,7 +376,7 @@ struct Delivery {
 
 impl Delivery {
     /// Tries until the sink has taken the event or it is given up. Holds its place and its turn meanwhile.
-    async fn run(self, _place: OwnedSemaphorePermit, _turn: OwnedSemaphorePermit) -> bool {
+    async fn run(self, _place: Place, _turn: OwnedSemaphorePermit) -> bool {
         let Self { lane, key, event, kept } = self;
         let attempts = u64::from(lane.settings.retries.unwrap_or(0)) + 1;
         // The last attempt hands the event over, so that a sink that wants it for itself need not copy it.

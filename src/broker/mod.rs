@@ -223,29 +223,27 @@ impl Broker {
     async fn begin(&self, clear: &Event, stored: &Event, round: &mut Round) {
         let lanes = self.matching(clear);
         round.matched += lanes.len();
-        match Hops::of(clear, self.hop_limit) {
-            Hops::Within => {}
-            Hops::AtLimit => {
-                let stored = Arc::new(stored.clone());
-                for lane in lanes {
-                    let kept = lane.keep(&stored);
-                    if let Some(giving_up) = lane.begin_giving_up(kept, HOP_LIMIT_REASON) {
-                        self.spawn(giving_up);
-                    }
-                }
-                return;
+        let hops = Hops::of(clear, self.hop_limit);
+        if hops == Hops::Beyond {
+            let Event { id, subject, .. } = clear;
+            lanes.iter().for_each(|lane| lane.log(id, subject, HOP_LIMIT_REASON, 0, LEFT_OUT));
+            return;
+        }
+        let mut placed = Vec::with_capacity(lanes.len());
+        placed.extend(lanes.into_iter().filter_map(|lane| Some((lane.place(clear)?, lane))));
+        if hops == Hops::AtLimit {
+            let stored = Arc::new(stored.clone());
+            for (place, lane) in placed {
+                let kept = lane.keep(&stored);
+                self.spawn(lane.give_up_at_once(place, kept, HOP_LIMIT_REASON));
             }
-            Hops::Beyond => {
-                let Event { id, subject, .. } = clear;
-                lanes.iter().for_each(|lane| lane.log(id, subject, HOP_LIMIT_REASON, 0, LEFT_OUT));
-                return;
-            }
+            return;
         }
         let mut outgoing = Outgoing { clear, stored, shared: None };
-        let mut lanes = lanes.into_iter();
-        while let Some(lane) = lanes.next() {
-            let (event, kept) = outgoing.for_lane(&lane, lanes.len() == 0);
-            match lane.begin(event, kept).await {
+        let mut placed = placed.into_iter();
+        while let Some((place, lane)) = placed.next() {
+            let (event, kept) = outgoing.for_lane(&lane, placed.len() == 0);
+            match lane.begin(place, event, kept).await {
                 Begun::Over(delivered) => round.delivered += usize::from(delivered),
                 Begun::Running(work) if lane.is_late() => self.spawn(async move { _ = work.await }),
                 Begun::Running(work) => {

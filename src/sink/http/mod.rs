@@ -21,13 +21,14 @@ use time::format_description::well_known::Rfc2822;
 pub use builder::HttpSinkBuilder;
 
 use self::guard::{Allowed, Blocked};
-use self::permission::{Permission, REQUEST_ORIGIN};
+use self::permission::Permission;
 use self::signature::{Signer, message_id};
 use super::{EventSink, PayloadForm, SinkFailure};
 use crate::cloudevents::http::{self, Mode};
 use crate::cloudevents::{CloudEvent, Message};
 use crate::error::{Result, shorten};
 use crate::types::{Event, unix_millis};
+use crate::webhooks::REQUEST_ORIGIN;
 
 /// Most that is read of a response.
 const MAX_RESPONSE: usize = 64 * 1024;

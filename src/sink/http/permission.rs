@@ -6,11 +6,7 @@ use tokio::sync::OnceCell;
 
 use super::{HttpSink, SinkFailure};
 use crate::error::{EventError, Result, shorten};
-
-pub(super) const REQUEST_ORIGIN: &str = "webhook-request-origin";
-const ALLOWED_ORIGIN: &str = "webhook-allowed-origin";
-/// Longest DNS name.
-const MAX_ORIGIN_LEN: usize = 253;
+use crate::webhooks::{ALLOWED_ORIGIN, ANY_ORIGIN, ORIGIN_RULE, REQUEST_ORIGIN, is_origin};
 
 /// The permission to send as this origin.
 pub(super) struct Permission {
@@ -20,14 +16,9 @@ pub(super) struct Permission {
 
 impl Permission {
     pub(super) fn of(origin: &str) -> Result<Self> {
-        let is_name = (1..=MAX_ORIGIN_LEN).contains(&origin.len())
-            && origin.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'.' || byte == b'-');
         match HeaderValue::from_str(origin) {
-            Ok(value) if is_name => Ok(Self { origin: value, is_given: OnceCell::new() }),
-            _ => Err(EventError::Config(format!(
-                "origin '{}': must be a DNS name of at most {MAX_ORIGIN_LEN} characters",
-                shorten(origin)
-            ))),
+            Ok(value) if is_origin(origin) => Ok(Self { origin: value, is_given: OnceCell::new() }),
+            _ => Err(EventError::Config(format!("origin '{}': {ORIGIN_RULE}", shorten(origin)))),
         }
     }
 
@@ -49,9 +40,8 @@ impl Permission {
     }
 
     fn is_allowed(&self, headers: &HeaderMap) -> bool {
-        headers
-            .get_all(ALLOWED_ORIGIN)
-            .iter()
-            .any(|allowed| allowed == "*" || allowed.as_bytes().eq_ignore_ascii_case(self.origin.as_bytes()))
+        headers.get_all(ALLOWED_ORIGIN).iter().any(|allowed| {
+            allowed == ANY_ORIGIN || allowed.as_bytes().eq_ignore_ascii_case(self.origin.as_bytes())
+        })
     }
 }

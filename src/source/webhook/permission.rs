@@ -2,20 +2,17 @@
 
 use std::num::NonZeroU32;
 
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
 use super::{Refusal, text};
 use crate::error::{EventError, Result, shorten};
+use crate::webhooks::{ALLOWED_ORIGIN, ANY_ORIGIN, ORIGIN_RULE, REQUEST_ORIGIN, is_origin};
 
-const REQUEST_ORIGIN: &str = "webhook-request-origin";
 const REQUEST_RATE: &str = "webhook-request-rate";
-const ALLOWED_ORIGIN: HeaderName = HeaderName::from_static("webhook-allowed-origin");
-const ALLOWED_RATE: HeaderName = HeaderName::from_static("webhook-allowed-rate");
-/// All origins, and no limit of the rate.
-const ANY: &str = "*";
-/// Longest DNS name.
-const MAX_ORIGIN_LEN: usize = 253;
+const ALLOWED_RATE: &str = "webhook-allowed-rate";
+/// No limit of the rate.
+const ANY_RATE: &str = "*";
 
 /// The senders that get permission.
 #[derive(Debug, Default)]
@@ -26,10 +23,10 @@ pub(super) struct Origins {
 
 impl Origins {
     pub(super) fn check(&self) -> Result<()> {
-        match self.allowed.iter().find(|origin| *origin != ANY && !is_name(origin)) {
+        match self.allowed.iter().find(|origin| *origin != ANY_ORIGIN && !is_origin(origin)) {
             None => Ok(()),
             Some(origin) => Err(EventError::Config(format!(
-                "webhook origin '{}': must be a DNS name of at most {MAX_ORIGIN_LEN} characters, or {ANY}",
+                "webhook origin '{}': {ORIGIN_RULE}, or {ANY_ORIGIN}",
                 shorten(origin)
             ))),
         }
@@ -50,18 +47,19 @@ impl Origins {
             }
         };
         let origin = text(headers, REQUEST_ORIGIN)
-            .filter(|origin| is_name(origin))
+            .filter(|origin| is_origin(origin))
             .ok_or(Refusal::bad_request("webhook-request-origin: must be a DNS name, once"))?;
-        let is_allowed = |allowed: &String| allowed == ANY || allowed.eq_ignore_ascii_case(origin);
+        let is_allowed = |allowed: &String| allowed == ANY_ORIGIN || allowed.eq_ignore_ascii_case(origin);
         if !self.allowed.iter().any(is_allowed) {
             return Err(Refusal::new(StatusCode::FORBIDDEN, "webhook-request-origin: is not allowed"));
         }
         let mut response = StatusCode::NO_CONTENT.into_response();
-        let rate = self.rate.into_iter().chain(asked).min().map_or(ANY.to_owned(), |rate| rate.to_string());
-        for (name, value) in [(ALLOWED_ORIGIN, origin), (ALLOWED_RATE, &rate), (header::ALLOW, "POST")] {
+        let rate =
+            self.rate.into_iter().chain(asked).min().map_or(ANY_RATE.to_owned(), |rate| rate.to_string());
+        for (name, value) in [(ALLOWED_ORIGIN, origin), (ALLOWED_RATE, &rate), ("allow", "POST")] {
             let value = HeaderValue::from_str(value)
                 .map_err(|_| Refusal::bad_request("webhook-request-origin: cannot be written"))?;
-            response.headers_mut().insert(name, value);
+            response.headers_mut().insert(HeaderName::from_static(name), value);
         }
         Ok(response)
     }
@@ -70,9 +68,4 @@ impl Origins {
 /// Only digits: `+1` and ` 1` are no numbers here.
 fn rate_of(text: &str) -> Option<NonZeroU32> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
-}
-
-fn is_name(origin: &str) -> bool {
-    (1..=MAX_ORIGIN_LEN).contains(&origin.len())
-        && origin.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'.' || byte == b'-')
 }
