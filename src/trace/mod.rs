@@ -19,6 +19,7 @@ pub mod semconv;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::future::Future;
+use std::sync::Arc;
 
 use tracing::Span;
 use tracing::field::Empty;
@@ -46,7 +47,14 @@ const MAX_STATE_MEMBERS: usize = 32;
 const LONG_MEMBER: usize = 128;
 
 tokio::task_local! {
-    static CURRENT: TraceContext;
+    static CURRENT: Scope;
+}
+
+/// What code runs in.
+enum Scope {
+    Context(TraceContext),
+    /// Looked into when something is published, because most handlers publish nothing.
+    Event(Arc<Event>),
 }
 
 /// A trace context as the W3C recommendation "Trace Context" has it: the trace, the operation that comes before, whether
@@ -91,13 +99,22 @@ impl TraceContext {
         if let Some(context) = otel::current() {
             return Some(context);
         }
-        CURRENT.try_with(Self::clone).ok()
+        let context = |scope: &Scope| match scope {
+            Scope::Context(context) => Some(context.clone()),
+            Scope::Event(event) => Self::of(event),
+        };
+        CURRENT.try_with(context).ok().flatten()
     }
 
     /// Makes this the current context of `work`, for programs without OpenTelemetry. Tasks that `work` spawns do not
     /// inherit it. As cancel-safe as `work` itself.
     pub fn scope<F: Future>(self, work: F) -> impl Future<Output = F::Output> {
-        CURRENT.scope(self, work)
+        CURRENT.scope(Scope::Context(self), work)
+    }
+
+    /// Makes the context that `event` carries, if there is one, the current context of `work`.
+    pub(crate) fn scope_of<F: Future>(event: Arc<Event>, work: F) -> impl Future<Output = F::Output> {
+        CURRENT.scope(Scope::Event(event), work)
     }
 
     /// The value of `traceparent`, in version 00.
