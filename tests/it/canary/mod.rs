@@ -121,6 +121,23 @@ fn no_secret_is_ever_shown() {
         .unwrap();
     let shown = String::from_utf8_lossy(&[child.stdout, child.stderr].concat()).into_owned();
     assert!(child.status.success() && shown.contains(COMPLETE), "the run failed:\n{}", tail(&shown));
+    // What the client of NATS writes at the level trace holds every message as it goes over the wire: the user's name, which is no
+    // secret there, and what is stored in clear.
+    let of_client = |line: &str| line.starts_with("TRACE async_nats::connection");
+    let shown: Vec<_> = shown
+        .lines()
+        .map(|line| match of_client(line) {
+            true if line.contains("CONNECT") => line.replace(USER, ""),
+            true => line.replace(RECORD, ""),
+            false => line.to_owned(),
+        })
+        .collect();
+    let lines: Vec<_> = canaries()
+        .into_iter()
+        .flat_map(|canary| shown.iter().filter(move |line| line.contains(&canary)))
+        .map(|line| line.chars().take(400).collect::<String>())
+        .collect();
+    assert!(lines.is_empty(), "{} lines show a secret:\n{}", lines.len(), lines.join("\n"));
     // What is known to be shown: a run that shows nothing proves nothing.
     for evidence in [
         "TRACE async_nats",
@@ -142,25 +159,12 @@ fn no_secret_is_ever_shown() {
         "cannot be decoded: invalid type: string, expected u32",
         "is not a state file",
     ] {
-        assert!(shown.contains(evidence), "{evidence} is not in {} bytes of output", shown.len());
+        assert!(
+            shown.iter().any(|line| line.contains(evidence)),
+            "{evidence} is not in {} lines",
+            shown.len()
+        );
     }
-    // What the client of NATS writes at the level trace holds every message as it goes over the wire: the user's name, which is no
-    // secret there, and what is stored in clear.
-    let of_client = |line: &str| line.starts_with("TRACE async_nats::connection");
-    let shown: Vec<_> = shown
-        .lines()
-        .map(|line| match of_client(line) {
-            true if line.contains("CONNECT") => line.replace(USER, ""),
-            true => line.replace(RECORD, ""),
-            false => line.to_owned(),
-        })
-        .collect();
-    let lines: Vec<_> = canaries()
-        .into_iter()
-        .flat_map(|canary| shown.iter().filter(move |line| line.contains(&canary)))
-        .map(|line| line.chars().take(400).collect::<String>())
-        .collect();
-    assert!(lines.is_empty(), "{} lines show a secret:\n{}", lines.len(), lines.join("\n"));
 }
 
 #[test]

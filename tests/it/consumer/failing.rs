@@ -13,7 +13,7 @@ use a3s_event::{
 use async_trait::async_trait;
 use serde_json::json;
 
-use super::support::{Handled, assert_settled, is_settled, policy, publish, short_lease};
+use super::support::{Handled, assert_settled, counted, is_settled, policy, publish, short_lease};
 use crate::backend::{Backend, on_every_provider};
 use crate::{event, eventually, number};
 
@@ -163,16 +163,7 @@ async fn a_record_that_is_no_event_is_dead_lettered_with_its_bytes(backend: Back
     let Some(sequence) = backend.store_undecodable("events.a.b", raw).await else { return };
     publish(&bus, "events.a.b", 2..=2).await;
     let handled = Arc::new(Handled::default());
-    let counting = Arc::clone(&handled);
-    let consumer = bus
-        .consumer("worker")
-        .subject("events.>")
-        .handle(move |delivery: Delivery| {
-            counting.count(number(&delivery));
-            async { Ok(()) }
-        })
-        .await
-        .unwrap();
+    let consumer = counted(bus.consumer("worker").subject("events.>"), &handled).await;
     assert_settled(&bus).await;
     consumer.shutdown().await.unwrap();
     assert_eq!(handled.events(), 1, "the stream moves on");
@@ -209,17 +200,7 @@ async fn what_does_not_follow_its_schema_is_dead_lettered_once(backend: Backend)
         if let Some(number) = more {
             bus.publish_event(&ordered(json!({ "number": number }))).await.unwrap();
         }
-        let counting = Arc::clone(&handled);
-        let consumer = bus
-            .consumer("worker")
-            .subject("events.>")
-            .policy(policy(5))
-            .handle(move |delivery: Delivery| {
-                counting.count(number(&delivery));
-                async { Ok(()) }
-            })
-            .await
-            .unwrap();
+        let consumer = counted(bus.consumer("worker").subject("events.>").policy(policy(5)), &handled).await;
         assert_settled(&bus).await;
         consumer.shutdown().await.unwrap();
         assert_eq!(letters.count().await.unwrap(), 1, "once, also after a restart");

@@ -11,7 +11,7 @@ use a3s_event::{
     Delivery, DlqHandler, ErrorKind, EventBus, MemoryDlqHandler, MemoryProvider, SubscriptionFilter,
 };
 
-use super::support::{Handled, assert_settled, is_settled, policy, publish, short_lease};
+use super::support::{Handled, assert_settled, counted, is_settled, policy, publish, short_lease};
 use crate::backend::{Backend, on_every_provider};
 use crate::{event, eventually, number};
 
@@ -160,16 +160,7 @@ async fn members_share_the_work(backend: Backend) {
 async fn a_paused_consumer_fetches_nothing(backend: Backend) {
     let bus = backend.bus().await;
     let handled = Arc::new(Handled::default());
-    let counting = Arc::clone(&handled);
-    let consumer = bus
-        .consumer("worker")
-        .subject("events.>")
-        .handle(move |delivery: Delivery| {
-            counting.count(number(&delivery));
-            async { Ok(()) }
-        })
-        .await
-        .unwrap();
+    let consumer = counted(bus.consumer("worker").subject("events.>"), &handled).await;
     consumer.pause();
     assert_eq!(consumer.state(), ConsumerState::Paused);
     // Its answer comes from the fetching task, which has then seen the pause.
@@ -222,16 +213,7 @@ async fn what_is_settled_by_hand_is_left_alone(backend: Backend) {
 async fn a_forgotten_consumer_is_opened_again(backend: Backend) {
     let bus = backend.bus().await;
     let handled = Arc::new(Handled::default());
-    let counting = Arc::clone(&handled);
-    let consumer = bus
-        .consumer("worker")
-        .subject("events.>")
-        .handle(move |delivery: Delivery| {
-            counting.count(number(&delivery));
-            async { Ok(()) }
-        })
-        .await
-        .unwrap();
+    let consumer = counted(bus.consumer("worker").subject("events.>"), &handled).await;
     publish(&bus, "events.a.b", 1..=1).await;
     eventually("the first is handled", async || handled.events() == 1).await;
     let name = bus.consumers().await.unwrap()[0].name.clone();

@@ -8,7 +8,7 @@ use a3s_event::consumer::ConsumerState;
 use a3s_event::{Delivery, ErrorKind, EventBus, EventProvider, MemoryProvider};
 use tokio::sync::Notify;
 
-use super::support::{Handled, assert_settled, policy, publish};
+use super::support::{Handled, assert_settled, counted, policy, publish};
 use crate::backend::{Backend, on_every_provider};
 use crate::{eventually, number};
 
@@ -54,17 +54,7 @@ async fn a_drain_ends_what_runs_and_gives_the_rest_back(backend: Backend) {
 
     // One attempt is allowed, and none was used by what was given back.
     let bus = backend.bus().await;
-    let counting = Arc::clone(&handled);
-    let next = bus
-        .consumer("worker")
-        .subject("events.>")
-        .policy(policy(1))
-        .handle(move |delivery: Delivery| {
-            counting.count(number(&delivery));
-            async { Ok(()) }
-        })
-        .await
-        .unwrap();
+    let next = counted(bus.consumer("worker").subject("events.>").policy(policy(1)), &handled).await;
     assert_settled(&bus).await;
     next.shutdown().await.unwrap();
     assert_eq!(handled.events(), 50);

@@ -1,12 +1,12 @@
 //! What the stories about consumers have in common.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
-use a3s_event::consumer::{Backoff, DeliveryPolicy};
-use a3s_event::{EventBus, SubscribeOptions};
+use a3s_event::consumer::{Backoff, ConsumerBuilder, ConsumerHandle, DeliveryPolicy};
+use a3s_event::{Delivery, EventBus, SubscribeOptions};
 
-use crate::{event, eventually};
+use crate::{event, eventually, number};
 
 /// Handles every event at once, up to this often.
 pub(super) fn policy(attempts: u64) -> DeliveryPolicy {
@@ -49,4 +49,14 @@ impl Handled {
 
 pub(super) fn short_lease() -> SubscribeOptions {
     SubscribeOptions { ack_wait_secs: Some(1), ..SubscribeOptions::default() }
+}
+
+/// Starts a consumer that does nothing but count what it handles.
+pub(super) async fn counted(consumer: ConsumerBuilder<'_>, handled: &Arc<Handled>) -> ConsumerHandle {
+    let handled = Arc::clone(handled);
+    let counting = move |delivery: Delivery| {
+        handled.count(number(&delivery));
+        async { Ok(()) }
+    };
+    consumer.handle(counting).await.unwrap()
 }
