@@ -247,13 +247,25 @@ pub(crate) fn inject(event: &mut Cow<'_, Event>) {
     }
 }
 
+/// A span with what the conventions want of every one.
+macro_rules! messaging_span {
+    ($operation:literal, $kind:literal, $system:expr, $($fields:tt)*) => {
+        tracing::info_span!(
+            $operation,
+            { OTEL_KIND } = $kind,
+            { MESSAGING_SYSTEM } = $system,
+            { MESSAGING_OPERATION_NAME } = $operation,
+            $($fields)*
+        )
+    };
+}
+
 /// The span of one publish.
 pub(crate) fn publish_span(system: &str, event: &Event) -> Span {
-    tracing::info_span!(
+    messaging_span!(
         "publish",
-        { OTEL_KIND } = "producer",
-        { MESSAGING_SYSTEM } = system,
-        { MESSAGING_OPERATION_NAME } = "publish",
+        "producer",
+        system,
         { MESSAGING_OPERATION_TYPE } = "send",
         { MESSAGING_DESTINATION_NAME } = event.subject,
         { MESSAGING_MESSAGE_ID } = event.id,
@@ -264,11 +276,10 @@ pub(crate) fn publish_span(system: &str, event: &Event) -> Span {
 
 /// The span of a batch of publishes.
 pub(crate) fn batch_span(system: &str, events: usize) -> Span {
-    tracing::info_span!(
+    messaging_span!(
         "publish",
-        { OTEL_KIND } = "producer",
-        { MESSAGING_SYSTEM } = system,
-        { MESSAGING_OPERATION_NAME } = "publish",
+        "producer",
+        system,
         { MESSAGING_OPERATION_TYPE } = "send",
         { MESSAGING_BATCH_MESSAGE_COUNT } = events,
     )
@@ -276,11 +287,10 @@ pub(crate) fn batch_span(system: &str, events: usize) -> Span {
 
 /// The span of opening a subscription.
 pub(crate) fn subscribe_span(system: &str, group: &str, filter: &str) -> Span {
-    tracing::info_span!(
+    messaging_span!(
         "subscribe",
-        { OTEL_KIND } = "client",
-        { MESSAGING_SYSTEM } = system,
-        { MESSAGING_OPERATION_NAME } = "subscribe",
+        "client",
+        system,
         { MESSAGING_DESTINATION_NAME } = filter,
         { MESSAGING_CONSUMER_GROUP_NAME } = group,
     )
@@ -310,11 +320,10 @@ pub(crate) fn subscribe_span(system: &str, group: &str, filter: &str) -> Span {
 /// ```
 pub fn process_span(system: &str, group: &str, delivery: &Delivery) -> Span {
     let event = delivery.event();
-    let span = tracing::info_span!(
+    let span = messaging_span!(
         "process",
-        { OTEL_KIND } = "consumer",
-        { MESSAGING_SYSTEM } = system,
-        { MESSAGING_OPERATION_NAME } = "process",
+        "consumer",
+        system,
         { MESSAGING_OPERATION_TYPE } = "process",
         { MESSAGING_DESTINATION_NAME } = event.subject,
         { MESSAGING_MESSAGE_ID } = event.id,
