@@ -37,6 +37,10 @@ pub mod configuration {
 
 /// From an earlier version to this one.
 pub mod upgrading {
+    // In place of the links of the file: the first definition of one counts.
+    //! [consumer]: super::writing_a_consumer
+    //! [provider]: super::writing_a_provider
+    //!
     #![doc = include_str!("../../UPGRADE.md")]
 }
 

@@ -1,4 +1,5 @@
-//! The configuration reference has every setting, and no other; every environment variable is written down.
+//! The pages are true as far as a program can tell: the configuration reference has every setting, every block of code is
+//! compiled or run, and what is named exists.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -155,4 +156,111 @@ fn every_environment_variable_is_written_down() {
         }
     }
     assert!(found.len() > 5, "{found:?}");
+}
+
+/// The blocks of code of a page: the words behind the fence, and the number of its line.
+fn fences(page: &str) -> Vec<(usize, &str)> {
+    let lines = page.lines().enumerate().map(|(index, line)| (index + 1, line.trim_start()));
+    let fences = lines.filter_map(|(number, line)| Some((number, line.strip_prefix("```")?)));
+    // The ends have no words, and the other half.
+    fences.step_by(2).collect()
+}
+
+fn pages() -> Vec<(String, String)> {
+    let folders = ["src", "cli", "testkit", "docs", "examples", "benches", "fuzz"];
+    let mut paths: Vec<String> = folders
+        .iter()
+        .filter(|folder| root().join(folder).is_dir())
+        .flat_map(|folder| files(folder, ".md"))
+        .collect();
+    for entry in fs::read_dir(root()).unwrap() {
+        let name = entry.unwrap().file_name().to_string_lossy().into_owned();
+        paths.extend(name.ends_with(".md").then_some(name));
+    }
+    paths.into_iter().map(|path| (path.clone(), read(&path))).collect()
+}
+
+#[test]
+fn every_block_of_code_is_compiled_or_run() {
+    let sources: String = files("src", ".rs").iter().map(|path| read(path)).collect();
+    let run = read("cli/tests/cli/docs.rs");
+    let mut checked = 0;
+    for (path, text) in pages() {
+        let name = path.rsplit('/').next().unwrap();
+        // From where the including file stands.
+        let is_included = |source: &str, path: &str| {
+            source.contains(&format!("include_str!(\"{path}\")")) || source.contains(&format!("/{path}\")"))
+        };
+        for (number, words) in fences(&text) {
+            checked += 1;
+            let place = format!("{path}:{number}");
+            match words.split(',').next().unwrap() {
+                "" | "rust" | "no_run" => {
+                    assert!(!words.contains("ignore"), "{place} is ignored");
+                    assert!(is_included(&sources, name), "{place}: no documentation includes the page");
+                }
+                "sh" => assert!(
+                    is_included(&run, &path) || (path == "cli/README.md" && is_included(&run, "README.md")),
+                    "{place}: cli/tests/cli/docs.rs does not run its commands"
+                ),
+                "text" | "json" | "toml" => {}
+                other => panic!("{place}: a block of {other}"),
+            }
+        }
+    }
+    assert!(checked > 50, "{checked}");
+}
+
+#[test]
+fn what_pages_name_exists() {
+    let recipes = read("justfile");
+    let mut checked = 0;
+    for (path, text) in pages() {
+        for words in quoted(&text) {
+            let mut words = words.split(' ');
+            let (first, second) = (words.next().unwrap(), words.next());
+            let exists = match (first, second) {
+                ("just", Some(recipe)) => recipes
+                    .lines()
+                    .any(|line| line.split([':', ' ']).next() == Some(recipe) && line.contains(':')),
+                ("cargo", Some("run")) => match words.skip_while(|word| *word != "--example").nth(1) {
+                    Some("NAME") | None => continue,
+                    Some(example) => root().join(format!("examples/{example}.rs")).exists(),
+                },
+                (file, _) if file.starts_with("scripts/") => root().join(file).exists(),
+                _ => continue,
+            };
+            assert!(exists, "{path} names `{first} {}`", second.unwrap_or_default());
+            checked += 1;
+        }
+    }
+    assert!(checked > 5, "{checked}");
+}
+
+#[test]
+fn the_picture_of_the_documentation_is_that_of_the_front_page() {
+    let (kind, coded) = include_str!("../../docs/watch.uri").split_once(',').unwrap();
+    assert_eq!(kind, "data:image/svg+xml;base64");
+    use base64::Engine as _;
+    let picture = base64::engine::general_purpose::STANDARD.decode(coded).unwrap();
+    assert_eq!(picture, include_bytes!("../../docs/watch.svg"));
+}
+
+/// The pages that the front page links, and what stands in their place in the documentation of the library.
+#[test]
+fn every_guide_is_linked_by_the_front_page() {
+    let front = read("README.md");
+    let library = read("src/lib.rs");
+    for path in files("src", ".md") {
+        let link = format!("]: {path}");
+        let label = front
+            .lines()
+            .find(|line| line.ends_with(&link))
+            .unwrap_or_else(|| panic!("{path} is not linked"));
+        let label = label.split("]:").next().unwrap();
+        assert!(
+            library.contains(&format!("{label}]: ")),
+            "{label}] leads nowhere in the documentation of the library"
+        );
+    }
 }

@@ -14,7 +14,7 @@ const BACKENDS: [(&str, &str); 3] = [
     ("nats", "Events per second on NATS JetStream"),
     ("sqlite", "Events per second in a SQLite file"),
 ];
-const TEMPLATE: &str = include_str!("../page.md");
+const TEMPLATE: &str = include_str!("../page.template");
 const LOCK: &str = include_str!("../Cargo.lock");
 
 /// Writes the page from what was measured into a folder, a file per backend.
