@@ -5,9 +5,9 @@
 
 use std::fmt::Write as _;
 
-use crate::OURS;
 use crate::board::Board;
 use crate::page::number;
+use crate::{OURS, PUBLISHED};
 
 const WIDTH: f64 = 760.0;
 const MARGIN: f64 = 16.0;
@@ -18,9 +18,17 @@ const BAR: f64 = 14.0;
 const LINE: f64 = 20.0;
 const GROUP: f64 = 34.0;
 
-/// The colours of what is compared with, in the order in which it is measured.
-const OTHERS: [&str; 3] = ["#8b98a5", "#c3ccd5", "#dde3e9"];
-const OUR_COLOUR: &str = "#1f6feb";
+/// The same colour for a contender in every group.
+fn colour(contender: &str) -> &'static str {
+    match contender {
+        OURS => "#1f6feb",
+        PUBLISHED => "#e3b341",
+        other if other.starts_with(OURS) => "#79b8ff",
+        // With a condition to it.
+        other if other.contains(',') => "#ced5dc",
+        _ => "#8b98a5",
+    }
+}
 
 /// The chart as SVG. A thin line through the end of a bar goes from the lowest to the highest round.
 pub(crate) fn svg(board: &Board, title: &str) -> String {
@@ -32,12 +40,10 @@ pub(crate) fn svg(board: &Board, title: &str) -> String {
         let fastest = figures.iter().map(|figure| figure.speed().highest).fold(0.0, f64::max);
         text(&mut body, MARGIN, y, "class=\"group\"", scenario);
         y += 8.0;
-        let mut others = OTHERS.iter().cycle();
         for figure in figures {
             let speed = figure.speed();
             let at = |value: f64| MARGIN + LABELS + value / fastest * longest;
-            let colour =
-                if figure.contender == OURS { OUR_COLOUR } else { others.next().unwrap_or(&"#8b98a5") };
+            let colour = colour(&figure.contender);
             text(&mut body, MARGIN + LABELS - 8.0, y + 11.0, "text-anchor=\"end\"", &figure.contender);
             let (x, width) = (at(0.0), (at(speed.median) - at(0.0)).max(1.0));
             rectangle(&mut body, x, y, width, BAR, colour);

@@ -22,6 +22,7 @@ use crate::{
 
 const RAW: &str = "async-nats";
 const RAW_UNCONFIRMED: &str = "async-nats, ack unconfirmed";
+const IN_BATCHES_OF_OURS: &str = "a3s-event, next_batch";
 /// Publishes that wait for their acknowledgement at once, as many as ours sends unless configured otherwise.
 const WINDOW: usize = 256;
 const FEW: usize = 2_000;
@@ -322,6 +323,18 @@ async fn consume(board: &mut Board, sides: &Sides) {
             }
         })
         .await;
+    let mut subscription = sides.ours.subscribe_durable("batches", FILTER).await.unwrap();
+    let receive = async {
+        let mut left = MANY;
+        while left > 0 {
+            let batch = subscription.next_batch(BATCH, Duration::from_secs(5)).await.unwrap();
+            assert!(!batch.is_empty(), "{left} events are left");
+            left -= batch.len();
+            let acks = batch.into_iter().map(|delivery| delivery.unwrap().ack());
+            join_all(acks).await.into_iter().for_each(Result::unwrap);
+        }
+    };
+    board.time(CONSUME, IN_BATCHES_OF_OURS, MANY, receive).await;
     sides.purge().await;
 }
 

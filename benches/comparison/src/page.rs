@@ -25,7 +25,6 @@ pub(crate) fn write(folder: &Path) {
     for (backend, title) in BACKENDS {
         let board = Board::load(&folder.join(format!("{backend}.json")));
         page = page.replace(&format!("{{{{{backend}}}}}"), &table(&board));
-        page = page.replace("{{rounds}}", &board.rounds.to_string());
         if backend == "sqlite" {
             let single = board.of(ONE_CALLER).find(|figure| figure.contender != OURS).expect("a baseline");
             page = page.replace("{{syncs}}", &number(single.speed().median));
