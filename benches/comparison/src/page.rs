@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::board::{Board, Spread};
-use crate::{ONE_CALLER, OURS, chart};
+use crate::{ONE_CALLER, OURS, PUBLISHED, chart};
 
 /// The backends with the titles of their charts.
 const BACKENDS: [(&str, &str); 3] = [
@@ -52,7 +52,9 @@ fn table(board: &Board) -> String {
         for figure in board.of(scenario) {
             let speed = figure.speed();
             let ratio = ours.times_as_fast_as(figure);
-            let (times, spread) = match figure.contender == OURS {
+            // Another way of ours is there to be compared with the others.
+            let is_ours = figure.contender.starts_with(OURS) && figure.contender != PUBLISHED;
+            let (times, spread) = match is_ours {
                 true => (String::new(), String::new()),
                 false => (times(ratio), format!("{} to {}", plain(ratio.lowest), plain(ratio.highest))),
             };
