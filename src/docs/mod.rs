@@ -38,8 +38,9 @@ pub mod configuration {
 /// From an earlier version to this one.
 pub mod upgrading {
     // In place of the links of the file: the first definition of one counts.
-    #![doc = "[consumer]: super::writing_a_consumer"]
-    #![doc = "[provider]: super::writing_a_provider"]
+    #![doc = ""]
+    #![doc = "[consumer]: crate::docs::writing_a_consumer"]
+    #![doc = "[provider]: crate::docs::writing_a_provider"]
     #![doc = ""]
     #![doc = include_str!("../../UPGRADE.md")]
 }
