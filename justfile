@@ -46,6 +46,14 @@ bench:
 bench-one NAME:
     cargo bench -- {{NAME}}
 
+# Measure beside other libraries, and write docs/benchmarks.md
+benchmarks:
+    scripts/benchmarks
+
+# The picture of the front page
+watch-picture:
+    scripts/watch-picture
+
 # Coverage needs cargo-llvm-cov (cargo install cargo-llvm-cov --locked)
 test-cov:
     cargo llvm-cov --workspace

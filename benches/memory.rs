@@ -14,7 +14,6 @@ mod support;
 use std::collections::{HashMap, VecDeque};
 use std::hint::black_box;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use a3s_event::{
@@ -22,9 +21,9 @@ use a3s_event::{
     Subscription, SubscriptionFilter,
 };
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use support::{event, in_chunks, provider, runtime};
+use support::{Receipts, event, in_chunks, provider, runtime};
 use tokio::runtime::Runtime;
-use tokio::sync::{Notify, broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc};
 
 const CHUNK: u64 = 50_000;
 const RING: usize = 10_000;
@@ -237,30 +236,6 @@ fn one_to_one(c: &mut Criterion) {
         });
     });
     group.finish();
-}
-
-/// Counts receipts and lets the publisher wait for all of them.
-#[derive(Default)]
-struct Receipts {
-    count: AtomicUsize,
-    expected: AtomicUsize,
-    complete: Notify,
-}
-
-impl Receipts {
-    fn one(&self) {
-        if self.count.fetch_add(1, Ordering::AcqRel) + 1 == self.expected.load(Ordering::Acquire) {
-            self.complete.notify_one();
-        }
-    }
-
-    async fn wait_for(&self, more: usize, publish: impl AsyncFnOnce()) {
-        let expected = self.expected.fetch_add(more, Ordering::AcqRel) + more;
-        publish().await;
-        while self.count.load(Ordering::Acquire) < expected {
-            self.complete.notified().await;
-        }
-    }
 }
 
 fn from_now_on() -> SubscribeOptions {

@@ -12,6 +12,8 @@
     reason = "a benchmark may panic, and prints"
 )]
 
+#[path = "support/raw_sqlite.rs"]
+mod raw_sqlite;
 #[allow(dead_code, reason = "shared with benchmarks that need more of it")]
 mod support;
 
@@ -24,8 +26,7 @@ use std::time::{Duration, Instant};
 use a3s_event::provider::PublishRequest;
 use a3s_event::provider::sqlite::{SqliteConfig, SqliteProvider, Synchronous};
 use a3s_event::{Event, EventProvider};
-use rusqlite::{Connection, params};
-use tempfile::TempDir;
+use raw_sqlite::Raw;
 use tokio::runtime::Runtime;
 
 const SUBJECT: &str = "events.market.forex.usd_cny";
@@ -84,46 +85,6 @@ fn each(count: usize, work: impl FnOnce()) -> f64 {
     let begin = Instant::now();
     work();
     begin.elapsed().as_secs_f64() / count as f64
-}
-
-/// Plain rusqlite with the tables of the provider that an event needs.
-struct Raw {
-    connection: Connection,
-    _folder: TempDir,
-}
-
-impl Raw {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let connection = Connection::open(folder.path().join("raw.db")).unwrap();
-        connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(())).unwrap();
-        connection.pragma_update(None, "synchronous", "FULL").unwrap();
-        connection
-            .execute_batch(
-                "CREATE TABLE events (sequence INTEGER PRIMARY KEY, subject INTEGER NOT NULL, stored_at INTEGER NOT NULL,
-                     size INTEGER NOT NULL, checksum INTEGER NOT NULL, record BLOB NOT NULL) STRICT;
-                 CREATE INDEX events_by_subject ON events (subject);",
-            )
-            .unwrap();
-        Self { connection, _folder: folder }
-    }
-
-    fn publish(&self, transactions: usize, rows: usize, event: &Event) {
-        for _ in 0..transactions {
-            let transaction = self.connection.unchecked_transaction().unwrap();
-            for _ in 0..rows {
-                let record = serde_json::to_vec(event).unwrap();
-                transaction
-                    .prepare_cached(
-                        "INSERT INTO events (subject, stored_at, size, checksum, record) VALUES (1, 1, ?1, 1, ?2)",
-                    )
-                    .unwrap()
-                    .execute(params![i64::try_from(record.len()).unwrap(), record])
-                    .unwrap();
-            }
-            transaction.commit().unwrap();
-        }
-    }
 }
 
 fn open(runtime: &Runtime, path: &Path, synchronous: Synchronous) -> Arc<SqliteProvider> {

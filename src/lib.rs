@@ -1,3 +1,26 @@
+// The first definition of a link counts: here the README's pages and its picture are those of this documentation.
+#![doc = concat!("[watch picture]: ", include_str!("../docs/watch.uri"))]
+#![cfg_attr(feature = "cloudevents", doc = "[cloudevents]: docs::cloudevents")]
+#![cfg_attr(feature = "nats", doc = "[NATS]: provider::nats")]
+#![cfg_attr(feature = "routing", doc = "[routing]: docs::routing")]
+#![cfg_attr(feature = "sqlite", doc = "[SQLite]: provider::sqlite")]
+//! [delivery]: docs::delivery
+//! [choosing]: docs::choosing_a_provider
+//! [memory]: provider::memory
+//! [consumer]: docs::writing_a_consumer
+//! [shutting down]: docs::graceful_shutdown
+//! [errors]: error
+//! [dead letters]: docs::dead_letters
+//! [sinks]: docs::sinks
+//! [sources]: docs::sources
+//! [encryption]: docs::encryption
+//! [schemas]: docs::schema_evolution
+//! [deployment]: docs::deployment
+//! [configuration]: docs::configuration
+//! [observability]: docs::observability
+//! [provider]: docs::writing_a_provider
+//! [upgrading]: docs::upgrading
+//!
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

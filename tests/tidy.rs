@@ -255,8 +255,10 @@ fn relative_links_lead_somewhere() {
         let folder = root().join(&file.path);
         let folder = folder.parent().unwrap();
         for (index, line) in file.text.lines().enumerate() {
-            for target in line.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
-                let is_file = target.ends_with(".md") || target.starts_with('.');
+            let inline = line.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+            let defined = line.strip_prefix('[').and_then(|rest| rest.split_once("]: "));
+            for target in inline.chain(defined.map(|(_, target)| target)) {
+                let is_file = target.ends_with(".md") || target.ends_with(".svg") || target.starts_with('.');
                 if is_file && !target.contains("://") && !folder.join(target).exists() {
                     complaints.add(&file.path, index + 1, format!("{target} does not exist"));
                 }

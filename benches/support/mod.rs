@@ -1,10 +1,12 @@
 //! What the benchmarks share.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use a3s_event::{Event, MemoryProvider};
 use serde_json::json;
 use tokio::runtime::Runtime;
+use tokio::sync::Notify;
 
 /// The event of every figure: about 300 bytes of JSON payload and two metadata entries.
 pub(crate) fn event(subject: &str) -> Event {
@@ -63,4 +65,32 @@ pub(crate) fn in_chunks<S>(
         left -= count;
     }
     total
+}
+
+/// Counts receipts and lets the publisher wait for all of them.
+#[derive(Default)]
+#[allow(dead_code, reason = "not every benchmark fans out")]
+pub(crate) struct Receipts {
+    count: AtomicUsize,
+    expected: AtomicUsize,
+    complete: Notify,
+}
+
+#[allow(dead_code, reason = "not every benchmark fans out")]
+impl Receipts {
+    /// Counts one.
+    pub(crate) fn one(&self) {
+        if self.count.fetch_add(1, Ordering::AcqRel) + 1 == self.expected.load(Ordering::Acquire) {
+            self.complete.notify_one();
+        }
+    }
+
+    /// Publishes, and waits until this many more were counted.
+    pub(crate) async fn wait_for(&self, more: usize, publish: impl AsyncFnOnce()) {
+        let expected = self.expected.fetch_add(more, Ordering::AcqRel) + more;
+        publish().await;
+        while self.count.load(Ordering::Acquire) < expected {
+            self.complete.notified().await;
+        }
+    }
 }

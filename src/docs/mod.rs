@@ -30,6 +30,21 @@ pub mod deployment {
     #![doc = include_str!("deployment.md")]
 }
 
+/// Every setting: its name, unit, default and meaning.
+pub mod configuration {
+    #![doc = include_str!("configuration.md")]
+}
+
+/// From an earlier version to this one.
+pub mod upgrading {
+    // In place of the links of the file: the first definition of one counts.
+    #![doc = ""]
+    #![doc = "[consumer]: crate::docs::writing_a_consumer"]
+    #![doc = "[provider]: crate::docs::writing_a_provider"]
+    #![doc = ""]
+    #![doc = include_str!("../../UPGRADE.md")]
+}
+
 /// Events as CloudEvents: what is mapped to what, and the bindings.
 #[cfg(feature = "cloudevents")]
 #[cfg_attr(docsrs, doc(cfg(feature = "cloudevents")))]

@@ -26,6 +26,7 @@ mod cloudevents;
 mod codec;
 mod consumer;
 mod dead_letters;
+mod documentation;
 mod letters;
 mod memory;
 #[cfg(feature = "nats")]

@@ -1,0 +1,106 @@
+//! `docs/benchmarks.md` and its charts.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::board::{Board, Spread};
+use crate::{ONE_CALLER, OURS, PUBLISHED, chart};
+
+/// The backends with the titles of their charts.
+const BACKENDS: [(&str, &str); 3] = [
+    ("memory", "Events per second in memory"),
+    ("nats", "Events per second on NATS JetStream"),
+    ("sqlite", "Events per second in a SQLite file"),
+];
+const TEMPLATE: &str = include_str!("../page.template");
+const LOCK: &str = include_str!("../Cargo.lock");
+
+/// Writes the page from what was measured into a folder, a file per backend.
+pub(crate) fn write(folder: &Path) {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
+    fs::create_dir_all(&docs).expect("a folder that can be made");
+    let mut page = TEMPLATE.to_owned();
+    for (backend, title) in BACKENDS {
+        let board = Board::load(&folder.join(format!("{backend}.json")));
+        page = page.replace(&format!("{{{{{backend}}}}}"), &table(&board));
+        if backend == "sqlite" {
+            let single = board.of(ONE_CALLER).find(|figure| figure.contender != OURS).expect("a baseline");
+            page = page.replace("{{syncs}}", &number(single.speed().median));
+        }
+        fs::write(docs.join(format!("benchmarks-{backend}.svg")), chart::svg(&board, title))
+            .expect("a chart");
+    }
+    page = page.replace("{{machine}}", &machine());
+    page = page.replace("{{nats-server}}", a3s_event_testkit::nats_server::REFERENCE);
+    for name in ["async-nats", "rusqlite", "tokio"] {
+        page = page.replace(&format!("{{{{{name}}}}}"), &versions(name).join(" and "));
+    }
+    assert!(!page.contains("{{"), "a place of the template is not filled: {page}");
+    fs::write(docs.join("benchmarks.md"), page).expect("the page");
+}
+
+fn table(board: &Board) -> String {
+    let mut table = "| | per second | lowest to highest | ours is times as fast | lowest to highest |\n"
+        .to_owned()
+        + "|---|--:|--:|--:|--:|\n";
+    for scenario in board.scenarios() {
+        writeln!(table, "| **{scenario}** | | | | |").expect("a text takes what is written");
+        let ours =
+            board.of(scenario).find(|figure| figure.contender == OURS).expect("each scenario measures ours");
+        for figure in board.of(scenario) {
+            let speed = figure.speed();
+            let ratio = ours.times_as_fast_as(figure);
+            // Another way of ours is there to be compared with the others.
+            let is_ours = figure.contender.starts_with(OURS) && figure.contender != PUBLISHED;
+            let (times, spread) = match is_ours {
+                true => (String::new(), String::new()),
+                false => (times(ratio), format!("{} to {}", plain(ratio.lowest), plain(ratio.highest))),
+            };
+            let (middle, low, high) = (number(speed.median), number(speed.lowest), number(speed.highest));
+            writeln!(table, "| {} | {middle} | {low} to {high} | {times} | {spread} |", figure.contender)
+                .expect("a text takes what is written");
+        }
+    }
+    table.trim_end().to_owned()
+}
+
+/// A ratio, in bold where ours was slower in every round.
+fn times(ratio: Spread) -> String {
+    let text = plain(ratio.median);
+    if ratio.highest < 1.0 { format!("**{text}**") } else { text }
+}
+
+fn plain(ratio: f64) -> String {
+    if ratio < 10.0 { format!("{ratio:.2}") } else { number(ratio) }
+}
+
+/// A number with three digits that count, and its thousands apart.
+pub(crate) fn number(value: f64) -> String {
+    let digits = value.abs().max(1.0).log10().floor();
+    let step = 10_f64.powf((digits - 2.0).max(0.0));
+    let whole = format!("{:.0}", (value / step).round() * step);
+    let mut grouped = String::new();
+    for (index, digit) in whole.chars().enumerate() {
+        if index > 0 && (whole.len() - index) % 3 == 0 {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    grouped
+}
+
+fn machine() -> String {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let compiler = Command::new("rustc").arg("--version").output().expect("the compiler that built this");
+    let compiler = String::from_utf8_lossy(&compiler.stdout);
+    let compiler: Vec<_> = compiler.split_whitespace().take(2).collect();
+    format!("{cores} cores, {} on {}, {}", std::env::consts::OS, std::env::consts::ARCH, compiler.join(" "))
+}
+
+/// The versions of a package that take part.
+fn versions(name: &str) -> Vec<&'static str> {
+    let header = format!("name = \"{name}\"\nversion = \"");
+    LOCK.split(&header).skip(1).filter_map(|rest| rest.split('"').next()).collect()
+}

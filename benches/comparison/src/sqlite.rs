@@ -1,0 +1,205 @@
+//! The SQLite provider, and rusqlite with the tables that the same work needs. 0.3.0 has nothing of the kind.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use a3s_event::provider::PublishRequest;
+use a3s_event::provider::sqlite::{SqliteConfig, SqliteProvider};
+use a3s_event::{Event, EventProvider};
+use futures_util::future::join_all;
+use rusqlite::params;
+use tempfile::TempDir;
+
+use crate::board::Board;
+use crate::memory::publish_ours;
+use crate::raw_sqlite::Raw;
+use crate::support::{self, Receipts};
+use crate::{
+    BATCH, BURST, CALLERS, CONSUME, FAN_OUT, FILTER, HISTORY, IN_BATCHES, MANY_CALLERS, NEWEST, ONE_CALLER,
+    ONE_TO_ONE, OURS, READERS, STORED, events,
+};
+
+const RAW: &str = "rusqlite";
+const FEW: usize = 500;
+const MANY: usize = 20_000;
+const SOON: Duration = Duration::from_secs(5);
+
+/// The contenders, with a file each.
+struct Sides {
+    ours: Arc<SqliteProvider>,
+    raw: Raw,
+    event: Event,
+    _folder: TempDir,
+}
+
+impl Sides {
+    async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let ours = SqliteProvider::open(SqliteConfig::file(folder.path().join("events.db"))).await.unwrap();
+        let raw = Raw::new();
+        raw.connection
+            .execute_batch("CREATE TABLE position (name TEXT PRIMARY KEY, sequence INTEGER NOT NULL) STRICT, WITHOUT ROWID")
+            .unwrap();
+        Self { ours: Arc::new(ours), raw, event: events().0, _folder: folder }
+    }
+
+    async fn publish_ours_in_batches(&self, count: usize) {
+        let batch = vec![self.event.clone(); BATCH];
+        let batch: Vec<_> = batch.iter().map(PublishRequest::from).collect();
+        for _ in 0..count / BATCH {
+            for answer in self.ours.publish_batch(&batch).await {
+                answer.unwrap();
+            }
+        }
+    }
+
+    /// The events behind a sequence, in the order given.
+    fn read_raw(&self, behind: i64, order: &str, limit: usize) -> Vec<(i64, Event)> {
+        let query = format!(
+            "SELECT sequence, record FROM events WHERE subject = 1 AND sequence > ?1 ORDER BY sequence {order} LIMIT ?2"
+        );
+        let mut statement = self.raw.connection.prepare_cached(&query).unwrap();
+        let rows = statement
+            .query_map(params![behind, i64::try_from(limit).unwrap()], |row| {
+                Ok((row.get(0)?, row.get_ref(1)?.as_blob()?.to_vec()))
+            })
+            .unwrap();
+        rows.map(|row| {
+            row.map(|(sequence, record)| (sequence, serde_json::from_slice(&record).unwrap())).unwrap()
+        })
+        .collect()
+    }
+
+    fn store_position_raw(&self, sequence: i64) {
+        let store = "INSERT INTO position VALUES ('worker', ?1) ON CONFLICT DO UPDATE SET sequence = excluded.sequence";
+        self.raw.connection.prepare_cached(store).unwrap().execute([sequence]).unwrap();
+    }
+}
+
+pub(crate) fn measure(board: &mut Board) {
+    support::runtime().block_on(async {
+        for _ in 0..board.rounds {
+            publishing(board, &Sides::start().await).await;
+            one_to_one(board, &Sides::start().await).await;
+            fan_out(board, &Sides::start().await).await;
+            history_and_consume(board, &Sides::start().await).await;
+        }
+    });
+}
+
+async fn publishing(board: &mut Board, sides: &Sides) {
+    board.time(ONE_CALLER, RAW, FEW, async { sides.raw.publish(FEW, 1, &sides.event) }).await;
+    board.time(ONE_CALLER, OURS, FEW, publish_ours(&*sides.ours, &sides.event, FEW)).await;
+
+    let transactions = MANY / BATCH;
+    board.time(IN_BATCHES, RAW, MANY, async { sides.raw.publish(transactions, BATCH, &sides.event) }).await;
+    board.time(IN_BATCHES, OURS, MANY, sides.publish_ours_in_batches(MANY)).await;
+
+    // As many as 64 callers that wait for their answers can share.
+    let each = MANY / CALLERS;
+    let count = each * CALLERS;
+    board.time(MANY_CALLERS, RAW, count, async { sides.raw.publish(each, CALLERS, &sides.event) }).await;
+    let callers = async {
+        let caller =
+            |ours: Arc<SqliteProvider>, event: Event| async move { publish_ours(&*ours, &event, each).await };
+        join_all((0..CALLERS).map(|_| tokio::spawn(caller(Arc::clone(&sides.ours), sides.event.clone()))))
+            .await;
+    };
+    board.time(MANY_CALLERS, OURS, count, callers).await;
+}
+
+async fn one_to_one(board: &mut Board, sides: &Sides) {
+    board
+        .time(ONE_TO_ONE, RAW, FEW, async {
+            for behind in 0..FEW as i64 {
+                sides.raw.publish(1, 1, &sides.event);
+                let (sequence, _) = sides.read_raw(behind, "ASC", 1).remove(0);
+                sides.store_position_raw(sequence);
+            }
+        })
+        .await;
+    let mut subscription = sides.ours.subscribe_durable("worker", FILTER).await.unwrap();
+    board
+        .time(ONE_TO_ONE, OURS, FEW, async {
+            for _ in 0..FEW {
+                sides.ours.publish(&sides.event).await.unwrap();
+                subscription.next_delivery().await.unwrap().unwrap().ack().await.unwrap();
+            }
+        })
+        .await;
+}
+
+async fn fan_out(board: &mut Board, sides: &Sides) {
+    const BURSTS: usize = 10;
+    let deliveries = BURSTS * BURST * READERS;
+    board
+        .time(FAN_OUT, RAW, deliveries, async {
+            for burst in 0..BURSTS {
+                sides.raw.publish(BURST, 1, &sides.event);
+                for _ in 0..READERS {
+                    let behind = i64::try_from(burst * BURST).unwrap();
+                    assert_eq!(sides.read_raw(behind, "ASC", BATCH).len(), BURST);
+                }
+            }
+        })
+        .await;
+    let receipts = Arc::new(Receipts::default());
+    for _ in 0..READERS {
+        let mut subscription = sides.ours.subscribe(FILTER).await.unwrap();
+        let receipts = Arc::clone(&receipts);
+        tokio::spawn(async move {
+            while let Ok(Some(delivery)) = subscription.next_delivery().await {
+                delivery.ack().await.unwrap();
+                receipts.one();
+            }
+        });
+    }
+    board
+        .time(FAN_OUT, OURS, deliveries, async {
+            for _ in 0..BURSTS {
+                let publish = async || publish_ours(&*sides.ours, &sides.event, BURST).await;
+                receipts.wait_for(READERS * BURST, publish).await;
+            }
+        })
+        .await;
+    sides.ours.close().await.unwrap();
+}
+
+async fn history_and_consume(board: &mut Board, sides: &Sides) {
+    const COUNT: usize = 300;
+    sides.raw.publish(STORED / BATCH, BATCH, &sides.event);
+    sides.publish_ours_in_batches(STORED).await;
+    let read = async {
+        for _ in 0..COUNT {
+            assert_eq!(sides.read_raw(0, "DESC", NEWEST).len(), NEWEST);
+        }
+    };
+    board.time(HISTORY, RAW, COUNT, read).await;
+    let read = async {
+        for _ in 0..COUNT {
+            assert_eq!(sides.ours.history(Some("events.market.>"), NEWEST).await.unwrap().len(), NEWEST);
+        }
+    };
+    board.time(HISTORY, OURS, COUNT, read).await;
+
+    let receive = async {
+        let mut behind = 0;
+        while let Some((last, _)) = sides.read_raw(behind, "ASC", BATCH).last() {
+            behind = *last;
+            sides.store_position_raw(behind);
+        }
+    };
+    board.time(CONSUME, RAW, STORED, receive).await;
+    let receive = async {
+        let mut subscription = sides.ours.subscribe_durable("worker", FILTER).await.unwrap();
+        let mut left = STORED;
+        while left > 0 {
+            let batch = subscription.next_batch(BATCH, SOON).await.unwrap();
+            assert!(!batch.is_empty(), "{left} events are left");
+            left -= batch.len();
+            let acks = batch.into_iter().map(|delivery| delivery.unwrap().ack());
+            join_all(acks).await.into_iter().for_each(Result::unwrap);
+        }
+    };
+    board.time(CONSUME, OURS, STORED, receive).await;
+}
