@@ -24,6 +24,8 @@ mod cloudevents;
 mod codec;
 mod consumer;
 mod dead_letters;
+#[cfg(all(feature = "cloudevents", feature = "cron", feature = "encryption"))]
+mod fuzz;
 mod letters;
 mod memory;
 #[cfg(feature = "nats")]
