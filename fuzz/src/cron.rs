@@ -9,7 +9,7 @@ use a3s_event::source::Schedule;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use super::{check_error, first_line};
+use super::check_error;
 
 const MINUTE: u64 = 60_000;
 /// How far the calendar is walked, in minutes.
@@ -19,10 +19,8 @@ const LATEST: u64 = 4_102_444_800_000;
 
 pub fn check(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    let (expression, rest) = first_line(text.as_bytes());
-    let (zone, at) = first_line(rest);
-    let [expression, zone, at] =
-        [expression, zone, at].map(|part| std::str::from_utf8(part).unwrap_or_default());
+    let mut lines = text.split('\n');
+    let [expression, zone, at] = [(); 3].map(|()| lines.next().unwrap_or_default());
     let schedule = match Schedule::new(expression, zone) {
         Ok(schedule) => schedule,
         Err(error) => return check_error(&error),

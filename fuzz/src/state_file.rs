@@ -30,7 +30,6 @@ fn check_in(folder: &Path, data: &[u8]) {
     let subscriptions = match store.load() {
         Ok(subscriptions) => subscriptions,
         Err(error) => {
-            // The path is part of the text.
             check_error(&error);
             store.save(&Default::default()).expect_err("what cannot be read is never overwritten");
             assert_eq!(std::fs::read(store.path()).expect("the file"), data);

@@ -56,7 +56,7 @@ fn check_memory(text: &str) {
             Ok(sequence) => assert_eq!(sequence, 1),
             // The settings decide how long a subject and an event may be.
             Err(error @ (EventError::TooLarge { .. } | EventError::InvalidSubject { .. })) => {
-                check_error(&error)
+                check_error(&error);
             }
             Err(error) => panic!("{error}"),
         }
