@@ -54,17 +54,16 @@ benchmarks:
 watch-picture:
     scripts/watch-picture
 
-# Coverage needs cargo-llvm-cov (cargo install cargo-llvm-cov --locked)
-test-cov:
-    cargo llvm-cov --workspace
-cov:
-    cargo llvm-cov --workspace --json --summary-only
-cov-html:
-    cargo llvm-cov --workspace --open
-cov-table:
-    cargo llvm-cov --workspace --show-missing-lines
-cov-ci:
-    cargo llvm-cov --workspace --lcov --output-path lcov.info
+# Coverage of all tests; ARGS are those of cargo llvm-cov
+coverage *ARGS:
+    scripts/coverage {{ARGS}}
+
+# Coverage as text, as JSON, in the browser, with the lines that are missing, as lcov.info
+test-cov: coverage
+cov: (coverage "--json --summary-only")
+cov-html: (coverage "--open")
+cov-table: (coverage "--show-missing-lines")
+cov-ci: (coverage "--lcov --output-path lcov.info")
 
 # Clippy, warnings are errors
 lint:
@@ -78,9 +77,13 @@ fmt:
 ci:
     scripts/test
 
-# The same and what needs tools that are compiled first
-ci-slow:
-    scripts/test --slow
+# The same and what takes long or needs other tools; PARTS are those of the slow tier alone
+ci-slow *PARTS:
+    scripts/test --slow {{PARTS}}
+
+# Run every fuzz target for so many seconds
+fuzz SECONDS="60":
+    A3S_EVENT_FUZZ_SECONDS={{SECONDS}} scripts/test --slow fuzz
 
 # The week of earthquakes; URL is a provider, for instance memory://
 quickstart *URL:

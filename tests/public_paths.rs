@@ -54,6 +54,7 @@ mod runtime {
         DeadLetter, FailureClass, LetterFilter, LetterStatus, ProviderDlq, REPLAYS_KEY, Replay, ReplayReport, StoredLetter,
     };
     pub(crate) use a3s_event::provider::UndecodableRecord;
+    pub(crate) use a3s_event::provider::consumer::{Lease, PendingState, StaleLease, Time};
     pub(crate) use a3s_event::{DeadLetter as _, FailureClass as _, ProviderDlq as _};
 }
 
@@ -295,6 +296,14 @@ async fn bus_signatures(mut bus: EventBus, event: &Event) -> Result<()> {
     let _ = EventBus::with_schema_registry(MemoryProvider::default(), Arc::new(MemorySchemaRegistry::new()));
     let _ = EventBus::from_provider(Arc::new(MemoryProvider::default()));
     Ok(())
+}
+
+#[test]
+fn what_a_provider_stores_of_a_consumer_has_constructors() {
+    let lease = runtime::Lease::new(7, 2);
+    assert_eq!((lease.sequence, lease.attempt), (7, 2));
+    let pending = runtime::PendingState::new(7, 2, true, runtime::Time::ZERO);
+    assert_eq!((pending.sequence, pending.attempt, pending.leased), (7, 2, true));
 }
 
 #[test]

@@ -64,14 +64,23 @@ pub fn from_record<N: AsRef<str>, V: AsRef<[u8]>>(
     value: Option<&[u8]>,
     accept: Accept,
 ) -> Result<CloudEvent> {
-    // Some writers percent-encode here as in HTTP.
-    let decode = |value: &str| match accept {
-        Accept::Conformant => Some(value.to_owned()),
-        Accept::KnownDivergences => percent_decode(value, accept),
+    let headers: Vec<(N, V)> = headers.into_iter().collect();
+    let read = |decode: fn(&str) -> Option<String>| {
+        let headers = headers.iter().map(|(name, value)| (name, value));
+        let sorted = sort_headers(headers, SPELLING.prefix, decode)?;
+        if sorted.is_structured()? {
+            return CloudEvent::from_json_accepting(value.unwrap_or_default(), accept);
+        }
+        sorted.into_binary(value, accept)
     };
-    let sorted = sort_headers(headers, SPELLING.prefix, decode)?;
-    if sorted.is_structured()? {
-        return CloudEvent::from_json_accepting(value.unwrap_or_default(), accept);
+    let read_as_is = || read(|value| Some(value.to_owned()));
+    match accept {
+        Accept::Conformant => read_as_is(),
+        // Some writers percent-encode here as in HTTP. What is legal only as it stands was not encoded, such as a URI with
+        // an escape.
+        Accept::KnownDivergences => {
+            let decoded = read(|value| percent_decode(value, Accept::KnownDivergences));
+            decoded.or_else(|error| read_as_is().map_err(|_| error))
+        }
     }
-    sorted.into_binary(value, accept)
 }

@@ -106,7 +106,13 @@ impl Raw {
         };
         let mut late = Late::default();
         for (name, value) in self.extensions {
-            insert(&mut event, &mut late, name, value, is_lenient)?;
+            match value {
+                Value::Object(nested) if name == NESTED => insert_nested(&mut event, nested)?,
+                value => {
+                    let name = if is_lenient { name.to_ascii_lowercase() } else { name };
+                    insert(&mut event, &mut late, name, value, is_lenient)?;
+                }
+            }
         }
         place_data(&mut event, self.data_base64.filter(|value| !value.is_null()))?;
         if let Some(original) = late.original {
@@ -136,14 +142,6 @@ fn insert(
 ) -> Result<()> {
     let (key, value) = match (name.as_str(), value) {
         (_, Value::Null) => return Ok(()),
-        (NESTED, Value::Object(nested)) => {
-            for (key, value) in nested {
-                if !value.is_null() {
-                    insert_once(event, key, value)?;
-                }
-            }
-            return Ok(());
-        }
         (ORIGINAL | TYPES, value) => {
             let text = text_of(&name, &value)?.to_owned();
             let place = if name == TYPES { &mut late.types } else { &mut late.original };
@@ -169,6 +167,14 @@ fn insert(
     insert_once(event, key, value)
 }
 
+/// Takes what version 0.2 had in memory as it was there, also what no writer of today would write.
+fn insert_nested(event: &mut CloudEvent, nested: serde_json::Map<String, Value>) -> Result<()> {
+    nested
+        .into_iter()
+        .filter(|(_, value)| !value.is_null())
+        .try_for_each(|(key, value)| insert_once(event, key, value))
+}
+
 fn insert_once(event: &mut CloudEvent, key: String, value: Value) -> Result<()> {
     match event.extensions.entry(key) {
         Entry::Vacant(place) => {
@@ -188,7 +194,6 @@ fn check_string(name: &str, text: &str) -> Result<()> {
 }
 
 fn foreign(name: String, value: Value, is_lenient: bool) -> Result<(String, Value)> {
-    let name = if is_lenient { name.to_ascii_lowercase() } else { name };
     if !is_extension_name(&name) {
         return Err(invalid("extension", &name, NAME_RULE));
     }
@@ -233,12 +238,16 @@ fn restore(event: &mut CloudEvent, original: &str) -> Result<()> {
     let bad = |rule: &str| invalid(ORIGINAL, original, rule);
     let originals: BTreeMap<String, String> =
         serde_json::from_str(original).map_err(|_| bad("must be a JSON object of strings"))?;
+    let is_event = event.extensions.contains_key(CATEGORY) || originals.contains_key(CATEGORY);
     for (key, value) in originals {
         let place = match key.as_str() {
+            "id" | "source" | "type" | "subject" if !is_event => {
+                return Err(bad("has free text, which only an event of ours may have"));
+            }
             "id" => &mut event.id,
             "source" => &mut event.source,
             "type" => &mut event.event_type,
-            "subject" => event.subject.get_or_insert_default(),
+            "subject" => event.subject.as_mut().ok_or_else(|| bad("names an attribute that is missing"))?,
             CATEGORY | SUMMARY | TYPE => {
                 insert_once(event, key, Value::String(value))?;
                 continue;

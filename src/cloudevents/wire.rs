@@ -244,7 +244,7 @@ fn check_foreign_name(name: &str) -> Result<()> {
 
 /// Names that appear on the wire only, and never in memory.
 pub(super) fn is_reserved(name: &str) -> bool {
-    matches!(name, ORIGINAL | TYPES) || name.starts_with(META)
+    matches!(name, ORIGINAL | TYPES) || name.strip_prefix(META).is_some_and(|key| !key.is_empty())
 }
 
 fn data_of(event: &CloudEvent) -> Result<Data<'_>> {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::EventProvider;
 use super::memory;
-use crate::error::{EventError, Result, shorten};
+use crate::error::{EventError, Result, shorten, shorten_to};
 
 /// Schemes that this crate knows, with the feature that brings them.
 const KNOWN_SCHEMES: [(&str, &str); 3] = [("sqlite", "sqlite"), ("nats", "nats"), ("tls", "nats")];
@@ -237,7 +237,9 @@ impl ProviderUrl {
 impl fmt::Display for ProviderUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let credentials = if self.username.is_some() { "***@" } else { "" };
-        write!(f, "{}://{credentials}{}{}", self.scheme, self.authority, self.path)?;
+        // What an escape stood for may be no part of a printable line.
+        let shown = |part| shorten_to(part, usize::MAX);
+        write!(f, "{}://{credentials}{}{}", self.scheme, shown(&self.authority), shown(&self.path))?;
         for (number, (key, _)) in self.query.iter().enumerate() {
             // Values may be secrets and the keys say enough.
             write!(f, "{}{}=***", if number == 0 { '?' } else { '&' }, shown_key(key))?;

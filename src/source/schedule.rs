@@ -7,7 +7,7 @@ use croner::parser::CronParser;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use crate::error::{EventError, Result, shorten};
+use crate::error::{EventError, Result, shorten, shorten_to};
 use crate::types::unix_millis;
 
 /// Longest expression in bytes.
@@ -86,9 +86,9 @@ impl Schedule {
     }
 }
 
-/// The parser's reason as part of a sentence of ours.
+/// The parser's reason as part of a sentence of ours. It quotes the expression as it is.
 fn rule_of(error: &croner::errors::CronError) -> String {
-    let text = error.to_string();
+    let text = shorten_to(&error.to_string(), 200);
     let mut letters = text.trim_end_matches('.').chars();
     let first = letters.next().map(|first| first.to_ascii_lowercase());
     first.into_iter().chain(letters).collect()

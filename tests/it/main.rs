@@ -27,6 +27,8 @@ mod codec;
 mod consumer;
 mod dead_letters;
 mod documentation;
+#[cfg(all(feature = "cloudevents", feature = "cron", feature = "encryption"))]
+mod fuzz;
 mod letters;
 mod memory;
 #[cfg(feature = "nats")]

@@ -83,11 +83,19 @@ impl Start {
 
 /// The right to settle one delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct Lease {
     /// Sequence of the event.
     pub sequence: u64,
     /// Which delivery of the event to this consumer it is, starting at 1.
     pub attempt: u32,
+}
+
+impl Lease {
+    /// The right to settle this delivery of the event.
+    pub const fn new(sequence: u64, attempt: u32) -> Self {
+        Self { sequence, attempt }
+    }
 }
 
 /// What a consumer has for a member that asks.
@@ -103,6 +111,7 @@ pub enum Fetched {
 
 /// A settlement that came too late.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum StaleLease {
     /// The event was delivered again and that delivery is in force.
     #[error("delivery {attempt} of sequence {sequence} lost its lease: the event was delivered again")]

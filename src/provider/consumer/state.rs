@@ -33,6 +33,7 @@ impl ConsumerState {
 
 /// An event that was handed out and is not settled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PendingState {
     /// Sequence of the event.
     pub sequence: u64,
@@ -42,6 +43,13 @@ pub struct PendingState {
     pub leased: bool,
     /// When the event is to be delivered again.
     pub due: Time,
+}
+
+impl PendingState {
+    /// An event that was delivered `attempt` times and comes again when it is due.
+    pub const fn new(sequence: u64, attempt: u32, leased: bool, due: Time) -> Self {
+        Self { sequence, attempt, leased, due }
+    }
 }
 
 impl Consumer {

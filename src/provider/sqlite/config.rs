@@ -21,6 +21,7 @@ const IN_MEMORY: &str = ":memory:";
 
 /// When a publish counts as stored.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Synchronous {
     /// When the disk has it: survives a loss of power. The default.
     #[default]

@@ -90,7 +90,7 @@ pub(super) async fn an_event_survives_unchanged(w: &World<'_>) {
         .with_metadata("grüße", "Ω≈ç√ \"quoted\" \\ \n line")
         .with_metadata("empty", "");
     event.payload = serde_json::json!({
-        "text": "naïve 🦀 \u{0} \u{7f} \u{2028}", "max": u64::MAX, "min": i64::MIN, "float": 0.1,
+        "text": "naïve 🦀 \u{0} \u{7f} \u{2028}", "max": u64::MAX, "min": i64::MIN, "floats": [0.1, 1.020_304_304_050_601_7e22],
         "nested": [[{"": null}], true, [], {}], "long": "x".repeat(10_000)
     });
     event.event_type = "type.with/signs".to_owned();
