@@ -63,26 +63,3 @@ impl Forward {
         Ok(Vec::new())
     }
 }
-
-/// One event after the other.
-pub(crate) struct Events {
-    forward: Forward,
-    page: std::vec::IntoIter<StoredEvent>,
-}
-
-impl From<Forward> for Events {
-    fn from(forward: Forward) -> Self {
-        Self { forward, page: Vec::new().into_iter() }
-    }
-}
-
-impl Events {
-    /// The next event; `None` at the end.
-    pub(crate) async fn next(&mut self) -> Outcome<Option<StoredEvent>> {
-        if let Some(event) = self.page.next() {
-            return Ok(Some(event));
-        }
-        self.page = self.forward.page().await?.into_iter();
-        Ok(self.page.next())
-    }
-}

@@ -21,7 +21,8 @@ const EXAMPLE_LIST: &str = "Example:\n  a3s-event dlq list --class exhausted --s
 const EXAMPLE_SHOW: &str = "Example:\n  a3s-event dlq show 17";
 const EXAMPLE_REPLAY: &str =
     "Example:\n  a3s-event dlq replay 17\n  a3s-event dlq replay --all --per-second 50";
-const EXAMPLE_DISCARD: &str = "Example:\n  a3s-event dlq discard 17 18";
+const EXAMPLE_DISCARD: &str =
+    "Example:\n  a3s-event dlq discard 17 18\n  a3s-event dlq discard --class fatal --before 7d --dry-run";
 
 /// Longest reason in a table.
 const REASON: usize = 60;
@@ -77,8 +78,16 @@ pub(crate) enum Command {
     #[command(after_help = EXAMPLE_DISCARD)]
     Discard {
         /// Numbers of the letters
-        #[arg(required = true)]
+        #[arg(conflicts_with_all = ["all", "Which"], required_unless_present_any = ["all", "Which"])]
         ids: Vec<u64>,
+        /// All open letters
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        which: Which,
+        /// Only say what would be done
+        #[arg(long)]
+        dry_run: bool,
         #[command(flatten)]
         queue: Queue,
     },
@@ -225,6 +234,13 @@ struct Replayed {
     refused: Vec<(u64, String)>,
 }
 
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Discarded {
+    dry_run: bool,
+    discarded: Vec<u64>,
+}
+
 pub(crate) async fn run(app: &mut App, command: Command) -> Outcome {
     match command {
         Command::List { which, limit, queue } => {
@@ -259,12 +275,18 @@ pub(crate) async fn run(app: &mut App, command: Command) -> Outcome {
             }
             app.out.one(&sum)
         }
-        Command::Discard { ids, queue } => {
+        Command::Discard { ids, all: _, which, dry_run, queue } => {
             let letters = open(app, &queue).await?;
-            for id in &ids {
+            let discarded = match ids.as_slice() {
+                [] => {
+                    letters.find(&which.filter(), usize::MAX).await?.iter().map(|letter| letter.id).collect()
+                }
+                _ => ids,
+            };
+            for id in discarded.iter().filter(|_| !dry_run) {
                 letters.discard(*id).await?;
             }
-            app.out.say(&format!("{} discarded", ids.len()))
+            app.out.one(&Discarded { dry_run, discarded })
         }
     }
 }
