@@ -10,7 +10,7 @@ use a3s_event::{EventProvider, HistoryQuery, StoredEvent};
 use crate::failure::Outcome;
 
 /// Most events in an answer.
-const PAGE: usize = 1_000;
+pub(crate) const PAGE: usize = 1_000;
 
 /// The events from one sequence to another.
 pub(crate) struct Forward {

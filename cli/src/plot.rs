@@ -1,8 +1,11 @@
 //! Charts of times as SVG: the time that a share of them does not exceed. The axis of shares is stretched towards 100 %,
 //! where the slow ones are.
 
+use std::ops::Range;
 use std::path::Path;
 
+use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, ValueFormatter};
+use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
 use crate::failure::{Failure, Outcome};
@@ -20,7 +23,7 @@ pub(crate) struct Series<'a> {
 impl Series<'_> {
     /// Where the axis ends for these times: one nine per decade of them.
     fn nines(&self) -> f64 {
-        (self.sorted.len().max(10) as f64).log10()
+        (self.sorted.len().max(1_000) as f64).log10()
     }
 
     /// The times by nines: 0 is the fastest, 1 the time that 90 % do not exceed, 2 that of 99 %.
@@ -56,13 +59,12 @@ fn draw(path: &Path, title: &str, series: &[Series<'_>]) -> Result<(), Box<dyn s
         .margin(16)
         .x_label_area_size(40)
         .y_label_area_size(80)
-        .build_cartesian_2d(0.0..nines, (low as f64 * 0.8..high.max(low) as f64 * 1.25).log_scale())?;
+        .build_cartesian_2d(Shares(nines), (low as f64 * 0.8..high.max(low) as f64 * 1.25).log_scale())?;
     chart
         .configure_mesh()
         .x_desc("share of all")
         .y_desc("time at most")
-        .x_labels(8)
-        .x_label_formatter(&|nines| percent(*nines))
+        .y_labels(10)
         .y_label_formatter(&|us| time(*us))
         .draw()?;
     for (place, line) in series.iter().enumerate() {
@@ -79,6 +81,35 @@ fn draw(path: &Path, title: &str, series: &[Series<'_>]) -> Result<(), Box<dyn s
         .border_style(BLACK)
         .draw()?;
     Ok(area.present()?)
+}
+
+/// The axis of shares, up to so many nines.
+struct Shares(f64);
+
+impl Ranged for Shares {
+    type FormatOption = NoDefaultFormatting;
+    type ValueType = f64;
+
+    fn map(&self, nines: &f64, (from, to): (i32, i32)) -> i32 {
+        RangedCoordf64::from(self.range()).map(nines, (from, to))
+    }
+
+    fn key_points<Hint: KeyPointHint>(&self, _hint: Hint) -> Vec<f64> {
+        [0.0, 2_f64.log10(), 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+            .into_iter()
+            .filter(|tick| *tick <= self.0)
+            .collect()
+    }
+
+    fn range(&self) -> Range<f64> {
+        0.0..self.0
+    }
+}
+
+impl ValueFormatter<f64> for Shares {
+    fn format(nines: &f64) -> String {
+        percent(*nines)
+    }
 }
 
 fn percent(nines: f64) -> String {

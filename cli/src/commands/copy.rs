@@ -1,8 +1,9 @@
 //! `copy`: the events of one bus to another.
 //!
 //! The target itself says how far a copy came: its newest events are looked for in the source. Each event is published on
-//! the condition that the one before it is the newest, so that a failure leaves no gap and a second writer ends the copy
-//! instead of mixing in.
+//! the condition that the one before it is the newest, so that a failure leaves no gap. A second writer ends the copy: its
+//! event takes the place of one of ours, and because a page is on its way at a time, others of ours may be behind it. The
+//! next copy compares more than a page, finds that and refuses to go on.
 
 use a3s_event::{
     ConsumerInfo, DeliverPolicy, Event, EventError, EventProvider, HistoryQuery, PublishOptions,
@@ -15,14 +16,14 @@ use super::show::newest_where;
 use super::subscribe::eprint_warning;
 use crate::bus::App;
 use crate::failure::{Failure, Outcome};
-use crate::forward::Forward;
+use crate::forward::{Forward, PAGE};
 
 pub(crate) const EXAMPLE: &str = "Example:
   a3s-event copy sqlite:///var/lib/events.db nats://127.0.0.1:4222
   a3s-event diff sqlite:///var/lib/events.db nats://127.0.0.1:4222";
 
 /// How many of the target's newest events have to be found in a row in the source to go on behind them.
-const TAIL: usize = 32;
+const TAIL: usize = 2 * PAGE;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -99,7 +100,7 @@ async fn first_missing(
         }
     }
     Err(Failure::Input(
-        "the target holds events that are not the beginning of this copy: copy into an empty stream"
+        "the target holds events that are not the beginning of this copy (diff shows which): copy into an empty stream"
             .to_owned(),
     ))
 }
@@ -219,8 +220,8 @@ async fn publish(target: &dyn EventProvider, events: &[&Event], mut last: u64) -
 fn unpublished(error: &EventError, event: &Event) -> Failure {
     if matches!(error, EventError::Conflict { field, .. } if field == "expected_sequence") {
         return Failure::Other(format!(
-            "event '{}' was not copied, because somebody else writes to the target ({error}). Stop that writer, and compare \
-             with diff: what is on the target must be the beginning of the source before the copy can go on",
+            "event '{}' was not copied, because somebody else writes to the target ({error}). Stop that writer and \
+             empty the target, or copy to another stream: what is there is no longer the beginning of the source",
             event.id
         ));
     }

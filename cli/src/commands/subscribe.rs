@@ -1,5 +1,6 @@
 //! `sub`: events as they come, through a consumer.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -192,8 +193,7 @@ async fn next_of_any(
 
 async fn receive(app: &mut App, subscriptions: &mut Vec<Box<dyn Subscription>>, args: &Args) -> Outcome {
     let idle = args.idle.unwrap_or(Duration::MAX);
-    let asked = asked_to_end();
-    tokio::pin!(asked);
+    let mut asked = pin!(asked_to_end());
     let (mut received, mut turn) = (0, 0);
     while args.count.is_none_or(|count| received < count) {
         let next = tokio::select! {

@@ -35,10 +35,10 @@ async fn conformance_has_a_row_per_capability(bus: &Bus) {
     assert!(cases.len() > 3, "{cases:?}");
     assert!(cases.iter().any(|row| row["outcome"] == "honoured"));
     assert!(cases.iter().all(|row| row["outcome"] != "failed"), "{cases:?}");
-    let capabilities = bus.rows(&["conformance", "--case", "history"]);
+    let capabilities = bus.rows(&["conformance", "--case", "msg_id"]);
     let of =
         |name: &str| capabilities.iter().find(|row| row["capability"] == name).unwrap()["outcome"].clone();
-    assert_eq!((of("history_query"), of("term")), (json!("honoured"), json!("not checked")));
+    assert_eq!((of("dedup"), of("term")), (json!("honoured"), json!("not checked")));
     assert_eq!(bus.run(&["conformance", "--case", "no-such-case"]).code, 2);
     // The cases have left nothing on the bus.
     assert_eq!(bus.rows(&["info"])[0]["messages"], 0);

@@ -1,6 +1,7 @@
 //! `watch`, in a terminal of tmux.
 
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::bus::Bus;
@@ -18,7 +19,9 @@ impl Terminal {
             eprintln!("not checked: there is no tmux");
             return None;
         }
-        let terminal = Self(bus.path("tmux").to_str().unwrap().to_owned());
+        static OPENED: AtomicU32 = AtomicU32::new(0);
+        let socket = bus.path(&format!("tmux-{}", OPENED.fetch_add(1, Ordering::Relaxed)));
+        let terminal = Self(socket.to_str().unwrap().to_owned());
         let line = format!("export A3S_EVENT_URL='{}'; {line}; echo ended with $?; cat", bus.url);
         terminal.tmux(&["new-session", "-d", "-x", "120", "-y", "40", &line]).expect("a session");
         Some(terminal)
