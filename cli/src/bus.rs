@@ -55,11 +55,19 @@ pub(crate) async fn connect(url: &str) -> Outcome<Arc<dyn EventProvider>> {
     let registry = ProviderRegistry::builtin();
     match tokio::time::timeout(CONNECT, registry.connect(url)).await {
         Ok(connected) => {
-            let provider = connected?;
+            let provider = connected.map_err(|error| match Failure::from(error) {
+                Failure::Unreachable(text) => Failure::Unreachable(format!(
+                    "{}: {text}; the command doctor finds out why",
+                    redacted(url)
+                )),
+                other => other,
+            })?;
             tracing::debug!(provider = provider.name(), capabilities = ?provider.capabilities(), "connected");
             Ok(provider)
         }
-        Err(_elapsed) => Err(Failure::Unreachable(format!("no connection within {CONNECT:?}"))),
+        Err(_elapsed) => {
+            Err(Failure::Unreachable(format!("{}: no connection within {CONNECT:?}", redacted(url))))
+        }
     }
 }
 

@@ -125,21 +125,21 @@ async fn examine(app: &App, checks: &mut Vec<Check>) -> Outcome {
 async fn reach(server: &str) -> Check {
     let has_port = server.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
     let server = if has_port { server.to_owned() } else { format!("{server}:{NATS_PORT}") };
-    let failed = |found, advice| Check { check: "server", ok: false, found, advice: Some(advice) };
+    let broken = |found, advice| Check { check: "server", ok: false, found, advice: Some(advice) };
     let addresses: Vec<_> = match timeout(STEP, lookup_host(server.as_str())).await {
         Ok(Ok(addresses)) => addresses.collect(),
         Ok(Err(error)) => {
-            return failed(format!("{server}: the name is not known: {error}"), "is the host spelled right?");
+            return broken(format!("{server}: the name is not known: {error}"), "is the host spelled right?");
         }
-        Err(_) => return failed(format!("{server}: no answer to its name within {STEP:?}"), "ask your DNS"),
+        Err(_) => return broken(format!("{server}: no answer to its name within {STEP:?}"), "ask your DNS"),
     };
     match timeout(STEP, TcpStream::connect(addresses.as_slice())).await {
         Ok(Ok(_)) => passed("server", format!("{server} takes connections")),
-        Ok(Err(error)) => failed(
+        Ok(Err(error)) => broken(
             format!("{server}: {error}"),
             "nothing listens there: is the server running, and is the port right?",
         ),
-        Err(_) => failed(
+        Err(_) => broken(
             format!("{server}: no answer within {STEP:?}"),
             "packets are dropped: a firewall, or a machine that is down",
         ),

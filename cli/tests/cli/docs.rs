@@ -44,7 +44,7 @@ fn examples(bus: &Bus) -> Vec<String> {
                 paths.push([path.clone(), vec![name.to_owned()]].concat());
             }
         }
-        let shown = help.split("Example:\n").nth(1).unwrap_or_else(|| panic!("{path:?} has no example"));
+        let shown = help.split("Example:\n").nth(1).expect("an example");
         let lines = shown.lines().take_while(|line| line.starts_with("  "));
         examples.extend(lines.map(|line| line.trim().to_owned()));
     }
