@@ -51,14 +51,8 @@ pub(crate) enum Command {
     /// Publish dead letters again, under their subject and with their id
     #[command(after_help = EXAMPLE_REPLAY)]
     Replay {
-        /// Numbers of the letters
-        #[arg(conflicts_with_all = ["all", "Which"], required_unless_present_any = ["all", "Which"])]
-        ids: Vec<u64>,
-        /// All open letters
-        #[arg(long)]
-        all: bool,
         #[command(flatten)]
-        which: Which,
+        chosen: Chosen,
         /// Only say what would be done
         #[arg(long)]
         dry_run: bool,
@@ -77,14 +71,8 @@ pub(crate) enum Command {
     /// Decide that nothing is to be done about dead letters; they are kept and no longer open
     #[command(after_help = EXAMPLE_DISCARD)]
     Discard {
-        /// Numbers of the letters
-        #[arg(conflicts_with_all = ["all", "Which"], required_unless_present_any = ["all", "Which"])]
-        ids: Vec<u64>,
-        /// All open letters
-        #[arg(long)]
-        all: bool,
         #[command(flatten)]
-        which: Which,
+        chosen: Chosen,
         /// Only say what would be done
         #[arg(long)]
         dry_run: bool,
@@ -99,6 +87,19 @@ pub(crate) struct Queue {
     /// The bus that keeps the dead letters [default: the bus itself]
     #[arg(long, value_name = "URL", env = "A3S_EVENT_DLQ_URL", hide_env_values = true)]
     dlq_url: Option<String>,
+}
+
+/// Letters by number, or those that are meant.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Chosen {
+    /// Numbers of the letters
+    #[arg(conflicts_with_all = ["all", "Which"], required_unless_present_any = ["all", "Which"])]
+    ids: Vec<u64>,
+    /// All open letters
+    #[arg(long)]
+    all: bool,
+    #[command(flatten)]
+    which: Which,
 }
 
 /// Which letters are meant.
@@ -255,7 +256,7 @@ pub(crate) async fn run(app: &mut App, command: Command) -> Outcome {
             }
             app.out.one(&LetterRow::new(&letter))
         }
-        Command::Replay { ids, all: _, which, dry_run, per_second, max_replays, limit, queue } => {
+        Command::Replay { chosen, dry_run, per_second, max_replays, limit, queue } => {
             let settle = |replay: Replay| {
                 let replay = replay.max_replays(max_replays).limit(limit.unwrap_or(usize::MAX));
                 let replay = per_second.into_iter().fold(replay, Replay::per_second);
@@ -263,8 +264,8 @@ pub(crate) async fn run(app: &mut App, command: Command) -> Outcome {
             };
             let letters = open(app, &queue).await?;
             let bus = app.connect().await?;
-            let replays: Vec<_> = match ids.as_slice() {
-                [] => vec![Replay::matching(which.filter())],
+            let replays: Vec<_> = match chosen.ids.as_slice() {
+                [] => vec![Replay::matching(chosen.which.filter())],
                 ids => ids.iter().copied().map(Replay::one).collect(),
             };
             let mut sum = Replayed { dry_run, ..Replayed::default() };
@@ -275,13 +276,16 @@ pub(crate) async fn run(app: &mut App, command: Command) -> Outcome {
             }
             app.out.one(&sum)
         }
-        Command::Discard { ids, all: _, which, dry_run, queue } => {
+        Command::Discard { chosen, dry_run, queue } => {
             let letters = open(app, &queue).await?;
-            let discarded = match ids.as_slice() {
-                [] => {
-                    letters.find(&which.filter(), usize::MAX).await?.iter().map(|letter| letter.id).collect()
-                }
-                _ => ids,
+            let discarded = match chosen.ids.as_slice() {
+                [] => letters
+                    .find(&chosen.which.filter(), usize::MAX)
+                    .await?
+                    .iter()
+                    .map(|letter| letter.id)
+                    .collect(),
+                _ => chosen.ids,
             };
             for id in discarded.iter().filter(|_| !dry_run) {
                 letters.discard(*id).await?;

@@ -81,7 +81,7 @@ async fn every_example_of_the_help_runs(bus: &Bus) {
             .replace("sqlite:///var/lib/events.db", &file)
             .replace("nats://127.0.0.1:4222", &there.url);
         if line.ends_with(" conformance") {
-            // The whole of it takes minutes.
+            // The whole of it takes a minute.
             line.push_str(" --case history");
         }
         let is_endless = ["a3s-event watch", " watch ", "tail -n", "--durable"];

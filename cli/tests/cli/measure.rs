@@ -44,7 +44,7 @@ async fn conformance_has_a_row_per_capability(bus: &Bus) {
     assert_eq!(bus.rows(&["info"])[0]["messages"], 0);
 }
 
-/// Some minutes; part of the slow tier.
+/// About a minute; part of the slow tier.
 async fn the_whole_kit_is_kept(bus: &Bus) {
     if std::env::var_os("A3S_EVENT_SLOW").is_none() {
         return;
