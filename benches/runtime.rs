@@ -14,10 +14,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use a3s_event::{Delivery, EventBus, EventProvider, MemoryProvider, SubscribeOptions};
+use a3s_event::{Delivery, EventBus, EventProvider, MemoryProvider, SubscribeOptions, SubscriptionFilter};
 use criterion::{Criterion, criterion_group, criterion_main};
 use support::{event, provider, runtime};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 /// Events that are stored before the clock starts.
 const EVENTS: u64 = 20_000;
@@ -88,6 +88,37 @@ async fn by_hand(provider: Arc<MemoryProvider>, members: usize, tally: Arc<Tally
     start.elapsed()
 }
 
+/// One loop that hands each event to a task, and waits while 8 of them run.
+async fn by_tasks(provider: Arc<MemoryProvider>, tally: Arc<Tally>) -> Duration {
+    let bus = EventBus::from_provider(provider);
+    let filter = SubscriptionFilter {
+        subscriber_id: "w".into(),
+        subjects: vec![FILTER.into()],
+        durable: true,
+        options: None,
+    };
+    bus.update_subscription(filter).await.expect("registered");
+    let start = Instant::now();
+    let mut subscription = bus.create_subscriber("w").await.expect("opened").pop().expect("one subject");
+    let counting = Arc::clone(&tally);
+    let receiving = tokio::spawn(async move {
+        let running = Arc::new(Semaphore::new(WORKERS));
+        while let Some(delivery) = subscription.next_delivery().await.unwrap() {
+            let permit = Arc::clone(&running).acquire_owned().await.expect("open");
+            let tally = Arc::clone(&counting);
+            tokio::spawn(async move {
+                tally.handle(&delivery);
+                delivery.ack().await.unwrap();
+                drop(permit);
+            });
+        }
+    });
+    tally.all.notified().await;
+    let took = start.elapsed();
+    receiving.abort();
+    took
+}
+
 async fn by_runtime(provider: Arc<MemoryProvider>, ordered: bool, tally: Arc<Tally>) -> Duration {
     let bus = EventBus::from_provider(provider);
     let start = Instant::now();
@@ -111,14 +142,17 @@ async fn by_runtime(provider: Arc<MemoryProvider>, ordered: bool, tally: Arc<Tal
 fn runtime_8_workers(c: &mut Criterion) {
     let mut group = c.benchmark_group("runtime_8_workers");
     group.sample_size(10);
-    group.bench_function("baseline_loop", |b| {
-        b.iter_custom(|iters| timed(iters, |provider, tally| by_hand(provider, 1, tally)));
+    group.bench_function("baseline_8_tasks_by_hand", |b| {
+        b.iter_custom(|iters| timed(iters, by_tasks));
     });
     group.bench_function("unordered", |b| {
         b.iter_custom(|iters| timed(iters, |provider, tally| by_runtime(provider, false, tally)));
     });
     group.bench_function("ordered_by_subject", |b| {
         b.iter_custom(|iters| timed(iters, |provider, tally| by_runtime(provider, true, tally)));
+    });
+    group.bench_function("one_loop_by_hand", |b| {
+        b.iter_custom(|iters| timed(iters, |provider, tally| by_hand(provider, 1, tally)));
     });
     group.bench_function("8_loops_by_hand", |b| {
         b.iter_custom(|iters| timed(iters, |provider, tally| by_hand(provider, WORKERS, tally)));

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 
 use super::hops::passed;
 use super::lane::Lane;
-use crate::dlq::{DeadLetterEvent, DlqHandler};
+use crate::dlq::{DeadLetter, DeadLetterEvent, DlqHandler};
 use crate::error::Result;
 use crate::sink::EventSink;
 use crate::types::{Event, unix_millis};
@@ -30,28 +30,51 @@ pub(super) fn letter_now(lane: &Lane, event: &Event, reason: &str, attempts: u64
     letter(lane, event, reason, attempts, unix_millis())
 }
 
-/// The dead letters of a durable trigger: its source is settled when the sink has taken the letter.
-pub(super) struct LetterSink {
+/// The dead letters of a durable trigger, whatever they are about: its source is settled when the letter is taken.
+pub(super) struct Letters {
     pub(super) lane: Arc<Lane>,
-    pub(super) sink: Arc<dyn EventSink>,
+    pub(super) kept_by: KeptBy,
+}
+
+/// Who keeps the dead letters of a trigger.
+pub(super) enum KeptBy {
+    /// The sink of the trigger or the broker.
+    Sink(Arc<dyn EventSink>),
+    /// The handler of the bus.
+    Bus(Arc<dyn DlqHandler>),
 }
 
 #[async_trait]
-impl DlqHandler for LetterSink {
+impl DlqHandler for Letters {
     async fn handle(&self, event: DeadLetterEvent) -> Result<()> {
-        let attempts = event.delivery_attempts.unwrap_or(event.event.num_delivered);
-        let event = letter(&self.lane, &event.event.event, &event.reason, attempts, event.dead_lettered_at);
-        self.sink.deliver(&event).await?;
+        self.handle_letter(event.into()).await
+    }
+
+    async fn handle_letter(&self, dead: DeadLetter) -> Result<()> {
+        match &self.kept_by {
+            KeptBy::Bus(handler) => handler.handle_letter(dead).await?,
+            KeptBy::Sink(sink) => {
+                let attempts = dead.attempts.unwrap_or(dead.event.num_delivered);
+                let at = dead.dead_lettered_at;
+                sink.deliver(&letter(&self.lane, &dead.event.event, &dead.reason, attempts, at)).await?;
+            }
+        }
         self.lane.count_failed();
         self.lane.count_dead_lettered();
         Ok(())
     }
 
     async fn count(&self) -> Result<usize> {
-        Ok(0)
+        match &self.kept_by {
+            KeptBy::Bus(handler) => handler.count().await,
+            KeptBy::Sink(_) => Ok(0),
+        }
     }
 
-    async fn list(&self, _limit: usize) -> Result<Vec<DeadLetterEvent>> {
-        Ok(Vec::new())
+    async fn list(&self, limit: usize) -> Result<Vec<DeadLetterEvent>> {
+        match &self.kept_by {
+            KeptBy::Bus(handler) => handler.list(limit).await,
+            KeptBy::Sink(_) => Ok(Vec::new()),
+        }
     }
 }

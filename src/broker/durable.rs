@@ -9,7 +9,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::Broker;
-use super::dead_letter::LetterSink;
+use super::dead_letter::{KeptBy, Letters};
 use super::hops::{HOP_LIMIT_REASON, Hops, passed};
 use super::lane::Lane;
 use crate::bus::EventBus;
@@ -269,9 +269,9 @@ impl Server {
         if self.lane.sink().payload() == PayloadForm::AsStored {
             consumer = consumer.sealed();
         }
-        if let Some(sink) = self.lane.dead_letter() {
-            let letters = LetterSink { lane: Arc::clone(&self.lane), sink: Arc::clone(sink) };
-            consumer = consumer.letters_to(Arc::new(letters));
+        let of_sink = self.lane.dead_letter().map(|sink| KeptBy::Sink(Arc::clone(sink)));
+        if let Some(kept_by) = of_sink.or_else(|| self.bus.dlq_handler_arc().map(KeptBy::Bus)) {
+            consumer = consumer.letters_to(Arc::new(Letters { lane: Arc::clone(&self.lane), kept_by }));
         }
         let (lane, hop_limit) = (Arc::clone(&self.lane), self.hop_limit);
         let handler = move |delivery: Delivery| {

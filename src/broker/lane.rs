@@ -54,13 +54,15 @@ struct Counters {
 pub struct TriggerStats {
     /// Events that the sink has taken.
     pub delivered: u64,
-    /// Events that were given up after all attempts, those that went to the dead letters included.
+    /// Events that were given up after all attempts, those that went to the dead letters included; for a durable trigger also
+    /// records that never reached the sink, for instance because they cannot be decoded. Without a place for dead letters, a
+    /// durable trigger's are in the log only.
     pub failed: u64,
     /// Attempts behind the first.
     pub retried: u64,
     /// Events that found the queue full. They are gone, and not counted as failed.
     pub dropped: u64,
-    /// Events that a dead-letter sink has taken.
+    /// Events whose dead letter was taken: by a sink, or for a durable trigger by the dead-letter handler of the bus.
     pub dead_lettered: u64,
     /// Deliveries that run or wait now, when fire-and-forget.
     pub pending: usize,

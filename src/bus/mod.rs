@@ -199,6 +199,12 @@ impl EventBus {
         self.dlq_handler.as_deref()
     }
 
+    /// The same, to keep.
+    #[cfg(feature = "routing")]
+    pub(crate) fn dlq_handler_arc(&self) -> Option<Arc<dyn DlqHandler>> {
+        self.dlq_handler.clone()
+    }
+
     /// The schema registry, if one is set.
     pub fn schema_registry(&self) -> Option<&dyn SchemaRegistry> {
         self.schema_registry.as_deref()

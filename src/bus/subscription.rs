@@ -46,7 +46,7 @@ pub(super) struct Incoming {
     /// The delivery of the event as it is stored.
     pub(super) stored: Delivery,
     /// The event in clear, or why nobody can process it.
-    pub(super) content: std::result::Result<Arc<Event>, Poison>,
+    pub(super) content: std::result::Result<Arc<Event>, Box<Poison>>,
     /// Whether the provider settled it before anybody could keep it.
     pub(super) is_settled: bool,
 }
@@ -127,10 +127,10 @@ impl BusSubscription {
             delivered => delivered?,
         };
         let content = match stored.undecodable_record() {
-            Some(record) => Err(Poison::undecodable(stored.sequence(), record)),
+            Some(record) => Err(Box::new(Poison::undecodable(stored.sequence(), record))),
             None => match self.open(stored.event()) {
                 Ok(clear) => Ok(clear.unwrap_or_else(|| stored.shared_event())),
-                Err(error) => Err(Poison::closed(&stored, &error)),
+                Err(error) => Err(Box::new(Poison::closed(&stored, &error))),
             },
         };
         Ok(Incoming { stored, content, is_settled })
@@ -166,7 +166,8 @@ impl BusSubscription {
             let Incoming { stored, content, is_settled } = self.incoming(delivered)?;
             let letters = Arc::clone(&self.letters);
             let (failure, error) = match content {
-                Err(Poison { class, reason, error }) => {
+                Err(poison) => {
+                    let Poison { class, reason, error } = *poison;
                     (Failure::now(class, reason, stored.num_delivered()), Some(error))
                 }
                 Ok(_) if letters.is_exhausted(&stored) => {

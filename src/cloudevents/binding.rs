@@ -147,7 +147,8 @@ pub(super) fn from_binary(attributes: Attributes, body: Option<&[u8]>, accept: A
                 Err(_) => raw.put(DATA_BASE64, encoded(body)),
             },
             Err(error) => {
-                return Err(invalid("data", &String::from_utf8_lossy(body), format!("is no JSON: {error}")));
+                let rule = format!("is no JSON: {error}");
+                return Err(invalid("data", &format!("{} bytes", body.len()), rule));
             }
         },
         (_, Some(body)) => match std::str::from_utf8(body) {

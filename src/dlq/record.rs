@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::letter::{DeadLetter, FailureClass};
 use super::provider::{LetterStatus, StoredLetter};
-use crate::error::{Result, shorten};
+use crate::error::{Result, shorten, without_values};
 use crate::provider::StoredEvent;
 use crate::subject::validate_subject;
 use crate::types::{Event, ReceivedEvent, unix_millis};
@@ -79,7 +79,8 @@ impl Record {
             _ => return None,
         };
         read.inspect_err(|error| {
-            tracing::warn!(sequence = stored.sequence, %error, "unreadable record in the dead-letter queue");
+            let error = without_values(error);
+            tracing::warn!(sequence = stored.sequence, error, "unreadable record in the dead-letter queue");
         })
         .ok()
     }

@@ -120,9 +120,28 @@ pub(crate) struct Settlement {
     observed: Option<Observed>,
 }
 
+#[derive(Clone)]
 enum Route {
     Handler { handler: Arc<dyn AckHandler>, stream: Arc<str> },
     Holder { holder: Arc<dyn LeaseHolder>, lease: Lease },
+}
+
+impl Route {
+    async fn extend(&self) -> Result<()> {
+        match self {
+            Self::Handler { handler, .. } => handler.extend().await,
+            Self::Holder { holder, lease } => holder.extend(*lease),
+        }
+    }
+}
+
+/// The lease of a delivery, apart from it.
+pub(crate) struct LeaseRef(Route);
+
+impl LeaseRef {
+    pub(crate) async fn extend(&self) -> Result<()> {
+        self.0.extend().await
+    }
 }
 
 impl Settlement {
@@ -174,10 +193,11 @@ impl Settlement {
     }
 
     pub(crate) async fn extend(&self) -> Result<()> {
-        match &self.route {
-            Route::Handler { handler, .. } => handler.extend().await,
-            Route::Holder { holder, lease } => holder.extend(*lease),
-        }
+        self.route.extend().await
+    }
+
+    pub(crate) fn lease(&self) -> LeaseRef {
+        LeaseRef(self.route.clone())
     }
 
     pub(crate) async fn release(&self) -> Result<()> {

@@ -30,7 +30,7 @@ use async_trait::async_trait;
 pub(crate) use capability::unsupported;
 pub use capability::{Capabilities, Durability, Support};
 pub use delivery::{AckHandler, Delivery, LeaseHolder, PendingEvent, UndecodableRecord};
-pub(crate) use delivery::{Settle, Settlement, SettlementObserver};
+pub(crate) use delivery::{LeaseRef, Settle, Settlement, SettlementObserver};
 pub use query::{ConsumerInfo, HistoryQuery, StoredEvent};
 pub use registry::{ProviderRegistry, ProviderUrl};
 

@@ -143,6 +143,12 @@ impl ProviderUrl {
             Some((user_info, authority)) => (Some(user_info), authority),
             None => (None, authority),
         };
+        if authority.contains('#') {
+            return Err(bad("a fragment means nothing here; in credentials '#' is written %23"));
+        }
+        if user_info.and_then(|info| info.split_once('@')).is_some_and(|(_, more)| more.contains(',')) {
+            return Err(bad("credentials are written once, before the first server"));
+        }
         let (username, password) = match user_info.map(|info| info.split_once(':').unwrap_or((info, ""))) {
             Some((username, "")) => (Some(decode(username)?), None),
             Some((username, password)) => (Some(decode(username)?), Some(decode(password)?)),
@@ -153,7 +159,7 @@ impl ProviderUrl {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             let key = decode(key)?;
             if pairs.iter().any(|(known, _)| *known == key) {
-                return Err(bad(&format!("setting '{}' is given twice", shorten(&key))));
+                return Err(bad(&format!("setting '{}' is given twice", shown_key(&key))));
             }
             pairs.push((key, decode(value)?));
         }
@@ -220,7 +226,7 @@ impl ProviderUrl {
             None => Ok(()),
             Some((key, _)) => Err(EventError::Config(format!(
                 "unknown setting '{}' in a {} URL: valid are {}",
-                shorten(key),
+                shown_key(key),
                 self.scheme,
                 valid.join(", ")
             ))),
@@ -234,7 +240,7 @@ impl fmt::Display for ProviderUrl {
         write!(f, "{}://{credentials}{}{}", self.scheme, self.authority, self.path)?;
         for (number, (key, _)) in self.query.iter().enumerate() {
             // Values may be secrets and the keys say enough.
-            write!(f, "{}{key}=***", if number == 0 { '?' } else { '&' })?;
+            write!(f, "{}{}=***", if number == 0 { '?' } else { '&' }, shown_key(key))?;
         }
         Ok(())
     }
@@ -244,6 +250,12 @@ impl fmt::Debug for ProviderUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ProviderUrl({self})")
     }
+}
+
+/// A key as it is shown. What has not the form of one is the rest of a value in which an `&` was not escaped.
+fn shown_key(key: &str) -> &str {
+    let is_key = |byte: u8| byte.is_ascii_lowercase() || byte == b'_';
+    if key.len() <= 40 && key.bytes().all(is_key) { key } else { "***" }
 }
 
 /// Percent-decoding (RFC 3986, section 2.1).

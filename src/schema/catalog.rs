@@ -25,6 +25,38 @@ pub(super) trait Definition {
     fn incompatibility(&self, old: &Self, mode: Compatibility) -> Option<String>;
 }
 
+/// What of a [`SchemaRegistry`](super::SchemaRegistry) its catalog does.
+macro_rules! leave_to_catalog {
+    () => {
+        fn latest_version(&self, event_type: &str) -> Result<Option<u32>> {
+            self.catalog.latest_version(event_type)
+        }
+
+        fn list_types(&self) -> Result<Vec<String>> {
+            self.catalog.list_types()
+        }
+
+        fn validate(&self, event: &Event) -> Result<()> {
+            self.catalog.validate(event)
+        }
+
+        fn check_compatibility(&self, event_type: &str, version: u32, mode: Compatibility) -> Result<()> {
+            self.catalog.check_compatibility(event_type, version, mode, false)
+        }
+
+        fn check_compatibility_with_all(
+            &self,
+            event_type: &str,
+            version: u32,
+            mode: Compatibility,
+        ) -> Result<()> {
+            self.catalog.check_compatibility(event_type, version, mode, true)
+        }
+    };
+}
+
+pub(super) use leave_to_catalog;
+
 /// Definitions by event type and version.
 #[derive(Debug)]
 pub(super) struct Catalog<D> {
@@ -212,14 +244,21 @@ fn violation(schema: &EventSchema, reason: String) -> EventError {
     EventError::SchemaValidation { event_type: shorten(&schema.event_type), version: schema.version, reason }
 }
 
-/// At most ten texts as one; `None` when there are none.
-pub(super) fn listed(texts: impl IntoIterator<Item = String>, separator: &str) -> Option<String> {
+/// At most ten things as one text; `None` when there are none. Only what is listed is written, and of a great many not even
+/// the number: a large payload can break a rule in every place.
+pub(super) fn listed<T>(
+    things: impl IntoIterator<Item = T>,
+    write: impl Fn(T) -> String,
+    separator: &str,
+) -> Option<String> {
     const LISTED: usize = 10;
-    let mut texts: Vec<String> = texts.into_iter().collect();
-    if texts.len() > LISTED {
-        let others = texts.len() - LISTED;
-        texts.truncate(LISTED);
-        texts.push(format!("and {others} more"));
+    const COUNTED: usize = 1_000;
+    let mut things = things.into_iter();
+    let mut texts: Vec<String> = things.by_ref().take(LISTED).map(write).collect();
+    match things.take(COUNTED + 1).count() {
+        0 => {}
+        more if more > COUNTED => texts.push(format!("and more than {COUNTED} more")),
+        more => texts.push(format!("and {more} more")),
     }
     (!texts.is_empty()).then(|| texts.join(separator))
 }

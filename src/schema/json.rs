@@ -7,7 +7,7 @@ use std::sync::Arc;
 use jsonschema::{PatternOptions, Validator};
 use serde_json::{Value, json};
 
-use super::catalog::{Catalog, Definition, check_definition, listed, refused};
+use super::catalog::{Catalog, Definition, check_definition, leave_to_catalog, listed, refused};
 use super::inclusion::differences;
 use super::{Compatibility, EventSchema, SchemaRegistry, SchemaRules, references};
 use crate::error::{EventError, Result, shorten, shorten_to};
@@ -169,30 +169,7 @@ impl SchemaRegistry for JsonSchemaRegistry {
         Ok(self.catalog.get(event_type, version)?.map(|definition| definition.schema.clone()))
     }
 
-    fn latest_version(&self, event_type: &str) -> Result<Option<u32>> {
-        self.catalog.latest_version(event_type)
-    }
-
-    fn list_types(&self) -> Result<Vec<String>> {
-        self.catalog.list_types()
-    }
-
-    fn validate(&self, event: &Event) -> Result<()> {
-        self.catalog.validate(event)
-    }
-
-    fn check_compatibility(&self, event_type: &str, new_version: u32, mode: Compatibility) -> Result<()> {
-        self.catalog.check_compatibility(event_type, new_version, mode, false)
-    }
-
-    fn check_compatibility_with_all(
-        &self,
-        event_type: &str,
-        new_version: u32,
-        mode: Compatibility,
-    ) -> Result<()> {
-        self.catalog.check_compatibility(event_type, new_version, mode, true)
-    }
+    leave_to_catalog!();
 }
 
 /// A JSON Schema, ready for use.
@@ -284,8 +261,9 @@ impl Definition for JsonDefinition {
         if self.validator.is_valid(payload) {
             return Ok(());
         }
-        let found = self.validator.iter_errors(payload).map(|error| described(&error));
-        Err(listed(found, "; ").unwrap_or_else(|| "the payload does not follow it".to_owned()))
+        let found = self.validator.iter_errors(payload);
+        Err(listed(found, |error| described(&error), "; ")
+            .unwrap_or_else(|| "the payload does not follow it".to_owned()))
     }
 
     fn incompatibility(&self, old: &Self, mode: Compatibility) -> Option<String> {
@@ -299,7 +277,7 @@ impl Definition for JsonDefinition {
         if matches!(mode, Compatibility::Forward | Compatibility::Full) {
             found.extend(differences(new, old));
         }
-        listed(found, "; ")
+        listed(found, |difference| difference, "; ")
     }
 }
 
@@ -380,6 +358,9 @@ mod tests {
         }
         let many = json!({"id": 1, "lines": (0..50).map(|_| json!({})).collect::<Vec<_>>()});
         assert!(violation(validate(many)).ends_with("and 40 more"));
+        let very_many = json!({"id": 1, "lines": vec![json!({}); 100_000]});
+        let reason = violation(validate(very_many));
+        assert!(reason.ends_with("and more than 1000 more") && reason.len() < 2_000, "{reason}");
     }
 
     #[test]

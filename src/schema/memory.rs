@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 
-use super::catalog::{Catalog, Definition, check_definition, listed};
+use super::catalog::{Catalog, Definition, check_definition, leave_to_catalog, listed};
 use super::{Compatibility, EventSchema, SchemaRegistry, SchemaRules};
 use crate::error::{Result, shorten};
 use crate::types::Event;
@@ -64,30 +64,7 @@ impl SchemaRegistry for MemorySchemaRegistry {
         Ok(self.catalog.get(event_type, version)?.map(|schema| EventSchema::clone(&schema)))
     }
 
-    fn latest_version(&self, event_type: &str) -> Result<Option<u32>> {
-        self.catalog.latest_version(event_type)
-    }
-
-    fn list_types(&self) -> Result<Vec<String>> {
-        self.catalog.list_types()
-    }
-
-    fn validate(&self, event: &Event) -> Result<()> {
-        self.catalog.validate(event)
-    }
-
-    fn check_compatibility(&self, event_type: &str, new_version: u32, mode: Compatibility) -> Result<()> {
-        self.catalog.check_compatibility(event_type, new_version, mode, false)
-    }
-
-    fn check_compatibility_with_all(
-        &self,
-        event_type: &str,
-        new_version: u32,
-        mode: Compatibility,
-    ) -> Result<()> {
-        self.catalog.check_compatibility(event_type, new_version, mode, true)
-    }
+    leave_to_catalog!();
 }
 
 impl Definition for EventSchema {
@@ -134,7 +111,7 @@ fn names_only_in(fields: &[String], other: &[String]) -> Option<String> {
 }
 
 fn names<'a>(fields: impl Iterator<Item = &'a String>) -> Option<String> {
-    listed(fields.map(|field| shorten(field)), ", ")
+    listed(fields, |field| shorten(field), ", ")
 }
 
 fn kind_of(value: &Value) -> &'static str {

@@ -9,11 +9,10 @@ use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use serde_json::error::Category;
 
 use super::StateStore;
 use super::lock::{NotLocked, ProcessLock};
-use crate::error::{EventError, Result};
+use crate::error::{EventError, Result, without_values};
 use crate::hash::fnv1a_128;
 use crate::private_file::{self, Owner, Refusal};
 use crate::types::SubscriptionFilter;
@@ -22,6 +21,8 @@ use crate::types::SubscriptionFilter;
 const MAX_FILE_LEN: u64 = 64 * 1024 * 1024;
 /// Version of the form with a checksum.
 const VERSION: u64 = 1;
+/// End of the name of what was stored before the last save.
+const BACKUP: &str = ".bak";
 
 /// Keeps subscriptions in a JSON file: an object from subscriber id to filter, indented, sorted by id.
 ///
@@ -30,7 +31,8 @@ const VERSION: u64 = 1;
 ///
 /// **Damage.** A file that cannot be read as state, because it is damaged, larger than 64 MiB, or belongs to something else,
 /// is an error that names it, and is never overwritten: restore it or move it away. A changed character inside an otherwise
-/// good file is found with [`with_checksum`](FileStateStore::with_checksum).
+/// good file is found with [`with_checksum`](FileStateStore::with_checksum). What was stored before the last save is kept
+/// beside the file, with `.bak` at the end of its name, and is what to restore from; it is never read by itself.
 ///
 /// **Access.** On Unix the file and the folders that are made for it belong to their owner only, modes 0600 and 0700. A
 /// file that others can write is taken back from them with a warning in the log. On Linux a file of another user is
@@ -141,7 +143,8 @@ impl FileStateStore {
     }
 
     fn decode(&self, content: &[u8]) -> Result<State> {
-        let not_state = |error: &serde_json::Error| self.error("is not a state file", problem_of(error));
+        let not_state =
+            |error: &serde_json::Error| self.unusable("is not a state file", without_values(error));
         let plain = match serde_json::from_slice(content) {
             Ok(subscriptions) => return Ok(State { subscriptions, checksum: false }),
             Err(error) => error,
@@ -158,11 +161,11 @@ impl FileStateStore {
         };
         if version != VERSION {
             let found = format!("version {version}, and only version {VERSION} is known");
-            return Err(self.error("is of another version", found));
+            return Err(self.unusable("is of another version", found));
         }
         let file: Checksummed = serde_json::from_slice(content).map_err(|error| not_state(&error))?;
         if checksum(&file.subscriptions) != file.checksum {
-            return Err(self.error("is damaged", "its content does not have its checksum"));
+            return Err(self.unusable("is damaged", "its content does not have its checksum"));
         }
         let subscriptions = serde_json::from_value(file.subscriptions).map_err(|error| not_state(&error))?;
         Ok(State { subscriptions, checksum: true })
@@ -185,10 +188,8 @@ impl FileStateStore {
     /// Claims the file for this process.
     fn claim(&self) -> std::result::Result<(), NotLocked> {
         if self.lock.get().is_none() {
-            let mut path = self.path.clone().into_os_string();
-            path.push(".lock");
             // A claim that another thread made at the same time is as good, and this one is counted back.
-            let _ = self.lock.set(ProcessLock::acquire(Path::new(&path))?);
+            let _ = self.lock.set(ProcessLock::acquire(&self.beside(".lock"))?);
         }
         Ok(())
     }
@@ -197,28 +198,58 @@ impl FileStateStore {
         self.path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."))
     }
 
-    /// Replaces the file so that after a crash either the old or the new content is there.
-    fn replace(&self, content: &[u8]) -> io::Result<()> {
-        let file_name = self.path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-        // The standard library's hash keys are its only source of randomness, and enough for a name that nobody has.
-        let mut temporary_name = file_name.to_owned();
-        temporary_name.push(format!(".{:016x}.tmp", RandomState::new().hash_one(())));
-        let temporary = self.folder().join(temporary_name);
+    /// The path with something at its end.
+    fn beside(&self, end: &str) -> PathBuf {
+        let mut path = self.path.clone().into_os_string();
+        path.push(end);
+        path.into()
+    }
 
-        let written =
-            private_file::write_new(&temporary, content).and_then(|()| fs::rename(&temporary, &self.path));
-        if let Err(error) = written {
-            // Not ours when it was there before; the name is random, so that nothing is lost by leaving it.
-            if error.kind() != io::ErrorKind::AlreadyExists {
-                let _ = fs::remove_file(&temporary);
-            }
-            return Err(error);
+    /// A file beside this one under a name that nobody has. The standard library's hash keys are its only source of
+    /// randomness, and enough for that.
+    fn temporary(&self) -> PathBuf {
+        self.beside(&format!(".{:016x}.tmp", RandomState::new().hash_one(())))
+    }
+
+    /// Replaces the file so that after a crash either the old or the new content is there.
+    fn replace(&self, content: &[u8], is_stored: bool) -> io::Result<()> {
+        if self.path.file_name().is_none() {
+            return Err(io::ErrorKind::InvalidInput.into());
         }
+        put_in_place(&self.path, &self.temporary(), |temporary| {
+            private_file::write_new(temporary, content)?;
+            // Only now, so that what cannot be written takes no copy away.
+            if is_stored && let Err(error) = self.keep_stored() {
+                tracing::warn!(path = %self.path.display(), %error, "no copy kept of the state before this save");
+            }
+            Ok(())
+        })?;
         private_file::sync_folder(self.folder())
+    }
+
+    /// Keeps what is stored as the copy to restore from. The file itself stays where it is: at no moment there is none.
+    fn keep_stored(&self) -> io::Result<()> {
+        put_in_place(&self.beside(BACKUP), &self.temporary(), |temporary| {
+            // A second name costs nothing, and what it names is on the disk. Not every file system has them.
+            fs::hard_link(&self.path, temporary)
+                .or_else(|_| private_file::write_new(temporary, &fs::read(&self.path)?))
+        })
     }
 
     fn error(&self, what: &str, cause: impl std::fmt::Display) -> EventError {
         EventError::Config(format!("state file {:?} {what}: {cause}", self.path))
+    }
+
+    /// The error of a content that is no state, with what there is to do about it.
+    fn unusable(&self, what: &str, cause: impl std::fmt::Display) -> EventError {
+        let backup = self.beside(BACKUP);
+        let remedy = match backup.exists() {
+            true => {
+                format!("restore it from {backup:?}, what was stored before the last save, or move it away")
+            }
+            false => "restore it, or move it away".to_owned(),
+        };
+        self.error(what, format!("{cause}; {remedy}"))
     }
 }
 
@@ -229,12 +260,12 @@ impl StateStore for FileStateStore {
         self.claim().map_err(|error| not_written(&error))?;
         // Whoever mistyped the path must not lose the file that is there.
         let stored = self.read()?;
-        let with_checksum = self.checksum || stored.is_some_and(|state| state.checksum);
+        let with_checksum = self.checksum || stored.as_ref().is_some_and(|state| state.checksum);
         let content = self.encode(subscriptions, with_checksum).map_err(|error| not_written(&error))?;
         if u64::try_from(content.len()).is_ok_and(|len| len > MAX_FILE_LEN) {
             return Err(not_written(&Refusal::TooLarge(MAX_FILE_LEN)));
         }
-        self.replace(&content).map_err(|error| not_written(&error))
+        self.replace(&content, stored.is_some()).map_err(|error| not_written(&error))
     }
 
     fn load(&self) -> Result<HashMap<String, SubscriptionFilter>> {
@@ -246,21 +277,19 @@ impl StateStore for FileStateStore {
     }
 }
 
-fn checksum(subscriptions: &Value) -> String {
-    format!("{:032x}", fnv1a_128(&[&subscriptions.to_string()]))
+/// Makes a file under a temporary name and renames it to its own. What was begun is removed when that fails, and when both are
+/// names of one file, which renaming leaves as it is.
+fn put_in_place(path: &Path, temporary: &Path, make: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
+    let done = make(temporary).and_then(|()| fs::rename(temporary, path));
+    // Not ours when it was there before; the name is random, so that nothing is lost by leaving it.
+    if !done.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists) {
+        let _ = fs::remove_file(temporary);
+    }
+    done
 }
 
-/// Where and how JSON fails, without the parser's own text: it quotes the content, and the file may be somebody else's.
-fn problem_of(error: &serde_json::Error) -> String {
-    let problem = match error.classify() {
-        Category::Eof => "it ends too early",
-        Category::Data => "it does not hold subscriptions",
-        Category::Syntax | Category::Io => "it is not JSON",
-    };
-    match (error.line(), error.column()) {
-        (0, _) => problem.to_owned(),
-        (line, column) => format!("{problem} (line {line}, column {column})"),
-    }
+fn checksum(subscriptions: &Value) -> String {
+    format!("{:032x}", fnv1a_128(&[&subscriptions.to_string()]))
 }
 
 #[cfg(test)]
@@ -286,7 +315,9 @@ mod tests {
         fn file_names(&self) -> Vec<String> {
             let entries = fs::read_dir(&self.0).unwrap();
             let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-            names.filter(|name| !name.ends_with(".lock")).collect()
+            let mut names: Vec<_> = names.filter(|name| !name.ends_with(".lock")).collect();
+            names.sort();
+            names
         }
     }
 
@@ -330,7 +361,7 @@ mod tests {
             serde_json::to_value(&loaded).unwrap(),
             serde_json::to_value(subscriptions(&["b", "c"])).unwrap()
         );
-        assert_eq!(folder.file_names(), ["state.json"]);
+        assert_eq!(folder.file_names(), ["state.json", "state.json.bak"]);
         assert_eq!(store.path(), folder.0.join("state.json"));
     }
 
@@ -499,6 +530,13 @@ mod tests {
         let file = File::create(folder.store().path()).unwrap();
         file.set_len(MAX_FILE_LEN + 1).unwrap();
         assert!(config_error(folder.store().load()).contains("larger than"));
+
+        fs::remove_file(folder.store().path()).unwrap();
+        folder.store().save(&subscriptions(&["a"])).unwrap();
+        let mut large = subscriptions(&["b"]);
+        large.values_mut().for_each(|filter| filter.subjects = vec!["x".repeat(64 << 20)]);
+        assert!(config_error(folder.store().save(&large)).contains("cannot be written: larger than"));
+        assert!(folder.store().load().unwrap().contains_key("a"));
     }
 
     #[test]
@@ -538,6 +576,50 @@ mod tests {
             }
         });
         assert_eq!(store.load().unwrap().len(), 1);
-        assert_eq!(folder.file_names(), ["state.json"]);
+        assert_eq!(folder.file_names(), ["state.json", "state.json.bak"]);
+        assert_eq!(FileStateStore::new(folder.0.join("state.json.bak")).load().unwrap().len(), 1);
+    }
+
+    /// A torn write, as a file system without the order that is asked for leaves it.
+    #[test]
+    fn a_file_that_was_cut_off_anywhere_names_what_to_restore_it_from() {
+        let folder = Folder::new();
+        for store in [folder.store(), folder.store().with_checksum()] {
+            store.save(&subscriptions(&["a"])).unwrap();
+            store.save(&subscriptions(&["a", "b"])).unwrap();
+            let good = fs::read(store.path()).unwrap();
+            for len in 0..good.len() {
+                fs::write(store.path(), &good[..len]).unwrap();
+                for text in [config_error(store.load()), config_error(store.save(&HashMap::new()))] {
+                    assert!(text.contains("restore it from") && text.contains("state.json.bak"), "{text}");
+                }
+            }
+            fs::copy(folder.0.join("state.json.bak"), store.path()).unwrap();
+            assert_eq!(store.load().unwrap().into_keys().collect::<Vec<_>>(), ["a"]);
+        }
+    }
+
+    /// As after a crash between the two renames of a save.
+    #[test]
+    fn a_copy_that_is_the_file_itself_is_replaced() {
+        let folder = Folder::new();
+        let store = folder.store();
+        store.save(&subscriptions(&["a"])).unwrap();
+        fs::hard_link(store.path(), folder.0.join("state.json.bak")).unwrap();
+        store.save(&subscriptions(&["b"])).unwrap();
+        assert_eq!(folder.file_names(), ["state.json", "state.json.bak"]);
+        let copy = FileStateStore::new(folder.0.join("state.json.bak"));
+        assert!(store.load().unwrap().contains_key("b") && copy.load().unwrap().contains_key("a"));
+    }
+
+    #[test]
+    fn what_cannot_be_copied_is_saved_all_the_same() {
+        let folder = Folder::new();
+        fs::create_dir(folder.0.join("state.json.bak")).unwrap();
+        for ids in [["a"].as_slice(), &["b"], &["c"]] {
+            folder.store().save(&subscriptions(ids)).unwrap();
+        }
+        assert!(folder.store().load().unwrap().contains_key("c"));
+        assert_eq!(folder.file_names(), ["state.json", "state.json.bak"], "and nothing is left behind");
     }
 }

@@ -19,6 +19,7 @@ pub mod semconv;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::future::Future;
+use std::sync::Arc;
 
 use tracing::Span;
 use tracing::field::Empty;
@@ -46,7 +47,14 @@ const MAX_STATE_MEMBERS: usize = 32;
 const LONG_MEMBER: usize = 128;
 
 tokio::task_local! {
-    static CURRENT: TraceContext;
+    static CURRENT: Scope;
+}
+
+/// What code runs in.
+enum Scope {
+    Context(TraceContext),
+    /// Looked into when something is published, because most handlers publish nothing.
+    Event(Arc<Event>),
 }
 
 /// A trace context as the W3C recommendation "Trace Context" has it: the trace, the operation that comes before, whether
@@ -91,13 +99,22 @@ impl TraceContext {
         if let Some(context) = otel::current() {
             return Some(context);
         }
-        CURRENT.try_with(Self::clone).ok()
+        let context = |scope: &Scope| match scope {
+            Scope::Context(context) => Some(context.clone()),
+            Scope::Event(event) => Self::of(event),
+        };
+        CURRENT.try_with(context).ok().flatten()
     }
 
     /// Makes this the current context of `work`, for programs without OpenTelemetry. Tasks that `work` spawns do not
     /// inherit it. As cancel-safe as `work` itself.
     pub fn scope<F: Future>(self, work: F) -> impl Future<Output = F::Output> {
-        CURRENT.scope(self, work)
+        CURRENT.scope(Scope::Context(self), work)
+    }
+
+    /// Makes the context that `event` carries, if there is one, the current context of `work`.
+    pub(crate) fn scope_of<F: Future>(event: Arc<Event>, work: F) -> impl Future<Output = F::Output> {
+        CURRENT.scope(Scope::Event(event), work)
     }
 
     /// The value of `traceparent`, in version 00.
@@ -230,13 +247,25 @@ pub(crate) fn inject(event: &mut Cow<'_, Event>) {
     }
 }
 
+/// A span with what the conventions want of every one.
+macro_rules! messaging_span {
+    ($operation:literal, $kind:literal, $system:expr, $($fields:tt)*) => {
+        tracing::info_span!(
+            $operation,
+            { OTEL_KIND } = $kind,
+            { MESSAGING_SYSTEM } = $system,
+            { MESSAGING_OPERATION_NAME } = $operation,
+            $($fields)*
+        )
+    };
+}
+
 /// The span of one publish.
 pub(crate) fn publish_span(system: &str, event: &Event) -> Span {
-    tracing::info_span!(
+    messaging_span!(
         "publish",
-        { OTEL_KIND } = "producer",
-        { MESSAGING_SYSTEM } = system,
-        { MESSAGING_OPERATION_NAME } = "publish",
+        "producer",
+        system,
         { MESSAGING_OPERATION_TYPE } = "send",
         { MESSAGING_DESTINATION_NAME } = event.subject,
         { MESSAGING_MESSAGE_ID } = event.id,
@@ -247,11 +276,10 @@ pub(crate) fn publish_span(system: &str, event: &Event) -> Span {
 
 /// The span of a batch of publishes.
 pub(crate) fn batch_span(system: &str, events: usize) -> Span {
-    tracing::info_span!(
+    messaging_span!(
         "publish",
-        { OTEL_KIND } = "producer",
-        { MESSAGING_SYSTEM } = system,
-        { MESSAGING_OPERATION_NAME } = "publish",
+        "producer",
+        system,
         { MESSAGING_OPERATION_TYPE } = "send",
         { MESSAGING_BATCH_MESSAGE_COUNT } = events,
     )
@@ -259,11 +287,10 @@ pub(crate) fn batch_span(system: &str, events: usize) -> Span {
 
 /// The span of opening a subscription.
 pub(crate) fn subscribe_span(system: &str, group: &str, filter: &str) -> Span {
-    tracing::info_span!(
+    messaging_span!(
         "subscribe",
-        { OTEL_KIND } = "client",
-        { MESSAGING_SYSTEM } = system,
-        { MESSAGING_OPERATION_NAME } = "subscribe",
+        "client",
+        system,
         { MESSAGING_DESTINATION_NAME } = filter,
         { MESSAGING_CONSUMER_GROUP_NAME } = group,
     )
@@ -293,11 +320,10 @@ pub(crate) fn subscribe_span(system: &str, group: &str, filter: &str) -> Span {
 /// ```
 pub fn process_span(system: &str, group: &str, delivery: &Delivery) -> Span {
     let event = delivery.event();
-    let span = tracing::info_span!(
+    let span = messaging_span!(
         "process",
-        { OTEL_KIND } = "consumer",
-        { MESSAGING_SYSTEM } = system,
-        { MESSAGING_OPERATION_NAME } = "process",
+        "consumer",
+        system,
         { MESSAGING_OPERATION_TYPE } = "process",
         { MESSAGING_DESTINATION_NAME } = event.subject,
         { MESSAGING_MESSAGE_ID } = event.id,

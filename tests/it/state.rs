@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use a3s_event::{EventBus, FileStateStore, MemoryProvider, MemoryStateStore, StateStore, SubscriptionFilter};
 
@@ -20,7 +21,7 @@ fn bus(store: Arc<dyn StateStore>) -> EventBus {
     EventBus::builder(MemoryProvider::default()).state_store(store).build().unwrap()
 }
 
-/// What the second process does.
+/// What the second process does, until it is killed.
 #[test]
 #[ignore = "a role of another process"]
 fn role() {
@@ -28,9 +29,44 @@ fn role() {
     let store = FileStateStore::new(&role.target);
     store.load().unwrap();
     say(&format!("claimed by {}", std::process::id()));
-    // Until it is killed.
-    loop {
-        std::thread::park();
+    for number in 1.. {
+        match role.role.as_str() {
+            "save" => store.save(&whole(number)).unwrap(),
+            _ => std::thread::park(),
+        }
+        say(&number.to_string());
+    }
+}
+
+/// A state that tells whether it is whole, and which one it is.
+fn whole(number: u64) -> HashMap<String, SubscriptionFilter> {
+    let ids = (0..200).map(|id| format!("subscriber-{id}"));
+    ids.map(|id| (id.clone(), filter(&id, &format!("events.state.n{number}")))).collect()
+}
+
+/// The number of a state, which is whole.
+fn number_of(state: &HashMap<String, SubscriptionFilter>) -> u64 {
+    let subject = &state["subscriber-0"].subjects[0];
+    assert!(state.len() == 200 && state.values().all(|filter| filter.subjects[0] == *subject), "{state:?}");
+    subject.trim_start_matches("events.state.n").parse().unwrap()
+}
+
+#[test]
+fn a_process_that_is_killed_while_it_saves_leaves_a_whole_state_and_a_whole_copy() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.json");
+    let copy = folder.path().join("state.json.bak");
+    let mut random = super::random::Random::new(7);
+    for _ in 0..10 {
+        let process = Process::start("state::role", "save", &path, "writer");
+        process.expect("1");
+        let said = process.kill_after(Duration::from_micros(random.below(20_000)));
+        let saved = said.last().map_or(1, |number| number.parse().unwrap());
+        let stored = number_of(&FileStateStore::new(&path).load().unwrap());
+        assert!(stored == saved || stored == saved + 1, "{stored}, and {saved} was saved");
+        if copy.exists() {
+            number_of(&FileStateStore::new(&copy).load().unwrap());
+        }
     }
 }
 

@@ -74,5 +74,5 @@ impl Failures {
 }
 
 fn key(job: &Job) -> (usize, u64) {
-    (job.source, job.sequence())
+    (job.origin.source, job.sequence())
 }

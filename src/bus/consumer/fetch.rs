@@ -7,9 +7,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::policy::Backoff;
-use super::queue::Job;
+use super::queue::{Origin, Waiting};
 use super::{Command, KeyFn, Runtime, told};
-use crate::bus::dead_letter::Guarded;
 use crate::bus::open::Opener;
 use crate::bus::subscription::{BusSubscription, Incoming};
 use crate::error::{ErrorKind, EventError, Result};
@@ -32,13 +31,11 @@ pub(super) struct Fetcher {
     pub(super) opener: Opener,
     pub(super) filter: SubscriptionFilter,
     pub(super) subject: String,
-    pub(super) source: usize,
+    pub(super) origin: Arc<Origin>,
     pub(super) key: Option<Arc<KeyFn>>,
     pub(super) subscription: BusSubscription,
     pub(super) command: watch::Receiver<Command>,
     pub(super) lag_requests: mpsc::Receiver<LagRequest>,
-    /// Name of the stream, kept so that it is not made anew for every event.
-    pub(super) stream: Arc<str>,
     /// The newest event that was fetched.
     pub(super) newest: u64,
     /// How often in a row something went wrong.
@@ -79,12 +76,12 @@ impl Fetcher {
 
     /// Waits for the next thing to do. Nothing fetched is lost, whatever comes first.
     async fn next(&mut self, paused: bool) -> Next {
-        let Self { runtime, subscription, command, lag_requests, source, .. } = self;
+        let Self { runtime, subscription, command, lag_requests, origin, .. } = self;
         let fetching = async {
             if paused {
                 return std::future::pending().await;
             }
-            let room = runtime.queue.room(*source).await;
+            let room = runtime.queue.room(origin.source).await;
             subscription.next_incoming(room.min(MAX_BATCH), WAIT).await
         };
         tokio::select! {
@@ -101,14 +98,14 @@ impl Fetcher {
     /// Queues what was fetched; an error is the last of a batch.
     async fn take(&mut self, batch: Vec<Result<Incoming>>) -> Result<()> {
         let leased_at = Instant::now();
-        let (mut jobs, mut failed) = (Vec::with_capacity(batch.len()), None);
+        let (mut fetched, mut failed) = (Vec::with_capacity(batch.len()), None);
         for delivered in batch {
             match delivered {
-                Ok(incoming) => jobs.push(self.job(incoming, leased_at)),
+                Ok(incoming) => fetched.push(self.waiting(incoming, leased_at)),
                 Err(error) => failed = Some(error),
             }
         }
-        self.runtime.queue.push(jobs);
+        self.runtime.queue.push(fetched);
         match failed {
             Some(error) => self.overcome(error).await,
             None => {
@@ -118,21 +115,19 @@ impl Fetcher {
         }
     }
 
-    fn job(&mut self, incoming: Incoming, leased_at: Instant) -> Job {
-        let Incoming { stored, content, is_settled } = incoming;
-        if *self.stream != *stored.stream() {
-            self.stream = stored.stream().into();
+    fn waiting(&mut self, incoming: Incoming, leased_at: Instant) -> Waiting {
+        let stream = incoming.stored.stream();
+        if *self.origin.stream != *stream {
+            let letters = Arc::clone(&self.origin.letters);
+            self.origin = Arc::new(Origin { source: self.origin.source, stream: stream.into(), letters });
         }
-        self.newest = self.newest.max(stored.sequence());
-        let lane = self.key.as_ref().map(|key| match &content {
-            Ok(event) => key(event),
+        self.newest = self.newest.max(incoming.stored.sequence());
+        let lane = self.key.as_ref().map(|key| match &incoming.content {
+            Ok(event) => key(event).into(),
             // Nobody can tell its key, and nobody handles it.
-            Err(_) => String::new(),
+            Err(_) => "".into(),
         });
-        let letters = Arc::clone(self.subscription.letters());
-        let (stream, source) = (Arc::clone(&self.stream), self.source);
-        let guarded = Arc::new(Guarded::new(stored, letters));
-        Job { guarded, content, is_settled, stream, source, lane, leased_at }
+        Waiting { incoming, origin: Arc::clone(&self.origin), lane, leased_at }
     }
 
     /// Goes on behind an error, after a while if that helps.
@@ -176,6 +171,11 @@ impl Fetcher {
             }
             match self.opener.open_incoming(&self.filter, &self.subject, self.runtime.attempts).await {
                 Ok(subscription) => {
+                    self.origin = Arc::new(Origin {
+                        source: self.origin.source,
+                        stream: Arc::clone(&self.origin.stream),
+                        letters: Arc::clone(subscription.letters()),
+                    });
                     self.subscription = subscription;
                     return Ok(());
                 }

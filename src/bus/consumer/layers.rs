@@ -35,7 +35,7 @@ use tracing::Instrument;
 
 use super::Handler;
 use super::policy::{HandlerError, HandlerResult};
-use crate::error::{EventError, Result};
+use crate::error::{EventError, Result, without_values};
 use crate::hash::fnv1a_128;
 use crate::provider::{Delivery, EventProvider, HistoryQuery, unsupported};
 use crate::types::{Event, PublishOptions};
@@ -80,7 +80,8 @@ pub fn traced(name: &'static str, handler: impl Handler) -> impl Handler {
     }
 }
 
-/// Gives a handler the payload as a value of its type. A payload that is none goes to the dead letters at once.
+/// Gives a handler the payload as a value of its type. A payload that is none goes to the dead letters at once; the reason
+/// says what was expected, and shows no value, because what is encrypted at rest is in clear here.
 pub fn typed<T, F, Fut>(handler: F) -> impl Handler
 where
     T: DeserializeOwned + Send + 'static,
@@ -94,7 +95,7 @@ where
         async move {
             match payload {
                 Ok(payload) => handler(payload, delivery).await,
-                Err(error) => Err(HandlerError::mismatch(error)),
+                Err(error) => Err(HandlerError::mismatch(without_values(&error))),
             }
         }
     }

@@ -26,7 +26,7 @@ use self::failures::Failures;
 use self::fetch::Fetcher;
 use self::handle::Counters;
 use self::policy::DEFAULT_ATTEMPTS;
-use self::queue::Queue;
+use self::queue::{Origin, Queue};
 use self::supervisor::Supervisor;
 use super::EventBus;
 use super::open::{Opener, ack_wait};
@@ -285,12 +285,15 @@ impl ConsumerBuilder<'_> {
                 opener: Opener::clone(&opener),
                 filter: filter.clone(),
                 subject: subject.clone(),
-                source,
+                origin: Arc::new(Origin {
+                    source,
+                    stream: "".into(),
+                    letters: Arc::clone(subscription.letters()),
+                }),
                 key: self.key.clone(),
                 subscription,
                 command: commands.clone(),
                 lag_requests: receiver,
-                stream: "".into(),
                 newest: 0,
                 trouble: 0,
             });
@@ -387,7 +390,6 @@ impl ConsumerBuilder<'_> {
                 filter.subjects.len(),
                 self.capacity(&capabilities),
                 self.buffer.is_none() && capabilities.uncounted_release.is_yes(),
-                concurrency,
             ),
             policy: self.policy.clone(),
             attempts: self.attempts(filter.options.as_ref(), has_dead_letters),

@@ -3,6 +3,7 @@
 //! Without an order every event may start at once. With one, the events of a key form a lane: at most one of them runs, and
 //! the one with the lowest sequence starts next. A lane exists only while it has events.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,8 +12,9 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::bus::dead_letter::Guarded;
-use crate::bus::subscription::Poison;
+use crate::bus::dead_letter::{DeadLetters, Guarded};
+use crate::bus::subscription::{Incoming, Poison};
+use crate::provider::LeaseRef;
 use crate::types::Event;
 
 /// Most events held for a subscription whose events are handled quickly; more where more are asked for.
@@ -20,18 +22,48 @@ const MAX_QUICK: usize = 128;
 /// What has to be fetched again this soon is handled quickly.
 const QUICK: Duration = Duration::from_millis(10);
 
-/// A fetched event.
+/// Where events come from.
+pub(super) struct Origin {
+    /// Number of the subscription.
+    pub(super) source: usize,
+    /// Name of the stream.
+    pub(super) stream: Arc<str>,
+    /// Where its failures go.
+    pub(super) letters: Arc<DeadLetters>,
+}
+
+/// A fetched event that was not started.
+pub(super) struct Waiting {
+    pub(super) incoming: Incoming,
+    pub(super) origin: Arc<Origin>,
+    pub(super) lane: Option<Arc<str>>,
+    /// When the lease began, or was restarted.
+    pub(super) leased_at: Instant,
+}
+
+impl Waiting {
+    fn place(&self) -> (u64, usize) {
+        (self.incoming.stored.sequence(), self.origin.source)
+    }
+
+    /// What a job needs beyond this is made when it starts: made for a whole batch it would cost more.
+    fn into_job(self) -> Job {
+        let Self { incoming, origin, lane, leased_at } = self;
+        let Incoming { stored, content, is_settled } = incoming;
+        let guarded = Arc::new(Guarded::new(stored, Arc::clone(&origin.letters)));
+        Job { guarded, content, is_settled, origin, lane, leased_at }
+    }
+}
+
+/// A fetched event that was started.
 pub(super) struct Job {
     pub(super) guarded: Arc<Guarded>,
     /// The event in clear, or why nobody can process it.
-    pub(super) content: Result<Arc<Event>, Poison>,
+    pub(super) content: Result<Arc<Event>, Box<Poison>>,
     /// Whether the provider settled it before it was handed out.
     pub(super) is_settled: bool,
-    /// Name of the stream.
-    pub(super) stream: Arc<str>,
-    /// Number of the subscription that it came from.
-    pub(super) source: usize,
-    pub(super) lane: Option<String>,
+    pub(super) origin: Arc<Origin>,
+    lane: Option<Arc<str>>,
     /// When the lease began, or was restarted.
     pub(super) leased_at: Instant,
 }
@@ -42,7 +74,7 @@ impl Job {
     }
 
     fn place(&self) -> (u64, usize) {
-        (self.sequence(), self.source)
+        (self.sequence(), self.origin.source)
     }
 }
 
@@ -59,13 +91,13 @@ pub(super) enum Ended {
 /// The events of one key that wait for the one that is running or may start.
 #[derive(Default)]
 struct Lane {
-    waiting: BTreeMap<(u64, usize), Job>,
+    waiting: BTreeMap<(u64, usize), Waiting>,
 }
 
 enum Slot {
-    Job(Job),
+    Event(Waiting),
     /// The first of this lane.
-    Lane(String),
+    Lane(Arc<str>),
 }
 
 /// What is to be given back to the provider, and whether the delivery counts.
@@ -76,7 +108,7 @@ pub(super) struct LeftOver {
 
 struct State {
     ready: VecDeque<Slot>,
-    lanes: HashMap<String, Lane>,
+    lanes: HashMap<Arc<str>, Lane>,
     left_over: Vec<LeftOver>,
     /// By subscription.
     held: Vec<Held>,
@@ -108,15 +140,13 @@ pub(super) struct Queue {
     capacity: usize,
     /// Most events held at all.
     max_capacity: usize,
-    /// More are fetched when no more than this many may start.
-    low: usize,
     work: Notify,
     room: Notify,
 }
 
 impl Queue {
     /// With `grows`, more than `capacity` events are held while they are handled quickly.
-    pub(super) fn new(subscriptions: usize, capacity: usize, grows: bool, concurrency: usize) -> Self {
+    pub(super) fn new(subscriptions: usize, capacity: usize, grows: bool) -> Self {
         let held = Held { events: 0, capacity, fetched_at: Instant::now() };
         let state = State {
             ready: VecDeque::new(),
@@ -133,7 +163,6 @@ impl Queue {
             state: Mutex::new(state),
             capacity,
             max_capacity: if grows { capacity.max(MAX_QUICK) } else { capacity },
-            low: concurrency / 2,
             work: Notify::new(),
             room: Notify::new(),
         }
@@ -154,9 +183,8 @@ impl Queue {
 
     fn room_now(&self, source: usize) -> usize {
         let mut state = self.lock();
-        let is_low = state.ready.len() <= self.low;
-        let Some(held) = state.held.get_mut(source).filter(|held| is_low && held.events < held.capacity)
-        else {
+        let ready = state.ready.len();
+        let Some(held) = state.held.get_mut(source).filter(|held| held.has_room(ready)) else {
             return 0;
         };
         let now = Instant::now();
@@ -170,13 +198,13 @@ impl Queue {
     }
 
     /// Adds what was fetched.
-    pub(super) fn push(&self, jobs: impl IntoIterator<Item = Job>) {
+    pub(super) fn push(&self, fetched: impl IntoIterator<Item = Waiting>) {
         let mut state = self.lock();
-        for job in jobs {
-            if let Some(held) = state.held.get_mut(job.source) {
+        for waiting in fetched {
+            if let Some(held) = state.held.get_mut(waiting.origin.source) {
                 held.events += 1;
             }
-            state.enqueue(job);
+            state.enqueue(waiting);
         }
         let wakes = state.wakes_one();
         drop(state);
@@ -199,11 +227,11 @@ impl Queue {
                 if let Some(ended) = ended.take() {
                     state.end(ended);
                 }
-                let job = state.start();
+                let started = state.start();
                 let wakes = state.wakes_one();
-                let has_room = state.ready.len() <= self.low;
-                let is_over = job.is_none() && (state.closed || state.stopped);
-                was_idle = job.is_none() && !is_over;
+                let has_room = state.has_room();
+                let is_over = started.is_none() && (state.closed || state.stopped);
+                was_idle = started.is_none() && !is_over;
                 state.idle += usize::from(was_idle);
                 drop(state);
                 if wakes {
@@ -213,30 +241,33 @@ impl Queue {
                 if has_room {
                     self.room.notify_waiters();
                 }
-                if job.is_some() || is_over {
-                    return job;
+                if started.is_some() || is_over {
+                    return started.map(Waiting::into_job);
                 }
             }
             wakeup.await;
         }
     }
 
-    /// Waiting jobs whose lease began this long ago or earlier; it counts as restarted from now on.
-    pub(super) fn to_extend(&self, age: Duration) -> Vec<Arc<Guarded>> {
+    /// The leases of events that do not run and whose lease began this long ago or earlier. They count as restarted from
+    /// now on.
+    pub(super) fn to_extend(&self, age: Duration) -> Vec<LeaseRef> {
         let now = Instant::now();
         let mut state = self.lock();
         let State { ready, lanes, left_over, .. } = &mut *state;
         let ready = ready.iter_mut().filter_map(|slot| match slot {
-            Slot::Job(job) => Some(job),
+            Slot::Event(waiting) => Some(waiting),
             Slot::Lane(_) => None,
         });
         let parked = lanes.values_mut().flat_map(|lane| lane.waiting.values_mut());
-        let left_over = left_over.iter_mut().map(|left_over| &mut left_over.job);
+        let waiting = ready.chain(parked).map(|waiting| (&mut waiting.leased_at, &waiting.incoming.stored));
+        let left_over =
+            left_over.iter_mut().map(|LeftOver { job, .. }| (&mut job.leased_at, &job.guarded.stored));
         let mut due = Vec::new();
-        for job in ready.chain(parked).chain(left_over) {
-            if now.duration_since(job.leased_at) >= age {
-                job.leased_at = now;
-                due.push(Arc::clone(&job.guarded));
+        for (leased_at, stored) in waiting.chain(left_over) {
+            if now.duration_since(*leased_at) >= age {
+                *leased_at = now;
+                due.push(stored.settlement().lease());
             }
         }
         due
@@ -258,9 +289,9 @@ impl Queue {
     pub(super) fn take_left_over(&self) -> Vec<LeftOver> {
         let mut state = self.lock();
         let mut left_over = std::mem::take(&mut state.left_over);
-        let unstarted = |job| LeftOver { job, counts: false };
+        let unstarted = |waiting: Waiting| LeftOver { job: waiting.into_job(), counts: false };
         left_over.extend(state.ready.drain(..).filter_map(|slot| match slot {
-            Slot::Job(job) => Some(unstarted(job)),
+            Slot::Event(waiting) => Some(unstarted(waiting)),
             Slot::Lane(_) => None,
         }));
         left_over.extend(state.lanes.drain().flat_map(|(_, lane)| lane.waiting.into_values()).map(unstarted));
@@ -282,20 +313,34 @@ impl Queue {
     }
 }
 
+impl Held {
+    /// Whether more are to be fetched: while half of what may be held can still start, workers do not run out of work.
+    fn has_room(&self, ready: usize) -> bool {
+        ready <= self.capacity / 2 && self.events < self.capacity
+    }
+}
+
 impl State {
-    fn enqueue(&mut self, job: Job) {
-        let Some(key) = job.lane.clone() else {
-            self.ready.push_back(Slot::Job(job));
+    /// Whether more are to be fetched for some subscription.
+    fn has_room(&self) -> bool {
+        self.held.iter().any(|held| held.has_room(self.ready.len()))
+    }
+
+    fn enqueue(&mut self, waiting: Waiting) {
+        let Some(key) = waiting.lane.clone() else {
+            self.ready.push_back(Slot::Event(waiting));
             return;
         };
-        let is_new = !self.lanes.contains_key(&key);
-        let lane = self.lanes.entry(key.clone()).or_default();
-        if let Some(older) = lane.waiting.insert(job.place(), job) {
+        let lane = match self.lanes.entry(key) {
+            Entry::Occupied(lane) => lane.into_mut(),
+            Entry::Vacant(new) => {
+                self.ready.push_back(Slot::Lane(Arc::clone(new.key())));
+                new.insert(Lane::default())
+            }
+        };
+        if let Some(older) = lane.waiting.insert(waiting.place(), waiting) {
             // It lost its lease and came again.
-            self.let_go(older.source);
-        }
-        if is_new {
-            self.ready.push_back(Slot::Lane(key));
+            self.let_go(older.origin.source);
         }
     }
 
@@ -306,23 +351,23 @@ impl State {
         wakes
     }
 
-    fn start(&mut self) -> Option<Job> {
+    fn start(&mut self) -> Option<Waiting> {
         if self.stopped {
             return None;
         }
-        let job = match self.ready.pop_front()? {
-            Slot::Job(job) => job,
+        let started = match self.ready.pop_front()? {
+            Slot::Event(waiting) => waiting,
             Slot::Lane(key) => self.lanes.get_mut(&key)?.waiting.pop_first()?.1,
         };
         self.running += 1;
-        Some(job)
+        Some(started)
     }
 
     fn end(&mut self, ended: Ended) {
         self.running -= 1;
         let (job, counts) = match ended {
             Ended::Done(job) => {
-                self.let_go(job.source);
+                self.let_go(job.origin.source);
                 if let Some(key) = job.lane {
                     self.go_on(key);
                 }
@@ -336,7 +381,7 @@ impl State {
     }
 
     /// Lets the next event of a lane start, or ends the lane.
-    fn go_on(&mut self, key: String) {
+    fn go_on(&mut self, key: Arc<str>) {
         if self.lanes.get(&key).is_some_and(|lane| !lane.waiting.is_empty()) {
             self.ready.push_back(Slot::Lane(key));
         } else {

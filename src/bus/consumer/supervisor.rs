@@ -130,9 +130,9 @@ fn died(error: &JoinError) -> EventError {
 async fn keep_leases(runtime: &Runtime) {
     loop {
         tokio::time::sleep(runtime.extend_after / 2).await;
-        for guarded in runtime.queue.to_extend(runtime.extend_after) {
-            if let Err(error) = guarded.stored.extend().await {
-                tracing::debug!(sequence = guarded.stored.sequence(), %error, "lease not extended");
+        for lease in runtime.queue.to_extend(runtime.extend_after) {
+            if let Err(error) = lease.extend().await {
+                tracing::debug!(%error, "lease of a waiting event not extended");
             }
         }
     }

@@ -132,23 +132,19 @@ impl<H: Handler> Worker<H> {
             Arc::clone(event),
             sequence,
             delivered,
-            Arc::clone(&job.stream),
+            Arc::clone(&job.origin.stream),
             guarded,
         );
         let counters = &job.guarded.letters.counters;
         let span = process_span(counters.system(), counters.group(), &delivery);
         let _processing = counters.begin_processing();
-        let context = TraceContext::of(event);
-        let handler = Arc::clone(&self.handler);
-        // The handler is called inside, so that a panic in the call is caught too.
-        let handling = caught(async move { handler.call(delivery).await }).instrument(span);
+        let handler = &*self.handler;
+        // The handler is called inside, so that a panic in the call is caught too. What wraps it borrows it, because it may
+        // be large.
+        let handled = pin!(async move { handler.call(delivery).await });
+        let handling = caught(handled).instrument(span);
         // What it publishes belongs to the trace of the event.
-        let mut call = pin!(async move {
-            match context {
-                Some(context) => context.scope(handling).await,
-                None => handling.await,
-            }
-        });
+        let mut call = pin!(TraceContext::scope_of(Arc::clone(event), handling));
         // Most handlers that do not wait need no timer.
         if let Some(done) = poll_once(&mut call).await {
             return outcome(&self.runtime, done);

@@ -25,8 +25,10 @@ use crate::types::Event;
 /// every reader first, then [`promote`](Aes256GcmEncryptor::promote) it on the writers, and keep the old one as long as
 /// something is stored that it sealed. [The guide](crate::docs::encryption) goes through it step by step.
 ///
-/// With random nonces a key must seal fewer than 2^32 payloads. They are counted per key and process: at 2^31 there is a
-/// warning in the log, and the 2^32nd is refused. Keys are wiped from memory on drop and never printed.
+/// With random nonces a key must seal fewer than 2^32 payloads in its life. They are counted per key and process: at 2^31
+/// there is a warning in the log, and the 2^32nd is refused. Rotate before, or keep the count across restarts with
+/// [`sealed_count`](Aes256GcmEncryptor::sealed_count) and
+/// [`restore_sealed_count`](Aes256GcmEncryptor::restore_sealed_count). Keys are wiped from memory on drop and never printed.
 ///
 /// ```
 /// use a3s_event::{Aes256GcmEncryptor, Event, EventEncryptor};

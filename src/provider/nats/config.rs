@@ -111,7 +111,8 @@ fn without_credentials(urls: &str) -> String {
                 before.split_once("://").map_or(String::new(), |(s, _)| format!("{s}://"))
             )
         }
-        None => url.to_owned(),
+        // Nor what no server's URL has.
+        None => url.split(['?', '#']).next().unwrap_or_default().to_owned(),
     });
     shown.collect::<Vec<_>>().join(",")
 }
@@ -327,6 +328,11 @@ impl NatsProviderBuilder {
         let mut servers = Vec::new();
         let mut credentials = Vec::new();
         for server in self.config.url.split(',').map(str::trim) {
+            if !server.contains('@') && server.contains(['?', '#']) {
+                // The client would take no notice, and would log them.
+                let rule = "has settings or a fragment, which are for EventBus::connect; use the fields of the config";
+                return Err(EventError::Config(format!("url: a server {rule}")));
+            }
             if !server.contains('@') {
                 servers.push(server.to_owned());
                 continue;

@@ -6,7 +6,9 @@ use async_nats::{HeaderMap, Message};
 
 #[cfg(feature = "cloudevents")]
 use crate::cloudevents::{self, Accept, CloudEvent};
-use crate::error::Result;
+#[cfg(feature = "cloudevents")]
+use crate::error::EventError;
+use crate::error::{Result, without_values};
 use crate::types::Event;
 
 /// What the provider writes. It reads both, whatever is set here.
@@ -71,7 +73,7 @@ pub(super) fn decode(message: &Message) -> std::result::Result<Event, String> {
     if let Some(headers) = message.headers.as_ref().filter(|headers| is_cloud_event(headers)) {
         return from_cloud_event(message, headers);
     }
-    serde_json::from_slice(&message.payload).map_err(|error| error.to_string())
+    serde_json::from_slice(&message.payload).map_err(|error| without_values(&error))
 }
 
 #[cfg(feature = "cloudevents")]
@@ -94,7 +96,10 @@ fn from_cloud_event(message: &Message, headers: &HeaderMap) -> std::result::Resu
         values.iter().map(move |value| (name, value.as_str()))
     });
     let read = cloudevents::nats::from_message(flat, &message.payload, Accept::KnownDivergences);
-    let mut event = read.and_then(Event::try_from).map_err(|error| error.to_string())?;
+    let mut event = read.and_then(Event::try_from).map_err(|error| match error {
+        EventError::Serialization(error) => without_values(&error),
+        error => error.to_string(),
+    })?;
     // One of others has a subject of its own meaning, and no category: what counts here is where it was published.
     let published =
         headers.get("Nats-Subject").map_or(message.subject.as_str(), async_nats::HeaderValue::as_str);

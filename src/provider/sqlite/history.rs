@@ -8,6 +8,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::checksum;
 use super::error::Sql;
 use super::store::{signed, unsigned};
+use crate::error::without_values;
 use crate::provider::{HistoryQuery, StoredEvent};
 use crate::subject::subject_matches;
 
@@ -88,7 +89,8 @@ fn decode(row: &Row<'_>) -> Sql<Option<StoredEvent>> {
     match serde_json::from_slice(record) {
         Ok(event) => Ok(Some(StoredEvent::new(Arc::new(event), unsigned(sequence), unsigned(stored_at)))),
         Err(error) => {
-            tracing::warn!(sequence, %error, "history leaves out a record that is not an event");
+            let error = without_values(&error);
+            tracing::warn!(sequence, error, "history leaves out a record that is not an event");
             Ok(None)
         }
     }

@@ -14,7 +14,7 @@ use super::consumers::Settlement;
 use super::fetch::{Answer, Fetch, Item};
 use super::queue::{Access, GiveBack, Size, answered};
 use super::store::lease_time;
-use crate::error::{EventError, Result};
+use crate::error::{EventError, Result, without_values};
 use crate::provider::consumer::{Lease, Time};
 use crate::provider::{AckHandler, DEFAULT_TIMEOUT, Delivery, PendingEvent, Subscription, UndecodableRecord};
 use crate::types::{Event, ReceivedEvent};
@@ -66,7 +66,7 @@ impl From<Item> for Ready {
         match serde_json::from_slice(&record) {
             Ok(event) => Self::Event { lease, event: Arc::new(event), settled },
             Err(error) => {
-                let record = UndecodableRecord::new(record, error.to_string());
+                let record = UndecodableRecord::new(record, without_values(&error));
                 if settled {
                     Self::Error(undecodable(lease, record))
                 } else {

@@ -94,7 +94,8 @@ impl HttpSinkBuilder {
         self
     }
 
-    /// Sends payloads that are encrypted at rest in clear. Without, they leave the process as they are stored.
+    /// Sends payloads that are encrypted at rest in clear. Without, they leave the process as they are stored. An error then
+    /// shows the status of an answer and not its text, which could quote the payload.
     pub fn decrypted(mut self) -> Self {
         self.payload = PayloadForm::Clear;
         self

@@ -204,15 +204,16 @@ impl Allowed {
     }
 }
 
-/// A URL as an error shows it, without what may be a secret.
+/// A URL as an error shows it: scheme and host. Credentials, path and query may be secrets, and in what is no URL nobody can
+/// tell which part is which.
 fn shown(text: &str) -> String {
-    let without_query = text.split(['?', '#']).next().unwrap_or_default();
-    match without_query.rsplit_once('@') {
-        Some((before, after)) => {
-            let scheme = before.split_once("//").map_or("", |(scheme, _)| scheme);
-            shorten(&format!("{scheme}//***@{after}"))
+    match text.split_once("://") {
+        Some((scheme, _)) if text.contains('@') => shorten(&format!("{scheme}://***")),
+        Some((scheme, rest)) => {
+            let host = rest.split(['/', '\\', '?', '#']).next().unwrap_or_default();
+            shorten(&format!("{scheme}://{host}"))
         }
-        None => shorten(without_query),
+        None => "***".to_owned(),
     }
 }
 

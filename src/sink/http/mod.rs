@@ -137,13 +137,32 @@ impl HttpSink {
             tracing::warn!(sink = self.name, "the receiver answered 410: sink disabled");
         }
         let text = tokio::time::timeout(DRAIN, start_of(response)).await.unwrap_or_default();
-        let reason = format!("status {}: {}", status.as_u16(), shorten(text.trim()));
+        let reason = match self.quotable(text.trim()) {
+            Some(text) => format!("status {}: {}", status.as_u16(), shorten(&text)),
+            None => format!("status {}", status.as_u16()),
+        };
         let failure =
             if is_retried(status) { SinkFailure::retry(reason) } else { SinkFailure::fatal(reason) };
         Err(match after.filter(|_| failure.is_retryable()) {
             Some(delay) => failure.retry_after(delay),
             None => failure,
         })
+    }
+}
+
+impl HttpSink {
+    /// What of an answer goes into errors and dead letters. A receiver may quote what it was sent: payloads that leave in clear
+    /// are encrypted elsewhere, and headers and all of the URL but the host are secrets.
+    fn quotable(&self, answer: &str) -> Option<String> {
+        if self.payload == PayloadForm::Clear || answer.is_empty() {
+            return None;
+        }
+        let headers = self.headers.values().filter_map(|value| value.to_str().ok());
+        // The value, and what stands behind the scheme in it.
+        let in_headers = headers.flat_map(|value| [value, value.rsplit(' ').next().unwrap_or_default()]);
+        let in_url = [self.url.query().unwrap_or_default(), self.url.path().trim_matches('/')];
+        let secrets = in_headers.chain(in_url).filter(|secret| !secret.is_empty());
+        Some(secrets.fold(answer.to_owned(), |answer, secret| answer.replace(secret, "***")))
     }
 }
 

@@ -8,9 +8,9 @@ use a3s_event::consumer::{Backoff, ConsumerHandle, DeliveryPolicy, HandlerError}
 use a3s_event::dlq::LetterFilter;
 use a3s_event::{Delivery, EventBus, FailureClass};
 
-use super::{Backend, assert_settled, eventually, number};
-use crate::backend::on_every_provider;
-use crate::event;
+use super::support::assert_settled;
+use crate::backend::{Backend, on_every_provider};
+use crate::{event, eventually, number};
 
 const EVENTS: u64 = 1_000;
 const LANES: u64 = 8;

@@ -8,9 +8,10 @@ use a3s_event::consumer::DeliveryPolicy;
 use a3s_event::dlq::LetterFilter;
 use a3s_event::{Delivery, DlqHandler, EventBus, FailureClass, ProviderDlq, ProviderRegistry};
 
-use super::{Backend, assert_settled, eventually, number, policy, publish, short_lease};
-use crate::backend::on_every_server;
+use super::support::{assert_settled, policy, publish, short_lease};
+use crate::backend::{Backend, on_every_server};
 use crate::process::{Process, Role, role_to_play, say};
+use crate::{eventually, number};
 
 const ATTEMPTS: u64 = 2;
 

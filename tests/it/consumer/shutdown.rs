@@ -8,8 +8,9 @@ use a3s_event::consumer::ConsumerState;
 use a3s_event::{Delivery, ErrorKind, EventBus, EventProvider, MemoryProvider};
 use tokio::sync::Notify;
 
-use super::{Backend, Handled, assert_settled, eventually, number, policy, publish};
-use crate::backend::on_every_provider;
+use super::support::{Handled, assert_settled, counted, policy, publish};
+use crate::backend::{Backend, on_every_provider};
+use crate::{eventually, number};
 
 on_every_provider! {
     a_drain_ends_what_runs_and_gives_the_rest_back
@@ -53,17 +54,7 @@ async fn a_drain_ends_what_runs_and_gives_the_rest_back(backend: Backend) {
 
     // One attempt is allowed, and none was used by what was given back.
     let bus = backend.bus().await;
-    let counting = Arc::clone(&handled);
-    let next = bus
-        .consumer("worker")
-        .subject("events.>")
-        .policy(policy(1))
-        .handle(move |delivery: Delivery| {
-            counting.count(number(&delivery));
-            async { Ok(()) }
-        })
-        .await
-        .unwrap();
+    let next = counted(bus.consumer("worker").subject("events.>").policy(policy(1)), &handled).await;
     assert_settled(&bus).await;
     next.shutdown().await.unwrap();
     assert_eq!(handled.events(), 50);
@@ -124,7 +115,7 @@ async fn a_handler_that_does_not_end_is_interrupted_at_the_deadline() {
     let mut subscription =
         bus.provider().subscribe_durable(&bus.consumers().await.unwrap()[0].name, "events.>").await.unwrap();
     for expected in 1..=3 {
-        let delivery = super::super::next(&mut subscription).await;
+        let delivery = crate::next(&mut subscription).await;
         assert_eq!((number(&delivery), delivery.num_delivered()), (expected, 1), "in order, and uncounted");
     }
 }
