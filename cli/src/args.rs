@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand};
+use tracing_subscriber::filter::Targets;
 
 use crate::commands::{
     bench, completions, conformance, consumers, copy, diff, dlq, doctor, history, info, publish, schema,
-    show, subscribe, tail, watch,
+    show, streams, subscribe, tail, watch,
 };
 use crate::output::Format;
 
@@ -41,6 +42,12 @@ pub(crate) struct Global {
     /// The form of the output
     #[arg(long, short, global = true, value_enum, default_value_t)]
     pub(crate) output: Format,
+    /// Log more on stderr: what happens, with -vv in detail, with -vvv also of the clients
+    #[arg(long, short, global = true, action = ArgAction::Count)]
+    pub(crate) verbose: u8,
+    /// What is logged instead: targets and levels, for instance a3s_event=debug,async_nats=info
+    #[arg(long, global = true, value_name = "FILTER", env = "A3S_EVENT_LOG")]
+    pub(crate) log: Option<Targets>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -63,7 +70,10 @@ pub(crate) enum Command {
     /// Show the counts of the stream
     #[command(after_help = info::EXAMPLE)]
     Info,
-    /// List the consumers with their lag
+    /// List the streams of the server
+    #[command(after_help = streams::EXAMPLE)]
+    Streams,
+    /// List the consumers with their lag, and what is pending and redelivered
     #[command(after_help = consumers::EXAMPLE)]
     Consumers(consumers::Args),
     /// Watch rate, lag and the last events in the terminal

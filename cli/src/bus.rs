@@ -51,10 +51,23 @@ impl App {
 }
 
 pub(crate) async fn connect(url: &str) -> Outcome<Arc<dyn EventProvider>> {
+    tracing::info!(url = redacted(url), "connecting");
     let registry = ProviderRegistry::builtin();
     match tokio::time::timeout(CONNECT, registry.connect(url)).await {
-        Ok(connected) => Ok(connected?),
-        Err(_elapsed) => Err(Failure::Unreachable(format!("no connection within {CONNECT:?}"))),
+        Ok(connected) => {
+            let provider = connected.map_err(|error| match Failure::from(error) {
+                Failure::Unreachable(text) => Failure::Unreachable(format!(
+                    "{}: {text}; the command doctor finds out why",
+                    redacted(url)
+                )),
+                other => other,
+            })?;
+            tracing::debug!(provider = provider.name(), capabilities = ?provider.capabilities(), "connected");
+            Ok(provider)
+        }
+        Err(_elapsed) => {
+            Err(Failure::Unreachable(format!("{}: no connection within {CONNECT:?}", redacted(url))))
+        }
     }
 }
 
@@ -81,17 +94,27 @@ fn warn_of_credentials(url: &str) {
     }
 }
 
-/// Completes when the user or the system asks to end.
-pub(crate) async fn asked_to_end() {
+/// Completes when the user or the system asks to end. Listens from the call on, also before it is polled.
+pub(crate) fn asked_to_end() -> impl Future<Output = ()> {
     #[cfg(unix)]
     {
         use tokio::signal::unix::{SignalKind, signal};
-        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
-            tokio::select! {
-                _ = tokio::signal::ctrl_c() => return,
-                _ = terminate.recv() => return,
+        let signals = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
+        async {
+            match signals {
+                (Ok(mut interrupt), Ok(mut terminate)) => {
+                    tokio::select! {
+                        _ = interrupt.recv() => {}
+                        _ = terminate.recv() => {}
+                    }
+                }
+                // Without a handler the signal ends the process.
+                _ => std::future::pending().await,
             }
         }
     }
-    let _ = tokio::signal::ctrl_c().await;
+    #[cfg(not(unix))]
+    async {
+        let _ = tokio::signal::ctrl_c().await;
+    }
 }

@@ -72,7 +72,10 @@ impl Failure {
     }
 
     fn of(error: &EventError) -> Self {
-        let text = chain(error);
+        let text = match next_step(error) {
+            Some(step) => format!("{}; {step}", chain(error)),
+            None => chain(error),
+        };
         match error.kind() {
             ErrorKind::Connection | ErrorKind::Timeout | ErrorKind::Unauthorized => Self::Unreachable(text),
             ErrorKind::InvalidInput
@@ -98,6 +101,17 @@ impl From<io::Error> for Failure {
             return Self::StdoutClosed;
         }
         Self::Other(error.to_string())
+    }
+}
+
+/// What a person can do about an error, where that is not clear from it.
+fn next_step(error: &EventError) -> Option<&'static str> {
+    match error {
+        EventError::InvalidSubject { .. } => {
+            Some("a subject is for instance events.orders.placed, a filter events.orders.>")
+        }
+        EventError::NotFound(_) => Some("history, dlq list and consumers list what is there"),
+        _ => None,
     }
 }
 

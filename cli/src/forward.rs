@@ -10,7 +10,7 @@ use a3s_event::{EventProvider, HistoryQuery, StoredEvent};
 use crate::failure::Outcome;
 
 /// Most events in an answer.
-const PAGE: usize = 1_000;
+pub(crate) const PAGE: usize = 1_000;
 
 /// The events from one sequence to another.
 pub(crate) struct Forward {
@@ -61,28 +61,5 @@ impl Forward {
             return Ok(page);
         }
         Ok(Vec::new())
-    }
-}
-
-/// One event after the other.
-pub(crate) struct Events {
-    forward: Forward,
-    page: std::vec::IntoIter<StoredEvent>,
-}
-
-impl From<Forward> for Events {
-    fn from(forward: Forward) -> Self {
-        Self { forward, page: Vec::new().into_iter() }
-    }
-}
-
-impl Events {
-    /// The next event; `None` at the end.
-    pub(crate) async fn next(&mut self) -> Outcome<Option<StoredEvent>> {
-        if let Some(event) = self.page.next() {
-            return Ok(Some(event));
-        }
-        self.page = self.forward.page().await?.into_iter();
-        Ok(self.page.next())
     }
 }

@@ -6,18 +6,20 @@ mod commands;
 mod config;
 mod failure;
 mod forward;
+mod log;
 mod moment;
 mod output;
+mod plot;
 mod records;
 mod template;
 mod text;
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::args::Cli;
+use crate::args::{Cli, Command};
 use crate::failure::{Failure, Outcome};
 
 fn main() -> ExitCode {
@@ -49,6 +51,10 @@ fn told_by_clap(error: clap::Error) -> Ended {
 }
 
 fn run(cli: Cli) -> Result<(), Ended> {
+    let would_be_drawn_over = matches!(cli.command, Command::Watch(_)) && std::io::stderr().is_terminal();
+    if !would_be_drawn_over {
+        log::to_stderr(cli.global.log.clone(), cli.global.verbose);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -12,6 +12,9 @@ use crate::failure::{Failure, Outcome};
 use crate::moment;
 use crate::text;
 
+/// How a terminal is told to write bold, and to stop.
+const BOLD: &str = "\u{1b}[1m";
+const PLAIN: &str = "\u{1b}[0m";
 /// Longest payload in a table.
 const PAYLOAD: usize = 60;
 
@@ -51,6 +54,14 @@ impl Output {
     /// Whether a person looks at it.
     pub(crate) fn is_terminal() -> bool {
         io::stdout().is_terminal()
+    }
+
+    /// Whether that person wants styles: <https://no-color.org>.
+    fn is_styled() -> bool {
+        let is_unset = |variable| std::env::var_os(variable).is_none_or(|value| value.is_empty());
+        Self::is_terminal()
+            && is_unset("NO_COLOR")
+            && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
     }
 
     /// Rows that are all known.
@@ -110,7 +121,11 @@ impl Output {
         for row in rows {
             table.add_row(row.cells());
         }
-        self.line(&table.trim_fmt())
+        let table = table.trim_fmt();
+        match table.split_once('\n') {
+            Some((header, rows)) if Self::is_styled() => self.line(&format!("{BOLD}{header}{PLAIN}\n{rows}")),
+            _ => self.line(&table),
+        }
     }
 
     fn fields(&mut self, value: &Value) -> Outcome {

@@ -1,5 +1,6 @@
 //! `bench`: rate of publishing and consuming, and the time from publish to delivery.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use a3s_event::{DeliverPolicy, Event, EventProvider, PublishRequest, SubscribeOptions, Subscription};
@@ -9,10 +10,11 @@ use serde::Serialize;
 use crate::bus::App;
 use crate::failure::{Failure, Outcome};
 use crate::output::{Format, Row};
+use crate::plot::{self, Series};
 
 pub(crate) const EXAMPLE: &str = "Example:
   a3s-event --url memory:// bench
-  a3s-event bench latency --events 2000 --per-second 500";
+  a3s-event bench latency --events 2000 --per-second 500 --svg latency.svg";
 
 /// Longest wait for an event that was published.
 const SOON: Duration = Duration::from_secs(30);
@@ -36,6 +38,9 @@ pub(crate) struct Args {
     /// Events per second of latency
     #[arg(long, value_name = "EVENTS", default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..))]
     per_second: u32,
+    /// Draw the times as a chart into this SVG file
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
@@ -143,6 +148,13 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
         measured.push(bench.latency().await?);
     }
     provider.close().await?;
+    if let Some(file) = &args.svg {
+        let series: Vec<_> = measured
+            .iter()
+            .map(|measured| Series { name: measured.what, sorted: &measured.sorted })
+            .collect();
+        plot::svg(file, &format!("{} events on {}", args.events, provider.name()), &series)?;
+    }
     app.out.rows(&measured)?;
     if app.out.format == Format::Table {
         for measured in &measured {

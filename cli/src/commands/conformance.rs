@@ -45,11 +45,74 @@ pub(super) const NEEDS: [(Need, &str); 15] = [
     (Need::CountedLoss, "counted_loss"),
 ];
 
+/// What a case checks that needs no capability.
+const EVERY_BUS: &str = "every bus";
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Only cases whose name contains this
     #[arg(long, default_value = "")]
     case: String,
+    /// A row per case instead of one per capability
+    #[arg(long)]
+    cases: bool,
+}
+
+/// What the cases of a capability have shown.
+#[derive(Debug, Serialize)]
+struct CapabilityRow {
+    capability: &'static str,
+    outcome: &'static str,
+    /// Cases that ended like this.
+    cases: usize,
+    failed: Vec<Broken>,
+}
+
+/// A promise that is not kept.
+#[derive(Debug, Clone, Serialize)]
+struct Broken {
+    case: &'static str,
+    promise: &'static str,
+    detail: String,
+}
+
+impl Row for CapabilityRow {
+    const COLUMNS: &'static [&'static str] = &["capability", "outcome", "cases", "failed"];
+
+    fn cells(&self) -> Vec<String> {
+        let failed: Vec<_> = self.failed.iter().map(|broken| broken.case).collect();
+        vec![self.capability.to_owned(), self.outcome.to_owned(), self.cases.to_string(), failed.join("\n")]
+    }
+}
+
+impl CapabilityRow {
+    /// The capability whose cases are these. One broken promise is enough to fail.
+    fn new(capability: &'static str, cases: &[&CaseRow]) -> Self {
+        let of = |outcome: &'static str| cases.iter().filter(move |case| case.outcome == outcome);
+        let outcome =
+            ["failed", "honoured", "refused"].into_iter().find(|outcome| of(outcome).next().is_some());
+        let outcome = outcome.unwrap_or("not checked");
+        let failed = of("failed").map(|case| Broken {
+            case: case.case,
+            promise: case.promise,
+            detail: case.detail.clone(),
+        });
+        Self { capability, outcome, cases: of(outcome).count(), failed: failed.collect() }
+    }
+}
+
+/// A row per capability, and one for what needs none.
+fn capabilities(rows: &[CaseRow]) -> Vec<CapabilityRow> {
+    let of_need = |need, name| {
+        // A case that was refused for want of another capability says nothing of this one.
+        let says_something =
+            |row: &&CaseRow| row.needs.contains(&need) && row.refused.is_none_or(|by| by == need);
+        CapabilityRow::new(name, &rows.iter().filter(says_something).collect::<Vec<_>>())
+    };
+    let of_none: Vec<_> = rows.iter().filter(|row| row.needs.is_empty()).collect();
+    let mut capabilities = vec![CapabilityRow::new(EVERY_BUS, &of_none)];
+    capabilities.extend(NEEDS.into_iter().map(|(need, name)| of_need(need, name)));
+    capabilities
 }
 
 /// How a case ended.
@@ -59,6 +122,11 @@ struct CaseRow {
     outcome: &'static str,
     detail: String,
     promise: &'static str,
+    #[serde(skip)]
+    needs: &'static [Need],
+    /// The capability that the bus does not have.
+    #[serde(skip)]
+    refused: Option<Need>,
 }
 
 impl Row for CaseRow {
@@ -89,11 +157,21 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     }
     drop(std::panic::take_hook());
     rows.sort_by_key(|row| (row.outcome, row.case));
-    app.out.rows(&rows)?;
+    if rows.is_empty() {
+        return Err(Failure::Usage(format!("no case has '{}' in its name; --cases lists them", args.case)));
+    }
+    if args.cases {
+        app.out.rows(&rows)?;
+    } else {
+        app.out.rows(&capabilities(&rows))?;
+    }
     let count = |outcome| rows.iter().filter(|row| row.outcome == outcome).count();
     let failed = count("failed");
+    for broken in rows.iter().filter(|row| row.outcome == "failed") {
+        app.out.say(&format!("{}: {}\n  {}", broken.case, broken.promise, broken.detail))?;
+    }
     app.out.say(&format!(
-        "{} honoured, {} refused, {failed} failed, {} not applicable",
+        "cases: {} honoured, {} refused, {failed} failed, {} not applicable",
         count("honoured"),
         count("refused"),
         count("not applicable")
@@ -106,10 +184,12 @@ fn ended(done: Option<Result<CaseRow, tokio::task::JoinError>>) -> Option<CaseRo
 }
 
 fn check(case: &'static testkit::Case, bus: &Bus) -> CaseRow {
-    let outcome = catch_unwind(AssertUnwindSafe(|| testkit::run_case(case.name, bus, Clock::Real)));
-    let (outcome, detail) = match outcome {
+    let ran = catch_unwind(AssertUnwindSafe(|| testkit::run_case(case.name, bus, Clock::Real)));
+    let mut refused = None;
+    let (outcome, detail) = match ran {
         Ok(testkit::Outcome::Kept) => ("honoured", String::new()),
         Ok(testkit::Outcome::Refused(need)) => {
+            refused = Some(need);
             let name = NEEDS.iter().find(|(known, _)| *known == need).map_or("", |(_, name)| name);
             ("refused", format!("has no {name}"))
         }
@@ -117,7 +197,7 @@ fn check(case: &'static testkit::Case, bus: &Bus) -> CaseRow {
         Ok(_) => ("not applicable", String::new()),
         Err(panic) => ("failed", said(&*panic)),
     };
-    CaseRow { case: case.name, outcome, detail, promise: case.promise }
+    CaseRow { case: case.name, outcome, detail, promise: case.promise, needs: case.needs, refused }
 }
 
 /// The message of a panic.
@@ -223,6 +303,31 @@ impl Drop for Running {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_broken_promise_fails_its_capabilities_and_no_other() {
+        let row = |case, outcome, needs, refused| CaseRow {
+            case,
+            outcome,
+            detail: String::new(),
+            promise: "",
+            needs,
+            refused,
+        };
+        let rows = [
+            row("a", "honoured", &[][..], None),
+            row("b", "honoured", &[Need::Durable], None),
+            row("c", "failed", &[Need::Durable, Need::Redelivery], None),
+            row("d", "refused", &[Need::Durable, Need::Term], Some(Need::Term)),
+        ];
+        let found = capabilities(&rows);
+        let of = |name| {
+            found.iter().find(|row| row.capability == name).map(|row| (row.outcome, row.cases)).unwrap()
+        };
+        assert_eq!(of(EVERY_BUS), ("honoured", 1));
+        assert_eq!((of("durable"), of("redelivery")), (("failed", 1), ("failed", 1)));
+        assert_eq!((of("term"), of("dedup")), (("refused", 1), ("not checked", 0)));
+    }
 
     #[test]
     fn every_case_of_a_server_has_a_stream_of_its_own() {

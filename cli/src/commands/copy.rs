@@ -1,11 +1,13 @@
 //! `copy`: the events of one bus to another.
 //!
 //! The target itself says how far a copy came: its newest events are looked for in the source. Each event is published on
-//! the condition that the one before it is the newest, so that a failure leaves no gap and no second writer mixes in.
+//! the condition that the one before it is the newest, so that a failure leaves no gap. A second writer ends the copy: its
+//! event takes the place of one of ours, and because a page is on its way at a time, others of ours may be behind it. The
+//! next copy compares more than a page, finds that and refuses to go on.
 
 use a3s_event::{
-    ConsumerInfo, DeliverPolicy, Event, EventProvider, HistoryQuery, PublishOptions, PublishRequest,
-    StoredEvent, SubscribeOptions,
+    ConsumerInfo, DeliverPolicy, Event, EventError, EventProvider, HistoryQuery, PublishOptions,
+    PublishRequest, StoredEvent, SubscribeOptions,
 };
 use serde::Serialize;
 
@@ -14,14 +16,14 @@ use super::show::newest_where;
 use super::subscribe::eprint_warning;
 use crate::bus::App;
 use crate::failure::{Failure, Outcome};
-use crate::forward::Forward;
+use crate::forward::{Forward, PAGE};
 
 pub(crate) const EXAMPLE: &str = "Example:
   a3s-event copy sqlite:///var/lib/events.db nats://127.0.0.1:4222
   a3s-event diff sqlite:///var/lib/events.db nats://127.0.0.1:4222";
 
 /// How many of the target's newest events have to be found in a row in the source to go on behind them.
-const TAIL: usize = 32;
+const TAIL: usize = 2 * PAGE;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -56,14 +58,16 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     let source = app.connect_to(&args.from).await?;
     let target = app.connect_to(&args.to).await?;
     let filter = args.filter.as_deref();
-    let first = first_missing(&*source, &*target, filter).await?;
+    let tail = target.query(&HistoryQuery::new(TAIL)).await?;
+    let first = first_missing(&*source, &tail, filter).await?;
     let forward = Forward::new(&source, filter, first).await?;
     let mut copied = Copied { first_sequence: first, ..Copied::default() };
     if args.dry_run {
         copied.events = count(forward).await?;
         return app.out.one(&copied);
     }
-    copy_events(forward, &*target, &mut copied).await?;
+    let last = tail.first().map(|newest| newest.sequence);
+    copy_events(forward, &*target, last, &mut copied).await?;
     if !args.no_positions {
         copy_positions(&*source, &*target, filter, &mut copied).await?;
     }
@@ -85,19 +89,18 @@ async fn count(mut forward: Forward) -> Outcome<u64> {
 /// The sequence in the source behind what the target has.
 async fn first_missing(
     source: &dyn EventProvider,
-    target: &dyn EventProvider,
+    tail: &[StoredEvent],
     filter: Option<&str>,
 ) -> Outcome<u64> {
-    let tail = target.query(&HistoryQuery::new(TAIL)).await?;
     let Some(newest) = tail.first() else { return Ok(1) };
-    let mut candidates = Candidates { source, filter, tail: &tail, before: u64::MAX };
+    let mut candidates = Candidates { source, filter, tail, before: u64::MAX };
     while let Some(candidate) = candidates.next(&newest.event).await? {
         if candidates.fits(candidate).await? {
             return Ok(candidate + 1);
         }
     }
     Err(Failure::Input(
-        "the target holds events that are not the beginning of this copy: copy into an empty stream"
+        "the target holds events that are not the beginning of this copy (diff shows which): copy into an empty stream"
             .to_owned(),
     ))
 }
@@ -151,24 +154,30 @@ pub(super) fn is_same(a: &Event, b: &Event) -> bool {
         && *metadata == b.metadata
 }
 
-async fn copy_events(mut forward: Forward, target: &dyn EventProvider, copied: &mut Copied) -> Outcome {
+/// Copies behind the sequence `last` of the target; `None` when it is empty.
+async fn copy_events(
+    mut forward: Forward,
+    target: &dyn EventProvider,
+    mut last: Option<u64>,
+    copied: &mut Copied,
+) -> Outcome {
     let bar = progress(None);
-    let mut last = None;
     loop {
         let page = forward.page().await?;
-        let mut events = page.iter().map(|stored| &*stored.event);
         if page.is_empty() {
             bar.finish_and_clear();
             return Ok(());
         }
-        if last.is_none() {
-            // The first one says where the target stands.
-            last = publish(target, events.next().as_slice(), None).await?;
+        let events: Vec<_> = page.iter().map(|stored| &*stored.event).collect();
+        let (first, rest) = events.split_at(usize::from(last.is_none()));
+        for event in first {
+            last = Some(publish_first(target, event).await?);
             copied.events += 1;
         }
-        let rest: Vec<_> = events.collect();
-        if !rest.is_empty() {
-            last = publish(target, &rest, last).await?;
+        if let Some(before) = last
+            && !rest.is_empty()
+        {
+            last = Some(publish(target, rest, before).await?);
             copied.events += rest.len() as u64;
         }
         bar.set_position(copied.events);
@@ -176,34 +185,53 @@ async fn copy_events(mut forward: Forward, target: &dyn EventProvider, copied: &
     }
 }
 
+/// Publishes the first event of an empty stream. A stream that was emptied counts on where it was, and only the event
+/// itself shows where that is.
+async fn publish_first(target: &dyn EventProvider, event: &Event) -> Outcome<u64> {
+    match publish(target, &[event], 0).await {
+        Err(Failure::Other(_)) if target.query(&HistoryQuery::new(1)).await?.is_empty() => {
+            let published = target.publish(event).await;
+            published.map_err(|error| unpublished(&error, event))
+        }
+        published => published,
+    }
+}
+
 /// Publishes events behind the sequence `last`, and returns the sequence of the last one.
-async fn publish(
-    target: &dyn EventProvider,
-    events: &[&Event],
-    mut last: Option<u64>,
-) -> Outcome<Option<u64>> {
+async fn publish(target: &dyn EventProvider, events: &[&Event], mut last: u64) -> Outcome<u64> {
     let is_conditional = !target.capabilities().expected_sequence.is_no();
     let mut requests = Vec::with_capacity(events.len());
     for event in events {
-        let expected_sequence = last.filter(|_| is_conditional);
+        let expected_sequence = is_conditional.then_some(last);
         requests.push(PublishRequest::new(
             event,
             PublishOptions { expected_sequence, ..PublishOptions::default() },
         ));
-        last = last.map(|last| last + 1);
+        last += 1;
     }
     let results = target.publish_batch(&requests).await;
-    let mut sequence = None;
     for (result, event) in results.into_iter().zip(events) {
-        sequence = Some(result.map_err(|error| match Failure::publish(&error, vec![event.id.clone()]) {
-            Failure::Unknown { reason, .. } => Failure::Unknown {
-                ids: vec![event.id.clone()],
-                reason: format!("{reason}; the same copy again goes on where it stopped"),
-            },
-            other => other,
-        })?);
+        last = result.map_err(|error| unpublished(&error, event))?;
     }
-    Ok(sequence)
+    Ok(last)
+}
+
+/// Why an event could not be copied, and what to do now.
+fn unpublished(error: &EventError, event: &Event) -> Failure {
+    if matches!(error, EventError::Conflict { field, .. } if field == "expected_sequence") {
+        return Failure::Other(format!(
+            "event '{}' was not copied, because somebody else writes to the target ({error}). Stop that writer and \
+             empty the target, or copy to another stream: what is there is no longer the beginning of the source",
+            event.id
+        ));
+    }
+    match Failure::publish(error, vec![event.id.clone()]) {
+        Failure::Unknown { ids, reason } => Failure::Unknown {
+            ids,
+            reason: format!("{reason}; the same copy again goes on where it stopped"),
+        },
+        other => other,
+    }
 }
 
 /// Makes the durable consumers of the source on the target, each at the event that it would get next.

@@ -1,16 +1,25 @@
 //! `diff`: whether two buses hold the same events in the same order.
+//!
+//! Where they differ, both sides are searched ahead for a place from which on they agree again, so that one event too many
+//! is one difference.
 
+use std::collections::VecDeque;
+
+use a3s_event::StoredEvent;
 use serde::Serialize;
 
 use super::copy::is_same;
 use crate::bus::App;
 use crate::failure::{Failure, Outcome};
-use crate::forward::{Events, Forward};
+use crate::forward::Forward;
 use crate::output::Row;
 use crate::text;
 
 pub(crate) const EXAMPLE: &str = "Example:
   a3s-event diff sqlite:///var/lib/events.db nats://127.0.0.1:4222";
+
+/// How far ahead a place is searched for.
+const AHEAD: usize = 1_000;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -26,11 +35,11 @@ pub(crate) struct Args {
     limit: usize,
 }
 
-/// Two events at the same place that differ, or one where the other side has ended.
+/// Two events at the same place that differ, or one that the other side does not have there.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Difference {
-    /// Place in the order, beginning at 1.
+    /// Place in the order of both, beginning at 1.
     place: u64,
     from: Option<Side>,
     to: Option<Side>,
@@ -61,34 +70,90 @@ struct Same {
     differences: usize,
 }
 
+impl From<StoredEvent> for Side {
+    fn from(stored: StoredEvent) -> Self {
+        Self { sequence: stored.sequence, id: stored.event.id.clone() }
+    }
+}
+
 pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     let from = app.connect_to(&args.from).await?;
     let to = app.connect_to(&args.to).await?;
     let filter = args.filter.as_deref();
-    let mut left = Events::from(Forward::new(&from, filter, 1).await?);
-    let mut right = Events::from(Forward::new(&to, filter, 1).await?);
+    let mut left = Reader::new(Forward::new(&from, filter, 1).await?);
+    let mut right = Reader::new(Forward::new(&to, filter, 1).await?);
     let mut differences = Vec::new();
-    let mut events = 0;
+    let mut place = 0;
     while differences.len() < args.limit {
-        let (a, b) = tokio::try_join!(left.next(), right.next())?;
-        let same = match (&a, &b) {
+        tokio::try_join!(left.read(1), right.read(1))?;
+        let same = match (left.ahead.front(), right.ahead.front()) {
             (None, None) => break,
             (Some(a), Some(b)) => is_same(&a.event, &b.event),
             _ => false,
         };
-        events += 1;
+        place += 1;
+        let (of_left, of_right) = if same {
+            (true, true)
+        } else {
+            tokio::try_join!(left.read(AHEAD), right.read(AHEAD))?;
+            which_differ(&left.ahead, &right.ahead)
+        };
+        let from = if of_left { left.ahead.pop_front() } else { None };
+        let to = if of_right { right.ahead.pop_front() } else { None };
         if !same {
-            let [from, to] = [a, b].map(|stored| {
-                stored.map(|stored| Side { sequence: stored.sequence, id: stored.event.id.clone() })
-            });
-            differences.push(Difference { place: events, from, to });
+            differences.push(Difference { place, from: from.map(Side::from), to: to.map(Side::from) });
         }
     }
     from.close().await?;
     to.close().await?;
     if differences.is_empty() {
-        return app.out.one(&Same { events, differences: 0 });
+        return app.out.one(&Same { events: place, differences: 0 });
     }
     app.out.rows(&differences)?;
     Err(Failure::Found("the buses differ".to_owned()))
+}
+
+/// The events of a bus, some of them read ahead.
+struct Reader {
+    forward: Forward,
+    ahead: VecDeque<StoredEvent>,
+}
+
+impl Reader {
+    fn new(forward: Forward) -> Self {
+        Self { forward, ahead: VecDeque::new() }
+    }
+
+    /// Reads until so many events are there, or all.
+    async fn read(&mut self, events: usize) -> Outcome {
+        while self.ahead.len() < events {
+            let page = self.forward.page().await?;
+            if page.is_empty() {
+                break;
+            }
+            self.ahead.extend(page);
+        }
+        Ok(())
+    }
+}
+
+/// Of two sides that differ at once, whose event has no counterpart; both when that is so for both.
+fn which_differ(left: &VecDeque<StoredEvent>, right: &VecDeque<StoredEvent>) -> (bool, bool) {
+    let (Some(a), Some(b)) = (left.front(), right.front()) else {
+        return (!left.is_empty(), !right.is_empty());
+    };
+    if a.event.id == b.event.id {
+        return (true, true);
+    }
+    let place_of = |event: &StoredEvent, side: &VecDeque<StoredEvent>| {
+        side.iter().take(AHEAD).position(|other| is_same(&event.event, &other.event))
+    };
+    match (place_of(a, right), place_of(b, left)) {
+        (Some(skipped_right), Some(skipped_left)) => {
+            (skipped_left < skipped_right, skipped_right <= skipped_left)
+        }
+        (Some(_), None) => (false, true),
+        (None, Some(_)) => (true, false),
+        (None, None) => (true, true),
+    }
 }

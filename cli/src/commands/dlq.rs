@@ -21,7 +21,8 @@ const EXAMPLE_LIST: &str = "Example:\n  a3s-event dlq list --class exhausted --s
 const EXAMPLE_SHOW: &str = "Example:\n  a3s-event dlq show 17";
 const EXAMPLE_REPLAY: &str =
     "Example:\n  a3s-event dlq replay 17\n  a3s-event dlq replay --all --per-second 50";
-const EXAMPLE_DISCARD: &str = "Example:\n  a3s-event dlq discard 17 18";
+const EXAMPLE_DISCARD: &str =
+    "Example:\n  a3s-event dlq discard 17 18\n  a3s-event dlq discard --class fatal --before 7d --dry-run";
 
 /// Longest reason in a table.
 const REASON: usize = 60;
@@ -50,14 +51,8 @@ pub(crate) enum Command {
     /// Publish dead letters again, under their subject and with their id
     #[command(after_help = EXAMPLE_REPLAY)]
     Replay {
-        /// Numbers of the letters
-        #[arg(conflicts_with_all = ["all", "Which"], required_unless_present_any = ["all", "Which"])]
-        ids: Vec<u64>,
-        /// All open letters
-        #[arg(long)]
-        all: bool,
         #[command(flatten)]
-        which: Which,
+        chosen: Chosen,
         /// Only say what would be done
         #[arg(long)]
         dry_run: bool,
@@ -76,9 +71,11 @@ pub(crate) enum Command {
     /// Decide that nothing is to be done about dead letters; they are kept and no longer open
     #[command(after_help = EXAMPLE_DISCARD)]
     Discard {
-        /// Numbers of the letters
-        #[arg(required = true)]
-        ids: Vec<u64>,
+        #[command(flatten)]
+        chosen: Chosen,
+        /// Only say what would be done
+        #[arg(long)]
+        dry_run: bool,
         #[command(flatten)]
         queue: Queue,
     },
@@ -90,6 +87,19 @@ pub(crate) struct Queue {
     /// The bus that keeps the dead letters [default: the bus itself]
     #[arg(long, value_name = "URL", env = "A3S_EVENT_DLQ_URL", hide_env_values = true)]
     dlq_url: Option<String>,
+}
+
+/// Letters by number, or those that are meant.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Chosen {
+    /// Numbers of the letters
+    #[arg(conflicts_with_all = ["all", "Which"], required_unless_present_any = ["all", "Which"])]
+    ids: Vec<u64>,
+    /// All open letters
+    #[arg(long)]
+    all: bool,
+    #[command(flatten)]
+    which: Which,
 }
 
 /// Which letters are meant.
@@ -225,6 +235,13 @@ struct Replayed {
     refused: Vec<(u64, String)>,
 }
 
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Discarded {
+    dry_run: bool,
+    discarded: Vec<u64>,
+}
+
 pub(crate) async fn run(app: &mut App, command: Command) -> Outcome {
     match command {
         Command::List { which, limit, queue } => {
@@ -239,7 +256,7 @@ pub(crate) async fn run(app: &mut App, command: Command) -> Outcome {
             }
             app.out.one(&LetterRow::new(&letter))
         }
-        Command::Replay { ids, all: _, which, dry_run, per_second, max_replays, limit, queue } => {
+        Command::Replay { chosen, dry_run, per_second, max_replays, limit, queue } => {
             let settle = |replay: Replay| {
                 let replay = replay.max_replays(max_replays).limit(limit.unwrap_or(usize::MAX));
                 let replay = per_second.into_iter().fold(replay, Replay::per_second);
@@ -247,8 +264,8 @@ pub(crate) async fn run(app: &mut App, command: Command) -> Outcome {
             };
             let letters = open(app, &queue).await?;
             let bus = app.connect().await?;
-            let replays: Vec<_> = match ids.as_slice() {
-                [] => vec![Replay::matching(which.filter())],
+            let replays: Vec<_> = match chosen.ids.as_slice() {
+                [] => vec![Replay::matching(chosen.which.filter())],
                 ids => ids.iter().copied().map(Replay::one).collect(),
             };
             let mut sum = Replayed { dry_run, ..Replayed::default() };
@@ -259,12 +276,21 @@ pub(crate) async fn run(app: &mut App, command: Command) -> Outcome {
             }
             app.out.one(&sum)
         }
-        Command::Discard { ids, queue } => {
+        Command::Discard { chosen, dry_run, queue } => {
             let letters = open(app, &queue).await?;
-            for id in &ids {
+            let discarded = match chosen.ids.as_slice() {
+                [] => letters
+                    .find(&chosen.which.filter(), usize::MAX)
+                    .await?
+                    .iter()
+                    .map(|letter| letter.id)
+                    .collect(),
+                _ => chosen.ids,
+            };
+            for id in discarded.iter().filter(|_| !dry_run) {
                 letters.discard(*id).await?;
             }
-            app.out.say(&format!("{} discarded", ids.len()))
+            app.out.one(&Discarded { dry_run, discarded })
         }
     }
 }

@@ -1,8 +1,12 @@
 //! `doctor`: what is wrong with a connection or a config, step by step.
 
+use std::time::Duration;
+
 use a3s_event::provider::ProviderUrl;
 use a3s_event::{EventProvider, HistoryQuery, Support};
 use serde::Serialize;
+use tokio::net::{TcpStream, lookup_host};
+use tokio::time::timeout;
 
 use crate::args::Global;
 use crate::bus::{App, redacted};
@@ -14,6 +18,11 @@ use crate::text;
 pub(crate) const EXAMPLE: &str = "Example:
   a3s-event doctor
   a3s-event --url nats://127.0.0.1:4222 doctor";
+
+/// Longest time for one step on the way to a server.
+const STEP: Duration = Duration::from_secs(5);
+/// Where servers listen whose URL has no port.
+const NATS_PORT: u16 = 4222;
 
 /// One step.
 #[derive(Debug, Serialize)]
@@ -79,14 +88,24 @@ async fn examine(app: &App, checks: &mut Vec<Check>) -> Outcome {
             return Err(failure);
         }
     };
-    if let Err(error) = ProviderUrl::parse(&url) {
-        let failure = Failure::from(error);
-        checks.push(failed("URL", &failure, "scheme://[user:password@]host[:port][/stream][?setting=value]"));
-        return Err(failure);
-    }
+    let parsed = match ProviderUrl::parse(&url) {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            let failure = Failure::from(error);
+            checks.push(failed(
+                "URL",
+                &failure,
+                "scheme://[user:password@]host[:port][/stream][?setting=value]",
+            ));
+            return Err(failure);
+        }
+    };
     let provider = match app.connect().await {
         Ok(provider) => provider,
         Err(failure) => {
+            for server in parsed.authority().split(',').filter(|server| !server.is_empty()) {
+                checks.push(reach(server).await);
+            }
             checks.push(failed("connection", &failure, advice(&failure)));
             return Err(failure);
         }
@@ -100,6 +119,31 @@ async fn examine(app: &App, checks: &mut Vec<Check>) -> Outcome {
     checks.push(passed("capabilities", capabilities(&*provider)));
     provider.close().await?;
     read.map(drop)
+}
+
+/// How far the way to a server goes: its name, then its port.
+async fn reach(server: &str) -> Check {
+    let has_port = server.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    let server = if has_port { server.to_owned() } else { format!("{server}:{NATS_PORT}") };
+    let broken = |found, advice| Check { check: "server", ok: false, found, advice: Some(advice) };
+    let addresses: Vec<_> = match timeout(STEP, lookup_host(server.as_str())).await {
+        Ok(Ok(addresses)) => addresses.collect(),
+        Ok(Err(error)) => {
+            return broken(format!("{server}: the name is not known: {error}"), "is the host spelled right?");
+        }
+        Err(_) => return broken(format!("{server}: no answer to its name within {STEP:?}"), "ask your DNS"),
+    };
+    match timeout(STEP, TcpStream::connect(addresses.as_slice())).await {
+        Ok(Ok(_)) => passed("server", format!("{server} takes connections")),
+        Ok(Err(error)) => broken(
+            format!("{server}: {error}"),
+            "nothing listens there: is the server running, and is the port right?",
+        ),
+        Err(_) => broken(
+            format!("{server}: no answer within {STEP:?}"),
+            "packets are dropped: a firewall, or a machine that is down",
+        ),
+    }
 }
 
 async fn state(provider: &dyn EventProvider) -> Outcome<String> {

@@ -14,6 +14,7 @@ pub(crate) mod publish;
 pub(crate) mod publish_many;
 pub(crate) mod schema;
 pub(crate) mod show;
+pub(crate) mod streams;
 pub(crate) mod subscribe;
 pub(crate) mod tail;
 pub(crate) mod watch;
@@ -35,6 +36,7 @@ pub(crate) async fn run(cli: Cli) -> Outcome {
         Command::Tail(args) => tail::run(app, args).await,
         Command::Show(args) => show::run(app, args).await,
         Command::Info => info::run(app).await,
+        Command::Streams => streams::run(app).await,
         Command::Consumers(args) => consumers::run(app, args).await,
         Command::Watch(args) => watch::run(app, args).await,
         Command::Dlq(command) => dlq::run(app, command).await,

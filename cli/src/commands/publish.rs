@@ -245,7 +245,7 @@ fn category_of(provider: &dyn EventProvider, subject: &str) -> String {
 }
 
 /// A whole event, alone or in the row of a listing.
-fn of_record(mut record: Value) -> Outcome<Event> {
+pub(super) fn of_record(mut record: Value) -> Outcome<Event> {
     let event = match record.get_mut("event") {
         Some(event) if event.is_object() => event.take(),
         _ => record,

@@ -1,66 +1,81 @@
 //! `schema check`: whether versions of schemas are compatible, and whether events follow them.
 
-use std::collections::BTreeMap;
-use std::fs;
+use std::path::{Path, PathBuf};
 
-use a3s_event::{Compatibility, Event, EventSchema, MemorySchemaRegistry, SchemaRegistry};
+use a3s_event::schema::JsonSchemaRegistry;
+use a3s_event::{Compatibility, Event, SchemaRegistry as _, SchemaRules};
 use clap::{Subcommand, ValueEnum};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
+use super::publish::of_record;
 use crate::bus::App;
 use crate::failure::{Failure, Outcome};
 use crate::forward::Forward;
 use crate::output::Row;
+use crate::records::{Layout, Records};
 use crate::text;
 
 pub(crate) const EXAMPLE: &str = "Example:
-  a3s-event schema check schemas.json
-  a3s-event schema check schemas.json --stored 'events.orders.>'
+  a3s-event schema check schemas
+  a3s-event schema check schemas --mode full --all-versions
+  a3s-event schema check schemas --stored 'events.orders.>'
+  a3s-event history 'events.orders.>' --output ndjson | a3s-event schema check schemas --events -
 
-schemas.json is an array of
-  {\"eventType\": \"order.placed\", \"version\": 1, \"requiredFields\": [\"total\"], \"description\": \"\"}";
+A file of the folder is a JSON Schema, and its name has type and version: order.placed.v2.json";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Check a file of schemas
+    /// Check a folder of JSON Schemas
     #[command(after_help = EXAMPLE)]
     Check(Args),
 }
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The schemas, as JSON
-    file: String,
-    /// What a new version may change
+    /// The folder of the schemas: {event type}.v{version}.json each
+    folder: PathBuf,
+    /// What a version may change
     #[arg(long, value_enum, default_value_t)]
     mode: Mode,
+    /// Compare a version with all before it, not only with the last one
+    #[arg(long)]
+    all_versions: bool,
     /// Also check the stored events of this filter
     #[arg(long, value_name = "FILTER")]
     stored: Option<String>,
+    /// Also check the events of a file, or of stdin for -, as `history --output ndjson` prints them
+    #[arg(long, value_name = "FILE", conflicts_with = "stored")]
+    events: Option<String>,
+    /// An event for which there is no schema is a problem, too
+    #[arg(long)]
+    strict: bool,
+    /// End after this many problems
+    #[arg(long, default_value_t = 100)]
+    limit: usize,
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
 enum Mode {
-    /// No new required fields
+    /// Who reads the new version can read old events
     #[default]
     Backward,
-    /// No required field is dropped
+    /// Who reads the old version can read new events
     Forward,
-    /// The same required fields
+    /// Both
     Full,
     /// Anything
     None,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Schema {
-    event_type: String,
-    version: u32,
-    #[serde(default)]
-    required_fields: Vec<String>,
-    #[serde(default)]
-    description: String,
+impl From<Mode> for Compatibility {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Backward => Self::Backward,
+            Mode::Forward => Self::Forward,
+            Mode::Full => Self::Full,
+            Mode::None => Self::None,
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -68,12 +83,15 @@ struct Schema {
 struct Problem {
     event_type: String,
     version: u32,
+    /// Of a stored event.
     sequence: Option<u64>,
+    /// Of an event.
+    id: Option<String>,
     problem: String,
 }
 
 impl Row for Problem {
-    const COLUMNS: &'static [&'static str] = &["type", "version", "sequence", "problem"];
+    const COLUMNS: &'static [&'static str] = &["type", "version", "sequence", "event", "problem"];
 
     fn cells(&self) -> Vec<String> {
         let sequence = self.sequence.map(|sequence| sequence.to_string());
@@ -81,6 +99,7 @@ impl Row for Problem {
             text::line(&self.event_type),
             self.version.to_string(),
             sequence.unwrap_or_default(),
+            text::line(self.id.as_deref().unwrap_or_default()),
             text::line(&self.problem),
         ]
     }
@@ -88,63 +107,114 @@ impl Row for Problem {
 
 pub(crate) async fn run(app: &mut App, command: Command) -> Outcome {
     let Command::Check(args) = command;
-    let (registry, versions) = load(&args.file)?;
-    let mode = match args.mode {
-        Mode::Backward => Compatibility::Backward,
-        Mode::Forward => Compatibility::Forward,
-        Mode::Full => Compatibility::Full,
-        Mode::None => Compatibility::None,
-    };
-    let mut problems = Vec::new();
-    for (event_type, versions) in &versions {
-        for version in versions {
-            if let Err(error) = registry.check_compatibility(event_type, *version, mode) {
-                problems.push(problem(event_type, *version, None, &error));
+    let rules = if args.strict { SchemaRules::new().strict() } else { SchemaRules::new() };
+    let registry = JsonSchemaRegistry::with_rules(rules);
+    let schemas = registry.load_folder(&args.folder)?;
+    if schemas == 0 {
+        return Err(Failure::Input(format!(
+            "{}: has no schema; a file is called for instance order.placed.v1.json",
+            args.folder.display()
+        )));
+    }
+    let mut check = Check { registry, events: 0, problems: Vec::new(), limit: args.limit };
+    check.versions(&args.folder, args.mode.into(), args.all_versions)?;
+    if let Some(filter) = &args.stored {
+        check.stored(app, filter).await?;
+    }
+    if let Some(file) = &args.events {
+        check.file(file).await?;
+    }
+    app.out.rows(&check.problems)?;
+    let problems = check.problems.len();
+    app.out.say(&format!("{schemas} schemas and {} events checked, {problems} problems", check.events))?;
+    if problems == 0 { Ok(()) } else { Err(Failure::Found("schema problems were found".to_owned())) }
+}
+
+struct Check {
+    registry: JsonSchemaRegistry,
+    events: u64,
+    problems: Vec<Problem>,
+    limit: usize,
+}
+
+impl Check {
+    fn is_full(&self) -> bool {
+        self.problems.len() >= self.limit
+    }
+
+    /// Compares each version with what is before it.
+    fn versions(&mut self, folder: &Path, mode: Compatibility, with_all: bool) -> Outcome {
+        for (event_type, version) in listed(folder)? {
+            let checked = if with_all {
+                self.registry.check_compatibility_with_all(&event_type, version, mode)
+            } else {
+                self.registry.check_compatibility(&event_type, version, mode)
+            };
+            if let Err(error) = checked {
+                let problem = error.to_string();
+                self.problems.push(Problem { event_type, version, sequence: None, id: None, problem });
             }
         }
+        Ok(())
     }
-    let mut events = 0_u64;
-    if let Some(filter) = &args.stored {
+
+    async fn stored(&mut self, app: &App, filter: &str) -> Outcome {
         let provider = app.connect().await?;
         let mut forward = Forward::new(&provider, Some(filter), 1).await?;
         loop {
             let page = forward.page().await?;
             for stored in &page {
-                events += 1;
-                let Event { event_type, version, .. } = &*stored.event;
-                if let Err(error) = registry.validate(&stored.event) {
-                    problems.push(problem(event_type, *version, Some(stored.sequence), &error));
-                }
+                self.event(&stored.event, Some(stored.sequence));
             }
-            if page.is_empty() {
+            if page.is_empty() || self.is_full() {
+                return Ok(provider.close().await?);
+            }
+        }
+    }
+
+    async fn file(&mut self, file: &str) -> Outcome {
+        let mut records = Records::open(file, Layout::Auto, "events")?;
+        while let Some(record) = records.next().await {
+            let record = record?;
+            let sequence = record.value.get("sequence").and_then(serde_json::Value::as_u64);
+            let event = of_record(record.value).map_err(|failure| {
+                Failure::Input(format!("{file}: record {}: {}", record.number, failure.message()))
+            })?;
+            self.event(&event, sequence);
+            if self.is_full() {
                 break;
             }
         }
-        provider.close().await?;
+        Ok(())
     }
-    app.out.rows(&problems)?;
-    let schemas: usize = versions.values().map(Vec::len).sum();
-    app.out.say(&format!("{schemas} schemas and {events} events checked, {} problems", problems.len()))?;
-    if problems.is_empty() { Ok(()) } else { Err(Failure::Found("schema problems were found".to_owned())) }
+
+    fn event(&mut self, event: &Event, sequence: Option<u64>) {
+        self.events += 1;
+        if let Err(error) = self.registry.validate(event) {
+            self.problems.push(Problem {
+                event_type: event.event_type.clone(),
+                version: event.version,
+                sequence,
+                id: Some(event.id.clone()),
+                problem: error.to_string(),
+            });
+        }
+    }
 }
 
-type Versions = BTreeMap<String, Vec<u32>>;
-
-fn load(file: &str) -> Outcome<(MemorySchemaRegistry, Versions)> {
-    let wrong = |why: String| Failure::Input(format!("{file}: {why}"));
-    let text = fs::read(file).map_err(|error| wrong(error.to_string()))?;
-    let schemas: Vec<Schema> = serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
-    let registry = MemorySchemaRegistry::new();
-    let mut versions = Versions::new();
-    for Schema { event_type, version, required_fields, description } in schemas {
-        versions.entry(event_type.clone()).or_default().push(version);
-        registry
-            .register(EventSchema { event_type, version, required_fields, description })
-            .map_err(|error| wrong(error.to_string()))?;
+/// Types and versions of the schemas in a folder that was loaded, sorted.
+fn listed(folder: &Path) -> Outcome<Vec<(String, u32)>> {
+    let unreadable = |error: std::io::Error| Failure::Input(format!("{}: {error}", folder.display()));
+    let mut listed = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(unreadable)? {
+        let name = entry.map_err(unreadable)?.file_name();
+        let parts = name.to_str().and_then(|name| name.strip_suffix(".json")?.rsplit_once(".v"));
+        if let Some((event_type, version)) = parts
+            && let Ok(version) = version.parse()
+        {
+            listed.push((event_type.to_owned(), version));
+        }
     }
-    Ok((registry, versions))
-}
-
-fn problem(event_type: &str, version: u32, sequence: Option<u64>, error: &a3s_event::EventError) -> Problem {
-    Problem { event_type: event_type.to_owned(), version, sequence, problem: error.to_string() }
+    listed.sort();
+    Ok(listed)
 }

@@ -28,7 +28,9 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
         Ok(sequence) if !args.id => at(&*provider, sequence).await?,
         _ => newest_where(&*provider, None, |stored| stored.event.id == args.event).await?,
     };
-    let stored = found.ok_or_else(|| Failure::Other(format!("there is no event '{}'", args.event)))?;
+    let stored = found.ok_or_else(|| {
+        Failure::Other(format!("there is no event '{}'; history lists what is there", args.event))
+    })?;
     provider.close().await?;
     let row = EventRow {
         sequence: stored.sequence,

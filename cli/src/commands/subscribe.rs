@@ -1,9 +1,15 @@
 //! `sub`: events as they come, through a consumer.
 
+use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
-use a3s_event::{DeliverPolicy, Delivery, EventError, EventProvider, SubscribeOptions, Subscription};
+use a3s_event::{
+    DeliverPolicy, Delivery, EventBus, EventError, EventProvider, SubscribeOptions, Subscription,
+    SubscriptionFilter,
+};
 use clap::ValueEnum;
+use futures_util::future::select_all;
 
 use crate::bus::{App, asked_to_end};
 use crate::failure::{Failure, Outcome};
@@ -12,13 +18,14 @@ use crate::output::EventRow;
 
 pub(crate) const EXAMPLE: &str = "Example:
   a3s-event sub 'events.market.>' --from all --count 10
-  a3s-event sub 'events.orders.>' --durable billing --output ndjson";
+  a3s-event sub 'events.orders.>' 'events.bills.>' --durable billing --output ndjson";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Which subjects; * stands for one token, > for the rest [default: all]
-    filter: Option<String>,
-    /// Name of a consumer that keeps its position and shares the work
+    /// Which subjects; * stands for one token, > for the rest [default: all]. Several are in order each, not together
+    filters: Vec<String>,
+    /// Name of a consumer that keeps its position and shares the work. With several filters each has its own, whose names
+    /// begin like this
     #[arg(long)]
     durable: Option<String>,
     /// Where a new consumer starts: now, all, last, last-per-subject, a sequence or a time [default: now, with --durable all]
@@ -84,54 +91,114 @@ fn start(text: &str) -> Result<DeliverPolicy, String> {
 }
 
 pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
+    refuse_overlap(&args.filters)?;
     let provider = app.connect().await?;
-    let mut subscription = open(&*provider, &args).await?;
-    let ended = receive(app, &mut *subscription, &args).await;
-    let closed = subscription.close().await;
+    let mut subscriptions = open(&provider, &args).await?;
+    let ended = receive(app, &mut subscriptions, &args).await;
+    for mut subscription in subscriptions {
+        subscription.close().await?;
+    }
     ended?;
-    closed?;
     Ok(provider.close().await?)
 }
 
-async fn open(provider: &dyn EventProvider, args: &Args) -> Outcome<Box<dyn Subscription>> {
+/// An event that two filters match would come twice.
+fn refuse_overlap(filters: &[String]) -> Outcome {
+    for (place, a) in filters.iter().enumerate() {
+        if let Some(b) = filters.iter().skip(place + 1).find(|b| overlap(a, b)) {
+            return Err(Failure::Usage(format!(
+                "the filters '{a}' and '{b}' overlap: an event of both would come twice; leave one out"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a subject can match both filters.
+fn overlap(a: &str, b: &str) -> bool {
+    let (mut a, mut b) = (a.split('.'), b.split('.'));
+    loop {
+        match (a.next(), b.next()) {
+            (None, None) | (Some(">"), Some(_)) | (Some(_), Some(">")) => return true,
+            (Some(x), Some(y)) if x == y || x == "*" || y == "*" => {}
+            _ => return false,
+        }
+    }
+}
+
+async fn open(provider: &Arc<dyn EventProvider>, args: &Args) -> Outcome<Vec<Box<dyn Subscription>>> {
+    let options = options(args);
+    if args.filters.len() > 1 {
+        let bus = EventBus::from_provider(Arc::clone(provider));
+        let subscriber_id = args.durable.clone().unwrap_or_else(|| "sub".to_owned());
+        let subjects = args.filters.clone();
+        let durable = args.durable.is_some();
+        bus.update_subscription(SubscriptionFilter {
+            subscriber_id: subscriber_id.clone(),
+            subjects,
+            durable,
+            options,
+        })
+        .await?;
+        return Ok(bus.create_subscriber(&subscriber_id).await?);
+    }
     let everything = format!("{}.>", provider.subject_prefix());
-    let filter = args.filter.as_deref().unwrap_or(&everything);
+    let filter = args.filters.first().unwrap_or(&everything);
+    let opened = match (&args.durable, options) {
+        (Some(name), Some(options)) => provider.subscribe_durable_with_options(name, filter, &options).await,
+        (Some(name), None) => provider.subscribe_durable(name, filter).await,
+        (None, options) => provider.subscribe_with_options(filter, &options.unwrap_or_default()).await,
+    };
+    Ok(vec![opened?])
+}
+
+/// What is asked of the consumer. A durable one of which nothing is asked keeps the settings that it has.
+fn options(args: &Args) -> Option<SubscribeOptions> {
+    let asks_for_nothing = args.from.is_none()
+        && args.max_deliver.is_none()
+        && args.backoff.is_empty()
+        && args.max_ack_pending.is_none()
+        && args.ack_wait.is_none();
+    if args.durable.is_some() && asks_for_nothing {
+        return None;
+    }
     let unless_said = if args.durable.is_some() { DeliverPolicy::All } else { DeliverPolicy::New };
-    let options = SubscribeOptions {
+    Some(SubscribeOptions {
         max_deliver: args.max_deliver,
         backoff_secs: args.backoff.clone(),
         max_ack_pending: args.max_ack_pending,
         deliver_policy: args.from.clone().unwrap_or(unless_said),
         ack_wait_secs: args.ack_wait,
-    };
-    let opened = match &args.durable {
-        Some(name) => {
-            let asks_for_nothing = args.from.is_none()
-                && args.max_deliver.is_none()
-                && args.backoff.is_empty()
-                && args.max_ack_pending.is_none()
-                && args.ack_wait.is_none();
-            if asks_for_nothing {
-                // An existing consumer keeps its settings.
-                provider.subscribe_durable(name, filter).await
-            } else {
-                provider.subscribe_durable_with_options(name, filter, &options).await
-            }
-        }
-        None => provider.subscribe_with_options(filter, &options).await,
-    };
-    Ok(opened?)
+    })
 }
 
-async fn receive(app: &mut App, subscription: &mut dyn Subscription, args: &Args) -> Outcome {
+/// The next event of any subscription; they take turns. `None` when all have ended.
+async fn next_of_any(
+    subscriptions: &mut Vec<Box<dyn Subscription>>,
+    turn: &mut usize,
+) -> a3s_event::Result<Option<Delivery>> {
+    while !subscriptions.is_empty() {
+        let count = subscriptions.len();
+        *turn = (*turn + 1) % count;
+        let (last, first) = subscriptions.split_at_mut(*turn);
+        let all = first.iter_mut().chain(last).map(|subscription| subscription.next_delivery());
+        let (next, place, _) = select_all(all).await;
+        match next {
+            Ok(None) => drop(subscriptions.remove((*turn + place) % count)),
+            next => return next,
+        }
+    }
+    Ok(None)
+}
+
+async fn receive(app: &mut App, subscriptions: &mut Vec<Box<dyn Subscription>>, args: &Args) -> Outcome {
     let idle = args.idle.unwrap_or(Duration::MAX);
-    let asked = asked_to_end();
-    tokio::pin!(asked);
-    let mut received = 0;
+    let mut asked = pin!(asked_to_end());
+    let (mut received, mut turn) = (0, 0);
     while args.count.is_none_or(|count| received < count) {
         let next = tokio::select! {
             () = &mut asked => return Ok(()),
-            next = tokio::time::timeout(idle, subscription.next_delivery()) => next,
+            next = tokio::time::timeout(idle, next_of_any(subscriptions, &mut turn)) => next,
         };
         match next {
             Err(_idle) => return Ok(()),
@@ -175,4 +242,24 @@ async fn handle(app: &mut App, delivery: Delivery, ack: Ack) -> Outcome {
 pub(super) fn eprint_warning(failure: &Failure) {
     use std::io::Write as _;
     let _ = writeln!(std::io::stderr(), "warning: {}", failure.message());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_overlap_when_a_subject_matches_both() {
+        for (a, b, both) in [
+            ("events.a", "events.a", true),
+            ("events.a", "events.b", false),
+            ("events.*", "events.a", true),
+            ("events.*.x", "events.a.*", true),
+            ("events.>", "events.a.b", true),
+            ("events.a.>", "events.a", false),
+            ("events.a", "events.a.b", false),
+        ] {
+            assert_eq!((overlap(a, b), overlap(b, a)), (both, both), "{a} {b}");
+        }
+    }
 }

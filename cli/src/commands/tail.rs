@@ -1,5 +1,7 @@
 //! `tail`: the last events and those that come after them, without a trace on the bus but a consumer of its own.
 
+use std::pin::pin;
+
 use a3s_event::{DeliverPolicy, EventError, HistoryQuery, SubscribeOptions};
 
 use super::subscribe::eprint_warning;
@@ -24,6 +26,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
+    let mut asked = pin!(asked_to_end());
     let provider = app.connect().await?;
     let everything = format!("{}.>", provider.subject_prefix());
     let filter = args.filter.as_deref().unwrap_or(&everything);
@@ -47,8 +50,6 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
         ..SubscribeOptions::default()
     };
     let mut subscription = provider.subscribe_with_options(filter, &options).await?;
-    let asked = asked_to_end();
-    tokio::pin!(asked);
     loop {
         let next = tokio::select! {
             () = &mut asked => break,

@@ -1,5 +1,6 @@
 //! `watch`: the bus, live in the terminal. It only reads, and leaves no consumer.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -70,8 +71,7 @@ async fn show(
 ) -> Outcome {
     let mut every = tokio::time::interval(args.every.max(KEYS));
     let mut keys = tokio::time::interval(KEYS);
-    let asked = asked_to_end();
-    tokio::pin!(asked);
+    let mut asked = pin!(asked_to_end());
     loop {
         tokio::select! {
             () = &mut asked => return Ok(()),

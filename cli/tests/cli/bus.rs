@@ -91,14 +91,19 @@ impl Bus {
 
 pub(crate) fn program(home: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_a3s-event"));
-    for variable in ["A3S_EVENT_URL", "A3S_EVENT_CONFIG", "A3S_EVENT_DLQ_URL"] {
+    isolate(&mut command, home);
+    command
+}
+
+/// Hides the user's own settings and files from a command.
+pub(crate) fn isolate(command: &mut Command, home: &Path) {
+    for variable in ["A3S_EVENT_URL", "A3S_EVENT_CONFIG", "A3S_EVENT_DLQ_URL", "A3S_EVENT_LOG"] {
         command.env_remove(variable);
     }
     command
         .env("HOME", home)
         .env("XDG_DATA_HOME", home.join("data"))
         .env("XDG_CONFIG_HOME", home.join("config"));
-    command
 }
 
 pub(crate) fn ended(output: Output) -> Ran {

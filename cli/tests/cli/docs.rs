@@ -1,9 +1,15 @@
-//! Every command of the pages runs, page by page in its order, in one shell.
+//! Every command of the pages runs, page by page in its order, in one shell; and every example of the program's own help.
 
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::bus::{Bus, ended};
+use crate::bus::{Bus, ended, isolate};
+use crate::on_every_bus;
+use crate::reading::terminate;
+use crate::watching::Terminal;
+
+on_every_bus! { every_example_of_the_help_runs }
 
 /// What stands in for programs that a test cannot run again, because it is run by them: they check what they are told.
 const STAND_INS: &str = r#"
@@ -32,19 +38,8 @@ async fn run(page: &str) -> String {
     let script = (STAND_INS.to_owned() + &blocks(page, "sh").concat())
         .replace("nats://127.0.0.1:4222", &server.url)
         .replace("examples/", &format!("{}/examples/", root.display()));
-    let folder = Path::new(env!("CARGO_BIN_EXE_a3s-event")).parent().unwrap();
-    let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
-    let mut shell = Command::new("bash");
-    for variable in ["A3S_EVENT_URL", "A3S_EVENT_CONFIG", "A3S_EVENT_DLQ_URL"] {
-        shell.env_remove(variable);
-    }
-    shell
-        .env("ROOT", &root)
-        .env("PATH", path)
-        .env("HOME", server.folder.path())
-        .current_dir(server.folder.path());
-    shell.env("XDG_DATA_HOME", server.path("data")).env("XDG_CONFIG_HOME", server.path("config"));
-    let ran = ended(shell.args(["-xc", &script]).stdin(Stdio::null()).output().unwrap());
+    let mut shell = shell(&server);
+    let ran = ended(shell.env_remove("A3S_EVENT_URL").env("ROOT", &root).args(["-xc", &script]).output().unwrap());
     assert_eq!(ran.code, 0, "{}\n{}", ran.stdout, ran.stderr);
     script
 }
@@ -73,4 +68,94 @@ async fn the_config_file_of_the_guide_is_read() {
     let config = blocks(include_str!("../../README.md"), "toml")[0];
     let printed = bus.prints(&["--config", &bus.file("config.toml", config), "info"]);
     assert!(printed.contains("sqlite"), "{printed}");
+}
+
+/// The examples in the program's own help, in the order of its commands.
+fn examples(bus: &Bus) -> Vec<String> {
+    let mut examples = Vec::new();
+    let mut paths: Vec<Vec<String>> = vec![Vec::new()];
+    let mut next = 0;
+    while let Some(path) = paths.get(next).cloned() {
+        next += 1;
+        let arguments: Vec<&str> = path.iter().map(String::as_str).chain(["--help"]).collect();
+        let help = bus.prints(&arguments);
+        let commands = help.split("Commands:\n").nth(1).unwrap_or_default();
+        for line in commands.lines().take_while(|line| line.starts_with("  ")) {
+            let name = line.split_whitespace().next().unwrap();
+            if name != "help" {
+                paths.push([path.clone(), vec![name.to_owned()]].concat());
+            }
+        }
+        let shown = help.split("Example:\n").nth(1).expect("an example");
+        let lines = shown.lines().take_while(|line| line.starts_with("  "));
+        examples.extend(lines.map(|line| line.trim().to_owned()));
+    }
+    assert!(paths.len() > 20, "{paths:?}");
+    examples
+}
+
+/// A shell of the test's folder, in which the program is found.
+fn shell(bus: &Bus) -> Command {
+    let mut shell = Command::new("bash");
+    isolate(&mut shell, bus.folder.path());
+    let path = format!("{}:{}", programs().display(), std::env::var("PATH").unwrap());
+    shell
+        .env("A3S_EVENT_URL", &bus.url)
+        .env("PATH", path)
+        .current_dir(bus.folder.path())
+        .stdin(Stdio::null());
+    shell
+}
+
+async fn every_example_of_the_help_runs(bus: &Bus) {
+    let there = Bus::nats().await;
+    let file = format!("sqlite://{}", bus.path("here.db").display());
+    std::fs::create_dir_all(bus.path("schemas")).unwrap();
+    std::fs::create_dir_all(bus.path(".local/share/bash-completion/completions")).unwrap();
+    std::fs::copy(crate::bus::week().0, bus.path("week.geojson")).unwrap();
+    bus.file("schemas/order.placed.v1.json", r#"{"type": "object", "required": ["total"]}"#);
+    bus.publish("events.market.forex", 15);
+    bus.prints(&["pub", "events.orders.one", "{}", "--id", "evt-0197f6f2-7c61-7a42-9d5e-0c8c0f9d1b11"]);
+    crate::letters::keep(bus, &["events.orders.a", "events.orders.b"]).await;
+    bus.prints(&["pub", "events.orders.one", "{}", "--url", &file]);
+    for example in examples(bus) {
+        let mut line = example
+            .replace("sqlite:///var/lib/events.db", &file)
+            .replace("nats://127.0.0.1:4222", &there.url);
+        if line.ends_with(" conformance") {
+            // The whole of it takes a minute.
+            line.push_str(" --case history");
+        }
+        let is_endless = ["a3s-event watch", " watch ", "tail -n", "--durable"];
+        if is_endless.iter().any(|part| line.contains(part)) {
+            run_endless(bus, &line).await;
+            continue;
+        }
+        let ran = ended(shell(bus).args(["-euo", "pipefail", "-c", &line]).output().unwrap());
+        assert_eq!(ran.code, 0, "{line}\n{}{}", ran.stdout, ran.stderr);
+    }
+}
+
+/// Runs a line that does not end by itself until it shows something, and then ends it.
+async fn run_endless(bus: &Bus, line: &str) {
+    if line.contains(" watch") {
+        if let Some(terminal) = Terminal::open(bus, &format!("PATH='{}':$PATH {line}", programs().display()))
+        {
+            terminal.shows(&["last events"]).await;
+            terminal.press("q");
+            terminal.shows(&["ended with 0"]).await;
+        }
+        return;
+    }
+    let mut child = shell(bus).args(["-c", &format!("exec {line}")]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut first = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut first).unwrap();
+    assert!(!first.is_empty(), "{line}");
+    terminate(&child);
+    assert!(child.wait().unwrap().success(), "{line}");
+}
+
+/// The folder of the program.
+fn programs() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_a3s-event")).parent().unwrap()
 }

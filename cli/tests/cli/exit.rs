@@ -30,7 +30,9 @@ fn usage_is_2_and_on_stderr() {
 #[test]
 fn wrong_input_is_3() {
     let bus = Bus::sqlite();
-    let wrong: [&[&str]; 8] = [
+    let (empty, folder) = (bus.file("empty.toml", ""), bus.folder.path().to_str().unwrap());
+    assert_eq!(bus.run(&["history", "--config", &empty]).code, 0);
+    let wrong: [&[&str]; 18] = [
         &["pub", "events.a", "not JSON"],
         &["pub", "events.a", "@/no/such/file"],
         &["pub", "events..a", "1"],
@@ -38,11 +40,22 @@ fn wrong_input_is_3() {
         &["history", "--url", "ftp://host"],
         &["history", "--url", "no-such-bus"],
         &["history", "--config", "/no/such/config"],
+        &["history", "--config", folder],
+        &["history", "--config", &bus.file("list.toml", "url = [1]")],
         &["history", "--url", "memory://?max_event=1"],
+        &["history", "--url", "memory://?max_events=many"],
+        &["history", "--url", "memory://?max_events=-1"],
+        &["history", "--url", "memory://?max_events=1180591620717411303424"],
+        &["history", "--url", "memory://?subject_prefix=events."],
+        &["history", "--url", "memory://?subject_prefix="],
+        &["history", "--url", "nats://127.0.0.1:1?token=a&nkey=b"],
+        &["sub", "--ack-wait", "0", "--count", "1"],
+        &["sub", "events.>.a", "--count", "1"],
     ];
     for arguments in wrong {
         let ran = bus.run(arguments);
         assert_eq!((ran.code, ran.stdout.as_str()), (3, ""), "{arguments:?}: {}", ran.stderr);
+        assert!(ran.stderr.starts_with("error: ") && ran.stderr.lines().count() == 1, "{}", ran.stderr);
     }
 }
 
@@ -136,10 +149,40 @@ async fn secrets_are_never_echoed() {
         assert_eq!(ran.code, 0, "{}", ran.stderr);
         assert!(!format!("{}{}", ran.stdout, ran.stderr).contains("s3cret"), "{}", ran.stdout);
     }
+    let wrong = [
+        "nats://user:s3cret@host:port",
+        "nats://user:s3cret@@host",
+        "nats://user:s3/cret@host",
+        "nats://user:s3cret@127.0.0.1:1?max_event=1",
+        "nats://127.0.0.1:1?token=s3cret&token=s3cret",
+        "ftp://user:s3cret@host",
+        "sqlite://user:s3cret@/dev/null/events.db",
+    ];
+    for wrong in wrong {
+        for arguments in
+            [&["-vvv", "info"][..], &["doctor"], &["copy", wrong, "memory://"], &["diff", "memory://", wrong]]
+        {
+            let ran = ended(bus.command(arguments).env("A3S_EVENT_URL", wrong).output().unwrap());
+            let said = format!("{}{}", ran.stdout, ran.stderr);
+            assert!(
+                ran.code != 0 && !said.contains("s3cret") && !said.contains("cret@"),
+                "{arguments:?}: {said}"
+            );
+        }
+    }
     let refused = url.replace(&bus.server.as_ref().unwrap().port().to_string(), "1");
     let mut command = program(bus.folder.path());
     let ran = ended(command.args(["info", "--url", &refused]).output().unwrap());
     assert_eq!(ran.code, 4);
     assert!(ran.stderr.contains("warning: credentials") && !ran.stderr.contains("s3cret"), "{}", ran.stderr);
     assert!(!bus.prints(&["--help"]).contains(&bus.url));
+}
+
+#[tokio::test]
+async fn a_stream_with_other_settings_is_a_conflict() {
+    let bus = Bus::nats().await;
+    bus.publish("events.a", 1);
+    let ran = bus.run(&["info", "--url", &format!("{}?subject_prefix=other", bus.url)]);
+    assert_eq!(ran.code, 1, "{}", ran.stderr);
+    assert!(ran.stderr.contains("conflict") && ran.stderr.contains("A3S_EVENTS"), "{}", ran.stderr);
 }

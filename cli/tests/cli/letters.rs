@@ -11,7 +11,7 @@ use crate::on_every_bus;
 
 on_every_bus! { letters_are_listed_shown_replayed_and_discarded what_fails_again_and_again_is_not_replayed replay_wants_to_know_which }
 
-/// Keeps letters as a consumer does that gives events up.
+/// Publishes events and keeps letters of them, as a consumer does that gives events up.
 async fn give_up(bus: &Bus, subjects: &[&str], replays: u64) {
     let provider = ProviderRegistry::builtin().connect(&bus.url).await.unwrap();
     let letters = ProviderDlq::new(Arc::clone(&provider)).unwrap();
@@ -19,12 +19,27 @@ async fn give_up(bus: &Bus, subjects: &[&str], replays: u64) {
         let event = Event::new(*subject, "orders", "", "test", json!({"of": subject}))
             .with_metadata(REPLAYS_KEY, replays.to_string());
         let sequence = provider.publish(&event).await.unwrap();
-        let received = ReceivedEvent { event, sequence, num_delivered: 3, stream: "s".to_owned() };
-        let mut letter = DeadLetter::new(received, FailureClass::Exhausted, "no \u{1b}[31mstock");
-        letter.consumer = Some("billing".to_owned());
-        letters.handle_letter(letter).await.unwrap();
+        letters.handle_letter(letter(event, sequence)).await.unwrap();
     }
     provider.close().await.unwrap();
+}
+
+/// Keeps letters of events that are elsewhere.
+pub(crate) async fn keep(bus: &Bus, subjects: &[&str]) {
+    let provider = ProviderRegistry::builtin().connect(&bus.url).await.unwrap();
+    let letters = ProviderDlq::new(Arc::clone(&provider)).unwrap();
+    for subject in subjects {
+        let event = Event::new(*subject, "orders", "", "test", json!({"of": subject}));
+        letters.handle_letter(letter(event, 1)).await.unwrap();
+    }
+    provider.close().await.unwrap();
+}
+
+fn letter(event: Event, sequence: u64) -> DeadLetter {
+    let received = ReceivedEvent { event, sequence, num_delivered: 3, stream: "s".to_owned() };
+    let mut letter = DeadLetter::new(received, FailureClass::Exhausted, "no \u{1b}[31mstock");
+    letter.consumer = Some("billing".to_owned());
+    letter
 }
 
 async fn letters_are_listed_shown_replayed_and_discarded(bus: &Bus) {
@@ -50,6 +65,8 @@ async fn letters_are_listed_shown_replayed_and_discarded(bus: &Bus) {
     assert_eq!((replayed["replayed"].as_array().unwrap().len(), of("events.orders.>")), (2, 4));
     assert_eq!(bus.rows(&["dlq", "list", "--status", "replayed"]).len(), 2);
 
+    let dry = &bus.rows(&["dlq", "discard", "--class", "exhausted", "--dry-run"])[0];
+    assert_eq!((dry["discarded"].as_array().unwrap().len(), bus.rows(&["dlq", "list"]).len()), (1, 1));
     bus.prints(&["dlq", "discard", &ids(&open)[0]]);
     assert_eq!(bus.rows(&["dlq", "list"]).len(), 0);
     assert_eq!(bus.rows(&["dlq", "list", "--status", "all"]).len(), 3);
@@ -69,6 +86,7 @@ async fn what_fails_again_and_again_is_not_replayed(bus: &Bus) {
 }
 
 async fn replay_wants_to_know_which(bus: &Bus) {
+    assert_eq!(bus.run(&["dlq", "discard"]).code, 2);
     assert_eq!(bus.run(&["dlq", "replay"]).code, 2);
     assert_eq!(bus.run(&["dlq", "replay", "1", "--all"]).code, 2);
     assert_eq!(bus.run(&["dlq", "replay", "--all"]).code, 0);

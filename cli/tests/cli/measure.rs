@@ -2,10 +2,10 @@
 
 use serde_json::json;
 
-use crate::bus::Bus;
+use crate::bus::{Bus, json_lines};
 use crate::on_every_bus;
 
-on_every_bus! { bench_measures_all_three conformance_has_a_row_per_case doctor_says_what_it_found schemas_are_checked }
+on_every_bus! { bench_measures_all_three conformance_has_a_row_per_capability the_whole_kit_is_kept doctor_says_what_it_found schemas_are_checked }
 
 async fn bench_measures_all_three(bus: &Bus) {
     let rows = bus.rows(&["bench", "--events", "500", "--per-second", "2000"]);
@@ -14,17 +14,43 @@ async fn bench_measures_all_three(bus: &Bus) {
         assert_eq!(row["events"], 500);
         assert!(row["p50Us"].as_u64() > Some(0) && row["p50Us"].as_u64() <= row["p999Us"].as_u64(), "{row}");
     }
-    let table = bus.prints(&["bench", "publish", "--events", "100", "--batch", "10"]);
+    let chart = bus.path("chart.svg");
+    let table = bus.prints(&[
+        "bench",
+        "publish",
+        "--events",
+        "100",
+        "--batch",
+        "10",
+        "--svg",
+        chart.to_str().unwrap(),
+    ]);
     assert!(table.contains("p99.9") && table.contains("####"), "{table}");
+    let chart = std::fs::read_to_string(chart).unwrap();
+    assert!(chart.contains("publish") && chart.contains("99 %") && chart.ends_with("</svg>\n"), "{chart}");
 }
 
-async fn conformance_has_a_row_per_case(bus: &Bus) {
-    let rows = bus.rows(&["conformance", "--case", "history"]);
-    assert!(rows.len() > 3, "{rows:?}");
-    assert!(rows.iter().any(|row| row["outcome"] == "honoured"));
-    assert!(rows.iter().all(|row| row["outcome"] != "failed"), "{rows:?}");
+async fn conformance_has_a_row_per_capability(bus: &Bus) {
+    let cases = bus.rows(&["conformance", "--case", "history", "--cases"]);
+    assert!(cases.len() > 3, "{cases:?}");
+    assert!(cases.iter().any(|row| row["outcome"] == "honoured"));
+    assert!(cases.iter().all(|row| row["outcome"] != "failed"), "{cases:?}");
+    let capabilities = bus.rows(&["conformance", "--case", "msg_id"]);
+    let of =
+        |name: &str| capabilities.iter().find(|row| row["capability"] == name).unwrap()["outcome"].clone();
+    assert_eq!((of("dedup"), of("term")), (json!("honoured"), json!("not checked")));
+    assert_eq!(bus.run(&["conformance", "--case", "no-such-case"]).code, 2);
     // The cases have left nothing on the bus.
     assert_eq!(bus.rows(&["info"])[0]["messages"], 0);
+}
+
+/// About a minute; part of the slow tier.
+async fn the_whole_kit_is_kept(bus: &Bus) {
+    if std::env::var_os("A3S_EVENT_SLOW").is_none() {
+        return;
+    }
+    let table = bus.prints(&["conformance"]);
+    assert!(table.contains(" 0 failed"), "{table}");
 }
 
 async fn doctor_says_what_it_found(bus: &Bus) {
@@ -32,29 +58,59 @@ async fn doctor_says_what_it_found(bus: &Bus) {
     assert!(rows.len() == 5 && rows.iter().all(|row| row["ok"] == true), "{rows:?}");
     let ran = bus.run(&["doctor", "--url", "nats://127.0.0.1:1"]);
     assert_eq!(ran.code, 4);
-    assert!(ran.stdout.contains("FAIL") && ran.stdout.contains("is the server running"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("FAIL") && ran.stdout.contains("nothing listens there"), "{}", ran.stdout);
+    let ran = bus.run(&["doctor", "--url", "nats://no-such-host.invalid:4222?connect_timeout_secs=1"]);
+    assert_eq!(ran.code, 4);
+    assert!(ran.stdout.contains("the name is not known"), "{}", ran.stdout);
     let ran = bus.run(&["doctor", "--config", &bus.file("wrong.toml", "urll = 1")]);
     assert_eq!(ran.code, 3);
     assert!(ran.stdout.contains("urll"), "{}", ran.stdout);
 }
 
 async fn schemas_are_checked(bus: &Bus) {
-    let schema = |version: u32, fields: &str| {
-        format!(r#"{{"eventType": "order", "version": {version}, "requiredFields": [{fields}]}}"#)
+    let folder = |name: &str, second_requires: &str| {
+        std::fs::create_dir(bus.path(name)).unwrap();
+        for (version, requires) in [(1, "\"total\""), (2, second_requires)] {
+            let schema = format!(
+                r#"{{"type": "object", "required": [{requires}], "properties": {{"total": {{"type": "number"}}}}}}"#
+            );
+            bus.file(&format!("{name}/order.placed.v{version}.json"), &schema);
+        }
+        bus.path(name).to_str().unwrap().to_owned()
     };
-    let fine = bus.file("fine.json", &format!("[{}, {}]", schema(1, "\"total\""), schema(2, "\"total\"")));
-    let wrong = bus.file("wrong.json", &format!("[{}, {}]", schema(1, ""), schema(2, "\"total\"")));
-    bus.prints(&["schema", "check", &fine]);
-    assert_eq!(bus.run(&["schema", "check", &wrong]).code, 1);
+    let (fine, wrong) = (folder("fine", "\"total\""), folder("wrong", "\"total\", \"currency\""));
+    bus.prints(&["schema", "check", &fine, "--mode", "full", "--all-versions"]);
+    let ran = bus.run(&["schema", "check", &wrong]);
+    assert_eq!(ran.code, 1);
+    assert!(ran.stdout.contains("currency"), "{}", ran.stdout);
     bus.prints(&["schema", "check", &wrong, "--mode", "forward"]);
 
-    bus.prints(&["pub", "events.orders", r#"{"total": 1}"#, "--type", "order"]);
-    bus.prints(&["pub", "events.orders", r#"{"sum": 1}"#, "--type", "order"]);
-    let ran = bus.run(&["schema", "check", &fine, "--stored", "events.>", "--output", "ndjson"]);
-    assert_eq!(ran.code, 1);
-    let problem: serde_json::Value = serde_json::from_str(ran.stdout.trim()).unwrap();
-    assert_eq!((&problem["sequence"], &problem["eventType"]), (&json!(2), &json!("order")));
-    assert_eq!(bus.run(&["schema", "check", &bus.file("nonsense.json", "{}")]).code, 3);
+    for (payload, event_type) in [("1", "order.placed"), ("\"one\"", "order.placed"), ("1", "other")] {
+        bus.prints(&["pub", "events.orders", &format!("{{\"total\": {payload}}}"), "--type", event_type]);
+    }
+    let exported = bus.file("events.ndjson", &bus.prints(&["history", "--output", "ndjson"]));
+    for which in [["--stored", "events.>"], ["--events", &exported]] {
+        let found = |more: &[&str]| {
+            let ran =
+                bus.run(&[&["schema", "check", &fine, "--output", "ndjson"], &which[..], more].concat());
+            assert_eq!(ran.code, 1, "{}", ran.stderr);
+            json_lines(&ran.stdout)
+        };
+        let problems = found(&[]);
+        assert_eq!(
+            (&problems[0]["sequence"], &problems[0]["eventType"]),
+            (&json!(2), &json!("order.placed"))
+        );
+        assert!(
+            problems.len() == 1 && problems[0]["problem"].as_str().unwrap().contains("/total"),
+            "{problems:?}"
+        );
+        assert_eq!(found(&["--strict"]).len(), 2);
+    }
+    bus.file("wrong/order.json", "{}");
+    for folder in [&wrong, "/no/such/folder"] {
+        assert_eq!(bus.run(&["schema", "check", folder]).code, 3);
+    }
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! `copy` and `diff`.
 
-use a3s_event::{Event, ProviderRegistry};
+use std::process::Stdio;
+use std::sync::Arc;
+
+use a3s_event::{Event, EventProvider, HistoryQuery, ProviderRegistry};
 use serde_json::{Value, json};
 
 use crate::bus::{Bus, week};
@@ -100,4 +103,79 @@ async fn a_dry_run_copies_nothing() {
     from.publish("events.a", 5);
     assert_eq!(from.rows(&["copy", &from.url, &to.url, "--dry-run", "--filter", "events.a"])[0]["events"], 5);
     assert_eq!(to.rows(&["history"]).len(), 0);
+}
+
+/// A copy that is under way: so much is on the target.
+async fn copying(from: &Bus, to: &Bus) -> (std::process::Child, Arc<dyn EventProvider>) {
+    let target = ProviderRegistry::builtin().connect(&to.url).await.unwrap();
+    let copy = from.command(&["copy", &from.url, &to.url]).stderr(Stdio::piped()).spawn().unwrap();
+    while target.query(&HistoryQuery::new(1)).await.unwrap().first().map_or(0, |newest| newest.sequence)
+        < 1_000
+    {}
+    (copy, target)
+}
+
+#[tokio::test]
+async fn a_copy_that_was_killed_goes_on_without_a_gap() {
+    const EVENTS: u64 = 20_000;
+    let (from, to) = (Bus::sqlite(), Bus::nats().await);
+    from.publish("events.a", EVENTS);
+    let (mut killed, _target) = copying(&from, &to).await;
+    killed.kill().unwrap();
+    assert_eq!(killed.wait().unwrap().code(), None, "it has ended before it was killed");
+    let rest = copy(&from, &to);
+    let first = rest["firstSequence"].as_u64().unwrap();
+    assert!(first > 1_000 && rest["events"] == EVENTS + 1 - first, "{rest}");
+    are_equal(&from, &to, EVENTS);
+}
+
+#[tokio::test]
+async fn a_second_writer_ends_a_copy() {
+    let (from, to) = (Bus::sqlite(), Bus::nats().await);
+    from.publish("events.a", 20_000);
+    let (copy, target) = copying(&from, &to).await;
+    target.publish(&Event::new("events.a", "a", "", "somebody else", json!(0))).await.unwrap();
+    let ended = crate::bus::ended(copy.wait_with_output().unwrap());
+    assert_eq!(ended.code, 1, "{}", ended.stderr);
+    assert!(ended.stderr.contains("somebody else writes to the target"), "{}", ended.stderr);
+    // Its event stands where one of the source should be, and that is found.
+    let ran = from.run(&["copy", &from.url, &to.url]);
+    assert_eq!(ran.code, 3, "{}", ran.stderr);
+    let differences = from.run(&["diff", &from.url, &to.url, "--output", "ndjson", "--limit", "1"]);
+    assert_eq!(differences.code, 1);
+    assert_ne!(crate::bus::json_lines(&differences.stdout)[0]["to"], Value::Null);
+}
+
+#[tokio::test]
+async fn a_stream_that_was_emptied_is_copied_into() {
+    let (from, to) = (Bus::sqlite(), Bus::nats().await);
+    from.publish("events.a", 5);
+    to.publish("events.a", 3);
+    let target = ProviderRegistry::builtin().connect(&to.url).await.unwrap();
+    let nats = target.as_any().unwrap().downcast_ref::<a3s_event::NatsProvider>().unwrap().client();
+    nats.jetstream_context().get_stream("A3S_EVENTS").await.unwrap().purge().await.unwrap();
+    assert_eq!(copy(&from, &to)["events"], 5);
+    are_equal(&from, &to, 5);
+}
+
+#[tokio::test]
+async fn an_event_too_many_is_one_difference() {
+    let (from, to) = (Bus::sqlite(), Bus::nats().await);
+    let publish = |bus: &Bus, ids: &str| {
+        let lines: String = ids.chars().map(|id| format!("{{\"id\": \"{id}\"}}\n")).collect();
+        let arguments = ["pub", "--many", "-", "events.a", "--id", "{id}", "--time", "1000"];
+        assert_eq!(bus.run_with_stdin(&arguments, &lines).code, 0);
+    };
+    publish(&from, "abcdef");
+    publish(&to, "abxcef");
+    let ran = from.run(&["diff", &from.url, &to.url, "--output", "ndjson"]);
+    let found: Vec<Value> = crate::bus::json_lines(&ran.stdout);
+    assert_eq!(ran.code, 1);
+    assert_eq!(
+        found,
+        [
+            json!({"place": 3, "from": null, "to": {"sequence": 3, "id": "x"}}),
+            json!({"place": 5, "from": {"sequence": 4, "id": "d"}, "to": null}),
+        ]
+    );
 }

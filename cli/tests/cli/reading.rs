@@ -5,11 +5,11 @@ use std::process::{Child, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::bus::{Bus, numbers};
+use crate::bus::{Bus, ended, numbers};
 use crate::on_every_bus;
 
 on_every_bus! { history_is_filtered_and_paged subscriptions_start_where_they_are_told a_durable_keeps_its_position
-unsettled_events_are_seen_in_the_table tail_follows show_finds_by_sequence_and_id a_signal_ends_a_subscription }
+unsettled_events_are_seen_in_the_table several_filters_share_a_subscription streams_are_listed logs_are_told_on_stderr tail_follows show_finds_by_sequence_and_id a_signal_ends_a_subscription }
 
 async fn history_is_filtered_and_paged(bus: &Bus) {
     bus.publish("events.a", 5);
@@ -71,6 +71,49 @@ async fn unsettled_events_are_seen_in_the_table(bus: &Bus) {
     assert!(table.contains("redelivered") && table.contains("events.a"), "{table}");
 }
 
+async fn several_filters_share_a_subscription(bus: &Bus) {
+    bus.publish("events.a", 3);
+    bus.publish("events.b", 2);
+    bus.publish("events.c.d", 4);
+    let mut all = numbers(&bus.rows(&["sub", "events.b", "events.c.*", "--from", "all", "--idle", "2s"]));
+    all.sort_unstable();
+    assert_eq!(all, [1, 1, 2, 2, 3, 4]);
+    let durable = ["sub", "events.a", "events.b", "--durable", "d", "--idle", "2s"];
+    assert_eq!(bus.rows(&durable).len(), 5);
+    bus.publish("events.b", 1);
+    assert_eq!(numbers(&bus.rows(&durable)), [1]);
+    let names: Vec<_> = bus.rows(&["consumers"]).iter().map(|row| row["name"].clone()).collect();
+    assert_eq!(names, ["d-events-a", "d-events-b"]);
+    let ran = bus.run(&["sub", "events.a", "events.*"]);
+    assert_eq!(ran.code, 2);
+    assert!(ran.stderr.contains("overlap"), "{}", ran.stderr);
+}
+
+async fn streams_are_listed(bus: &Bus) {
+    bus.publish("events.a", 3);
+    let streams = bus.rows(&["streams"]);
+    let this = streams.iter().find(|row| row["isThis"] == true).unwrap();
+    assert_eq!((&this["messages"], &this["subjects"]), (&json!(3), &json!(["events.>"])));
+    if bus.server.is_some() {
+        let other = format!("{}/OTHER?subject_prefix=other", bus.url);
+        bus.prints(&["pub", "other.a", "1", "--url", &other]);
+        assert_eq!(bus.rows(&["streams"]).len(), 2);
+    }
+    assert!(bus.prints(&["streams"]).contains("events.>"));
+}
+
+async fn logs_are_told_on_stderr(bus: &Bus) {
+    bus.publish("events.a", 3);
+    let quiet = bus.run(&["info"]);
+    assert_eq!((quiet.code, quiet.stderr.as_str()), (0, ""));
+    let told = bus.run(&["info", "-v"]);
+    assert!(told.stderr.contains("connecting") && told.stdout == quiet.stdout, "{}", told.stderr);
+    assert!(bus.run(&["info", "-vvv"]).stderr.contains("capabilities"));
+    let off = ended(bus.command(&["info", "-vvv"]).env("A3S_EVENT_LOG", "off").output().unwrap());
+    assert_eq!(off.stderr, "");
+    assert_eq!(bus.run(&["info", "--log", "a3s_event=loud"]).code, 2);
+}
+
 async fn tail_follows(bus: &Bus) {
     bus.publish("events.a", 5);
     assert_eq!(numbers(&bus.rows(&["tail", "-n", "2", "--no-follow"])), [4, 5]);
@@ -117,7 +160,7 @@ async fn a_signal_ends_a_subscription(bus: &Bus) {
     assert!(consumer["lag"] == 0 && consumer["pending"].as_u64() <= Some(1), "{consumer}");
 }
 
-fn terminate(child: &Child) {
+pub(crate) fn terminate(child: &Child) {
     let killed = std::process::Command::new("kill").arg(child.id().to_string()).status().unwrap();
     assert!(killed.success());
 }

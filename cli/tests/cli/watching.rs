@@ -1,6 +1,7 @@
 //! `watch`, in a terminal of tmux.
 
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::bus::Bus;
@@ -9,16 +10,34 @@ use crate::on_every_bus;
 on_every_bus! { watch_shows_rate_lag_and_events_and_ends }
 
 /// A server of tmux of the test's own, so that no session of the user's is touched.
-struct Terminal(String);
+pub(crate) struct Terminal(String);
 
 impl Terminal {
+    /// A session that runs a line and says how it ended; `None` where there is no tmux.
+    pub(crate) fn open(bus: &Bus, line: &str) -> Option<Self> {
+        if Command::new("tmux").arg("-V").output().is_err() {
+            eprintln!("not checked: there is no tmux");
+            return None;
+        }
+        static OPENED: AtomicU32 = AtomicU32::new(0);
+        let socket = bus.path(&format!("tmux-{}", OPENED.fetch_add(1, Ordering::Relaxed)));
+        let terminal = Self(socket.to_str().unwrap().to_owned());
+        let line = format!("export A3S_EVENT_URL='{}'; {line}; echo ended with $?; cat", bus.url);
+        terminal.tmux(&["new-session", "-d", "-x", "120", "-y", "40", &line]).expect("a session");
+        Some(terminal)
+    }
+
+    pub(crate) fn press(&self, key: &str) {
+        self.tmux(&["send-keys", key]).unwrap();
+    }
+
     fn tmux(&self, arguments: &[&str]) -> Option<String> {
         let output = Command::new("tmux").args(["-S", &self.0]).args(arguments).output().ok()?;
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// Waits until the screen shows all of this.
-    async fn shows(&self, wanted: &[&str]) {
+    pub(crate) async fn shows(&self, wanted: &[&str]) {
         let started = Instant::now();
         loop {
             let screen = self.tmux(&["capture-pane", "-p"]).unwrap_or_default();
@@ -38,20 +57,13 @@ impl Drop for Terminal {
 }
 
 async fn watch_shows_rate_lag_and_events_and_ends(bus: &Bus) {
-    if Command::new("tmux").arg("-V").output().is_err() {
-        eprintln!("not checked: there is no tmux");
-        return;
-    }
     bus.publish("events.a", 20);
     bus.prints(&["sub", "events.a", "--durable", "slow", "--count", "3"]);
-    let terminal = Terminal(bus.path("tmux").to_str().unwrap().to_owned());
-    let program = env!("CARGO_BIN_EXE_a3s-event");
-    let command =
-        format!("A3S_EVENT_URL='{}' {program} watch --every 200ms; echo ended with $?; cat", bus.url);
-    terminal.tmux(&["new-session", "-d", "-x", "120", "-y", "40", &command]).expect("a session");
+    let line = format!("{} watch --every 200ms", env!("CARGO_BIN_EXE_a3s-event"));
+    let Some(terminal) = Terminal::open(bus, &line) else { return };
     terminal.shows(&["20 events", "slow", "17", "published: 0/s", "{\"n\":20}"]).await;
     bus.prints(&["pub", "events.a", "{\"n\":21}", "--summary", "the newest one"]);
     terminal.shows(&["21 events", "18", "the newest one"]).await;
-    terminal.tmux(&["send-keys", "q"]).unwrap();
+    terminal.press("q");
     terminal.shows(&["ended with 0"]).await;
 }

@@ -1,0 +1,65 @@
+//! What the library and its clients log, on stderr.
+
+use std::io::{self, Write};
+
+use tracing::level_filters::LevelFilter;
+use tracing::{Level, Metadata};
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::filter::{FilterExt as _, Targets, filter_fn};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+use crate::text;
+
+/// Logs what the filter says, or what the number of `-v` says.
+pub(crate) fn to_stderr(filter: Option<Targets>, verbose: u8) {
+    let targets = filter.unwrap_or_else(|| by_count(verbose));
+    let layer = tracing_subscriber::fmt::layer().with_writer(|| Escaped).with_ansi(false);
+    let layer = layer.with_filter(targets.and(filter_fn(shows_no_secret)));
+    // It fails where there is a subscriber already, and then that one stays.
+    let _ = tracing_subscriber::registry().with(layer).try_init();
+}
+
+/// What is worth a warning is always told.
+fn by_count(verbose: u8) -> Targets {
+    let (ours, others) = match verbose {
+        0 => (LevelFilter::WARN, LevelFilter::OFF),
+        1 => (LevelFilter::INFO, LevelFilter::WARN),
+        2 => (LevelFilter::DEBUG, LevelFilter::INFO),
+        _ => (LevelFilter::TRACE, LevelFilter::DEBUG),
+    };
+    Targets::new().with_default(others).with_target("a3s_event", ours)
+}
+
+/// On the finest level clients log what goes over the wire.
+fn shows_no_secret(metadata: &Metadata<'_>) -> bool {
+    *metadata.level() <= Level::DEBUG || metadata.target().starts_with("a3s_event")
+}
+
+/// Stderr, with what a terminal acts on escaped. The subscriber writes a line at a time.
+struct Escaped;
+
+impl Write for Escaped {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // Nobody is left to be told that stderr is closed.
+        let _ = io::stderr().write_all(text::escape(&String::from_utf8_lossy(bytes)).as_bytes());
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_v_tells_more_and_none_tells_secrets() {
+        let tells = |verbose, target, level| by_count(verbose).would_enable(target, &level);
+        assert!(tells(0, "a3s_event::provider", Level::WARN) && !tells(0, "a3s_event", Level::INFO));
+        assert!(tells(1, "a3s_event", Level::INFO) && tells(2, "a3s_event", Level::DEBUG));
+        assert!(!tells(9, "async_nats", Level::TRACE));
+    }
+}
