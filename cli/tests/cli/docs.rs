@@ -39,7 +39,8 @@ async fn run(page: &str) -> String {
         .replace("nats://127.0.0.1:4222", &server.url)
         .replace("examples/", &format!("{}/examples/", root.display()));
     let mut shell = shell(&server);
-    let ran = ended(shell.env_remove("A3S_EVENT_URL").env("ROOT", &root).args(["-xc", &script]).output().unwrap());
+    let ran =
+        ended(shell.env_remove("A3S_EVENT_URL").env("ROOT", &root).args(["-xc", &script]).output().unwrap());
     assert_eq!(ran.code, 0, "{}\n{}", ran.stdout, ran.stderr);
     script
 }
