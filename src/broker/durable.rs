@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use super::lane::Lane;
 use crate::bus::EventBus;
 use crate::bus::consumer::{Backoff, ConsumerHandle, DeliveryPolicy, HandlerError, HandlerResult};
 use crate::error::{EventError, Result};
-use crate::provider::Delivery;
+use crate::provider::{Delivery, poll_once};
 use crate::sink::{PayloadForm, SinkFailure};
 
 impl Broker {
@@ -130,8 +131,14 @@ fn ended() -> EventError {
     EventError::Closed("the durable triggers have ended".to_owned())
 }
 
-/// Tells when the consumer of a trigger was opened first, or why not.
-type Opened = oneshot::Receiver<Result<()>>;
+/// Tells when the consumer of a trigger was opened first, or why not; or that it fetches no more.
+type Changed = oneshot::Receiver<Result<()>>;
+
+/// What ends the task of a trigger.
+struct Stop {
+    stop: watch::Sender<bool>,
+    stopped: Changed,
+}
 
 /// Lets a task run for each durable trigger that there is.
 struct Manager {
@@ -139,8 +146,8 @@ struct Manager {
     bus: Arc<EventBus>,
     stopping: watch::Receiver<bool>,
     synced: watch::Sender<u64>,
-    /// What ends the task of a trigger, by its address, which is its own as long as the trigger is held here.
-    serving: HashMap<usize, (Arc<Lane>, watch::Sender<bool>)>,
+    /// By the address of the trigger, which is its own as long as the trigger is held here.
+    serving: HashMap<usize, (Arc<Lane>, Stop)>,
     tasks: JoinSet<()>,
 }
 
@@ -154,10 +161,10 @@ impl Manager {
                 changed = changes.changed() => if changed.is_err() { break },
             }
             let version = *changes.borrow_and_update();
-            for opened in self.reconcile() {
+            for change in self.reconcile() {
                 tokio::select! {
                     () = told(&mut stopping) => break,
-                    outcome = opened => if let Ok(Err(error)) = outcome {
+                    outcome = change => if let Ok(Err(error)) = outcome {
                         tracing::error!(%error, "consumer of a durable trigger not opened; trying again");
                     },
                 }
@@ -165,12 +172,12 @@ impl Manager {
             self.synced.send_replace(version);
             while self.tasks.try_join_next().is_some() {}
         }
-        self.serving.values().for_each(|(_, stop)| _ = stop.send_replace(true));
+        self.serving.values().for_each(|(_, serving)| _ = serving.stop.send_replace(true));
         while self.tasks.join_next().await.is_some() {}
     }
 
-    /// Begins and ends what has changed.
-    fn reconcile(&mut self) -> Vec<Opened> {
+    /// Begins and ends what has changed; each change is in force when it tells so.
+    fn reconcile(&mut self) -> Vec<Changed> {
         let wanted: HashMap<usize, Arc<Lane>> = self
             .broker
             .read()
@@ -178,29 +185,31 @@ impl Manager {
             .filter(|lane| lane.settings().durable)
             .map(|lane| (Arc::as_ptr(lane) as usize, Arc::clone(lane)))
             .collect();
-        self.serving.retain(|id, (_, stop)| {
-            let stays = wanted.contains_key(id);
-            stop.send_replace(!stays);
-            stays
-        });
-        let mut opening = Vec::new();
+        let gone = self.serving.extract_if(|id, _| !wanted.contains_key(id));
+        let mut changes: Vec<Changed> = gone
+            .map(|(_, (_, Stop { stop, stopped }))| {
+                stop.send_replace(true);
+                stopped
+            })
+            .collect();
         for (id, lane) in wanted {
             if self.serving.contains_key(&id) {
                 continue;
             }
-            let (stop, stopped) = watch::channel(false);
-            let (sender, opened) = oneshot::channel();
+            let (stop, stopping) = watch::channel(false);
+            let (open_sender, opened) = oneshot::channel();
+            let (stop_sender, stopped) = oneshot::channel();
             let server = Server {
                 lane: Arc::clone(&lane),
                 bus: Arc::clone(&self.bus),
                 hop_limit: self.broker.hop_limit,
-                stopped,
+                stopping,
             };
-            self.tasks.spawn(server.serve(sender));
-            self.serving.insert(id, (lane, stop));
-            opening.push(opened);
+            self.tasks.spawn(server.serve(open_sender, stop_sender));
+            self.serving.insert(id, (lane, Stop { stop, stopped }));
+            changes.push(opened);
         }
-        opening
+        changes
     }
 }
 
@@ -209,12 +218,12 @@ struct Server {
     lane: Arc<Lane>,
     bus: Arc<EventBus>,
     hop_limit: u32,
-    stopped: watch::Receiver<bool>,
+    stopping: watch::Receiver<bool>,
 }
 
 impl Server {
     /// Keeps a consumer open until it is told to stop.
-    async fn serve(mut self, first: oneshot::Sender<Result<()>>) {
+    async fn serve(mut self, first: oneshot::Sender<Result<()>>, stopped: oneshot::Sender<Result<()>>) {
         let backoff = Backoff::exponential(Duration::from_secs(1), Duration::from_secs(30));
         let mut first = Some(first);
         for attempt in 1.. {
@@ -223,8 +232,16 @@ impl Server {
                     report(&mut first, Ok(()));
                     tokio::select! {
                         biased;
-                        () = told(&mut self.stopped) => {
-                            if let Err(error) = consumer.shutdown().await {
+                        () = told(&mut self.stopping) => {
+                            let mut ending = pin!(consumer.shutdown());
+                            // It fetches no more from here on; what runs is not waited for.
+                            let at_once = poll_once(&mut ending).await;
+                            let _ = stopped.send(Ok(()));
+                            let ended = match at_once {
+                                Some(ended) => ended,
+                                None => ending.await,
+                            };
+                            if let Err(error) = ended {
                                 tracing::warn!(trigger = self.lane.name(), %error, "trigger not ended in order");
                             }
                             return;
@@ -240,7 +257,7 @@ impl Server {
                 }
             }
             tokio::select! {
-                () = told(&mut self.stopped) => return,
+                () = told(&mut self.stopping) => return,
                 () = tokio::time::sleep(backoff.delay(attempt)) => {}
             }
         }

@@ -6,6 +6,7 @@ use std::fs::{File, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::private_file;
 
@@ -81,7 +82,30 @@ fn canonical(path: &Path) -> io::Result<PathBuf> {
     Ok(folder.canonicalize()?.join(name))
 }
 
+/// Locks a file, which may have to wait for a lock that this process itself has ended: a program that it is just starting
+/// holds a copy of the open file for a moment.
 fn lock(path: &Path) -> Result<File, NotLocked> {
+    const MOMENT: Duration = Duration::from_millis(5);
+    for _ in 0..100 {
+        match try_lock(path) {
+            Err(NotLocked::ByOther(Some(owner))) if owner == std::process::id() => {
+                std::thread::park_timeout(MOMENT);
+            }
+            done => return done,
+        }
+    }
+    try_lock(path)
+}
+
+/// The process that is named in a lock.
+fn owner(file: &mut File) -> Option<u32> {
+    const LONGEST_ID: u64 = 10;
+    let mut text = String::new();
+    file.take(LONGEST_ID).read_to_string(&mut text).ok()?;
+    text.parse().ok()
+}
+
+fn try_lock(path: &Path) -> Result<File, NotLocked> {
     let mut file = private_file::create_options()
         .read(true)
         .create(true)
@@ -94,12 +118,7 @@ fn lock(path: &Path) -> Result<File, NotLocked> {
             let _ = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
             Ok(file)
         }
-        Err(TryLockError::WouldBlock) => {
-            const LONGEST_ID: u64 = 10;
-            let mut text = String::new();
-            let read = (&mut file).take(LONGEST_ID).read_to_string(&mut text);
-            Err(NotLocked::ByOther(read.ok().and_then(|_| text.parse().ok())))
-        }
+        Err(TryLockError::WouldBlock) => Err(NotLocked::ByOther(owner(&mut file))),
         Err(TryLockError::Error(error)) => Err(NotLocked::Io(error)),
     }
 }
