@@ -232,6 +232,21 @@ impl ProviderUrl {
             ))),
         }
     }
+
+    /// Refuses a user name and a password, which a provider without accounts would ignore.
+    ///
+    /// # Errors
+    ///
+    /// [`EventError::Config`] when there is one; it does not repeat it.
+    pub fn refuse_credentials(&self) -> Result<()> {
+        if self.username.is_none() && self.password.is_none() {
+            return Ok(());
+        }
+        Err(EventError::Config(format!(
+            "provider URL {self}: a {} URL has no user name and no password, there is nobody to check them",
+            self.scheme
+        )))
+    }
 }
 
 impl fmt::Display for ProviderUrl {

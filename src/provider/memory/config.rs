@@ -143,6 +143,7 @@ pub(in crate::provider) async fn connect(url: ProviderUrl) -> Result<Arc<dyn Eve
         "max_payload",
         "dedup_window_secs",
     ])?;
+    url.refuse_credentials()?;
     let mut builder = MemoryProvider::builder();
     let name = format!("{}{}", url.authority(), url.path());
     if !name.trim_matches('/').is_empty() {
@@ -212,5 +213,9 @@ mod tests {
         assert_eq!((settings.config.max_events, settings.config.channel_capacity), (7, 1));
         assert_eq!((settings.max_bytes, settings.max_payload), (9000, 2000));
         assert_eq!((settings.max_age.as_secs(), settings.dedup_window.as_secs()), (60, 5));
+
+        let refused =
+            connect(ProviderUrl::parse("memory://user:hunter2@orders").unwrap()).await.err().unwrap();
+        assert!(refused.to_string().contains("no user name") && !refused.to_string().contains("hunter2"));
     }
 }

@@ -260,6 +260,7 @@ fn from_url(url: &ProviderUrl) -> Result<SqliteConfig> {
         "group_bytes",
         "group_delay_us",
     ])?;
+    url.refuse_credentials()?;
     if !url.authority().is_empty() {
         return Err(EventError::Config(format!(
             "provider URL: a file has no host, write sqlite:///{}{} for an absolute path or sqlite:{}{} for a relative one",
@@ -326,6 +327,8 @@ mod tests {
         assert!(path("sqlite://data/e.db").unwrap_err().to_string().contains("sqlite:data/e.db"));
         assert!(path("sqlite:e.db?synchronous=off").unwrap_err().to_string().contains("full or normal"));
         assert!(path("sqlite:e.db?max_event=1").unwrap_err().to_string().contains("valid are"));
+        let refused = path("sqlite://user:hunter2@/e.db").unwrap_err().to_string();
+        assert!(refused.contains("no user name") && !refused.contains("hunter2"), "{refused}");
     }
 
     #[test]
