@@ -129,7 +129,8 @@ impl WebhookReceiverBuilder {
 
     /// Publishes what comes in before it is answered: what was answered with 202 is stored. Where the provider deduplicates,
     /// a `msg_id` is made of the receiver's name and the id of the signed request, or else the id and source of the
-    /// CloudEvent, so that a request that is sent again stores nothing twice. Without it, [`start`](crate::source::EventSource::start) has to run, and 202 says only that the event is on its way.
+    /// CloudEvent, so that a request that is sent again stores nothing twice. Without it,
+    /// [`start`](crate::source::EventSource::start) has to run, and 202 says only that the event is on its way.
     pub fn publish_to(mut self, bus: Arc<EventBus>) -> Self {
         self.bus = Some(bus);
         self

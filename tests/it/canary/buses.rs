@@ -109,7 +109,7 @@ async fn unreadable_urls(creds: &str) {
         format!("nats://{USER}:{PASSWORD}@host:port"),
         format!("nats://{USER}:{PASSWORD}@host#{TOKEN}"),
         format!("nats://{USER}:{PASSWORD}@one,{USER}:{PASSWORD}@two?x=1"),
-        format!("nats://host?tokne={TOKEN}"),
+        format!("nats://host?tkn={TOKEN}"),
         // A token whose `&` was not escaped.
         format!("nats://host?token=a&{TOKEN}"),
         format!("nats://host?token=a&{TOKEN}={TOKEN}"),
