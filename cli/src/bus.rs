@@ -25,10 +25,8 @@ pub(crate) struct App {
 impl App {
     pub(crate) fn new(global: Global) -> Outcome<Self> {
         let config = Config::load(global.config.as_deref())?;
-        if let Some(url) = &global.url
-            && std::env::var_os("A3S_EVENT_URL").is_none()
-        {
-            warn_of_credentials(url);
+        if let Some(url) = &global.url {
+            warn_of_credentials(url, Some("A3S_EVENT_URL"));
         }
         Ok(Self { config, out: Output::new(global.output), url: global.url })
     }
@@ -43,9 +41,9 @@ impl App {
         connect(&self.url()?.0).await
     }
 
-    /// Connects to the bus of a name or a URL.
+    /// Connects to the bus of a name or a URL, which the command line says.
     pub(crate) async fn connect_to(&self, bus: &str) -> Outcome<Arc<dyn EventProvider>> {
-        warn_of_credentials(bus);
+        warn_of_credentials(bus, None);
         connect(&self.config.named(bus)?).await
     }
 }
@@ -82,14 +80,17 @@ pub(crate) fn redacted(url: &str) -> String {
     }
 }
 
-/// Every user of the machine can read the command lines of its processes.
-fn warn_of_credentials(url: &str) {
+/// Every user of the machine can read the command lines of its processes. What stands in the variable was not on it.
+pub(crate) fn warn_of_credentials(url: &str, variable: Option<&str>) {
+    let is_set = |url: &ProviderUrl, name| matches!(url.setting::<String>(name), Ok(Some(_)));
     let has_credentials = ProviderUrl::parse(url)
-        .is_ok_and(|url| url.username().is_some() || matches!(url.setting::<String>("token"), Ok(Some(_))));
-    if has_credentials {
+        .is_ok_and(|url| url.username().is_some() || is_set(&url, "token") || is_set(&url, "nkey"));
+    let is_of_environment = variable.and_then(std::env::var_os).is_some_and(|value| value == url);
+    if has_credentials && !is_of_environment {
+        let variable = variable.map_or(String::new(), |variable| format!("{variable} or "));
         let _ = writeln!(
             std::io::stderr(),
-            "warning: credentials on the command line can be seen by others: use A3S_EVENT_URL or the config file"
+            "warning: credentials on the command line can be seen by others: use {variable}the config file"
         );
     }
 }

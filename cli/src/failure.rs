@@ -5,10 +5,13 @@ use std::io;
 
 use a3s_event::{ErrorKind, EventError};
 
-use crate::text::escape;
+use crate::text::line;
 
 /// What a command returns.
 pub(crate) type Outcome<T = ()> = Result<T, Failure>;
+
+/// How events are published again whose outcome is unknown.
+pub(crate) const SAME_ID: &str = "Publish them again with the same id (--id), which stores them once";
 
 /// Why a command ended early.
 #[derive(Debug)]
@@ -20,7 +23,7 @@ pub(crate) enum Failure {
     /// The bus gives no answer, or does not let us in.
     Unreachable(String),
     /// These events may have been stored: no answer says what became of them.
-    Unknown { ids: Vec<String>, reason: String },
+    Unknown { ids: Vec<String>, reason: String, retry: &'static str },
     /// Something was found that the command looked for, such as a difference.
     Found(String),
     /// Anything else.
@@ -50,14 +53,13 @@ impl Failure {
             | Self::Input(text)
             | Self::Unreachable(text)
             | Self::Found(text)
-            | Self::Other(text) => escape(text),
-            Self::Unknown { ids, reason } => {
+            | Self::Other(text) => line(text),
+            Self::Unknown { ids, reason, retry } => {
+                let ids: Vec<_> = ids.iter().map(|id| line(id)).collect();
                 let ids = ids.join("\n  ");
                 format!(
-                    "{}\nthe outcome is unknown: these events may have been stored. Publish them again with the same id \
-                     (--id), which stores them once:\n  {}",
-                    escape(reason),
-                    ids
+                    "{}\nthe outcome is unknown: these events may have been stored. {retry}:\n  {ids}",
+                    line(reason)
                 )
             }
         }
@@ -66,7 +68,7 @@ impl Failure {
     /// A failed publish of the events with these ids.
     pub(crate) fn publish(error: &EventError, ids: Vec<String>) -> Self {
         if error.may_be_stored() {
-            return Self::Unknown { ids, reason: chain(error) };
+            return Self::Unknown { ids, reason: chain(error), retry: SAME_ID };
         }
         Self::of(error)
     }

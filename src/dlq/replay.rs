@@ -76,9 +76,9 @@ impl Replay {
         self
     }
 
-    /// Most events per second; at least one.
+    /// Most events per second; at least one, and at most a million.
     pub fn per_second(mut self, events: u32) -> Self {
-        self.per_second = Some(events.max(1));
+        self.per_second = Some(events.clamp(1, 1_000_000));
         self
     }
 

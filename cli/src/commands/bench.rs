@@ -18,6 +18,10 @@ pub(crate) const EXAMPLE: &str = "Example:
 
 /// Longest wait for an event that was published.
 const SOON: Duration = Duration::from_secs(30);
+/// Largest payload in bytes; larger than any bus takes.
+const MAX_SIZE: i64 = 64 << 20;
+/// An event each microsecond is faster than any clock of a program.
+const MAX_PER_SECOND: i64 = 1_000_000;
 /// Lines of the histogram.
 const BARS: usize = 12;
 
@@ -33,10 +37,10 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     batch: u16,
     /// Size of the payload in bytes
-    #[arg(long, default_value_t = 256)]
-    size: usize,
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(..=MAX_SIZE))]
+    size: u32,
     /// Events per second of latency
-    #[arg(long, value_name = "EVENTS", default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "EVENTS", default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..=MAX_PER_SECOND))]
     per_second: u32,
     /// Draw the times as a chart into this SVG file
     #[arg(long, value_name = "FILE")]
@@ -172,7 +176,7 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     fn event(&self, number: u64) -> Event {
-        let payload = serde_json::json!({ "n": number, "fill": "x".repeat(self.args.size) });
+        let payload = serde_json::json!({ "n": number, "fill": "x".repeat(self.args.size as usize) });
         Event::new(self.subject.as_str(), "bench", "", "a3s-event bench", payload)
     }
 

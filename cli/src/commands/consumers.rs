@@ -4,7 +4,7 @@ use a3s_event::ConsumerInfo;
 use serde::Serialize;
 
 use crate::bus::App;
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::output::Row;
 use crate::text;
 
@@ -14,7 +14,7 @@ pub(crate) const EXAMPLE: &str = "Example:
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Forget this durable consumer and its position
+    /// Forget this durable consumer and its position, and show what it was
     #[arg(long, value_name = "NAME")]
     remove: Option<String>,
 }
@@ -53,12 +53,15 @@ impl Row for ConsumerRow {
 
 pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     let provider = app.connect().await?;
-    if let Some(name) = args.remove {
-        provider.unsubscribe(&name).await?;
-        provider.close().await?;
-        return app.out.say(&format!("consumer '{name}' is forgotten"));
-    }
     let mut rows: Vec<ConsumerRow> = provider.consumers().await?.into_iter().map(Into::into).collect();
+    if let Some(name) = &args.remove {
+        let removed = rows.iter().find(|row| row.name == *name).ok_or_else(|| {
+            Failure::Other(format!("there is no consumer '{name}'; consumers lists what is there"))
+        })?;
+        provider.unsubscribe(name).await?;
+        provider.close().await?;
+        return app.out.one(removed);
+    }
     rows.sort_by(|a, b| a.name.cmp(&b.name));
     provider.close().await?;
     app.out.rows(&rows)

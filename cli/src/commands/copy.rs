@@ -226,10 +226,9 @@ fn unpublished(error: &EventError, event: &Event) -> Failure {
         ));
     }
     match Failure::publish(error, vec![event.id.clone()]) {
-        Failure::Unknown { ids, reason } => Failure::Unknown {
-            ids,
-            reason: format!("{reason}; the same copy again goes on where it stopped"),
-        },
+        Failure::Unknown { ids, reason, .. } => {
+            Failure::Unknown { ids, reason, retry: "The same copy again goes on where it stopped" }
+        }
         other => other,
     }
 }

@@ -1,12 +1,14 @@
 //! `dlq`: dead letters.
 
+use std::time::Duration;
+
 use a3s_event::dlq::{FailureClass, LetterFilter, LetterStatus, Replay, StoredLetter};
-use a3s_event::{Event, ProviderDlq};
+use a3s_event::{Event, EventError, ProviderDlq};
 use clap::{Subcommand, ValueEnum};
 use serde::Serialize;
 
-use crate::bus::App;
-use crate::failure::Outcome;
+use crate::bus::{App, connect, warn_of_credentials};
+use crate::failure::{Failure, Outcome, chain};
 use crate::moment;
 use crate::output::{Format, Row};
 use crate::text;
@@ -57,7 +59,7 @@ pub(crate) enum Command {
         #[arg(long)]
         dry_run: bool,
         /// Most events per second
-        #[arg(long, value_name = "EVENTS")]
+        #[arg(long, value_name = "EVENTS", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
         per_second: Option<u32>,
         /// Refuse events that were replayed this often before
         #[arg(long, value_name = "TIMES", default_value_t = 3)]
@@ -257,20 +259,31 @@ pub(crate) async fn run(app: &mut App, command: Command) -> Outcome {
             app.out.one(&LetterRow::new(&letter))
         }
         Command::Replay { chosen, dry_run, per_second, max_replays, limit, queue } => {
-            let settle = |replay: Replay| {
-                let replay = replay.max_replays(max_replays).limit(limit.unwrap_or(usize::MAX));
-                let replay = per_second.into_iter().fold(replay, Replay::per_second);
-                if dry_run { replay.dry_run() } else { replay }
-            };
             let letters = open(app, &queue).await?;
             let bus = app.connect().await?;
-            let replays: Vec<_> = match chosen.ids.as_slice() {
-                [] => vec![Replay::matching(chosen.which.filter())],
-                ids => ids.iter().copied().map(Replay::one).collect(),
-            };
+            let filter = chosen.ids.is_empty().then(|| chosen.which.filter());
+            let mut ids = chosen.ids;
+            if let Some(filter) = &filter {
+                ids = numbers(&letters, filter).await?;
+                ids.reverse();
+            }
+            ids.truncate(limit.unwrap_or(usize::MAX));
+            let mut pace = per_second.map(|events| tokio::time::interval(Duration::from_secs(1) / events));
             let mut sum = Replayed { dry_run, ..Replayed::default() };
-            for replay in replays {
-                let report = letters.replay(&*bus, &settle(replay)).await?;
+            for id in ids {
+                let letter = letters.show(id).await?;
+                if filter.as_ref().is_some_and(|filter| !filter.matches(&letter)) {
+                    // Somebody else was faster.
+                    continue;
+                }
+                let mut replay = Replay::one(id).max_replays(max_replays);
+                if dry_run {
+                    replay = replay.dry_run();
+                } else if let Some(pace) = &mut pace {
+                    pace.tick().await;
+                }
+                let replayed = letters.replay(&*bus, &replay).await;
+                let report = replayed.map_err(|error| unreplayed(&error, &letter, sum.replayed.len()))?;
                 sum.replayed.extend(report.replayed);
                 sum.refused.extend(report.refused);
             }
@@ -279,12 +292,7 @@ pub(crate) async fn run(app: &mut App, command: Command) -> Outcome {
         Command::Discard { chosen, dry_run, queue } => {
             let letters = open(app, &queue).await?;
             let discarded = match chosen.ids.as_slice() {
-                [] => letters
-                    .find(&chosen.which.filter(), usize::MAX)
-                    .await?
-                    .iter()
-                    .map(|letter| letter.id)
-                    .collect(),
+                [] => numbers(&letters, &chosen.which.filter()).await?,
                 _ => chosen.ids,
             };
             for id in discarded.iter().filter(|_| !dry_run) {
@@ -295,9 +303,31 @@ pub(crate) async fn run(app: &mut App, command: Command) -> Outcome {
     }
 }
 
+/// The numbers of the letters that are meant, newest first.
+async fn numbers(letters: &ProviderDlq, filter: &LetterFilter) -> Outcome<Vec<u64>> {
+    Ok(letters.find(filter, usize::MAX).await?.iter().map(|letter| letter.id).collect())
+}
+
+/// Why a letter was not replayed, and what to do now.
+fn unreplayed(error: &EventError, letter: &StoredLetter, before: usize) -> Failure {
+    let done = format!("{before} letters were replayed before number {}", letter.id);
+    if error.may_be_stored() {
+        let ids = vec![letter.letter.event.event.id.clone()];
+        let reason = format!("{}; {done}", chain(error));
+        return Failure::Unknown { ids, reason, retry: "The same replay again stores them once" };
+    }
+    match Failure::publish(error, Vec::new()) {
+        Failure::Unreachable(text) => Failure::Unreachable(format!("{text}; {done}")),
+        other => other,
+    }
+}
+
 async fn open(app: &App, queue: &Queue) -> Outcome<ProviderDlq> {
+    if let Some(url) = &queue.dlq_url {
+        warn_of_credentials(url, Some("A3S_EVENT_DLQ_URL"));
+    }
     let provider = match queue.dlq_url.as_deref().or(app.config.dlq_url.as_deref()) {
-        Some(url) => app.connect_to(url).await?,
+        Some(url) => connect(&app.config.named(url)?).await?,
         None => app.connect().await?,
     };
     Ok(ProviderDlq::new(provider)?)

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::publish::{Args, Target, build, options};
 use crate::bus::App;
-use crate::failure::{Failure, Outcome, chain};
+use crate::failure::{Failure, Outcome, SAME_ID, chain};
 use crate::records::{Record, Records};
 
 /// A slow input is not held back until its batch is full.
@@ -136,7 +136,7 @@ fn failed(numbers: &[u64], events: &[Event], results: &[Result<u64, EventError>]
     let unknown = || errors().filter(|(error, _)| error.may_be_stored());
     if let Some((error, _)) = unknown().next() {
         let ids = unknown().map(|(_, event)| event.id.clone()).collect();
-        return Failure::Unknown { ids, reason: chain(error) };
+        return Failure::Unknown { ids, reason: chain(error), retry: SAME_ID };
     }
     let first =
         results.iter().zip(numbers).find_map(|(result, number)| Some((result.as_ref().err()?, number)));

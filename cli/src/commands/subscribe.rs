@@ -95,11 +95,13 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     let provider = app.connect().await?;
     let mut subscriptions = open(&provider, &args).await?;
     let ended = receive(app, &mut subscriptions, &args).await;
+    let mut closed = Ok(());
     for mut subscription in subscriptions {
-        subscription.close().await?;
+        closed = closed.and(subscription.close().await);
     }
-    ended?;
-    Ok(provider.close().await?)
+    closed = closed.and(provider.close().await);
+    // What ended it is worth more than what could not be closed after it.
+    ended.and(closed.map_err(Failure::from))
 }
 
 /// An event that two filters match would come twice.

@@ -26,7 +26,6 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
-    let mut asked = pin!(asked_to_end());
     let provider = app.connect().await?;
     let everything = format!("{}.>", provider.subject_prefix());
     let filter = args.filter.as_deref().unwrap_or(&everything);
@@ -49,6 +48,8 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
         deliver_policy: DeliverPolicy::ByStartSequence { sequence: newest + 1 },
         ..SubscribeOptions::default()
     };
+    // From here on there is a consumer that should not be left behind.
+    let mut asked = pin!(asked_to_end());
     let mut subscription = provider.subscribe_with_options(filter, &options).await?;
     loop {
         let next = tokio::select! {

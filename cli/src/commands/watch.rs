@@ -1,6 +1,5 @@
 //! `watch`: the bus, live in the terminal. It only reads, and leaves no consumer.
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -70,20 +69,29 @@ async fn show(
     view: &mut View,
 ) -> Outcome {
     let mut every = tokio::time::interval(args.every.max(KEYS));
-    let mut keys = tokio::time::interval(KEYS);
-    let mut asked = pin!(asked_to_end());
-    loop {
-        tokio::select! {
-            () = &mut asked => return Ok(()),
-            _ = every.tick() => view.read(&**provider, args.filter.as_deref()).await,
-            _ = keys.tick() => {
-                if is_quit()? {
-                    return Ok(());
-                }
-                continue;
-            }
+    let drawing = async {
+        loop {
+            terminal.draw(|frame| view.draw(frame))?;
+            every.tick().await;
+            view.read(&**provider, args.filter.as_deref()).await;
         }
-        terminal.draw(|frame| view.draw(frame))?;
+    };
+    // A bus that does not answer keeps nobody from leaving.
+    tokio::select! {
+        () = asked_to_end() => Ok(()),
+        pressed = quit_pressed() => pressed,
+        failed = drawing => failed,
+    }
+}
+
+/// Waits for a key that ends it.
+async fn quit_pressed() -> Outcome {
+    let mut keys = tokio::time::interval(KEYS);
+    loop {
+        keys.tick().await;
+        if is_quit()? {
+            return Ok(());
+        }
     }
 }
 

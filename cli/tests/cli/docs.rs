@@ -117,6 +117,7 @@ async fn every_example_of_the_help_runs(bus: &Bus) {
     bus.file("schemas/order.placed.v1.json", r#"{"type": "object", "required": ["total"]}"#);
     bus.publish("events.market.forex", 15);
     bus.prints(&["pub", "events.orders.one", "{}", "--id", "evt-0197f6f2-7c61-7a42-9d5e-0c8c0f9d1b11"]);
+    bus.prints(&["sub", "events.orders.>", "--durable", "billing", "--count", "1"]);
     crate::letters::keep(bus, &["events.orders.a", "events.orders.b"]).await;
     bus.prints(&["pub", "events.orders.one", "{}", "--url", &file]);
     for example in examples(bus) {

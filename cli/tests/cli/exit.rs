@@ -8,7 +8,7 @@ use crate::bus::{Bus, ended, program};
 #[test]
 fn usage_is_2_and_on_stderr() {
     let bus = Bus::sqlite();
-    let wrong: [&[&str]; 8] = [
+    let wrong: [&[&str]; 11] = [
         &[],
         &["no-such-command"],
         &["history", "--limit", "abc"],
@@ -17,6 +17,9 @@ fn usage_is_2_and_on_stderr() {
         &["pub", "events.a"],
         &["sub", "--from", "someday"],
         &["watch"],
+        &["bench", "--size", "99999999999", "--events", "1"],
+        &["bench", "latency", "--per-second", "4294967295"],
+        &["dlq", "replay", "--all", "--per-second", "0"],
     ];
     for arguments in wrong {
         let ran = bus.run(arguments);
@@ -32,7 +35,7 @@ fn wrong_input_is_3() {
     let bus = Bus::sqlite();
     let (empty, folder) = (bus.file("empty.toml", ""), bus.folder.path().to_str().unwrap());
     assert_eq!(bus.run(&["history", "--config", &empty]).code, 0);
-    let wrong: [&[&str]; 18] = [
+    let wrong: [&[&str]; 21] = [
         &["pub", "events.a", "not JSON"],
         &["pub", "events.a", "@/no/such/file"],
         &["pub", "events..a", "1"],
@@ -48,7 +51,10 @@ fn wrong_input_is_3() {
         &["history", "--url", "memory://?max_events=1180591620717411303424"],
         &["history", "--url", "memory://?subject_prefix=events."],
         &["history", "--url", "memory://?subject_prefix="],
-        &["history", "--url", "nats://127.0.0.1:1?token=a&nkey=b"],
+        &["history", "--url", "no-such\nbus"],
+        &["history", "--url", "nats://127.0.0.1:1?max_bytes=255"],
+        &["history", "--url", "nats://127.0.0.1:1?subject_prefix=events."],
+        &["history", "--url", "memory://?max_bytes=255"],
         &["sub", "--ack-wait", "0", "--count", "1"],
         &["sub", "events.>.a", "--count", "1"],
     ];
@@ -57,6 +63,9 @@ fn wrong_input_is_3() {
         assert_eq!((ran.code, ran.stdout.as_str()), (3, ""), "{arguments:?}: {}", ran.stderr);
         assert!(ran.stderr.starts_with("error: ") && ran.stderr.lines().count() == 1, "{}", ran.stderr);
     }
+    let two_ways = "nats://127.0.0.1:1?token=a&nkey=b";
+    let ran = ended(bus.command(&["history"]).env("A3S_EVENT_URL", two_ways).output().unwrap());
+    assert!(ran.code == 3 && ran.stderr.contains("only one can be given"), "{}", ran.stderr);
 }
 
 #[test]
@@ -93,6 +102,85 @@ async fn an_unknown_outcome_is_5_and_names_the_event() {
     assert_eq!(bus.rows(&["history"]).len(), 2);
 }
 
+#[tokio::test]
+async fn a_replay_without_an_answer_is_5_and_can_be_repeated() {
+    let bus = Bus::nats().await;
+    bus.publish("events.other", 1);
+    let letters = Bus::sqlite();
+    crate::letters::keep(&letters, &["events.a", "events.b"]).await;
+    let url = format!("{}?request_timeout_secs=1", bus.url);
+    let replay = ["dlq", "replay", "--all", "--per-second", "1", "--dlq-url", &letters.url];
+    let replaying = bus
+        .command(&replay)
+        .env("A3S_EVENT_URL", &url)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    while bus.rows(&["history", "events.a"]).is_empty() {}
+    let server = bus.server.as_ref().unwrap();
+    server.freeze().await;
+    let ran = ended(replaying.wait_with_output().unwrap());
+    server.thaw();
+    assert_eq!(ran.code, 5, "{}", ran.stderr);
+    assert!(ran.stderr.contains("1 letters were replayed") && ran.stderr.contains("evt-"), "{}", ran.stderr);
+    bus.prints(&replay);
+    assert_eq!(bus.rows(&["history", "events.a"]).len(), 1);
+    assert_eq!(bus.rows(&["history", "events.b"]).len(), 1);
+}
+
+#[tokio::test]
+async fn a_copy_without_an_answer_is_5_and_goes_on() {
+    let (from, to) = (Bus::sqlite(), Bus::nats().await);
+    from.publish("events.a", 20_000);
+    let url = format!("{}?request_timeout_secs=1", to.url);
+    let copying = from
+        .command(&["copy", &from.url, &url])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    while to.rows(&["history", "--limit", "1"]).is_empty() {}
+    let server = to.server.as_ref().unwrap();
+    server.freeze().await;
+    let ran = ended(copying.wait_with_output().unwrap());
+    server.thaw();
+    assert!(ran.code == 5 && ran.stderr.contains("The same copy again"), "{}: {}", ran.code, ran.stderr);
+    from.prints(&["copy", &from.url, &to.url]);
+    from.prints(&["diff", &from.url, &to.url]);
+}
+
+#[test]
+fn a_warning_of_credentials_is_for_those_on_the_command_line() {
+    let bus = Bus::sqlite();
+    let secret = "nats://u:s3cret@127.0.0.1:1?connect_timeout_secs=1";
+    let list = |variable: &str, more: &[&str]| {
+        let mut command = bus.command(&[&["dlq", "list"], more].concat());
+        let ran = ended(command.env(variable, secret).output().unwrap());
+        assert!(ran.code == 4 && !ran.stderr.contains("s3cret"), "{}", ran.stderr);
+        ran.stderr.contains("warning")
+    };
+    assert!(!list("A3S_EVENT_DLQ_URL", &[]) && !list("A3S_EVENT_URL", &[]));
+    assert!(list("A3S_EVENT_LOG", &["--log", "off", "--dlq-url", secret]));
+    assert!(list("A3S_EVENT_URL", &["--url", &secret.replace("u:", "v:")]));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_config_that_may_not_be_read_is_3() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let bus = Bus::sqlite();
+    let file = bus.file("config.toml", "url = \"memory://\"");
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o000)).unwrap();
+    if std::fs::File::open(&file).is_ok() {
+        // Root may read everything, and there is nobody else to be.
+        return;
+    }
+    let ran = bus.run(&["info", "--config", &file]);
+    assert_eq!(ran.code, 3, "{}", ran.stderr);
+    assert!(ran.stderr.contains("config.toml: Permission denied"), "{}", ran.stderr);
+}
+
 #[test]
 fn the_default_bus_is_a_file_of_the_user() {
     let home = tempfile::tempdir().unwrap();
@@ -113,11 +201,29 @@ fn the_default_bus_is_a_file_of_the_user() {
 fn a_closed_stdout_ends_quietly() {
     let bus = Bus::sqlite();
     bus.publish("events.a", 3_000);
-    let mut child =
-        bus.command(&["history", "--all"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    drop(child.stdout.take());
-    let ran = ended(child.wait_with_output().unwrap());
-    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+    let printing: [&[&str]; 15] = [
+        &["history"],
+        &["history", "--all"],
+        &["pub", "events.a", "1"],
+        &["sub", "--from", "all", "--count", "1"],
+        &["tail"],
+        &["show", "1"],
+        &["info"],
+        &["streams"],
+        &["consumers"],
+        &["dlq", "list"],
+        &["diff", &bus.url, &bus.url],
+        &["bench", "publish", "--events", "10"],
+        &["conformance", "--case", "history"],
+        &["doctor"],
+        &["completions", "bash"],
+    ];
+    for arguments in printing {
+        let mut child = bus.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let ran = ended(child.wait_with_output().unwrap());
+        assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{arguments:?}");
+    }
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod measure;
 mod moving;
 mod publishing;
 mod reading;
+mod tls;
 mod watching;
 
 /// One test per bus out of each `async fn name(bus: &Bus)`.

@@ -54,7 +54,10 @@ async fn a_durable_keeps_its_position(bus: &Bus) {
     let ran = bus.run(&["sub", "events.b", "--durable", "d", "--count", "1"]);
     assert_eq!(ran.code, 1, "{}", ran.stderr);
     assert!(ran.stderr.contains("conflict"), "{}", ran.stderr);
-    bus.prints(&["consumers", "--remove", "d"]);
+    let removed = &bus.rows(&["consumers", "--remove", "d"])[0];
+    assert_eq!((&removed["name"], &removed["lag"]), (&json!("d"), &json!(1)));
+    let again = bus.run(&["consumers", "--remove", "d"]);
+    assert!(again.code == 1 && again.stderr.contains("no consumer 'd'"), "{}", again.stderr);
     assert!(bus.rows(&["consumers"]).is_empty());
 }
 

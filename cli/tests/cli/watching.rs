@@ -67,3 +67,23 @@ async fn watch_shows_rate_lag_and_events_and_ends(bus: &Bus) {
     terminal.press("q");
     terminal.shows(&["ended with 0"]).await;
 }
+
+#[tokio::test]
+async fn watch_ends_while_the_server_does_not_answer() {
+    let bus = Bus::nats().await;
+    bus.publish("events.a", 1);
+    // Longer than the test waits for the end.
+    let line = format!(
+        "export A3S_EVENT_URL='{}?request_timeout_secs=120'; {} watch --every 100ms",
+        bus.url,
+        env!("CARGO_BIN_EXE_a3s-event")
+    );
+    let Some(terminal) = Terminal::open(&bus, &line) else { return };
+    terminal.shows(&["1 events"]).await;
+    bus.server.as_ref().unwrap().freeze().await;
+    // By then it reads again, and gets no answer.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    terminal.press("q");
+    terminal.shows(&["ended with 0"]).await;
+    bus.server.as_ref().unwrap().thaw();
+}

@@ -7,14 +7,17 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::NatsProvider;
 use super::wire::Wire;
+use super::{NatsProvider, tls};
 use crate::error::{EventError, Result, shorten};
 use crate::provider::{EventProvider, ProviderUrl};
 use crate::subject::validate_prefix;
 
 /// Most publishes of a batch that wait for their acknowledgement at once, unless configured otherwise.
 pub const DEFAULT_MAX_IN_FLIGHT: usize = 256;
+
+/// A stream of fewer bytes would take no event.
+const SMALLEST_BYTES: i64 = 256;
 
 /// Where the server keeps the events of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -223,13 +226,13 @@ impl NatsProviderBuilder {
         self
     }
 
-    /// PEM file of the certificates to trust besides those of the system.
+    /// PEM file of the certificates to trust instead of those of the system.
     pub fn root_certificates(mut self, path: impl Into<PathBuf>) -> Self {
         self.root_certificates = Some(path.into());
         self
     }
 
-    /// PEM files of the client's certificate and its key.
+    /// PEM files of the client's certificate, with its chain, and of its key, one and the one of the certificate.
     pub fn client_certificate(mut self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
         self.client_certificate = Some((certificate.into(), key.into()));
         self
@@ -314,12 +317,13 @@ impl NatsProviderBuilder {
     ///
     /// # Errors
     ///
-    /// [`EventError::Config`] for a wrong setting or an unreadable file, before any I/O on the network;
+    /// [`EventError::Config`] for a wrong setting, or a file that is unreadable or not usable, before any I/O on the network;
     /// [`EventError::Connection`] when there is no server; [`EventError::Conflict`] when the stream exists with another
     /// storage, other subjects or another value of what was set here; otherwise the server's error.
     pub async fn connect(mut self) -> Result<NatsProvider> {
         self.take_credentials_of_url()?;
         self.validate()?;
+        tls::check(&self).await?;
         NatsProvider::from_builder(self).await
     }
 
@@ -375,6 +379,10 @@ impl NatsProviderBuilder {
                 "max_events {} and max_bytes {}: must be 0 (unlimited) or more",
                 config.max_events, config.max_bytes
             ));
+        }
+        if (1..SMALLEST_BYTES).contains(&config.max_bytes) {
+            let max = config.max_bytes;
+            return wrong(format!("max_bytes {max}: must be 0 (unlimited) or at least {SMALLEST_BYTES}"));
         }
         if config.connect_timeout_secs == 0 || config.request_timeout_secs == 0 {
             return wrong("connect_timeout_secs and request_timeout_secs: must be at least 1".to_owned());
@@ -565,7 +573,7 @@ mod tests {
     #[test]
     fn every_setting_of_the_url_takes_effect() {
         let url = "tls://us%40er:pass@one:1,two:2/ORDERS?subject_prefix=acme&storage=memory&max_events=1\
-                   &max_age_secs=2&max_bytes=3&connect_timeout_secs=4&request_timeout_secs=5&root_certificates=ca.pem\
+                   &max_age_secs=2&max_bytes=300&connect_timeout_secs=4&request_timeout_secs=5&root_certificates=ca.pem\
                    &client_certificate=c.pem&client_key=k.pem&tls_first=true&client_name=me&publish_deadline_secs=9&max_in_flight=6\
                    &replicas=3&dedup_window_secs=7&max_message_size=800&compression=true&discard_new=true&atomic_batches=false";
         let builder = from_url(&ProviderUrl::parse(url).unwrap()).unwrap();
@@ -573,7 +581,7 @@ mod tests {
         let config = &builder.config;
         assert_eq!((config.url.as_str(), config.stream_name.as_str()), ("tls://one:1,tls://two:2", "ORDERS"));
         assert_eq!((config.subject_prefix.as_str(), config.storage), ("acme", StorageType::Memory));
-        assert_eq!((config.max_events, config.max_age_secs, config.max_bytes), (1, 2, 3));
+        assert_eq!((config.max_events, config.max_age_secs, config.max_bytes), (1, 2, 300));
         assert_eq!((config.connect_timeout_secs, config.request_timeout_secs), (4, 5));
         assert_eq!(builder.user_and_password, Some(("us@er".to_owned(), "pass".to_owned())));
         assert_eq!(builder.root_certificates, Some("ca.pem".into()));
@@ -633,6 +641,7 @@ mod tests {
         };
         assert!(with(|b| b.config.stream_name = "a.b".to_owned()).contains("stream_name \"a.b\""));
         assert!(with(|b| b.config.max_events = -1).contains("max_events -1"));
+        assert!(with(|b| b.config.max_bytes = 255).contains("max_bytes 255"));
         assert!(with(|b| b.config.request_timeout_secs = 0).contains("request_timeout_secs"));
         assert!(with(|b| b.max_in_flight = 0).contains("max_in_flight"));
         assert!(with(|b| b.publish_deadline = Some(Duration::ZERO)).contains("publish_deadline"));

@@ -10,6 +10,7 @@ mod link;
 mod publish;
 mod pull;
 mod subscription;
+mod tls;
 mod unreadable;
 mod wire;
 
