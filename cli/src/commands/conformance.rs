@@ -3,6 +3,7 @@
 //! Each case has a stream of its own, next to those that are there: nothing of them is read or changed.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::Arc;
 
 use a3s_event::provider::ProviderUrl;
@@ -13,7 +14,7 @@ use serde::Serialize;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
-use crate::bus::{App, connect};
+use crate::bus::{App, asked_to_end, connect};
 use crate::config::encode;
 use crate::failure::{Failure, Outcome};
 use crate::output::Row;
@@ -145,9 +146,18 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     std::panic::set_hook(Box::new(|_| {}));
     let mut running = JoinSet::new();
     let mut rows = Vec::new();
+    let mut asked = pin!(asked_to_end());
+    let mut is_asked = false;
     for case in testkit::cases().iter().filter(|case| case.name.contains(&args.case)) {
         if running.len() >= AT_ONCE {
-            rows.extend(ended(running.join_next().await));
+            tokio::select! {
+                () = &mut asked => is_asked = true,
+                done = running.join_next() => rows.extend(ended(done)),
+            }
+        }
+        if is_asked {
+            // The cases that run delete their streams when they end.
+            break;
         }
         let bus = bus.clone();
         running.spawn_blocking(move || check(case, &bus));
@@ -156,6 +166,9 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
         rows.extend(ended(Some(done)));
     }
     drop(std::panic::take_hook());
+    if is_asked {
+        return Err(Failure::Other("ended by a signal before all cases were checked".to_owned()));
+    }
     rows.sort_by_key(|row| (row.outcome, row.case));
     if rows.is_empty() {
         return Err(Failure::Usage(format!("no case has '{}' in its name; --cases lists them", args.case)));

@@ -44,6 +44,23 @@ async fn conformance_has_a_row_per_capability(bus: &Bus) {
     assert_eq!(bus.rows(&["info"])[0]["messages"], 0);
 }
 
+#[tokio::test]
+async fn a_signal_ends_the_kit_and_leaves_no_stream() {
+    let bus = Bus::nats().await;
+    bus.publish("events.a", 1);
+    let kit = bus
+        .command(&["conformance"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    while bus.rows(&["streams"]).len() < 2 {}
+    crate::reading::terminate(&kit);
+    let ran = crate::bus::ended(kit.wait_with_output().unwrap());
+    assert!(ran.code == 1 && ran.stderr.contains("ended by a signal"), "{}: {}", ran.code, ran.stderr);
+    assert_eq!(bus.rows(&["streams"]).len(), 1);
+}
+
 /// About a minute; part of the slow tier.
 async fn the_whole_kit_is_kept(bus: &Bus) {
     if std::env::var_os("A3S_EVENT_SLOW").is_none() {
