@@ -61,6 +61,7 @@ mod tests {
     fn what_a_terminal_acts_on_is_escaped() {
         assert_eq!(escape("\u{1b}[31mred\u{7}"), "\\u{1b}[31mred\\u{7}");
         assert_eq!(line("a\nb\u{202e}"), "a\\nb\\u{202e}");
+        assert_eq!(line("\u{feff}a\u{61c}\u{2060}"), "\\u{feff}a\\u{61c}\\u{2060}");
         assert_eq!(escape("größe 東京"), "größe 東京");
         assert_eq!(shorten("größe", 3), "grö…");
     }
