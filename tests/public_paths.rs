@@ -51,7 +51,8 @@ mod runtime {
         HandlerResult,
     };
     pub(crate) use a3s_event::dlq::{
-        DeadLetter, FailureClass, LetterFilter, LetterStatus, ProviderDlq, REPLAYS_KEY, Replay, ReplayReport, StoredLetter,
+        DeadLetter, FailureClass, LetterFilter, LetterStatus, ProviderDlq, REPLAYS_KEY, Replay, ReplayError, ReplayReport,
+        StoredLetter,
     };
     pub(crate) use a3s_event::provider::UndecodableRecord;
     pub(crate) use a3s_event::provider::consumer::{Lease, PendingState, StaleLease, Time};

@@ -14,7 +14,7 @@ use async_trait::async_trait;
 
 pub use letter::{DeadLetter, FailureClass};
 pub use provider::{LetterFilter, LetterStatus, ProviderDlq, StoredLetter};
-pub use replay::{Replay, ReplayReport};
+pub use replay::{Replay, ReplayError, ReplayReport};
 pub(crate) use sink::FORWARDED_TYPE;
 pub use sink::SinkDlqHandler;
 

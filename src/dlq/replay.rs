@@ -35,7 +35,7 @@ pub struct Replay {
 
 #[derive(Debug, Clone)]
 enum Which {
-    One(u64),
+    Numbers(Vec<u64>),
     Matching(LetterFilter),
 }
 
@@ -49,6 +49,37 @@ pub struct ReplayReport {
     pub refused: Vec<(u64, String)>,
 }
 
+/// A replay that an error has ended before its end. As an [`EventError`], into which `?` turns it, it is its `source`.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", self.place())]
+#[non_exhaustive]
+pub struct ReplayError {
+    /// What was done before.
+    pub report: Box<ReplayReport>,
+    /// The letter that was not replayed; `None` when the letters could not be listed. Its event may be stored when
+    /// [`may_be_stored`](EventError::may_be_stored) is true of the source: within the dedup window of the target another
+    /// replay stores no second one.
+    pub letter: Option<Box<StoredLetter>>,
+    /// Why.
+    pub source: EventError,
+}
+
+impl ReplayError {
+    fn place(&self) -> String {
+        let done = self.report.replayed.len();
+        match &self.letter {
+            Some(letter) => format!("letter {} was not replayed, {done} before it were", letter.id),
+            None => format!("the replay ended after {done} letters"),
+        }
+    }
+}
+
+impl From<ReplayError> for EventError {
+    fn from(error: ReplayError) -> Self {
+        error.source
+    }
+}
+
 impl Default for Replay {
     fn default() -> Self {
         Self::matching(LetterFilter::default())
@@ -58,7 +89,12 @@ impl Default for Replay {
 impl Replay {
     /// The letter with this number, also when it was replayed or discarded before.
     pub fn one(id: u64) -> Self {
-        Self::new(Which::One(id))
+        Self::numbers([id])
+    }
+
+    /// The letters with these numbers in this order, also those that were replayed or discarded before.
+    pub fn numbers(ids: impl IntoIterator<Item = u64>) -> Self {
+        Self::new(Which::Numbers(ids.into_iter().collect()))
     }
 
     /// All letters that are meant, oldest first.
@@ -89,7 +125,7 @@ impl Replay {
         self
     }
 
-    /// Replays at most this many letters, the oldest ones. No limit unless called.
+    /// Replays at most this many letters, the first ones. No limit unless called.
     pub fn limit(mut self, letters: usize) -> Self {
         self.limit = letters;
         self
@@ -106,68 +142,89 @@ impl ProviderDlq {
     ///
     /// # Errors
     ///
-    /// As [`show`](ProviderDlq::show) and [`EventProvider::publish_with_options`]. What was replayed before the error is
-    /// marked: another call goes on behind it.
-    pub async fn replay(&self, target: &dyn EventProvider, replay: &Replay) -> Result<ReplayReport> {
+    /// As [`show`](ProviderDlq::show) and [`EventProvider::publish_with_options`], with the letter at which the replay ended.
+    /// What was replayed before is marked: another call goes on behind it.
+    pub async fn replay(
+        &self,
+        target: &dyn EventProvider,
+        replay: &Replay,
+    ) -> std::result::Result<ReplayReport, ReplayError> {
         let mut report = ReplayReport::default();
+        match self.replay_all(target, replay, &mut report).await {
+            Ok(()) => Ok(report),
+            Err((letter, source)) => Err(ReplayError { report: Box::new(report), letter, source }),
+        }
+    }
+
+    async fn replay_all(
+        &self,
+        target: &dyn EventProvider,
+        replay: &Replay,
+        report: &mut ReplayReport,
+    ) -> std::result::Result<(), (Option<Box<StoredLetter>>, EventError)> {
         let mut pace = replay.per_second.map(|events| tokio::time::interval(Duration::from_secs(1) / events));
-        for id in self.to_replay(&replay.which, replay.limit).await? {
-            let letter = self.show(id).await?;
+        for id in self.to_replay(replay).await.map_err(|error| (None, error))? {
+            let letter = self.show(id).await.map_err(|error| (None, error))?;
             if let Which::Matching(filter) = &replay.which
                 && !filter.matches(&letter)
             {
                 // Somebody else was faster.
                 continue;
             }
-            let event = match self.event_to_replay(target, &letter, replay.max_replays).await? {
-                Ok(event) => event,
-                Err(why) => {
-                    report.refused.push((id, why));
-                    continue;
-                }
-            };
-            if !replay.dry_run {
-                if let Some(pace) = &mut pace {
-                    pace.tick().await;
-                }
-                self.replay_one(target, &letter, &event).await?;
+            if let Some(pace) = pace.as_mut().filter(|_| !replay.dry_run) {
+                pace.tick().await;
             }
-            report.replayed.push(id);
+            match self.replay_one(target, &letter, replay).await {
+                Ok(Ok(())) => report.replayed.push(id),
+                Ok(Err(why)) => report.refused.push((id, why)),
+                Err(error) => return Err((Some(Box::new(letter)), error)),
+            }
         }
-        Ok(report)
+        Ok(())
     }
 
-    /// The numbers of the letters, oldest first.
-    async fn to_replay(&self, which: &Which, limit: usize) -> Result<Vec<u64>> {
-        let filter = match which {
-            Which::One(id) => return Ok(vec![*id]),
-            Which::Matching(filter) => filter,
-        };
-        let mut ids = Vec::new();
-        self.visit(|letter| {
-            if filter.matches(&letter) {
-                ids.push(letter.id);
+    /// The numbers of the letters: those that were said, or what is meant, oldest first.
+    async fn to_replay(&self, replay: &Replay) -> Result<Vec<u64>> {
+        let mut ids = match &replay.which {
+            Which::Numbers(ids) => ids.clone(),
+            Which::Matching(filter) => {
+                let mut ids = Vec::new();
+                self.visit(|letter| {
+                    if filter.matches(&letter) {
+                        ids.push(letter.id);
+                    }
+                    ControlFlow::Continue(())
+                })
+                .await?;
+                ids.reverse();
+                ids
             }
-            ControlFlow::Continue(())
-        })
-        .await?;
-        ids.reverse();
-        ids.truncate(limit);
+        };
+        ids.truncate(replay.limit);
         Ok(ids)
     }
 
+    /// Publishes the event of a letter and marks it, or says why not.
     async fn replay_one(
         &self,
         target: &dyn EventProvider,
         letter: &StoredLetter,
-        event: &Event,
-    ) -> Result<()> {
+        replay: &Replay,
+    ) -> Result<std::result::Result<(), String>> {
+        let event = match self.event_to_replay(target, letter, replay.max_replays).await? {
+            Ok(event) => event,
+            Err(why) => return Ok(Err(why)),
+        };
+        if replay.dry_run {
+            return Ok(Ok(()));
+        }
         let replays = letter.replays + 1;
         // Never the id it was published with first: a dedup window would swallow it.
         let msg_id = format!("dlq-replay-{}-{replays}", letter.key);
-        let sequence = publish_once(target, event, msg_id).await?;
+        let sequence = publish_once(target, &event, msg_id).await?;
         tracing::info!(id = letter.id, event = event.id, sequence, "dead letter replayed");
-        self.mark(&Mark { key: letter.key.clone(), status: LetterStatus::Replayed, replays }).await
+        self.mark(&Mark { key: letter.key.clone(), status: LetterStatus::Replayed, replays }).await?;
+        Ok(Ok(()))
     }
 
     /// The event to publish, or why it is not published.

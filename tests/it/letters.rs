@@ -147,7 +147,9 @@ async fn a_replay_publishes_the_same_event_again(backend: Backend) {
     assert!(letters.replay(&*events, &Replay::default()).await.unwrap().replayed.is_empty());
     assert_eq!(events.info().await.unwrap().messages, 6);
     // One that is named is replayed again.
-    letters.replay(&*events, &Replay::one(rest.replayed[0])).await.unwrap();
+    let chosen = [rest.replayed[0], 999_999];
+    let error = letters.replay(&*events, &Replay::numbers(chosen)).await.unwrap_err();
+    assert!(error.report.replayed == [chosen[0]] && error.letter.is_none());
     assert_eq!(events.info().await.unwrap().messages, 7);
     assert_eq!(letters.show(rest.replayed[0]).await.unwrap().replays, 2);
 }
@@ -288,7 +290,8 @@ async fn a_replay_that_dies_before_its_mark_stores_no_second_event() {
     let letters = ProviderDlq::new(provider.clone()).unwrap();
     let received = published(&events, event("events.a", 1)).await;
     letters.handle_letter(letter(&received, FailureClass::Exhausted)).await.unwrap();
-    letters.replay(&events, &Replay::default()).await.unwrap_err();
+    let error = letters.replay(&events, &Replay::default()).await.unwrap_err();
+    assert_eq!(error.letter.unwrap().letter.event.event.id, received.event.id);
     assert_eq!((events.info().await.unwrap().messages, letters.count().await.unwrap()), (2, 1));
 
     provider.1.store(false, Ordering::SeqCst);

@@ -1,9 +1,7 @@
 //! `dlq`: dead letters.
 
-use std::time::Duration;
-
-use a3s_event::dlq::{FailureClass, LetterFilter, LetterStatus, Replay, StoredLetter};
-use a3s_event::{Event, EventError, ProviderDlq};
+use a3s_event::dlq::{FailureClass, LetterFilter, LetterStatus, Replay, ReplayError, StoredLetter};
+use a3s_event::{Event, ProviderDlq};
 use clap::{Subcommand, ValueEnum};
 use serde::Serialize;
 
@@ -229,7 +227,7 @@ impl Row for LetterRow<'_> {
     }
 }
 
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Replayed {
     dry_run: bool,
@@ -261,38 +259,27 @@ pub(crate) async fn run(app: &mut App, command: Command) -> Outcome {
         Command::Replay { chosen, dry_run, per_second, max_replays, limit, queue } => {
             let letters = open(app, &queue).await?;
             let bus = app.connect().await?;
-            let filter = chosen.ids.is_empty().then(|| chosen.which.filter());
-            let mut ids = chosen.ids;
-            if let Some(filter) = &filter {
-                ids = numbers(&letters, filter).await?;
-                ids.reverse();
+            let replay = match chosen.ids.as_slice() {
+                [] => Replay::matching(chosen.which.filter()),
+                _ => Replay::numbers(chosen.ids),
+            };
+            let mut replay = replay.max_replays(max_replays).limit(limit.unwrap_or(usize::MAX));
+            replay = per_second.into_iter().fold(replay, Replay::per_second);
+            if dry_run {
+                replay = replay.dry_run();
             }
-            ids.truncate(limit.unwrap_or(usize::MAX));
-            let mut pace = per_second.map(|events| tokio::time::interval(Duration::from_secs(1) / events));
-            let mut sum = Replayed { dry_run, ..Replayed::default() };
-            for id in ids {
-                let letter = letters.show(id).await?;
-                if filter.as_ref().is_some_and(|filter| !filter.matches(&letter)) {
-                    // Somebody else was faster.
-                    continue;
-                }
-                let mut replay = Replay::one(id).max_replays(max_replays);
-                if dry_run {
-                    replay = replay.dry_run();
-                } else if let Some(pace) = &mut pace {
-                    pace.tick().await;
-                }
-                let replayed = letters.replay(&*bus, &replay).await;
-                let report = replayed.map_err(|error| unreplayed(&error, &letter, sum.replayed.len()))?;
-                sum.replayed.extend(report.replayed);
-                sum.refused.extend(report.refused);
-            }
-            app.out.one(&sum)
+            let report = letters.replay(&*bus, &replay).await.map_err(unreplayed)?;
+            app.out.one(&Replayed { dry_run, replayed: report.replayed, refused: report.refused })
         }
         Command::Discard { chosen, dry_run, queue } => {
             let letters = open(app, &queue).await?;
             let discarded = match chosen.ids.as_slice() {
-                [] => numbers(&letters, &chosen.which.filter()).await?,
+                [] => letters
+                    .find(&chosen.which.filter(), usize::MAX)
+                    .await?
+                    .iter()
+                    .map(|letter| letter.id)
+                    .collect(),
                 _ => chosen.ids,
             };
             for id in discarded.iter().filter(|_| !dry_run) {
@@ -303,21 +290,15 @@ pub(crate) async fn run(app: &mut App, command: Command) -> Outcome {
     }
 }
 
-/// The numbers of the letters that are meant, newest first.
-async fn numbers(letters: &ProviderDlq, filter: &LetterFilter) -> Outcome<Vec<u64>> {
-    Ok(letters.find(filter, usize::MAX).await?.iter().map(|letter| letter.id).collect())
-}
-
-/// Why a letter was not replayed, and what to do now.
-fn unreplayed(error: &EventError, letter: &StoredLetter, before: usize) -> Failure {
-    let done = format!("{before} letters were replayed before number {}", letter.id);
-    if error.may_be_stored() {
+/// Why a replay has ended, and what to do now.
+fn unreplayed(error: ReplayError) -> Failure {
+    let reason = chain(&error);
+    if let Some(letter) = error.letter.filter(|_| error.source.may_be_stored()) {
         let ids = vec![letter.letter.event.event.id.clone()];
-        let reason = format!("{}; {done}", chain(error));
         return Failure::Unknown { ids, reason, retry: "The same replay again stores them once" };
     }
-    match Failure::publish(error, Vec::new()) {
-        Failure::Unreachable(text) => Failure::Unreachable(format!("{text}; {done}")),
+    match Failure::from(error.source) {
+        Failure::Unreachable(_) => Failure::Unreachable(reason),
         other => other,
     }
 }
