@@ -47,14 +47,14 @@ mod runtime {
         HandledEvents, RecentEvents, StoredEvents, concurrency_limit, idempotent, timeout, traced, typed,
     };
     pub(crate) use a3s_event::consumer::{
-        Backoff, ConsumerBuilder, ConsumerHandle, ConsumerState, ConsumerStats, DeliveryPolicy, Handler, HandlerError,
-        HandlerResult,
+        Backoff, ConsumerBuilder, ConsumerHandle, ConsumerState, ConsumerStats, Handler, HandlerError, HandlerResult,
+        RetryPolicy,
     };
     pub(crate) use a3s_event::dlq::{
         DeadLetter, FailureClass, LetterFilter, LetterStatus, ProviderDlq, REPLAYS_KEY, Replay, ReplayReport, StoredLetter,
     };
     pub(crate) use a3s_event::provider::UndecodableRecord;
-    pub(crate) use a3s_event::provider::consumer::{Lease, PendingState, StaleLease, Time};
+    pub(crate) use a3s_event::provider::consumer::{ConsumerSnapshot, Lease, PendingState, StaleLease, Time};
     pub(crate) use a3s_event::{DeadLetter as _, FailureClass as _, ProviderDlq as _};
 }
 
