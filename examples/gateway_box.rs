@@ -96,7 +96,7 @@ async fn a_box(bus: Arc<EventBus>) -> Result<BrokerHandle> {
 
 /// A durable trigger for one type of message, from the first that is stored.
 fn durable(name: &str, event_type: &str, sink: Arc<InProcessSink>) -> TriggerSpec {
-    let settings = DeliverySettings::durable().start(DeliverPolicy::All);
+    let settings = DeliverySettings::durable().deliver_policy(DeliverPolicy::All);
     Trigger::new(name, TriggerFilter::by_type(event_type), sink).with_delivery(settings)
 }
 

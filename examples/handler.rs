@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use a3s_event::consumer::{DeliveryPolicy, HandlerError, HandlerResult};
+use a3s_event::consumer::{HandlerError, HandlerResult, RetryPolicy};
 use a3s_event::{Delivery, EventBus, Result};
 use serde::Deserialize;
 use serde_json::json;
@@ -24,7 +24,7 @@ async fn main() -> Result<()> {
     let bus = EventBus::connect("memory://").await?;
     the_rest_of_the_world(&bus).await?;
 
-    let policy = DeliveryPolicy::default().attempts(5).timeout(Duration::from_secs(10));
+    let policy = RetryPolicy::default().attempts(5).timeout(Duration::from_secs(10));
     let billing = bus.consumer("billing").subject("events.orders.>").concurrency(4).policy(policy);
     let billing = billing.handle_typed(bill).await?;
     billing.run_until(terminated).await?;

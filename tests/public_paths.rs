@@ -47,15 +47,15 @@ mod runtime {
         HandledEvents, RecentEvents, StoredEvents, concurrency_limit, idempotent, timeout, traced, typed,
     };
     pub(crate) use a3s_event::consumer::{
-        Backoff, ConsumerBuilder, ConsumerHandle, ConsumerState, ConsumerStats, DeliveryPolicy, Handler, HandlerError,
-        HandlerResult,
+        Backoff, ConsumerBuilder, ConsumerHandle, ConsumerState, ConsumerStats, Handler, HandlerError, HandlerResult,
+        RetryPolicy,
     };
     pub(crate) use a3s_event::dlq::{
         DeadLetter, FailureClass, LetterFilter, LetterStatus, ProviderDlq, REPLAYS_KEY, Replay, ReplayError, ReplayReport,
         StoredLetter,
     };
     pub(crate) use a3s_event::provider::UndecodableRecord;
-    pub(crate) use a3s_event::provider::consumer::{Lease, PendingState, StaleLease, Time};
+    pub(crate) use a3s_event::provider::consumer::{ConsumerSnapshot, Lease, PendingState, StaleLease, Time};
     pub(crate) use a3s_event::{DeadLetter as _, FailureClass as _, ProviderDlq as _};
 }
 
@@ -299,12 +299,26 @@ async fn bus_signatures(mut bus: EventBus, event: &Event) -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn a_delivery_is_acked_and_kept() {
+    let provider = MemoryProvider::default();
+    provider.publish(&Event::new("events.a", "a", "", "", serde_json::json!(1))).await.unwrap();
+    let mut subscription = provider.subscribe_durable("worker", "events.>").await.unwrap();
+    let delivery = subscription.next_delivery().await.unwrap().unwrap();
+    let received: ReceivedEvent = delivery.ack_into_received().await.unwrap();
+    assert_eq!(received.sequence, 1);
+    assert_eq!(provider.consumers().await.unwrap()[0].pending, 0);
+}
+
 #[test]
 fn what_a_provider_stores_of_a_consumer_has_constructors() {
     let lease = runtime::Lease::new(7, 2);
     assert_eq!((lease.sequence, lease.attempt), (7, 2));
     let pending = runtime::PendingState::new(7, 2, true, runtime::Time::ZERO);
     assert_eq!((pending.sequence, pending.attempt, pending.leased), (7, 2, true));
+    let config = a3s_event::provider::consumer::ConsumerConfig::new("events.>", &SubscribeOptions::default());
+    let snapshot = runtime::ConsumerSnapshot::new(config.unwrap(), 7);
+    assert_eq!((snapshot.cursor, snapshot.pending.len()), (7, 0));
 }
 
 #[test]

@@ -14,7 +14,7 @@ use super::dead_letter::{KeptBy, Letters};
 use super::hops::{HOP_LIMIT_REASON, Hops, LEFT_OUT, passed};
 use super::lane::Lane;
 use crate::bus::EventBus;
-use crate::bus::consumer::{Backoff, ConsumerHandle, DeliveryPolicy, HandlerError, HandlerResult};
+use crate::bus::consumer::{Backoff, ConsumerHandle, HandlerError, HandlerResult, RetryPolicy};
 use crate::error::{EventError, Result};
 use crate::provider::{Delivery, poll_once};
 use crate::sink::{PayloadForm, SinkFailure};
@@ -265,8 +265,7 @@ impl Server {
 
     async fn open(&self) -> Result<ConsumerHandle> {
         let settings = self.lane.settings();
-        let mut policy =
-            DeliveryPolicy::default().backoff(settings.backoff.clone()).timeout(settings.timeout);
+        let mut policy = RetryPolicy::default().backoff(settings.backoff.clone()).timeout(settings.timeout);
         if let Some(retries) = settings.retries {
             policy = policy.attempts(u64::from(retries) + 1);
         }

@@ -81,9 +81,11 @@ async fn putting_a_trigger_replaces_those_of_its_name_or_changes_nothing() {
     let bad_filter =
         Trigger::new("a", TriggerFilter::default(), new.clone()).with_filter(EventFilter::all([]));
     let bad_setting = all("a", new.clone(), DeliverySettings::durable().concurrency(0));
-    let bad_lease = all("a", new.clone(), DeliverySettings::durable().ack_wait_secs(0));
+    let lease = |wait| DeliverySettings::durable().ack_wait(wait);
+    let no_lease = all("a", new.clone(), lease(Duration::ZERO));
+    let odd_lease = all("a", new.clone(), lease(Duration::from_millis(1_500)));
     let bad_name = Trigger::new("", TriggerFilter::default(), new.clone());
-    for bad in [bad_pattern.into(), bad_filter, bad_setting, bad_lease, bad_name.into()] {
+    for bad in [bad_pattern.into(), bad_filter, bad_setting, no_lease, odd_lease, bad_name.into()] {
         broker.put_trigger(bad).await.unwrap_err();
     }
     assert_eq!(broker.trigger_count().await, 2);

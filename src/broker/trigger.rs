@@ -135,8 +135,8 @@ pub struct DeliverySettings {
     pub(super) queue: usize,
     pub(super) ordered: bool,
     pub(super) dead_letter: Option<Arc<dyn EventSink>>,
-    pub(super) start: DeliverPolicy,
-    pub(super) ack_wait_secs: Option<u64>,
+    pub(super) deliver_policy: DeliverPolicy,
+    pub(super) ack_wait: Option<Duration>,
 }
 
 impl DeliverySettings {
@@ -151,8 +151,8 @@ impl DeliverySettings {
             queue: DEFAULT_QUEUE,
             ordered: false,
             dead_letter: None,
-            start: DeliverPolicy::New,
-            ack_wait_secs: None,
+            deliver_policy: DeliverPolicy::New,
+            ack_wait: None,
         }
     }
 
@@ -206,15 +206,15 @@ impl DeliverySettings {
     }
 
     /// Where a durable trigger starts when its consumer does not exist yet. Default [`DeliverPolicy::New`].
-    pub fn start(mut self, policy: DeliverPolicy) -> Self {
-        self.start = policy;
+    pub fn deliver_policy(mut self, policy: DeliverPolicy) -> Self {
+        self.deliver_policy = policy;
         self
     }
 
-    /// How long a durable trigger's delivery is leased, in seconds: after a crash of the process it comes again when that has
-    /// passed. Default 30; the lease of a delivery that runs is kept alive.
-    pub fn ack_wait_secs(mut self, seconds: u64) -> Self {
-        self.ack_wait_secs = Some(seconds);
+    /// How long a durable trigger's delivery is leased, in whole seconds: after a crash of the process it comes again when
+    /// that has passed. Default 30 s; the lease of a delivery that runs is kept alive.
+    pub fn ack_wait(mut self, lease: Duration) -> Self {
+        self.ack_wait = Some(lease);
         self
     }
 
@@ -230,8 +230,8 @@ impl DeliverySettings {
     /// How its consumer is opened when it is durable.
     pub(super) fn subscribe_options(&self) -> SubscribeOptions {
         SubscribeOptions {
-            deliver_policy: self.start.clone(),
-            ack_wait_secs: self.ack_wait_secs,
+            deliver_policy: self.deliver_policy.clone(),
+            ack_wait_secs: self.ack_wait.map(|lease| lease.as_secs()),
             ..SubscribeOptions::default()
         }
     }
@@ -247,6 +247,9 @@ impl DeliverySettings {
         range("queue", self.queue, 0, MAX_QUEUE)?;
         if self.timeout.is_zero() {
             return Err(EventError::Config("timeout 0s: must be longer than zero".to_owned()));
+        }
+        if let Some(lease) = self.ack_wait.filter(|lease| lease.subsec_nanos() > 0) {
+            return Err(EventError::Config(format!("ack_wait {lease:?}: must be whole seconds")));
         }
         ConsumerConfig::new(ANY_SUBJECT, &self.subscribe_options()).map(drop)
     }

@@ -359,8 +359,16 @@ impl Delivery {
         self.into_pending().received
     }
 
-    /// Settles the event and keeps its owned view.
-    pub(crate) async fn ack_into_received(self) -> Result<ReceivedEvent> {
+    /// Acknowledges the event and keeps its owned view: what [`Subscription::next`](super::Subscription::next) hands out.
+    ///
+    /// # Errors
+    ///
+    /// As [`ack`](Delivery::ack).
+    ///
+    /// # Cancel safety
+    ///
+    /// Once the ack was sent, an event whose future is dropped does not come again. A [`LeaseHolder`] acks without waiting.
+    pub async fn ack_into_received(self) -> Result<ReceivedEvent> {
         self.settlement.ack().await?;
         Ok(self.into_received())
     }

@@ -27,8 +27,8 @@ on_every_provider! {
 /// A trigger for everything in the stream, tried again soon.
 fn durable(sink: Arc<dyn EventSink>) -> TriggerSpec {
     let settings = DeliverySettings::durable()
-        .start(DeliverPolicy::All)
-        .ack_wait_secs(1)
+        .deliver_policy(DeliverPolicy::All)
+        .ack_wait(Duration::from_secs(1))
         .backoff(Backoff::list([Duration::from_millis(5)]));
     Trigger::new("t", TriggerFilter::by_subject("events.market.>"), sink).with_delivery(settings)
 }
@@ -217,7 +217,7 @@ async fn an_attempt_without_an_answer_stores_nothing_twice(backend: Backend) {
     for name in ["a", "b"] {
         let settings = DeliverySettings::durable().retries(0).dead_letter_sink(letters.clone());
         let trigger = Trigger::new(name, TriggerFilter::default(), Arc::clone(&broken));
-        broker.put_trigger(trigger.with_delivery(settings.ack_wait_secs(1))).await.unwrap();
+        broker.put_trigger(trigger.with_delivery(settings.ack_wait(Duration::from_secs(1)))).await.unwrap();
     }
     let mut running = broker.run(Arc::clone(&bus)).await.unwrap();
     bus.publish_event(&event("events.market.a", 5)).await.unwrap();

@@ -1,6 +1,6 @@
 //! What can be put around a handler: each is a function from a handler to a handler.
 //!
-//! Retries, and the timeout of an attempt, are in the [policy](super::DeliveryPolicy); a span around every attempt is there
+//! Retries, and the timeout of an attempt, are in the [policy](super::RetryPolicy); a span around every attempt is there
 //! by itself.
 //!
 //! ```

@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 pub use handle::{ConsumerHandle, ConsumerState, ConsumerStats};
-pub use policy::{Backoff, DeliveryPolicy, HandlerError, HandlerResult};
+pub use policy::{Backoff, HandlerError, HandlerResult, RetryPolicy};
 
 use self::failures::Failures;
 use self::fetch::Fetcher;
@@ -82,7 +82,7 @@ async fn told(commands: &mut watch::Receiver<Command>, least: Command) {
 /// What the tasks of a consumer share.
 struct Runtime {
     queue: Queue,
-    policy: DeliveryPolicy,
+    policy: RetryPolicy,
     /// After how many an event is given up.
     attempts: Option<u64>,
     failures: Failures,
@@ -134,7 +134,7 @@ impl EventBus {
             concurrency: 1,
             buffer: None,
             key: None,
-            policy: DeliveryPolicy::default(),
+            policy: RetryPolicy::default(),
             drain_deadline: None,
             #[cfg(feature = "routing")]
             letters_to: None,
@@ -155,7 +155,7 @@ pub struct ConsumerBuilder<'a> {
     concurrency: usize,
     buffer: Option<usize>,
     key: Option<Arc<KeyFn>>,
-    policy: DeliveryPolicy,
+    policy: RetryPolicy,
     drain_deadline: Option<Duration>,
     #[cfg(feature = "routing")]
     letters_to: Option<Arc<dyn DlqHandler>>,
@@ -216,7 +216,7 @@ impl ConsumerBuilder<'_> {
     }
 
     /// What happens to an event whose handler fails.
-    pub fn policy(mut self, policy: DeliveryPolicy) -> Self {
+    pub fn policy(mut self, policy: RetryPolicy) -> Self {
         self.policy = policy;
         self
     }

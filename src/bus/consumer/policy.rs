@@ -19,9 +19,9 @@ pub(super) const DEFAULT_ATTEMPTS: u64 = 5;
 ///
 /// ```
 /// use std::time::Duration;
-/// use a3s_event::consumer::{Backoff, DeliveryPolicy};
+/// use a3s_event::consumer::{Backoff, RetryPolicy};
 ///
-/// let policy = DeliveryPolicy::default()
+/// let policy = RetryPolicy::default()
 ///     .attempts(8)
 ///     .backoff(Backoff::exponential(Duration::from_millis(200), Duration::from_secs(30)))
 ///     .timeout(Duration::from_secs(10))
@@ -30,7 +30,7 @@ pub(super) const DEFAULT_ATTEMPTS: u64 = 5;
 /// ```
 #[derive(Clone)]
 #[must_use]
-pub struct DeliveryPolicy {
+pub struct RetryPolicy {
     pub(super) attempts: Option<u64>,
     pub(super) backoff: Backoff,
     pub(super) timeout: Option<Duration>,
@@ -39,7 +39,7 @@ pub struct DeliveryPolicy {
 
 type FatalIf = dyn Fn(&(dyn Error + 'static)) -> bool + Send + Sync;
 
-impl Default for DeliveryPolicy {
+impl Default for RetryPolicy {
     /// An exponential backoff from 1 s to 60 s, and 30 s for the handler. 5 attempts, or the `max_deliver` of the
     /// subscription; without a dead-letter handler on the bus no limit unless one is set.
     fn default() -> Self {
@@ -52,7 +52,7 @@ impl Default for DeliveryPolicy {
     }
 }
 
-impl DeliveryPolicy {
+impl RetryPolicy {
     /// How often an event is tried before it goes to the dead letters; at least 1. `u64::MAX` is without a limit.
     pub fn attempts(mut self, attempts: u64) -> Self {
         self.attempts = Some(attempts);
@@ -111,9 +111,9 @@ impl DeliveryPolicy {
     }
 }
 
-impl fmt::Debug for DeliveryPolicy {
+impl fmt::Debug for RetryPolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DeliveryPolicy")
+        f.debug_struct("RetryPolicy")
             .field("attempts", &self.attempts)
             .field("backoff", &self.backoff)
             .field("timeout", &self.timeout)
@@ -320,7 +320,7 @@ mod tests {
 
     #[test]
     fn any_error_is_tried_again_unless_something_says_that_it_is_fatal() {
-        let policy = DeliveryPolicy::default().fatal_on::<std::num::ParseIntError>();
+        let policy = RetryPolicy::default().fatal_on::<std::num::ParseIntError>();
         let parse: HandlerError = "x".parse::<u8>().unwrap_err().into();
         assert_eq!(policy.class_of(&parse), ErrorClass::Fatal);
         assert_eq!(policy.class_of(&"x".into()), ErrorClass::Retry);

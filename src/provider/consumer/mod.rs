@@ -25,14 +25,14 @@ mod config;
 #[cfg(test)]
 mod model;
 mod pending;
-mod state;
+mod snapshot;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::time::Duration;
 
 pub use config::{ConsumerConfig, DEFAULT_ACK_WAIT, DEFAULT_MAX_ACK_PENDING};
-pub use state::{ConsumerState, PendingState};
+pub use snapshot::{ConsumerSnapshot, PendingState};
 
 use self::pending::{Pending, PendingEvents};
 use crate::error::EventError;

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use std::collections::BTreeMap;
 
-use super::{Consumer, ConsumerConfig, ConsumerState, Fetched, Lease, PendingState, Start, Time};
+use super::{Consumer, ConsumerConfig, ConsumerSnapshot, Fetched, Lease, PendingState, Start, Time};
 use crate::types::SubscribeOptions;
 
 #[derive(Debug, Clone)]
@@ -189,7 +189,10 @@ impl Rows {
     }
 
     fn restore(&self, consumer: &Consumer) -> Consumer {
-        Consumer::restore(ConsumerState { pending: self.0.values().copied().collect(), ..consumer.state() })
+        Consumer::restore(ConsumerSnapshot {
+            pending: self.0.values().copied().collect(),
+            ..consumer.snapshot()
+        })
     }
 }
 

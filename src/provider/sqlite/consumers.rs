@@ -11,7 +11,7 @@ use super::store::{Store, signed, unsigned};
 use super::{checksum, history, pending};
 use crate::error::{EventError, Result};
 use crate::provider::ConsumerInfo;
-use crate::provider::consumer::{Consumer, ConsumerConfig, ConsumerState, Lease, StaleLease, Start, Time};
+use crate::provider::consumer::{Consumer, ConsumerConfig, ConsumerSnapshot, Lease, StaleLease, Start, Time};
 use crate::types::{DeliverPolicy, SubscribeOptions};
 
 /// A consumer that is known by heart.
@@ -187,7 +187,7 @@ impl Store {
             ])?;
         let id = self.connection.last_insert_rowid();
         let mut insert = self.connection.prepare_cached("INSERT INTO backlog VALUES (?1, ?2)")?;
-        for sequence in machine.state().backlog {
+        for sequence in machine.snapshot().backlog {
             insert.execute(params![id, signed(sequence)])?;
         }
         drop(insert);
@@ -344,10 +344,10 @@ impl Store {
             )?
             .query_row([id], |row| {
                 check_row(id, row)?;
-                Ok((row.get::<_, i64>(0)?, row.get(1)?, state_of(row)?))
+                Ok((row.get::<_, i64>(0)?, row.get(1)?, snapshot_of(row)?))
             })
             .optional()?;
-        let Some((version, name, mut state)) = row else {
+        let Some((version, name, mut snapshot)) = row else {
             self.consumers.known.remove(&id);
             return Ok(());
         };
@@ -357,9 +357,9 @@ impl Store {
             known.doubted = false;
             return Ok(());
         }
-        state.backlog = self.stored_backlog(id)?;
-        state.pending = pending::load(&self.connection, id)?;
-        let mut machine = Consumer::restore(state);
+        snapshot.backlog = self.stored_backlog(id)?;
+        snapshot.pending = pending::load(&self.connection, id)?;
+        let mut machine = Consumer::restore(snapshot);
         machine.clamp_leases(self.now());
         let mut known = Known::new(id, name, machine, version);
         if let Some(outdated) = self.consumers.known.remove(&id) {
@@ -511,8 +511,8 @@ fn options_to_json(config: &ConsumerConfig) -> String {
     serde_json::to_string(&config.to_options()).unwrap_or_default()
 }
 
-/// The state in a row of `consumers`, without its backlog and pending events.
-fn state_of(row: &Row<'_>) -> Sql<ConsumerState> {
+/// The snapshot in a row of `consumers`, without its backlog and pending events.
+fn snapshot_of(row: &Row<'_>) -> Sql<ConsumerSnapshot> {
     const OPTIONS: usize = 3;
     let unreadable = |error: Box<dyn std::error::Error + Send + Sync>| {
         rusqlite::Error::FromSqlConversionFailure(OPTIONS, rusqlite::types::Type::Text, error)
@@ -522,8 +522,8 @@ fn state_of(row: &Row<'_>) -> Sql<ConsumerState> {
         serde_json::from_str(&options).map_err(|error| unreadable(error.into()))?;
     let filter: String = row.get(2)?;
     let config = ConsumerConfig::new(&filter, &options).map_err(|error| unreadable(error.into()))?;
-    let mut state = ConsumerState::new(config, unsigned(row.get(4)?));
-    state.missed = unsigned(row.get(5)?);
-    state.exhausted = unsigned(row.get(6)?);
-    Ok(state)
+    let mut snapshot = ConsumerSnapshot::new(config, unsigned(row.get(4)?));
+    snapshot.missed = unsigned(row.get(5)?);
+    snapshot.exhausted = unsigned(row.get(6)?);
+    Ok(snapshot)
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use a3s_event::consumer::{Backoff, ConsumerHandle, DeliveryPolicy, HandlerError};
+use a3s_event::consumer::{Backoff, ConsumerHandle, HandlerError, RetryPolicy};
 use a3s_event::dlq::LetterFilter;
 use a3s_event::{Delivery, EventBus, FailureClass};
 
@@ -54,7 +54,7 @@ fn subject(number: u64) -> String {
 async fn start(bus: &EventBus, report: impl Fn(u64) + Send + Sync + 'static) -> ConsumerHandle {
     let tried = Arc::new(Mutex::new(BTreeMap::<u64, u64>::new()));
     let report = Arc::new(report);
-    let policy = DeliveryPolicy::default()
+    let policy = RetryPolicy::default()
         .attempts(ATTEMPTS)
         .backoff(Backoff::exponential(Duration::from_millis(1), Duration::from_millis(5)))
         .timeout(Duration::from_millis(500));

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use a3s_event::consumer::DeliveryPolicy;
+use a3s_event::consumer::RetryPolicy;
 use a3s_event::dlq::LetterFilter;
 use a3s_event::{Delivery, DlqHandler, EventBus, FailureClass, ProviderDlq, ProviderRegistry};
 
@@ -19,7 +19,7 @@ on_every_server! {
     what_dies_with_its_worker_in_the_last_attempt_is_dead_lettered_once
 }
 
-fn delivery_policy() -> DeliveryPolicy {
+fn retry_policy() -> RetryPolicy {
     policy(ATTEMPTS)
 }
 
@@ -43,7 +43,7 @@ fn role() {
             .consumer("worker")
             .subject("events.>")
             .options(short_lease())
-            .policy(delivery_policy())
+            .policy(retry_policy())
             .handle(|delivery: Delivery| async move {
                 if number(&delivery) != 1 {
                     return Ok(());
@@ -76,7 +76,7 @@ async fn what_dies_with_its_worker_in_the_last_attempt_is_dead_lettered_once(bac
 
     let start = || {
         let consumer = bus.consumer("worker").subject("events.>").options(short_lease());
-        consumer.policy(delivery_policy()).handle(|delivery: Delivery| async move {
+        consumer.policy(retry_policy()).handle(|delivery: Delivery| async move {
             assert_ne!(number(&delivery), 1, "it has no attempt left");
             Ok(())
         })

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use a3s_event::consumer::{Backoff, ConsumerBuilder, ConsumerHandle, DeliveryPolicy};
+use a3s_event::consumer::{Backoff, ConsumerBuilder, ConsumerHandle, RetryPolicy};
 use a3s_event::{Delivery, EventBus, SubscribeOptions};
 
 use crate::{event, eventually, number};
 
 /// Handles every event at once, up to this often.
-pub(super) fn policy(attempts: u64) -> DeliveryPolicy {
-    DeliveryPolicy::default().attempts(attempts).backoff(Backoff::none())
+pub(super) fn policy(attempts: u64) -> RetryPolicy {
+    RetryPolicy::default().attempts(attempts).backoff(Backoff::none())
 }
 
 pub(super) async fn publish(bus: &EventBus, subject: &str, numbers: std::ops::RangeInclusive<u64>) {

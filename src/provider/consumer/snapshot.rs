@@ -9,7 +9,7 @@ use super::{Consumer, ConsumerConfig, Start, Time};
 /// Everything that a consumer is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct ConsumerState {
+pub struct ConsumerSnapshot {
     /// The settings in force.
     pub config: ConsumerConfig,
     /// Every match up to here was handed out once or skipped.
@@ -24,7 +24,7 @@ pub struct ConsumerState {
     pub exhausted: u64,
 }
 
-impl ConsumerState {
+impl ConsumerSnapshot {
     /// A consumer with nothing handed out and nothing before its cursor.
     pub fn new(config: ConsumerConfig, cursor: u64) -> Self {
         Self { config, cursor, backlog: Vec::new(), pending: Vec::new(), missed: 0, exhausted: 0 }
@@ -53,22 +53,22 @@ impl PendingState {
 }
 
 impl Consumer {
-    /// The consumer that was stored as `state`. Its changes are [tracked](Consumer::track_changes).
-    pub fn restore(state: ConsumerState) -> Self {
-        let mut consumer = Self::new(state.config, Start::backlog(state.backlog, state.cursor));
-        for PendingState { sequence, attempt, leased, due } in state.pending {
+    /// The consumer that was stored as `snapshot`. Its changes are [tracked](Consumer::track_changes).
+    pub fn restore(snapshot: ConsumerSnapshot) -> Self {
+        let mut consumer = Self::new(snapshot.config, Start::backlog(snapshot.backlog, snapshot.cursor));
+        for PendingState { sequence, attempt, leased, due } in snapshot.pending {
             consumer.reschedule(sequence, due, leased, attempt);
             consumer.redelivered += usize::from(attempt > 1);
         }
-        consumer.missed = state.missed;
-        consumer.exhausted = state.exhausted;
+        consumer.missed = snapshot.missed;
+        consumer.exhausted = snapshot.exhausted;
         consumer.track_changes();
         consumer
     }
 
     /// Everything that has to be stored.
-    pub fn state(&self) -> ConsumerState {
-        ConsumerState {
+    pub fn snapshot(&self) -> ConsumerSnapshot {
+        ConsumerSnapshot {
             config: self.config.clone(),
             cursor: self.cursor,
             backlog: self.backlog.iter().copied().collect(),
@@ -160,7 +160,7 @@ mod tests {
 
         let earlier = Time::from_origin(hour);
         consumer.clamp_leases(earlier);
-        let dues: Vec<_> = consumer.state().pending.iter().map(|pending| pending.due).collect();
+        let dues: Vec<_> = consumer.snapshot().pending.iter().map(|pending| pending.due).collect();
         assert_eq!(dues, [later.after(hour), earlier.after(ack_wait)]);
         assert_eq!(consumer.next_due(), Some(earlier.after(ack_wait)));
     }
