@@ -20,6 +20,7 @@ pub(crate) struct App {
     pub(crate) config: Config,
     pub(crate) out: Output,
     url: Option<String>,
+    connected: Vec<Arc<dyn EventProvider>>,
 }
 
 impl App {
@@ -28,7 +29,7 @@ impl App {
         if let Some(url) = &global.url {
             warn_of_credentials(url, Some("A3S_EVENT_URL"));
         }
-        Ok(Self { config, out: Output::new(global.output), url: global.url })
+        Ok(Self { config, out: Output::new(global.output), url: global.url, connected: Vec::new() })
     }
 
     /// The URL of the bus that is meant, and who said so.
@@ -37,14 +38,39 @@ impl App {
     }
 
     /// Connects to the bus that is meant.
-    pub(crate) async fn connect(&self) -> Outcome<Arc<dyn EventProvider>> {
-        connect(&self.url()?.0).await
+    pub(crate) async fn connect(&mut self) -> Outcome<Arc<dyn EventProvider>> {
+        let (url, _) = self.url()?;
+        self.open(&url).await
     }
 
-    /// Connects to the bus of a name or a URL, which the command line says.
-    pub(crate) async fn connect_to(&self, bus: &str) -> Outcome<Arc<dyn EventProvider>> {
-        warn_of_credentials(bus, None);
-        connect(&self.config.named(bus)?).await
+    /// Connects to the bus of a name or a URL, which the command line says, or this variable.
+    pub(crate) async fn connect_to(
+        &mut self,
+        bus: &str,
+        variable: Option<&str>,
+    ) -> Outcome<Arc<dyn EventProvider>> {
+        warn_of_credentials(bus, variable);
+        self.connect_to_configured(bus).await
+    }
+
+    /// Connects to the bus of a name or a URL, which the config file says.
+    pub(crate) async fn connect_to_configured(&mut self, bus: &str) -> Outcome<Arc<dyn EventProvider>> {
+        let url = self.config.named(bus)?;
+        self.open(&url).await
+    }
+
+    async fn open(&mut self, url: &str) -> Outcome<Arc<dyn EventProvider>> {
+        let provider = connect(url).await?;
+        self.connected.push(Arc::clone(&provider));
+        Ok(provider)
+    }
+
+    /// Closes what the command has connected to.
+    pub(crate) async fn close(&mut self) -> Outcome {
+        for provider in self.connected.drain(..) {
+            provider.close().await?;
+        }
+        Ok(())
     }
 }
 
@@ -81,7 +107,7 @@ pub(crate) fn redacted(url: &str) -> String {
 }
 
 /// Every user of the machine can read the command lines of its processes. What stands in the variable was not on it.
-pub(crate) fn warn_of_credentials(url: &str, variable: Option<&str>) {
+fn warn_of_credentials(url: &str, variable: Option<&str>) {
     let is_set = |url: &ProviderUrl, name| matches!(url.setting::<String>(name), Ok(Some(_)));
     let has_credentials = ProviderUrl::parse(url)
         .is_ok_and(|url| url.username().is_some() || is_set(&url, "token") || is_set(&url, "nkey"));

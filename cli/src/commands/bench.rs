@@ -151,7 +151,6 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     if is_wanted(What::Latency) {
         measured.push(bench.latency().await?);
     }
-    provider.close().await?;
     if let Some(file) = &args.svg {
         let series: Vec<_> = measured
             .iter()

@@ -141,7 +141,7 @@ impl Row for CaseRow {
 pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     let bus = Bus::of(&app.url()?.0)?;
     // The first connection says what is wrong with the URL or the server.
-    app.connect().await?.close().await?;
+    app.connect().await?;
     // A broken promise is a row of the table.
     std::panic::set_hook(Box::new(|_| {}));
     let mut running = JoinSet::new();

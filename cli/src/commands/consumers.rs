@@ -59,10 +59,8 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
             Failure::Other(format!("there is no consumer '{name}'; consumers lists what is there"))
         })?;
         provider.unsubscribe(name).await?;
-        provider.close().await?;
         return app.out.one(removed);
     }
     rows.sort_by(|a, b| a.name.cmp(&b.name));
-    provider.close().await?;
     app.out.rows(&rows)
 }

@@ -55,8 +55,8 @@ struct Copied {
 }
 
 pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
-    let source = app.connect_to(&args.from).await?;
-    let target = app.connect_to(&args.to).await?;
+    let source = app.connect_to(&args.from, None).await?;
+    let target = app.connect_to(&args.to, None).await?;
     let filter = args.filter.as_deref();
     let tail = target.query(&HistoryQuery::new(TAIL)).await?;
     let first = first_missing(&*source, &tail, filter).await?;
@@ -71,8 +71,6 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     if !args.no_positions {
         copy_positions(&*source, &*target, filter, &mut copied).await?;
     }
-    source.close().await?;
-    target.close().await?;
     app.out.one(&copied)
 }
 

@@ -77,8 +77,8 @@ impl From<StoredEvent> for Side {
 }
 
 pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
-    let from = app.connect_to(&args.from).await?;
-    let to = app.connect_to(&args.to).await?;
+    let from = app.connect_to(&args.from, None).await?;
+    let to = app.connect_to(&args.to, None).await?;
     let filter = args.filter.as_deref();
     let mut left = Reader::new(Forward::new(&from, filter, 1).await?);
     let mut right = Reader::new(Forward::new(&to, filter, 1).await?);
@@ -104,8 +104,6 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
             differences.push(Difference { place, from: from.map(Side::from), to: to.map(Side::from) });
         }
     }
-    from.close().await?;
-    to.close().await?;
     if differences.is_empty() {
         return app.out.one(&Same { events: place, differences: 0 });
     }

@@ -5,7 +5,7 @@ use a3s_event::{Event, ProviderDlq};
 use clap::{Subcommand, ValueEnum};
 use serde::Serialize;
 
-use crate::bus::{App, connect, warn_of_credentials};
+use crate::bus::App;
 use crate::failure::{Failure, Outcome, chain};
 use crate::moment;
 use crate::output::{Format, Row};
@@ -303,13 +303,11 @@ fn unreplayed(error: ReplayError) -> Failure {
     }
 }
 
-async fn open(app: &App, queue: &Queue) -> Outcome<ProviderDlq> {
-    if let Some(url) = &queue.dlq_url {
-        warn_of_credentials(url, Some("A3S_EVENT_DLQ_URL"));
-    }
-    let provider = match queue.dlq_url.as_deref().or(app.config.dlq_url.as_deref()) {
-        Some(url) => connect(&app.config.named(url)?).await?,
-        None => app.connect().await?,
+async fn open(app: &mut App, queue: &Queue) -> Outcome<ProviderDlq> {
+    let provider = match (&queue.dlq_url, app.config.dlq_url.clone()) {
+        (Some(bus), _) => app.connect_to(bus, Some("A3S_EVENT_DLQ_URL")).await?,
+        (None, Some(bus)) => app.connect_to_configured(&bus).await?,
+        (None, None) => app.connect().await?,
     };
     Ok(ProviderDlq::new(provider)?)
 }

@@ -48,11 +48,14 @@ pub(crate) async fn run(global: Global) -> Outcome {
     let named = global.config.clone();
     let mut checks = Vec::new();
     let ended = match App::new(global) {
-        Ok(app) => {
+        Ok(mut app) => {
             let path = named.map_or_else(user_file, Ok)?;
             let found = if path.exists() { "read" } else { "not there, which is fine" };
             checks.push(passed("config file", format!("{}: {found}", path.display())));
-            examine(&app, &mut checks).await
+            match examine(&mut app, &mut checks).await {
+                Ok(()) => app.close().await,
+                failed => failed,
+            }
         }
         Err(failure) => {
             checks.push(failed(
@@ -68,7 +71,7 @@ pub(crate) async fn run(global: Global) -> Outcome {
     ended
 }
 
-async fn examine(app: &App, checks: &mut Vec<Check>) -> Outcome {
+async fn examine(app: &mut App, checks: &mut Vec<Check>) -> Outcome {
     let url = match app.url() {
         Ok((url, origin)) => {
             let origin = match origin {
@@ -117,7 +120,6 @@ async fn examine(app: &App, checks: &mut Vec<Check>) -> Outcome {
         Err(failure) => checks.push(failed("stream", failure, advice(failure))),
     }
     checks.push(passed("capabilities", capabilities(&*provider)));
-    provider.close().await?;
     read.map(drop)
 }
 

@@ -78,5 +78,5 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
         }
         query = query.before_sequence(oldest.sequence);
     }
-    Ok(provider.close().await?)
+    Ok(())
 }

@@ -16,6 +16,5 @@ pub(crate) async fn run(app: &mut App) -> Outcome {
     let info = provider.info().await?;
     let newest = provider.query(&HistoryQuery::new(1)).await?.first().map(|stored| stored.sequence);
     let row = InfoRow::new(info, redacted(&url), provider.subject_prefix(), newest);
-    provider.close().await?;
     app.out.one(&row)
 }

@@ -28,8 +28,13 @@ pub(crate) async fn run(cli: Cli) -> Outcome {
         // It explains a config that other commands refuse.
         return doctor::run(cli.global).await;
     }
-    let app = &mut App::new(cli.global)?;
-    match cli.command {
+    let mut app = App::new(cli.global)?;
+    run_in(&mut app, cli.command).await?;
+    app.close().await
+}
+
+async fn run_in(app: &mut App, command: Command) -> Outcome {
+    match command {
         Command::Publish(args) => publish::run(app, args).await,
         Command::Subscribe(args) => subscribe::run(app, args).await,
         Command::History(args) => history::run(app, args).await,

@@ -124,7 +124,6 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
         .publish_with_options(&event, &options)
         .await
         .map_err(|error| Failure::publish(&error, vec![event.id.clone()]))?;
-    provider.close().await?;
     app.out.one(&Published { sequence, id: &event.id, subject: &event.subject })
 }
 

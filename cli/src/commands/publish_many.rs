@@ -49,7 +49,6 @@ pub(super) async fn run(app: &mut App, args: Args, target: Target) -> Outcome {
         failure.map_or(Ok(()), Err)?;
     }
     progress.finish_and_clear();
-    provider.close().await?;
     published.skipped = skip;
     published.seconds = started.elapsed().as_secs_f64();
     app.out.one(&published)

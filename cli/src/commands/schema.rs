@@ -158,7 +158,7 @@ impl Check {
         Ok(())
     }
 
-    async fn stored(&mut self, app: &App, filter: &str) -> Outcome {
+    async fn stored(&mut self, app: &mut App, filter: &str) -> Outcome {
         let provider = app.connect().await?;
         let mut forward = Forward::new(&provider, Some(filter), 1).await?;
         loop {
@@ -167,7 +167,7 @@ impl Check {
                 self.event(&stored.event, Some(stored.sequence));
             }
             if page.is_empty() || self.is_full() {
-                return Ok(provider.close().await?);
+                return Ok(());
             }
         }
     }

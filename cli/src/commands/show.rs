@@ -31,7 +31,6 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     let stored = found.ok_or_else(|| {
         Failure::Other(format!("there is no event '{}'; history lists what is there", args.event))
     })?;
-    provider.close().await?;
     let row = EventRow {
         sequence: stored.sequence,
         stored_at: Some(stored.stored_at),

@@ -51,7 +51,6 @@ pub(crate) async fn run(app: &mut App) -> Outcome {
         Some(nats) => of_server(nats).await?,
         None => vec![of_provider(&*provider).await?],
     };
-    provider.close().await?;
     app.out.rows(&rows)
 }
 

@@ -99,7 +99,6 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     for mut subscription in subscriptions {
         closed = closed.and(subscription.close().await);
     }
-    closed = closed.and(provider.close().await);
     // What ended it is worth more than what could not be closed after it.
     ended.and(closed.map_err(Failure::from))
 }

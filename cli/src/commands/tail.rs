@@ -2,7 +2,7 @@
 
 use std::pin::pin;
 
-use a3s_event::{DeliverPolicy, EventError, HistoryQuery, SubscribeOptions};
+use a3s_event::{DeliverPolicy, EventError, HistoryQuery, SubscribeOptions, Subscription};
 
 use super::subscribe::eprint_warning;
 use crate::bus::{App, asked_to_end};
@@ -26,6 +26,23 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
+    let mut asked = pin!(asked_to_end());
+    let opened = tokio::select! {
+        () = &mut asked => return Ok(()),
+        opened = open(app, &args) => opened?,
+    };
+    let Some(mut subscription) = opened else {
+        return Ok(());
+    };
+    let ended = tokio::select! {
+        () = asked => Ok(()),
+        ended = follow(app, &mut *subscription) => ended,
+    };
+    ended.and(subscription.close().await.map_err(Failure::from))
+}
+
+/// Shows the last events, and subscribes to those after them unless they are not wanted.
+async fn open(app: &mut App, args: &Args) -> Outcome<Option<Box<dyn Subscription>>> {
     let provider = app.connect().await?;
     let everything = format!("{}.>", provider.subject_prefix());
     let filter = args.filter.as_deref().unwrap_or(&everything);
@@ -42,34 +59,29 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
         })?;
     }
     if args.no_follow {
-        return Ok(provider.close().await?);
+        return Ok(None);
     }
     let options = SubscribeOptions {
         deliver_policy: DeliverPolicy::ByStartSequence { sequence: newest + 1 },
         ..SubscribeOptions::default()
     };
-    // From here on there is a consumer that should not be left behind.
-    let mut asked = pin!(asked_to_end());
-    let mut subscription = provider.subscribe_with_options(filter, &options).await?;
+    Ok(Some(provider.subscribe_with_options(filter, &options).await?))
+}
+
+async fn follow(app: &mut App, subscription: &mut dyn Subscription) -> Outcome {
     loop {
-        let next = tokio::select! {
-            () = &mut asked => break,
-            next = subscription.next() => next,
-        };
-        match next {
+        match subscription.next().await {
             Ok(Some(received)) => app.out.row(&EventRow {
                 sequence: received.sequence,
                 stored_at: None,
                 num_delivered: None,
                 event: &received.event,
             })?,
-            Ok(None) => break,
+            Ok(None) => return Ok(()),
             Err(error @ (EventError::Lagged { .. } | EventError::Undecodable { .. })) => {
                 eprint_warning(&Failure::from(error));
             }
             Err(error) => return Err(error.into()),
         }
     }
-    subscription.close().await?;
-    Ok(provider.close().await?)
 }

@@ -58,8 +58,7 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     let mut terminal = ratatui::try_init().map_err(|error| Failure::Other(format!("terminal: {error}")))?;
     let ended = show(&mut terminal, &provider, &args, &mut view).await;
     ratatui::restore();
-    ended?;
-    Ok(provider.close().await?)
+    ended
 }
 
 async fn show(
