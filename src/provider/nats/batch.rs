@@ -1,7 +1,7 @@
 //! Atomic batches (nats-server 2.12, ADR-50): many events become one write of the server.
 //!
-//! That is worth it where the server syncs every write. A batch is stored as a whole or not at all. Where the server refuses one, its events are published one by one, so that
-//! each has the answer that it would have had.
+//! That is worth it where the server syncs every write. A batch is stored as a whole or not at all. Where the server refuses
+//! one, its events are published one by one, so that each has the answer that it would have had.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -9,7 +9,6 @@ use std::time::Duration;
 use async_nats::header::{NATS_BATCH_COMMIT, NATS_BATCH_COMMIT_FINAL, NATS_BATCH_ID, NATS_BATCH_SEQUENCE};
 use async_nats::{HeaderMap, Request, Subject};
 use bytes::Bytes;
-
 use tokio::time::Instant;
 
 use super::client::Shared;
@@ -279,5 +278,18 @@ mod tests {
             let answers = sequences(Acknowledged { sequence, count }, 3);
             assert!(answers.first().unwrap().as_ref().is_err_and(EventError::may_be_stored), "{answers:?}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_measured_counts_for_a_while() {
+        let faster = Faster::default();
+        assert_eq!(faster.known(), None);
+        let atomic = Duration::from_micros(10);
+        faster.learn(atomic * 3, atomic);
+        assert_eq!(faster.known(), Some(Way::Atomic));
+        faster.learn(atomic, atomic);
+        assert_eq!(faster.known(), Some(Way::Pipelined));
+        tokio::time::advance(MEASURE_AGAIN).await;
+        assert_eq!(faster.known(), None);
     }
 }
