@@ -11,6 +11,7 @@ use a3s_event::{
 };
 use serde::Serialize;
 
+use super::diff::is_same;
 use super::publish_many::progress;
 use super::show::newest_where;
 use super::subscribe::eprint_warning;
@@ -134,22 +135,6 @@ impl Candidates<'_> {
             && before.iter().zip(self.tail).all(|(a, b)| is_same(&a.event, &b.event));
         Ok(same)
     }
-}
-
-/// Whether two events agree in every field.
-pub(super) fn is_same(a: &Event, b: &Event) -> bool {
-    let Event { id, subject, category, event_type, version, payload, summary, source, timestamp, metadata } =
-        a;
-    *id == b.id
-        && *subject == b.subject
-        && *category == b.category
-        && *event_type == b.event_type
-        && *version == b.version
-        && *payload == b.payload
-        && *summary == b.summary
-        && *source == b.source
-        && *timestamp == b.timestamp
-        && *metadata == b.metadata
 }
 
 /// Copies behind the sequence `last` of the target; `None` when it is empty.

@@ -4,11 +4,11 @@
 //! is one difference.
 
 use std::collections::VecDeque;
+use std::num::NonZeroUsize;
 
-use a3s_event::StoredEvent;
+use a3s_event::{Event, StoredEvent};
 use serde::Serialize;
 
-use super::copy::is_same;
 use crate::bus::App;
 use crate::failure::{Failure, Outcome};
 use crate::forward::Forward;
@@ -31,8 +31,8 @@ pub(crate) struct Args {
     #[arg(long)]
     filter: Option<String>,
     /// End after this many differences
-    #[arg(long, default_value_t = 10)]
-    limit: usize,
+    #[arg(long, default_value = "10")]
+    limit: NonZeroUsize,
 }
 
 /// Two events at the same place that differ, or one that the other side does not have there.
@@ -41,6 +41,8 @@ pub(crate) struct Args {
 struct Difference {
     /// Place in the order of both, beginning at 1.
     place: u64,
+    /// The fields in which they differ, or that one of them is missing.
+    what: Vec<&'static str>,
     from: Option<Side>,
     to: Option<Side>,
 }
@@ -52,7 +54,7 @@ struct Side {
 }
 
 impl Row for Difference {
-    const COLUMNS: &'static [&'static str] = &["place", "from", "id", "to", "id"];
+    const COLUMNS: &'static [&'static str] = &["place", "what", "from", "id", "to", "id"];
 
     fn cells(&self) -> Vec<String> {
         let side = |side: &Option<Side>| match side {
@@ -60,7 +62,7 @@ impl Row for Difference {
             None => ["-".to_owned(), "nothing".to_owned()],
         };
         let [[from, from_id], [to, to_id]] = [side(&self.from), side(&self.to)];
-        vec![self.place.to_string(), from, from_id, to, to_id]
+        vec![self.place.to_string(), self.what.join(", "), from, from_id, to, to_id]
     }
 }
 
@@ -83,11 +85,14 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     let mut left = Reader::new(Forward::new(&from, filter, 1).await?);
     let mut right = Reader::new(Forward::new(&to, filter, 1).await?);
     let mut differences = Vec::new();
-    let mut place = 0;
-    while differences.len() < args.limit {
+    let (mut place, mut is_at_end) = (0, false);
+    while differences.len() < args.limit.get() {
         tokio::try_join!(left.read(1), right.read(1))?;
         let same = match (left.ahead.front(), right.ahead.front()) {
-            (None, None) => break,
+            (None, None) => {
+                is_at_end = true;
+                break;
+            }
             (Some(a), Some(b)) => is_same(&a.event, &b.event),
             _ => false,
         };
@@ -101,14 +106,55 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
         let from = if of_left { left.ahead.pop_front() } else { None };
         let to = if of_right { right.ahead.pop_front() } else { None };
         if !same {
-            differences.push(Difference { place, from: from.map(Side::from), to: to.map(Side::from) });
+            differences.push(Difference {
+                place,
+                what: match (&from, &to) {
+                    (Some(from), Some(to)) => differing(&from.event, &to.event).collect(),
+                    _ => vec!["missing"],
+                },
+                from: from.map(Side::from),
+                to: to.map(Side::from),
+            });
         }
     }
     if differences.is_empty() {
         return app.out.one(&Same { events: place, differences: 0 });
     }
     app.out.rows(&differences)?;
-    Err(Failure::Found("the buses differ".to_owned()))
+    let found = match differences.len() {
+        1 => "1 difference".to_owned(),
+        several => format!("{several} differences"),
+    };
+    Err(Failure::Found(if is_at_end {
+        format!("the buses differ: {found}")
+    } else {
+        format!("the buses differ: at least {found}; --limit shows more")
+    }))
+}
+
+/// Whether two events agree in every field.
+pub(super) fn is_same(a: &Event, b: &Event) -> bool {
+    differing(a, b).next().is_none()
+}
+
+/// The fields in which two events differ, as they are called in JSON.
+fn differing(a: &Event, b: &Event) -> impl Iterator<Item = &'static str> {
+    let Event { id, subject, category, event_type, version, payload, summary, source, timestamp, metadata } =
+        a;
+    [
+        ("id", *id != b.id),
+        ("subject", *subject != b.subject),
+        ("category", *category != b.category),
+        ("eventType", *event_type != b.event_type),
+        ("version", *version != b.version),
+        ("payload", *payload != b.payload),
+        ("summary", *summary != b.summary),
+        ("source", *source != b.source),
+        ("timestamp", *timestamp != b.timestamp),
+        ("metadata", *metadata != b.metadata),
+    ]
+    .into_iter()
+    .filter_map(|(field, differs)| differs.then_some(field))
 }
 
 /// The events of a bus, some of them read ahead.

@@ -174,8 +174,33 @@ async fn an_event_too_many_is_one_difference() {
     assert_eq!(
         found,
         [
-            json!({"place": 3, "from": null, "to": {"sequence": 3, "id": "x"}}),
-            json!({"place": 5, "from": {"sequence": 4, "id": "d"}, "to": null}),
+            json!({"place": 3, "what": ["missing"], "from": null, "to": {"sequence": 3, "id": "x"}}),
+            json!({"place": 5, "what": ["missing"], "from": {"sequence": 4, "id": "d"}, "to": null}),
         ]
     );
+}
+
+#[test]
+fn a_difference_says_what_differs_and_how_many_there_are() {
+    let (from, to) = (Bus::sqlite(), Bus::sqlite());
+    let publish = |bus: &Bus, ids: &[&str], payload: &str| {
+        for id in ids {
+            bus.prints(&["pub", "events.a", payload, "--id", id, "--time", "1000"]);
+        }
+    };
+    publish(&from, &["a", "b", "c"], "1");
+    publish(&to, &["a"], "1");
+    publish(&to, &["b", "c"], "2");
+    let diff = |more: &[&str]| from.run(&[&["diff", &from.url, &to.url], more].concat());
+    let ran = diff(&["--output", "ndjson"]);
+    assert_eq!(crate::bus::json_lines(&ran.stdout)[0]["what"], json!(["payload"]));
+    assert_eq!((ran.code, ran.stderr.as_str()), (1, "error: the buses differ: 2 differences\n"));
+    let table = diff(&[]).stdout;
+    assert!(table.lines().nth(1).unwrap().contains("payload"), "{table}");
+    let ran = diff(&["--limit", "1"]);
+    assert_eq!(
+        (ran.code, ran.stderr.as_str()),
+        (1, "error: the buses differ: at least 1 difference; --limit shows more\n")
+    );
+    assert_eq!(diff(&["--limit", "0"]).code, 2);
 }
