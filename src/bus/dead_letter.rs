@@ -102,6 +102,8 @@ pub(super) struct DeadLetters {
     pub(super) letter_box: LetterBox,
     /// Name of the consumer.
     pub(super) consumer: String,
+    /// The name by which the program called it.
+    pub(super) subscriber: String,
     pub(super) counters: Arc<ConsumerMetrics>,
     /// Deliveries after which an event is given up. The bus counts them, not the provider, which would drop the event.
     pub(super) max_deliver: Option<u64>,
@@ -193,6 +195,7 @@ impl DeadLetters {
         };
         let mut letter = DeadLetter::new(received, failure.class, failure.reason);
         letter.consumer = Some(self.consumer.clone());
+        letter.subscriber = Some(self.subscriber.clone());
         letter.attempts = Some(failure.attempts);
         letter.first_failure_at = failure.first_failure_at;
         letter.last_failure_at = failure.last_failure_at;

@@ -61,6 +61,7 @@ impl Opener {
         let letters = DeadLetters {
             letter_box: self.letter_box(),
             consumer,
+            subscriber: filter.subscriber_id.clone(),
             counters: self.metrics.consumer(&filter.subscriber_id, subject),
             max_deliver,
             ack_wait: ack_wait(options.as_ref()),

@@ -60,6 +60,9 @@ pub struct DeadLetter {
     pub class: FailureClass,
     /// Name of the consumer that gave it up.
     pub consumer: Option<String>,
+    /// The name by which the program called that consumer: of its [`EventBus::consumer`](crate::EventBus::consumer), or the
+    /// `subscriber_id` of its subscription. The consumer's own name is made of it and the subject filter.
+    pub subscriber: Option<String>,
     /// How often processing was tried.
     pub attempts: Option<u64>,
     /// When processing failed first, in Unix milliseconds, as far as the process that gave it up knows.
@@ -83,6 +86,7 @@ impl DeadLetter {
             reason: reason.into(),
             class,
             consumer: None,
+            subscriber: None,
             attempts: None,
             first_failure_at: None,
             last_failure_at: None,
@@ -123,6 +127,7 @@ impl From<DeadLetterEvent> for DeadLetter {
             reason: letter.reason,
             class: FailureClass::Unclassified,
             consumer: None,
+            subscriber: None,
             attempts: letter.delivery_attempts,
             first_failure_at: letter.first_failure_at,
             last_failure_at: None,

@@ -103,7 +103,7 @@ pub struct LetterFilter {
     pub subject: Option<String>,
     /// Only failures of this class.
     pub class: Option<FailureClass>,
-    /// Only those of this consumer.
+    /// Only those of this consumer: its own name, or the one by which the program called it. A part of a name is none.
     pub consumer: Option<String>,
     /// Only events with this id.
     pub event_id: Option<String>,
@@ -144,7 +144,8 @@ impl LetterFilter {
         self
     }
 
-    /// Only those of this consumer.
+    /// Only those of this consumer: [its own name](DeadLetter::consumer), or the one
+    /// [by which the program called it](DeadLetter::subscriber). A part of a name is none.
     #[must_use]
     pub fn consumer(mut self, name: impl Into<String>) -> Self {
         self.consumer = Some(name.into());
@@ -185,7 +186,9 @@ impl LetterFilter {
         let subject = letter.original_subject.as_deref().unwrap_or(&letter.event.event.subject);
         self.subject.as_deref().is_none_or(|filter| subject_matches(subject, filter))
             && self.class.is_none_or(|class| letter.class == class)
-            && self.consumer.as_ref().is_none_or(|name| letter.consumer.as_ref() == Some(name))
+            && self.consumer.as_ref().is_none_or(|name| {
+                letter.consumer.as_ref() == Some(name) || letter.subscriber.as_ref() == Some(name)
+            })
             && self.event_id.as_ref().is_none_or(|id| letter.event.event.id == *id)
             && self.since.is_none_or(|since| letter.dead_lettered_at >= since)
             && self.before.is_none_or(|before| letter.dead_lettered_at < before)

@@ -37,6 +37,8 @@ struct Letter {
     #[serde(skip_serializing_if = "Option::is_none")]
     consumer: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    subscriber: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     attempts: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     first_failure_at: Option<u64>,
@@ -115,6 +117,7 @@ pub(super) fn letter_event(letter: &DeadLetter, prefix: &str, whole: bool) -> Re
         class: letter.class,
         dead_lettered_at: letter.dead_lettered_at,
         consumer: letter.consumer.clone(),
+        subscriber: letter.subscriber.clone(),
         attempts: letter.attempts,
         first_failure_at: letter.first_failure_at,
         last_failure_at: letter.last_failure_at,
@@ -169,6 +172,7 @@ fn stored_letter(letter: Letter, id: u64) -> StoredLetter {
     };
     let mut dead = DeadLetter::new(received, letter.class, letter.reason);
     dead.consumer = letter.consumer;
+    dead.subscriber = letter.subscriber;
     dead.attempts = letter.attempts;
     dead.first_failure_at = letter.first_failure_at;
     dead.last_failure_at = letter.last_failure_at;

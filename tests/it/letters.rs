@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use a3s_event::consumer::HandlerError;
 use a3s_event::dlq::{LetterFilter, LetterStatus, REPLAYS_KEY, Replay};
 use a3s_event::provider::{Capabilities, HistoryQuery, StoredEvent};
 use a3s_event::{
@@ -18,6 +20,7 @@ use super::event;
 on_every_provider! {
     letters_are_kept_with_everything_that_is_known
     letters_are_found_by_what_is_asked_for
+    letters_are_found_by_the_name_that_the_program_gave_its_consumer
     a_failure_is_kept_once_whoever_reports_it
     a_replay_publishes_the_same_event_again
     a_dry_run_changes_nothing
@@ -35,7 +38,8 @@ async fn published(provider: &dyn EventProvider, event: Event) -> ReceivedEvent 
 
 fn letter(received: &ReceivedEvent, class: FailureClass) -> DeadLetter {
     let mut letter = DeadLetter::new(received.clone(), class, "it does not work");
-    letter.consumer = Some("billing".into());
+    letter.consumer = Some("billing-events-a".into());
+    letter.subscriber = Some("billing".into());
     letter.attempts = Some(3);
     letter
 }
@@ -92,6 +96,8 @@ async fn letters_are_found_by_what_is_asked_for(backend: Backend) {
         (LetterFilter::default().class(FailureClass::Fatal), 50),
         (LetterFilter::default().subject("events.a.odd").class(FailureClass::Fatal), 25),
         (LetterFilter::default().consumer("billing"), 150),
+        (LetterFilter::default().consumer("billing-events-a"), 150),
+        (LetterFilter::default().consumer("billing-events"), 0),
         (LetterFilter::default().consumer("other"), 0),
         (LetterFilter::default().event_id(all[7].letter.event.event.id.clone()), 1),
         (LetterFilter::default().since(time + 1), 0),
@@ -101,6 +107,38 @@ async fn letters_are_found_by_what_is_asked_for(backend: Backend) {
     ] {
         assert_eq!(letters.count_matching(&filter).await.unwrap(), expected, "{filter:?}");
     }
+}
+
+async fn letters_are_found_by_the_name_that_the_program_gave_its_consumer(backend: Backend) {
+    let (events, letters) = (backend.events().await, backend.letters().await);
+    let mut bus = EventBus::from_provider(Arc::clone(&events));
+    bus.set_dlq_handler(letters.clone());
+    for name in ["billing", "billing-events"] {
+        let consumer = bus
+            .consumer(name)
+            .subject("events.orders.>")
+            .handle(|_| async { Err(HandlerError::fatal("no such customer")) })
+            .await
+            .unwrap();
+        if name == "billing" {
+            events.publish(&event("events.orders.placed", 1)).await.unwrap();
+        }
+        while consumer.stats().dead_lettered == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        consumer.shutdown().await.unwrap();
+    }
+    let of = |name: &str| {
+        let (letters, filter) = (Arc::clone(&letters), LetterFilter::default().consumer(name));
+        async move { letters.find(&filter, 10).await.unwrap() }
+    };
+    let found = of("billing").await;
+    assert_eq!(found.len(), 1, "not those of a name that begins like this one");
+    assert_eq!(found[0].letter.subscriber.as_deref(), Some("billing"));
+    let consumer = found[0].letter.consumer.as_deref().unwrap();
+    assert!(consumer.starts_with("billing-events-orders-"), "{consumer}");
+    assert_eq!(of(consumer).await.len(), 1);
+    assert_eq!(of("bill").await.len(), 0);
 }
 
 async fn a_failure_is_kept_once_whoever_reports_it(backend: Backend) {
@@ -233,7 +271,7 @@ async fn the_stream_of_the_events_can_keep_the_letters_too() {
     let consumer = bus
         .consumer("everything")
         .subject("events.>")
-        .handle(|_| async { Err(a3s_event::consumer::HandlerError::fatal("no")) })
+        .handle(|_| async { Err(HandlerError::fatal("no")) })
         .await
         .unwrap();
     bus.publish_event(&event("events.a", 1)).await.unwrap();
@@ -301,13 +339,12 @@ async fn a_replay_that_dies_before_its_mark_stores_no_second_event() {
 
 #[tokio::test]
 async fn what_is_written_again_behind_the_dedup_window_is_shown_once() {
-    let provider =
-        MemoryProvider::builder().dedup_window(std::time::Duration::from_millis(1)).build().unwrap();
+    let provider = MemoryProvider::builder().dedup_window(Duration::from_millis(1)).build().unwrap();
     let letters = ProviderDlq::new(Arc::new(provider)).unwrap();
     let received = published(&MemoryProvider::default(), event("events.a", 1)).await;
     for _ in 0..2 {
         letters.handle_letter(letter(&received, FailureClass::Exhausted)).await.unwrap();
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(letters.count().await.unwrap(), 1);
     let id = letters.find(&LetterFilter::default(), 1).await.unwrap()[0].id;

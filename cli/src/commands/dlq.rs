@@ -26,6 +26,8 @@ const EXAMPLE_DISCARD: &str =
 
 /// Longest reason in a table.
 const REASON: usize = 60;
+/// Longest name of a consumer in a table.
+const CONSUMER: usize = 24;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -112,7 +114,7 @@ pub(crate) struct Which {
     /// Why they were given up
     #[arg(long, value_enum)]
     class: Option<Class>,
-    /// Name of the consumer that gave them up
+    /// Name of the consumer that gave them up, as the program calls it or as `consumers` lists it
     #[arg(long)]
     consumer: Option<String>,
     /// Id of the event
@@ -182,6 +184,7 @@ struct LetterRow<'a> {
     class: String,
     replays: u64,
     consumer: Option<&'a str>,
+    subscriber: Option<&'a str>,
     attempts: Option<u64>,
     dead_lettered_at: u64,
     reason: &'a str,
@@ -199,6 +202,7 @@ impl<'a> LetterRow<'a> {
             class: letter.class.to_string(),
             replays: stored.replays,
             consumer: letter.consumer.as_deref(),
+            subscriber: letter.subscriber.as_deref(),
             attempts: letter.attempts,
             dead_lettered_at: letter.dead_lettered_at,
             reason: &letter.reason,
@@ -221,7 +225,7 @@ impl Row for LetterRow<'_> {
             self.class.clone(),
             self.status.clone(),
             self.replays.to_string(),
-            text::line(self.consumer.unwrap_or_default()),
+            text::shorten(&text::line(self.subscriber.or(self.consumer).unwrap_or_default()), CONSUMER),
             text::shorten(&text::line(self.reason), REASON),
         ]
     }

@@ -38,7 +38,8 @@ pub(crate) async fn keep(bus: &Bus, subjects: &[&str]) {
 fn letter(event: Event, sequence: u64) -> DeadLetter {
     let received = ReceivedEvent { event, sequence, num_delivered: 3, stream: "s".to_owned() };
     let mut letter = DeadLetter::new(received, FailureClass::Exhausted, "no \u{1b}[31mstock");
-    letter.consumer = Some("billing".to_owned());
+    letter.consumer = Some("billing-events-orders---1b473a9e05f7f0d2ac2f2b0d2d2f0c11".to_owned());
+    letter.subscriber = Some("billing".to_owned());
     letter
 }
 
@@ -52,6 +53,8 @@ async fn letters_are_listed_shown_replayed_and_discarded(bus: &Bus) {
     assert_eq!(bus.rows(&["dlq", "list", "--consumer", "billing", "--limit", "1"]).len(), 1);
     let table = bus.prints(&["dlq", "list"]);
     assert!(!table.contains('\u{1b}') && table.contains("stock"), "{table}");
+    assert!(table.contains(" billing ") && !table.contains("1b473a9e"), "{table}");
+    assert_eq!(open[0]["subscriber"], "billing");
     let shown: Value = serde_json::from_str(&bus.prints(&["dlq", "show", &ids(&open)[0]])).unwrap();
     assert_eq!(
         (&shown["class"], &shown["event"]["subject"]),
