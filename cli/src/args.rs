@@ -80,8 +80,8 @@ pub(crate) enum Command {
     #[command(after_help = watch::EXAMPLE)]
     Watch(watch::Args),
     /// Work through dead letters
-    #[command(subcommand, after_help = dlq::EXAMPLE)]
-    Dlq(dlq::Command),
+    #[command(after_help = dlq::EXAMPLE)]
+    Dlq(dlq::Args),
     /// Copy events to another bus, with their ids, times and order
     #[command(after_help = copy::EXAMPLE)]
     Copy(copy::Args),

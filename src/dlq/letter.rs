@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::DeadLetterEvent;
+use super::{DeadLetterEvent, REPLAYS_KEY};
 use crate::hash::fnv1a_128;
 use crate::types::{ReceivedEvent, unix_millis};
 
@@ -93,6 +93,13 @@ impl DeadLetter {
             dead_lettered_at: unix_millis(),
             raw: None,
         }
+    }
+
+    /// How often its event was replayed before it was given up, as its metadata [`REPLAYS_KEY`] says. A
+    /// [`Replay`](super::Replay) refuses a letter by this number.
+    pub fn replays(&self) -> u64 {
+        let counted = self.event.event.metadata.get(REPLAYS_KEY);
+        counted.and_then(|replays| replays.parse().ok()).unwrap_or_default()
     }
 
     /// Identifies the failure: the same for everyone who gives up this event of this stream for this consumer, so that it

@@ -91,7 +91,7 @@ pub struct StoredLetter {
     pub omitted: bool,
     /// Whether something was done about it.
     pub status: LetterStatus,
-    /// How often it was replayed.
+    /// How often this letter was replayed. How often its event was before, [`DeadLetter::replays`] says.
     pub replays: u64,
 }
 

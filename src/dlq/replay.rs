@@ -248,7 +248,7 @@ impl ProviderDlq {
         } else {
             letter.event.event.clone()
         };
-        let before = event.metadata.get(REPLAYS_KEY).and_then(|replays| replays.parse().ok()).unwrap_or(0);
+        let before = letter.replays();
         if before >= max_replays {
             return Ok(Err(format!(
                 "it was replayed {before} times already, at most {max_replays} are allowed"

@@ -1,11 +1,14 @@
 //! `dlq`: dead letters.
 
-use a3s_event::dlq::{FailureClass, LetterFilter, LetterStatus, Replay, ReplayError, StoredLetter};
+use a3s_event::dlq::{
+    FailureClass, LetterFilter, LetterStatus, Replay, ReplayError, ReplayReport, StoredLetter,
+};
 use a3s_event::{Event, ProviderDlq};
 use clap::{Subcommand, ValueEnum};
 use serde::Serialize;
 
-use crate::bus::App;
+use super::subscribe::eprint_note;
+use crate::bus::{App, redacted};
 use crate::failure::{Failure, Outcome, chain};
 use crate::moment;
 use crate::output::{Format, Row};
@@ -13,7 +16,7 @@ use crate::text;
 
 pub(crate) const EXAMPLE: &str = "Example:
   a3s-event dlq list --subject 'events.orders.>'
-  a3s-event dlq show 17
+  a3s-event dlq --dlq-url sqlite:///var/lib/letters.db show 17
   a3s-event dlq replay --subject 'events.orders.>' --per-second 50 --dry-run
   a3s-event dlq discard 17";
 
@@ -29,8 +32,17 @@ const REASON: usize = 60;
 /// Longest name of a consumer in a table.
 const CONSUMER: usize = 24;
 
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The bus that keeps the dead letters [default: the bus itself]
+    #[arg(long, global = true, value_name = "URL", env = "A3S_EVENT_DLQ_URL", hide_env_values = true)]
+    dlq_url: Option<String>,
+    #[command(subcommand)]
+    command: Command,
+}
+
 #[derive(Debug, Subcommand)]
-pub(crate) enum Command {
+enum Command {
     /// List dead letters, newest first
     #[command(after_help = EXAMPLE_LIST)]
     List {
@@ -39,16 +51,12 @@ pub(crate) enum Command {
         /// Most letters
         #[arg(long, default_value_t = 50)]
         limit: usize,
-        #[command(flatten)]
-        queue: Queue,
     },
     /// Show one dead letter in full
     #[command(after_help = EXAMPLE_SHOW)]
     Show {
         /// Its number, as `dlq list` shows it
         id: u64,
-        #[command(flatten)]
-        queue: Queue,
     },
     /// Publish dead letters again, under their subject and with their id
     #[command(after_help = EXAMPLE_REPLAY)]
@@ -67,8 +75,6 @@ pub(crate) enum Command {
         /// Replay at most this many, the oldest ones
         #[arg(long)]
         limit: Option<usize>,
-        #[command(flatten)]
-        queue: Queue,
     },
     /// Decide that nothing is to be done about dead letters; they are kept and no longer open
     #[command(after_help = EXAMPLE_DISCARD)]
@@ -78,24 +84,14 @@ pub(crate) enum Command {
         /// Only say what would be done
         #[arg(long)]
         dry_run: bool,
-        #[command(flatten)]
-        queue: Queue,
     },
-}
-
-/// Where the letters are.
-#[derive(Debug, clap::Args)]
-pub(crate) struct Queue {
-    /// The bus that keeps the dead letters [default: the bus itself]
-    #[arg(long, value_name = "URL", env = "A3S_EVENT_DLQ_URL", hide_env_values = true)]
-    dlq_url: Option<String>,
 }
 
 /// Letters by number, or those that are meant.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Chosen {
+struct Chosen {
     /// Numbers of the letters
-    #[arg(conflicts_with_all = ["all", "Which"], required_unless_present_any = ["all", "Which"])]
+    #[arg(conflicts_with_all = ["all", "Which"])]
     ids: Vec<u64>,
     /// All open letters
     #[arg(long)]
@@ -105,9 +101,9 @@ pub(crate) struct Chosen {
 }
 
 /// Which letters are meant.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, PartialEq, Eq, clap::Args)]
 #[group(multiple = true)]
-pub(crate) struct Which {
+struct Which {
     /// Filter of the original subject
     #[arg(long)]
     subject: Option<String>,
@@ -131,23 +127,38 @@ pub(crate) struct Which {
     status: Option<Status>,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Class {
     Exhausted,
     Fatal,
     Mismatch,
     Undecodable,
     Undecryptable,
+    #[value(alias = "schema_invalid")]
     SchemaInvalid,
     Unclassified,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Status {
     Open,
     Replayed,
     Discarded,
     All,
+}
+
+impl Chosen {
+    /// To do something with all letters has to be said.
+    fn check(&self) -> Outcome {
+        if self.ids.is_empty() && !self.all && self.which == Which::default() {
+            return Err(Failure::Usage(
+                "which letters are meant? Say their numbers, as dlq list shows them, or filters (--subject, --class, \
+                 --consumer, --event-id, --since, --before, --status), or --all"
+                    .to_owned(),
+            ));
+        }
+        Ok(())
+    }
 }
 
 impl Which {
@@ -182,6 +193,7 @@ struct LetterRow<'a> {
     id: u64,
     status: String,
     class: String,
+    /// How often the event was replayed before it was given up: what `--max-replays` limits.
     replays: u64,
     consumer: Option<&'a str>,
     subscriber: Option<&'a str>,
@@ -200,7 +212,7 @@ impl<'a> LetterRow<'a> {
             id: stored.id,
             status: stored.status.to_string(),
             class: letter.class.to_string(),
-            replays: stored.replays,
+            replays: letter.replays(),
             consumer: letter.consumer.as_deref(),
             subscriber: letter.subscriber.as_deref(),
             attempts: letter.attempts,
@@ -244,24 +256,51 @@ struct Replayed {
 struct Discarded {
     dry_run: bool,
     discarded: Vec<u64>,
+    already_discarded: Vec<u64>,
 }
 
-pub(crate) async fn run(app: &mut App, command: Command) -> Outcome {
+/// What a dry run says of a letter to people.
+#[derive(Debug, Serialize)]
+struct Planned {
+    id: u64,
+    subject: String,
+    reason: String,
+    plan: String,
+}
+
+impl Planned {
+    fn new(stored: &StoredLetter, plan: String) -> Self {
+        let row = LetterRow::new(stored);
+        Self { id: row.id, subject: row.event.subject.clone(), reason: row.reason.to_owned(), plan }
+    }
+}
+
+impl Row for Planned {
+    const COLUMNS: &'static [&'static str] = &["id", "subject", "reason", "would be"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.id.to_string(),
+            text::line(&self.subject),
+            text::shorten(&text::line(&self.reason), REASON),
+            text::line(&self.plan),
+        ]
+    }
+}
+
+pub(crate) async fn run(app: &mut App, Args { dlq_url, command }: Args) -> Outcome {
     match command {
-        Command::List { which, limit, queue } => {
-            let letters = open(app, &queue).await?.find(&which.filter(), limit).await?;
-            let rows: Vec<_> = letters.iter().map(LetterRow::new).collect();
-            app.out.rows(&rows)
-        }
-        Command::Show { id, queue } => {
-            let letter = open(app, &queue).await?.show(id).await?;
+        Command::List { which, limit } => list(app, dlq_url, which, limit).await,
+        Command::Show { id } => {
+            let letter = open(app, dlq_url).await?.show(id).await?;
             if app.out.format == Format::Table {
                 app.out.format = Format::Json;
             }
             app.out.one(&LetterRow::new(&letter))
         }
-        Command::Replay { chosen, dry_run, per_second, max_replays, limit, queue } => {
-            let letters = open(app, &queue).await?;
+        Command::Replay { chosen, dry_run, per_second, max_replays, limit } => {
+            chosen.check()?;
+            let letters = open(app, dlq_url).await?;
             let bus = app.connect().await?;
             let replay = match chosen.ids.as_slice() {
                 [] => Replay::matching(chosen.which.filter()),
@@ -273,25 +312,72 @@ pub(crate) async fn run(app: &mut App, command: Command) -> Outcome {
                 replay = replay.dry_run();
             }
             let report = letters.replay(&*bus, &replay).await.map_err(unreplayed)?;
+            if dry_run && app.out.format == Format::Table {
+                return show_plan(app, &letters, &report).await;
+            }
             app.out.one(&Replayed { dry_run, replayed: report.replayed, refused: report.refused })
         }
-        Command::Discard { chosen, dry_run, queue } => {
-            let letters = open(app, &queue).await?;
-            let discarded = match chosen.ids.as_slice() {
-                [] => letters
-                    .find(&chosen.which.filter(), usize::MAX)
-                    .await?
-                    .iter()
-                    .map(|letter| letter.id)
-                    .collect(),
-                _ => chosen.ids,
-            };
-            for id in discarded.iter().filter(|_| !dry_run) {
-                letters.discard(*id).await?;
-            }
-            app.out.one(&Discarded { dry_run, discarded })
+        Command::Discard { chosen, dry_run } => {
+            chosen.check()?;
+            let letters = open(app, dlq_url).await?;
+            discard(app, &letters, chosen, dry_run).await
         }
     }
+}
+
+async fn list(app: &mut App, dlq_url: Option<String>, which: Which, limit: usize) -> Outcome {
+    let is_all = which == Which::default();
+    let is_elsewhere = dlq_url.is_some() || app.config.dlq_url.is_some();
+    let url = match dlq_url.as_deref().or(app.config.dlq_url.as_deref()) {
+        Some(bus) => app.config.named(bus)?,
+        None => app.url()?.0,
+    };
+    let letters = open(app, dlq_url).await?.find(&which.filter(), limit).await?;
+    let rows: Vec<_> = letters.iter().map(LetterRow::new).collect();
+    app.out.rows(&rows)?;
+    if rows.is_empty() && limit > 0 && app.out.format == Format::Table {
+        let which = if is_all { "that are open" } else { "as asked for" };
+        let elsewhere = if is_elsewhere { "" } else { "; --dlq-url names another queue" };
+        eprint_note(&format!("no dead letters {which} on {}{elsewhere}", redacted(&url)));
+    }
+    Ok(())
+}
+
+/// What a replay would do with each letter, in the order of their numbers.
+async fn show_plan(app: &mut App, letters: &ProviderDlq, report: &ReplayReport) -> Outcome {
+    let replayed = report.replayed.iter().map(|id| (*id, "replayed".to_owned()));
+    let refused = report.refused.iter().map(|(id, why)| (*id, format!("refused: {why}")));
+    let mut rows = Vec::new();
+    for (id, plan) in replayed.chain(refused) {
+        rows.push(Planned::new(&letters.show(id).await?, plan));
+    }
+    rows.sort_by_key(|row| row.id);
+    app.out.rows(&rows)
+}
+
+async fn discard(app: &mut App, letters: &ProviderDlq, chosen: Chosen, dry_run: bool) -> Outcome {
+    let mut meant = Vec::new();
+    match chosen.ids.as_slice() {
+        [] => meant = letters.find(&chosen.which.filter(), usize::MAX).await?,
+        ids => {
+            // All are looked at before any is discarded: a wrong number leaves everything as it was.
+            for id in ids {
+                meant.push(letters.show(*id).await?);
+            }
+        }
+    }
+    let is_done = |letter: &StoredLetter| letter.status == LetterStatus::Discarded;
+    if dry_run && app.out.format == Format::Table {
+        let plan = |letter| if is_done(letter) { "nothing: it is discarded already" } else { "discarded" };
+        let rows: Vec<_> = meant.iter().map(|letter| Planned::new(letter, plan(letter).to_owned())).collect();
+        return app.out.rows(&rows);
+    }
+    let (already, open): (Vec<_>, Vec<_>) = meant.iter().partition(|letter| is_done(letter));
+    for letter in open.iter().filter(|_| !dry_run) {
+        letters.discard(letter.id).await?;
+    }
+    let ids = |letters: Vec<&StoredLetter>| letters.iter().map(|letter| letter.id).collect();
+    app.out.one(&Discarded { dry_run, discarded: ids(open), already_discarded: ids(already) })
 }
 
 /// Why a replay has ended, and what to do now.
@@ -307,9 +393,9 @@ fn unreplayed(error: ReplayError) -> Failure {
     }
 }
 
-async fn open(app: &mut App, queue: &Queue) -> Outcome<ProviderDlq> {
-    let provider = match (&queue.dlq_url, app.config.dlq_url.clone()) {
-        (Some(bus), _) => app.connect_to(bus, Some("A3S_EVENT_DLQ_URL")).await?,
+async fn open(app: &mut App, dlq_url: Option<String>) -> Outcome<ProviderDlq> {
+    let provider = match (dlq_url, app.config.dlq_url.clone()) {
+        (Some(bus), _) => app.connect_to(&bus, Some("A3S_EVENT_DLQ_URL")).await?,
         (None, Some(bus)) => app.connect_to_configured(&bus).await?,
         (None, None) => app.connect().await?,
     };

@@ -44,7 +44,7 @@ async fn run_in(app: &mut App, command: Command) -> Outcome {
         Command::Streams => streams::run(app).await,
         Command::Consumers(args) => consumers::run(app, args).await,
         Command::Watch(args) => watch::run(app, args).await,
-        Command::Dlq(command) => dlq::run(app, command).await,
+        Command::Dlq(args) => dlq::run(app, args).await,
         Command::Copy(args) => copy::run(app, args).await,
         Command::Diff(args) => diff::run(app, args).await,
         Command::Bench(args) => bench::run(app, args).await,

@@ -15,6 +15,7 @@ use crate::bus::{App, asked_to_end};
 use crate::failure::{Failure, Outcome};
 use crate::moment;
 use crate::output::EventRow;
+use crate::text;
 
 pub(crate) const EXAMPLE: &str = "Example:
   a3s-event sub 'events.market.>' --from all --count 10
@@ -243,6 +244,12 @@ async fn handle(app: &mut App, delivery: Delivery, ack: Ack) -> Outcome {
 pub(super) fn eprint_warning(failure: &Failure) {
     use std::io::Write as _;
     let _ = writeln!(std::io::stderr(), "warning: {}", failure.message());
+}
+
+/// What helps a person who looks at it.
+pub(super) fn eprint_note(text: &str) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr(), "note: {}", text::line(text));
 }
 
 #[cfg(test)]

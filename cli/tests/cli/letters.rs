@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::bus::Bus;
 use crate::on_every_bus;
 
-on_every_bus! { letters_are_listed_shown_replayed_and_discarded what_fails_again_and_again_is_not_replayed replay_wants_to_know_which }
+on_every_bus! { letters_are_listed_shown_replayed_and_discarded what_fails_again_and_again_is_not_replayed replay_wants_to_know_which a_dry_run_shows_the_letters what_is_done_already_is_said }
 
 /// Publishes events and keeps letters of them, as a consumer does that gives events up.
 async fn give_up(bus: &Bus, subjects: &[&str], replays: u64) {
@@ -84,13 +84,67 @@ async fn what_fails_again_and_again_is_not_replayed(bus: &Bus) {
         (refused["replayed"].as_array().unwrap().len(), refused["refused"].as_array().unwrap().len()),
         (0, 1)
     );
+    assert_eq!(bus.rows(&["dlq", "list"])[0]["replays"], 3, "the number that the refusal counts");
     let allowed = &bus.rows(&["dlq", "replay", "--all", "--max-replays", "4"])[0];
     assert_eq!(allowed["replayed"].as_array().unwrap().len(), 1);
 }
 
 async fn replay_wants_to_know_which(bus: &Bus) {
-    assert_eq!(bus.run(&["dlq", "discard"]).code, 2);
-    assert_eq!(bus.run(&["dlq", "replay"]).code, 2);
+    for command in ["discard", "replay"] {
+        let ran = bus.run(&["dlq", command]);
+        let names_all = ["numbers", "--subject", "--all"].iter().all(|way| ran.stderr.contains(way));
+        assert!(ran.code == 2 && names_all, "{}", ran.stderr);
+    }
     assert_eq!(bus.run(&["dlq", "replay", "1", "--all"]).code, 2);
     assert_eq!(bus.run(&["dlq", "replay", "--all"]).code, 0);
+}
+
+async fn a_dry_run_shows_the_letters(bus: &Bus) {
+    give_up(bus, &["events.orders.a"], 0).await;
+    give_up(bus, &["events.orders.b"], 3).await;
+    let table = bus.prints(&["dlq", "replay", "--all", "--dry-run"]);
+    let row = |subject: &str| table.lines().find(|line| line.contains(subject)).unwrap().to_owned();
+    assert!(
+        row("events.orders.a").contains("stock") && row("events.orders.a").contains("replayed"),
+        "{table}"
+    );
+    assert!(row("events.orders.b").contains("refused: it was replayed 3 times already"), "{table}");
+    let table = bus.prints(&["dlq", "discard", "--subject", "events.orders.a", "--dry-run"]);
+    assert!(table.contains("stock") && table.contains("discarded") && !table.contains("orders.b"), "{table}");
+    assert_eq!(bus.rows(&["dlq", "list"]).len(), 2);
+}
+
+async fn what_is_done_already_is_said(bus: &Bus) {
+    give_up(bus, &["events.orders.a", "events.orders.b"], 0).await;
+    let open = bus.rows(&["dlq", "list"]);
+    let [first, second] = [0, 1].map(|place: usize| open[place]["id"].to_string());
+    let discard = |ids: &[&String]| {
+        let ids: Vec<_> = ids.iter().map(|id| id.as_str()).collect();
+        let row = bus.rows(&[&["dlq", "discard"], &ids[..]].concat()).remove(0);
+        (row["discarded"].to_string(), row["alreadyDiscarded"].to_string())
+    };
+    assert_eq!(discard(&[&first]), (format!("[{first}]"), "[]".to_owned()));
+    assert_eq!(discard(&[&first, &second]), (format!("[{second}]"), format!("[{first}]")));
+    assert_eq!(bus.run(&["dlq", "discard", "999999"]).code, 1);
+}
+
+#[test]
+fn where_the_letters_are_can_be_said_anywhere_and_is_hinted_at() {
+    let (bus, letters) = (Bus::sqlite(), Bus::sqlite());
+    for arguments in [["dlq", "--dlq-url", &letters.url, "list"], ["dlq", "list", "--dlq-url", &letters.url]]
+    {
+        let ran = bus.run(&arguments);
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        assert!(
+            ran.stderr.contains("no dead letters") && !ran.stderr.contains("--dlq-url"),
+            "{}",
+            ran.stderr
+        );
+    }
+    let ran = bus.run(&["dlq", "list"]);
+    assert!(ran.stderr.contains("--dlq-url") && ran.stderr.contains("bus.db"), "{}", ran.stderr);
+    assert_eq!(bus.run(&["dlq", "list", "--output", "json"]).stderr, "");
+    let ran = bus.run(&["dlq", "list", "--status", "replayed", "--class", "schema_invalid"]);
+    assert!(ran.code == 0 && ran.stderr.contains("as asked for"), "{}", ran.stderr);
+    assert_eq!(bus.run(&["dlq", "list", "--class", "schema-invalid"]).code, 0);
 }
