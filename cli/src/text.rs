@@ -45,6 +45,11 @@ pub(crate) fn shorten(text: &str, limit: usize) -> String {
     }
 }
 
+/// So many of what has this name.
+pub(crate) fn count(number: u64, name: &str) -> String {
+    format!("{number} {name}{}", if number == 1 { "" } else { "s" })
+}
+
 fn acts_on_terminal(c: char) -> bool {
     c.is_control()
         || matches!(

@@ -121,10 +121,7 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
         return app.out.one(&Same { events: place, differences: 0 });
     }
     app.out.rows(&differences)?;
-    let found = match differences.len() {
-        1 => "1 difference".to_owned(),
-        several => format!("{several} differences"),
-    };
+    let found = text::count(differences.len() as u64, "difference");
     Err(Failure::Found(if is_at_end {
         format!("the buses differ: {found}")
     } else {

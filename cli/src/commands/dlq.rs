@@ -16,7 +16,8 @@ use crate::text;
 
 pub(crate) const EXAMPLE: &str = "Example:
   a3s-event dlq list --subject 'events.orders.>'
-  a3s-event dlq --dlq-url sqlite:///var/lib/letters.db show 17
+  a3s-event dlq --dlq-url sqlite:///var/lib/letters.db list
+  a3s-event dlq show 17
   a3s-event dlq replay --subject 'events.orders.>' --per-second 50 --dry-run
   a3s-event dlq discard 17";
 

@@ -1,5 +1,6 @@
 //! `watch`: the bus, live in the terminal. It only reads, and leaves no consumer.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,12 +9,13 @@ use ratatui::crossterm::event::{self, KeyCode, KeyModifiers};
 use ratatui::layout::{Constraint, Layout};
 use ratatui::widgets::{Block, Cell, Paragraph, Row, Sparkline, Table};
 use ratatui::{DefaultTerminal, Frame};
+use tokio::time::MissedTickBehavior;
 
 use crate::bus::{App, asked_to_end, redacted};
 use crate::failure::{Failure, Outcome};
 use crate::moment;
 use crate::output::{EventRow, Output, Row as _};
-use crate::text;
+use crate::text::{self, count};
 
 pub(crate) const EXAMPLE: &str = "Example:
   a3s-event watch
@@ -25,6 +27,12 @@ q ends it.";
 const RATES: usize = 240;
 /// Newest events that are read.
 const EVENTS: usize = 50;
+/// How long an answer may take before it is missed.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Lines below which a terminal has no room for frames and a chart.
+const SMALL: u16 = 20;
+/// Columns below which it has no room for the day of an event.
+const NARROW: u16 = 80;
 /// Longest time until a key is seen.
 const KEYS: Duration = Duration::from_millis(50);
 
@@ -37,16 +45,25 @@ pub(crate) struct Args {
     every: Duration,
 }
 
-/// What was read last.
-#[derive(Default)]
+/// What is shown.
 struct View {
     title: String,
-    info: Option<ProviderInfo>,
-    newest: Option<(u64, Instant)>,
+    /// What was read last.
+    read: Option<Read>,
     rates: Vec<u64>,
-    consumers: Vec<ConsumerInfo>,
-    events: Vec<StoredEvent>,
+    /// When the bus answered last; at first, when it was asked.
+    answered: Instant,
+    /// Whether it was asked and has not answered for longer than is usual.
+    is_silent: bool,
     problem: Option<String>,
+}
+
+/// What the bus says.
+struct Read {
+    info: ProviderInfo,
+    events: Vec<StoredEvent>,
+    newest: u64,
+    consumers: Vec<ConsumerInfo>,
 }
 
 pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
@@ -54,7 +71,7 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
         return Err(Failure::Usage("watch needs a terminal; see info, consumers and tail".to_owned()));
     }
     let provider = app.connect().await?;
-    let mut view = View { title: redacted(&app.url()?.0), ..View::default() };
+    let mut view = View::new(redacted(&app.url()?.0));
     let mut terminal = ratatui::try_init().map_err(|error| Failure::Other(format!("terminal: {error}")))?;
     let ended = show(&mut terminal, &provider, &args, &mut view).await;
     ratatui::restore();
@@ -68,11 +85,20 @@ async fn show(
     view: &mut View,
 ) -> Outcome {
     let mut every = tokio::time::interval(args.every.max(KEYS));
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let drawing = async {
         loop {
             terminal.draw(|frame| view.draw(frame))?;
             every.tick().await;
-            view.read(&**provider, args.filter.as_deref()).await;
+            let mut reading = pin!(read(&**provider, args.filter.as_deref()));
+            let read = loop {
+                match tokio::time::timeout(PATIENCE, &mut reading).await {
+                    Ok(read) => break read,
+                    Err(_elapsed) => view.is_silent = true,
+                }
+                terminal.draw(|frame| view.draw(frame))?;
+            };
+            view.take(read);
         }
     };
     // A bus that does not answer keeps nobody from leaving.
@@ -108,67 +134,104 @@ fn is_quit() -> Outcome<bool> {
     Ok(false)
 }
 
+async fn read(provider: &dyn EventProvider, filter: Option<&str>) -> Outcome<Read> {
+    let info = provider.info().await?;
+    let mut query = HistoryQuery::new(EVENTS);
+    query.filter = filter.map(str::to_owned);
+    let events = provider.query(&query).await?;
+    let newest = provider.query(&HistoryQuery::new(1)).await?;
+    let newest = newest.first().map_or(0, |stored| stored.sequence);
+    let mut consumers = Vec::new();
+    if !provider.capabilities().consumer_info.is_no() {
+        consumers = provider.consumers().await?;
+        consumers.sort_by(|a, b| b.lag.cmp(&a.lag).then_with(|| a.name.cmp(&b.name)));
+    }
+    Ok(Read { info, events, newest, consumers })
+}
+
 impl View {
-    /// Reads the bus; what cannot be read is shown as a problem, and the rest stays as it was.
-    async fn read(&mut self, provider: &dyn EventProvider, filter: Option<&str>) {
-        self.problem = self.try_read(provider, filter).await.err().map(|failure| failure.message());
-    }
-
-    async fn try_read(&mut self, provider: &dyn EventProvider, filter: Option<&str>) -> Outcome {
-        self.info = Some(provider.info().await?);
-        let mut query = HistoryQuery::new(EVENTS);
-        query.filter = filter.map(str::to_owned);
-        self.events = provider.query(&query).await?;
-        let newest = provider.query(&HistoryQuery::new(1)).await?;
-        self.count(newest.first().map_or(0, |stored| stored.sequence));
-        if !provider.capabilities().consumer_info.is_no() {
-            self.consumers = provider.consumers().await?;
-            self.consumers.sort_by(|a, b| b.lag.cmp(&a.lag).then_with(|| a.name.cmp(&b.name)));
+    fn new(title: String) -> Self {
+        Self {
+            title,
+            read: None,
+            rates: Vec::new(),
+            answered: Instant::now(),
+            is_silent: false,
+            problem: None,
         }
-        Ok(())
     }
 
-    /// The rate is what the sequence has grown by since it was read before.
-    fn count(&mut self, newest: u64) {
-        let now = Instant::now();
-        if let Some((before, at)) = self.newest {
-            let ms = u64::try_from(now.duration_since(at).as_millis()).unwrap_or(u64::MAX).max(1);
-            self.rates.insert(0, newest.saturating_sub(before).saturating_mul(1_000) / ms);
-            self.rates.truncate(RATES);
+    /// What cannot be read is shown as a problem, and the rest stays as it was.
+    fn take(&mut self, read: Outcome<Read>) {
+        self.is_silent = false;
+        self.problem = None;
+        match read {
+            Ok(read) => {
+                let now = Instant::now();
+                if let Some(before) = &self.read {
+                    let ms = u64::try_from(now.duration_since(self.answered).as_millis()).unwrap_or(u64::MAX);
+                    // The rate is what the sequence has grown by since it was read before.
+                    let grown = read.newest.saturating_sub(before.newest);
+                    self.rates.insert(0, grown.saturating_mul(1_000) / ms.max(1));
+                    self.rates.truncate(RATES);
+                }
+                self.answered = now;
+                self.read = Some(read);
+            }
+            Err(failure) => self.problem = Some(failure.message()),
         }
-        self.newest = Some((newest, now));
     }
 
+    /// Rows come first: a terminal that is too small for everything shows no frames and no chart.
     fn draw(&self, frame: &mut Frame<'_>) {
-        let consumers = u16::try_from(self.consumers.len()).unwrap_or(u16::MAX).clamp(1, 10) + 3;
+        let area = frame.area();
+        let is_small = area.height < SMALL;
+        let frames = if is_small { 0 } else { 2 };
+        let summary = wrap_end(&self.summary(is_small), usize::from(area.width.saturating_sub(frames)));
+        let head = u16::try_from(summary.len()).unwrap_or(u16::MAX) + frames;
+        let rate = if is_small { 0 } else { 6 };
+        // Both tables have a header.
+        let rows = area.height.saturating_sub(head + rate + 2 * (frames + 1));
+        let consumers = self.consumers().len().clamp(1, usize::from((rows / 2).clamp(1, 10)));
+        let consumers = u16::try_from(consumers).unwrap_or(u16::MAX) + frames + 1;
         let [head, rate, middle, bottom] = Layout::vertical([
-            Constraint::Length(3),
-            Constraint::Length(6),
+            Constraint::Length(head),
+            Constraint::Length(rate),
             Constraint::Length(consumers),
-            Constraint::Min(3),
+            Constraint::Min(0),
         ])
-        .areas(frame.area());
-        frame.render_widget(
-            Paragraph::new(self.summary()).block(Block::bordered().title(self.title.as_str())),
-            head,
-        );
-        let now = self.rates.first().copied().unwrap_or_default();
-        let title = format!("published: {now}/s");
-        frame.render_widget(
-            Sparkline::default().data(&self.rates).block(Block::bordered().title(title)),
-            rate,
-        );
-        frame.render_widget(self.consumer_table(), middle);
-        frame.render_widget(self.event_table(), bottom);
+        .areas(area);
+        let framed = |title: &str| match is_small {
+            true => Block::new(),
+            false => Block::bordered().title(title.to_owned()),
+        };
+        frame.render_widget(Paragraph::new(summary.join("\n")).block(framed(&self.title)), head);
+        let title = format!("published: {}/s", self.rate());
+        frame.render_widget(Sparkline::default().data(&self.rates).block(framed(&title)), rate);
+        frame.render_widget(self.consumer_table().block(framed("consumers")), middle);
+        frame.render_widget(self.event_table(area.width < NARROW).block(framed("last events")), bottom);
     }
 
-    fn summary(&self) -> String {
-        match (&self.problem, &self.info) {
-            (Some(problem), _) => format!("cannot be read: {}", text::line(problem)),
-            (None, Some(info)) => {
+    fn rate(&self) -> u64 {
+        self.rates.first().copied().unwrap_or_default()
+    }
+
+    fn consumers(&self) -> &[ConsumerInfo] {
+        self.read.as_ref().map_or(&[], |read| &read.consumers)
+    }
+
+    fn summary(&self, with_rate: bool) -> String {
+        let seconds = self.answered.elapsed().as_secs();
+        match (&self.problem, &self.read) {
+            (Some(problem), _) => format!("cannot be read for {seconds} s: {}", text::line(problem)),
+            (None, _) if self.is_silent => format!("no answer for {seconds} s"),
+            (None, Some(Read { info, .. })) => {
+                let rate = if with_rate { format!("   {}/s", self.rate()) } else { String::new() };
                 format!(
-                    "{} events   {} bytes   {} consumers   q ends",
-                    info.messages, info.bytes, info.consumers
+                    "{}   {}   {}{rate}   q ends",
+                    count(info.messages, "event"),
+                    count(info.bytes, "byte"),
+                    count(info.consumers as u64, "consumer"),
                 )
             }
             (None, None) => "reading".to_owned(),
@@ -176,7 +239,7 @@ impl View {
     }
 
     fn consumer_table(&self) -> Table<'_> {
-        let rows = self.consumers.iter().map(|consumer| {
+        let rows = self.consumers().iter().map(|consumer| {
             Row::new([
                 Cell::from(text::line(&consumer.name)),
                 Cell::from(text::line(&consumer.filter)),
@@ -192,25 +255,93 @@ impl View {
             Constraint::Length(10),
             Constraint::Length(11),
         ];
-        Table::new(rows, widths)
-            .header(Row::new(["consumer", "filter", "lag", "pending", "redelivered"]))
-            .block(Block::bordered().title("consumers"))
+        Table::new(rows, widths).header(Row::new(["consumer", "filter", "lag", "pending", "redelivered"]))
     }
 
-    fn event_table(&self) -> Table<'_> {
-        let rows = self.events.iter().map(|stored| {
+    /// The day is left out where there is little room.
+    fn event_table(&self, without_day: bool) -> Table<'_> {
+        let events = self.read.as_ref().map_or(&[][..], |read| &read.events);
+        let rows = events.iter().map(move |stored| {
             let row = EventRow {
                 sequence: stored.sequence,
                 stored_at: None,
                 num_delivered: None,
                 event: &stored.event,
             };
-            Row::new(row.cells())
+            let mut cells = row.cells();
+            if without_day && let Some(time) = cells.get_mut(1) {
+                *time = time.rsplit('T').next().unwrap_or_default().to_owned();
+            }
+            Row::new(cells)
         });
+        let time = if without_day { 13 } else { 24 };
         let widths =
-            [Constraint::Length(10), Constraint::Length(24), Constraint::Fill(1), Constraint::Fill(2)];
-        Table::new(rows, widths)
-            .header(Row::new(EventRow::COLUMNS.iter().copied()))
-            .block(Block::bordered().title("last events"))
+            [Constraint::Length(10), Constraint::Length(time), Constraint::Fill(1), Constraint::Fill(2)];
+        Table::new(rows, widths).header(Row::new(EventRow::COLUMNS.iter().copied()))
+    }
+}
+
+/// Lines of this width, so many as a heading may have. Of what is longer the end is shown, where the cause is.
+fn wrap_end(text: &str, width: usize) -> Vec<String> {
+    const LINES: usize = 3;
+    let mut chars: Vec<char> = text.chars().collect();
+    let room = LINES * width.max(1);
+    if chars.len() > room {
+        chars.drain(..=chars.len() - room);
+        chars.insert(0, '…');
+    }
+    chars.chunks(width.max(1)).map(|line| line.iter().collect()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use a3s_event::{Event, MemoryProvider};
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+    use serde_json::json;
+
+    async fn view() -> View {
+        let bus = MemoryProvider::default();
+        for n in 0..20 {
+            bus.publish(&Event::new("events.a", "a", "", "test", json!({"n": n}))).await.unwrap();
+        }
+        for name in ["billing", "audit", "mail", "search", "stock"] {
+            drop(bus.subscribe_durable(name, "events.>").await.unwrap());
+        }
+        let mut view = View::new("memory://".to_owned());
+        view.take(read(&bus, None).await);
+        view
+    }
+
+    fn screen(view: &View, width: u16, height: u16) -> String {
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+        terminal.draw(|frame| view.draw(frame)).unwrap();
+        terminal.backend().to_string()
+    }
+
+    #[tokio::test]
+    async fn a_small_terminal_shows_rows() {
+        let view = view().await;
+        for (width, height, rows) in [(60, 12, 5), (80, 24, 4), (60, 8, 3), (120, 40, 14)] {
+            let screen = screen(&view, width, height);
+            let events = screen.lines().filter(|line| line.contains("{\"n\":")).count();
+            assert!(events >= rows && screen.contains("audit"), "{width}x{height}: {events}\n{screen}");
+        }
+        // No room for anything is no reason to panic.
+        for (width, height) in [(1, 1), (3, 2), (60, 3)] {
+            screen(&view, width, height);
+        }
+    }
+
+    #[tokio::test]
+    async fn the_cause_of_a_problem_is_seen() {
+        let mut view = view().await;
+        view.take(Err(Failure::Unreachable(format!("{}the cause", "a reason of it: ".repeat(30)))));
+        for width in [40, 80, 120] {
+            let screen = screen(&view, width, 24);
+            let shown: String = screen.lines().map(|line| line.trim_matches(['"', '│'])).collect();
+            assert!(shown.contains("the cause"), "{screen}");
+        }
     }
 }
