@@ -12,6 +12,8 @@ use crate::config::{Config, Origin};
 use crate::failure::{Failure, Outcome};
 use crate::output::Output;
 
+/// Longest wait for a bus that is told that nobody listens any more.
+const LEAVE: Duration = Duration::from_secs(2);
 /// Longest wait for a connection; the providers' own deadlines are shorter.
 const CONNECT: Duration = Duration::from_secs(30);
 
@@ -68,7 +70,7 @@ impl App {
     /// Closes what the command has connected to.
     pub(crate) async fn close(&mut self) -> Outcome {
         for provider in self.connected.drain(..) {
-            provider.close().await?;
+            leave(provider.close()).await?;
         }
         Ok(())
     }
@@ -118,6 +120,17 @@ fn warn_of_credentials(url: &str, variable: Option<&str>) {
             std::io::stderr(),
             "warning: credentials on the command line can be seen by others: use {variable}the config file"
         );
+    }
+}
+
+/// Waits until something is closed, but neither long nor beyond a second signal: a bus forgets by itself who went away.
+pub(crate) async fn leave(closing: impl Future<Output = a3s_event::Result<()>>) -> Outcome {
+    tokio::select! {
+        closed = tokio::time::timeout(LEAVE, closing) => match closed {
+            Ok(closed) => Ok(closed?),
+            Err(_elapsed) => Err(Failure::Unreachable("the bus was left without an answer from it".to_owned())),
+        },
+        () = asked_to_end() => Ok(()),
     }
 }
 

@@ -5,6 +5,9 @@
 //! event takes the place of one of ours, and because a page is on its way at a time, others of ours may be behind it. The
 //! next copy compares more than a page, finds that and refuses to go on.
 
+use std::cmp::Ordering;
+use std::sync::Arc;
+
 use a3s_event::{
     ConsumerInfo, DeliverPolicy, Event, EventError, EventProvider, HistoryQuery, PublishOptions,
     PublishRequest, StoredEvent, SubscribeOptions,
@@ -60,7 +63,10 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     let target = app.connect_to(&args.to, None).await?;
     let filter = args.filter.as_deref();
     let tail = target.query(&HistoryQuery::new(TAIL)).await?;
-    let first = first_missing(&*source, &tail, filter).await?;
+    let first = first_missing(&source, &tail, filter).await?;
+    if !tail.is_empty() {
+        refuse_without_beginning(&source, &target, filter).await?;
+    }
     let forward = Forward::new(&source, filter, first).await?;
     let mut copied = Copied { first_sequence: first, ..Copied::default() };
     if args.dry_run {
@@ -68,7 +74,8 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
         return app.out.one(&copied);
     }
     let last = tail.first().map(|newest| newest.sequence);
-    copy_events(forward, &*target, last, &mut copied).await?;
+    let held = target.info().await?.messages;
+    copy_events(forward, &*target, last, held, &mut copied).await?;
     if !args.no_positions {
         copy_positions(&*source, &*target, filter, &mut copied).await?;
     }
@@ -87,16 +94,22 @@ async fn count(mut forward: Forward) -> Outcome<u64> {
 
 /// The sequence in the source behind what the target has.
 async fn first_missing(
-    source: &dyn EventProvider,
+    source: &Arc<dyn EventProvider>,
     tail: &[StoredEvent],
     filter: Option<&str>,
 ) -> Outcome<u64> {
     let Some(newest) = tail.first() else { return Ok(1) };
     let mut candidates = Candidates { source, filter, tail, before: u64::MAX };
+    let mut is_part = false;
     while let Some(candidate) = candidates.next(&newest.event).await? {
-        if candidates.fits(candidate).await? {
-            return Ok(candidate + 1);
+        match candidates.fit(candidate).await? {
+            Fit::Whole => return Ok(candidate + 1),
+            Fit::Part => is_part = true,
+            Fit::No => {}
         }
+    }
+    if is_part {
+        return Err(too_small());
     }
     Err(Failure::Input(
         "the target holds events that are not the beginning of this copy (diff shows which): copy into an empty stream"
@@ -104,9 +117,46 @@ async fn first_missing(
     ))
 }
 
+/// Fails when the target does not hold the oldest event of the source any more, but a later one.
+async fn refuse_without_beginning(
+    source: &Arc<dyn EventProvider>,
+    target: &Arc<dyn EventProvider>,
+    filter: Option<&str>,
+) -> Outcome {
+    let (Some(here), Some(there)) = (oldest(source, filter).await?, oldest(target, None).await?) else {
+        return Ok(());
+    };
+    if is_same(&here.event, &there.event) {
+        return Ok(());
+    }
+    // The source may have dropped what the target still holds, which is fine.
+    match newest_where(&**source, filter, |stored| is_same(&stored.event, &there.event)).await? {
+        Some(_) => Err(too_small()),
+        None => Ok(()),
+    }
+}
+
+/// A stream with limits drops its oldest events without a word.
+fn too_small() -> Failure {
+    Failure::Other(
+        "the target has dropped the oldest of the copied events, because its limits are smaller than the source: copy into \
+         a stream without limits, which max_events=0 and, on NATS, max_age_secs=0 in its URL make"
+            .to_owned(),
+    )
+}
+
+/// How the target fits to a place in the source.
+enum Fit {
+    /// In all that both still hold.
+    Whole,
+    /// What it holds is there, without what is before that.
+    Part,
+    No,
+}
+
 /// Places in the source where the target may end.
 struct Candidates<'a> {
-    source: &'a dyn EventProvider,
+    source: &'a Arc<dyn EventProvider>,
     filter: Option<&'a str>,
     /// The newest events of the target, newest first.
     tail: &'a [StoredEvent],
@@ -116,7 +166,7 @@ struct Candidates<'a> {
 impl Candidates<'_> {
     async fn next(&mut self, newest: &Event) -> Outcome<Option<u64>> {
         let before = self.before;
-        let found = newest_where(self.source, self.filter, |stored| {
+        let found = newest_where(&**self.source, self.filter, |stored| {
             stored.sequence < before && stored.event.id == newest.id
         })
         .await?;
@@ -125,23 +175,37 @@ impl Candidates<'_> {
         Ok(sequence)
     }
 
-    /// Whether the source ends like the target where it is cut behind this event. Ids alone are not enough: an event that
-    /// was published twice has the same id twice.
-    async fn fits(&self, sequence: u64) -> Outcome<bool> {
+    /// How the source before and with this event fits to the end of the target. Ids alone are not enough: an event that was
+    /// published twice has the same id twice.
+    async fn fit(&self, sequence: u64) -> Outcome<Fit> {
         let mut query = HistoryQuery::new(TAIL).before_sequence(sequence + 1);
         query.filter = self.filter.map(str::to_owned);
         let before = self.source.query(&query).await?;
-        let same = before.len() == self.tail.len()
-            && before.iter().zip(self.tail).all(|(a, b)| is_same(&a.event, &b.event));
-        Ok(same)
+        let same = before.iter().zip(self.tail).all(|(a, b)| is_same(&a.event, &b.event));
+        Ok(match before.len().cmp(&self.tail.len()) {
+            _ if !same => Fit::No,
+            Ordering::Equal => Fit::Whole,
+            Ordering::Greater => Fit::Part,
+            Ordering::Less if self.has_dropped().await? => Fit::Whole,
+            Ordering::Less => Fit::No,
+        })
+    }
+
+    async fn has_dropped(&self) -> Outcome<bool> {
+        Ok(oldest(self.source, None).await?.is_some_and(|oldest| oldest.sequence > 1))
     }
 }
 
-/// Copies behind the sequence `last` of the target; `None` when it is empty.
+async fn oldest(provider: &Arc<dyn EventProvider>, filter: Option<&str>) -> Outcome<Option<StoredEvent>> {
+    Ok(Forward::new(provider, filter, 1).await?.page().await?.into_iter().next())
+}
+
+/// Copies behind the sequence `last` of the target, `None` when it is empty, which holds this many events.
 async fn copy_events(
     mut forward: Forward,
     target: &dyn EventProvider,
     mut last: Option<u64>,
+    held: u64,
     copied: &mut Copied,
 ) -> Outcome {
     let bar = progress(None);
@@ -162,6 +226,9 @@ async fn copy_events(
         {
             last = Some(publish(target, rest, before).await?);
             copied.events += rest.len() as u64;
+        }
+        if target.info().await?.messages < held + copied.events {
+            return Err(too_small());
         }
         bar.set_position(copied.events);
         bar.set_message(format!("{} events, the last is number {}", copied.events, forward.end()));

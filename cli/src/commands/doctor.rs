@@ -106,8 +106,10 @@ async fn examine(app: &mut App, checks: &mut Vec<Check>) -> Outcome {
     let provider = match app.connect().await {
         Ok(provider) => provider,
         Err(failure) => {
-            for server in parsed.authority().split(',').filter(|server| !server.is_empty()) {
-                checks.push(reach(server).await);
+            if matches!(parsed.scheme(), "nats" | "tls") {
+                for server in parsed.authority().split(',').filter(|server| !server.is_empty()) {
+                    checks.push(reach(server).await);
+                }
             }
             checks.push(failed("connection", &failure, advice(&failure)));
             return Err(failure);
@@ -182,8 +184,17 @@ fn advice(failure: &Failure) -> &'static str {
         Failure::Unreachable(text) if text.contains("authoriz") || text.contains("permission") => {
             "the server does not accept the credentials: see user, token or credentials_path of the URL"
         }
+        Failure::Unreachable(text) if text.contains("InvalidContentType") => {
+            "the server speaks no TLS there: write nats:// if that is meant"
+        }
         Failure::Unreachable(_) => {
             "is the server running, and are host and port right? A firewall drops silently"
+        }
+        Failure::Other(text) | Failure::Input(text) if text.contains("JetStream ") => {
+            "start nats-server with -js or a jetstream block, and allow JetStream to the account"
+        }
+        Failure::Other(text) if text.contains("taken by stream") => {
+            "name that stream in the URL, nats://host/STREAM, or choose another subject_prefix"
         }
         Failure::Input(_) => "see the settings of the provider in its documentation",
         _ => "the message is the backend's own",

@@ -11,7 +11,7 @@ use a3s_event::{
 use clap::ValueEnum;
 use futures_util::future::select_all;
 
-use crate::bus::{App, asked_to_end};
+use crate::bus::{App, asked_to_end, leave};
 use crate::failure::{Failure, Outcome};
 use crate::moment;
 use crate::output::EventRow;
@@ -96,12 +96,14 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     let provider = app.connect().await?;
     let mut subscriptions = open(&provider, &args).await?;
     let ended = receive(app, &mut subscriptions, &args).await;
-    let mut closed = Ok(());
-    for mut subscription in subscriptions {
-        closed = closed.and(subscription.close().await);
-    }
+    let closing = async {
+        for subscription in &mut subscriptions {
+            subscription.close().await?;
+        }
+        Ok(())
+    };
     // What ended it is worth more than what could not be closed after it.
-    ended.and(closed.map_err(Failure::from))
+    ended.and(leave(closing).await)
 }
 
 /// An event that two filters match would come twice.

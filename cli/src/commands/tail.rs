@@ -5,7 +5,7 @@ use std::pin::pin;
 use a3s_event::{DeliverPolicy, EventError, HistoryQuery, SubscribeOptions, Subscription};
 
 use super::subscribe::eprint_warning;
-use crate::bus::{App, asked_to_end};
+use crate::bus::{App, asked_to_end, leave};
 use crate::failure::{Failure, Outcome};
 use crate::output::EventRow;
 
@@ -38,7 +38,7 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
         () = asked => Ok(()),
         ended = follow(app, &mut *subscription) => ended,
     };
-    ended.and(subscription.close().await.map_err(Failure::from))
+    ended.and(leave(subscription.close()).await)
 }
 
 /// Shows the last events, and subscribes to those after them unless they are not wanted.

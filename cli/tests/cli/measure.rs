@@ -1,5 +1,6 @@
 //! `bench`, `conformance`, `doctor`, `schema` and `completions`.
 
+use a3s_event_testkit::NatsServer;
 use serde_json::json;
 
 use crate::bus::{Bus, json_lines};
@@ -82,6 +83,25 @@ async fn doctor_says_what_it_found(bus: &Bus) {
     let ran = bus.run(&["doctor", "--config", &bus.file("wrong.toml", "urll = 1")]);
     assert_eq!(ran.code, 3);
     assert!(ran.stdout.contains("urll"), "{}", ran.stdout);
+}
+
+#[tokio::test]
+async fn doctor_says_what_to_do_about_a_server() {
+    let bus = Bus::nats().await;
+    bus.publish("events.a", 1);
+    let accounts = "accounts { A { users: [{ user: a, password: b }] } }, no_auth_user: a";
+    let without = NatsServer::start_with(accounts).await;
+    let port = bus.server.as_ref().unwrap().port();
+    for (url, advice) in [
+        (without.url(), "start nats-server with -js"),
+        (format!("{}/OTHER", bus.url), "name that stream in the URL"),
+        (format!("tls://127.0.0.1:{port}?connect_timeout_secs=2"), "write nats:// if"),
+    ] {
+        let ran = bus.run(&["doctor", "--url", &url]);
+        assert!(ran.code != 0 && ran.stdout.contains(advice), "{}{}", ran.stdout, ran.stderr);
+    }
+    let ran = bus.run(&["doctor", "--url", "redis://127.0.0.1:1"]);
+    assert!(ran.code == 3 && !ran.stdout.contains("takes connections"), "{}", ran.stdout);
 }
 
 async fn schemas_are_checked(bus: &Bus) {

@@ -64,6 +64,33 @@ async fn an_event_that_was_published_twice_does_not_mislead_a_copy() {
 }
 
 #[tokio::test]
+async fn a_target_that_drops_what_is_copied_ends_the_copy() {
+    let (from, server) = (Bus::sqlite(), Bus::nats().await);
+    from.publish("events.a", 2_500);
+    for small in [
+        format!("sqlite://{}?max_events=100", from.path("small.db").display()),
+        server.url.clone() + "?max_events=100",
+    ] {
+        // Again finds what the first copy has left.
+        for _ in 0..2 {
+            let ran = from.run(&["copy", &from.url, &small]);
+            assert_eq!((ran.code, ran.stdout.as_str()), (1, ""), "{}", ran.stderr);
+            assert!(
+                ran.stderr.contains("dropped the oldest") && ran.stderr.contains("max_events=0"),
+                "{}",
+                ran.stderr
+            );
+        }
+        assert_eq!(from.run(&["diff", &from.url, &small]).code, 1);
+    }
+    // What the source itself has dropped since is missed by nobody.
+    let (kept, to) = (format!("{}?max_events=100", from.url), Bus::nats().await);
+    copy(&from, &to);
+    from.prints(&["pub", "events.a", "1", "--url", &kept]);
+    assert_eq!(copy(&from, &to)["events"], 1);
+}
+
+#[tokio::test]
 async fn durable_positions_are_mapped() {
     let (from, to) = (Bus::sqlite(), Bus::nats().await);
     from.publish("events.a", 10);

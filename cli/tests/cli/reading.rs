@@ -2,6 +2,7 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Stdio};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -161,6 +162,27 @@ async fn a_signal_ends_a_subscription(bus: &Bus) {
     // Nothing is left unsettled but what was printed last, whose ack the signal may have overtaken.
     let consumer = &bus.rows(&["consumers"])[0];
     assert!(consumer["lag"] == 0 && consumer["pending"].as_u64() <= Some(1), "{consumer}");
+}
+
+/// The server would be waited for much longer.
+const SOON: Duration = Duration::from_secs(10);
+
+#[tokio::test]
+async fn a_server_that_is_gone_keeps_nobody_from_leaving() {
+    let bus = Bus::nats().await;
+    bus.publish("events.a", 1);
+    let url = format!("{}?request_timeout_secs=30", bus.url);
+    for command in [&["sub", "events.a", "--from", "all"][..], &["tail", "events.a"]] {
+        let mut child =
+            bus.command(command).env("A3S_EVENT_URL", &url).stdout(Stdio::piped()).spawn().unwrap();
+        BufReader::new(child.stdout.take().unwrap()).lines().next().unwrap().unwrap();
+        let server = bus.server.as_ref().unwrap();
+        server.freeze().await;
+        terminate(&child);
+        let left = tokio::time::timeout(SOON, tokio::task::spawn_blocking(move || child.wait())).await;
+        server.thaw();
+        assert!(left.is_ok(), "{command:?}");
+    }
 }
 
 pub(crate) fn terminate(child: &Child) {

@@ -302,6 +302,9 @@ impl Shared {
                     Err(error) if error.error_code() == ErrorCode::STREAM_NAME_EXIST => {
                         self.stream().await?.config
                     }
+                    Err(error) if error.error_code() == ErrorCode::STREAM_SUBJECT_OVERLAP => {
+                        return Err(self.overlap(error).await);
+                    }
                     Err(error) => return Err(refused("stream create", error)),
                 }
             }
@@ -309,6 +312,25 @@ impl Shared {
         };
         self.check_stream(&existing)?;
         Ok(existing)
+    }
+
+    /// Which stream has the subjects already, as far as the server lets us ask.
+    async fn overlap(&self, refusal: jetstream::Error) -> EventError {
+        #[derive(Deserialize)]
+        struct Names {
+            streams: Vec<String>,
+        }
+        let subjects = self.settings.config.stream_subjects();
+        let query = serde_json::json!({ "subject": subjects.first() }).to_string();
+        match self.ask::<Names>("stream names", "STREAM.NAMES".to_owned(), query.into_bytes()).await {
+            Ok(Ok(names)) if !names.streams.is_empty() => EventError::Conflict {
+                resource: format!("stream '{}'", self.stream_name()),
+                field: "subjects".to_owned(),
+                existing: format!("taken by stream '{}'", names.streams.join("', '")),
+                requested: format!("{subjects:?}"),
+            },
+            _ => refused("stream create", refusal),
+        }
     }
 
     fn wanted_stream(&self) -> stream::Config {

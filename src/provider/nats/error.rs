@@ -24,7 +24,11 @@ pub(super) fn unanswered(
         RequestErrorKind::TimedOut => timeout(operation, deadline),
         // The server says at once that nobody listens, so that nothing was stored.
         RequestErrorKind::NoResponders => {
-            BackendError::new(PROVIDER, operation, ErrorKind::NotFound, error).retryable().into()
+            let reason = match operation {
+                "publish" => "no stream takes the subject, or JetStream does not answer",
+                _ => "JetStream does not answer: it is not enabled (nats-server -js), or not ready yet",
+            };
+            BackendError::new(PROVIDER, operation, ErrorKind::NotFound, reason).retryable().into()
         }
         RequestErrorKind::InvalidSubject | RequestErrorKind::MaxPayloadExceeded => {
             BackendError::new(PROVIDER, operation, ErrorKind::InvalidInput, error).into()

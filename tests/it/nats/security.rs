@@ -47,7 +47,9 @@ async fn every_way_to_authenticate_works_and_a_wrong_secret_is_not_shown() {
     assert_eq!(provider.subject_prefix(), "orders");
     let overlapping = NatsConfig { stream_name: "OTHER".to_owned(), ..config(&server) };
     let overlapping = NatsProvider::builder(overlapping).user_and_password("alice", "canary").connect().await;
-    assert_eq!(overlapping.unwrap_err().kind(), ErrorKind::Conflict);
+    let overlapping = overlapping.unwrap_err();
+    assert_eq!(overlapping.kind(), ErrorKind::Conflict);
+    assert!(overlapping.to_string().contains("taken by stream 'A3S_EVENTS'"), "{overlapping}");
 }
 
 #[tokio::test]
