@@ -32,6 +32,7 @@ Exit codes: 0 done, 1 failed or a difference was found, 2 usage, 3 wrong input, 
 
 /// What holds for every command.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
     /// The bus: a URL such as nats://127.0.0.1:4222 or sqlite:///var/lib/events.db, or a name of the config file
     #[arg(long, global = true, env = "A3S_EVENT_URL", hide_env_values = true)]

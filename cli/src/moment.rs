@@ -1,11 +1,17 @@
 //! Times as people write and read them.
 
+use std::num::NonZeroU8;
 use std::time::Duration;
 
 use a3s_event::Event;
 use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use time::format_description::well_known::iso8601::{Config, EncodedConfig, Iso8601, TimePrecision};
+
+/// RFC 3339 with milliseconds, also where they are zero, so that times stand in columns.
+const MILLISECONDS: EncodedConfig =
+    Config::DEFAULT.set_time_precision(TimePrecision::Second { decimal_digits: NonZeroU8::new(3) }).encode();
 
 /// Now, in Unix milliseconds, by the clock that stamps events.
 pub(crate) fn now() -> u64 {
@@ -16,7 +22,7 @@ pub(crate) fn now() -> u64 {
 pub(crate) fn show(unix_ms: u64) -> String {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(unix_ms) * 1_000_000)
         .ok()
-        .and_then(|time| time.format(&Rfc3339).ok())
+        .and_then(|time| time.format(&Iso8601::<MILLISECONDS>).ok())
         .unwrap_or_else(|| unix_ms.to_string())
 }
 
@@ -60,7 +66,8 @@ mod tests {
     fn times_are_read_in_every_form() {
         assert_eq!(parse("1517966773840"), Ok(1_517_966_773_840));
         assert_eq!(parse("2018-02-07T01:26:13.840Z"), Ok(1_517_966_773_840));
-        assert_eq!(show(1_517_966_773_840), "2018-02-07T01:26:13.84Z");
+        assert_eq!(show(1_517_966_773_840), "2018-02-07T01:26:13.840Z");
+        assert_eq!(show(1_517_966_773_000), "2018-02-07T01:26:13.000Z");
         let an_hour_ago = parse("1h").unwrap();
         assert!((3_600_000..4_000_000).contains(&(now() - an_hour_ago)));
         for wrong in ["", "h", "yesterday", "1w", "99999999999999999999d", "1969-01-01T00:00:00Z"] {

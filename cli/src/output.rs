@@ -132,7 +132,7 @@ impl Output {
         let Value::Object(fields) = value else { return self.line(&plain(value)) };
         let width = fields.keys().map(String::len).max().unwrap_or_default();
         for (key, value) in fields {
-            self.line(&format!("{key:width$}  {}", plain(value)))?;
+            self.line(&format!("{key:width$}  {}", readable(value)))?;
         }
         Ok(())
     }
@@ -167,6 +167,28 @@ pub(crate) fn plain(value: &Value) -> String {
         Value::String(string) => text::line(string),
         other => text::line(&other.to_string()),
     }
+}
+
+/// A JSON value for people: lists in words, and fractions with three digits that count.
+fn readable(value: &Value) -> String {
+    match value {
+        Value::Array(items) if items.is_empty() => "none".to_owned(),
+        Value::Array(items) => {
+            let pair = |item: &Value| match item {
+                Value::Array(parts) => parts.iter().map(plain).collect::<Vec<_>>().join(": "),
+                item => plain(item),
+            };
+            let separator = if items.iter().any(Value::is_array) { "; " } else { ", " };
+            items.iter().map(pair).collect::<Vec<_>>().join(separator)
+        }
+        Value::Number(number) if number.is_f64() => number.as_f64().map_or_else(String::new, three_digits),
+        other => plain(other),
+    }
+}
+
+fn three_digits(number: f64) -> String {
+    let decimals = (0..12).find(|decimals| number.abs() * 10_f64.powi(*decimals) >= 99.95).unwrap_or(2);
+    format!("{number:.*}", usize::try_from(decimals).unwrap_or_default())
 }
 
 /// A stored event.
@@ -214,5 +236,29 @@ impl InfoRow {
     pub(crate) fn new(info: ProviderInfo, url: String, prefix: &str, newest_sequence: Option<u64>) -> Self {
         let ProviderInfo { provider, messages, bytes, consumers } = info;
         Self { provider, url, prefix: prefix.to_owned(), messages, bytes, consumers, newest_sequence }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn fields_are_readable_without_knowing_json() {
+        for (value, cell) in [
+            (json!(0.011_834_339), "0.0118"),
+            (json!(1.5), "1.50"),
+            (json!(84_502.31), "84502"),
+            (json!(0.0), "0.00"),
+            (json!(12), "12"),
+            (json!([]), "none"),
+            (json!(["analyst", "billing"]), "analyst, billing"),
+            (json!([["analyst", "it is busy"], [3, "refused"]]), "analyst: it is busy; 3: refused"),
+            (json!("a\nb"), "a\\nb"),
+            (json!({"a": 1}), "{\"a\":1}"),
+        ] {
+            assert_eq!(readable(&value), cell);
+        }
     }
 }

@@ -156,7 +156,12 @@ async fn state(provider: &dyn EventProvider) -> Outcome<String> {
     if !provider.health().await? {
         return Err(Failure::Other("the backend answers but makes no progress".to_owned()));
     }
-    Ok(format!("{} events, {} bytes, {} consumers", info.messages, info.bytes, info.consumers))
+    Ok(format!(
+        "{}, {}, {}",
+        text::count(info.messages, "event"),
+        text::count(info.bytes, "byte"),
+        text::count(info.consumers as u64, "consumer")
+    ))
 }
 
 /// What an acknowledged publish survives, and what is refused.

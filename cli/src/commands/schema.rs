@@ -126,7 +126,12 @@ pub(crate) async fn run(app: &mut App, command: Command) -> Outcome {
     }
     app.out.rows(&check.problems)?;
     let problems = check.problems.len();
-    app.out.say(&format!("{schemas} schemas and {} events checked, {problems} problems", check.events))?;
+    app.out.say(&format!(
+        "{} and {} checked, {}",
+        text::count(schemas as u64, "schema"),
+        text::count(check.events, "event"),
+        text::count(problems as u64, "problem")
+    ))?;
     if problems == 0 { Ok(()) } else { Err(Failure::Found("schema problems were found".to_owned())) }
 }
 

@@ -31,6 +31,18 @@ fn usage_is_2_and_on_stderr() {
 }
 
 #[test]
+fn options_of_every_command_stand_apart_in_the_help() {
+    let bus = Bus::sqlite();
+    let help = bus.prints(&["dlq", "list", "--help"]);
+    let (own, global) = help.split_once("Global options:").unwrap();
+    assert!(own.contains("--subject") && !own.contains("--verbose"), "{help}");
+    assert!(
+        global.contains("--verbose") && global.contains("--url") && !global.contains("--subject"),
+        "{help}"
+    );
+}
+
+#[test]
 fn wrong_input_is_3() {
     let bus = Bus::sqlite();
     let (empty, folder) = (bus.file("empty.toml", ""), bus.folder.path().to_str().unwrap());

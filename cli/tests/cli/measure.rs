@@ -72,6 +72,8 @@ async fn the_whole_kit_is_kept(bus: &Bus) {
 }
 
 async fn doctor_says_what_it_found(bus: &Bus) {
+    bus.publish("events.a", 1);
+    assert!(bus.prints(&["doctor"]).contains("1 event, "));
     let rows = bus.rows(&["doctor"]);
     assert!(rows.len() == 5 && rows.iter().all(|row| row["ok"] == true), "{rows:?}");
     let ran = bus.run(&["doctor", "--url", "nats://127.0.0.1:1"]);
