@@ -17,6 +17,38 @@ const LEAVE: Duration = Duration::from_secs(2);
 /// Longest wait for a connection; the providers' own deadlines are shorter.
 const CONNECT: Duration = Duration::from_secs(30);
 
+/// Settings whose values are shown. What is not here, a secret among it, is not.
+const HARMLESS: [&str; 28] = [
+    "atomic_batches",
+    "busy_timeout_ms",
+    "channel_capacity",
+    "client_certificate",
+    "client_name",
+    "compression",
+    "connect_timeout_secs",
+    "dedup_window_secs",
+    "discard_new",
+    "group_bytes",
+    "group_delay_us",
+    "group_events",
+    "max_age_secs",
+    "max_bytes",
+    "max_events",
+    "max_in_flight",
+    "max_message_size",
+    "max_payload",
+    "publish_deadline_secs",
+    "replicas",
+    "request_timeout_secs",
+    "root_certificates",
+    "storage",
+    "stream_name",
+    "subject_prefix",
+    "synchronous",
+    "tls_first",
+    "wire",
+];
+
 /// What a command works with.
 pub(crate) struct App {
     pub(crate) config: Config,
@@ -97,14 +129,29 @@ pub(crate) async fn connect(url: &str) -> Outcome<Arc<dyn EventProvider>> {
     }
 }
 
-/// A URL without its credentials and settings.
+/// A URL as it may be shown: without credentials, and of its settings only the values that are known to be no secret.
 pub(crate) fn redacted(url: &str) -> String {
-    match ProviderUrl::parse(url) {
-        Ok(url) if url.authority().is_empty() && url.username().is_none() => {
-            format!("{}:{}", url.scheme(), url.path())
-        }
-        Ok(url) => url.to_string(),
-        Err(_) => "a URL that cannot be read".to_owned(),
+    let Ok(url) = ProviderUrl::parse(url) else { return "a URL that cannot be read".to_owned() };
+    let mut shown = url.to_string();
+    if url.authority().is_empty() && url.username().is_none() {
+        shown = shown.replacen("://", ":", 1);
+    }
+    let Some((place, settings)) = shown.rsplit_once('?') else { return shown };
+    let settings: Vec<_> = settings.split('&').map(|setting| with_value(&url, setting)).collect();
+    format!("{place}?{}", settings.join("&"))
+}
+
+/// A setting whose value the library hides, with that value when it is harmless.
+fn with_value(url: &ProviderUrl, hidden: &str) -> String {
+    // Behind a separator that was not escaped, a harmless value would go on with another one.
+    let is_one_value = |value: &str| {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '/');
+        value.len() <= 64 && value.chars().all(is_plain)
+    };
+    let name = hidden.strip_suffix("=***").filter(|name| HARMLESS.contains(name));
+    match name.map(|name| (name, url.setting::<String>(name))) {
+        Some((name, Ok(Some(value)))) if is_one_value(&value) => format!("{name}={value}"),
+        _ => hidden.to_owned(),
     }
 }
 
@@ -156,5 +203,34 @@ pub(crate) fn asked_to_end() -> impl Future<Output = ()> {
     #[cfg(not(unix))]
     async {
         let _ = tokio::signal::ctrl_c().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_values_that_are_known_to_be_harmless_are_shown() {
+        for (url, shown) in [
+            ("nats://h/S?subject_prefix=a.b&storage=memory", "nats://h/S?subject_prefix=a.b&storage=memory"),
+            ("nats://u:s3cret@h?max_events=5&token=s3cret", "nats://***@h?max_events=5&token=***"),
+            ("nats://h?nkey=s3cret&tls_first=true", "nats://h?nkey=***&tls_first=true"),
+            ("nats://h?client_key=s3cret", "nats://h?client_key=***"),
+            ("nats://h?credentials_path=s3cret", "nats://h?credentials_path=***"),
+            ("mine://h?password=s3cret&new_setting=s3cret", "mine://h?password=***&new_setting=***"),
+            ("nats://h?s3cret", "nats://h?***=***"),
+            // Separators that should have been others.
+            ("nats://h?max_events=1?token=s3cret", "nats://h?max_events=***"),
+            ("nats://h?max_events=1;token=s3cret", "nats://h?max_events=***"),
+            ("nats://a@b:x?storage=s3cret@h", "nats://***@b:x?storage=***"),
+            ("nats://h?storage=%1b[31m", "nats://h?storage=***"),
+            ("sqlite:week.db?max_events=5", "sqlite:week.db?max_events=5"),
+            ("sqlite:///var/a%3Ftoken=x.db", "sqlite:/var/a?token=x.db"),
+            ("sqlite:/var/a.db", "sqlite:/var/a.db"),
+            ("memory://", "memory:"),
+        ] {
+            assert_eq!(redacted(url), shown, "{url}");
+        }
     }
 }
