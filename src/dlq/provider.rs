@@ -103,7 +103,7 @@ pub struct LetterFilter {
     pub subject: Option<String>,
     /// Only failures of this class.
     pub class: Option<FailureClass>,
-    /// Only those of this consumer: its own name, or the one by which the program called it. A part of a name is none.
+    /// Only those of this consumer: its own name, or the one by which the program called it, in full.
     pub consumer: Option<String>,
     /// Only events with this id.
     pub event_id: Option<String>,
@@ -145,7 +145,7 @@ impl LetterFilter {
     }
 
     /// Only those of this consumer: [its own name](DeadLetter::consumer), or the one
-    /// [by which the program called it](DeadLetter::subscriber). A part of a name is none.
+    /// [by which the program called it](DeadLetter::subscriber), in full.
     #[must_use]
     pub fn consumer(mut self, name: impl Into<String>) -> Self {
         self.consumer = Some(name.into());

@@ -91,7 +91,7 @@ enum Command {
 /// Letters by number, or those that are meant.
 #[derive(Debug, clap::Args)]
 struct Chosen {
-    /// Numbers of the letters
+    /// Numbers of the letters, whatever became of them before
     #[arg(conflicts_with_all = ["all", "Which"])]
     ids: Vec<u64>,
     /// All open letters
@@ -337,9 +337,9 @@ async fn list(app: &mut App, dlq_url: Option<String>, which: Which, limit: usize
     let rows: Vec<_> = letters.iter().map(LetterRow::new).collect();
     app.out.rows(&rows)?;
     if rows.is_empty() && limit > 0 && app.out.format == Format::Table {
-        let which = if is_all { "that are open" } else { "as asked for" };
+        let which = if is_all { "open" } else { "such" };
         let elsewhere = if is_elsewhere { "" } else { "; --dlq-url names another queue" };
-        eprint_note(&format!("no dead letters {which} on {}{elsewhere}", redacted(&url)));
+        eprint_note(&format!("no {which} dead letters on {}{elsewhere}", redacted(&url)));
     }
     Ok(())
 }

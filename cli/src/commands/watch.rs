@@ -45,12 +45,14 @@ pub(crate) struct Args {
     every: Duration,
 }
 
-/// What is shown.
+/// What is shown: what was read last.
 struct View {
     title: String,
-    /// What was read last.
-    read: Option<Read>,
+    info: Option<ProviderInfo>,
+    events: Vec<StoredEvent>,
+    newest: Option<u64>,
     rates: Vec<u64>,
+    consumers: Vec<ConsumerInfo>,
     /// When the bus answered last; at first, when it was asked.
     answered: Instant,
     /// Whether it was asked and has not answered for longer than is usual.
@@ -63,7 +65,8 @@ struct Read {
     info: ProviderInfo,
     events: Vec<StoredEvent>,
     newest: u64,
-    consumers: Vec<ConsumerInfo>,
+    /// To read them may not be allowed.
+    consumers: Outcome<Vec<ConsumerInfo>>,
 }
 
 pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
@@ -141,11 +144,10 @@ async fn read(provider: &dyn EventProvider, filter: Option<&str>) -> Outcome<Rea
     let events = provider.query(&query).await?;
     let newest = provider.query(&HistoryQuery::new(1)).await?;
     let newest = newest.first().map_or(0, |stored| stored.sequence);
-    let mut consumers = Vec::new();
-    if !provider.capabilities().consumer_info.is_no() {
-        consumers = provider.consumers().await?;
-        consumers.sort_by(|a, b| b.lag.cmp(&a.lag).then_with(|| a.name.cmp(&b.name)));
-    }
+    let consumers = match provider.capabilities().consumer_info.is_no() {
+        true => Ok(Vec::new()),
+        false => provider.consumers().await.map_err(Failure::from),
+    };
     Ok(Read { info, events, newest, consumers })
 }
 
@@ -153,8 +155,11 @@ impl View {
     fn new(title: String) -> Self {
         Self {
             title,
-            read: None,
+            info: None,
+            events: Vec::new(),
+            newest: None,
             rates: Vec::new(),
+            consumers: Vec::new(),
             answered: Instant::now(),
             is_silent: false,
             problem: None,
@@ -164,22 +169,25 @@ impl View {
     /// What cannot be read is shown as a problem, and the rest stays as it was.
     fn take(&mut self, read: Outcome<Read>) {
         self.is_silent = false;
-        self.problem = None;
-        match read {
-            Ok(read) => {
-                let now = Instant::now();
-                if let Some(before) = &self.read {
-                    let ms = u64::try_from(now.duration_since(self.answered).as_millis()).unwrap_or(u64::MAX);
-                    // The rate is what the sequence has grown by since it was read before.
-                    let grown = read.newest.saturating_sub(before.newest);
-                    self.rates.insert(0, grown.saturating_mul(1_000) / ms.max(1));
-                    self.rates.truncate(RATES);
-                }
-                self.answered = now;
-                self.read = Some(read);
-            }
-            Err(failure) => self.problem = Some(failure.message()),
+        let read = read.and_then(|Read { info, events, newest, consumers }| {
+            (self.info, self.events) = (Some(info), events);
+            self.count(newest);
+            self.consumers = consumers?;
+            self.consumers.sort_by(|a, b| b.lag.cmp(&a.lag).then_with(|| a.name.cmp(&b.name)));
+            Ok(())
+        });
+        self.problem = read.err().map(|failure| failure.message());
+    }
+
+    /// The rate is what the sequence has grown by since it was read before.
+    fn count(&mut self, newest: u64) {
+        let now = Instant::now();
+        if let Some(before) = self.newest.replace(newest) {
+            let ms = u64::try_from(now.duration_since(self.answered).as_millis()).unwrap_or(u64::MAX);
+            self.rates.insert(0, newest.saturating_sub(before).saturating_mul(1_000) / ms.max(1));
+            self.rates.truncate(RATES);
         }
+        self.answered = now;
     }
 
     /// Rows come first: a terminal that is too small for everything shows no frames and no chart.
@@ -192,7 +200,7 @@ impl View {
         let rate = if is_small { 0 } else { 6 };
         // Both tables have a header.
         let rows = area.height.saturating_sub(head + rate + 2 * (frames + 1));
-        let consumers = self.consumers().len().clamp(1, usize::from((rows / 2).clamp(1, 10)));
+        let consumers = self.consumers.len().clamp(1, usize::from((rows / 2).clamp(1, 10)));
         let consumers = u16::try_from(consumers).unwrap_or(u16::MAX) + frames + 1;
         let [head, rate, middle, bottom] = Layout::vertical([
             Constraint::Length(head),
@@ -216,16 +224,13 @@ impl View {
         self.rates.first().copied().unwrap_or_default()
     }
 
-    fn consumers(&self) -> &[ConsumerInfo] {
-        self.read.as_ref().map_or(&[], |read| &read.consumers)
-    }
-
     fn summary(&self, with_rate: bool) -> String {
         let seconds = self.answered.elapsed().as_secs();
-        match (&self.problem, &self.read) {
+        match (&self.problem, &self.info) {
+            (Some(problem), _) if seconds == 0 => format!("cannot be read: {}", text::line(problem)),
             (Some(problem), _) => format!("cannot be read for {seconds} s: {}", text::line(problem)),
             (None, _) if self.is_silent => format!("no answer for {seconds} s"),
-            (None, Some(Read { info, .. })) => {
+            (None, Some(info)) => {
                 let rate = if with_rate { format!("   {}/s", self.rate()) } else { String::new() };
                 format!(
                     "{}   {}   {}{rate}   q ends",
@@ -239,7 +244,7 @@ impl View {
     }
 
     fn consumer_table(&self) -> Table<'_> {
-        let rows = self.consumers().iter().map(|consumer| {
+        let rows = self.consumers.iter().map(|consumer| {
             Row::new([
                 Cell::from(text::line(&consumer.name)),
                 Cell::from(text::line(&consumer.filter)),
@@ -260,8 +265,7 @@ impl View {
 
     /// The day is left out where there is little room.
     fn event_table(&self, without_day: bool) -> Table<'_> {
-        let events = self.read.as_ref().map_or(&[][..], |read| &read.events);
-        let rows = events.iter().map(move |stored| {
+        let rows = self.events.iter().map(move |stored| {
             let row = EventRow {
                 sequence: stored.sequence,
                 stored_at: None,
@@ -332,6 +336,18 @@ mod tests {
         for (width, height) in [(1, 1), (3, 2), (60, 3)] {
             screen(&view, width, height);
         }
+    }
+
+    #[tokio::test]
+    async fn without_consumers_events_are_shown() {
+        let bus = MemoryProvider::default();
+        bus.publish(&Event::new("events.a", "a", "", "test", json!({"n": 1}))).await.unwrap();
+        let mut said = read(&bus, None).await.unwrap();
+        said.consumers = Err(Failure::Unreachable("not allowed".to_owned()));
+        let mut view = View::new("memory://".to_owned());
+        view.take(Ok(said));
+        let screen = screen(&view, 80, 24);
+        assert!(screen.contains("{\"n\":1}") && screen.contains("cannot be read: not allowed"), "{screen}");
     }
 
     #[tokio::test]
