@@ -72,6 +72,7 @@ async fn the_whole_kit_is_kept(bus: &Bus) {
 }
 
 async fn doctor_says_what_it_found(bus: &Bus) {
+    bus.publish("events.a", 1);
     let rows = bus.rows(&["doctor"]);
     assert!(rows.len() == 5 && rows.iter().all(|row| row["ok"] == true), "{rows:?}");
     let ran = bus.run(&["doctor", "--url", "nats://127.0.0.1:1"]);
@@ -94,7 +95,7 @@ async fn doctor_says_what_to_do_about_a_server() {
     let port = bus.server.as_ref().unwrap().port();
     for (url, advice) in [
         (without.url(), "start nats-server with -js"),
-        (format!("{}/OTHER", bus.url), "name that stream in the URL"),
+        (format!("{}/OTHER?create=true", bus.url), "name that stream in the URL"),
         (format!("tls://127.0.0.1:{port}?connect_timeout_secs=2"), "write nats:// if"),
     ] {
         let ran = bus.run(&["doctor", "--url", &url]);
