@@ -18,7 +18,7 @@ const LEAVE: Duration = Duration::from_secs(2);
 const CONNECT: Duration = Duration::from_secs(30);
 
 /// Settings whose values are shown. What is not here, a secret among it, is not.
-const HARMLESS: [&str; 28] = [
+const HARMLESS: [&str; 29] = [
     "atomic_batches",
     "busy_timeout_ms",
     "channel_capacity",
@@ -26,6 +26,7 @@ const HARMLESS: [&str; 28] = [
     "client_name",
     "compression",
     "connect_timeout_secs",
+    "create",
     "dedup_window_secs",
     "discard_new",
     "group_bytes",
@@ -77,6 +78,21 @@ impl App {
         self.open(&url).await
     }
 
+    /// Connects to the bus that is meant, to look at what is there: a name that is wrong makes no file and no stream. The
+    /// embedded one need not exist.
+    pub(crate) async fn connect_to_look(&mut self) -> Outcome<Arc<dyn EventProvider>> {
+        let (url, origin) = self.url()?;
+        let url = if origin == Origin::Default { url } else { existing(&url) };
+        self.open(&url).await
+    }
+
+    /// As [`connect_to`](Self::connect_to), to look at what is there.
+    pub(crate) async fn connect_to_look_at(&mut self, bus: &str) -> Outcome<Arc<dyn EventProvider>> {
+        warn_of_credentials(bus, None);
+        let url = self.config.named(bus)?;
+        self.open(&existing(&url)).await
+    }
+
     /// Connects to the bus of a name or a URL, which the command line says, or this variable.
     pub(crate) async fn connect_to(
         &mut self,
@@ -126,6 +142,21 @@ pub(crate) async fn connect(url: &str) -> Outcome<Arc<dyn EventProvider>> {
         Err(_elapsed) => {
             Err(Failure::Unreachable(format!("{}: no connection within {CONNECT:?}", redacted(url))))
         }
+    }
+}
+
+/// The URL with the setting that nothing is made, where its provider knows that and the URL says nothing of it.
+fn existing(url: &str) -> String {
+    let is_open = |parsed: &ProviderUrl| {
+        matches!(parsed.scheme(), "sqlite" | "nats" | "tls")
+            && matches!(parsed.setting::<String>("create"), Ok(None))
+    };
+    match ProviderUrl::parse(url) {
+        Ok(parsed) if is_open(&parsed) => {
+            let separator = if url.contains('?') { '&' } else { '?' };
+            format!("{url}{separator}create=false")
+        }
+        _ => url.to_owned(),
     }
 }
 

@@ -52,7 +52,7 @@ impl Row for ConsumerRow {
 }
 
 pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
-    let provider = app.connect().await?;
+    let provider = app.connect_to_look().await?;
     let mut rows: Vec<ConsumerRow> = provider.consumers().await?.into_iter().map(Into::into).collect();
     if let Some(name) = &args.remove {
         let removed = rows.iter().find(|row| row.name == *name).ok_or_else(|| {

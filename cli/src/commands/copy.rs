@@ -59,7 +59,7 @@ struct Copied {
 }
 
 pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
-    let source = app.connect_to(&args.from, None).await?;
+    let source = app.connect_to_look_at(&args.from).await?;
     let target = app.connect_to(&args.to, None).await?;
     let filter = args.filter.as_deref();
     let tail = target.query(&HistoryQuery::new(TAIL)).await?;

@@ -79,8 +79,8 @@ impl From<StoredEvent> for Side {
 }
 
 pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
-    let from = app.connect_to(&args.from, None).await?;
-    let to = app.connect_to(&args.to, None).await?;
+    let from = app.connect_to_look_at(&args.from).await?;
+    let to = app.connect_to_look_at(&args.to).await?;
     let filter = args.filter.as_deref();
     let mut left = Reader::new(Forward::new(&from, filter, 1).await?);
     let mut right = Reader::new(Forward::new(&to, filter, 1).await?);

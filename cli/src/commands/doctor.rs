@@ -103,7 +103,7 @@ async fn examine(app: &mut App, checks: &mut Vec<Check>) -> Outcome {
             return Err(failure);
         }
     };
-    let provider = match app.connect().await {
+    let provider = match app.connect_to_look().await {
         Ok(provider) => provider,
         Err(failure) => {
             if matches!(parsed.scheme(), "nats" | "tls") {
@@ -200,6 +200,9 @@ fn advice(failure: &Failure) -> &'static str {
         }
         Failure::Other(text) if text.contains("taken by stream") => {
             "name that stream in the URL, nats://host/STREAM, or choose another subject_prefix"
+        }
+        Failure::Input(text) if text.contains("does not exist, and create") => {
+            "the first event that is published makes it, if that is its name"
         }
         Failure::Input(_) => "see the settings of the provider in its documentation",
         _ => "the message is the backend's own",

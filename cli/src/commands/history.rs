@@ -51,7 +51,7 @@ impl Args {
 }
 
 pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
-    let provider = app.connect().await?;
+    let provider = app.connect_to_look().await?;
     let mut query = args.query(if args.all { PAGE } else { args.limit });
     loop {
         let page = provider.query(&query).await?;

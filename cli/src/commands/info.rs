@@ -12,7 +12,7 @@ pub(crate) const EXAMPLE: &str = "Example:
 
 pub(crate) async fn run(app: &mut App) -> Outcome {
     let (url, _) = app.url()?;
-    let provider = app.connect().await?;
+    let provider = app.connect_to_look().await?;
     let info = provider.info().await?;
     let newest = provider.query(&HistoryQuery::new(1)).await?.first().map(|stored| stored.sequence);
     let row = InfoRow::new(info, redacted(&url), provider.subject_prefix(), newest);

@@ -164,7 +164,7 @@ impl Check {
     }
 
     async fn stored(&mut self, app: &mut App, filter: &str) -> Outcome {
-        let provider = app.connect().await?;
+        let provider = app.connect_to_look().await?;
         let mut forward = Forward::new(&provider, Some(filter), 1).await?;
         loop {
             let page = forward.page().await?;

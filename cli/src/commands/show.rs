@@ -23,7 +23,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
-    let provider = app.connect().await?;
+    let provider = app.connect_to_look().await?;
     let found = match args.event.parse() {
         Ok(sequence) if !args.id => at(&*provider, sequence).await?,
         _ => newest_where(&*provider, None, |stored| stored.event.id == args.event).await?,

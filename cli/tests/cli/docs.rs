@@ -67,6 +67,7 @@ async fn the_commands_of_the_other_pages_run() {
 async fn the_config_file_of_the_guide_is_read() {
     let bus = Bus::sqlite();
     let config = blocks(include_str!("../../README.md"), "toml")[0];
+    bus.publish("events.a", 1);
     let printed = bus.prints(&["--config", &bus.file("config.toml", config), "info"]);
     assert!(printed.contains("sqlite"), "{printed}");
 }
@@ -116,6 +117,8 @@ async fn every_example_of_the_help_runs(bus: &Bus) {
     std::fs::copy(crate::bus::week().0, bus.path("week.geojson")).unwrap();
     bus.file("schemas/order.placed.v1.json", r#"{"type": "object", "required": ["total"]}"#);
     bus.publish("events.market.forex", 15);
+    // Makes its stream.
+    there.prints(&["streams"]);
     bus.prints(&["pub", "events.orders.one", "{}", "--id", "evt-0197f6f2-7c61-7a42-9d5e-0c8c0f9d1b11"]);
     bus.prints(&["sub", "events.orders.>", "--durable", "billing", "--count", "1"]);
     crate::letters::keep(bus, &["events.orders.a", "events.orders.b"]).await;

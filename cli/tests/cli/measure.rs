@@ -96,7 +96,7 @@ async fn doctor_says_what_to_do_about_a_server() {
     let port = bus.server.as_ref().unwrap().port();
     for (url, advice) in [
         (without.url(), "start nats-server with -js"),
-        (format!("{}/OTHER", bus.url), "name that stream in the URL"),
+        (format!("{}/OTHER?create=true", bus.url), "name that stream in the URL"),
         (format!("tls://127.0.0.1:{port}?connect_timeout_secs=2"), "write nats:// if"),
     ] {
         let ran = bus.run(&["doctor", "--url", &url]);

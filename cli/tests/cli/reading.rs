@@ -10,7 +10,7 @@ use crate::bus::{Bus, ended, numbers};
 use crate::on_every_bus;
 
 on_every_bus! { history_is_filtered_and_paged subscriptions_start_where_they_are_told a_durable_keeps_its_position
-unsettled_events_are_seen_in_the_table several_filters_share_a_subscription streams_are_listed logs_are_told_on_stderr tail_follows show_finds_by_sequence_and_id a_signal_ends_a_subscription }
+unsettled_events_are_seen_in_the_table several_filters_share_a_subscription streams_are_listed logs_are_told_on_stderr tail_follows show_finds_by_sequence_and_id a_wrong_name_is_found_and_makes_nothing a_signal_ends_a_subscription }
 
 async fn history_is_filtered_and_paged(bus: &Bus) {
     bus.publish("events.a", 5);
@@ -134,6 +134,39 @@ async fn tail_follows(bus: &Bus) {
     assert_eq!(next(), 6);
     terminate(&tail);
     assert!(tail.wait().unwrap().success());
+}
+
+async fn a_wrong_name_is_found_and_makes_nothing(bus: &Bus) {
+    bus.publish("events.a", 1);
+    let (wrong, made) = match &bus.server {
+        Some(_) => (format!("{}/TYPO?subject_prefix=typo", bus.url), "stream 'TYPO'"),
+        None => (format!("sqlite://{}", bus.path("typo/typo.db").display()), "typo.db"),
+    };
+    for command in [
+        &["history"][..],
+        &["show", "1"],
+        &["info"],
+        &["consumers"],
+        &["doctor"],
+        &["diff", &wrong, &bus.url],
+        &["diff", &bus.url, &wrong],
+        &["copy", &wrong, &bus.url],
+    ] {
+        let ran = bus.run(&[command, &["--url", &wrong]].concat());
+        let (code, said) = (ran.code, &ran.stderr);
+        assert!(
+            code == 3 && said.contains(made) && said.contains("does not exist"),
+            "{command:?} {code} {said}"
+        );
+    }
+    // It would be there now.
+    assert_eq!(bus.run(&["info", "--url", &wrong]).code, 3);
+    assert!(!bus.path("typo").exists());
+    bus.prints(&["pub", "typo.a", "1", "--url", &wrong.replace("typo.db", "typo.db?subject_prefix=typo")]);
+    assert_eq!(
+        bus.rows(&["history", "--url", &wrong.replace("typo.db", "typo.db?subject_prefix=typo")]).len(),
+        1
+    );
 }
 
 async fn show_finds_by_sequence_and_id(bus: &Bus) {

@@ -36,12 +36,12 @@ async fn server(bus: &Bus, name: &str, more: &str) -> NatsServer {
     NatsServer::start_with(&tls).await
 }
 
-/// `info` with files of the bus for these settings.
-fn info(bus: &Bus, port: u16, settings: &[(&str, &str)]) -> Ran {
+/// Publishes with files of the bus for these settings.
+fn publish(bus: &Bus, port: u16, settings: &[(&str, &str)]) -> Ran {
     let settings = settings.iter().map(|(name, file)| format!("{name}={}", bus.path(file).display()));
     let settings = settings.collect::<Vec<_>>().join("&");
     let url = format!("tls://127.0.0.1:{port}?connect_timeout_secs=5&{settings}");
-    ended(bus.command(&["info"]).env("A3S_EVENT_URL", url).output().unwrap())
+    ended(bus.command(&["pub", "events.a", "1"]).env("A3S_EVENT_URL", url).output().unwrap())
 }
 
 #[tokio::test]
@@ -51,15 +51,15 @@ async fn a_server_is_trusted_by_its_authority_only() {
     let roots = ("root_certificates", "ca.pem");
     let client = [("client_certificate", "client.pem"), ("client_key", "client.key")];
     let mutual = server(&bus, "server", "verify: true").await;
-    let trusted = info(&bus, mutual.port(), &[roots, client[0], client[1]]);
+    let trusted = publish(&bus, mutual.port(), &[roots, client[0], client[1]]);
     assert_eq!(trusted.code, 0, "{}", trusted.stderr);
-    let unknown = info(&bus, mutual.port(), &[roots]);
+    let unknown = publish(&bus, mutual.port(), &[roots]);
     assert_eq!(unknown.code, 4, "{}", unknown.stderr);
     let expired = server(&bus, "expired", "").await;
     for (port, roots, why) in
         [(mutual.port(), "other-ca.pem", "invalid peer certificate"), (expired.port(), "ca.pem", "expired")]
     {
-        let refused = info(&bus, port, &[("root_certificates", roots), client[0], client[1]]);
+        let refused = publish(&bus, port, &[("root_certificates", roots), client[0], client[1]]);
         assert_eq!(refused.code, 4, "{}", refused.stderr);
         assert!(refused.stderr.contains(why) && refused.stderr.lines().count() == 1, "{}", refused.stderr);
     }
@@ -82,7 +82,7 @@ fn files_that_cannot_be_used_are_named_before_anything_is_connected() {
         (pair("client.pem", "two.key"), "client_key", "holds 2 private keys"),
     ] {
         // Nothing listens there, which is not what is said.
-        let refused = info(&bus, 1, &settings);
+        let refused = publish(&bus, 1, &settings);
         let said = &refused.stderr;
         assert_eq!((refused.code, refused.stdout.as_str()), (3, ""), "{settings:?}: {said}");
         assert!(said.contains(&format!("tls: {field} ")) && said.contains(why), "{settings:?}: {said}");

@@ -292,6 +292,11 @@ impl Shared {
             self.ask("stream info", format!("STREAM.INFO.{name}"), Vec::new()).await?;
         let existing = match found {
             Ok(info) => info.config,
+            Err(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND && !self.settings.create => {
+                return Err(EventError::Config(format!(
+                    "stream '{name}': does not exist, and create is false"
+                )));
+            }
             Err(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
                 let wanted = serde_json::to_vec(&self.wanted_stream())?;
                 let made: std::result::Result<stream::Info, _> =

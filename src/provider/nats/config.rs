@@ -167,6 +167,7 @@ impl fmt::Debug for NatsConfig {
 #[must_use]
 pub struct NatsProviderBuilder {
     pub(super) config: NatsConfig,
+    pub(super) create: bool,
     pub(super) user_and_password: Option<(String, String)>,
     pub(super) nkey: Option<String>,
     pub(super) root_certificates: Option<PathBuf>,
@@ -189,6 +190,7 @@ impl NatsProviderBuilder {
     pub(super) fn new(config: NatsConfig) -> Self {
         Self {
             config,
+            create: true,
             user_and_password: None,
             nkey: None,
             root_certificates: None,
@@ -206,6 +208,12 @@ impl NatsProviderBuilder {
             discard_new: None,
             atomic_batches: None,
         }
+    }
+
+    /// Whether to make the stream when it does not exist. Default true; where it should be there, false finds a wrong name.
+    pub fn create(mut self, create: bool) -> Self {
+        self.create = create;
+        self
     }
 
     /// User and password to authenticate with.
@@ -425,6 +433,7 @@ impl fmt::Debug for NatsProviderBuilder {
             .field("root_certificates", &self.root_certificates)
             .field("client_certificate", &secret(self.client_certificate.as_ref()))
             .field("require_tls", &self.require_tls)
+            .field("create", &self.create)
             .field("tls_first", &self.tls_first)
             .field("client_name", &self.client_name)
             .field("publish_deadline", &self.publish_deadline)
@@ -447,6 +456,7 @@ pub(in crate::provider) async fn connect(url: ProviderUrl) -> Result<Arc<dyn Eve
 
 fn from_url(url: &ProviderUrl) -> Result<NatsProviderBuilder> {
     url.allow_settings(&[
+        "create",
         "token",
         "credentials_path",
         "subject_prefix",
@@ -500,6 +510,7 @@ fn from_url(url: &ProviderUrl) -> Result<NatsProviderBuilder> {
         _ => return Err(EventError::Config("client_certificate and client_key: need each other".to_owned())),
     };
     builder.require_tls = url.scheme() == "tls";
+    set(&mut builder.create, url.setting("create")?);
     set(&mut builder.tls_first, url.setting("tls_first")?);
     builder.client_name = url.setting("client_name")?;
     builder.publish_deadline = url.setting("publish_deadline_secs")?.map(Duration::from_secs);
@@ -574,7 +585,7 @@ mod tests {
     fn every_setting_of_the_url_takes_effect() {
         let url = "tls://us%40er:pass@one:1,two:2/ORDERS?subject_prefix=acme&storage=memory&max_events=1\
                    &max_age_secs=2&max_bytes=300&connect_timeout_secs=4&request_timeout_secs=5&root_certificates=ca.pem\
-                   &client_certificate=c.pem&client_key=k.pem&tls_first=true&client_name=me&publish_deadline_secs=9&max_in_flight=6\
+                   &client_certificate=c.pem&client_key=k.pem&create=false&tls_first=true&client_name=me&publish_deadline_secs=9&max_in_flight=6\
                    &replicas=3&dedup_window_secs=7&max_message_size=800&compression=true&discard_new=true&atomic_batches=false";
         let builder = from_url(&ProviderUrl::parse(url).unwrap()).unwrap();
         builder.validate().unwrap();
@@ -584,6 +595,7 @@ mod tests {
         assert_eq!((config.max_events, config.max_age_secs, config.max_bytes), (1, 2, 300));
         assert_eq!((config.connect_timeout_secs, config.request_timeout_secs), (4, 5));
         assert_eq!(builder.user_and_password, Some(("us@er".to_owned(), "pass".to_owned())));
+        assert!(!builder.create);
         assert_eq!(builder.root_certificates, Some("ca.pem".into()));
         assert_eq!(builder.client_certificate, Some(("c.pem".into(), "k.pem".into())));
         assert!(builder.require_tls && builder.tls_first);

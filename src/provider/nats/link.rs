@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -54,6 +55,8 @@ struct Connection {
 struct Events {
     /// Counts the connections that were made, so that a new one can be waited for.
     connections: watch::Sender<u64>,
+    /// That the server is away is told once, and not at every attempt to reach it.
+    is_away: AtomicBool,
     denials: Denials,
 }
 
@@ -87,7 +90,11 @@ impl NoAnswer {
 
 impl Link {
     pub(super) async fn connect(settings: &NatsProviderBuilder) -> Result<Self> {
-        let events = Arc::new(Events { connections: watch::Sender::new(0), denials: Denials::new() });
+        let events = Arc::new(Events {
+            connections: watch::Sender::new(0),
+            is_away: AtomicBool::new(false),
+            denials: Denials::new(),
+        });
         let first = Connection::new(settings, &events).await?;
         Ok(Self {
             settings: settings.clone(),
@@ -258,13 +265,24 @@ impl Connection {
 impl Events {
     fn note(&self, event: &ConnectionEvent) {
         match event {
-            ConnectionEvent::Connected => self.connections.send_modify(|count| *count += 1),
-            ConnectionEvent::Disconnected => tracing::warn!("the connection to nats-server was lost"),
+            ConnectionEvent::Connected => {
+                if self.is_away.swap(false, Ordering::Relaxed) {
+                    tracing::info!("nats-server is connected again");
+                }
+                self.connections.send_modify(|count| *count += 1);
+            }
+            ConnectionEvent::Disconnected => {
+                self.is_away.store(true, Ordering::Relaxed);
+                tracing::warn!("the connection to nats-server was lost");
+            }
             ConnectionEvent::ServerError(error) => {
                 tracing::warn!(%error, "nats-server reports an error");
                 if let ServerError::Other(text) = error {
                     self.denials.note(text);
                 }
+            }
+            ConnectionEvent::ClientError(error) if self.is_away.load(Ordering::Relaxed) => {
+                tracing::debug!(%error, "nats-server is not reached");
             }
             ConnectionEvent::ClientError(error) => tracing::warn!(%error, "the nats client reports an error"),
             other => tracing::debug!(event = %other, "nats connection"),

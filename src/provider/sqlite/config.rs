@@ -72,6 +72,8 @@ impl FromStr for Synchronous {
 pub struct SqliteConfig {
     /// The database file; `:memory:` is a database that is gone with the provider.
     pub path: PathBuf,
+    /// Whether to make the file when it does not exist. Default true; where it should be there, false finds a wrong path.
+    pub create: bool,
     /// What every subject begins with. Default `events`. A file keeps the prefix that it was made with.
     pub subject_prefix: String,
     /// Name of the stream in [`ReceivedEvent::stream`](crate::ReceivedEvent::stream). Default `sqlite`.
@@ -106,6 +108,7 @@ impl SqliteConfig {
     pub fn file(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
+            create: true,
             subject_prefix: "events".to_owned(),
             stream_name: "sqlite".to_owned(),
             max_events: 0,
@@ -124,6 +127,12 @@ impl SqliteConfig {
     /// The default settings for a database that is gone with the provider.
     pub fn in_memory() -> Self {
         Self::file(IN_MEMORY)
+    }
+
+    /// Whether to make the file when it does not exist.
+    pub fn create(mut self, create: bool) -> Self {
+        self.create = create;
+        self
     }
 
     /// What every subject begins with.
@@ -247,6 +256,7 @@ pub(in crate::provider) async fn connect(url: ProviderUrl) -> Result<Arc<dyn Eve
 
 fn from_url(url: &ProviderUrl) -> Result<SqliteConfig> {
     url.allow_settings(&[
+        "create",
         "subject_prefix",
         "stream_name",
         "max_events",
@@ -272,6 +282,7 @@ fn from_url(url: &ProviderUrl) -> Result<SqliteConfig> {
     }
     let mut config = SqliteConfig::file(url.path());
     let secs = |key| Ok::<_, EventError>(url.setting(key)?.map(Duration::from_secs));
+    set(&mut config.create, url.setting("create")?);
     set(&mut config.subject_prefix, url.setting("subject_prefix")?);
     set(&mut config.stream_name, url.setting("stream_name")?);
     set(&mut config.max_events, url.setting("max_events")?);
@@ -299,10 +310,11 @@ mod tests {
 
     #[test]
     fn every_setting_of_the_url_takes_effect() {
-        let url = "sqlite:///data/e.db?subject_prefix=acme.events&stream_name=orders&max_events=7&max_bytes=9000\
+        let url = "sqlite:///data/e.db?create=false&subject_prefix=acme.events&stream_name=orders&max_events=7&max_bytes=9000\
                    &max_age_secs=60&max_payload=2000&dedup_window_secs=5&synchronous=normal&busy_timeout_ms=250\
                    &group_events=3&group_bytes=4000&group_delay_us=250";
         let expected = SqliteConfig::file("/data/e.db")
+            .create(false)
             .subject_prefix("acme.events")
             .stream_name("orders")
             .max_events(7)

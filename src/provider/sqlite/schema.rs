@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
+use super::config::SqliteConfig;
 use super::error::{Sql, file_failed, io_failed};
 use crate::error::{EventError, Result};
 
@@ -20,15 +21,20 @@ const MIGRATIONS: [&str; NEWEST] = [include_str!("schema_1.sql")];
 /// Prepared statements kept per connection; more than the provider has.
 const STATEMENTS: usize = 64;
 
-/// Opens the file for writing, making it and bringing it up to date where needed. `None` is a database in memory.
-pub(super) fn open_writer(path: Option<&Path>, prefix: &str, busy_timeout: Duration) -> Result<Connection> {
+/// Opens the file for writing, making it and bringing it up to date where needed.
+pub(super) fn open_writer(config: &SqliteConfig) -> Result<Connection> {
     check_sqlite_version(rusqlite::version_number())?;
-    let Some(path) = path else {
+    let (prefix, busy_timeout) = (config.subject_prefix.as_str(), config.busy_timeout);
+    let Some(path) = config.file_path() else {
         let mut connection = Connection::open_in_memory().map_err(|e| file_failed("open", ":memory:", e))?;
         configure(&connection, busy_timeout).map_err(|e| file_failed("open", ":memory:", e))?;
         migrate(&mut connection, 0, prefix).map_err(|e| file_failed("open", ":memory:", e))?;
         return Ok(connection);
     };
+    if !config.create && !path.exists() {
+        let path = path.display();
+        return Err(EventError::Config(format!("sqlite file '{path}': does not exist, and create is false")));
+    }
     create_private(path)?;
     let fail = |error| file_failed("open", path, error);
     let mut connection = Connection::open_with_flags(path, flags()).map_err(fail)?;

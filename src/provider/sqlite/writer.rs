@@ -43,11 +43,10 @@ impl Writer {
         let (opened, answer) = oneshot::channel();
         thread::Builder::new().name("a3s-event-sqlite".to_owned()).spawn(move || {
             let _end = End { queue: Arc::clone(&queue), cells: Arc::clone(&cells) };
-            let connection =
-                match open_writer(config.file_path(), &config.subject_prefix, config.busy_timeout) {
-                    Ok(connection) => connection,
-                    Err(error) => return drop(opened.send(Err(error))),
-                };
+            let connection = match open_writer(&config) {
+                Ok(connection) => connection,
+                Err(error) => return drop(opened.send(Err(error))),
+            };
             let limits = Size { events: config.group_events, bytes: config.group_bytes };
             let delay = config.group_delay;
             let store = Store::new(connection, config);
