@@ -86,27 +86,16 @@ impl App {
         self.open(&url).await
     }
 
-    /// As [`connect_to`](Self::connect_to), to look at what is there.
-    pub(crate) async fn connect_to_look_at(&mut self, bus: &str) -> Outcome<Arc<dyn EventProvider>> {
-        warn_of_credentials(bus, None);
-        let url = self.config.named(bus)?;
-        self.open(&existing(&url)).await
-    }
-
-    /// Connects to the bus of a name or a URL, which the command line says, or this variable.
-    pub(crate) async fn connect_to(
-        &mut self,
-        bus: &str,
-        variable: Option<&str>,
-    ) -> Outcome<Arc<dyn EventProvider>> {
-        warn_of_credentials(bus, variable);
-        self.connect_to_configured(bus).await
-    }
-
-    /// Connects to the bus of a name or a URL, which the config file says.
-    pub(crate) async fn connect_to_configured(&mut self, bus: &str) -> Outcome<Arc<dyn EventProvider>> {
+    /// Connects to the bus of a name or a URL.
+    pub(crate) async fn connect_to(&mut self, bus: &str) -> Outcome<Arc<dyn EventProvider>> {
         let url = self.config.named(bus)?;
         self.open(&url).await
+    }
+
+    /// Connects to the bus of a name or a URL, to look at what is there.
+    pub(crate) async fn connect_to_look_at(&mut self, bus: &str) -> Outcome<Arc<dyn EventProvider>> {
+        let url = self.config.named(bus)?;
+        self.open(&existing(&url)).await
     }
 
     async fn open(&mut self, url: &str) -> Outcome<Arc<dyn EventProvider>> {
@@ -187,7 +176,7 @@ fn with_value(url: &ProviderUrl, hidden: &str) -> String {
 }
 
 /// Every user of the machine can read the command lines of its processes. What stands in the variable was not on it.
-fn warn_of_credentials(url: &str, variable: Option<&str>) {
+pub(crate) fn warn_of_credentials(url: &str, variable: Option<&str>) {
     let is_set = |url: &ProviderUrl, name| matches!(url.setting::<String>(name), Ok(Some(_)));
     let has_credentials = ProviderUrl::parse(url)
         .is_ok_and(|url| url.username().is_some() || is_set(&url, "token") || is_set(&url, "nkey"));

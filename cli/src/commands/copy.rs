@@ -18,7 +18,7 @@ use super::diff::is_same;
 use super::publish_many::progress;
 use super::show::newest_where;
 use super::subscribe::eprint_warning;
-use crate::bus::App;
+use crate::bus::{App, warn_of_credentials};
 use crate::failure::{Failure, Outcome};
 use crate::forward::{Forward, PAGE};
 
@@ -59,8 +59,11 @@ struct Copied {
 }
 
 pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
+    for url in [&args.from, &args.to] {
+        warn_of_credentials(url, None);
+    }
     let source = app.connect_to_look_at(&args.from).await?;
-    let target = app.connect_to(&args.to, None).await?;
+    let target = app.connect_to(&args.to).await?;
     let filter = args.filter.as_deref();
     let tail = target.query(&HistoryQuery::new(TAIL)).await?;
     let first = first_missing(&source, &tail, filter).await?;

@@ -9,7 +9,7 @@ use std::num::NonZeroUsize;
 use a3s_event::{Event, StoredEvent};
 use serde::Serialize;
 
-use crate::bus::App;
+use crate::bus::{App, warn_of_credentials};
 use crate::failure::{Failure, Outcome};
 use crate::forward::Forward;
 use crate::output::Row;
@@ -79,6 +79,9 @@ impl From<StoredEvent> for Side {
 }
 
 pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
+    for url in [&args.from, &args.to] {
+        warn_of_credentials(url, None);
+    }
     let from = app.connect_to_look_at(&args.from).await?;
     let to = app.connect_to_look_at(&args.to).await?;
     let filter = args.filter.as_deref();

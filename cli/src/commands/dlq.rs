@@ -8,7 +8,7 @@ use clap::{Subcommand, ValueEnum};
 use serde::Serialize;
 
 use super::subscribe::eprint_note;
-use crate::bus::{App, redacted};
+use crate::bus::{App, redacted, warn_of_credentials};
 use crate::failure::{Failure, Outcome, chain};
 use crate::moment;
 use crate::output::{Format, Row};
@@ -395,10 +395,13 @@ fn unreplayed(error: ReplayError) -> Failure {
 }
 
 async fn open(app: &mut App, dlq_url: Option<String>) -> Outcome<ProviderDlq> {
-    let provider = match (dlq_url, app.config.dlq_url.clone()) {
-        (Some(bus), _) => app.connect_to(&bus, Some("A3S_EVENT_DLQ_URL")).await?,
-        (None, Some(bus)) => app.connect_to_configured(&bus).await?,
-        (None, None) => app.connect().await?,
+    if let Some(url) = &dlq_url {
+        warn_of_credentials(url, Some("A3S_EVENT_DLQ_URL"));
+    }
+    let provider = match dlq_url.or_else(|| app.config.dlq_url.clone()) {
+        // A queue that is not there has no letters.
+        Some(bus) => app.connect_to(&bus).await?,
+        None => app.connect().await?,
     };
     Ok(ProviderDlq::new(provider)?)
 }
