@@ -243,7 +243,8 @@ impl ProviderUrl {
             return Ok(());
         }
         Err(EventError::Config(format!(
-            "provider URL {self}: a {} URL has no user name and no password, there is nobody to check them",
+            "provider URL {}: a {} URL has no user name and no password, there is nobody to check them",
+            shorten(&self.to_string()),
             self.scheme
         )))
     }

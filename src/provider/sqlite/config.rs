@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::SqliteProvider;
-use crate::error::{EventError, Result};
+use crate::error::{EventError, Result, shorten};
 use crate::provider::validate::DEFAULT_MAX_PAYLOAD;
 use crate::provider::{DEFAULT_TIMEOUT, EventProvider, ProviderUrl};
 use crate::subject::validate_prefix;
@@ -272,12 +272,9 @@ fn from_url(url: &ProviderUrl) -> Result<SqliteConfig> {
     ])?;
     url.refuse_credentials()?;
     if !url.authority().is_empty() {
+        let path = shorten(&format!("{}{}", url.authority(), url.path()));
         return Err(EventError::Config(format!(
-            "provider URL: a file has no host, write sqlite:///{}{} for an absolute path or sqlite:{}{} for a relative one",
-            url.authority(),
-            url.path(),
-            url.authority(),
-            url.path()
+            "provider URL: a file has no host, write sqlite:///{path} for an absolute path or sqlite:{path} for a relative one"
         )));
     }
     let mut config = SqliteConfig::file(url.path());
