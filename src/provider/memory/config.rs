@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::MemoryProvider;
 use crate::error::{EventError, Result};
-use crate::provider::validate::DEFAULT_MAX_PAYLOAD;
+use crate::provider::validate::{DEFAULT_MAX_PAYLOAD, check_max_bytes, check_max_payload};
 use crate::provider::{EventProvider, ProviderUrl};
 use crate::subject::validate_prefix;
 
@@ -113,21 +113,12 @@ impl MemoryProviderBuilder {
     /// [`EventError::Config`] for a prefix that is not a subject, an empty stream name, or a `max_payload` or
     /// `max_bytes` too small for any event.
     pub fn build(self) -> Result<MemoryProvider> {
-        const SMALLEST: usize = 256;
         validate_prefix(&self.config.subject_prefix)?;
         if self.stream_name.is_empty() {
             return Err(EventError::Config("stream_name \"\": must not be empty".to_owned()));
         }
-        if self.max_payload < SMALLEST {
-            let max = self.max_payload;
-            return Err(EventError::Config(format!("max_payload {max}: must be at least {SMALLEST}")));
-        }
-        if self.max_bytes != 0 && self.max_bytes < SMALLEST as u64 {
-            let max = self.max_bytes;
-            return Err(EventError::Config(format!(
-                "max_bytes {max}: must be 0 (unlimited) or at least {SMALLEST}"
-            )));
-        }
+        check_max_payload(self.max_payload)?;
+        check_max_bytes(self.max_bytes)?;
         Ok(MemoryProvider::from_builder(self))
     }
 }

@@ -10,14 +10,12 @@ use serde::{Deserialize, Serialize};
 use super::wire::Wire;
 use super::{NatsProvider, tls};
 use crate::error::{EventError, Result, shorten};
+use crate::provider::validate::check_max_bytes;
 use crate::provider::{EventProvider, ProviderUrl};
 use crate::subject::validate_prefix;
 
 /// Most publishes of a batch that wait for their acknowledgement at once, unless configured otherwise.
 pub const DEFAULT_MAX_IN_FLIGHT: usize = 256;
-
-/// A stream of fewer bytes would take no event.
-const SMALLEST_BYTES: i64 = 256;
 
 /// Where the server keeps the events of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -388,10 +386,7 @@ impl NatsProviderBuilder {
                 config.max_events, config.max_bytes
             ));
         }
-        if (1..SMALLEST_BYTES).contains(&config.max_bytes) {
-            let max = config.max_bytes;
-            return wrong(format!("max_bytes {max}: must be 0 (unlimited) or at least {SMALLEST_BYTES}"));
-        }
+        check_max_bytes(config.max_bytes.unsigned_abs())?;
         if config.connect_timeout_secs == 0 || config.request_timeout_secs == 0 {
             return wrong("connect_timeout_secs and request_timeout_secs: must be at least 1".to_owned());
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::SqliteProvider;
 use crate::error::{EventError, Result, shorten};
-use crate::provider::validate::DEFAULT_MAX_PAYLOAD;
+use crate::provider::validate::{DEFAULT_MAX_PAYLOAD, check_max_bytes, check_max_payload};
 use crate::provider::{DEFAULT_TIMEOUT, EventProvider, ProviderUrl};
 use crate::subject::validate_prefix;
 
@@ -214,7 +214,6 @@ impl SqliteConfig {
 
     /// Checks what can be checked without opening the file.
     pub(super) fn check(&self) -> Result<()> {
-        const SMALLEST: usize = 256;
         validate_prefix(&self.subject_prefix)?;
         let refuse = |text: String| Err(EventError::Config(text));
         if self.path.as_os_str().is_empty() {
@@ -223,13 +222,8 @@ impl SqliteConfig {
         if self.stream_name.is_empty() {
             return refuse("stream_name \"\": must not be empty".to_owned());
         }
-        if self.max_payload < SMALLEST {
-            return refuse(format!("max_payload {}: must be at least {SMALLEST}", self.max_payload));
-        }
-        if self.max_bytes != 0 && self.max_bytes < SMALLEST as u64 {
-            let max = self.max_bytes;
-            return refuse(format!("max_bytes {max}: must be 0 (unlimited) or at least {SMALLEST}"));
-        }
+        check_max_payload(self.max_payload)?;
+        check_max_bytes(self.max_bytes)?;
         if self.busy_timeout >= DEFAULT_TIMEOUT {
             let (timeout, max) = (self.busy_timeout, DEFAULT_TIMEOUT);
             return refuse(format!(
