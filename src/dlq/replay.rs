@@ -4,6 +4,8 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Interval;
+
 use super::REPLAYS_KEY;
 use super::provider::{LetterFilter, LetterStatus, ProviderDlq, StoredLetter, publish_once};
 use super::record::Mark;
@@ -171,10 +173,7 @@ impl ProviderDlq {
                 // Somebody else was faster.
                 continue;
             }
-            if let Some(pace) = pace.as_mut().filter(|_| !replay.dry_run) {
-                pace.tick().await;
-            }
-            match self.replay_one(target, &letter, replay).await {
+            match self.replay_one(target, &letter, replay, pace.as_mut()).await {
                 Ok(Ok(())) => report.replayed.push(id),
                 Ok(Err(why)) => report.refused.push((id, why)),
                 Err(error) => return Err((Some(Box::new(letter)), error)),
@@ -210,6 +209,7 @@ impl ProviderDlq {
         target: &dyn EventProvider,
         letter: &StoredLetter,
         replay: &Replay,
+        pace: Option<&mut Interval>,
     ) -> Result<std::result::Result<(), String>> {
         let event = match self.event_to_replay(target, letter, replay.max_replays).await? {
             Ok(event) => event,
@@ -217,6 +217,9 @@ impl ProviderDlq {
         };
         if replay.dry_run {
             return Ok(Ok(()));
+        }
+        if let Some(pace) = pace {
+            pace.tick().await;
         }
         let replays = letter.replays + 1;
         // Never the id it was published with first: a dedup window would swallow it.
