@@ -290,10 +290,14 @@ impl Row for Planned {
 }
 
 pub(crate) async fn run(app: &mut App, Args { dlq_url, command }: Args) -> Outcome {
+    if let Some(url) = &dlq_url {
+        warn_of_credentials(url, Some("A3S_EVENT_DLQ_URL"));
+    }
+    let queue = dlq_url.or_else(|| app.config.dlq_url.clone());
     match command {
-        Command::List { which, limit } => list(app, dlq_url, which, limit).await,
+        Command::List { which, limit } => list(app, queue, which, limit).await,
         Command::Show { id } => {
-            let letter = open(app, dlq_url).await?.show(id).await?;
+            let letter = open(app, queue).await?.show(id).await?;
             if app.out.format == Format::Table {
                 app.out.format = Format::Json;
             }
@@ -301,7 +305,7 @@ pub(crate) async fn run(app: &mut App, Args { dlq_url, command }: Args) -> Outco
         }
         Command::Replay { chosen, dry_run, per_second, max_replays, limit } => {
             chosen.check()?;
-            let letters = open(app, dlq_url).await?;
+            let letters = open(app, queue).await?;
             let bus = app.connect().await?;
             let replay = match chosen.ids.as_slice() {
                 [] => Replay::matching(chosen.which.filter()),
@@ -320,20 +324,20 @@ pub(crate) async fn run(app: &mut App, Args { dlq_url, command }: Args) -> Outco
         }
         Command::Discard { chosen, dry_run } => {
             chosen.check()?;
-            let letters = open(app, dlq_url).await?;
+            let letters = open(app, queue).await?;
             discard(app, &letters, chosen, dry_run).await
         }
     }
 }
 
-async fn list(app: &mut App, dlq_url: Option<String>, which: Which, limit: usize) -> Outcome {
+async fn list(app: &mut App, queue: Option<String>, which: Which, limit: usize) -> Outcome {
     let is_all = which == Which::default();
-    let is_elsewhere = dlq_url.is_some() || app.config.dlq_url.is_some();
-    let url = match dlq_url.as_deref().or(app.config.dlq_url.as_deref()) {
+    let is_elsewhere = queue.is_some();
+    let url = match &queue {
         Some(bus) => app.config.named(bus)?,
         None => app.url()?.0,
     };
-    let letters = open(app, dlq_url).await?.find(&which.filter(), limit).await?;
+    let letters = open(app, queue).await?.find(&which.filter(), limit).await?;
     let rows: Vec<_> = letters.iter().map(LetterRow::new).collect();
     app.out.rows(&rows)?;
     if rows.is_empty() && limit > 0 && app.out.format == Format::Table {
@@ -394,11 +398,9 @@ fn unreplayed(error: ReplayError) -> Failure {
     }
 }
 
-async fn open(app: &mut App, dlq_url: Option<String>) -> Outcome<ProviderDlq> {
-    if let Some(url) = &dlq_url {
-        warn_of_credentials(url, Some("A3S_EVENT_DLQ_URL"));
-    }
-    let provider = match dlq_url.or_else(|| app.config.dlq_url.clone()) {
+/// The queue of this name or URL, or the bus that is meant.
+async fn open(app: &mut App, queue: Option<String>) -> Outcome<ProviderDlq> {
+    let provider = match queue {
         // A queue that is not there has no letters.
         Some(bus) => app.connect_to(&bus).await?,
         None => app.connect().await?,

@@ -1,9 +1,9 @@
 //! How runs end that do not succeed, and what may not be seen in the output.
 
 use std::io::Write as _;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
-use crate::bus::{Bus, ended, program};
+use crate::bus::{Bus, Ran, ended, program};
 
 #[test]
 fn usage_is_2_and_on_stderr() {
@@ -114,6 +114,17 @@ async fn an_unknown_outcome_is_5_and_names_the_event() {
     assert_eq!(bus.rows(&["history"]).len(), 2);
 }
 
+/// Runs a command that writes to a server, which answers no more as soon as it holds events of these subjects.
+async fn cut_off(command: &mut Command, target: &Bus, filter: &str) -> Ran {
+    let writing = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    while !target.holds(filter) {}
+    let server = target.server.as_ref().unwrap();
+    server.freeze().await;
+    let ran = ended(writing.wait_with_output().unwrap());
+    server.thaw();
+    ran
+}
+
 #[tokio::test]
 async fn a_replay_without_an_answer_is_5_and_can_be_repeated() {
     let bus = Bus::nats().await;
@@ -122,18 +133,7 @@ async fn a_replay_without_an_answer_is_5_and_can_be_repeated() {
     crate::letters::keep(&letters, &["events.a", "events.b"]).await;
     let url = format!("{}?request_timeout_secs=1", bus.url);
     let replay = ["dlq", "replay", "--all", "--per-second", "1", "--dlq-url", &letters.url];
-    let replaying = bus
-        .command(&replay)
-        .env("A3S_EVENT_URL", &url)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    while !bus.holds("events.a") {}
-    let server = bus.server.as_ref().unwrap();
-    server.freeze().await;
-    let ran = ended(replaying.wait_with_output().unwrap());
-    server.thaw();
+    let ran = cut_off(bus.command(&replay).env("A3S_EVENT_URL", &url), &bus, "events.a").await;
     assert_eq!(ran.code, 5, "{}", ran.stderr);
     assert!(
         ran.stderr.contains("was not replayed, 1 before it were") && ran.stderr.contains("evt-"),
@@ -150,17 +150,7 @@ async fn a_copy_without_an_answer_is_5_and_goes_on() {
     let (from, to) = (Bus::sqlite(), Bus::nats().await);
     from.publish("events.a", 20_000);
     let url = format!("{}?request_timeout_secs=1", to.url);
-    let copying = from
-        .command(&["copy", &from.url, &url])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    while !to.holds("events.>") {}
-    let server = to.server.as_ref().unwrap();
-    server.freeze().await;
-    let ran = ended(copying.wait_with_output().unwrap());
-    server.thaw();
+    let ran = cut_off(&mut from.command(&["copy", &from.url, &url]), &to, "events.>").await;
     assert!(ran.code == 5 && ran.stderr.contains("The same copy again"), "{}: {}", ran.code, ran.stderr);
     from.prints(&["copy", &from.url, &to.url]);
     from.prints(&["diff", &from.url, &to.url]);
