@@ -21,9 +21,9 @@ use crate::error::{BackendError, ErrorKind, EventError, Result};
 /// How long the server keeps one request.
 const EXPIRES: Duration = Duration::from_secs(30);
 /// How often it says that it still does.
-const HEARTBEAT: Duration = Duration::from_secs(3);
-/// Silence after which the request counts as lost: two heartbeats and some.
-const LOST: Duration = Duration::from_millis(7_500);
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// Silence after which the request counts as lost: three heartbeats and some.
+const LOST: Duration = Duration::from_millis(3_500);
 /// Longest wait for the end of a request that ends at once: a cancelled one, or one that does not wait for events.
 const END_DEADLINE: Duration = Duration::from_secs(5);
 /// Longest look for a consumer that nobody answers for.

@@ -24,7 +24,10 @@ use a3s_event_testkit::NatsServer;
 use a3s_event_testkit::nats_server::{OLDEST, unpacked};
 use serde_json::json;
 
-const SOON: Duration = Duration::from_secs(10);
+/// How long anything may take that waits for no lease, on the busiest machine.
+const SOON: Duration = Duration::from_secs(30);
+/// A call that outlives its deadline by more than this has none. A busy machine wakes it late, so that less decides nothing.
+const SLACK: Duration = Duration::from_secs(2);
 
 fn config(server: &NatsServer) -> NatsConfig {
     NatsConfig { url: server.url(), ..NatsConfig::default() }
@@ -98,11 +101,7 @@ async fn history_is_the_newest_of_many_and_leaves_no_consumer() {
         assert_eq!(page, [2_007, 1_007, 7]);
         let started = Instant::now();
         assert!(provider.history(Some("events.absent.>"), 50).await.unwrap().is_empty());
-        assert!(
-            started.elapsed() < Duration::from_secs(2),
-            "an absent category took {:?}",
-            started.elapsed()
-        );
+        assert!(started.elapsed() < SOON, "an absent category took {:?}", started.elapsed());
         assert_eq!(provider.info().await.unwrap().consumers, 0);
     }
 }
@@ -237,7 +236,7 @@ async fn no_server_is_an_error_in_time() {
     let started = Instant::now();
     let refused = NatsProvider::connect(NatsConfig { url, ..NatsConfig::default() }).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Connection, "{refused}");
-    assert!(refused.is_retryable() && started.elapsed() < Duration::from_secs(6));
+    assert!(refused.is_retryable() && started.elapsed() < Duration::from_secs(5) + SLACK);
 }
 
 #[tokio::test]
@@ -249,7 +248,7 @@ async fn a_publish_deadline_of_the_provider_ends_a_publish() {
     server.freeze().await;
     let started = Instant::now();
     let unknown = provider.publish(&event("a", 1)).await.unwrap_err();
-    assert!(unknown.may_be_stored() && started.elapsed() < Duration::from_millis(550), "{unknown:?}");
+    assert!(unknown.may_be_stored() && started.elapsed() < Duration::from_millis(300) + SLACK, "{unknown:?}");
     server.thaw();
 }
 
@@ -268,7 +267,7 @@ async fn a_frozen_server_leaves_the_outcome_open_and_the_retry_stores_once() {
     let unknown = provider.publish_with_options(&event("a", 2), &options).await.unwrap_err();
     let took = started.elapsed();
     assert!(unknown.may_be_stored() && unknown.is_retryable(), "{unknown:?}");
-    assert!(took < Duration::from_millis(1_250), "the call outlived its deadline: {took:?}");
+    assert!(took < Duration::from_secs(1) + SLACK, "the call outlived its deadline: {took:?}");
     server.thaw();
     let sequence = provider.publish_with_options(&event("a", 2), &options).await.unwrap();
     assert_eq!(sequence, 2);
@@ -299,7 +298,7 @@ async fn a_waiting_subscription_goes_on_after_a_crash_of_the_server() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let received = waiting.await.unwrap();
-    assert!(ready.elapsed() < Duration::from_secs(5), "consuming resumed after {:?}", ready.elapsed());
+    assert!(ready.elapsed() < SOON, "consuming resumed after {:?}", ready.elapsed());
     // The position may be behind after a crash: the first event can come again.
     assert!(received == [2] || received == [1, 2], "{received:?}");
     assert!(provider.health().await.unwrap());

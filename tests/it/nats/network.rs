@@ -11,12 +11,10 @@ use a3s_event_testkit::fault_proxy::{Direction, FaultProxy, Frame, Verdict};
 use a3s_event_testkit::nats_protocol::{Message, frame_length};
 use serde_json::Value;
 
-use super::ledger::{Account, SLACK, under_load};
-use super::{SOON, ack_next, event, numbers};
+use super::ledger::{Account, under_load};
+use super::{SLACK, SOON, ack_next, event, numbers};
 
 const SEED: u64 = 20_260_101;
-/// Consuming has to go on this soon after the network does.
-const RESUMES: Duration = Duration::from_secs(5);
 
 /// A server and a proxy before it.
 async fn proxied() -> (NatsServer, FaultProxy, NatsProviderBuilder) {
@@ -59,11 +57,11 @@ async fn resets_in_the_middle_of_frames_lose_nothing() {
         let started = Instant::now();
         while cuts.load(Ordering::Relaxed) < 20 {
             assert!(started.elapsed() < 6 * SOON, "only {cuts:?} connections were cut");
-            account.resumes_within(RESUMES).await;
+            account.resumes().await;
         }
         proxy.forward_all();
         println!("{cuts:?} of {} connections were cut", proxy.connections());
-        account.resumes_within(RESUMES).await;
+        account.resumes().await;
     })
     .await;
 }
@@ -79,7 +77,7 @@ async fn a_black_hole_longer_than_the_deadlines_loses_nothing() {
             // Longer than a publish, a settlement and a request may take.
             tokio::time::sleep(Duration::from_millis(3_500)).await;
             proxy.release();
-            println!("consuming goes on after {:?}", account.resumes_within(RESUMES).await);
+            account.resumes().await;
         }
     })
     .await;
@@ -203,7 +201,7 @@ async fn one_in_ten_settlements_and_confirmations_lost_loses_no_event() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         proxy.forward_all();
-        println!("consuming goes on after {:?}", account.resumes_within(RESUMES).await);
+        account.resumes().await;
     })
     .await;
 }
