@@ -271,7 +271,7 @@ impl Shared {
     ) -> Result<std::result::Result<T, jetstream::Error>> {
         let deadline = self.settings.config.request_timeout();
         let subject = Subject::from(format!("$JS.API.{subject}"));
-        let answer = self.link.request(&subject, &body, deadline).await;
+        let answer = self.link.ask(&subject, &body, deadline).await;
         let answer = answer.map_err(|none| none.into_error(operation, deadline))?;
         match serde_json::from_slice(&answer.payload) {
             Ok(Response::Ok(answer)) => Ok(Ok(answer)),

@@ -12,6 +12,8 @@ use async_nats::{
     Client, ConnectOptions, Event as ConnectionEvent, Message, Request, RequestError, ServerAddr,
     ServerError, Subject, jetstream,
 };
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
@@ -30,6 +32,9 @@ const LONGEST_REBUILD_DELAY: Duration = Duration::from_secs(30);
 const LASTED: Duration = Duration::from_secs(60);
 /// An answer that takes longer may have been lost, or be none: then it is found out why.
 const PATIENCE: Duration = Duration::from_millis(50);
+/// Pause before a question is asked again, which doubles up to the longest.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
+const LONGEST_ASK_AGAIN: Duration = Duration::from_secs(1);
 /// Refusals that are remembered for those who wait for an answer.
 const MAX_DENIALS: usize = 64;
 
@@ -167,8 +172,30 @@ impl Link {
         newest
     }
 
-    /// A request that does the same when it is sent twice: it is sent again on a new connection, where the answer to the
-    /// first one would never come.
+    /// A request that does the same however often it is carried out: it is sent again while there is no answer. A group of
+    /// a cluster that is choosing its leader drops what it is asked.
+    pub(super) async fn ask(
+        &self,
+        subject: &Subject,
+        body: &[u8],
+        deadline: Duration,
+    ) -> std::result::Result<Message, NoAnswer> {
+        let until = Instant::now() + deadline;
+        let mut asked = FuturesUnordered::new();
+        let mut pause = ASK_AGAIN;
+        loop {
+            asked.push(self.request(subject, body, until.duration_since(Instant::now())));
+            // Each ends by the deadline, so that this does.
+            tokio::select! {
+                biased;
+                Some(answer) = asked.next() => return answer,
+                () = tokio::time::sleep(pause) => pause = (2 * pause).min(LONGEST_ASK_AGAIN),
+            }
+        }
+    }
+
+    /// A request that may be carried out twice: it is sent again on a new connection, where the answer to the first one
+    /// would never come.
     pub(super) async fn request(
         &self,
         subject: &Subject,

@@ -27,9 +27,9 @@ const LOST: Duration = Duration::from_millis(3_500);
 /// Longest wait for the end of a request that ends at once: a cancelled one, or one that does not wait for events.
 const END_DEADLINE: Duration = Duration::from_secs(5);
 /// Longest look for a consumer that nobody answers for.
-const LOOK_UP: Duration = Duration::from_secs(1);
+const LOOK_UP: Duration = Duration::from_millis(500);
 const FIRST_RETRY: Duration = Duration::from_millis(20);
-const LAST_RETRY: Duration = Duration::from_secs(1);
+const LAST_RETRY: Duration = Duration::from_millis(250);
 /// What is fetched ahead is taken within this time if the calls go on as they came.
 const AHEAD: Duration = Duration::from_millis(50);
 /// The most that is fetched ahead.

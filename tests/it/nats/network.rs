@@ -135,6 +135,25 @@ async fn every_call_into_a_black_hole_ends_in_time() {
     }
 }
 
+/// A cluster that is choosing a leader drops questions like this.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_question_that_gets_no_answer_is_asked_again() {
+    let (_server, proxy, builder) = proxied().await;
+    let provider = builder.connect().await.unwrap();
+    provider.publish(&event("a", 1)).await.unwrap();
+    let dropped = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&dropped);
+    proxy.filter(move |frame| {
+        let is_question = frame.direction == Direction::ToServer
+            && Message::parse(frame.bytes)
+                .is_some_and(|asked| asked.subject.starts_with("$JS.API.STREAM.INFO."));
+        let is_dropped = is_question && counted.fetch_add(1, Ordering::Relaxed) < 2;
+        if is_dropped { Verdict::Drop } else { Verdict::Forward }
+    });
+    assert_eq!(provider.info().await.unwrap().messages, 1);
+    assert_eq!(dropped.load(Ordering::Relaxed), 3);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_settlement_is_told_and_the_event_comes_again() {
     let (_server, proxy, builder) = proxied().await;
