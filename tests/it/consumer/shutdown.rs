@@ -82,6 +82,8 @@ async fn a_second_shutdown_interrupts_and_gives_back(backend: Backend) {
     // They are there at once, long before their leases end.
     let next = bus.consumer("worker").subject("events.>").handle(|_| async { Ok(()) }).await.unwrap();
     assert_settled(&bus).await;
+    // Counted after it is settled.
+    next.shutdown().await.unwrap();
     assert_eq!(next.stats().handled, 2);
 }
 
