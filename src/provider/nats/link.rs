@@ -71,6 +71,9 @@ struct Denials {
     count: watch::Sender<u64>,
 }
 
+/// What a request gets.
+type Answer = std::result::Result<Message, NoAnswer>;
+
 /// Why a request got no answer.
 pub(super) enum NoAnswer {
     /// Not in time. It may have been carried out.
@@ -174,12 +177,7 @@ impl Link {
 
     /// A request that does the same however often it is carried out: it is sent again while there is no answer. A group of
     /// a cluster that is choosing its leader drops what it is asked.
-    pub(super) async fn ask(
-        &self,
-        subject: &Subject,
-        body: &[u8],
-        deadline: Duration,
-    ) -> std::result::Result<Message, NoAnswer> {
+    pub(super) async fn ask(&self, subject: &Subject, body: &[u8], deadline: Duration) -> Answer {
         let until = Instant::now() + deadline;
         let mut asked = FuturesUnordered::new();
         let mut pause = ASK_AGAIN;
@@ -196,12 +194,7 @@ impl Link {
 
     /// A request that may be carried out twice: it is sent again on a new connection, where the answer to the first one
     /// would never come.
-    pub(super) async fn request(
-        &self,
-        subject: &Subject,
-        body: &[u8],
-        deadline: Duration,
-    ) -> std::result::Result<Message, NoAnswer> {
+    pub(super) async fn request(&self, subject: &Subject, body: &[u8], deadline: Duration) -> Answer {
         let until = Instant::now() + deadline;
         loop {
             let connection = self.connection();
@@ -229,16 +222,11 @@ impl Link {
         subject: &Subject,
         request: Request,
         deadline: Duration,
-    ) -> std::result::Result<Message, NoAnswer> {
+    ) -> Answer {
         self.answer(subject, request, Instant::now() + deadline).await
     }
 
-    async fn answer(
-        &self,
-        subject: &Subject,
-        request: Request,
-        until: Instant,
-    ) -> std::result::Result<Message, NoAnswer> {
+    async fn answer(&self, subject: &Subject, request: Request, until: Instant) -> Answer {
         let since = Instant::now();
         let client = timeout_at(until, self.working()).await.map_err(|_| NoAnswer::Late)?;
         let client = client.map_err(NoAnswer::NoClient)?;

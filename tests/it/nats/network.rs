@@ -28,9 +28,13 @@ async fn proxied() -> (NatsServer, FaultProxy, NatsProviderBuilder) {
     (server, proxy, NatsProvider::builder(config))
 }
 
-fn is_settlement(frame: &Frame<'_>) -> bool {
+fn is_sent_to(frame: &Frame<'_>, subjects: &str) -> bool {
     frame.direction == Direction::ToServer
-        && Message::parse(frame.bytes).is_some_and(|message| message.subject.starts_with("$JS.ACK."))
+        && Message::parse(frame.bytes).is_some_and(|message| message.subject.starts_with(subjects))
+}
+
+fn is_settlement(frame: &Frame<'_>) -> bool {
+    is_sent_to(frame, "$JS.ACK.")
 }
 
 /// The answer to a publish: `{"stream": ..., "seq": ...}`.
@@ -141,17 +145,15 @@ async fn a_question_that_gets_no_answer_is_asked_again() {
     let (_server, proxy, builder) = proxied().await;
     let provider = builder.connect().await.unwrap();
     provider.publish(&event("a", 1)).await.unwrap();
-    let dropped = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&dropped);
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
     proxy.filter(move |frame| {
-        let is_question = frame.direction == Direction::ToServer
-            && Message::parse(frame.bytes)
-                .is_some_and(|asked| asked.subject.starts_with("$JS.API.STREAM.INFO."));
+        let is_question = is_sent_to(frame, "$JS.API.STREAM.INFO.");
         let is_dropped = is_question && counted.fetch_add(1, Ordering::Relaxed) < 2;
         if is_dropped { Verdict::Drop } else { Verdict::Forward }
     });
     assert_eq!(provider.info().await.unwrap().messages, 1);
-    assert_eq!(dropped.load(Ordering::Relaxed), 3);
+    assert_eq!(asked.load(Ordering::Relaxed), 3);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
