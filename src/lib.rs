@@ -32,6 +32,7 @@ pub mod bus;
 #[cfg_attr(docsrs, doc(cfg(feature = "cloudevents")))]
 pub mod cloudevents;
 pub mod crypto;
+mod deadline;
 pub mod dlq;
 pub mod error;
 mod hash;
@@ -84,8 +85,9 @@ pub use provider::nats::{NatsClient, NatsConfig, NatsProvider, NatsSubscription,
 #[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
 pub use provider::sqlite::{SqliteConfig, SqliteProvider};
 pub use provider::{
-    AckHandler, Capabilities, ConsumerInfo, Delivery, Durability, EventProvider, HistoryQuery, LeaseHolder,
-    PendingEvent, ProviderInfo, ProviderRegistry, PublishRequest, StoredEvent, Subscription, Support,
+    AckHandler, Capabilities, ConsumerInfo, ConsumerPosition, Delivery, Durability, EventProvider,
+    HistoryPage, HistoryQuery, LeaseHolder, PendingEvent, ProviderInfo, ProviderRegistry, PublishReceipt,
+    PublishRequest, StoredEvent, Subscription, SubscriptionEnd, Support, UnreadableRecord,
 };
 pub use scaling::{
     InstanceHealthPayload, InstanceReadyPayload, InstanceStoppedPayload, ScaleDownPayload, ScaleUpPayload,

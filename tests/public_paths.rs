@@ -170,7 +170,7 @@ async fn providers_of_both_generations_work() {
         let options = PublishOptions { msg_id: Some("m".into()), ..PublishOptions::default() };
         assert_eq!(bus.publish_event_with_options(&event, &options).await.unwrap(), 1);
         let batch = bus.publish_batch(&[event.clone(), event]).await;
-        assert!(batch.into_iter().all(|result| result.unwrap() == 1));
+        assert!(batch.into_iter().all(|result| result.unwrap().sequence == 1));
         let mut subscription = bus.provider().subscribe("orders.>").await.unwrap();
         assert!(subscription.next_delivery().await.unwrap().is_none());
         assert!(subscription.next_batch(5, Duration::from_secs(1)).await.is_none());

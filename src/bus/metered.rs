@@ -7,7 +7,8 @@ use async_trait::async_trait;
 
 use crate::error::Result;
 use crate::metrics::ConsumerMetrics;
-use crate::provider::{Delivery, PendingEvent, SettlementObserver, Subscription};
+use crate::provider::consumer::ConsumerConfig;
+use crate::provider::{Delivery, PendingEvent, SettlementObserver, Subscription, SubscriptionEnd};
 use crate::types::ReceivedEvent;
 
 /// Any subscription, counted. Adds nothing to wait for, so it is as cancel-safe as the one within.
@@ -73,6 +74,14 @@ impl Subscription for Metered {
 
     async fn lag(&self) -> Result<u64> {
         self.inner.lag().await.inspect(|lag| self.metrics.record_lag(*lag))
+    }
+
+    fn settings(&self) -> Option<ConsumerConfig> {
+        self.inner.settings()
+    }
+
+    fn end(&self) -> Option<SubscriptionEnd> {
+        self.inner.end()
     }
 
     async fn close(&mut self) -> Result<()> {

@@ -31,7 +31,8 @@ use crate::dlq::{DeadLetterEvent, DlqHandler};
 use crate::error::{EventError, Result};
 use crate::metrics::{BusMetrics, EventMetrics};
 use crate::provider::{
-    ConsumerInfo, EventProvider, HistoryQuery, ProviderInfo, ProviderRegistry, StoredEvent, poll_once,
+    ConsumerInfo, EventProvider, HistoryPage, HistoryQuery, ProviderInfo, ProviderRegistry, StoredEvent,
+    poll_once,
 };
 use crate::schema::SchemaRegistry;
 use crate::state::StateStore;
@@ -260,22 +261,44 @@ impl EventBus {
     }
 
     /// Stored events by filter, sequence and time, newest first. Payloads come decrypted; those that cannot be decrypted
-    /// stay as they are stored.
+    /// stay as they are stored. Records that cannot be read are left out; [`query_page`](EventBus::query_page) names them.
     ///
     /// # Errors
     ///
     /// As [`EventProvider::query`], and [`EventError::Timeout`].
     pub async fn query(&self, query: &HistoryQuery) -> Result<Vec<StoredEvent>> {
+        self.check_query()?;
+        let mut found = self.within_deadline("query", self.provider.query(query)).await?;
+        self.decrypt_all(&mut found);
+        Ok(found)
+    }
+
+    /// One page of stored events, with the records that cannot be read and the place where to go on. Payloads come
+    /// decrypted; those that cannot be decrypted stay as they are stored.
+    ///
+    /// # Errors
+    ///
+    /// As [`EventProvider::query_page`], and [`EventError::Timeout`].
+    pub async fn query_page(&self, query: &HistoryQuery) -> Result<HistoryPage> {
+        self.check_query()?;
+        let mut page = self.within_deadline("query", self.provider.query_page(query)).await?;
+        self.decrypt_all(&mut page.events);
+        Ok(page)
+    }
+
+    fn check_query(&self) -> Result<()> {
         if self.provider.capabilities().history_query.is_no() {
             return Err(crate::provider::unsupported("query", self.provider.name()));
         }
-        let mut found = self.within_deadline("query", self.provider.query(query)).await?;
-        for stored in &mut found {
+        Ok(())
+    }
+
+    fn decrypt_all(&self, found: &mut [StoredEvent]) {
+        for stored in found {
             if let Some(payload) = self.decrypted(&stored.event) {
                 Arc::make_mut(&mut stored.event).payload = payload;
             }
         }
-        Ok(found)
     }
 
     /// The newest `limit` dead letters, newest first. Payloads come decrypted; those that cannot be decrypted stay as they

@@ -7,8 +7,8 @@ use tracing::Instrument;
 
 use super::{EventBus, within};
 use crate::error::{EventError, Result};
-use crate::provider::PublishRequest;
 use crate::provider::validate::{validate_payload, validate_publish_options};
+use crate::provider::{PublishReceipt, PublishRequest};
 use crate::subject::{validate_category, validate_subject};
 use crate::trace;
 use crate::types::{Event, PublishOptions};
@@ -32,7 +32,7 @@ impl EventBus {
         validate_category(category).inspect_err(|_| self.metrics.record_publish_error())?;
         let subject = self.provider.build_subject(category, topic);
         let event = Event::new(subject, category, summary, source, payload);
-        let (_, stored) = self.publish_traced(&event, None).await?;
+        let (_, stored) = self.publish_traced(&event, &PublishOptions::default()).await?;
         let encrypted = match stored {
             Cow::Owned(encrypted) => Some(encrypted),
             Cow::Borrowed(_) => None,
@@ -51,7 +51,7 @@ impl EventBus {
     /// [`EventError::SchemaValidation`], the encryptor's error, [`EventError::Timeout`], and as
     /// [`EventProvider::publish`](crate::EventProvider::publish).
     pub async fn publish_event(&self, event: &Event) -> Result<u64> {
-        Ok(self.publish_traced(event, None).await?.0)
+        Ok(self.publish_traced(event, &PublishOptions::default()).await?.0.sequence)
     }
 
     /// Publishes an event with options and returns its sequence, or for a duplicate `msg_id` the first one's.
@@ -61,18 +61,51 @@ impl EventBus {
     /// As [`publish_event`](EventBus::publish_event); [`EventError::Unsupported`] before any I/O for an option that the
     /// provider declares absent; [`EventError::Conflict`] when `expected_sequence` is not the stream's last sequence.
     pub async fn publish_event_with_options(&self, event: &Event, opts: &PublishOptions) -> Result<u64> {
-        Ok(self.publish_traced(event, Some(opts)).await?.0)
+        Ok(self.publish_event_with_receipt(event, opts).await?.sequence)
+    }
+
+    /// As [`publish_event_with_options`](EventBus::publish_event_with_options), and tells a duplicate from a first publish.
+    /// A duplicate stores nothing and is routed to no trigger, because the first publish was.
+    ///
+    /// ```
+    /// use a3s_event::{Event, EventBus, PublishOptions};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> a3s_event::Result<()> {
+    /// let bus = EventBus::connect("memory://").await?;
+    /// let order = Event::new("events.orders.placed", "orders", "", "shop", serde_json::json!({ "id": 7 }));
+    /// let options = PublishOptions { msg_id: Some("order-7".to_owned()), ..PublishOptions::default() };
+    /// let first = bus.publish_event_with_receipt(&order, &options).await?;
+    /// let again = bus.publish_event_with_receipt(&order, &options).await?;
+    /// assert!(!first.duplicate && again.duplicate);
+    /// assert_eq!(first.sequence, again.sequence);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`publish_event_with_options`](EventBus::publish_event_with_options).
+    pub async fn publish_event_with_receipt(
+        &self,
+        event: &Event,
+        opts: &PublishOptions,
+    ) -> Result<PublishReceipt> {
+        Ok(self.publish_traced(event, opts).await?.0)
     }
 
     /// Publishes many events and returns one result per event, in order. An event that fails does not stop the ones
     /// behind it.
-    pub async fn publish_batch(&self, events: &[Event]) -> Vec<Result<u64>> {
+    pub async fn publish_batch(&self, events: &[Event]) -> Vec<Result<PublishReceipt>> {
         let requests: Vec<_> = events.iter().map(PublishRequest::from).collect();
         self.publish_batch_with_options(&requests).await
     }
 
     /// Publishes many events with options each and returns one result per event, in order.
-    pub async fn publish_batch_with_options(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<u64>> {
+    pub async fn publish_batch_with_options(
+        &self,
+        batch: &[PublishRequest<'_>],
+    ) -> Vec<Result<PublishReceipt>> {
         let span = trace::batch_span(self.provider.name(), batch.len());
         self.store_batch(batch).instrument(span).await
     }
@@ -81,8 +114,8 @@ impl EventBus {
     async fn publish_traced<'a>(
         &self,
         event: &'a Event,
-        options: Option<&PublishOptions>,
-    ) -> Result<(u64, Cow<'a, Event>)> {
+        options: &PublishOptions,
+    ) -> Result<(PublishReceipt, Cow<'a, Event>)> {
         let start = Instant::now();
         let span = trace::publish_span(self.provider.name(), event);
         let result = self.store_and_route(event, options, start).instrument(span.clone()).await;
@@ -96,30 +129,30 @@ impl EventBus {
     async fn store_and_route<'a>(
         &self,
         event: &'a Event,
-        options: Option<&PublishOptions>,
+        options: &PublishOptions,
         start: Instant,
-    ) -> Result<(u64, Cow<'a, Event>)> {
+    ) -> Result<(PublishReceipt, Cow<'a, Event>)> {
         self.check_publish(event, options)?;
         let mut stored = self.sealed(event)?;
         trace::inject(&mut stored);
         let deadline = self.publish_deadline(options);
-        let sequence = self.store(&stored, options, deadline).await?;
+        let call = self.provider.publish_with_receipt(&stored, options);
+        let answered = within(deadline, call).await;
+        let receipt = answered.unwrap_or_else(|| Err(self.no_answer(&stored.id, deadline)))?;
         self.metrics.record_publish(start);
         #[cfg(feature = "routing")]
-        if let Some(broker) = &self.broker {
+        if let Some(broker) = self.broker.as_ref().filter(|_| !receipt.duplicate) {
             broker.route_published(event, &stored).await;
         }
-        Ok((sequence, stored))
+        Ok((receipt, stored))
     }
 
     /// Everything that can be refused without I/O, from the cheapest to the dearest.
-    fn check_publish(&self, event: &Event, options: Option<&PublishOptions>) -> Result<()> {
+    fn check_publish(&self, event: &Event, options: &PublishOptions) -> Result<()> {
         validate_subject(&event.subject)?;
-        if let Some(options) = options {
-            validate_publish_options(options)?;
-            self.provider.capabilities().check_publish(self.provider.name(), options)?;
-            self.warn_of_undeclared(Some(options), None);
-        }
+        validate_publish_options(options)?;
+        self.provider.capabilities().check_publish(self.provider.name(), options)?;
+        self.warn_of_undeclared(Some(options), None);
         match &self.schema_registry {
             Some(registry) => {
                 registry.validate(event).inspect_err(|_| self.metrics.record_validation_error())
@@ -148,25 +181,12 @@ impl EventBus {
         }))
     }
 
-    async fn store(
-        &self,
-        event: &Event,
-        options: Option<&PublishOptions>,
-        deadline: Duration,
-    ) -> Result<u64> {
-        let call = match options {
-            Some(options) => self.provider.publish_with_options(event, options),
-            None => self.provider.publish(event),
-        };
-        within(deadline, call).await.unwrap_or_else(|| Err(self.no_answer(&event.id, deadline)))
-    }
-
-    async fn store_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<u64>> {
+    async fn store_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<PublishReceipt>> {
         let start = Instant::now();
         let sealed: Vec<Result<Cow<'_, Event>>> = batch
             .iter()
             .map(|entry| {
-                self.check_publish(entry.event, Some(&entry.options))?;
+                self.check_publish(entry.event, &entry.options)?;
                 let mut stored = self.sealed(entry.event)?;
                 trace::inject(&mut stored);
                 Ok(stored)
@@ -192,9 +212,8 @@ impl EventBus {
         results
     }
 
-    async fn send_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<u64>> {
-        let Some(deadline) = batch.iter().map(|entry| self.publish_deadline(Some(&entry.options))).max()
-        else {
+    async fn send_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<PublishReceipt>> {
+        let Some(deadline) = batch.iter().map(|entry| self.publish_deadline(&entry.options)).max() else {
             return Vec::new();
         };
         match within(deadline, self.provider.publish_batch(batch)).await {
@@ -211,7 +230,7 @@ impl EventBus {
         &self,
         batch: &[PublishRequest<'_>],
         sealed: &[Result<Cow<'_, Event>>],
-        answers: &[Result<u64>],
+        answers: &[Result<PublishReceipt>],
     ) {
         #[cfg(feature = "routing")]
         if let Some(broker) = &self.broker {
@@ -219,15 +238,17 @@ impl EventBus {
                 let stored: &Event = sealed.as_ref().ok()?;
                 Some((entry.event, stored))
             });
-            let stored = sent.zip(answers).filter(|(_, answer)| answer.is_ok()).map(|(sent, _)| sent);
+            let is_new =
+                |answer: &Result<PublishReceipt>| answer.as_ref().is_ok_and(|receipt| !receipt.duplicate);
+            let stored = sent.zip(answers).filter(|(_, answer)| is_new(answer)).map(|(sent, _)| sent);
             broker.route_batch(stored).await;
         }
         #[cfg(not(feature = "routing"))]
         let _ = (batch, sealed, answers);
     }
 
-    fn publish_deadline(&self, options: Option<&PublishOptions>) -> Duration {
-        options.and_then(|options| options.timeout_secs).map_or(self.operation_timeout, Duration::from_secs)
+    fn publish_deadline(&self, options: &PublishOptions) -> Duration {
+        options.timeout_secs.map_or(self.operation_timeout, Duration::from_secs)
     }
 
     fn no_answer(&self, id: &str, deadline: Duration) -> EventError {
@@ -240,7 +261,10 @@ impl EventBus {
 }
 
 /// Puts the provider's answers back among the entries that never got there.
-fn merge(sealed: Vec<Result<Cow<'_, Event>>>, answers: Vec<Result<u64>>) -> Vec<Result<u64>> {
+fn merge(
+    sealed: Vec<Result<Cow<'_, Event>>>,
+    answers: Vec<Result<PublishReceipt>>,
+) -> Vec<Result<PublishReceipt>> {
     let mut answers = answers.into_iter();
     sealed
         .into_iter()

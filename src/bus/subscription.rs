@@ -11,8 +11,9 @@ use super::dead_letter::{DeadLetters, Failure};
 use crate::crypto::EventEncryptor;
 use crate::dlq::FailureClass;
 use crate::error::{EventError, Result};
+use crate::provider::consumer::ConsumerConfig;
 use crate::provider::{
-    AckHandler, Delivery, PendingEvent, SettlementObserver, Subscription, UndecodableRecord,
+    AckHandler, Delivery, PendingEvent, SettlementObserver, Subscription, SubscriptionEnd, UndecodableRecord,
 };
 use crate::schema::SchemaRegistry;
 use crate::types::{Event, ReceivedEvent};
@@ -250,6 +251,14 @@ impl Subscription for BusSubscription {
 
     async fn lag(&self) -> Result<u64> {
         self.inner.lag().await
+    }
+
+    fn settings(&self) -> Option<ConsumerConfig> {
+        self.inner.settings()
+    }
+
+    fn end(&self) -> Option<SubscriptionEnd> {
+        self.inner.end()
     }
 
     async fn close(&mut self) -> Result<()> {

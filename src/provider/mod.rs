@@ -12,7 +12,9 @@ pub mod memory;
 #[cfg(feature = "nats")]
 #[cfg_attr(docsrs, doc(cfg(feature = "nats")))]
 pub mod nats;
+mod position;
 mod query;
+mod receipt;
 mod registry;
 #[cfg(feature = "sqlite")]
 #[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
@@ -31,7 +33,9 @@ pub(crate) use capability::unsupported;
 pub use capability::{Capabilities, Durability, Support};
 pub use delivery::{AckHandler, Delivery, LeaseHolder, PendingEvent, UndecodableRecord};
 pub(crate) use delivery::{LeaseRef, Settle, Settlement, SettlementObserver};
-pub use query::{ConsumerInfo, HistoryQuery, StoredEvent};
+pub use position::{ConsumerPosition, SubscriptionEnd};
+pub use query::{ConsumerInfo, HistoryPage, HistoryQuery, StoredEvent, UnreadableRecord};
+pub use receipt::PublishReceipt;
 pub use registry::{ProviderRegistry, ProviderUrl};
 
 use crate::error::Result;
@@ -146,12 +150,24 @@ pub trait EventProvider: Send + Sync {
         self.publish(event).await
     }
 
+    /// Stores one event with options, and tells a duplicate from a first publish.
+    ///
+    /// The default calls [`publish_with_options`](EventProvider::publish_with_options) and reports no duplicate; a provider
+    /// that declares the capability `dedup` implements this method.
+    ///
+    /// # Errors
+    ///
+    /// As [`publish_with_options`](EventProvider::publish_with_options).
+    async fn publish_with_receipt(&self, event: &Event, opts: &PublishOptions) -> Result<PublishReceipt> {
+        self.publish_with_options(event, opts).await.map(PublishReceipt::stored)
+    }
+
     /// Stores many events and returns one result per event, in order. An event that fails does not stop the ones behind
     /// it. Needs the capability `batch_publish` to be more than one publish after the other, which is the default.
-    async fn publish_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<u64>> {
+    async fn publish_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<PublishReceipt>> {
         let mut results = Vec::with_capacity(batch.len());
         for request in batch {
-            results.push(self.publish_with_options(request.event, &request.options).await);
+            results.push(self.publish_with_receipt(request.event, &request.options).await);
         }
         results
     }
@@ -190,15 +206,48 @@ pub trait EventProvider: Send + Sync {
         self.subscribe(filter_subject).await
     }
 
-    /// Reads stored events by filter, sequence and time. Needs the capability `history_query`.
+    /// Reads stored events by filter, sequence and time, newest first. The page names every record in its range that cannot
+    /// be read as an event, and says where to go on. Needs the capability `history_query`.
     ///
     /// # Errors
     ///
     /// [`Unsupported`](crate::EventError::Unsupported) without the capability; otherwise as
     /// [`history`](EventProvider::history).
-    async fn query(&self, query: &HistoryQuery) -> Result<Vec<StoredEvent>> {
+    async fn query_page(&self, query: &HistoryQuery) -> Result<HistoryPage> {
         let _ = query;
         Err(unsupported("query", self.name()))
+    }
+
+    /// Exactly the newest events that a query asks for, from as many [pages](EventProvider::query_page) as it takes. Records
+    /// that cannot be read are left out; only a page names them. Needs the capability `history_query`.
+    ///
+    /// # Errors
+    ///
+    /// As [`query_page`](EventProvider::query_page).
+    async fn query(&self, query: &HistoryQuery) -> Result<Vec<StoredEvent>> {
+        let mut page = self.query_page(query).await?;
+        let mut found = page.events;
+        while let Some(next) = page.next
+            && found.len() < query.limit
+        {
+            let mut rest = query.clone().before_sequence(next);
+            rest.limit = query.limit - found.len();
+            page = self.query_page(&rest).await?;
+            found.append(&mut page.events);
+        }
+        Ok(found)
+    }
+
+    /// Moves a durable consumer to another position. What was delivered and not settled is forgotten: a settlement of it
+    /// is refused. Open subscriptions stay open and go on from the new position.
+    ///
+    /// # Errors
+    ///
+    /// [`Unsupported`](crate::EventError::Unsupported) by default; [`NotFound`](crate::EventError::NotFound) when there is
+    /// no durable consumer of this name; otherwise the backend's error.
+    async fn reset_consumer(&self, consumer_name: &str, position: ConsumerPosition) -> Result<()> {
+        let _ = (consumer_name, position);
+        Err(unsupported("reset_consumer", self.name()))
     }
 
     /// Position, lag and pending events of every consumer. Needs the capability `consumer_info`.
@@ -328,6 +377,19 @@ pub trait Subscription: Send + Sync {
     /// [`Unsupported`](crate::EventError::Unsupported) unless the provider has the capability `consumer_info`.
     async fn lag(&self) -> Result<u64> {
         Err(unsupported("lag", "unknown"))
+    }
+
+    /// The settings in force, with every default filled in, as last read from the backend. They can differ from those that
+    /// were asked for: a consumer that was opened without options keeps its own. `None`, the default, means that the
+    /// provider cannot tell.
+    fn settings(&self) -> Option<consumer::ConsumerConfig> {
+        None
+    }
+
+    /// Why the subscription ended, once a `next*` method returned `Ok(None)`. `None`, the default, means that it is open or
+    /// that the provider cannot tell.
+    fn end(&self) -> Option<SubscriptionEnd> {
+        None
     }
 
     /// Ends the subscription: what it holds but has not handed out is given back without counting an attempt. A durable

@@ -91,6 +91,84 @@ impl StoredEvent {
     }
 }
 
+/// One answer to a history query: events and what could not be read, newest first, and how far the search went.
+///
+/// ```
+/// use a3s_event::{EventProvider, HistoryQuery, MemoryProvider};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> a3s_event::Result<()> {
+/// let provider = MemoryProvider::default();
+/// let mut query = HistoryQuery::new(100).filter("events.orders.>");
+/// loop {
+///     let page = provider.query_page(&query).await?;
+///     for record in &page.unreadable {
+///         eprintln!("sequence {} cannot be read: {}", record.sequence, record.reason);
+///     }
+///     match page.next {
+///         Some(before) => query = query.before_sequence(before),
+///         None => break,
+///     }
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct HistoryPage {
+    /// The matching events, newest first; at most as many as the query's limit.
+    pub events: Vec<StoredEvent>,
+    /// Records in the searched range that cannot be read as events, newest first. Where a record does not tell its subject,
+    /// the filter cannot leave it out.
+    pub unreadable: Vec<UnreadableRecord>,
+    /// The lowest sequence that was looked at: everything from here to the end of the query's range was searched. `None`
+    /// when the range is empty.
+    pub searched_from: Option<u64>,
+    /// Where the next page begins: a value for [`HistoryQuery::before_sequence`]. `None` means that the whole range was
+    /// searched.
+    pub next: Option<u64>,
+}
+
+impl HistoryPage {
+    /// The page of a search through a range whose lowest sequence is `first`, which looked at nothing below
+    /// `searched_from`. For providers.
+    pub fn new(
+        events: Vec<StoredEvent>,
+        unreadable: Vec<UnreadableRecord>,
+        searched_from: Option<u64>,
+        first: u64,
+    ) -> Self {
+        let next = searched_from.filter(|from| *from > first);
+        Self { events, unreadable, searched_from, next }
+    }
+
+    /// Whether the whole range of the query was searched, so that there is no next page.
+    pub fn is_complete(&self) -> bool {
+        self.next.is_none()
+    }
+}
+
+/// A stored record that cannot be read as an event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct UnreadableRecord {
+    /// Its sequence in the stream.
+    pub sequence: u64,
+    /// The subject under which it is stored, where that can be read.
+    pub subject: Option<String>,
+    /// When it was stored, in Unix milliseconds, where that can be read.
+    pub stored_at: Option<u64>,
+    /// Why it cannot be read.
+    pub reason: String,
+}
+
+impl UnreadableRecord {
+    /// A record of which nothing else is known. For providers.
+    pub fn new(sequence: u64, reason: impl Into<String>) -> Self {
+        Self { sequence, subject: None, stored_at: None, reason: reason.into() }
+    }
+}
+
 /// The state of one consumer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use a3s_event::consumer::HandlerError;
 use a3s_event::dlq::{LetterFilter, LetterStatus, REPLAYS_KEY, Replay};
-use a3s_event::provider::{Capabilities, HistoryQuery, StoredEvent};
+use a3s_event::provider::{Capabilities, HistoryPage, HistoryQuery};
 use a3s_event::{
     DeadLetter, DlqHandler, Event, EventBus, EventError, EventProvider, FailureClass, MemoryProvider,
     ProviderDlq, ProviderInfo, PublishOptions, ReceivedEvent, Result, Subscription,
@@ -304,8 +304,8 @@ impl EventProvider for Forgetful {
     async fn history(&self, filter: Option<&str>, limit: usize) -> Result<Vec<Event>> {
         self.0.history(filter, limit).await
     }
-    async fn query(&self, query: &HistoryQuery) -> Result<Vec<StoredEvent>> {
-        self.0.query(query).await
+    async fn query_page(&self, query: &HistoryQuery) -> Result<HistoryPage> {
+        self.0.query_page(query).await
     }
     async fn unsubscribe(&self, name: &str) -> Result<()> {
         self.0.unsubscribe(name).await

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use a3s_event::provider::PublishRequest;
+use a3s_event::provider::{PublishReceipt, PublishRequest};
 use a3s_event::{
     Capabilities, ErrorKind, Event, EventBus, EventError, EventProvider, EventSchema, HistoryQuery,
     MemoryProvider, MemorySchemaRegistry, ProviderInfo, PublishOptions, Result, SchemaRegistry, Subscription,
@@ -96,7 +96,8 @@ async fn a_batch_reports_each_entry_where_it_stands() {
         event("events.market.c", 4),
     ];
     let results = bus.publish_batch(&events).await;
-    let sequences: Vec<Option<u64>> = results.iter().map(|result| result.as_ref().ok().copied()).collect();
+    let sequences: Vec<Option<u64>> =
+        results.iter().map(|result| Some(result.as_ref().ok()?.sequence)).collect();
     assert_eq!(sequences, [Some(1), None, None, Some(2)]);
     let metrics = bus.metrics().snapshot();
     assert_eq!((metrics.publish_count, metrics.publish_errors), (2, 2));
@@ -105,7 +106,10 @@ async fn a_batch_reports_each_entry_where_it_stands() {
     let options = PublishOptions { msg_id: Some("once".into()), ..PublishOptions::default() };
     let twice = [PublishRequest::new(&events[0], options.clone()), PublishRequest::new(&events[3], options)];
     let results = bus.publish_batch_with_options(&twice).await;
-    assert_eq!(results.into_iter().map(Result::unwrap).collect::<Vec<_>>(), [3, 3]);
+    assert_eq!(
+        results.into_iter().map(Result::unwrap).collect::<Vec<_>>(),
+        [PublishReceipt::stored(3), PublishReceipt::duplicate(3)]
+    );
 }
 
 /// A provider that never answers.

@@ -9,8 +9,8 @@ use a3s_event::broker::{DeliverySettings, TriggerSpec};
 use a3s_event::consumer::Backoff;
 use a3s_event::{
     Broker, CollectorSink, DeliverPolicy, DlqHandler, Event, EventBus, EventError, EventProvider, EventSink,
-    FailingSink, InProcessSink, MemoryProvider, ProviderInfo, PublishOptions, Subscription, TopicSink,
-    Trigger, TriggerFilter,
+    FailingSink, InProcessSink, MemoryProvider, ProviderInfo, PublishOptions, PublishRequest, Subscription,
+    TopicSink, Trigger, TriggerFilter,
 };
 
 use crate::backend::{Backend, on_every_provider};
@@ -41,6 +41,26 @@ async fn publish(bus: &EventBus, numbers: impl Iterator<Item = u64>) {
 
 async fn numbers(sink: &CollectorSink) -> Vec<u64> {
     sink.events().await.iter().map(|event| event.payload["number"].as_u64().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn a_duplicate_is_routed_to_nobody() {
+    let sink = Arc::new(CollectorSink::new("sink"));
+    let broker = Arc::new(Broker::new());
+    let trigger = Trigger::new("t", TriggerFilter::by_subject("events.>"), sink.clone());
+    broker.add_trigger(trigger).await;
+    let mut bus = EventBus::new(MemoryProvider::default());
+    bus.set_broker(broker);
+    let options = PublishOptions { msg_id: Some("order-7".into()), ..PublishOptions::default() };
+    let first = bus.publish_event_with_receipt(&event("events.a", 1), &options).await.unwrap();
+    let again = bus.publish_event_with_receipt(&event("events.a", 2), &options).await.unwrap();
+    assert_eq!((first.duplicate, again.duplicate, again.sequence), (false, true, first.sequence));
+    let (third, fourth) = (event("events.a", 3), event("events.a", 4));
+    let batch = [PublishRequest::new(&third, options), PublishRequest::from(&fourth)];
+    for receipt in bus.publish_batch_with_options(&batch).await {
+        receipt.unwrap();
+    }
+    assert_eq!(numbers(&sink).await, [1, 4], "each stored event once, and no duplicate");
 }
 
 async fn settled(bus: &EventBus) -> bool {

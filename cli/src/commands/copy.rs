@@ -264,7 +264,7 @@ async fn publish(target: &dyn EventProvider, events: &[&Event], mut last: u64) -
     }
     let results = target.publish_batch(&requests).await;
     for (result, event) in results.into_iter().zip(events) {
-        last = result.map_err(|error| unpublished(&error, event))?;
+        last = result.map_err(|error| unpublished(&error, event))?.sequence;
     }
     Ok(last)
 }

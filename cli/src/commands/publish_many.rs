@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use a3s_event::provider::PublishReceipt;
 use a3s_event::{Event, EventError, EventProvider, PublishRequest};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Deserialize, Serialize};
@@ -95,9 +96,9 @@ impl Publisher {
         }
         let results = self.send(&events, run.is_some()).await;
         let stored = results.iter().take_while(|result| result.is_ok()).count();
-        for sequence in results.iter().flatten() {
+        for receipt in results.iter().flatten() {
             published.events += 1;
-            published.last_sequence = published.last_sequence.max(*sequence);
+            published.last_sequence = published.last_sequence.max(receipt.sequence);
         }
         if stored < results.len() {
             ended = Err(failed(&numbers, &events, &results));
@@ -118,7 +119,7 @@ impl Publisher {
         Ok(event)
     }
 
-    async fn send(&self, events: &[Event], resumes: bool) -> Vec<Result<u64, EventError>> {
+    async fn send(&self, events: &[Event], resumes: bool) -> Vec<Result<PublishReceipt, EventError>> {
         let dedup = resumes || self.args.fields.id.is_some() || self.args.many.events;
         let requests: Vec<_> = events
             .iter()
@@ -129,7 +130,7 @@ impl Publisher {
 }
 
 /// The failure of a batch: the events whose outcome is unknown, else the first refusal.
-fn failed(numbers: &[u64], events: &[Event], results: &[Result<u64, EventError>]) -> Failure {
+fn failed(numbers: &[u64], events: &[Event], results: &[Result<PublishReceipt, EventError>]) -> Failure {
     let errors =
         || results.iter().zip(events).filter_map(|(result, event)| Some((result.as_ref().err()?, event)));
     let unknown = || errors().filter(|(error, _)| error.may_be_stored());

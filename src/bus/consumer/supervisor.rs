@@ -9,6 +9,7 @@ use tokio::task::{JoinError, JoinSet};
 use super::handle::{ConsumerState, GRACE};
 use super::worker::give_back;
 use super::{Command, Runtime, told};
+use crate::deadline::After;
 use crate::error::{EventError, Result};
 
 /// Owns every task of a consumer; they end with it.
@@ -73,7 +74,7 @@ impl Supervisor {
 
     /// Ends everything; returns how many handlers had to be interrupted.
     async fn drain(&mut self) -> u64 {
-        let deadline = tokio::time::Instant::now() + self.drain_deadline;
+        let deadline = tokio::time::Instant::now().after(self.drain_deadline);
         let mut command = self.command.subscribe();
         // Fetchers end soon: none of them waits for a handler.
         let closing = tokio::time::timeout_at(deadline, join_all(&mut self.fetchers));

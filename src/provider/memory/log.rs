@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
 
-use crate::provider::{HistoryQuery, StoredEvent};
+use crate::provider::{HistoryPage, HistoryQuery, StoredEvent};
 use crate::subject::subject_matches;
 use crate::types::Event;
 
@@ -190,7 +190,7 @@ impl Log {
     }
 
     /// The newest matches of a query, newest first.
-    pub(super) fn query(&self, query: &HistoryQuery) -> Vec<StoredEvent> {
+    pub(super) fn page(&self, query: &HistoryQuery) -> HistoryPage {
         let since = query.since_sequence.unwrap_or(0).max(self.first);
         let since = query.since_time.map_or(since, |time| since.max(self.first_stored_since(time)));
         let before = query.before_sequence.unwrap_or(u64::MAX).min(self.last() + 1);
@@ -200,13 +200,19 @@ impl Log {
             None => (since..before).rev().take(query.limit).collect(),
             Some(filter) => self.newest_matches(filter, since, before, query.limit),
         };
-        sequences
+        let events: Vec<_> = sequences
             .into_iter()
             .filter_map(|sequence| {
                 let entry = self.entry(sequence)?;
                 Some(StoredEvent::new(Arc::clone(&entry.event), sequence, entry.stored_at))
             })
-            .collect()
+            .collect();
+        let searched_from = match events.last() {
+            Some(oldest) if events.len() == query.limit => Some(oldest.sequence),
+            _ if query.limit == 0 => Some(before),
+            _ => Some(since),
+        };
+        HistoryPage::new(events, Vec::new(), searched_from.filter(|_| since < before), since)
     }
 
     /// A frequent filter is served by reading backwards; when that finds too little, a rare one by its subjects.
@@ -300,7 +306,7 @@ mod tests {
     }
 
     fn sequences(log: &Log, query: &HistoryQuery) -> Vec<u64> {
-        log.query(query).iter().map(|stored| stored.sequence).collect()
+        log.page(query).events.iter().map(|stored| stored.sequence).collect()
     }
 
     proptest! {

@@ -21,8 +21,8 @@ use self::stream::{Dropped, Lifecycle, Stream};
 use self::subscription::ConsumerCell;
 use super::consumer::{Consumer, ConsumerConfig, Time};
 use super::{
-    Capabilities, ConsumerInfo, Durability, EventProvider, HistoryQuery, ProviderInfo, PublishRequest,
-    StoredEvent, Subscription,
+    Capabilities, ConsumerInfo, Durability, EventProvider, HistoryPage, HistoryQuery, ProviderInfo,
+    PublishReceipt, PublishRequest, Subscription,
 };
 use crate::error::{EventError, Result};
 use crate::subject::{validate_consumer_name, validate_filter_under};
@@ -205,14 +205,18 @@ impl Shared {
 #[async_trait]
 impl EventProvider for MemoryProvider {
     async fn publish(&self, event: &Event) -> Result<u64> {
-        self.shared.publish(event, &PublishOptions::default())
+        self.shared.publish(event, &PublishOptions::default()).map(|receipt| receipt.sequence)
     }
 
     async fn publish_with_options(&self, event: &Event, opts: &PublishOptions) -> Result<u64> {
+        self.shared.publish(event, opts).map(|receipt| receipt.sequence)
+    }
+
+    async fn publish_with_receipt(&self, event: &Event, opts: &PublishOptions) -> Result<PublishReceipt> {
         self.shared.publish(event, opts)
     }
 
-    async fn publish_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<u64>> {
+    async fn publish_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<PublishReceipt>> {
         self.shared.publish_batch(batch)
     }
 
@@ -255,11 +259,11 @@ impl EventProvider for MemoryProvider {
         Ok(found.into_iter().map(|stored| Arc::unwrap_or_clone(stored.event)).collect())
     }
 
-    async fn query(&self, query: &HistoryQuery) -> Result<Vec<StoredEvent>> {
+    async fn query_page(&self, query: &HistoryQuery) -> Result<HistoryPage> {
         if let Some(filter) = &query.filter {
             validate_filter_under(filter, &self.shared.settings.config.subject_prefix)?;
         }
-        Ok(self.shared.read().log.query(query))
+        Ok(self.shared.read().log.page(query))
     }
 
     async fn unsubscribe(&self, consumer_name: &str) -> Result<()> {

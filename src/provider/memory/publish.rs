@@ -8,9 +8,9 @@ use super::Shared;
 use super::log::SubjectId;
 use super::stream::{Dropped, Lifecycle, Stream};
 use crate::error::{EventError, Result};
-use crate::provider::PublishRequest;
 use crate::provider::consumer::Time;
 use crate::provider::validate::{validate_event, validate_publish_options};
+use crate::provider::{PublishReceipt, PublishRequest};
 use crate::types::{Event, PublishOptions, unix_millis};
 
 /// The `msg_id`s of the dedup window and the sequences they were stored under.
@@ -61,22 +61,22 @@ enum Stored {
 }
 
 impl Shared {
-    pub(super) fn publish(&self, event: &Event, options: &PublishOptions) -> Result<u64> {
+    pub(super) fn publish(&self, event: &Event, options: &PublishOptions) -> Result<PublishReceipt> {
         let prepared = self.prepare(event, options)?;
         let mut dropped = Dropped::default();
         let stored = self.store(&mut self.write(), prepared, &mut dropped)?;
         if let Stored::New { subject, has_readers: true, .. } = stored {
             self.read().wake_readers(subject, &event.subject);
         }
-        Ok(stored.sequence())
+        Ok(stored.receipt())
     }
 
     /// Stores a batch in few exclusive sections, each short enough to keep nobody waiting.
-    pub(super) fn publish_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<u64>> {
+    pub(super) fn publish_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<PublishReceipt>> {
         batch.chunks(EVENTS_PER_SECTION).flat_map(|section| self.publish_section(section)).collect()
     }
 
-    fn publish_section(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<u64>> {
+    fn publish_section(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<PublishReceipt>> {
         let prepared: Vec<_> = batch.iter().map(|entry| self.prepare(entry.event, &entry.options)).collect();
         let mut dropped = Dropped::default();
         let stored: Vec<Result<Stored>> = {
@@ -93,7 +93,7 @@ impl Shared {
             }
         }
         drop(stream);
-        stored.into_iter().map(|stored| stored.map(|stored| stored.sequence())).collect()
+        stored.into_iter().map(|stored| stored.map(|stored| stored.receipt())).collect()
     }
 
     fn prepare<'a>(&self, event: &Event, options: &'a PublishOptions) -> Result<Prepared<'a>> {
@@ -131,9 +131,10 @@ impl Shared {
 }
 
 impl Stored {
-    fn sequence(&self) -> u64 {
+    fn receipt(&self) -> PublishReceipt {
         match self {
-            Self::New { sequence, .. } | Self::Duplicate { sequence } => *sequence,
+            Self::New { sequence, .. } => PublishReceipt::stored(*sequence),
+            Self::Duplicate { sequence } => PublishReceipt::duplicate(*sequence),
         }
     }
 }

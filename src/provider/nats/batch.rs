@@ -15,7 +15,7 @@ use super::client::Shared;
 use super::error::PROVIDER;
 use super::publish::{Acknowledged, stored};
 use crate::error::{BackendError, ErrorKind, EventError, Result};
-use crate::provider::PublishRequest;
+use crate::provider::{PublishReceipt, PublishRequest};
 use crate::types::Event;
 
 /// Most events in a batch; the server's own limit unless it is configured.
@@ -127,7 +127,7 @@ struct Chunk<'a> {
 
 impl Shared {
     /// Publishes the entries in order and answers for each.
-    pub(super) async fn publish_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<u64>> {
+    pub(super) async fn publish_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<PublishReceipt>> {
         // A batch is stored as a whole or not at all: what the server may say of a single entry must not be possible.
         let is_plain = |entry: &PublishRequest<'_>| {
             entry.options.msg_id.is_none() && entry.options.expected_sequence.is_none()
@@ -146,7 +146,7 @@ impl Shared {
         }
     }
 
-    async fn publish_and_measure(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<u64>> {
+    async fn publish_and_measure(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<PublishReceipt>> {
         let (sample, rest) = batch.split_at(SAMPLE);
         let per_event =
             |begun: Instant, count: usize| begun.elapsed() / u32::try_from(count).unwrap_or(u32::MAX);
@@ -164,7 +164,7 @@ impl Shared {
 
     /// Publishes the entries in few writes and answers for each, in order. While the server commits a batch, the next one
     /// is on its way, all but its commit.
-    async fn publish_atomically(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<u64>> {
+    async fn publish_atomically(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<PublishReceipt>> {
         let mut results = Vec::with_capacity(batch.len());
         let mut left = batch;
         let mut on_its_way: Option<Chunk<'_>> = None;
@@ -225,7 +225,7 @@ impl Shared {
         Some(sending)
     }
 
-    async fn commit(&self, chunk: Chunk<'_>) -> Vec<Result<u64>> {
+    async fn commit(&self, chunk: Chunk<'_>) -> Vec<Result<PublishReceipt>> {
         let Chunk { entries, refused, sending, deadline } = chunk;
         let stored = entries.len() - refused.len();
         let outcome = match sending {
@@ -235,7 +235,7 @@ impl Shared {
         };
         let mut results = match outcome {
             Outcome::Refused => return self.publish_pipelined(entries).await,
-            Outcome::Stored(acknowledged) => sequences(acknowledged, stored),
+            Outcome::Stored(acknowledged) => receipts(acknowledged, stored),
             Outcome::Unknown(error) => {
                 let reason = error.to_string();
                 std::iter::repeat_with(|| Err(EventError::Timeout(reason.clone()))).take(stored).collect()
@@ -248,12 +248,12 @@ impl Shared {
     }
 }
 
-/// The sequences of a stored batch, which follow each other up to the last.
-fn sequences(stored: Acknowledged, sent: usize) -> Vec<Result<u64>> {
-    let Acknowledged { sequence: last, count: stored } = stored;
+/// The receipts of a stored batch, whose sequences follow each other up to the last.
+fn receipts(stored: Acknowledged, sent: usize) -> Vec<Result<PublishReceipt>> {
+    let Acknowledged { sequence: last, count: stored, duplicate: _ } = stored;
     let count = u64::try_from(sent).unwrap_or(u64::MAX);
     let answer = |place: u64| match last.checked_sub(count - place) {
-        Some(sequence @ 1..) if stored == Some(count) => Ok(sequence),
+        Some(sequence @ 1..) if stored == Some(count) => Ok(PublishReceipt::stored(sequence)),
         _ => {
             let reason =
                 format!("a batch of {count} events was acknowledged as {stored:?} up to sequence {last}");
@@ -269,13 +269,14 @@ mod tests {
 
     #[test]
     fn the_sequences_of_a_batch_end_with_the_last_one() {
-        let answers: Vec<_> = sequences(Acknowledged { sequence: 12, count: Some(3) }, 3)
+        let acknowledged = |sequence, count| Acknowledged { sequence, count, duplicate: false };
+        let answers: Vec<_> = receipts(acknowledged(12, Some(3)), 3)
             .into_iter()
-            .map(Result::unwrap)
+            .map(|receipt| receipt.unwrap().sequence)
             .collect();
         assert_eq!(answers, [10, 11, 12]);
         for (sequence, count) in [(12, Some(2)), (12, None), (2, Some(3))] {
-            let answers = sequences(Acknowledged { sequence, count }, 3);
+            let answers = receipts(acknowledged(sequence, count), 3);
             assert!(answers.first().unwrap().as_ref().is_err_and(EventError::may_be_stored), "{answers:?}");
         }
     }

@@ -102,7 +102,7 @@ impl NatsClient {
     ///
     /// As there.
     pub async fn publish(&self, event: &Event) -> Result<u64> {
-        self.shared.publish(event, &PublishOptions::default()).await
+        self.shared.publish(event, &PublishOptions::default()).await.map(|receipt| receipt.sequence)
     }
 
     /// Stores one event with options; see
@@ -112,7 +112,7 @@ impl NatsClient {
     ///
     /// As there.
     pub async fn publish_with_options(&self, event: &Event, opts: &PublishOptions) -> Result<u64> {
-        self.shared.publish(event, opts).await
+        self.shared.publish(event, opts).await.map(|receipt| receipt.sequence)
     }
 
     /// Opens a durable consumer as it is; see

@@ -19,7 +19,7 @@ use super::error::{PROVIDER, connection_ended, refused, timeout};
 use super::subscription::Position;
 use super::wire::decode;
 use crate::error::{BackendError, ErrorKind, Result};
-use crate::provider::{HistoryQuery, StoredEvent};
+use crate::provider::{HistoryPage, HistoryQuery, StoredEvent};
 use crate::subject::validate_filter_under;
 
 /// Records per request.
@@ -44,6 +44,11 @@ struct Record {
 }
 
 impl Shared {
+    /// Exactly the newest `limit` events that match, newest first.
+    pub(super) async fn page(&self, query: &HistoryQuery) -> Result<HistoryPage> {
+        Ok(HistoryPage::new(self.query(query).await?, Vec::new(), None, 0))
+    }
+
     /// Exactly the newest `limit` events that match, newest first.
     pub(super) async fn query(&self, query: &HistoryQuery) -> Result<Vec<StoredEvent>> {
         let everything = format!("{}.>", self.prefix());

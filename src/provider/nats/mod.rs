@@ -25,8 +25,8 @@ pub use subscription::NatsSubscription;
 pub use wire::Wire;
 
 use super::{
-    Capabilities, ConsumerInfo, EventProvider, HistoryQuery, ProviderInfo, PublishRequest, StoredEvent,
-    Subscription, Support,
+    Capabilities, ConsumerInfo, EventProvider, HistoryPage, HistoryQuery, ProviderInfo, PublishReceipt,
+    PublishRequest, Subscription, Support,
 };
 use crate::error::Result;
 use crate::types::{Event, PublishOptions, SubscribeOptions};
@@ -76,7 +76,11 @@ impl EventProvider for NatsProvider {
         self.client.publish_with_options(event, opts).await
     }
 
-    async fn publish_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<u64>> {
+    async fn publish_with_receipt(&self, event: &Event, opts: &PublishOptions) -> Result<PublishReceipt> {
+        self.client.shared.publish(event, opts).await
+    }
+
+    async fn publish_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<PublishReceipt>> {
         self.client.shared.publish_batch(batch).await
     }
 
@@ -114,8 +118,8 @@ impl EventProvider for NatsProvider {
         self.client.history(filter_subject, limit).await
     }
 
-    async fn query(&self, query: &HistoryQuery) -> Result<Vec<StoredEvent>> {
-        self.client.shared.query(query).await
+    async fn query_page(&self, query: &HistoryQuery) -> Result<HistoryPage> {
+        self.client.shared.page(query).await
     }
 
     async fn unsubscribe(&self, consumer_name: &str) -> Result<()> {

@@ -15,8 +15,8 @@ use super::error::{PROVIDER, refused};
 use super::link::NoAnswer;
 use super::wire::Wire;
 use crate::error::{BackendError, ErrorKind, EventError, Result};
-use crate::provider::PublishRequest;
 use crate::provider::validate::{validate_event, validate_publish_options};
+use crate::provider::{PublishReceipt, PublishRequest};
 use crate::types::{Event, PublishOptions};
 
 /// What JetStream says of what it stored.
@@ -25,13 +25,26 @@ pub(super) struct Acknowledged {
     /// Of the last event.
     #[serde(rename = "seq")]
     pub(super) sequence: u64,
+    /// Whether an earlier message of the same id is stored.
+    #[serde(default)]
+    pub(super) duplicate: bool,
     /// How many events there are in a batch.
     pub(super) count: Option<u64>,
 }
 
+impl Acknowledged {
+    fn receipt(&self) -> PublishReceipt {
+        if self.duplicate {
+            PublishReceipt::duplicate(self.sequence)
+        } else {
+            PublishReceipt::stored(self.sequence)
+        }
+    }
+}
+
 impl Shared {
-    /// Stores one event and returns its sequence. The error says whether it may have been stored.
-    pub(super) async fn publish(&self, event: &Event, options: &PublishOptions) -> Result<u64> {
+    /// Stores one event. The error says whether it may have been stored.
+    pub(super) async fn publish(&self, event: &Event, options: &PublishOptions) -> Result<PublishReceipt> {
         self.check_open()?;
         let body = self.encode(event, options)?;
         let size = body.len();
@@ -49,13 +62,16 @@ impl Shared {
             answer => answer.map_err(|none| none.into_error("publish", deadline))?,
         };
         match stored(&answer)? {
-            Ok(acknowledged) => Ok(acknowledged.sequence),
+            Ok(acknowledged) => Ok(acknowledged.receipt()),
             Err(error) => self.not_stored(error, options).await,
         }
     }
 
     /// A bounded number of entries waits for its answers at once.
-    pub(super) async fn publish_pipelined(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<u64>> {
+    pub(super) async fn publish_pipelined(
+        &self,
+        batch: &[PublishRequest<'_>],
+    ) -> Vec<Result<PublishReceipt>> {
         let mut results = Vec::with_capacity(batch.len());
         let mut in_flight = FuturesOrdered::new();
         for entry in batch {
@@ -88,7 +104,7 @@ impl Shared {
     }
 
     /// What a refusal means: an error, unless it refuses the retry of what is stored already.
-    async fn not_stored(&self, error: jetstream::Error, options: &PublishOptions) -> Result<u64> {
+    async fn not_stored(&self, error: jetstream::Error, options: &PublishOptions) -> Result<PublishReceipt> {
         let wrong_sequence = matches!(
             error.error_code(),
             ErrorCode::STREAM_WRONG_LAST_SEQUENCE | ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT
@@ -101,7 +117,7 @@ impl Shared {
         if let Some(msg_id) = &options.msg_id
             && self.msg_id_of(expected.saturating_add(1)).await.as_ref() == Some(msg_id)
         {
-            return Ok(expected.saturating_add(1));
+            return Ok(PublishReceipt::duplicate(expected.saturating_add(1)));
         }
         Err(EventError::Conflict {
             resource: format!("stream '{}'", self.stream_name()),

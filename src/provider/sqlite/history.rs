@@ -9,17 +9,40 @@ use super::checksum;
 use super::error::Sql;
 use super::store::{signed, unsigned};
 use crate::error::without_values;
-use crate::provider::{HistoryQuery, StoredEvent};
+use crate::provider::{HistoryPage, HistoryQuery, StoredEvent, UnreadableRecord};
 use crate::subject::subject_matches;
 
+/// Records of one page that cannot be read; the next page goes on behind them.
+const MAX_UNREADABLE: usize = 1_000;
+
+/// What a page holds so far.
+#[derive(Default)]
+struct Found {
+    events: Vec<StoredEvent>,
+    unreadable: Vec<UnreadableRecord>,
+    /// The record that was looked at last.
+    oldest: Option<u64>,
+}
+
+impl Found {
+    fn add(&mut self, row: &Row<'_>) -> Sql<()> {
+        self.oldest = Some(unsigned(row.get(0)?));
+        match decode(row)? {
+            Ok(event) => self.events.push(event),
+            Err(unreadable) => self.unreadable.push(unreadable),
+        }
+        Ok(())
+    }
+
+    fn is_full(&self, limit: usize) -> bool {
+        self.events.len() >= limit || self.unreadable.len() >= MAX_UNREADABLE
+    }
+}
+
 /// The newest matches of a query, newest first. `everything` is the filter that selects all that can be stored.
-pub(super) fn query(
-    connection: &Connection,
-    query: &HistoryQuery,
-    everything: &str,
-) -> Sql<Vec<StoredEvent>> {
+pub(super) fn page(connection: &Connection, query: &HistoryQuery, everything: &str) -> Sql<HistoryPage> {
     let Some((first, last)) = bounds(connection)? else {
-        return Ok(Vec::new());
+        return Ok(HistoryPage::default());
     };
     let from_time = |time| first_stored_since(connection, time).map(|found| found.unwrap_or(last + 1));
     let mut since = query.since_sequence.unwrap_or(0).max(first);
@@ -30,16 +53,21 @@ pub(super) fn query(
     if let Some(time) = query.before_time {
         before = before.min(from_time(time)?);
     }
-    if since >= before || query.limit == 0 {
-        return Ok(Vec::new());
+    if since >= before {
+        return Ok(HistoryPage::default());
     }
-    match query.filter.as_deref().filter(|filter| *filter != ">" && *filter != everything) {
-        None => newest(connection, since, before, query.limit),
-        Some(filter) => newest_matches(connection, filter, since, before, query.limit)?
-            .into_iter()
-            .filter_map(|sequence| stored(connection, sequence).transpose())
-            .collect(),
+    if query.limit == 0 {
+        return Ok(HistoryPage::new(Vec::new(), Vec::new(), Some(before), since));
     }
+    let found = match query.filter.as_deref().filter(|filter| *filter != ">" && *filter != everything) {
+        None => newest(connection, since, before, query.limit)?,
+        Some(filter) => {
+            let matches = newest_matches(connection, filter, since, before, query.limit)?;
+            stored(connection, &matches, query.limit)?
+        }
+    };
+    let searched_from = if found.is_full(query.limit) { found.oldest } else { Some(since) };
+    Ok(HistoryPage::new(found.events, found.unreadable, searched_from, since))
 }
 
 /// First and last retained sequence.
@@ -53,47 +81,56 @@ fn bounds(connection: &Connection) -> Sql<Option<(u64, u64)>> {
     Ok(end("ASC")?.zip(end("DESC")?))
 }
 
-fn newest(connection: &Connection, since: u64, before: u64, limit: usize) -> Sql<Vec<StoredEvent>> {
+fn newest(connection: &Connection, since: u64, before: u64, limit: usize) -> Sql<Found> {
     let mut statement = connection.prepare_cached(
         "SELECT sequence, subject, stored_at, checksum, record FROM events WHERE sequence >= ?1 AND sequence < ?2
          ORDER BY sequence DESC",
     )?;
     let mut rows = statement.query(params![signed(since), signed(before)])?;
-    let mut found = Vec::new();
-    while found.len() < limit
+    let mut found = Found::default();
+    while !found.is_full(limit)
         && let Some(row) = rows.next()?
     {
-        found.extend(decode(row)?);
+        found.add(row)?;
     }
     Ok(found)
 }
 
-fn stored(connection: &Connection, sequence: u64) -> Sql<Option<StoredEvent>> {
-    let found = connection
-        .prepare_cached(
-            "SELECT sequence, subject, stored_at, checksum, record FROM events WHERE sequence = ?1",
-        )?
-        .query_row([signed(sequence)], decode)
-        .optional()?;
-    Ok(found.flatten())
-}
-
-/// `None` for a record that is damaged or not an event: consumers are told about it, history leaves it out.
-fn decode(row: &Row<'_>) -> Sql<Option<StoredEvent>> {
-    let (sequence, subject, stored_at) = (row.get(0)?, row.get(1)?, row.get(2)?);
-    let record = row.get_ref(4)?.as_blob()?;
-    if row.get::<_, i64>(3)? != checksum::of_event(sequence, subject, stored_at, record) {
-        tracing::warn!(sequence, "history leaves out a record that does not match its checksum");
-        return Ok(None);
-    }
-    match serde_json::from_slice(record) {
-        Ok(event) => Ok(Some(StoredEvent::new(Arc::new(event), unsigned(sequence), unsigned(stored_at)))),
-        Err(error) => {
-            let error = without_values(&error);
-            tracing::warn!(sequence, error, "history leaves out a record that is not an event");
-            Ok(None)
+/// The records with these sequences.
+fn stored(connection: &Connection, sequences: &[u64], limit: usize) -> Sql<Found> {
+    let mut statement = connection.prepare_cached(
+        "SELECT sequence, subject, stored_at, checksum, record FROM events WHERE sequence = ?1",
+    )?;
+    let mut found = Found::default();
+    for sequence in sequences {
+        if found.is_full(limit) {
+            break;
+        }
+        let mut rows = statement.query([signed(*sequence)])?;
+        if let Some(row) = rows.next()? {
+            found.add(row)?;
         }
     }
+    Ok(found)
+}
+
+/// The inner error is a record that is damaged or not an event.
+fn decode(row: &Row<'_>) -> Sql<Result<StoredEvent, UnreadableRecord>> {
+    let (sequence, subject, stored_at) = (row.get(0)?, row.get(1)?, row.get(2)?);
+    let record = row.get_ref(4)?.as_blob()?;
+    let reason = if row.get::<_, i64>(3)? != checksum::of_event(sequence, subject, stored_at, record) {
+        "it does not match its checksum".to_owned()
+    } else {
+        match serde_json::from_slice(record) {
+            Ok(event) => {
+                return Ok(Ok(StoredEvent::new(Arc::new(event), unsigned(sequence), unsigned(stored_at))));
+            }
+            Err(error) => without_values(&error),
+        }
+    };
+    let mut unreadable = UnreadableRecord::new(unsigned(sequence), reason);
+    unreadable.stored_at = Some(unsigned(stored_at));
+    Ok(Err(unreadable))
 }
 
 /// A frequent filter is served by reading backwards; when that finds too little, a rare one by its subjects.

@@ -36,8 +36,8 @@ use self::store::Store;
 use self::writer::Writer;
 use super::consumer::ConsumerConfig;
 use super::{
-    Capabilities, ConsumerInfo, DEFAULT_TIMEOUT, Durability, EventProvider, HistoryQuery, ProviderInfo,
-    PublishRequest, StoredEvent, Subscription,
+    Capabilities, ConsumerInfo, DEFAULT_TIMEOUT, Durability, EventProvider, HistoryPage, HistoryQuery,
+    ProviderInfo, PublishReceipt, PublishRequest, Subscription,
 };
 use crate::error::{EventError, Result};
 use crate::subject::{validate_consumer_name, validate_filter_under};
@@ -159,14 +159,18 @@ impl Shared {
 #[async_trait]
 impl EventProvider for SqliteProvider {
     async fn publish(&self, event: &Event) -> Result<u64> {
-        self.shared.publish(event, &PublishOptions::default()).await
+        self.shared.publish(event, &PublishOptions::default()).await.map(|receipt| receipt.sequence)
     }
 
     async fn publish_with_options(&self, event: &Event, opts: &PublishOptions) -> Result<u64> {
+        self.shared.publish(event, opts).await.map(|receipt| receipt.sequence)
+    }
+
+    async fn publish_with_receipt(&self, event: &Event, opts: &PublishOptions) -> Result<PublishReceipt> {
         self.shared.publish(event, opts).await
     }
 
-    async fn publish_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<u64>> {
+    async fn publish_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<PublishReceipt>> {
         self.shared.publish_batch(batch).await
     }
 
@@ -206,13 +210,13 @@ impl EventProvider for SqliteProvider {
         Ok(found.into_iter().map(|stored| Arc::unwrap_or_clone(stored.event)).collect())
     }
 
-    async fn query(&self, query: &HistoryQuery) -> Result<Vec<StoredEvent>> {
+    async fn query_page(&self, query: &HistoryQuery) -> Result<HistoryPage> {
         if let Some(filter) = &query.filter {
             validate_filter_under(filter, &self.shared.config.subject_prefix)?;
         }
         let query = self.shared.retained(query);
         let everything = format!("{}.>", self.shared.config.subject_prefix);
-        self.shared.read("history", move |connection| history::query(connection, &query, &everything)).await
+        self.shared.read("history", move |connection| history::page(connection, &query, &everything)).await
     }
 
     async fn unsubscribe(&self, consumer_name: &str) -> Result<()> {

@@ -13,7 +13,7 @@ use super::queue::{Access, Size, answered, ended};
 use super::store::{Store, signed, unsigned};
 use crate::error::{BackendError, EventError, Result};
 use crate::provider::validate::{validate_event, validate_publish_options};
-use crate::provider::{DEFAULT_TIMEOUT, PublishRequest};
+use crate::provider::{DEFAULT_TIMEOUT, PublishReceipt, PublishRequest};
 use crate::types::{Event, PublishOptions, unix_millis};
 
 /// An event that passed all checks that need no file.
@@ -33,7 +33,7 @@ struct Part {
 }
 
 impl Shared {
-    pub(super) async fn publish(&self, event: &Event, options: &PublishOptions) -> Result<u64> {
+    pub(super) async fn publish(&self, event: &Event, options: &PublishOptions) -> Result<PublishReceipt> {
         let prepared = self.prepare(event, options)?;
         let bytes = prepared.record.len();
         let patience = options.timeout_secs.map_or(DEFAULT_TIMEOUT, Duration::from_secs);
@@ -41,7 +41,7 @@ impl Shared {
         stored.pop().unwrap_or_else(|| Err(ended()))
     }
 
-    pub(super) async fn publish_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<u64>> {
+    pub(super) async fn publish_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<PublishReceipt>> {
         let mut results = Vec::with_capacity(batch.len());
         let mut part = Part::default();
         for PublishRequest { event, options } in batch {
@@ -71,15 +71,15 @@ impl Shared {
     }
 
     /// Stores the entries that passed their checks and puts the answers in the places of all.
-    async fn store(&self, part: Part) -> Vec<Result<u64>> {
+    async fn store(&self, part: Part) -> Vec<Result<PublishReceipt>> {
         let Part { entries, bytes, patience } = part;
         let mut results = Vec::with_capacity(entries.len());
         let mut prepared = Vec::new();
         for entry in entries {
-            // Zero stands in for the sequence until it is known.
+            // Stands in for the receipt until it is known.
             results.push(entry.map(|entry| {
                 prepared.push(entry);
-                0
+                PublishReceipt::stored(0)
             }));
         }
         if prepared.is_empty() {
@@ -101,7 +101,7 @@ impl Shared {
         prepared: Vec<Prepared>,
         bytes: usize,
         patience: Duration,
-    ) -> Result<Vec<Result<u64>>> {
+    ) -> Result<Vec<Result<PublishReceipt>>> {
         let size = Size { events: prepared.len(), bytes };
         let work = move |store: &mut Store| {
             let now_ms = unix_millis();
@@ -144,12 +144,12 @@ fn for_one_entry(error: &Arc<EventError>) -> EventError {
 
 impl Store {
     /// Stores one event. The inner error concerns this event alone.
-    fn publish(&mut self, entry: Prepared, now_ms: u64) -> Sql<Result<u64>> {
+    fn publish(&mut self, entry: Prepared, now_ms: u64) -> Sql<Result<PublishReceipt>> {
         // A duplicate comes before the expected sequence, or the retry of a stored publish would meet a conflict.
         if let Some(msg_id) = &entry.msg_id
             && let Some(sequence) = self.find_duplicate(msg_id, now_ms)?
         {
-            return Ok(Ok(sequence));
+            return Ok(Ok(PublishReceipt::duplicate(sequence)));
         }
         let last = self.counters()?.last;
         if let Some(expected) = entry.expected_sequence.filter(|expected| *expected != last) {
@@ -164,7 +164,7 @@ impl Store {
         if let Some(msg_id) = &entry.msg_id {
             self.remember(msg_id, sequence, now_ms)?;
         }
-        Ok(Ok(sequence))
+        Ok(Ok(PublishReceipt::stored(sequence)))
     }
 
     fn append(&mut self, entry: &Prepared, now_ms: u64) -> Sql<u64> {

@@ -32,6 +32,8 @@ stream {
         "Every field of an event is delivered and read back as it was published."
     a_msg_id_is_stored_once [Dedup]
         "Publishing again with the same msg_id stores nothing and returns the first sequence."
+    a_duplicate_is_reported [Dedup]
+        "The receipt of a publish says whether its msg_id was stored before, also within a batch."
     different_msg_ids_are_stored [Dedup]
         "Events with different msg_ids, and events without, are all stored."
     a_msg_id_is_checked_before_the_expected_sequence [Dedup, ExpectedSequence]

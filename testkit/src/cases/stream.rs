@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use a3s_event::provider::PublishRequest;
+use a3s_event::provider::{PublishReceipt, PublishRequest};
 use a3s_event::{DeliverPolicy, ErrorKind, Event, EventError, PublishOptions, SubscribeOptions};
 use tokio::sync::Mutex;
 
@@ -128,6 +128,30 @@ pub(super) async fn different_msg_ids_are_stored(w: &World<'_>) {
     w.check_eq("stored events", &w.stored().await, &4);
 }
 
+pub(super) async fn a_duplicate_is_reported(w: &World<'_>) {
+    let (event, options) = (w.event("a"), msg_id(&w.name("order")));
+    let publish = async |event: &Event, options: &PublishOptions| {
+        let receipt = w.call("publish_with_receipt", w.provider.publish_with_receipt(event, options)).await;
+        w.ok("publish_with_receipt", receipt)
+    };
+    let first = publish(&event, &options).await;
+    w.check("the first publish is no duplicate", !first.duplicate);
+    let again = publish(&w.event("another"), &options).await;
+    w.check_eq("receipt of the second publish", &again, &PublishReceipt::duplicate(first.sequence));
+    let other = publish(&event, &PublishOptions::default()).await;
+    w.check("a publish without msg_id is no duplicate", !other.duplicate);
+
+    let batch = [
+        PublishRequest::new(&event, options),
+        PublishRequest::new(&event, msg_id(&w.name("another order"))),
+        PublishRequest::from(&event),
+    ];
+    let receipts = w.call("publish_batch", w.provider.publish_batch(&batch)).await;
+    let duplicates: Vec<_> =
+        receipts.into_iter().map(|receipt| w.ok("an entry", receipt).duplicate).collect();
+    w.check_eq("duplicates in a batch", &duplicates, &vec![true, false, false]);
+}
+
 pub(super) async fn a_msg_id_is_checked_before_the_expected_sequence(w: &World<'_>) {
     let mut options = msg_id(&w.name("order"));
     options.expected_sequence = Some(w.publish("a").await);
@@ -211,7 +235,7 @@ pub(super) async fn a_batch_answers_in_order(w: &World<'_>) {
     let answers = w.call("publish_batch", w.provider.publish_batch(&batch)).await;
     w.check_eq("answers", &answers.len(), &20);
     for (event, answer) in events.iter().zip(answers) {
-        let sequence = w.ok("an entry of the batch", answer);
+        let sequence = w.ok("an entry of the batch", answer).sequence;
         let delivery = reader.next().await;
         w.check_eq(
             "sequence and id",
@@ -244,8 +268,8 @@ pub(super) async fn batch_entries_keep_their_options(w: &World<'_>) {
         PublishRequest::from(&events[2]),
     ];
     let answers = w.call("publish_batch", w.provider.publish_batch(&batch)).await;
-    let sequences: Vec<_> = answers.into_iter().map(|answer| w.ok("an entry", answer)).collect();
-    w.check_eq("sequence of the duplicate", &sequences[1], &sequences[0]);
+    let receipts: Vec<_> = answers.into_iter().map(|answer| w.ok("an entry", answer)).collect();
+    w.check_eq("sequence of the duplicate", &receipts[1].sequence, &receipts[0].sequence);
     w.check_eq("stored events", &w.stored().await, &2);
 }
 
@@ -431,7 +455,7 @@ async fn publish_ahead(w: &World<'_>) -> Vec<u64> {
     for _ in 0..15 {
         let published = tokio::time::timeout(SOON, w.provider.publish_batch(&batch)).await;
         let Ok(answers) = published else { w.fail(&format!("publish_batch did not return within {SOON:?}")) };
-        sequences.extend(answers.into_iter().map(|answer| w.ok("an entry", answer)));
+        sequences.extend(answers.into_iter().map(|answer| w.ok("an entry", answer).sequence));
     }
     sequences
 }

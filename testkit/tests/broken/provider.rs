@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use a3s_event::provider::PublishRequest;
 use a3s_event::provider::validate::{validate_event, validate_publish_options};
+use a3s_event::provider::{HistoryPage, PublishReceipt, PublishRequest};
 use a3s_event::subject::{validate_consumer_name, validate_filter_under, validate_published};
 use a3s_event::{
     Capabilities, ConsumerInfo, DeliverPolicy, Event, EventError, EventProvider, HistoryQuery,
-    MemoryProvider, ProviderInfo, PublishOptions, Result, StoredEvent, SubscribeOptions, Subscription,
+    MemoryProvider, ProviderInfo, PublishOptions, Result, SubscribeOptions, Subscription,
 };
 use async_trait::async_trait;
 
@@ -276,28 +276,31 @@ impl Faulty {
     }
 
     /// Publishes without a look at what is declared absent.
-    async fn store(&self, event: &Event, options: &PublishOptions) -> Result<u64> {
+    async fn store(&self, event: &Event, options: &PublishOptions) -> Result<PublishReceipt> {
         let (mut event, mut options) = (event.clone(), options.clone());
         self.before_publish().await?;
         self.spoil_event(&mut event);
         self.spoil_options(&event, &mut options).await?;
         let count = self.state.published.fetch_add(1, Ordering::SeqCst);
         if self.has(Defect::LosesOneIn50) && count % 50 == 49 {
-            return Ok(self.inner.info().await?.messages + 1);
+            return Ok(PublishReceipt::stored(self.inner.info().await?.messages + 1));
         }
         let remembered = options.msg_id.clone().filter(|_| self.has(Defect::DedupsForEver));
         if let Some(msg_id) = &remembered
             && let Some(sequence) = self.state.msg_ids.lock().unwrap().get(msg_id)
         {
-            return Ok(*sequence);
+            return Ok(PublishReceipt::duplicate(*sequence));
         }
-        let sequence = self.inner.publish_with_options(&event, &options).await?;
-        self.state.last_of_subject.lock().unwrap().insert(event.subject, sequence);
-        self.state.msg_ids.lock().unwrap().extend(remembered.map(|id| (id, sequence)));
+        let mut receipt = self.inner.publish_with_receipt(&event, &options).await?;
+        self.state.last_of_subject.lock().unwrap().insert(event.subject, receipt.sequence);
+        self.state.msg_ids.lock().unwrap().extend(remembered.map(|id| (id, receipt.sequence)));
         if self.has(Defect::SequencesRepeat) {
-            return Ok(sequence / 2);
+            receipt.sequence /= 2;
         }
-        Ok(sequence)
+        if self.has(Defect::HidesDuplicates) {
+            receipt.duplicate = false;
+        }
+        Ok(receipt)
     }
 
     async fn wait_for_more(&self, found: usize, limit: usize) {
@@ -314,22 +317,28 @@ impl EventProvider for Faulty {
     }
 
     async fn publish_with_options(&self, event: &Event, options: &PublishOptions) -> Result<u64> {
+        Ok(self.publish_with_receipt(event, options).await?.sequence)
+    }
+
+    async fn publish_with_receipt(&self, event: &Event, options: &PublishOptions) -> Result<PublishReceipt> {
         if !self.has(Defect::IgnoresDeclarations) {
             self.capabilities.check_publish(self.name(), options)?;
         }
         self.store(event, options).await
     }
 
-    async fn publish_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<u64>> {
+    async fn publish_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<PublishReceipt>> {
         let mut answers = Vec::new();
         for PublishRequest { event, options, .. } in batch {
             answers.push(match self.defect {
                 Some(Defect::BatchStopsAtFailure) if answers.last().is_some_and(Result::is_err) => {
                     Err(EventError::Provider("stopped".to_owned()))
                 }
-                Some(Defect::BatchIgnoresOptions) => self.publish(event).await,
+                Some(Defect::BatchIgnoresOptions) => {
+                    self.publish_with_receipt(event, &PublishOptions::default()).await
+                }
                 Some(Defect::IgnoresDeclarationsInBatches) => self.store(event, options).await,
-                _ => self.publish_with_options(event, options).await,
+                _ => self.publish_with_receipt(event, options).await,
             });
         }
         if self.has(Defect::BatchAnswersReversed) {
@@ -429,7 +438,7 @@ impl EventProvider for Faulty {
         Ok(found)
     }
 
-    async fn query(&self, query: &HistoryQuery) -> Result<Vec<StoredEvent>> {
+    async fn query_page(&self, query: &HistoryQuery) -> Result<HistoryPage> {
         self.refuse(self.capabilities.history_query.is_no(), "query")?;
         let mut query = query.clone();
         match self.defect {
@@ -442,19 +451,19 @@ impl EventProvider for Faulty {
             Some(Defect::QueryIgnoresFilterWithTime) if query.since_time.is_some() => query.filter = None,
             Some(Defect::QueryUsesEventTimestamps) => {
                 let (since, before) = (query.since_time.take(), query.before_time.take());
-                let mut found = self.inner.query(&query).await?;
-                for stored in &mut found {
+                let mut page = self.inner.query_page(&query).await?;
+                for stored in &mut page.events {
                     stored.stored_at = stored.event.timestamp;
                 }
-                found.retain(|stored| {
+                page.events.retain(|stored| {
                     since.is_none_or(|since| stored.stored_at >= since)
                         && before.is_none_or(|before| stored.stored_at < before)
                 });
-                return Ok(found);
+                return Ok(page);
             }
             _ => {}
         }
-        self.inner.query(&query).await
+        self.inner.query_page(&query).await
     }
 
     async fn unsubscribe(&self, name: &str) -> Result<()> {

@@ -15,7 +15,7 @@ async fn atomic(config: NatsConfig) -> NatsProvider {
 }
 
 async fn publish(provider: &NatsProvider, batch: &[PublishRequest<'_>]) -> Vec<Option<u64>> {
-    provider.publish_batch(batch).await.into_iter().map(Result::ok).collect()
+    provider.publish_batch(batch).await.into_iter().map(|answer| Some(answer.ok()?.sequence)).collect()
 }
 
 /// How many of the stored messages came in an atomic batch.
@@ -69,7 +69,7 @@ async fn what_the_server_refuses_as_a_batch_is_answered_for_each_event() {
     let events = events(5);
     let batch: Vec<_> = events.iter().map(PublishRequest::from).collect();
     let answers = provider.publish_batch(&batch).await;
-    let stored: Vec<_> = answers.iter().map(|answer| answer.as_ref().ok().copied()).collect();
+    let stored: Vec<_> = answers.iter().map(|answer| Some(answer.as_ref().ok()?.sequence)).collect();
     assert_eq!(stored, [Some(1), Some(2), Some(3), None, None]);
     assert!(answers.iter().skip(3).all(|answer| answer.as_ref().is_err_and(|error| !error.may_be_stored())));
     assert_eq!(numbers(&provider.history(None, 10).await.unwrap()), [3, 2, 1]);
