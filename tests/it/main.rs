@@ -26,6 +26,8 @@ mod cloudevents;
 mod codec;
 mod consumer;
 mod dead_letters;
+#[cfg(all(feature = "nats", feature = "sqlite"))]
+mod differential;
 mod documentation;
 #[cfg(all(feature = "cloudevents", feature = "cron", feature = "encryption"))]
 mod fuzz;
