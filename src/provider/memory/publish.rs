@@ -8,9 +8,10 @@ use super::Shared;
 use super::log::SubjectId;
 use super::stream::{Dropped, Lifecycle, Stream};
 use crate::error::{EventError, Result};
+use crate::provider::PublishRequest;
 use crate::provider::consumer::Time;
+use crate::provider::receipt::{PublishReceipt, answered_without_storing};
 use crate::provider::validate::{validate_event, validate_publish_options};
-use crate::provider::{PublishReceipt, PublishRequest};
 use crate::types::{Event, PublishOptions, unix_millis};
 
 /// The `msg_id`s of the dedup window and the sequences they were stored under.
@@ -57,7 +58,7 @@ struct Prepared<'a> {
 
 enum Stored {
     New { sequence: u64, subject: SubjectId, has_readers: bool },
-    Duplicate { sequence: u64 },
+    Duplicate(PublishReceipt),
 }
 
 impl Shared {
@@ -107,20 +108,11 @@ impl Shared {
         if stream.lifecycle == Lifecycle::Closed {
             return Err(EventError::Closed("the memory provider was closed".to_owned()));
         }
-        // A duplicate comes before the expected sequence, or the retry of a stored publish would meet a conflict.
-        if let Some(msg_id) = &options.msg_id
-            && let Some(sequence) = stream.dedup.find(msg_id, self.clock.now())
-        {
-            return Ok(Stored::Duplicate { sequence });
-        }
-        let last = stream.log.last();
-        if let Some(expected) = options.expected_sequence.filter(|expected| *expected != last) {
-            return Err(EventError::Conflict {
-                resource: format!("stream '{}'", self.settings.stream_name),
-                field: "expected_sequence".to_owned(),
-                existing: last.to_string(),
-                requested: expected.to_string(),
-            });
+        let msg_id = options.msg_id.as_deref();
+        let first = msg_id.and_then(|msg_id| stream.dedup.find(msg_id, self.clock.now()));
+        let (name, last) = (&self.settings.stream_name, stream.log.last());
+        if let Some(duplicate) = answered_without_storing(name, last, options.expected_sequence, first)? {
+            return Ok(Stored::Duplicate(duplicate));
         }
         let (sequence, subject, has_readers) = stream.append(event, size, unix_millis(), dropped);
         if let Some(msg_id) = &options.msg_id {
@@ -134,7 +126,7 @@ impl Stored {
     fn receipt(&self) -> PublishReceipt {
         match self {
             Self::New { sequence, .. } => PublishReceipt::stored(*sequence),
-            Self::Duplicate { sequence } => PublishReceipt::duplicate(*sequence),
+            Self::Duplicate(receipt) => *receipt,
         }
     }
 }

@@ -12,8 +12,9 @@ use super::error::Sql;
 use super::queue::{Access, Size, answered, ended};
 use super::store::{Store, signed, unsigned};
 use crate::error::{BackendError, EventError, Result};
+use crate::provider::receipt::{PublishReceipt, answered_without_storing};
 use crate::provider::validate::{validate_event, validate_publish_options};
-use crate::provider::{DEFAULT_TIMEOUT, PublishReceipt, PublishRequest};
+use crate::provider::{DEFAULT_TIMEOUT, PublishRequest};
 use crate::types::{Event, PublishOptions, unix_millis};
 
 /// An event that passed all checks that need no file.
@@ -145,20 +146,15 @@ fn for_one_entry(error: &Arc<EventError>) -> EventError {
 impl Store {
     /// Stores one event. The inner error concerns this event alone.
     fn publish(&mut self, entry: Prepared, now_ms: u64) -> Sql<Result<PublishReceipt>> {
-        // A duplicate comes before the expected sequence, or the retry of a stored publish would meet a conflict.
-        if let Some(msg_id) = &entry.msg_id
-            && let Some(sequence) = self.find_duplicate(msg_id, now_ms)?
-        {
-            return Ok(Ok(PublishReceipt::duplicate(sequence)));
-        }
+        let first = match &entry.msg_id {
+            Some(msg_id) => self.find_duplicate(msg_id, now_ms)?,
+            None => None,
+        };
         let last = self.counters()?.last;
-        if let Some(expected) = entry.expected_sequence.filter(|expected| *expected != last) {
-            return Ok(Err(EventError::Conflict {
-                resource: format!("stream '{}'", self.config.stream_name),
-                field: "expected_sequence".to_owned(),
-                existing: last.to_string(),
-                requested: expected.to_string(),
-            }));
+        match answered_without_storing(&self.config.stream_name, last, entry.expected_sequence, first) {
+            Ok(None) => {}
+            Ok(Some(duplicate)) => return Ok(Ok(duplicate)),
+            Err(conflict) => return Ok(Err(conflict)),
         }
         let sequence = self.append(&entry, now_ms)?;
         if let Some(msg_id) = &entry.msg_id {

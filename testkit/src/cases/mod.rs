@@ -38,6 +38,8 @@ stream {
         "Events with different msg_ids, and events without, are all stored."
     a_msg_id_is_checked_before_the_expected_sequence [Dedup, ExpectedSequence]
         "The retry of a stored publish succeeds although its expected sequence has passed."
+    a_duplicate_with_another_expectation_is_a_conflict [Dedup, ExpectedSequence]
+        "A stored msg_id with an expected sequence that neither was nor is the last one is a conflict."
     a_msg_id_is_forgotten_after_the_window [Dedup]
         "After the dedup window a msg_id can be used again."
     the_dedup_window_is_120_s_by_default [Dedup]

@@ -161,6 +161,24 @@ pub(super) async fn a_msg_id_is_checked_before_the_expected_sequence(w: &World<'
     w.check_eq("stored events", &w.stored().await, &2);
 }
 
+pub(super) async fn a_duplicate_with_another_expectation_is_a_conflict(w: &World<'_>) {
+    let mut options = msg_id(&w.name("order"));
+    let before = w.publish("a").await;
+    options.expected_sequence = Some(before);
+    let first = w.ok("publish", w.publish_with("b", options.clone()).await);
+    let last = w.publish("c").await;
+    options.expected_sequence = Some(last);
+    let again = w.ok("publish again at the end of the stream", w.publish_with("b", options.clone()).await);
+    w.check_eq("sequence of the duplicate", &again, &first);
+    for wrong in [0, first, last + 1] {
+        options.expected_sequence = Some(wrong);
+        let answer = w.publish_with("b", options.clone()).await;
+        let error = w.refused(&format!("a stored msg_id that expects {wrong} after {last}"), answer);
+        w.check_eq("kind of the error", &error.kind(), &ErrorKind::Conflict);
+    }
+    w.check_eq("stored events", &w.stored().await, &3);
+}
+
 pub(super) async fn a_msg_id_is_forgotten_after_the_window(w: &World<'_>) -> Outcome {
     let Some(w) = w.with(Settings::dedup_window(ms(1_000))).await else {
         return Outcome::NotApplicable("the harness cannot configure the dedup window");

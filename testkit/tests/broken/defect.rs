@@ -22,6 +22,7 @@ defects! {
     IgnoresDedup: a_msg_id_is_stored_once a_msg_id_is_checked_before_the_expected_sequence;
     DedupsEverything: different_msg_ids_are_stored;
     ChecksExpectedSequenceFirst: a_msg_id_is_checked_before_the_expected_sequence;
+    DuplicatesIgnoreExpectations: a_duplicate_with_another_expectation_is_a_conflict;
     HidesDuplicates: a_duplicate_is_reported;
     DedupsForEver: a_msg_id_is_forgotten_after_the_window;
     /// As if the dedup window were half as long, or twice as long.

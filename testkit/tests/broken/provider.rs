@@ -285,7 +285,9 @@ impl Faulty {
         if self.has(Defect::LosesOneIn50) && count % 50 == 49 {
             return Ok(PublishReceipt::stored(self.inner.info().await?.messages + 1));
         }
-        let remembered = options.msg_id.clone().filter(|_| self.has(Defect::DedupsForEver));
+        let remembers = self.has(Defect::DedupsForEver)
+            || (self.has(Defect::DuplicatesIgnoreExpectations) && options.expected_sequence.is_some());
+        let remembered = options.msg_id.clone().filter(|_| remembers);
         if let Some(msg_id) = &remembered
             && let Some(sequence) = self.state.msg_ids.lock().unwrap().get(msg_id)
         {
