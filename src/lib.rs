@@ -36,6 +36,7 @@ mod deadline;
 pub mod dlq;
 pub mod error;
 mod hash;
+pub mod json;
 pub mod metrics;
 mod private_file;
 pub mod provider;

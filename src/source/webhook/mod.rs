@@ -30,7 +30,6 @@
 //! served by.
 
 mod builder;
-mod json;
 mod permission;
 mod refusal;
 mod replay;
@@ -427,7 +426,7 @@ fn signed(headers: &HeaderMap) -> std::result::Result<Signed<'_>, Refusal> {
 
 fn strict_json(body: &[u8]) -> std::result::Result<Value, Refusal> {
     let refused = |error| Refusal::new(StatusCode::BAD_REQUEST, format!("the body is no JSON: {error}"));
-    json::parse(body).map_err(refused)
+    crate::json::from_slice(body).map_err(refused)
 }
 
 /// `application/json` or a type that ends in `+json`, in UTF-8.
