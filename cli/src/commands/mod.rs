@@ -8,6 +8,7 @@ pub(crate) mod copy;
 pub(crate) mod diff;
 pub(crate) mod dlq;
 pub(crate) mod doctor;
+mod durable;
 pub(crate) mod history;
 pub(crate) mod info;
 pub(crate) mod publish;
