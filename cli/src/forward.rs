@@ -5,14 +5,13 @@
 
 use std::sync::Arc;
 
-use a3s_event::{EventProvider, HistoryQuery, StoredEvent};
+use a3s_event::{EventProvider, HistoryQuery};
 
 use crate::failure::Outcome;
+pub(crate) use crate::stored::PAGE;
+use crate::stored::{Stored, newest_first, newest_sequence};
 
-/// Most events in an answer.
-pub(crate) const PAGE: usize = 1_000;
-
-/// The events from one sequence to another.
+/// The records from one sequence to another.
 pub(crate) struct Forward {
     provider: Arc<dyn EventProvider>,
     filter: Option<String>,
@@ -22,44 +21,56 @@ pub(crate) struct Forward {
 }
 
 impl Forward {
-    /// The events from `first` to what is the newest one now.
+    /// The records from `first` to what is the newest one now.
     pub(crate) async fn new(
         provider: &Arc<dyn EventProvider>,
         filter: Option<&str>,
         first: u64,
     ) -> Outcome<Self> {
-        let provider = Arc::clone(provider);
-        let mut newest = HistoryQuery::new(1);
-        newest.filter = filter.map(str::to_owned);
-        let end = provider.query(&newest).await?.first().map_or(0, |stored| stored.sequence);
-        Ok(Self { provider, filter: filter.map(str::to_owned), next: first, end, window: PAGE as u64 })
+        let end = newest_sequence(&**provider, filter).await?.unwrap_or_default();
+        let (provider, filter) = (Arc::clone(provider), filter.map(str::to_owned));
+        Ok(Self { provider, filter, next: first, end, window: PAGE as u64 })
     }
 
-    /// The sequence of the last event.
+    /// The sequence of the last record.
     pub(crate) fn end(&self) -> u64 {
         self.end
     }
 
-    /// The next events, oldest first; none at the end.
-    pub(crate) async fn page(&mut self) -> Outcome<Vec<StoredEvent>> {
+    /// The next records, oldest first; none at the end.
+    pub(crate) async fn page(&mut self) -> Outcome<Vec<Stored>> {
         while self.next <= self.end {
             let before = self.next.saturating_add(self.window).min(self.end.saturating_add(1));
-            let mut query = HistoryQuery::new(PAGE).since_sequence(self.next).before_sequence(before);
-            query.filter.clone_from(&self.filter);
-            let mut page = self.provider.query(&query).await?;
-            let may_be_cut = page.len() == PAGE && before - self.next > PAGE as u64;
-            if may_be_cut {
+            let Some(mut records) = self.window(before).await? else {
                 self.window = (self.window / 2).max(PAGE as u64);
                 continue;
-            }
+            };
             self.next = before;
-            if page.is_empty() {
+            if records.is_empty() {
                 self.window = self.window.saturating_mul(2);
                 continue;
             }
-            page.reverse();
-            return Ok(page);
+            records.reverse();
+            return Ok(records);
         }
         Ok(Vec::new())
+    }
+
+    /// All records up to a sequence, newest first; `None` when they are more than an answer and the window can be smaller.
+    async fn window(&self, before: u64) -> Outcome<Option<Vec<Stored>>> {
+        let is_smallest = before - self.next <= PAGE as u64;
+        let mut query = HistoryQuery::new(PAGE).since_sequence(self.next).before_sequence(before);
+        query.filter.clone_from(&self.filter);
+        let mut records = Vec::new();
+        loop {
+            let page = self.provider.query_page(&query).await?;
+            let next = page.next;
+            records.append(&mut newest_first(page));
+            match next {
+                None => return Ok(Some(records)),
+                Some(_) if !is_smallest => return Ok(None),
+                Some(before) => query = query.before_sequence(before),
+            }
+        }
     }
 }

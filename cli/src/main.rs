@@ -11,6 +11,7 @@ mod moment;
 mod output;
 mod plot;
 mod records;
+mod stored;
 mod template;
 mod text;
 

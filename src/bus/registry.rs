@@ -143,6 +143,12 @@ fn plain_name(subscriber_id: &str, subject: &str) -> Option<String> {
     validate_consumer_name(&name).is_ok().then_some(name)
 }
 
+/// Whether the consumer of a subscriber and subject may have this name.
+pub(super) fn is_name_of(name: &str, subscriber_id: &str, subject: &str) -> bool {
+    plain_name(subscriber_id, subject).is_some_and(|plain| plain == name)
+        || distinct_name(subscriber_id, subject) == name
+}
+
 /// A legal name that no other subscriber and subject have: readable characters, then a hash of both parts.
 pub(super) fn distinct_name(subscriber_id: &str, subject: &str) -> String {
     const HASH_LEN: usize = 33;

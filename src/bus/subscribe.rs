@@ -6,7 +6,7 @@ use tracing::Instrument;
 
 use super::EventBus;
 use super::metered::Metered;
-use super::registry::distinct_name;
+use super::registry::{distinct_name, is_name_of};
 use crate::error::{EventError, Result, shorten};
 use crate::provider::consumer::ConsumerConfig;
 use crate::provider::{ConsumerInfo, Subscription, unsupported};
@@ -95,6 +95,19 @@ impl EventBus {
     /// [`remove_subscription`](EventBus::remove_subscription) removes them.
     pub fn invalid_subscriptions(&self) -> Vec<InvalidSubscription> {
         self.registry.set_aside()
+    }
+
+    /// The durable consumers of a subscriber, also those that another bus opened: its subjects are their filters.
+    ///
+    /// # Errors
+    ///
+    /// As [`consumers`](EventBus::consumers).
+    pub async fn consumers_of(&self, subscriber_id: &str) -> Result<Vec<ConsumerInfo>> {
+        let mut consumers = self.consumers().await?;
+        consumers.retain(|consumer| {
+            consumer.durable && is_name_of(&consumer.name, subscriber_id, &consumer.filter)
+        });
+        Ok(consumers)
     }
 
     async fn save_subscriptions(&self) {

@@ -192,3 +192,22 @@ async fn the_last_of_many_saves_has_the_last_state() {
     assert_eq!(store.load().unwrap().len(), 20);
     std::fs::remove_dir_all(folder).unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_consumers_of_a_subscriber_are_found_by_its_name() {
+    let provider = Arc::new(MemoryProvider::default());
+    let (first, second) = (EventBus::from_provider(provider.clone()), EventBus::from_provider(provider));
+    first.update_subscription(durable("billing", &["events.orders.>", "events.bills.paid"])).await.unwrap();
+    first.create_subscriber("billing").await.unwrap();
+    let subscription = first.provider().subscribe_durable("billing", "events.orders.>").await.unwrap();
+    drop(subscription);
+    let filters_of = async |name: &str| {
+        let mut filters: Vec<_> =
+            second.consumers_of(name).await.unwrap().into_iter().map(|consumer| consumer.filter).collect();
+        filters.sort();
+        filters
+    };
+    assert_eq!(filters_of("billing").await, ["events.bills.paid", "events.orders.>"]);
+    assert!(filters_of("bill").await.is_empty());
+    assert!(filters_of("billing-events").await.is_empty());
+}

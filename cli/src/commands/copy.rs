@@ -20,7 +20,8 @@ use super::show::newest_where;
 use super::subscribe::eprint_warning;
 use crate::bus::{App, warn_of_credentials};
 use crate::failure::{Failure, Outcome};
-use crate::forward::{Forward, PAGE};
+use crate::forward::Forward;
+use crate::stored::{PAGE, Stored, Unreadable, newest};
 
 pub(crate) const EXAMPLE: &str = "Example:
   a3s-event copy sqlite:///var/lib/events.db nats://127.0.0.1:4222
@@ -28,6 +29,8 @@ pub(crate) const EXAMPLE: &str = "Example:
 
 /// How many of the target's newest events have to be found in a row in the source to go on behind them.
 const TAIL: usize = 2 * PAGE;
+/// Most records that are listed because they cannot be read; all are counted.
+const MAX_LISTED: usize = 1_000;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -56,6 +59,46 @@ struct Copied {
     consumers: Vec<String>,
     /// Those whose position cannot be mapped, and why.
     not_mapped: Vec<(String, String)>,
+    /// Records that were left out because they cannot be read, and why: the first of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unreadable: Vec<(u64, String)>,
+    #[serde(skip)]
+    left_out: Unreadable,
+}
+
+impl Copied {
+    /// The events of a page; what cannot be read is noted.
+    fn events_of(&mut self, page: Vec<Stored>) -> Vec<StoredEvent> {
+        let mut events = Vec::with_capacity(page.len());
+        for stored in page {
+            self.left_out.meet(&stored);
+            match stored {
+                Stored::Event(stored) => events.push(stored),
+                Stored::Unreadable(record) if self.unreadable.len() < MAX_LISTED => {
+                    self.unreadable.push((record.sequence, record.reason));
+                }
+                Stored::Unreadable(_) => {}
+            }
+        }
+        events
+    }
+
+    /// Fails when something was left out.
+    fn ended(&self) -> Outcome {
+        let mut left_out = Vec::new();
+        if let Some(told) = self.left_out.told() {
+            left_out.push(format!("not copied: {told}"));
+        }
+        if !self.not_mapped.is_empty() {
+            let names: Vec<_> = self.not_mapped.iter().map(|(name, _)| name.as_str()).collect();
+            left_out.push(format!(
+                "not mapped: {} {}; --no-positions copies events only",
+                if names.len() == 1 { "consumer" } else { "consumers" },
+                names.join(", ")
+            ));
+        }
+        if left_out.is_empty() { Ok(()) } else { Err(Failure::Found(left_out.join("; "))) }
+    }
 }
 
 pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
@@ -65,7 +108,7 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     let source = app.connect_to_look_at(&args.from).await?;
     let target = app.connect_to(&args.to).await?;
     let filter = args.filter.as_deref();
-    let tail = target.query(&HistoryQuery::new(TAIL)).await?;
+    let tail = tail(&*target).await?;
     let first = first_missing(&source, &tail, filter).await?;
     if !tail.is_empty() {
         refuse_without_beginning(&source, &target, filter).await?;
@@ -73,8 +116,9 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     let forward = Forward::new(&source, filter, first).await?;
     let mut copied = Copied { first_sequence: first, ..Copied::default() };
     if args.dry_run {
-        copied.events = count(forward).await?;
-        return app.out.one(&copied);
+        count(forward, &mut copied).await?;
+        app.out.one(&copied)?;
+        return copied.ended();
     }
     let last = tail.first().map(|newest| newest.sequence);
     let held = target.info().await?.messages;
@@ -82,16 +126,31 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     if !args.no_positions {
         copy_positions(&*source, &*target, filter, &mut copied).await?;
     }
-    app.out.one(&copied)
+    app.out.one(&copied)?;
+    copied.ended()
 }
 
-async fn count(mut forward: Forward) -> Outcome<u64> {
-    let mut events = 0;
+/// The newest events of the target.
+async fn tail(target: &dyn EventProvider) -> Outcome<Vec<StoredEvent>> {
+    let (records, _) = newest(target, HistoryQuery::new(TAIL)).await?;
+    if let Some(told) = Unreadable::of(&records).told() {
+        // Nobody can say of which events of the source these are the copy.
+        return Err(Failure::Other(format!("of the target, {told}: copy into an empty stream")));
+    }
+    let event = |stored| match stored {
+        Stored::Event(stored) => Some(stored),
+        Stored::Unreadable(_) => None,
+    };
+    Ok(records.into_iter().filter_map(event).collect())
+}
+
+async fn count(mut forward: Forward, copied: &mut Copied) -> Outcome {
     loop {
-        match forward.page().await?.len() {
-            0 => return Ok(events),
-            page => events += page as u64,
+        let page = forward.page().await?;
+        if page.is_empty() {
+            return Ok(());
         }
+        copied.events += copied.events_of(page).len() as u64;
     }
 }
 
@@ -133,7 +192,7 @@ async fn refuse_without_beginning(
         return Ok(());
     }
     // The source may have dropped what the target still holds, which is fine.
-    match newest_where(&**source, filter, |stored| is_same(&stored.event, &there.event)).await? {
+    match newest_where(&**source, filter, |stored| is_same(&stored.event, &there.event)).await?.found {
         Some(_) => Err(too_small()),
         None => Ok(()),
     }
@@ -172,7 +231,8 @@ impl Candidates<'_> {
         let found = newest_where(&**self.source, self.filter, |stored| {
             stored.sequence < before && stored.event.id == newest.id
         })
-        .await?;
+        .await?
+        .found;
         let sequence = found.map(|stored| stored.sequence);
         self.before = sequence.unwrap_or_default();
         Ok(sequence)
@@ -200,7 +260,20 @@ impl Candidates<'_> {
 }
 
 async fn oldest(provider: &Arc<dyn EventProvider>, filter: Option<&str>) -> Outcome<Option<StoredEvent>> {
-    Ok(Forward::new(provider, filter, 1).await?.page().await?.into_iter().next())
+    let mut forward = Forward::new(provider, filter, 1).await?;
+    loop {
+        let page = forward.page().await?;
+        if page.is_empty() {
+            return Ok(None);
+        }
+        let event = page.into_iter().find_map(|stored| match stored {
+            Stored::Event(stored) => Some(stored),
+            Stored::Unreadable(_) => None,
+        });
+        if event.is_some() {
+            return Ok(event);
+        }
+    }
 }
 
 /// Copies behind the sequence `last` of the target, `None` when it is empty, which holds this many events.
@@ -218,6 +291,7 @@ async fn copy_events(
             bar.finish_and_clear();
             return Ok(());
         }
+        let page = copied.events_of(page);
         let events: Vec<_> = page.iter().map(|stored| &*stored.event).collect();
         let (first, rest) = events.split_at(usize::from(last.is_none()));
         for event in first {
@@ -296,20 +370,20 @@ async fn copy_positions(
     if source.capabilities().consumer_info.is_no() || target.capabilities().durable.is_no() {
         return Ok(());
     }
+    let there = match target.capabilities().consumer_info.is_no() {
+        true => Vec::new(),
+        false => target.consumers().await?,
+    };
     for consumer in source.consumers().await?.into_iter().filter(|consumer| consumer.durable) {
-        match position(source, target, filter, &consumer).await? {
-            Ok(policy) => {
-                let options = SubscribeOptions { deliver_policy: policy, ..SubscribeOptions::default() };
-                let opened =
-                    target.subscribe_durable_with_options(&consumer.name, &consumer.filter, &options).await;
-                match opened {
-                    Ok(mut subscription) => {
-                        subscription.close().await?;
-                        copied.consumers.push(consumer.name);
-                    }
-                    Err(error) => copied.not_mapped.push((consumer.name, error.to_string())),
-                }
-            }
+        let mapped = match there.iter().find(|there| there.name == consumer.name) {
+            Some(there) => stands_alike(&consumer, there),
+            None => match position(source, target, filter, &consumer).await? {
+                Ok(policy) => map(target, &consumer, policy).await?,
+                Err(why) => Err(why),
+            },
+        };
+        match mapped {
+            Ok(()) => copied.consumers.push(consumer.name),
             Err(why) => {
                 eprint_warning(&Failure::Other(format!("consumer '{}' is not mapped: {why}", consumer.name)));
                 copied.not_mapped.push((consumer.name, why));
@@ -317,6 +391,35 @@ async fn copy_positions(
         }
     }
     Ok(())
+}
+
+/// Makes a consumer of the source on the target.
+async fn map(
+    target: &dyn EventProvider,
+    consumer: &ConsumerInfo,
+    policy: DeliverPolicy,
+) -> Outcome<Result<(), String>> {
+    let options = SubscribeOptions { deliver_policy: policy, ..SubscribeOptions::default() };
+    match target.subscribe_durable_with_options(&consumer.name, &consumer.filter, &options).await {
+        Ok(mut subscription) => Ok(Ok(subscription.close().await?)),
+        Err(error) => Ok(Err(error.to_string())),
+    }
+}
+
+/// Whether a consumer that is on both sides has as much before it on both. To open it again with a start of its own would
+/// take the settings from it that its program gave it.
+fn stands_alike(here: &ConsumerInfo, there: &ConsumerInfo) -> Result<(), String> {
+    if there.filter != here.filter {
+        return Err(format!("on the target it reads '{}' instead of '{}'", there.filter, here.filter));
+    }
+    if here.pending == 0 && there.pending == 0 && here.lag == there.lag {
+        return Ok(());
+    }
+    Err(format!(
+        "it is on the target already and stands elsewhere: there {} events are before it and {} not settled, here {} \
+         and {}",
+        there.lag, there.pending, here.lag, here.pending
+    ))
 }
 
 /// Where a consumer starts on the target, or why nobody can say.
@@ -339,15 +442,22 @@ async fn position(
         return Ok(Ok(DeliverPolicy::New));
     }
     let mut left = consumer.lag;
-    let first = newest_where(source, Some(&consumer.filter), |_| {
+    let search = newest_where(source, Some(&consumer.filter), |_| {
         left -= 1;
         left == 0
     })
     .await?;
-    let Some(first) = first else { return Ok(Err("retention dropped what it would get next".to_owned())) };
+    if let Some(told) = search.passed.told() {
+        // The lag counts what its filter matches, which a record that cannot be read does not say.
+        return Ok(Err(format!("of what it would get next, {told}")));
+    }
+    let Some(first) = search.found else {
+        return Ok(Err("retention dropped what it would get next".to_owned()));
+    };
     let copy =
         newest_where(target, Some(&consumer.filter), |stored| is_same(&stored.event, &first.event)).await?;
     Ok(copy
+        .found
         .map(|copy| DeliverPolicy::ByStartSequence { sequence: copy.sequence })
         .ok_or_else(|| "the event that it would get next is not on the target".to_owned()))
 }

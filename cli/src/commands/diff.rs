@@ -6,13 +6,14 @@
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
 
-use a3s_event::{Event, StoredEvent};
+use a3s_event::Event;
 use serde::Serialize;
 
 use crate::bus::{App, warn_of_credentials};
 use crate::failure::{Failure, Outcome};
 use crate::forward::Forward;
 use crate::output::Row;
+use crate::stored::{Stored, Unreadable};
 use crate::text;
 
 pub(crate) const EXAMPLE: &str = "Example:
@@ -50,7 +51,11 @@ struct Difference {
 #[derive(Debug, Serialize)]
 struct Side {
     sequence: u64,
-    id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    /// Why there is no event to compare.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unreadable: Option<String>,
 }
 
 impl Row for Difference {
@@ -58,7 +63,11 @@ impl Row for Difference {
 
     fn cells(&self) -> Vec<String> {
         let side = |side: &Option<Side>| match side {
-            Some(side) => [side.sequence.to_string(), text::line(&side.id)],
+            Some(Side { sequence, id: Some(id), .. }) => [sequence.to_string(), text::line(id)],
+            Some(Side { sequence, unreadable, .. }) => {
+                let reason = unreadable.as_deref().unwrap_or_default();
+                [sequence.to_string(), text::line(&format!("cannot be read: {reason}"))]
+            }
             None => ["-".to_owned(), "nothing".to_owned()],
         };
         let [[from, from_id], [to, to_id]] = [side(&self.from), side(&self.to)];
@@ -72,9 +81,16 @@ struct Same {
     differences: usize,
 }
 
-impl From<StoredEvent> for Side {
-    fn from(stored: StoredEvent) -> Self {
-        Self { sequence: stored.sequence, id: stored.event.id.clone() }
+impl From<Stored> for Side {
+    fn from(stored: Stored) -> Self {
+        match stored {
+            Stored::Event(stored) => {
+                Self { sequence: stored.sequence, id: Some(stored.event.id.clone()), unreadable: None }
+            }
+            Stored::Unreadable(record) => {
+                Self { sequence: record.sequence, id: None, unreadable: Some(record.reason) }
+            }
+        }
     }
 }
 
@@ -87,7 +103,7 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     let filter = args.filter.as_deref();
     let mut left = Reader::new(Forward::new(&from, filter, 1).await?);
     let mut right = Reader::new(Forward::new(&to, filter, 1).await?);
-    let mut differences = Vec::new();
+    let (mut differences, mut unreadable) = (Vec::new(), Unreadable::default());
     let (mut place, mut is_at_end) = (0, false);
     while differences.len() < args.limit.get() {
         tokio::try_join!(left.read(1), right.read(1))?;
@@ -96,7 +112,7 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
                 is_at_end = true;
                 break;
             }
-            (Some(a), Some(b)) => is_same(&a.event, &b.event),
+            (Some(a), Some(b)) => are_same(a, b),
             _ => false,
         };
         place += 1;
@@ -109,11 +125,15 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
         let from = if of_left { left.ahead.pop_front() } else { None };
         let to = if of_right { right.ahead.pop_front() } else { None };
         if !same {
+            [&from, &to].into_iter().flatten().for_each(|stored| unreadable.meet(stored));
             differences.push(Difference {
                 place,
                 what: match (&from, &to) {
-                    (Some(from), Some(to)) => differing(&from.event, &to.event).collect(),
-                    _ => vec!["missing"],
+                    (Some(Stored::Event(from)), Some(Stored::Event(to))) => {
+                        differing(&from.event, &to.event).collect()
+                    }
+                    (Some(Stored::Event(_)), None) | (None, Some(Stored::Event(_))) => vec!["missing"],
+                    _ => vec!["unreadable"],
                 },
                 from: from.map(Side::from),
                 to: to.map(Side::from),
@@ -124,7 +144,10 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
         return app.out.one(&Same { events: place, differences: 0 });
     }
     app.out.rows(&differences)?;
-    let found = text::count(differences.len() as u64, "difference");
+    let mut found = text::count(differences.len() as u64, "difference");
+    if let Some(told) = unreadable.told() {
+        found = format!("{found}; {told}");
+    }
     Err(Failure::Found(if is_at_end {
         format!("the buses differ: {found}")
     } else {
@@ -160,7 +183,7 @@ fn differing(a: &Event, b: &Event) -> impl Iterator<Item = &'static str> {
 /// The events of a bus, some of them read ahead.
 struct Reader {
     forward: Forward,
-    ahead: VecDeque<StoredEvent>,
+    ahead: VecDeque<Stored>,
 }
 
 impl Reader {
@@ -181,16 +204,28 @@ impl Reader {
     }
 }
 
-/// Of two sides that differ at once, whose event has no counterpart; both when that is so for both.
-fn which_differ(left: &VecDeque<StoredEvent>, right: &VecDeque<StoredEvent>) -> (bool, bool) {
-    let (Some(a), Some(b)) = (left.front(), right.front()) else {
-        return (!left.is_empty(), !right.is_empty());
+/// Whether both are events that agree. Of what cannot be read nobody can say so.
+fn are_same(a: &Stored, b: &Stored) -> bool {
+    matches!((a, b), (Stored::Event(a), Stored::Event(b)) if is_same(&a.event, &b.event))
+}
+
+/// Of two sides that differ at once, whose record has no counterpart; both when that is so for both.
+fn which_differ(left: &VecDeque<Stored>, right: &VecDeque<Stored>) -> (bool, bool) {
+    let (a, b) = match (left.front(), right.front()) {
+        (Some(Stored::Event(a)), Some(Stored::Event(b))) if a.event.id == b.event.id => return (true, true),
+        (Some(a), Some(b)) => (a, b),
+        _ => return (!left.is_empty(), !right.is_empty()),
     };
-    if a.event.id == b.event.id {
-        return (true, true);
+    let is_unreadable = |stored: &Stored| matches!(stored, Stored::Unreadable(_));
+    if is_unreadable(a) || is_unreadable(b) {
+        let agree_behind = match (left.get(1), right.get(1)) {
+            (Some(a), Some(b)) => are_same(a, b),
+            (a, b) => a.is_none() && b.is_none(),
+        };
+        return if agree_behind { (true, true) } else { (is_unreadable(a), is_unreadable(b)) };
     }
-    let place_of = |event: &StoredEvent, side: &VecDeque<StoredEvent>| {
-        side.iter().take(AHEAD).position(|other| is_same(&event.event, &other.event))
+    let place_of = |stored: &Stored, side: &VecDeque<Stored>| {
+        side.iter().take(AHEAD).position(|other| are_same(stored, other))
     };
     match (place_of(a, right), place_of(b, left)) {
         (Some(skipped_right), Some(skipped_left)) => {

@@ -13,6 +13,7 @@ use crate::bus::{App, redacted};
 use crate::config::{Origin, user_file};
 use crate::failure::{Failure, Outcome};
 use crate::output::{Output, Row};
+use crate::stored::{Unreadable, newest};
 use crate::text;
 
 pub(crate) const EXAMPLE: &str = "Example:
@@ -152,15 +153,17 @@ async fn reach(server: &str) -> Check {
 
 async fn state(provider: &dyn EventProvider) -> Outcome<String> {
     let info = provider.info().await?;
-    provider.query(&HistoryQuery::new(1)).await?;
+    let (records, _) = newest(provider, HistoryQuery::new(1)).await?;
     if !provider.health().await? {
         return Err(Failure::Other("the backend answers but makes no progress".to_owned()));
     }
+    let unreadable = Unreadable::of(&records).told();
     Ok(format!(
-        "{}, {}, {}",
+        "{}, {}, {}{}",
         text::count(info.messages, "event"),
         text::count(info.bytes, "byte"),
-        text::count(info.consumers as u64, "consumer")
+        text::count(info.consumers as u64, "consumer"),
+        unreadable.map_or_else(String::new, |told| format!("; of the newest, {told}"))
     ))
 }
 

@@ -5,14 +5,11 @@ use a3s_event::HistoryQuery;
 use crate::bus::App;
 use crate::failure::Outcome;
 use crate::moment;
-use crate::output::{EventRow, Format};
+use crate::stored::{PAGE, Stored, Unreadable, newest, newest_first};
 
 pub(crate) const EXAMPLE: &str = "Example:
   a3s-event history 'events.market.>' --limit 20
   a3s-event history --since 1h --all --output ndjson > last-hour.ndjson";
-
-/// How many are read at a time.
-const PAGE: usize = 1_000;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -52,31 +49,26 @@ impl Args {
 
 pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     let provider = app.connect_to_look().await?;
-    let mut query = args.query(if args.all { PAGE } else { args.limit });
-    loop {
-        let page = provider.query(&query).await?;
-        let rows: Vec<_> = page
-            .iter()
-            .map(|stored| EventRow {
-                sequence: stored.sequence,
-                stored_at: Some(stored.stored_at),
-                num_delivered: None,
-                event: &stored.event,
-            })
-            .collect();
-        if args.all {
-            rows.iter().try_for_each(|row| app.out.row(row))?;
-        } else {
-            app.out.rows(&rows)?;
+    let mut unreadable = Unreadable::default();
+    if !args.all {
+        let (records, next) = newest(&*provider, args.query(args.limit)).await?;
+        app.out.rows(&records.iter().map(Stored::row).collect::<Vec<_>>())?;
+        if let Some(next) = next.filter(|_| !records.is_empty()) {
+            app.out.say(&format!("next page: --before {next}"))?;
         }
-        let Some(oldest) = page.last() else { break };
-        if !args.all || page.len() < PAGE {
-            if page.len() == query.limit && app.out.format == Format::Table {
-                app.out.say(&format!("next page: --before {}", oldest.sequence))?;
-            }
-            break;
-        }
-        query = query.before_sequence(oldest.sequence);
+        return Unreadable::of(&records).ended();
     }
-    Ok(())
+    let mut query = args.query(PAGE);
+    loop {
+        let page = provider.query_page(&query).await?;
+        let next = page.next;
+        for stored in newest_first(page) {
+            unreadable.meet(&stored);
+            app.out.row(&stored.row())?;
+        }
+        match next {
+            Some(before) => query = query.before_sequence(before),
+            None => return unreadable.ended(),
+        }
+    }
 }

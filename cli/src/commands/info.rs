@@ -2,9 +2,11 @@
 
 use a3s_event::HistoryQuery;
 
+use super::subscribe::eprint_warning;
 use crate::bus::{App, redacted};
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::output::InfoRow;
+use crate::stored::{Stored, Unreadable, newest};
 
 pub(crate) const EXAMPLE: &str = "Example:
   a3s-event info
@@ -14,7 +16,12 @@ pub(crate) async fn run(app: &mut App) -> Outcome {
     let (url, _) = app.url()?;
     let provider = app.connect_to_look().await?;
     let info = provider.info().await?;
-    let newest = provider.query(&HistoryQuery::new(1)).await?.first().map(|stored| stored.sequence);
-    let row = InfoRow::new(info, redacted(&url), provider.subject_prefix(), newest);
-    app.out.one(&row)
+    let (records, _) = newest(&*provider, HistoryQuery::new(1)).await?;
+    let newest_sequence = records.first().map(Stored::sequence);
+    let row = InfoRow::new(info, redacted(&url), provider.subject_prefix(), newest_sequence);
+    app.out.one(&row)?;
+    if let Some(told) = Unreadable::of(&records).told() {
+        eprint_warning(&Failure::Found(format!("of the newest records, {told}; history --all shows all")));
+    }
+    Ok(())
 }

@@ -12,7 +12,8 @@ use crate::bus::App;
 use crate::failure::{Failure, Outcome};
 use crate::forward::Forward;
 use crate::output::Row;
-use crate::records::{Layout, Records};
+use crate::records::{Input, Layout, Records};
+use crate::stored::Stored;
 use crate::text;
 
 pub(crate) const EXAMPLE: &str = "Example:
@@ -81,8 +82,9 @@ impl From<Mode> for Compatibility {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Problem {
-    event_type: String,
-    version: u32,
+    /// Unless it is a stored record that cannot be read.
+    event_type: Option<String>,
+    version: Option<u32>,
     /// Of a stored event.
     sequence: Option<u64>,
     /// Of an event.
@@ -96,8 +98,8 @@ impl Row for Problem {
     fn cells(&self) -> Vec<String> {
         let sequence = self.sequence.map(|sequence| sequence.to_string());
         vec![
-            text::line(&self.event_type),
-            self.version.to_string(),
+            text::line(self.event_type.as_deref().unwrap_or_default()),
+            self.version.map_or_else(String::new, |version| version.to_string()),
             sequence.unwrap_or_default(),
             text::line(self.id.as_deref().unwrap_or_default()),
             text::line(&self.problem),
@@ -157,6 +159,7 @@ impl Check {
             };
             if let Err(error) = checked {
                 let problem = error.to_string();
+                let (event_type, version) = (Some(event_type), Some(version));
                 self.problems.push(Problem { event_type, version, sequence: None, id: None, problem });
             }
         }
@@ -169,7 +172,16 @@ impl Check {
         loop {
             let page = forward.page().await?;
             for stored in &page {
-                self.event(&stored.event, Some(stored.sequence));
+                match stored {
+                    Stored::Event(stored) => self.event(&stored.event, Some(stored.sequence)),
+                    Stored::Unreadable(record) => self.problems.push(Problem {
+                        event_type: None,
+                        version: None,
+                        sequence: Some(record.sequence),
+                        id: None,
+                        problem: format!("cannot be read as an event: {}", record.reason),
+                    }),
+                }
             }
             if page.is_empty() || self.is_full() {
                 return Ok(());
@@ -178,7 +190,8 @@ impl Check {
     }
 
     async fn file(&mut self, file: &str) -> Outcome {
-        let mut records = Records::open(file, Layout::Auto, "events")?;
+        let input = Input { path: file, layout: Layout::Auto, items: "events", beginning: None };
+        let mut records = Records::open(&input)?;
         while let Some(record) = records.next().await {
             let record = record?;
             let sequence = record.value.get("sequence").and_then(serde_json::Value::as_u64);
@@ -197,8 +210,8 @@ impl Check {
         self.events += 1;
         if let Err(error) = self.registry.validate(event) {
             self.problems.push(Problem {
-                event_type: event.event_type.clone(),
-                version: event.version,
+                event_type: Some(event.event_type.clone()),
+                version: Some(event.version),
                 sequence,
                 id: Some(event.id.clone()),
                 problem: error.to_string(),

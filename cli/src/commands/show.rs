@@ -4,14 +4,12 @@ use a3s_event::{EventProvider, HistoryQuery, StoredEvent};
 
 use crate::bus::App;
 use crate::failure::{Failure, Outcome};
-use crate::output::{EventRow, Format};
+use crate::output::Format;
+use crate::stored::{PAGE, Stored, Unreadable, newest_first};
 
 pub(crate) const EXAMPLE: &str = "Example:
   a3s-event show 17
   a3s-event show evt-0197f6f2-7c61-7a42-9d5e-0c8c0f9d1b11";
-
-/// How many are read at a time.
-const PAGE: usize = 1_000;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -24,29 +22,35 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     let provider = app.connect_to_look().await?;
-    let found = match args.event.parse() {
-        Ok(sequence) if !args.id => at(&*provider, sequence).await?,
-        _ => newest_where(&*provider, None, |stored| stored.event.id == args.event).await?,
+    let (found, passed) = match args.event.parse() {
+        Ok(sequence) if !args.id => (at(&*provider, sequence).await?, Unreadable::default()),
+        _ => {
+            let search = newest_where(&*provider, None, |stored| stored.event.id == args.event).await?;
+            (search.found.map(Stored::Event), search.passed)
+        }
     };
     let stored = found.ok_or_else(|| {
-        Failure::Other(format!("there is no event '{}'; history lists what is there", args.event))
+        let passed = passed.told().map_or_else(String::new, |told| format!("; {told}"));
+        Failure::Other(format!("there is no event '{}'; history lists what is there{passed}", args.event))
     })?;
-    let row = EventRow {
-        sequence: stored.sequence,
-        stored_at: Some(stored.stored_at),
-        num_delivered: None,
-        event: &stored.event,
-    };
     if app.out.format == Format::Table {
         // A person wants to see the payload in full.
         app.out.format = Format::Json;
     }
-    app.out.one(&row)
+    app.out.one(&stored.row())?;
+    Unreadable::of(&[stored]).ended()
 }
 
-pub(super) async fn at(provider: &dyn EventProvider, sequence: u64) -> Outcome<Option<StoredEvent>> {
+async fn at(provider: &dyn EventProvider, sequence: u64) -> Outcome<Option<Stored>> {
     let query = HistoryQuery::new(1).since_sequence(sequence).before_sequence(sequence.saturating_add(1));
-    Ok(provider.query(&query).await?.pop())
+    Ok(newest_first(provider.query_page(&query).await?).pop())
+}
+
+/// How a search ended.
+pub(super) struct Search {
+    pub(super) found: Option<StoredEvent>,
+    /// What lies behind it, or anywhere when nothing was found, and cannot be read.
+    pub(super) passed: Unreadable,
 }
 
 /// The newest event of a filter that is meant.
@@ -54,18 +58,24 @@ pub(super) async fn newest_where(
     provider: &dyn EventProvider,
     filter: Option<&str>,
     mut is_meant: impl FnMut(&StoredEvent) -> bool,
-) -> Outcome<Option<StoredEvent>> {
+) -> Outcome<Search> {
     let mut query = HistoryQuery::new(PAGE);
     query.filter = filter.map(str::to_owned);
+    let mut passed = Unreadable::default();
     loop {
-        let mut page = provider.query(&query).await?;
-        let oldest = page.last().map(|stored| stored.sequence);
-        if let Some(place) = page.iter().position(&mut is_meant) {
-            return Ok(Some(page.swap_remove(place)));
+        let page = provider.query_page(&query).await?;
+        let next = page.next;
+        for stored in newest_first(page) {
+            passed.meet(&stored);
+            if let Stored::Event(stored) = stored
+                && is_meant(&stored)
+            {
+                return Ok(Search { found: Some(stored), passed });
+            }
         }
-        match oldest {
-            Some(oldest) if page.len() == PAGE => query = query.before_sequence(oldest),
-            _ => return Ok(None),
+        match next {
+            Some(before) => query = query.before_sequence(before),
+            None => return Ok(Search { found: None, passed }),
         }
     }
 }

@@ -1,21 +1,24 @@
 //! `sub`: events as they come, through a consumer.
 
+use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use a3s_event::{
-    DeliverPolicy, Delivery, EventBus, EventError, EventProvider, SubscribeOptions, Subscription,
-    SubscriptionFilter,
-};
+use a3s_event::{DeliverPolicy, Delivery, EventError, EventProvider, SubscribeOptions, Subscription};
 use clap::ValueEnum;
 use futures_util::future::select_all;
 
+use super::durable;
 use crate::bus::{App, asked_to_end, leave};
 use crate::failure::{Failure, Outcome};
 use crate::moment;
 use crate::output::EventRow;
+use crate::stored::{StoredRow, Unreadable, UnreadableRow};
 use crate::text;
+
+/// Most records that are kept by their leases because they cannot be read.
+const MAX_LEASED: usize = 64;
 
 pub(crate) const EXAMPLE: &str = "Example:
   a3s-event sub 'events.market.>' --from all --count 10
@@ -23,15 +26,16 @@ pub(crate) const EXAMPLE: &str = "Example:
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Which subjects; * stands for one token, > for the rest [default: all]. Several are in order each, not together
-    filters: Vec<String>,
-    /// Name of a consumer that keeps its position and shares the work. With several filters each has its own, whose names
-    /// begin like this
+    /// Which subjects; * stands for one token, > for the rest [default: those of the durable consumer, else all]. Several are
+    /// in order each, not together
+    pub(super) filters: Vec<String>,
+    /// Name of a consumer that keeps its position and shares the work, as its program calls it or as `consumers` lists it.
+    /// With several filters each has its own, whose names begin like this
     #[arg(long)]
-    durable: Option<String>,
+    pub(super) durable: Option<String>,
     /// Where a new consumer starts: now, all, last, last-per-subject, a sequence or a time [default: now, with --durable all]
     #[arg(long, value_parser = start)]
-    from: Option<DeliverPolicy>,
+    pub(super) from: Option<DeliverPolicy>,
     /// When events are settled
     #[arg(long, value_enum, default_value_t)]
     ack: Ack,
@@ -43,16 +47,34 @@ pub(crate) struct Args {
     idle: Option<Duration>,
     /// How long an event may stay unsettled, in seconds
     #[arg(long, value_name = "SECONDS")]
-    ack_wait: Option<u64>,
+    pub(super) ack_wait: Option<u64>,
     /// How often an event may be delivered
     #[arg(long, value_name = "TIMES")]
-    max_deliver: Option<i64>,
+    pub(super) max_deliver: Option<i64>,
     /// How many events may be unsettled at a time
     #[arg(long, value_name = "EVENTS")]
-    max_ack_pending: Option<i64>,
+    pub(super) max_ack_pending: Option<i64>,
     /// Delays before redeliveries in seconds, for instance 1,5,30
     #[arg(long, value_name = "SECONDS", value_delimiter = ',')]
-    backoff: Vec<u64>,
+    pub(super) backoff: Vec<u64>,
+    /// Refuse or terminate events of a durable consumer that is there already, or change its settings, for all who share it
+    #[arg(long, requires = "durable")]
+    pub(super) force: bool,
+}
+
+impl Args {
+    /// What is nobody's to do with a consumer that others share.
+    pub(super) fn foreign(&self) -> Option<&'static str> {
+        let asked = [
+            (self.ack == Ack::Nak, "--ack nak"),
+            (self.ack == Ack::Term, "--ack term"),
+            (self.max_deliver.is_some(), "--max-deliver"),
+            (self.ack_wait.is_some(), "--ack-wait"),
+            (self.max_ack_pending.is_some(), "--max-ack-pending"),
+            (!self.backoff.is_empty(), "--backoff"),
+        ];
+        asked.into_iter().find_map(|(is_asked, name)| is_asked.then_some(name))
+    }
 }
 
 /// When an event is settled.
@@ -95,7 +117,9 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     refuse_overlap(&args.filters)?;
     let provider = app.connect().await?;
     let mut subscriptions = open(&provider, &args).await?;
-    let ended = receive(app, &mut subscriptions, &args).await;
+    let mut left = Left::default();
+    let ended = receive(app, &mut subscriptions, &args, &mut left).await;
+    let ended = ended.and(left.ended(args.durable.is_some()).await);
     let closing = async {
         for subscription in &mut subscriptions {
             subscription.close().await?;
@@ -131,33 +155,21 @@ fn overlap(a: &str, b: &str) -> bool {
 }
 
 async fn open(provider: &Arc<dyn EventProvider>, args: &Args) -> Outcome<Vec<Box<dyn Subscription>>> {
-    let options = options(args);
-    if args.filters.len() > 1 {
-        let bus = EventBus::from_provider(Arc::clone(provider));
-        let subscriber_id = args.durable.clone().unwrap_or_else(|| "sub".to_owned());
-        let subjects = args.filters.clone();
-        let durable = args.durable.is_some();
-        bus.update_subscription(SubscriptionFilter {
-            subscriber_id: subscriber_id.clone(),
-            subjects,
-            durable,
-            options,
-        })
-        .await?;
-        return Ok(bus.create_subscriber(&subscriber_id).await?);
+    if let Some(name) = &args.durable {
+        return durable::open(provider, name, args).await;
     }
-    let everything = format!("{}.>", provider.subject_prefix());
-    let filter = args.filters.first().unwrap_or(&everything);
-    let opened = match (&args.durable, options) {
-        (Some(name), Some(options)) => provider.subscribe_durable_with_options(name, filter, &options).await,
-        (Some(name), None) => provider.subscribe_durable(name, filter).await,
-        (None, options) => provider.subscribe_with_options(filter, &options.unwrap_or_default()).await,
-    };
-    Ok(vec![opened?])
+    let everything = [format!("{}.>", provider.subject_prefix())];
+    let filters = if args.filters.is_empty() { &everything[..] } else { &args.filters };
+    let options = options(args).unwrap_or_default();
+    let mut subscriptions = Vec::with_capacity(filters.len());
+    for filter in filters {
+        subscriptions.push(provider.subscribe_with_options(filter, &options).await?);
+    }
+    Ok(subscriptions)
 }
 
 /// What is asked of the consumer. A durable one of which nothing is asked keeps the settings that it has.
-fn options(args: &Args) -> Option<SubscribeOptions> {
+pub(super) fn options(args: &Args) -> Option<SubscribeOptions> {
     let asks_for_nothing = args.from.is_none()
         && args.max_deliver.is_none()
         && args.backoff.is_empty()
@@ -195,11 +207,19 @@ async fn next_of_any(
     Ok(None)
 }
 
-async fn receive(app: &mut App, subscriptions: &mut Vec<Box<dyn Subscription>>, args: &Args) -> Outcome {
+async fn receive(
+    app: &mut App,
+    subscriptions: &mut Vec<Box<dyn Subscription>>,
+    args: &Args,
+    left: &mut Left,
+) -> Outcome {
     let idle = args.idle.unwrap_or(Duration::MAX);
     let mut asked = pin!(asked_to_end());
     let (mut received, mut turn) = (0, 0);
+    let mut last = Instant::now();
     while args.count.is_none_or(|count| received < count) {
+        // What cannot be read comes again and again, and keeps nobody waiting.
+        let idle = idle.saturating_sub(last.elapsed());
         let next = tokio::select! {
             () = &mut asked => return Ok(()),
             next = tokio::time::timeout(idle, next_of_any(subscriptions, &mut turn)) => next,
@@ -207,17 +227,78 @@ async fn receive(app: &mut App, subscriptions: &mut Vec<Box<dyn Subscription>>, 
         match next {
             Err(_idle) => return Ok(()),
             Ok(Ok(None)) => return Ok(()),
+            Ok(Ok(Some(delivery))) if delivery.undecodable_record().is_some() => left.leave(app, delivery)?,
             Ok(Ok(Some(delivery))) => {
                 handle(app, delivery, args.ack).await?;
                 received += 1;
+                last = Instant::now();
             }
-            Ok(Err(error @ (EventError::Lagged { .. } | EventError::Undecodable { .. }))) => {
-                eprint_warning(&Failure::from(error));
+            // Of a consumer that is this command's own: what it settles is settled for nobody else.
+            Ok(Err(EventError::Undecodable { sequence, reason, .. })) => {
+                left.show(app, sequence, None, &reason)?;
             }
+            Ok(Err(error @ EventError::Lagged { .. })) => eprint_warning(&Failure::from(error)),
             Ok(Err(error)) => return Err(error.into()),
         }
     }
     Ok(())
+}
+
+/// The records that cannot be read. They belong to whoever shares the consumer, who may know what to do with them, and so
+/// nothing is settled: their leases are kept until the end, so that they do not come again at once, and then given back.
+#[derive(Default)]
+struct Left {
+    met: Unreadable,
+    /// By sequence. What has no room here is given back by its lease.
+    leased: BTreeMap<u64, Delivery>,
+}
+
+impl Left {
+    fn leave(&mut self, app: &mut App, delivery: Delivery) -> Outcome {
+        let (sequence, attempt) = (delivery.sequence(), delivery.num_delivered());
+        let Some(record) = delivery.undecodable_record() else { return Ok(()) };
+        if !self.leased.contains_key(&sequence) {
+            self.show(app, sequence, Some(attempt), &record.reason)?;
+        } else {
+            tracing::debug!(sequence, attempt, "a record that cannot be read has come again");
+        }
+        if self.leased.len() < MAX_LEASED || self.leased.contains_key(&sequence) {
+            self.leased.insert(sequence, delivery);
+        }
+        Ok(())
+    }
+
+    fn show(&mut self, app: &mut App, sequence: u64, num_delivered: Option<u64>, why: &str) -> Outcome {
+        self.met.add(sequence);
+        app.out.row(&StoredRow::Unreadable(UnreadableRow {
+            sequence,
+            stored_at: None,
+            num_delivered,
+            subject: None,
+            unreadable: why,
+        }))
+    }
+
+    /// Gives the leases back, and fails when there was anything that could not be read.
+    async fn ended(self, is_shared: bool) -> Outcome {
+        let releasing = async {
+            for delivery in self.leased.into_values() {
+                // A lease that was lost in the meantime is given back already.
+                if let Err(error) = delivery.release().await {
+                    tracing::debug!(%error, "lease not given back");
+                }
+            }
+            Ok(())
+        };
+        leave(releasing).await?;
+        match self.met.told() {
+            None => Ok(()),
+            Some(told) if is_shared => Err(Failure::Found(format!(
+                "{told}. They are left unsettled: a program with dead letters keeps them when they come to it"
+            ))),
+            Some(told) => Err(Failure::Found(told)),
+        }
+    }
 }
 
 async fn handle(app: &mut App, delivery: Delivery, ack: Ack) -> Outcome {

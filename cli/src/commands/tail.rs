@@ -8,6 +8,7 @@ use super::subscribe::eprint_warning;
 use crate::bus::{App, asked_to_end, leave};
 use crate::failure::{Failure, Outcome};
 use crate::output::EventRow;
+use crate::stored::{Stored, StoredRow, Unreadable, UnreadableRow, newest, newest_sequence};
 
 pub(crate) const EXAMPLE: &str = "Example:
   a3s-event tail -n 20 'events.market.>'
@@ -27,48 +28,48 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     let mut asked = pin!(asked_to_end());
+    let mut unreadable = Unreadable::default();
     let opened = tokio::select! {
         () = &mut asked => return Ok(()),
-        opened = open(app, &args) => opened?,
+        opened = open(app, &args, &mut unreadable) => opened?,
     };
     let Some(mut subscription) = opened else {
-        return Ok(());
+        return unreadable.ended();
     };
     let ended = tokio::select! {
         () = asked => Ok(()),
-        ended = follow(app, &mut *subscription) => ended,
+        ended = follow(app, &mut *subscription, &mut unreadable) => ended,
     };
-    ended.and(leave(subscription.close()).await)
+    ended.and(leave(subscription.close()).await).and(unreadable.ended())
 }
 
 /// Shows the last events, and subscribes to those after them unless they are not wanted.
-async fn open(app: &mut App, args: &Args) -> Outcome<Option<Box<dyn Subscription>>> {
+async fn open(
+    app: &mut App,
+    args: &Args,
+    unreadable: &mut Unreadable,
+) -> Outcome<Option<Box<dyn Subscription>>> {
     let provider = app.connect().await?;
     let everything = format!("{}.>", provider.subject_prefix());
     let filter = args.filter.as_deref().unwrap_or(&everything);
-    let newest = provider.query(&HistoryQuery::new(1)).await?.first().map_or(0, |stored| stored.sequence);
-    let last = provider
-        .query(&HistoryQuery::new(args.lines).filter(filter).before_sequence(newest.saturating_add(1)))
-        .await?;
-    for stored in last.iter().rev() {
-        app.out.row(&EventRow {
-            sequence: stored.sequence,
-            stored_at: Some(stored.stored_at),
-            num_delivered: None,
-            event: &stored.event,
-        })?;
+    let last = newest_sequence(&*provider, None).await?.unwrap_or_default();
+    let query = HistoryQuery::new(args.lines).filter(filter).before_sequence(last.saturating_add(1));
+    let (records, _) = newest(&*provider, query).await?;
+    for stored in records.iter().rev() {
+        unreadable.meet(stored);
+        app.out.row(&Stored::row(stored))?;
     }
     if args.no_follow {
         return Ok(None);
     }
     let options = SubscribeOptions {
-        deliver_policy: DeliverPolicy::ByStartSequence { sequence: newest + 1 },
+        deliver_policy: DeliverPolicy::ByStartSequence { sequence: last.saturating_add(1) },
         ..SubscribeOptions::default()
     };
     Ok(Some(provider.subscribe_with_options(filter, &options).await?))
 }
 
-async fn follow(app: &mut App, subscription: &mut dyn Subscription) -> Outcome {
+async fn follow(app: &mut App, subscription: &mut dyn Subscription, unreadable: &mut Unreadable) -> Outcome {
     loop {
         match subscription.next().await {
             Ok(Some(received)) => app.out.row(&EventRow {
@@ -78,9 +79,18 @@ async fn follow(app: &mut App, subscription: &mut dyn Subscription) -> Outcome {
                 event: &received.event,
             })?,
             Ok(None) => return Ok(()),
-            Err(error @ (EventError::Lagged { .. } | EventError::Undecodable { .. })) => {
-                eprint_warning(&Failure::from(error));
+            // The consumer is this command's own: what it settles is settled for nobody else.
+            Err(EventError::Undecodable { sequence, reason, .. }) => {
+                unreadable.add(sequence);
+                app.out.row(&StoredRow::Unreadable(UnreadableRow {
+                    sequence,
+                    stored_at: None,
+                    num_delivered: None,
+                    subject: None,
+                    unreadable: &reason,
+                }))?;
             }
+            Err(error @ EventError::Lagged { .. }) => eprint_warning(&Failure::from(error)),
             Err(error) => return Err(error.into()),
         }
     }

@@ -4,7 +4,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use a3s_event::{ConsumerInfo, EventProvider, HistoryQuery, ProviderInfo, StoredEvent};
+use a3s_event::{ConsumerInfo, EventProvider, HistoryQuery, ProviderInfo};
 use ratatui::crossterm::event::{self, KeyCode, KeyModifiers};
 use ratatui::layout::{Constraint, Layout};
 use ratatui::widgets::{Block, Cell, Paragraph, Row, Sparkline, Table};
@@ -15,6 +15,7 @@ use crate::bus::{App, asked_to_end, redacted};
 use crate::failure::{Failure, Outcome};
 use crate::moment;
 use crate::output::{EventRow, Output, Row as _};
+use crate::stored::{Stored, Unreadable, newest, newest_sequence};
 use crate::text::{self, count};
 
 pub(crate) const EXAMPLE: &str = "Example:
@@ -49,7 +50,8 @@ pub(crate) struct Args {
 struct View {
     title: String,
     info: Option<ProviderInfo>,
-    events: Vec<StoredEvent>,
+    /// The newest records.
+    events: Vec<Stored>,
     newest: Option<u64>,
     rates: Vec<u64>,
     consumers: Vec<ConsumerInfo>,
@@ -63,7 +65,7 @@ struct View {
 /// What the bus says.
 struct Read {
     info: ProviderInfo,
-    events: Vec<StoredEvent>,
+    events: Vec<Stored>,
     newest: u64,
     /// To read them may not be allowed.
     consumers: Outcome<Vec<ConsumerInfo>>,
@@ -141,9 +143,9 @@ async fn read(provider: &dyn EventProvider, filter: Option<&str>) -> Outcome<Rea
     let info = provider.info().await?;
     let mut query = HistoryQuery::new(EVENTS);
     query.filter = filter.map(str::to_owned);
-    let events = provider.query(&query).await?;
-    let newest = provider.query(&HistoryQuery::new(1)).await?;
-    let newest = newest.first().map_or(0, |stored| stored.sequence);
+    let (mut events, _) = newest(provider, query).await?;
+    events.truncate(EVENTS);
+    let newest = newest_sequence(provider, None).await?.unwrap_or_default();
     let consumers = match provider.capabilities().consumer_info.is_no() {
         true => Ok(Vec::new()),
         false => provider.consumers().await.map_err(Failure::from),
@@ -232,8 +234,13 @@ impl View {
             (None, _) if self.is_silent => format!("no answer for {seconds} s"),
             (None, Some(info)) => {
                 let rate = if with_rate { format!("   {}/s", self.rate()) } else { String::new() };
+                let unreadable = Unreadable::of(&self.events).count;
+                let unreadable = match unreadable {
+                    0 => String::new(),
+                    unreadable => format!("   {unreadable} of the last cannot be read"),
+                };
                 format!(
-                    "{}   {}   {}{rate}   q ends",
+                    "{}   {}   {}{rate}{unreadable}   q ends",
                     count(info.messages, "event"),
                     count(info.bytes, "byte"),
                     count(info.consumers as u64, "consumer"),
@@ -266,13 +273,7 @@ impl View {
     /// The day is left out where there is little room.
     fn event_table(&self, without_day: bool) -> Table<'_> {
         let rows = self.events.iter().map(move |stored| {
-            let row = EventRow {
-                sequence: stored.sequence,
-                stored_at: None,
-                num_delivered: None,
-                event: &stored.event,
-            };
-            let mut cells = row.cells();
+            let mut cells = stored.row().cells();
             if without_day && let Some(time) = cells.get_mut(1) {
                 *time = time.rsplit('T').next().unwrap_or_default().to_owned();
             }

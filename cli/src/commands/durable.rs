@@ -1,0 +1,202 @@
+//! The consumer that `sub --durable` reads through: one that is there, found by its stored name or by the name that its
+//! program gave it, or a new one. A member of a consumer that is there changes nothing for the others unless it is forced.
+
+use std::sync::Arc;
+
+use a3s_event::{
+    ConsumerInfo, ErrorKind, EventBus, EventProvider, SubscribeOptions, Subscription, SubscriptionFilter,
+};
+
+use super::subscribe::{Args, eprint_note, eprint_warning, options};
+use crate::failure::{Failure, Outcome};
+
+/// A consumer, and whether it was there before.
+struct Chosen {
+    /// Empty for a new one that the library names.
+    name: String,
+    filter: String,
+    is_there: bool,
+}
+
+impl Chosen {
+    fn there(consumer: &ConsumerInfo) -> Self {
+        Self { name: consumer.name.clone(), filter: consumer.filter.clone(), is_there: true }
+    }
+}
+
+/// The durable consumers of a bus that a name can mean.
+struct Known {
+    /// The one that is stored under this name.
+    exact: Option<ConsumerInfo>,
+    /// Those of the program that calls itself so, one per subject.
+    of_program: Vec<ConsumerInfo>,
+}
+
+pub(super) async fn open(
+    provider: &Arc<dyn EventProvider>,
+    name: &str,
+    args: &Args,
+) -> Outcome<Vec<Box<dyn Subscription>>> {
+    let bus = EventBus::from_provider(Arc::clone(provider));
+    let known = known(&bus, name).await?;
+    let chosen = match &known {
+        Some(known) => choose(&bus, known, name, args)?,
+        None => unlisted(&bus, name, args)?,
+    };
+    if let Some(there) = chosen.iter().find(|chosen| chosen.is_there) {
+        refuse_unforced(there, known.is_some(), args)?;
+    }
+    let mut subscriptions = Vec::with_capacity(chosen.len());
+    for mut consumer in chosen {
+        if consumer.name.is_empty() {
+            consumer = made(&bus, name, &consumer.filter, args).await?;
+        }
+        if known.is_some() && !consumer.is_there {
+            eprint_note(&format!("nobody has read as '{}' before: the consumer is new", consumer.name));
+        }
+        let mut subscription = join(&**provider, &consumer, args).await?;
+        subscription.keep_undecodable();
+        subscriptions.push(subscription);
+    }
+    Ok(subscriptions)
+}
+
+/// What is there under a name; `None` when nobody may ask.
+async fn known(bus: &EventBus, name: &str) -> Outcome<Option<Known>> {
+    if bus.provider().capabilities().consumer_info.is_no() {
+        return Ok(None);
+    }
+    let listed = async {
+        let exact = bus.consumers().await?.into_iter().find(|known| known.durable && known.name == name);
+        Ok(Known { exact, of_program: bus.consumers_of(name).await? })
+    };
+    match listed.await {
+        Ok(known) => Ok(Some(known)),
+        Err(error) if a3s_event::EventError::kind(&error) == ErrorKind::Unauthorized => {
+            eprint_warning(&Failure::Other(format!(
+                "consumers may not be listed ({error}): whether one is called '{name}' is not known"
+            )));
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn choose(bus: &EventBus, known: &Known, name: &str, args: &Args) -> Outcome<Vec<Chosen>> {
+    let Known { exact, of_program } = known;
+    let of_filter = |filter: &String| of_program.iter().find(|known| known.filter == *filter);
+    match (exact, args.filters.as_slice()) {
+        (Some(exact), [] | [_]) => {
+            if let Some(program) = of_program.first() {
+                eprint_warning(&Failure::Other(format!(
+                    "the program that calls itself '{name}' reads through '{}', which is another consumer than '{name}'",
+                    program.name
+                )));
+            }
+            let filter = args.filters.first().unwrap_or(&exact.filter).clone();
+            Ok(vec![Chosen { filter, ..Chosen::there(exact) }])
+        }
+        (Some(exact), _) => Err(Failure::Usage(format!(
+            "there is a consumer '{name}' that reads '{}': give that filter alone, or another name",
+            exact.filter
+        ))),
+        (None, []) if of_program.is_empty() => {
+            let filter = format!("{}.>", bus.provider().subject_prefix());
+            Ok(vec![Chosen { name: name.to_owned(), filter, is_there: false }])
+        }
+        (None, []) => Ok(of_program.iter().map(Chosen::there).collect()),
+        (None, [filter]) if of_program.is_empty() => {
+            Ok(vec![Chosen { name: name.to_owned(), filter: filter.clone(), is_there: false }])
+        }
+        (None, [filter]) => match of_filter(filter) {
+            Some(known) => Ok(vec![Chosen::there(known)]),
+            None => Err(Failure::Usage(format!(
+                "'{name}' reads {}: give one of these filters, or none for all of them, or another name",
+                of_program.iter().map(|known| known.filter.as_str()).collect::<Vec<_>>().join(", ")
+            ))),
+        },
+        (None, filters) => {
+            let chosen = |filter: &String| match of_filter(filter) {
+                Some(known) => Chosen::there(known),
+                None => Chosen { name: String::new(), filter: filter.clone(), is_there: false },
+            };
+            Ok(filters.iter().map(chosen).collect())
+        }
+    }
+}
+
+/// Makes one of several consumers, under the name that the library gives it.
+async fn made(bus: &EventBus, name: &str, filter: &str, args: &Args) -> Outcome<Chosen> {
+    let subscription = SubscriptionFilter {
+        subscriber_id: name.to_owned(),
+        subjects: vec![filter.to_owned()],
+        durable: true,
+        options: options(args),
+    };
+    bus.update_subscription(subscription).await?;
+    for mut opened in bus.create_subscriber(name).await? {
+        opened.close().await?;
+    }
+    let made = bus.consumers_of(name).await?.into_iter().find(|known| known.filter == filter);
+    let made = made.ok_or_else(|| Failure::Other(format!("the consumer of '{filter}' is not there")))?;
+    Ok(Chosen { is_there: false, ..Chosen::there(&made) })
+}
+
+/// Where nobody says what is there, the name is the stored one, and somebody may use it.
+fn unlisted(bus: &EventBus, name: &str, args: &Args) -> Outcome<Vec<Chosen>> {
+    match args.filters.as_slice() {
+        [] => {
+            let filter = format!("{}.>", bus.provider().subject_prefix());
+            Ok(vec![Chosen { name: name.to_owned(), filter, is_there: true }])
+        }
+        [filter] => Ok(vec![Chosen { name: name.to_owned(), filter: filter.clone(), is_there: true }]),
+        _ => Err(Failure::Usage(
+            "several filters need the names of their consumers, which cannot be listed here: give one"
+                .to_owned(),
+        )),
+    }
+}
+
+/// Refuses what would take events away from the others who share a consumer, or change its settings for them.
+fn refuse_unforced(there: &Chosen, is_known: bool, args: &Args) -> Outcome {
+    let Some(asked) = args.foreign().filter(|_| !args.force) else { return Ok(()) };
+    let name = &there.name;
+    let existence = if is_known { "is there already" } else { "may be there already" };
+    Err(Failure::Usage(format!(
+        "consumer '{name}' {existence}, and {asked} {}. Give another name, or --force if that is meant",
+        match asked {
+            "--ack nak" | "--ack term" | "--max-deliver" =>
+                "takes events away from whoever shares it, without a dead letter",
+            _ => "changes its settings for whoever shares it",
+        }
+    )))
+}
+
+/// Opens a consumer. One that is there keeps its settings, but for those that are asked for.
+async fn join(provider: &dyn EventProvider, chosen: &Chosen, args: &Args) -> Outcome<Box<dyn Subscription>> {
+    let Chosen { name, filter, is_there } = chosen;
+    let asked = options(args);
+    let Some(asked) = asked else { return Ok(provider.subscribe_durable(name, filter).await?) };
+    if !is_there {
+        return Ok(provider.subscribe_durable_with_options(name, filter, &asked).await?);
+    }
+    let subscription = provider.subscribe_durable(name, filter).await?;
+    let settings = subscription.settings().map(|settings| settings.to_options());
+    let Some(settings) = settings else {
+        if args.foreign().is_some() {
+            drop(subscription);
+            return Ok(provider.subscribe_durable_with_options(name, filter, &asked).await?);
+        }
+        eprint_note(&format!("consumer '{name}' is there already: it goes on where it is, without --from"));
+        return Ok(subscription);
+    };
+    let merged = SubscribeOptions {
+        max_deliver: args.max_deliver.or(settings.max_deliver),
+        backoff_secs: if args.backoff.is_empty() { settings.backoff_secs } else { args.backoff.clone() },
+        max_ack_pending: args.max_ack_pending.or(settings.max_ack_pending),
+        deliver_policy: args.from.clone().unwrap_or(settings.deliver_policy),
+        ack_wait_secs: args.ack_wait.or(settings.ack_wait_secs),
+    };
+    drop(subscription);
+    Ok(provider.subscribe_durable_with_options(name, filter, &merged).await?)
+}

@@ -1,0 +1,209 @@
+//! What is stored: events, and records that cannot be read as events. No listing leaves the latter out in silence.
+
+use std::cmp::Reverse;
+use std::fmt::Write as _;
+
+use a3s_event::{EventProvider, HistoryPage, HistoryQuery, StoredEvent, UnreadableRecord};
+use serde::Serialize;
+
+use crate::failure::{Failure, Outcome};
+use crate::moment;
+use crate::output::{EventRow, Row};
+use crate::text;
+
+/// Most records of an answer.
+pub(crate) const PAGE: usize = 1_000;
+/// Sequences that a message names.
+const NAMED: usize = 5;
+
+/// A record of a stream.
+#[derive(Debug)]
+pub(crate) enum Stored {
+    Event(StoredEvent),
+    Unreadable(UnreadableRecord),
+}
+
+impl Stored {
+    pub(crate) fn sequence(&self) -> u64 {
+        match self {
+            Self::Event(stored) => stored.sequence,
+            Self::Unreadable(record) => record.sequence,
+        }
+    }
+
+    pub(crate) fn row(&self) -> StoredRow<'_> {
+        match self {
+            Self::Event(stored) => StoredRow::Event(EventRow {
+                sequence: stored.sequence,
+                stored_at: Some(stored.stored_at),
+                num_delivered: None,
+                event: &stored.event,
+            }),
+            Self::Unreadable(record) => StoredRow::Unreadable(UnreadableRow {
+                sequence: record.sequence,
+                stored_at: record.stored_at,
+                num_delivered: None,
+                subject: record.subject.as_deref(),
+                unreadable: &record.reason,
+            }),
+        }
+    }
+}
+
+/// The records of a page, newest first.
+pub(crate) fn newest_first(page: HistoryPage) -> Vec<Stored> {
+    let unreadable = page.unreadable.into_iter().map(Stored::Unreadable);
+    let mut records: Vec<_> = page.events.into_iter().map(Stored::Event).chain(unreadable).collect();
+    records.sort_by_key(|stored| Reverse(stored.sequence()));
+    records
+}
+
+/// The newest records, newest first, and where older ones go on: as many events as the query asks for and what cannot be
+/// read among them. It also ends behind [`PAGE`] records that cannot be read.
+pub(crate) async fn newest(
+    provider: &dyn EventProvider,
+    mut query: HistoryQuery,
+) -> Outcome<(Vec<Stored>, Option<u64>)> {
+    let (mut records, mut missing, mut patience) = (Vec::new(), query.limit, PAGE);
+    loop {
+        query.limit = missing;
+        let page = provider.query_page(&query).await?;
+        missing = missing.saturating_sub(page.events.len());
+        patience = patience.saturating_sub(page.unreadable.len());
+        let next = page.next;
+        records.append(&mut newest_first(page));
+        match next {
+            Some(before) if missing > 0 && patience > 0 => query = query.before_sequence(before),
+            next => return Ok((records, next)),
+        }
+    }
+}
+
+/// The sequence of the newest record of a filter, whether it can be read or not.
+pub(crate) async fn newest_sequence(
+    provider: &dyn EventProvider,
+    filter: Option<&str>,
+) -> Outcome<Option<u64>> {
+    let mut query = HistoryQuery::new(1);
+    query.filter = filter.map(str::to_owned);
+    Ok(newest(provider, query).await?.0.first().map(Stored::sequence))
+}
+
+/// A record, as it is printed.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(crate) enum StoredRow<'a> {
+    Event(EventRow<'a>),
+    Unreadable(UnreadableRow<'a>),
+}
+
+impl Row for StoredRow<'_> {
+    const COLUMNS: &'static [&'static str] = EventRow::COLUMNS;
+
+    fn cells(&self) -> Vec<String> {
+        match self {
+            Self::Event(row) => row.cells(),
+            Self::Unreadable(row) => row.cells(),
+        }
+    }
+}
+
+/// A record that cannot be read: it has `unreadable` where others have `event`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct UnreadableRow<'a> {
+    pub(crate) sequence: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) stored_at: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) num_delivered: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) subject: Option<&'a str>,
+    /// Why.
+    pub(crate) unreadable: &'a str,
+}
+
+impl Row for UnreadableRow<'_> {
+    const COLUMNS: &'static [&'static str] = EventRow::COLUMNS;
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.sequence.to_string(),
+            self.stored_at.map_or_else(String::new, moment::show),
+            text::line(self.subject.unwrap_or_default()),
+            text::line(&format!("cannot be read: {}", self.unreadable)),
+        ]
+    }
+}
+
+/// The records that a command met and could not read.
+#[derive(Debug, Default)]
+pub(crate) struct Unreadable {
+    pub(crate) count: u64,
+    /// The first that were met.
+    sequences: Vec<u64>,
+}
+
+impl Unreadable {
+    pub(crate) fn of(records: &[Stored]) -> Self {
+        let mut met = Self::default();
+        for stored in records {
+            met.meet(stored);
+        }
+        met
+    }
+
+    /// Counts a record, if it is one that cannot be read.
+    pub(crate) fn meet(&mut self, stored: &Stored) {
+        if let Stored::Unreadable(record) = stored {
+            self.add(record.sequence);
+        }
+    }
+
+    pub(crate) fn add(&mut self, sequence: u64) {
+        self.count += 1;
+        if self.sequences.len() < NAMED {
+            self.sequences.push(sequence);
+        }
+    }
+
+    /// What is to be said of them; `None` when there were none.
+    pub(crate) fn told(&self) -> Option<String> {
+        let sequences: Vec<_> = self.sequences.iter().map(u64::to_string).collect();
+        let word = if self.count == 1 { "sequence" } else { "sequences" };
+        let mut told = format!("cannot be read as events: {word} {}", sequences.join(", "));
+        match self.count - self.sequences.len() as u64 {
+            _ if self.count == 0 => return None,
+            0 => {}
+            more => {
+                let _ = write!(told, " and {more} more");
+            }
+        }
+        Some(format!("{} {told}", text::count(self.count, "stored record")))
+    }
+
+    /// How a command ends that was to show everything.
+    pub(crate) fn ended(&self) -> Outcome {
+        self.told().map_or(Ok(()), |told| Err(Failure::Found(told)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_that_were_met_are_counted_and_the_first_are_named() {
+        let met = |count: u64| {
+            let mut met = Unreadable::default();
+            (1..=count).for_each(|sequence| met.add(sequence));
+            met.told()
+        };
+        assert_eq!(met(0), None);
+        assert_eq!(met(1).unwrap(), "1 stored record cannot be read as events: sequence 1");
+        assert_eq!(
+            met(7).unwrap(),
+            "7 stored records cannot be read as events: sequences 1, 2, 3, 4, 5 and 2 more"
+        );
+    }
+}
