@@ -9,9 +9,10 @@ use tokio::sync::Notify;
 
 use super::stream::{Group, GroupId, Lifecycle, Stream};
 use super::{Clock, Shared};
+use crate::deadline::After;
 use crate::error::{EventError, Result};
-use crate::provider::consumer::{Consumer, Fetched, Lease, StaleLease, Time};
-use crate::provider::{ConsumerInfo, Delivery, LeaseHolder, PendingEvent, Subscription};
+use crate::provider::consumer::{Consumer, ConsumerConfig, Fetched, Lease, StaleLease, Time};
+use crate::provider::{ConsumerInfo, Delivery, LeaseHolder, PendingEvent, Subscription, SubscriptionEnd};
 use crate::types::{Event, ReceivedEvent};
 
 /// One consumer, shared by its members. Its lock is taken before the stream's, never after.
@@ -50,7 +51,7 @@ enum Step<T> {
     Deliver(T),
     Missed(u64),
     Wait { until: Option<Time> },
-    Closed,
+    End(SubscriptionEnd),
 }
 
 impl ConsumerCell {
@@ -158,9 +159,9 @@ impl ConsumerCell {
                         break;
                     }
                     Step::Missed(missed) => return Step::Missed(missed),
-                    Step::Wait { .. } | Step::Closed if !batch.is_empty() => break,
+                    Step::Wait { .. } | Step::End(_) if !batch.is_empty() => break,
                     Step::Wait { until } => return Step::Wait { until },
-                    Step::Closed => return Step::Closed,
+                    Step::End(end) => return Step::End(end),
                 }
             }
             Step::Deliver(batch)
@@ -176,10 +177,9 @@ impl ConsumerCell {
         let mut position = self.lock();
         let stream = shared.read();
         let group = match stream.group(self.group) {
-            Some(group) if !self.gone.load(Ordering::Relaxed) && stream.lifecycle != Lifecycle::Closed => {
-                group
-            }
-            _ => return Step::Closed,
+            _ if stream.lifecycle == Lifecycle::Closed => return Step::End(SubscriptionEnd::Closed),
+            Some(group) if !self.gone.load(Ordering::Relaxed) => group,
+            _ => return Step::End(SubscriptionEnd::Deleted),
         };
         if self.skipped.load(Ordering::Relaxed) != 0 {
             position.next_ordinal += self.skipped.swap(0, Ordering::Relaxed);
@@ -206,7 +206,7 @@ impl ConsumerCell {
             },
             Fetched::Missed(missed) => Step::Missed(missed),
             Fetched::Idle if stream.lifecycle == Lifecycle::Abandoned && machine.pending() == 0 => {
-                Step::Closed
+                Step::End(SubscriptionEnd::Closed)
             }
             Fetched::Idle => {
                 // Under the stream's lock: a publish that comes behind this look sees it.
@@ -255,12 +255,14 @@ pub struct MemorySubscription {
     shared: Arc<Shared>,
     cell: Arc<ConsumerCell>,
     closed: bool,
+    /// Why it ended, once it has.
+    end: Option<SubscriptionEnd>,
 }
 
 impl MemorySubscription {
     pub(super) fn new(shared: Arc<Shared>, cell: Arc<ConsumerCell>) -> Self {
         cell.members.fetch_add(1, Ordering::Relaxed);
-        Self { shared, cell, closed: false }
+        Self { shared, cell, closed: false, end: None }
     }
 
     /// Waits until `fetch` finds something. Cancel-safe: nothing is awaited after a fetch that delivered.
@@ -280,7 +282,11 @@ impl MemorySubscription {
             return match step {
                 Step::Deliver(delivered) => Ok(Some(delivered)),
                 Step::Missed(missed) => Err(EventError::Lagged { consumer: self.cell.name.clone(), missed }),
-                Step::Wait { .. } | Step::Closed => Ok(None),
+                Step::End(end) => {
+                    self.end.get_or_insert(end);
+                    Ok(None)
+                }
+                Step::Wait { .. } => Ok(None),
             };
         }
     }
@@ -314,6 +320,7 @@ impl MemorySubscription {
         if std::mem::replace(&mut self.closed, true) {
             return;
         }
+        self.end.get_or_insert(SubscriptionEnd::Closed);
         self.cell.members.fetch_sub(1, Ordering::Relaxed);
         if self.cell.durable {
             self.cell.wake_one();
@@ -361,7 +368,7 @@ impl Subscription for MemorySubscription {
 
     async fn next_batch(&mut self, max: usize, wait: Duration) -> Option<Vec<Result<Delivery>>> {
         let batch = self.next_step(|cell, shared| cell.fetch_batch(shared, max));
-        match tokio::time::timeout(wait, batch).await {
+        match tokio::time::timeout_at(tokio::time::Instant::now().after(wait), batch).await {
             Err(_elapsed) => Some(Vec::new()),
             Ok(Ok(batch)) => Some(batch?.into_iter().map(|leased| Ok(self.delivery(leased))).collect()),
             Ok(Err(error)) => Some(vec![Err(error)]),
@@ -371,6 +378,14 @@ impl Subscription for MemorySubscription {
     async fn lag(&self) -> Result<u64> {
         let state = self.cell.lock();
         Ok(self.cell.lag(&state, &self.shared))
+    }
+
+    fn settings(&self) -> Option<ConsumerConfig> {
+        Some(self.cell.with_machine(|machine| machine.config().clone()))
+    }
+
+    fn end(&self) -> Option<SubscriptionEnd> {
+        self.end
     }
 
     async fn close(&mut self) -> Result<()> {

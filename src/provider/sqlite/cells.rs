@@ -1,12 +1,30 @@
 //! The consumers that have subscriptions in this process, and how those are woken.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::Notify;
 
-use crate::subject::subject_matches;
+use crate::provider::SubscriptionEnd;
+use crate::provider::consumer::ConsumerConfig;
+use crate::subject::SubjectIndex;
+
+/// A consumer of one stream: another stream in the same place may have one with the same id.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub(super) struct ConsumerKey {
+    /// Which of the streams that this process met in this place.
+    pub(super) stream: u64,
+    /// The row of a durable consumer; below zero for an ephemeral one.
+    pub(super) id: i64,
+}
+
+/// The settings of a consumer, and when they were read: later ones have a higher number.
+#[derive(Debug, Clone)]
+pub(super) struct Settings {
+    pub(super) read: u64,
+    pub(super) config: ConsumerConfig,
+}
 
 /// Whom a transaction made work for.
 #[derive(Debug, Default)]
@@ -15,8 +33,12 @@ pub(super) struct Wakeups {
     pub(super) subjects: Vec<Arc<str>>,
     /// Consumers that have room or an event again.
     pub(super) consumers: Vec<i64>,
+    /// Consumers whose settings were read.
+    pub(super) settings: Vec<(i64, Settings)>,
     /// Another process wrote, which may concern anyone.
     pub(super) everyone: bool,
+    /// Another stream took the place of the one that is read.
+    pub(super) stream_replaced: bool,
 }
 
 impl Wakeups {
@@ -31,16 +53,17 @@ impl Wakeups {
 /// One consumer with subscriptions in this process.
 #[derive(Debug)]
 pub(super) struct Cell {
-    /// The row of a durable consumer; below zero for an ephemeral one.
-    pub(super) id: i64,
-    filter: String,
+    pub(super) key: ConsumerKey,
     members: AtomicUsize,
     pub(super) wakeup: Notify,
+    settings: Mutex<Settings>,
+    /// Why it ended while it had subscriptions.
+    end: OnceLock<SubscriptionEnd>,
 }
 
 impl Cell {
     pub(super) fn is_durable(&self) -> bool {
-        self.id > 0
+        self.key.id > 0
     }
 
     /// Lets one waiting member look again, or the next one that is about to wait.
@@ -54,57 +77,146 @@ impl Cell {
             self.wake_one();
         }
     }
+
+    /// The settings in force.
+    pub(super) fn settings(&self) -> ConsumerConfig {
+        self.lock_settings().config.clone()
+    }
+
+    fn update(&self, settings: &Settings) {
+        let mut known = self.lock_settings();
+        if known.read < settings.read {
+            known.clone_from(settings);
+        }
+    }
+
+    /// Why the consumer has ended, if it has.
+    pub(super) fn end(&self) -> Option<SubscriptionEnd> {
+        self.end.get().copied()
+    }
+
+    /// Ends the consumer. The first reason stays.
+    pub(super) fn end_as(&self, end: SubscriptionEnd) {
+        let _ = self.end.set(end);
+        self.wake_one();
+    }
+
+    fn lock_settings(&self) -> MutexGuard<'_, Settings> {
+        // Nothing panics while it is held.
+        self.settings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Cells {
-    open: Mutex<HashMap<i64, Arc<Cell>>>,
+    open: Mutex<Open>,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    cells: HashMap<i64, Arc<Cell>>,
+    /// The consumers of each filter.
+    filters: SubjectIndex<BTreeSet<i64>>,
+}
+
+impl Open {
+    fn insert(&mut self, cell: &Arc<Cell>, filter: &str) {
+        let id = cell.key.id;
+        self.cells.insert(id, Arc::clone(cell));
+        let mut ids = self.filters.remove(filter).unwrap_or_default();
+        ids.insert(id);
+        // The filter was checked before the consumer was opened.
+        let _ = self.filters.insert(filter, ids);
+    }
+
+    fn remove(&mut self, cell: &Cell) {
+        let id = cell.key.id;
+        // Another stream may have brought another consumer with this id.
+        if self.cells.get(&id).is_none_or(|open| open.key != cell.key) {
+            return;
+        }
+        self.cells.remove(&id);
+        let filter = cell.lock_settings().config.filter.clone();
+        let mut ids = self.filters.remove(&filter).unwrap_or_default();
+        ids.remove(&id);
+        if !ids.is_empty() {
+            let _ = self.filters.insert(&filter, ids);
+        }
+    }
 }
 
 impl Cells {
     /// Adds a member to a consumer.
-    pub(super) fn join(&self, id: i64, filter: &str) -> Arc<Cell> {
+    pub(super) fn join(&self, key: ConsumerKey, settings: Settings) -> Arc<Cell> {
         let mut open = self.lock();
-        let cell = open.entry(id).or_insert_with(|| {
-            Arc::new(Cell {
-                id,
-                filter: filter.to_owned(),
-                members: AtomicUsize::new(0),
-                wakeup: Notify::new(),
-            })
-        });
+        let cell = match open.cells.get(&key.id).filter(|cell| cell.key == key && cell.end().is_none()) {
+            Some(cell) => Arc::clone(cell),
+            None => {
+                let filter = settings.config.filter.clone();
+                let cell = Arc::new(Cell {
+                    key,
+                    members: AtomicUsize::new(0),
+                    wakeup: Notify::new(),
+                    settings: Mutex::new(settings.clone()),
+                    end: OnceLock::new(),
+                });
+                open.insert(&cell, &filter);
+                cell
+            }
+        };
+        cell.update(&settings);
         cell.members.fetch_add(1, Ordering::Relaxed);
-        Arc::clone(cell)
+        cell
     }
 
     /// Takes a member away.
     pub(super) fn leave(&self, cell: &Cell) {
         let mut open = self.lock();
         if cell.members.fetch_sub(1, Ordering::Relaxed) == 1 {
-            open.remove(&cell.id);
+            open.remove(cell);
         } else {
             cell.wake_one();
         }
     }
 
     pub(super) fn any(&self) -> bool {
-        !self.lock().is_empty()
+        !self.lock().cells.is_empty()
     }
 
     pub(super) fn ephemerals(&self) -> usize {
-        self.lock().values().filter(|cell| !cell.is_durable()).count()
+        self.lock().cells.values().filter(|cell| !cell.is_durable()).count()
     }
 
     pub(super) fn wake(&self, wakeups: &Wakeups) {
-        let Wakeups { subjects, consumers, everyone } = wakeups;
-        if !everyone && subjects.is_empty() && consumers.is_empty() {
+        let Wakeups { subjects, consumers, settings, everyone, stream_replaced } = wakeups;
+        let is_nothing = subjects.is_empty() && consumers.is_empty() && settings.is_empty();
+        if is_nothing && !everyone && !stream_replaced {
             return;
         }
-        for cell in self.lock().values() {
-            let matches = || subjects.iter().any(|subject| subject_matches(subject, &cell.filter));
-            if *everyone || consumers.contains(&cell.id) || matches() {
+        let mut open = self.lock();
+        if *stream_replaced {
+            for (_, cell) in std::mem::take(&mut *open).cells {
+                cell.end_as(SubscriptionEnd::StreamReplaced);
+            }
+            return;
+        }
+        for (id, settings) in settings {
+            if let Some(cell) = open.cells.get(id) {
+                cell.update(settings);
+            }
+        }
+        if *everyone {
+            open.cells.values().for_each(|cell| cell.wake_one());
+            return;
+        }
+        let wake = |id: &i64| {
+            if let Some(cell) = open.cells.get(id) {
                 cell.wake_one();
             }
+        };
+        consumers.iter().for_each(wake);
+        for subject in subjects {
+            open.filters.for_each_match(subject, |ids| ids.iter().for_each(wake));
         }
     }
 
@@ -112,7 +224,7 @@ impl Cells {
         self.wake(&Wakeups { everyone: true, ..Wakeups::default() });
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<i64, Arc<Cell>>> {
+    fn lock(&self) -> MutexGuard<'_, Open> {
         // Nothing panics while it is held.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }

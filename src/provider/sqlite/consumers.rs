@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rusqlite::{OptionalExtension, Row, params};
 
+use super::cells::{ConsumerKey, Settings};
 use super::error::{Sql, failed, is_damage};
 use super::queue::{Access, GiveBack};
 use super::store::{Store, signed, unsigned};
@@ -71,9 +72,9 @@ pub(super) enum Settlement {
 impl Settlement {
     /// What it takes to settle for this consumer. Only an ack must not be forgotten: what is lost of the others makes
     /// the event come again.
-    pub(super) fn access(self, consumer: i64) -> Access {
+    pub(super) fn access(self, consumer: ConsumerKey) -> Access {
         match self {
-            _ if consumer < 0 => Access::Read,
+            _ if consumer.id < 0 => Access::Read,
             Self::Ack => Access::Sync,
             Self::Nak(_) | Self::Extend | Self::Release => Access::Write,
         }
@@ -90,6 +91,14 @@ pub(super) struct Consumers {
     /// Ephemeral consumers as they were before this transaction: they cannot be read back from the file.
     before: HashMap<i64, Known>,
     ephemerals_ever: i64,
+    /// Counts how often settings were read or changed.
+    settings_read: u64,
+}
+
+/// A consumer that was opened.
+pub(super) struct Opened {
+    pub(super) key: ConsumerKey,
+    pub(super) settings: Settings,
 }
 
 impl Consumers {
@@ -128,19 +137,39 @@ impl Consumers {
         self.known.get_mut(&id)
     }
 
+    /// The settings of a consumer that is known, as of now.
+    fn settings(&mut self, id: i64) -> Option<Settings> {
+        let config = self.known.get(&id)?.machine.config().clone();
+        self.settings_read += 1;
+        Some(Settings { read: self.settings_read, config })
+    }
+
     fn insert(&mut self, id: i64, known: Known) -> &mut Known {
         self.known.entry(id).insert_entry(known).into_mut()
     }
 }
 
 impl Store {
-    /// Opens a durable consumer and returns its id. With `change` the settings of an existing one are adapted.
+    /// Opens a durable consumer. With `change` the settings of an existing one are adapted.
     pub(super) fn open_durable(
         &mut self,
         name: &str,
         config: ConsumerConfig,
         change: bool,
-    ) -> Sql<Result<i64>> {
+    ) -> Sql<Result<Opened>> {
+        Ok(match self.open_row(name, config, change)? {
+            Ok(id) => self.opened(id),
+            Err(refused) => Err(refused),
+        })
+    }
+
+    fn opened(&mut self, id: i64) -> Result<Opened> {
+        let key = self.key(id);
+        let settings = self.consumers.settings(id).ok_or_else(|| gone("it cannot be opened"))?;
+        Ok(Opened { key, settings })
+    }
+
+    fn open_row(&mut self, name: &str, config: ConsumerConfig, change: bool) -> Sql<Result<i64>> {
         let found = self
             .connection
             .prepare_cached("SELECT id FROM consumers WHERE name = ?1")?
@@ -151,7 +180,7 @@ impl Store {
         };
         let known = match self.sound_consumer("subscribe_durable", id)? {
             Ok(Some(known)) => known,
-            Ok(None) => return Ok(Ok(id)),
+            Ok(None) => return Ok(Err(gone("it cannot be opened"))),
             Err(damaged) => return Ok(Err(damaged)),
         };
         if !change {
@@ -167,6 +196,7 @@ impl Store {
             .execute(params![id, options])?;
         self.mark_changed(id);
         self.wakeups.consumers.push(id);
+        self.tell_settings(id);
         Ok(Ok(id))
     }
 
@@ -197,14 +227,14 @@ impl Store {
         Ok(id)
     }
 
-    /// Opens an ephemeral consumer, which lives in memory only, and returns its id.
-    pub(super) fn open_ephemeral(&mut self, config: ConsumerConfig) -> Sql<i64> {
+    /// Opens an ephemeral consumer, which lives in memory only.
+    pub(super) fn open_ephemeral(&mut self, config: ConsumerConfig) -> Sql<Result<Opened>> {
         let start = self.start(&config)?;
         self.consumers.ephemerals_ever += 1;
         let number = self.consumers.ephemerals_ever;
         let name = format!("ephemeral-{number}");
         self.consumers.insert(-number, Known::new(-number, name, Consumer::new(config, start), 0));
-        Ok(-number)
+        Ok(self.opened(-number))
     }
 
     /// Forgets a durable consumer.
@@ -226,17 +256,18 @@ impl Store {
     }
 
     /// Settles one delivery.
-    pub(super) fn settle(&mut self, id: i64, lease: Lease, how: Settlement) -> Sql<Result<()>> {
+    pub(super) fn settle(&mut self, key: ConsumerKey, lease: Lease, how: Settlement) -> Sql<Result<()>> {
         let now = self.now();
+        let Some(id) = self.id_of(key) else {
+            return Ok(Err(gone("its stream was replaced")));
+        };
         let machine = match self.sound_consumer("settle", id)? {
             Ok(Some(Known { machine, .. })) => machine,
             // What was delivered before it was forgotten can be acked; nothing will come again.
             Ok(None) => {
                 return Ok(match how {
                     Settlement::Ack => Ok(()),
-                    _ => {
-                        Err(EventError::Closed("the consumer is gone and delivers nothing again".to_owned()))
-                    }
+                    _ => Err(gone("it delivers nothing again")),
                 });
             }
             Err(damaged) => return Ok(Err(damaged)),
@@ -258,8 +289,8 @@ impl Store {
             // A lease that is lost in the meantime needs no release.
             let _ = self.settle(what.consumer, *lease, Settlement::Release)?;
         }
-        if what.forget && what.consumer < 0 {
-            self.consumers.known.remove(&what.consumer);
+        if let Some(id) = self.id_of(what.consumer).filter(|id| what.forget && *id < 0) {
+            self.consumers.known.remove(&id);
         }
         Ok(())
     }
@@ -368,7 +399,13 @@ impl Store {
             known.scanned = outdated.scanned;
         }
         self.consumers.insert(id, known);
+        self.tell_settings(id);
         Ok(())
+    }
+
+    /// Has the members of a consumer told its settings.
+    fn tell_settings(&mut self, id: i64) {
+        self.wakeups.settings.extend(self.consumers.settings(id).map(|settings| (id, settings)));
     }
 
     fn stored_backlog(&self, id: i64) -> Sql<Vec<u64>> {
@@ -446,6 +483,10 @@ impl Store {
             }
         })
     }
+}
+
+fn gone(why: &str) -> EventError {
+    EventError::Closed(format!("the consumer is gone: {why}"))
 }
 
 fn apply(

@@ -5,14 +5,15 @@ use std::collections::VecDeque;
 use rusqlite::{Connection, Statement, params};
 use tokio::sync::oneshot;
 
+use super::cells::ConsumerKey;
 use super::consumers::Known;
 use super::error::{Failure, Sql};
 use super::queue::{GiveBack, Work};
 use super::store::{Store, signed, unsigned};
 use super::{checksum, history};
 use crate::error::{EventError, Result};
-use crate::provider::UndecodableRecord;
 use crate::provider::consumer::{Fetched, Lease, Time};
+use crate::provider::{SubscriptionEnd, UndecodableRecord};
 use crate::subject::subject_matches;
 
 /// How many events to look at before a rare filter is looked up by its subjects.
@@ -44,8 +45,8 @@ pub(super) struct Answer {
     pub(super) items: Vec<Item>,
     /// When to ask again if nothing happens before.
     pub(super) due: Option<Time>,
-    /// Whether the consumer is gone.
-    pub(super) gone: bool,
+    /// Why nothing will come again.
+    pub(super) end: Option<SubscriptionEnd>,
 }
 
 impl Answer {
@@ -61,7 +62,7 @@ impl Answer {
 
 /// A member asks for up to `max` events.
 pub(super) struct Fetch {
-    pub(super) consumer: i64,
+    pub(super) consumer: ConsumerKey,
     pub(super) max: usize,
     /// Whether to ack what is handed out.
     pub(super) settle: bool,
@@ -182,17 +183,20 @@ fn read_record(read: &mut Statement<'_>, sequence: u64) -> Sql<std::result::Resu
 
 impl Store {
     fn fetch(&mut self, asked: &Fetch) -> Sql<Result<Answer>> {
-        let (id, max) = (asked.consumer, asked.max);
         let mut answer = Answer::default();
+        let Some(id) = self.id_of(asked.consumer) else {
+            answer.end = Some(SubscriptionEnd::StreamReplaced);
+            return Ok(Ok(answer));
+        };
         let (now, first) = (self.now(), self.first()?);
         if let Err(damaged) = self.sound_consumer("next", id)? {
             return Ok(Err(damaged));
         }
-        let mut room = Room { events: max, bytes: MAX_BYTES };
+        let mut room = Room { events: asked.max, bytes: MAX_BYTES };
         loop {
             self.look_ahead(id)?;
             let Some(known) = self.consumers.known_mut(id) else {
-                answer.gone = true;
+                answer.end = Some(SubscriptionEnd::Deleted);
                 break;
             };
             let exhausted = known.machine.exhausted();

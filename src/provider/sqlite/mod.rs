@@ -29,6 +29,7 @@ pub use maintenance::FileInfo;
 pub use subscription::SqliteSubscription;
 
 use self::cells::Cells;
+use self::consumers::Opened;
 use self::error::{Sql, io_failed};
 use self::maintenance::Readers;
 use self::queue::{Access, Queue, Size, answered, ended};
@@ -102,8 +103,8 @@ impl SqliteProvider {
         let change = options.is_some();
         let owned = name.to_owned();
         let work = move |store: &mut Store| store.open_durable(&owned, config, change);
-        let id = self.shared.call("subscribe_durable", Access::Sync, work).await?;
-        Ok(self.member(id, filter))
+        let opened = self.shared.call("subscribe_durable", Access::Sync, work).await?;
+        Ok(self.member(opened))
     }
 
     async fn open_ephemeral(
@@ -112,13 +113,13 @@ impl SqliteProvider {
         options: &SubscribeOptions,
     ) -> Result<Box<dyn Subscription>> {
         let config = self.consumer_config(filter, Some(options))?;
-        let work = move |store: &mut Store| store.open_ephemeral(config).map(Ok);
-        let id = self.shared.call("subscribe", Access::Read, work).await?;
-        Ok(self.member(id, filter))
+        let work = move |store: &mut Store| store.open_ephemeral(config);
+        let opened = self.shared.call("subscribe", Access::Read, work).await?;
+        Ok(self.member(opened))
     }
 
-    fn member(&self, id: i64, filter: &str) -> Box<dyn Subscription> {
-        let cell = self.shared.cells.join(id, filter);
+    fn member(&self, Opened { key, settings }: Opened) -> Box<dyn Subscription> {
+        let cell = self.shared.cells.join(key, settings);
         Box::new(SqliteSubscription::new(Arc::clone(&self.shared), cell))
     }
 

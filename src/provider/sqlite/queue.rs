@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
+use super::cells::ConsumerKey;
 use super::error::{Failure, Sql};
 use super::store::Store;
 use crate::error::{BackendError, ErrorKind, EventError, Result};
@@ -37,7 +38,7 @@ pub(super) trait Work: Send {
 /// What a member leaves to the others.
 #[derive(Debug, Default)]
 pub(super) struct GiveBack {
-    pub(super) consumer: i64,
+    pub(super) consumer: ConsumerKey,
     /// Delivered to nobody: they go to another member without counting.
     pub(super) leases: Vec<Lease>,
     /// Whether the consumer ends with its member.

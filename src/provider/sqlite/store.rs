@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::cells::Wakeups;
+use super::cells::{ConsumerKey, Wakeups};
 use super::config::{SqliteConfig, Synchronous};
 use super::consumers::Consumers;
 use super::error::{Failure, Sql};
@@ -35,6 +35,8 @@ pub(super) struct Store {
     pub(super) config: Arc<SqliteConfig>,
     pub(super) consumers: Consumers,
     pub(super) wakeups: Wakeups,
+    /// Counts the streams that this process met in this place.
+    stream: u64,
     counters: Option<Counters>,
     counters_changed: bool,
     /// Lowest retained sequence, or the next one when nothing is retained.
@@ -62,6 +64,7 @@ impl Store {
             config,
             consumers: Consumers::default(),
             wakeups: Wakeups::default(),
+            stream: 0,
             counters: None,
             counters_changed: false,
             first: None,
@@ -177,6 +180,25 @@ impl Store {
             self.wakeups.everyone = true;
         }
         Ok(())
+    }
+
+    /// Another stream took the place of the one that was read: its consumers are others, also those with the same id.
+    #[allow(dead_code, reason = "for whoever notices that the file was replaced")]
+    pub(super) fn stream_replaced(&mut self) {
+        self.stream += 1;
+        self.consumers = Consumers::default();
+        self.forget();
+        self.wakeups.stream_replaced = true;
+    }
+
+    /// The consumer with this id, for those outside of the writer thread.
+    pub(super) fn key(&self, id: i64) -> ConsumerKey {
+        ConsumerKey { stream: self.stream, id }
+    }
+
+    /// The id behind a key, unless the key is one of a stream that was replaced.
+    pub(super) fn id_of(&self, key: ConsumerKey) -> Option<i64> {
+        (key.stream == self.stream).then_some(key.id)
     }
 
     fn forget(&mut self) {

@@ -9,14 +9,17 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Shared;
-use super::cells::Cell;
+use super::cells::{Cell, ConsumerKey};
 use super::consumers::Settlement;
 use super::fetch::{Answer, Fetch, Item};
 use super::queue::{Access, GiveBack, Size, answered};
 use super::store::lease_time;
+use crate::deadline::After;
 use crate::error::{EventError, Result, without_values};
-use crate::provider::consumer::{Lease, Time};
-use crate::provider::{AckHandler, DEFAULT_TIMEOUT, Delivery, PendingEvent, Subscription, UndecodableRecord};
+use crate::provider::consumer::{ConsumerConfig, Lease, Time};
+use crate::provider::{
+    AckHandler, DEFAULT_TIMEOUT, Delivery, PendingEvent, Subscription, SubscriptionEnd, UndecodableRecord,
+};
 use crate::types::{Event, ReceivedEvent};
 
 /// A lease that has waited here for longer than this is restarted before the event is handed out.
@@ -41,6 +44,8 @@ pub struct SqliteSubscription {
     /// Whether records that are not events are handed out.
     keeps_undecodable: bool,
     closed: bool,
+    /// Why it ended, once it has.
+    end: Option<SubscriptionEnd>,
 }
 
 /// What came for this member.
@@ -120,6 +125,7 @@ impl SqliteSubscription {
             leased_at: Instant::now(),
             keeps_undecodable: false,
             closed: false,
+            end: None,
         }
     }
 
@@ -201,7 +207,7 @@ impl SqliteSubscription {
     async fn settle_front(&mut self, lease: Lease, step: Step) -> Result<()> {
         if self.settling.is_none() {
             let how = if step == Step::Ack { Settlement::Ack } else { Settlement::Extend };
-            let answer = self.shared.settle(self.cell.id, lease, how).await?;
+            let answer = self.shared.settle(self.cell.key, lease, how).await?;
             self.settling = Some((step, answer));
         }
         let Some((step, answer)) = &mut self.settling else {
@@ -238,9 +244,12 @@ impl SqliteSubscription {
 
     /// Asks for events and puts them into `ready`. Returns when to ask again if there are none; `None` at the end.
     async fn fetch(&mut self, max: usize, settle: bool) -> Result<Option<Option<Time>>> {
+        if let Some(end) = self.cell.end() {
+            return Ok(self.ended(end));
+        }
         if self.asked.is_none() {
             match self.ask(max, settle).await {
-                Err(error) if error.is_closed() => return Ok(None),
+                Err(error) if error.is_closed() => return Ok(self.ended(SubscriptionEnd::Closed)),
                 Err(error) => return Err(error),
                 Ok(answer) => self.asked = Some(answer),
             }
@@ -251,7 +260,7 @@ impl SqliteSubscription {
         let answer = match answered("next", DEFAULT_TIMEOUT, answer).await {
             Err(error) if error.is_closed() => {
                 self.asked = None;
-                return Ok(None);
+                return Ok(self.ended(SubscriptionEnd::Closed));
             }
             // The answer may still come; the next call waits for it.
             Err(error @ EventError::Timeout(_)) => return Err(error),
@@ -262,7 +271,19 @@ impl SqliteSubscription {
         };
         self.leased_at = Instant::now();
         self.ready.extend(answer.items.into_iter().map(Ready::from));
-        Ok((!answer.gone).then_some(answer.due))
+        match answer.end {
+            None => Ok(Some(answer.due)),
+            Some(end) => {
+                self.cell.end_as(end);
+                Ok(self.ended(end))
+            }
+        }
+    }
+
+    /// Notes why the subscription ended, unless that is known, and returns what [`fetch`](Self::fetch) does at the end.
+    fn ended<T>(&mut self, end: SubscriptionEnd) -> Option<T> {
+        self.end.get_or_insert(end);
+        None
     }
 
     async fn ask(&self, max: usize, settle: bool) -> Result<oneshot::Receiver<Result<Answer>>> {
@@ -273,7 +294,7 @@ impl SqliteSubscription {
             true => Access::Write,
         };
         let fetch = Fetch {
-            consumer: self.cell.id,
+            consumer: self.cell.key,
             max,
             settle,
             keep_undecodable: self.keeps_undecodable,
@@ -300,7 +321,7 @@ impl SqliteSubscription {
 
     fn delivery(&self, taken: Taken) -> Delivery {
         let Taken { lease, event, settled, undecodable } = taken;
-        let handler = Handler { shared: Arc::clone(&self.shared), consumer: self.cell.id, lease, settled };
+        let handler = Handler { shared: Arc::clone(&self.shared), consumer: self.cell.key, lease, settled };
         let (sequence, attempt, stream) = (lease.sequence, lease.attempt.into(), Arc::clone(&self.stream));
         match undecodable {
             None => Delivery::new(event, sequence, attempt, stream, handler),
@@ -313,6 +334,7 @@ impl SqliteSubscription {
         if std::mem::replace(&mut self.closed, true) {
             return;
         }
+        self.end.get_or_insert(SubscriptionEnd::Closed);
         let mut leases: Vec<_> = self.ready.drain(..).filter_map(Ready::unused_lease).collect();
         if let Some(mut asked) = self.asked.take() {
             // From here on the writer thread takes back what it cannot deliver.
@@ -324,7 +346,7 @@ impl SqliteSubscription {
         self.shared.cells.leave(&self.cell);
         let forget = !self.cell.is_durable();
         if forget || !leases.is_empty() {
-            self.shared.queue.give_back(GiveBack { consumer: self.cell.id, leases, forget });
+            self.shared.queue.give_back(GiveBack { consumer: self.cell.key, leases, forget });
         }
     }
 }
@@ -374,7 +396,7 @@ impl Subscription for SqliteSubscription {
         if max == 0 {
             return Some(batch);
         }
-        let deadline = Instant::now() + wait;
+        let deadline = Instant::now().after(wait);
         loop {
             if self.closed {
                 return None;
@@ -417,8 +439,20 @@ impl Subscription for SqliteSubscription {
     }
 
     async fn lag(&self) -> Result<u64> {
-        let id = self.cell.id;
-        self.shared.call("lag", Access::Read, move |store| store.lag(id)).await
+        let key = self.cell.key;
+        let work = move |store: &mut super::store::Store| match store.id_of(key) {
+            Some(id) => store.lag(id),
+            None => Ok(Ok(0)),
+        };
+        self.shared.call("lag", Access::Read, work).await
+    }
+
+    fn settings(&self) -> Option<ConsumerConfig> {
+        Some(self.cell.settings())
+    }
+
+    fn end(&self) -> Option<SubscriptionEnd> {
+        self.end
     }
 
     async fn close(&mut self) -> Result<()> {
@@ -437,7 +471,7 @@ impl Shared {
     /// Sends a settlement to the writer thread.
     pub(super) async fn settle(
         &self,
-        consumer: i64,
+        consumer: ConsumerKey,
         lease: Lease,
         how: Settlement,
     ) -> Result<oneshot::Receiver<Result<()>>> {
@@ -449,7 +483,7 @@ impl Shared {
 /// Settles one delivery.
 struct Handler {
     shared: Arc<Shared>,
-    consumer: i64,
+    consumer: ConsumerKey,
     lease: Lease,
     /// Acked before it was handed out, by a call of `next` that was dropped.
     settled: bool,
@@ -474,7 +508,7 @@ impl AckHandler for Handler {
 
     async fn term(&self, reason: &str) -> Result<()> {
         let sequence = self.lease.sequence;
-        tracing::debug!(consumer = self.consumer, sequence, reason, "event terminated");
+        tracing::debug!(consumer = self.consumer.id, sequence, reason, "event terminated");
         self.ack().await
     }
 

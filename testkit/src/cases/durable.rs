@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::future::Future;
 
+use a3s_event::provider::SubscriptionEnd;
+use a3s_event::provider::consumer::ConsumerConfig;
 use a3s_event::{DeliverPolicy, ErrorKind, EventError, Result, SubscribeOptions, Subscription};
 
 use crate::Outcome;
@@ -178,6 +180,60 @@ pub(super) async fn unsubscribe_ends_open_subscriptions(w: &World<'_>) {
     w.check(&format!("Ok(None), found {answer:?}"), matches!(answer, Ok(None)));
     w.publish("a").await;
     waiting.ended().await;
+}
+
+const NOT_TOLD: Outcome = Outcome::NotApplicable("the provider does not tell");
+
+pub(super) async fn a_deleted_consumer_says_so(w: &World<'_>) -> Outcome {
+    let name = w.name("deleted");
+    let mut reader = w.durable(&name).await;
+    w.check_eq("end of an open subscription", &reader.subscription.end(), &None);
+    w.ok("unsubscribe", w.call("unsubscribe", w.provider.unsubscribe(&name)).await);
+    reader.ended().await;
+    let Some(end) = reader.subscription.end() else { return NOT_TOLD };
+    w.check_eq("end", &end, &SubscriptionEnd::Deleted);
+    w.ok("close", w.call("close", reader.subscription.close()).await);
+    w.check_eq("end after a close", &reader.subscription.end(), &Some(SubscriptionEnd::Deleted));
+    Outcome::Kept
+}
+
+pub(super) async fn a_closed_subscription_says_so(w: &World<'_>) -> Outcome {
+    let (mut closed, mut left) = (w.subscribe().await, w.subscribe().await);
+    w.check_eq("end of an open subscription", &closed.subscription.end(), &None);
+    w.ok("close", w.call("close", closed.subscription.close()).await);
+    closed.ended().await;
+    let Some(end) = closed.subscription.end() else { return NOT_TOLD };
+    w.check_eq("end", &end, &SubscriptionEnd::Closed);
+    w.ok("close of the provider", w.call("close", w.provider.close()).await);
+    left.ended().await;
+    w.check_eq("end with the provider", &left.subscription.end(), &Some(SubscriptionEnd::Closed));
+    Outcome::Kept
+}
+
+pub(super) async fn settings_are_those_in_force(w: &World<'_>) -> Outcome {
+    let name = w.name("settings");
+    let config = |options: &SubscribeOptions| {
+        let made = ConsumerConfig::new(&w.all(), options);
+        w.ok("legal options", made)
+    };
+    let first = w.durable(&name).await;
+    let Some(defaults) = first.subscription.settings() else { return NOT_TOLD };
+    w.check_eq("settings without options", &defaults, &config(&SubscribeOptions::default()));
+    let supports = w.provider.capabilities();
+    let options = SubscribeOptions {
+        ack_wait_secs: Some(7).filter(|_| !supports.redelivery.is_no()),
+        max_deliver: Some(5).filter(|_| !supports.redelivery.is_no()),
+        max_ack_pending: Some(9).filter(|_| !supports.max_ack_pending.is_no()),
+        ..Default::default()
+    };
+    let elsewhere = w.fixture.connect().await;
+    let second = w.durable_on(&*elsewhere, &name, Some(options.clone())).await;
+    w.check_eq("settings of who changed them", &second.subscription.settings(), &Some(config(&options)));
+    let third = w.durable(&name).await;
+    w.check_eq("settings of who took them", &third.subscription.settings(), &Some(config(&options)));
+    let told = || async { first.subscription.settings() };
+    w.eventually("settings of who was there before", Some(config(&options)), told).await;
+    Outcome::Kept
 }
 
 /// Three members wait while `end` runs; each must be told that it is over.

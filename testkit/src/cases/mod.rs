@@ -150,6 +150,12 @@ durable {
         "unsubscribe forgets a durable consumer and its position."
     unsubscribe_ends_open_subscriptions [Durable]
         "unsubscribe ends the open subscriptions of the consumer, also a waiting one."
+    a_deleted_consumer_says_so [Durable]
+        "A subscription that ended because its consumer was deleted says so."
+    a_closed_subscription_says_so []
+        "A subscription that was closed, or whose provider was, says that it was closed."
+    settings_are_those_in_force [Durable]
+        "A subscription tells the settings in force, whoever set them."
     unsubscribe_ends_every_waiting_member [Durable, SharedConsumers]
         "unsubscribe ends every member of the consumer that waits."
     a_closed_provider_ends_every_waiting_member [Durable, SharedConsumers]

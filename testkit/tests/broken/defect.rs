@@ -85,6 +85,9 @@ defects! {
     UnsubscribeDoesNothing: unsubscribe_forgets_the_position unsubscribe_ends_open_subscriptions
         a_forgotten_consumer_takes_an_ack_but_no_nak;
     EndsOneWaiterOnly: unsubscribe_ends_every_waiting_member a_closed_provider_ends_every_waiting_member;
+    SaysClosedWhenDeleted: a_deleted_consumer_says_so;
+    SaysDeletedWhenClosed: a_closed_subscription_says_so;
+    TellsDefaultSettings: settings_are_those_in_force;
     UnsubscribeFailsForUnknown: unsubscribe_of_an_unknown_name_is_fine;
     NakSucceedsAfterUnsubscribe: a_forgotten_consumer_takes_an_ack_but_no_nak;
     RestartLosesEverything: stored_events_outlive_a_restart a_position_outlives_a_restart attempts_outlive_a_restart;

@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use a3s_event::provider::SubscriptionEnd;
+use a3s_event::provider::consumer::ConsumerConfig;
 use a3s_event::subject::subject_matches;
 use a3s_event::{
     AckHandler, Capabilities, DeliverPolicy, Delivery, ErrorKind, Event, EventError, PendingEvent,
@@ -418,6 +420,26 @@ impl Subscription for FaultySubscription {
         match &self.inner {
             Some(inner) if !self.has(Defect::LagIsZero) => inner.lag().await,
             _ => Ok(0),
+        }
+    }
+
+    fn settings(&self) -> Option<ConsumerConfig> {
+        let settings = self.inner.as_ref()?.settings()?;
+        if self.has(Defect::TellsDefaultSettings) {
+            return ConsumerConfig::new(&settings.filter, &SubscribeOptions::default()).ok();
+        }
+        Some(settings)
+    }
+
+    fn end(&self) -> Option<SubscriptionEnd> {
+        match self.inner.as_ref()?.end()? {
+            SubscriptionEnd::Deleted if self.has(Defect::SaysClosedWhenDeleted) => {
+                Some(SubscriptionEnd::Closed)
+            }
+            SubscriptionEnd::Closed if self.has(Defect::SaysDeletedWhenClosed) => {
+                Some(SubscriptionEnd::Deleted)
+            }
+            end => Some(end),
         }
     }
 
