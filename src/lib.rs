@@ -39,6 +39,7 @@ mod hash;
 pub mod metrics;
 mod private_file;
 pub mod provider;
+mod reserved;
 pub mod scaling;
 pub mod schema;
 pub mod sink;
