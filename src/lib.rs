@@ -42,6 +42,7 @@ pub mod json;
 pub mod metrics;
 mod private_file;
 pub mod provider;
+mod reserved;
 pub mod scaling;
 pub mod schema;
 pub mod sink;

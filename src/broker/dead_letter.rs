@@ -6,8 +6,9 @@ use async_trait::async_trait;
 
 use super::hops::passed;
 use super::lane::Lane;
-use crate::dlq::{DeadLetter, DeadLetterEvent, DlqHandler};
+use crate::dlq::{DeadLetter, DeadLetterEvent, DlqHandler, LetterReceipt};
 use crate::error::Result;
+use crate::reserved;
 use crate::sink::EventSink;
 use crate::types::{Event, ReceivedEvent, unix_millis};
 
@@ -51,20 +52,33 @@ impl DlqHandler for Letters {
     }
 
     async fn handle_letter(&self, dead: DeadLetter) -> Result<()> {
-        match &self.kept_by {
-            KeptBy::Bus(handler) => handler.handle_letter(dead).await?,
+        self.keep_letter(dead).await.map(drop)
+    }
+
+    async fn keep_letter(&self, dead: DeadLetter) -> Result<LetterReceipt> {
+        let receipt = match &self.kept_by {
+            KeptBy::Bus(handler) => handler.keep_letter(dead).await?,
             KeptBy::Sink(sink) => {
                 let attempts = dead.attempts.unwrap_or(dead.event.num_delivered);
                 let at = dead.dead_lettered_at;
                 let ReceivedEvent { event, sequence, stream, .. } = &dead.event;
                 let key = self.lane.key_of_stored(event, stream, *sequence).letter();
                 let letter = letter(&self.lane, event, &dead.reason, attempts, at);
+                let subject = letter.subject.clone();
                 sink.deliver_keyed(Arc::new(letter), key).await?;
+                LetterReceipt::new(None, Some(subject))
             }
-        }
+        };
         self.lane.count_failed();
         self.lane.count_dead_lettered();
-        Ok(())
+        Ok(receipt)
+    }
+
+    fn is_letter(&self, event: &Event, prefix: &str) -> bool {
+        match &self.kept_by {
+            KeptBy::Bus(handler) => handler.is_letter(event, prefix),
+            KeptBy::Sink(_) => reserved::is_letter(event, prefix),
+        }
     }
 
     async fn count(&self) -> Result<usize> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::panics::caught;
-use crate::dlq::{DeadLetter, DlqHandler, FailureClass, is_letter};
+use crate::dlq::{DeadLetter, DlqHandler, FailureClass, LetterReceipt};
 use crate::error::{EventError, Result};
 use crate::metrics::{BusMetrics, ConsumerMetrics};
 use crate::provider::{AckHandler, Delivery, Settlement};
@@ -24,24 +24,26 @@ pub(super) struct LetterBox {
     pub(super) handler: Option<Arc<dyn DlqHandler>>,
     /// How long the handler may take.
     pub(super) timeout: Duration,
+    /// What the subjects of the stream begin with in which events fail.
+    pub(super) prefix: Arc<str>,
     pub(super) metrics: Arc<BusMetrics>,
 }
 
 impl LetterBox {
-    /// Hands a letter to the handler. `Ok` means that its source may be settled: the letter is kept, or nobody is there to
-    /// keep it.
-    pub(super) async fn put(&self, letter: DeadLetter) -> Result<()> {
+    /// Hands a letter to the handler. `Ok` means that its source may be settled: the letter is kept, where the receipt
+    /// says, or nobody is there to keep it.
+    pub(super) async fn put(&self, letter: DeadLetter) -> Result<Option<LetterReceipt>> {
         let Some(handler) = &self.handler else {
             log_lost(&letter, "event given up; there is no dead-letter handler to keep it");
-            return Ok(());
+            return Ok(None);
         };
-        if is_letter(&letter.event.event) {
+        if handler.is_letter(&letter.event.event, &self.prefix) {
             // It would go round for ever, and it is kept where it is.
             log_lost(&letter, "a dead letter that cannot be processed is not dead-lettered again");
-            return Ok(());
+            return Ok(None);
         }
-        let handling = tokio::time::timeout(self.timeout, caught(handler.handle_letter(letter)));
-        match handling.await {
+        let handling = tokio::time::timeout(self.timeout, caught(handler.keep_letter(letter)));
+        let receipt = match handling.await {
             Ok(Ok(handled)) => handled?,
             Ok(Err(panic)) => {
                 return Err(EventError::Provider(format!("the dead-letter handler panicked: {panic}")));
@@ -52,9 +54,9 @@ impl LetterBox {
                     "the dead-letter handler did not end within {timeout:?}"
                 )));
             }
-        }
+        };
         self.metrics.record_dlq();
-        Ok(())
+        Ok(Some(receipt))
     }
 }
 
@@ -145,7 +147,7 @@ impl DeadLetters {
     pub(super) async fn take_out(&self, delivery: &Delivery, failure: Failure) -> Result<bool> {
         let letter = self.letter(delivery, failure);
         match self.write(delivery, &letter).await {
-            Ok(()) => delivery.term_or_ack(&letter.reason).await.map(|()| true),
+            Ok(_receipt) => delivery.term_or_ack(&letter.reason).await.map(|()| true),
             Err(error) => {
                 let sequence = delivery.sequence();
                 tracing::error!(sequence, %error, "event not dead-lettered; it will be tried again");
@@ -158,14 +160,18 @@ impl DeadLetters {
         }
     }
 
-    /// Writes an event to the dead letters and settles nothing. The lease is kept alive meanwhile, or a second member would
-    /// write it again.
-    pub(super) async fn write(&self, delivery: &Delivery, letter: &DeadLetter) -> Result<()> {
+    /// Writes an event to the dead letters, says where it is kept, and settles nothing. The lease is kept alive meanwhile, or
+    /// a second member would write it again.
+    pub(super) async fn write(
+        &self,
+        delivery: &Delivery,
+        letter: &DeadLetter,
+    ) -> Result<Option<LetterReceipt>> {
         let mut writing = pin!(self.letter_box.put(letter.clone()));
         loop {
             tokio::select! {
                 biased;
-                done = &mut writing => return done.inspect(|()| self.counters.record_dead_letter()),
+                done = &mut writing => return done.inspect(|_| self.counters.record_dead_letter()),
                 () = tokio::time::sleep(self.ack_wait / 2) => {
                     if let Err(error) = delivery.extend().await {
                         tracing::debug!(sequence = delivery.sequence(), %error, "lease not extended");

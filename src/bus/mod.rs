@@ -11,6 +11,7 @@ mod metered;
 mod open;
 pub(crate) mod panics;
 mod publish;
+mod records;
 mod registry;
 mod subscribe;
 mod subscription;
@@ -396,7 +397,7 @@ impl EventBus {
     fn decrypted(&self, event: &Event) -> Option<serde_json::Value> {
         let encryptor =
             self.encryptor.as_deref().filter(|encryptor| encryptor.is_encrypted(&event.payload))?;
-        match encryptor.decrypt_event(event) {
+        match subscription::decrypt(encryptor, event, self.provider.subject_prefix()) {
             Ok(payload) => {
                 self.metrics.record_decrypt();
                 Some(payload)

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::answer_within;
 use super::dead_letter::{DeadLetters, LetterBox};
+use super::records::WithoutRecords;
 use super::registry::{Registry, distinct_name};
 use super::subscription::BusSubscription;
 use crate::crypto::EventEncryptor;
@@ -74,13 +75,25 @@ impl Opener {
         LetterBox {
             handler: self.dlq_handler.clone(),
             timeout: self.timeout,
+            prefix: self.provider.subject_prefix().into(),
             metrics: Arc::clone(&self.metrics),
         }
     }
 
-    /// The provider's subscription, and the name of its consumer. An ephemeral one has the name that it would have if it
-    /// were durable.
+    /// The provider's subscription, and the name of its consumer. The library's own records come to nobody who has not asked
+    /// for them.
     async fn open_inner(
+        &self,
+        filter: &SubscriptionFilter,
+        subject: &str,
+        options: Option<&SubscribeOptions>,
+    ) -> Result<(Box<dyn Subscription>, String)> {
+        let (inner, consumer) = self.open_with_records(filter, subject, options).await?;
+        Ok((WithoutRecords::around(inner, subject, self.provider.subject_prefix()), consumer))
+    }
+
+    /// An ephemeral consumer has the name that it would have if it were durable.
+    async fn open_with_records(
         &self,
         filter: &SubscriptionFilter,
         subject: &str,

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 
 use super::dead_letter::{DeadLetters, Failure};
 use crate::crypto::EventEncryptor;
-use crate::dlq::FailureClass;
+use crate::dlq::{FailureClass, forwarded_original};
 use crate::error::{EventError, Result};
 use crate::provider::consumer::ConsumerConfig;
 use crate::provider::{
@@ -218,9 +218,22 @@ impl BusSubscription {
         else {
             return Ok(None);
         };
-        let payload = encryptor.decrypt_event(event)?;
+        let payload = decrypt(&**encryptor, event, &self.letters.letter_box.prefix)?;
         self.letters.letter_box.metrics.record_decrypt();
         Ok(Some(Arc::new(Event { payload, ..event.clone() })))
+    }
+}
+
+/// Opens a sealed payload of a stream with this prefix. That of a letter which was forwarded to its place opens as the
+/// original's; everywhere else an event is itself, whatever it says.
+pub(super) fn decrypt(
+    encryptor: &dyn EventEncryptor,
+    event: &Event,
+    prefix: &str,
+) -> Result<serde_json::Value> {
+    match forwarded_original(event, prefix) {
+        Some(original) => encryptor.decrypt_event(&original),
+        None => encryptor.decrypt_event(event),
     }
 }
 

@@ -7,7 +7,6 @@
 
 use serde_json::Value;
 
-use crate::dlq::FORWARDED_TYPE;
 use crate::error::EncryptionFailure;
 use crate::types::Event;
 
@@ -67,15 +66,11 @@ impl<'a> Envelope<'a> {
 /// What authenticates an envelope without being in it: version, algorithm, key id, and the event's id, subject, event type
 /// and version, each as text behind its length in bytes (64 bit, big-endian), so that no two events have the same data.
 ///
-/// The copy of an event that a `SinkDlqHandler` forwards stands for the original, and so does its sealed payload.
+/// These are the event's own. An event that says of itself to stand for another one is not believed: whoever opens the copy
+/// of an event gives the original, and knows from where he has the copy.
 pub(super) fn associated_data(key_id: &str, event: &Event) -> Vec<u8> {
-    let of_event = || (event.id.as_str(), event.subject.as_str(), event.event_type.as_str());
     let version = event.version.to_string();
-    let ((id, subject, event_type), version) = match original(event) {
-        Some((original, version)) => (original, version),
-        None => (of_event(), version.as_str()),
-    };
-    let parts = ["2", ALGORITHM, key_id, id, subject, event_type, version];
+    let parts = ["2", ALGORITHM, key_id, &event.id, &event.subject, &event.event_type, &version];
     let len: usize = parts.iter().map(|part| part.len() + size_of::<u64>()).sum();
     let mut data = Vec::with_capacity(len);
     for part in parts {
@@ -83,14 +78,4 @@ pub(super) fn associated_data(key_id: &str, event: &Event) -> Vec<u8> {
         data.extend_from_slice(part.as_bytes());
     }
     data
-}
-
-/// Id, subject and event type of the event of which a dead letter is the copy, and its version.
-fn original(letter: &Event) -> Option<((&str, &str, &str), &str)> {
-    if letter.event_type != FORWARDED_TYPE {
-        return None;
-    }
-    let of = |key: &str| letter.metadata.get(key).map(String::as_str);
-    let names = (of("dlq_original_id")?, of("dlq_original_subject")?, of("dlq_original_event_type")?);
-    Some((names, of("dlq_original_version")?))
 }

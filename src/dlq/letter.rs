@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::{DeadLetterEvent, REPLAYS_KEY};
+use crate::error::shorten;
 use crate::hash::fnv1a_128;
 use crate::types::{ReceivedEvent, unix_millis};
 
@@ -43,6 +44,34 @@ impl fmt::Display for FailureClass {
             Self::SchemaInvalid => "schema_invalid",
             Self::Unclassified => "unclassified",
         })
+    }
+}
+
+/// Where a letter is kept, as far as its queue says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LetterReceipt {
+    /// Its number in a queue that has numbers, by which [`ProviderDlq::show`](super::ProviderDlq::show) finds it.
+    pub id: Option<u64>,
+    /// The subject under which it is kept or was forwarded.
+    pub subject: Option<String>,
+}
+
+impl LetterReceipt {
+    /// A letter with this number, under this subject.
+    pub fn new(id: Option<u64>, subject: Option<String>) -> Self {
+        Self { id, subject }
+    }
+}
+
+/// `dead letter 17`, or as much of it as is known.
+impl fmt::Display for LetterReceipt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.id, &self.subject) {
+            (Some(id), _) => write!(f, "dead letter {id}"),
+            (None, Some(subject)) => write!(f, "dead letter under {}", shorten(subject)),
+            (None, None) => f.write_str("dead letter"),
+        }
     }
 }
 
@@ -95,8 +124,8 @@ impl DeadLetter {
         }
     }
 
-    /// How often its event was replayed before it was given up, as its metadata [`REPLAYS_KEY`] says. A
-    /// [`Replay`](super::Replay) refuses a letter by this number.
+    /// How often its event was replayed before it was given up, as its metadata [`REPLAYS_KEY`] says.
+    /// [`StoredLetter::event_replays`](super::StoredLetter::event_replays) also counts what came after that.
     pub fn replays(&self) -> u64 {
         let counted = self.event.event.metadata.get(REPLAYS_KEY);
         counted.and_then(|replays| replays.parse().ok()).unwrap_or_default()

@@ -12,13 +12,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 
-pub use letter::{DeadLetter, FailureClass};
+pub use letter::{DeadLetter, FailureClass, LetterReceipt};
 pub use provider::{LetterFilter, LetterStatus, ProviderDlq, StoredLetter};
-pub use replay::{Replay, ReplayError, ReplayReport};
-pub(crate) use sink::FORWARDED_TYPE;
+pub use replay::{Replay, ReplayError, ReplayReport, ReplayedEvent};
 pub use sink::SinkDlqHandler;
+pub(crate) use sink::forwarded_original;
 
 use crate::error::Result;
+use crate::reserved;
 use crate::types::{Event, ReceivedEvent, unix_millis};
 
 /// Metadata key of an event that was replayed: how often.
@@ -95,7 +96,7 @@ pub trait DlqHandler: Send + Sync {
     /// The error of what stands behind the queue. The dead letter is then not kept.
     async fn handle(&self, event: DeadLetterEvent) -> Result<()>;
 
-    /// Takes a dead letter with everything that is known about it; this is what the bus calls. The default hands on to
+    /// Takes a dead letter with everything that is known about it. The default hands on to
     /// [`handle`](DlqHandler::handle) what that one takes.
     ///
     /// # Errors
@@ -103,6 +104,27 @@ pub trait DlqHandler: Send + Sync {
     /// As [`handle`](DlqHandler::handle).
     async fn handle_letter(&self, letter: DeadLetter) -> Result<()> {
         self.handle(letter.into()).await
+    }
+
+    /// The same, and says where the letter is kept; this is what the bus calls. The default hands on to
+    /// [`handle_letter`](DlqHandler::handle_letter) and says nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`handle`](DlqHandler::handle).
+    async fn keep_letter(&self, letter: DeadLetter) -> Result<LetterReceipt> {
+        self.handle_letter(letter).await.map(|()| LetterReceipt::default())
+    }
+
+    /// Whether an event that cannot be processed is a dead letter itself. The bus gives such an event up without another
+    /// letter: it is kept where it is, and letters about letters would go round for ever. `prefix` is the subject prefix
+    /// of the stream in which it failed.
+    ///
+    /// The default, right for every queue whose letters are events, goes by the place: an event of the library's own types
+    /// below `{prefix}.dlq.`. The type alone says nothing, because whoever publishes chooses it. A queue that
+    /// writes no events returns `false`.
+    fn is_letter(&self, event: &Event, prefix: &str) -> bool {
+        reserved::is_letter(event, prefix)
     }
 
     /// How many dead letters there are.
@@ -201,6 +223,11 @@ impl DlqHandler for MemoryDlqHandler {
         Ok(())
     }
 
+    /// Never: its letters are no events, so that nothing goes round.
+    fn is_letter(&self, _event: &Event, _prefix: &str) -> bool {
+        false
+    }
+
     async fn count(&self) -> Result<usize> {
         Ok(self.letters().len())
     }
@@ -224,11 +251,6 @@ impl DlqHandler for MemoryDlqHandler {
 /// ```
 pub fn should_dead_letter(event: &ReceivedEvent, max_deliver: u64) -> bool {
     max_deliver != 0 && event.num_delivered >= max_deliver
-}
-
-/// Whether this is an event that a dead-letter queue has written: it is not dead-lettered again.
-pub(crate) fn is_letter(event: &Event) -> bool {
-    [record::LETTER_TYPE, record::MARK_TYPE, FORWARDED_TYPE].contains(&event.event_type.as_str())
 }
 
 #[cfg(test)]

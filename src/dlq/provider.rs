@@ -10,10 +10,11 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use super::letter::{DeadLetter, FailureClass};
-use super::record::{Mark, Record, letter_event, mark_event, marks_subject};
-use super::{DeadLetterEvent, DlqHandler};
+use super::record::{Mark, Record, letter_event, mark_event};
+use super::{DeadLetterEvent, DlqHandler, LetterReceipt};
 use crate::error::{EventError, Result};
-use crate::provider::{EventProvider, HistoryQuery, StoredEvent, unsupported};
+use crate::provider::{EventProvider, HistoryQuery, PublishReceipt, StoredEvent, unsupported};
+use crate::reserved;
 use crate::subject::subject_matches;
 use crate::types::{Event, PublishOptions};
 
@@ -91,8 +92,17 @@ pub struct StoredLetter {
     pub omitted: bool,
     /// Whether something was done about it.
     pub status: LetterStatus,
-    /// How often this letter was replayed. How often its event was before, [`DeadLetter::replays`] says.
+    /// How often its event was replayed since it was given up, through this letter or another one of the same event.
+    /// How often it was before, [`DeadLetter::replays`] says.
     pub replays: u64,
+}
+
+impl StoredLetter {
+    /// How often its event was replayed so far: before it was given up, and since. A [`Replay`](super::Replay) refuses an
+    /// event by the highest of these numbers over its letters.
+    pub fn event_replays(&self) -> u64 {
+        self.letter.replays().saturating_add(self.replays)
+    }
 }
 
 /// Which letters are meant; the default is all open ones.
@@ -253,11 +263,13 @@ impl ProviderDlq {
     pub async fn show(&self, id: u64) -> Result<StoredLetter> {
         let query = HistoryQuery::new(1).since_sequence(id).before_sequence(id.saturating_add(1));
         let stored = self.query(&query).await?;
-        let Some(Record::Letter(mut letter)) = stored.first().and_then(Record::of) else {
+        let read = |stored: &StoredEvent| Record::of(stored, self.provider.subject_prefix());
+        let Some(Record::Letter(mut letter)) = stored.first().and_then(read) else {
             return Err(EventError::NotFound(format!("dead letter {id}")));
         };
-        let marks = HistoryQuery::new(1).filter(marks_subject(self.provider.subject_prefix(), &letter.key));
-        if let Some(Record::Mark(mark)) = self.query(&marks).await?.first().and_then(Record::of) {
+        let marks = reserved::mark_subject(self.provider.subject_prefix(), &letter.key);
+        let marks = self.query(&HistoryQuery::new(1).filter(marks)).await?;
+        if let Some(Record::Mark(mark)) = marks.first().and_then(read) {
             (letter.status, letter.replays) = (mark.status, mark.replays);
         }
         Ok(*letter)
@@ -284,18 +296,24 @@ impl ProviderDlq {
     }
 
     /// Shows every letter, newest first, until told to stop. What was written twice is shown once.
-    pub(super) async fn visit(
+    pub(super) async fn visit(&self, show: impl FnMut(StoredLetter) -> ControlFlow<()> + Send) -> Result<()> {
+        self.visit_below(format!("{}.dlq.>", self.provider.subject_prefix()), show).await
+    }
+
+    /// The same for the letters under the subjects of this filter. They look open where it leaves their marks out.
+    pub(super) async fn visit_below(
         &self,
+        filter: String,
         mut show: impl FnMut(StoredLetter) -> ControlFlow<()> + Send,
     ) -> Result<()> {
         // A mark lies behind its letter, so that it is met before it.
         let mut marks: HashMap<String, Mark> = HashMap::new();
         let mut seen: HashSet<String> = HashSet::new();
-        let mut query = HistoryQuery::new(PAGE).filter(format!("{}.dlq.>", self.provider.subject_prefix()));
+        let mut query = HistoryQuery::new(PAGE).filter(filter);
         loop {
             let page = self.query(&query).await?;
             for stored in &page {
-                match Record::of(stored) {
+                match Record::of(stored, self.provider.subject_prefix()) {
                     Some(Record::Mark(mark)) => drop(marks.entry(mark.key.clone()).or_insert(mark)),
                     Some(Record::Letter(mut letter)) if seen.insert(letter.key.clone()) => {
                         if let Some(mark) = marks.get(&letter.key) {
@@ -319,24 +337,29 @@ impl ProviderDlq {
         within_deadline("query", self.provider.query(query)).await
     }
 
-    async fn store(&self, letter: &DeadLetter) -> Result<()> {
+    /// Stores a letter and says where. One that is there already keeps its number.
+    async fn store(&self, letter: &DeadLetter) -> Result<LetterReceipt> {
         let prefix = self.provider.subject_prefix();
-        let event = letter_event(letter, prefix, true)?;
-        let stored = publish_once(&*self.provider, &event, event.id.clone()).await;
-        let Err(EventError::TooLarge { .. } | EventError::InvalidEvent { .. }) = stored else {
-            return stored.map(drop);
-        };
-        // With what is added to it the event is too large or too deep; its payload is still in its own stream.
-        let event = letter_event(letter, prefix, false)?;
-        publish_once(&*self.provider, &event, event.id.clone()).await.map(drop)
+        let mut event = letter_event(letter, prefix, true)?;
+        let mut stored = publish_once(&*self.provider, &event, event.id.clone()).await;
+        if let Err(EventError::TooLarge { .. } | EventError::InvalidEvent { .. }) = stored {
+            // With what is added to it the event is too large or too deep; its payload is still in its own stream.
+            event = letter_event(letter, prefix, false)?;
+            stored = publish_once(&*self.provider, &event, event.id.clone()).await;
+        }
+        stored.map(|receipt| LetterReceipt::new(Some(receipt.sequence), Some(event.subject)))
     }
 }
 
 /// Publishes with a `msg_id` where the provider knows what that is.
-pub(super) async fn publish_once(provider: &dyn EventProvider, event: &Event, msg_id: String) -> Result<u64> {
+pub(super) async fn publish_once(
+    provider: &dyn EventProvider,
+    event: &Event,
+    msg_id: String,
+) -> Result<PublishReceipt> {
     let msg_id = (!provider.capabilities().dedup.is_no()).then_some(msg_id);
     let options = PublishOptions { msg_id, ..PublishOptions::default() };
-    within_deadline("publish", provider.publish_with_options(event, &options)).await
+    within_deadline("publish", provider.publish_with_receipt(event, &options)).await
 }
 
 async fn within_deadline<T>(operation: &str, call: impl Future<Output = Result<T>> + Send) -> Result<T> {
@@ -360,7 +383,16 @@ impl DlqHandler for ProviderDlq {
     }
 
     async fn handle_letter(&self, letter: DeadLetter) -> Result<()> {
+        self.store(&letter).await.map(drop)
+    }
+
+    async fn keep_letter(&self, letter: DeadLetter) -> Result<LetterReceipt> {
         self.store(&letter).await
+    }
+
+    /// Also what lies below the prefix of the queue's own stream.
+    fn is_letter(&self, event: &Event, prefix: &str) -> bool {
+        [prefix, self.provider.subject_prefix()].iter().any(|prefix| reserved::is_letter(event, prefix))
     }
 
     /// Counts the open letters; reads the whole queue.

@@ -7,15 +7,14 @@ use super::letter::{DeadLetter, FailureClass};
 use super::provider::{LetterStatus, StoredLetter};
 use crate::error::{Result, shorten, without_values};
 use crate::provider::StoredEvent;
+use crate::reserved::{self, LETTER_TYPE, MARK_TYPE};
 use crate::subject::validate_subject;
 use crate::types::{Event, ReceivedEvent, unix_millis};
 
-/// Event type of a dead letter.
-pub(super) const LETTER_TYPE: &str = "a3s.dlq.letter";
-/// Event type of what says that a letter was replayed or discarded.
-pub(super) const MARK_TYPE: &str = "a3s.dlq.mark";
 /// Last token of a letter's subject where the original one does not fit.
 const LONG_SUBJECT: &str = "long-subject";
+/// Longest key in bytes; those that the library makes have up to 53.
+const MAX_KEY: usize = 64;
 /// Longest reason in characters; what is behind it is cut off.
 const MAX_REASON: usize = 2_000;
 
@@ -71,12 +70,16 @@ pub(super) enum Record {
 }
 
 impl Record {
-    /// Reads a stored event; `None` when it is none of the queue's.
-    pub(super) fn of(stored: &StoredEvent) -> Option<Self> {
+    /// Reads a stored event; `None` when it is none of the queue's: it lies elsewhere, or is of another type.
+    pub(super) fn of(stored: &StoredEvent, prefix: &str) -> Option<Self> {
+        if !reserved::is_letter(&stored.event, prefix) {
+            return None;
+        }
         let payload = || stored.event.payload.clone();
         let read = match stored.event.event_type.as_str() {
             LETTER_TYPE => serde_json::from_value::<Letter>(payload())
-                .map(|letter| Self::Letter(Box::new(stored_letter(letter, stored.sequence)))),
+                .map(|letter| stored_letter(letter, stored.sequence))
+                .and_then(|letter| check_key(&letter.key).map(|()| Self::Letter(Box::new(letter)))),
             MARK_TYPE => serde_json::from_value::<Mark>(payload()).map(Self::Mark),
             _ => return None,
         };
@@ -88,15 +91,21 @@ impl Record {
     }
 }
 
+/// Where the letters are of events with this subject.
+pub(super) fn place_of(prefix: &str, original_subject: &str) -> String {
+    let subject = reserved::letter_subject(prefix, original_subject);
+    if validate_subject(&subject).is_err() {
+        // With what stands before it, the original is too long; it is in the payload.
+        return reserved::letter_subject(prefix, LONG_SUBJECT);
+    }
+    subject
+}
+
 /// The event that keeps a letter. Without its payload, where the whole does not fit.
 pub(super) fn letter_event(letter: &DeadLetter, prefix: &str, whole: bool) -> Result<Event> {
     let source = &letter.event.event;
     let original_subject = letter.original_subject.as_deref().unwrap_or(&source.subject);
-    let mut subject = format!("{prefix}.dlq.letters.{original_subject}");
-    if validate_subject(&subject).is_err() {
-        // With what stands before it, the original is too long; it is in the payload.
-        subject = format!("{prefix}.dlq.letters.{LONG_SUBJECT}");
-    }
+    let subject = place_of(prefix, original_subject);
     let key = letter.key();
     let (raw, raw_hex) = match letter.raw.as_deref().filter(|_| whole) {
         None => (None, None),
@@ -150,7 +159,7 @@ fn shell_of(event: &Event) -> Event {
 
 /// The event that keeps a mark.
 pub(super) fn mark_event(mark: &Mark, prefix: &str) -> Result<Event> {
-    let subject = marks_subject(prefix, &mark.key);
+    let subject = reserved::mark_subject(prefix, &mark.key);
     let summary = format!("Dead letter {}", mark.status);
     let mut event = Event::typed(subject, "dlq", MARK_TYPE, 1, summary, "dlq", serde_json::to_value(mark)?);
     event.id = format!("dlq-{}-{}-{}", mark.key, mark.status, mark.replays);
@@ -158,9 +167,14 @@ pub(super) fn mark_event(mark: &Mark, prefix: &str) -> Result<Event> {
     Ok(event)
 }
 
-/// Where the marks of a letter are.
-pub(super) fn marks_subject(prefix: &str, key: &str) -> String {
-    format!("{prefix}.dlq.marks.{key}")
+/// Refuses a key under which no mark could be kept: a letter that others wrote could be replayed for ever.
+fn check_key(key: &str) -> serde_json::Result<()> {
+    use serde::de::Error;
+    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    if (1..=MAX_KEY).contains(&key.len()) && key.bytes().all(is_token) {
+        return Ok(());
+    }
+    Err(serde_json::Error::custom("the key is not one token"))
 }
 
 fn stored_letter(letter: Letter, id: u64) -> StoredLetter {

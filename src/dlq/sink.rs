@@ -6,15 +6,14 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::{DeadLetter, DeadLetterEvent, DlqHandler, MemoryDlqHandler};
+use super::{DeadLetter, DeadLetterEvent, DlqHandler, LetterReceipt, MemoryDlqHandler};
 use crate::crypto::EncryptedPayload;
 use crate::error::{EventError, Result};
+use crate::reserved::{self, FORWARDED_TYPE};
 use crate::sink::{DeliveryKey, EventSink};
 use crate::subject::validate_subject;
 use crate::types::Event;
 
-/// Event type of what [`SinkDlqHandler`] forwards.
-pub(crate) const FORWARDED_TYPE: &str = "a3s.dlq.dead_letter";
 /// Last token of the forwarded subject where the original one does not fit.
 const LONG_SUBJECT: &str = "long-subject";
 
@@ -24,7 +23,8 @@ const LONG_SUBJECT: &str = "long-subject";
 /// `a3s.dlq.dead_letter` version 1, source `dlq-handler`, and the payload of the dead letter. Its metadata says the
 /// rest: `dlq_reason`, `dlq_original_id`, `dlq_dead_lettered_at`, and where known `dlq_original_subject`,
 /// `dlq_delivery_attempts` and `dlq_first_failure_at`. Where the payload is encrypted, `dlq_original_event_type` and
-/// `dlq_original_version` are there as well: with them it opens in the forwarded event as it did in the original.
+/// `dlq_original_version` are there as well: with them a bus opens it, as in the original, where the forwarded event lies
+/// below `{prefix}.dlq.` of its stream. Who has it from elsewhere asks [`original`](SinkDlqHandler::original).
 ///
 /// Where the new subject would be too long it is `events.dlq.long-subject`. Where the new event would be too large for the
 /// sink its payload is left out, and `dlq_payload` says so.
@@ -55,8 +55,10 @@ impl SinkDlqHandler {
         self
     }
 
-    async fn forward(&self, letter: DeadLetterEvent, key: Option<DeliveryKey>) -> Result<()> {
+    /// Forwards a letter and says under which subject.
+    async fn forward(&self, letter: DeadLetterEvent, key: Option<DeliveryKey>) -> Result<String> {
         let forwarded = Arc::new(self.forwarding(&letter));
+        let subject = forwarded.subject.clone();
         match self.deliver(Arc::clone(&forwarded), key).await {
             Err(EventError::TooLarge { .. }) => {
                 // With what is added to it the event is too large; its payload is still in the stream.
@@ -68,7 +70,26 @@ impl SinkDlqHandler {
             delivered => delivered?,
         }
         self.forwarded.push(letter);
-        Ok(())
+        Ok(subject)
+    }
+
+    /// The event of which a forwarded letter is the copy, as its metadata says, with its id, subject, type, version and
+    /// payload: what an [`EventEncryptor`](crate::EventEncryptor) needs to open the payload where it is encrypted. `None` for what is not
+    /// the forwarded letter of an encrypted event.
+    ///
+    /// Whoever publishes can write such a letter. Ask only for letters of which you know where they come from.
+    pub fn original(letter: &Event) -> Option<Event> {
+        let of = |key: &str| letter.metadata.get(key);
+        if letter.event_type != FORWARDED_TYPE {
+            return None;
+        }
+        let (id, subject) = (of("dlq_original_id")?, of("dlq_original_subject")?);
+        let (event_type, version) =
+            (of("dlq_original_event_type")?, of("dlq_original_version")?.parse().ok()?);
+        let payload = letter.payload.clone();
+        let mut original = Event::typed(subject, "", event_type, version, "", "", payload);
+        original.id.clone_from(id);
+        Some(original)
     }
 
     async fn deliver(&self, event: Arc<Event>, key: Option<DeliveryKey>) -> Result<()> {
@@ -98,6 +119,14 @@ impl SinkDlqHandler {
         event.metadata = metadata_of(letter);
         event
     }
+}
+
+/// The original of an encrypted event that was forwarded, where the letter lies in its place: below `{prefix}.dlq.`, under the
+/// subject of the original.
+pub(crate) fn forwarded_original(letter: &Event, prefix: &str) -> Option<Event> {
+    let place = reserved::below_dlq(&letter.subject, prefix)?;
+    let original = SinkDlqHandler::original(letter)?;
+    (place == original.subject || place == LONG_SUBJECT).then_some(original)
 }
 
 fn metadata_of(letter: &DeadLetterEvent) -> HashMap<String, String> {
@@ -141,13 +170,23 @@ impl fmt::Debug for SinkDlqHandler {
 impl DlqHandler for SinkDlqHandler {
     /// Forwards first: what the sink did not take is not listed either.
     async fn handle(&self, event: DeadLetterEvent) -> Result<()> {
-        self.forward(event, None).await
+        self.forward(event, None).await.map(drop)
     }
 
     /// The same, under a key of the failure: what a topic took without an answer is not stored twice.
     async fn handle_letter(&self, letter: DeadLetter) -> Result<()> {
+        self.keep_letter(letter).await.map(drop)
+    }
+
+    async fn keep_letter(&self, letter: DeadLetter) -> Result<LetterReceipt> {
         let key = DeliveryKey::new(&[FORWARDED_TYPE, &letter.key()], letter.event.sequence);
-        self.forward(letter.into(), Some(key)).await
+        let subject = self.forward(letter.into(), Some(key)).await?;
+        Ok(LetterReceipt::new(None, Some(subject)))
+    }
+
+    /// Also what lies below this queue's own prefix.
+    fn is_letter(&self, event: &Event, prefix: &str) -> bool {
+        [prefix, &self.subject_prefix].iter().any(|prefix| reserved::is_letter(event, prefix))
     }
 
     async fn count(&self) -> Result<usize> {

@@ -1,5 +1,7 @@
 //! What a provider can do, and the central refusal of what it cannot.
 
+use std::time::Duration;
+
 use crate::error::{EventError, Result};
 use crate::types::{DeliverPolicy, PublishOptions, SubscribeOptions};
 
@@ -95,6 +97,8 @@ pub struct Capabilities {
     pub counted_loss: Support,
     /// Largest event in bytes of JSON; `None` when there is no limit or it is not known.
     pub max_payload: Option<usize>,
+    /// How long a `msg_id` is remembered, at least; `None` when it is not known.
+    pub dedup_window: Option<Duration>,
 }
 
 impl Capabilities {
@@ -133,6 +137,7 @@ impl Capabilities {
             uncounted_release: support,
             counted_loss: support,
             max_payload: None,
+            dedup_window: None,
         }
     }
 

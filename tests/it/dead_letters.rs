@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use a3s_event::consumer::HandlerError;
 use a3s_event::{
-    AckHandler, DeadLetterEvent, Delivery, DlqHandler, Event, EventBus, EventError, EventProvider,
-    MemoryDlqHandler, MemoryProvider, PendingEvent, ProviderInfo, ReceivedEvent, Result, SubscribeOptions,
-    Subscription, SubscriptionFilter,
+    AckHandler, CollectorSink, DeadLetter, DeadLetterEvent, Delivery, DlqHandler, Event, EventBus,
+    EventError, EventProvider, FailureClass, MemoryDlqHandler, MemoryProvider, PendingEvent, ProviderDlq,
+    ProviderInfo, ReceivedEvent, Result, SinkDlqHandler, SubscribeOptions, Subscription, SubscriptionFilter,
+    TopicSink,
 };
 use async_trait::async_trait;
 
@@ -244,4 +246,87 @@ async fn next_hands_over_what_a_cancelled_call_had_acknowledged() {
     let handed_over = next(&mut subscription).await;
     assert_eq!(number(&handed_over), 2);
     handed_over.ack().await.unwrap();
+}
+
+/// Types that the library gives to what it writes; whoever publishes may choose them.
+const OWN_TYPES: [&str; 4] =
+    ["a3s.dlq.dead_letter", "a3s.dlq.letter", "a3s.dlq.mark", "a3s.consumer.handled"];
+
+fn of_type(subject: &str, event_type: &str) -> Event {
+    Event { event_type: event_type.to_owned(), ..event(subject, 1) }
+}
+
+#[tokio::test]
+async fn no_type_keeps_an_event_from_the_dead_letters() {
+    let stored = || Arc::new(ProviderDlq::new(Arc::new(MemoryProvider::default())).unwrap());
+    let forwarding = || SinkDlqHandler::new(Arc::new(CollectorSink::new("dead")), 0);
+    let handlers: [Arc<dyn DlqHandler>; 3] =
+        [Arc::new(MemoryDlqHandler::default()), stored(), Arc::new(forwarding())];
+    for dlq in handlers {
+        let bus = bus_with(dlq.clone(), true).await;
+        let consumer = bus
+            .consumer("all")
+            .subject("events.>")
+            .handle(|_| async { Err(HandlerError::fatal("no")) })
+            .await
+            .unwrap();
+        for subject in ["events.orders.a", "events.orders.dlq.letters.a", "events.handled.a"] {
+            for event_type in OWN_TYPES {
+                bus.publish_event(&of_type(subject, event_type)).await.unwrap();
+            }
+        }
+        super::eventually("all are given up", async || consumer.stats().dead_lettered == 12).await;
+        consumer.shutdown().await.unwrap();
+        assert_eq!(dlq.count().await.unwrap(), 12);
+        assert_eq!(bus.metrics().snapshot().dlq_count, 12);
+
+        // By hand as well.
+        let mut subscriptions = bus.create_subscriber("worker").await.unwrap();
+        next(&mut subscriptions[0]).await.term("no").await.unwrap();
+        assert_eq!(bus.metrics().snapshot().dlq_count, 13);
+    }
+}
+
+#[tokio::test]
+async fn letters_that_fail_make_no_letters_wherever_they_are_forwarded() {
+    for (prefix, place) in
+        [("events", "events.dlq.events.a"), ("events.failed", "events.failed.dlq.events.a")]
+    {
+        let provider = Arc::new(MemoryProvider::default());
+        let sink = Arc::new(TopicSink::new("dead", provider.clone()));
+        let dlq = SinkDlqHandler::new(sink, 0).with_subject_prefix(prefix);
+        let mut bus = EventBus::from_provider(provider.clone());
+        bus.set_dlq_handler(Arc::new(dlq));
+        let consumer = bus
+            .consumer("all")
+            .subject("events.>")
+            .handle(|_| async { Err(HandlerError::fatal("no")) })
+            .await
+            .unwrap();
+        bus.publish_event(&event("events.a", 1)).await.unwrap();
+        super::eventually("both are given up", async || consumer.stats().dead_lettered >= 2).await;
+        consumer.shutdown().await.unwrap();
+        let subjects: Vec<_> =
+            provider.history(None, 10).await.unwrap().into_iter().map(|event| event.subject).collect();
+        assert_eq!(subjects, [place, "events.a"]);
+    }
+}
+
+#[tokio::test]
+async fn a_queue_says_where_it_keeps_a_letter() {
+    let provider = Arc::new(MemoryProvider::default());
+    let received = |event: Event| ReceivedEvent { event, sequence: 1, num_delivered: 1, stream: "s".into() };
+    let letter = DeadLetter::new(received(event("events.a", 1)), FailureClass::Fatal, "no");
+    let letters = ProviderDlq::new(provider.clone()).unwrap();
+    for _ in 0..2 {
+        let receipt = letters.keep_letter(letter.clone()).await.unwrap();
+        assert_eq!((receipt.id, receipt.to_string()), (Some(1), "dead letter 1".to_owned()));
+        assert_eq!(receipt.subject.as_deref(), Some("events.dlq.letters.events.a"));
+    }
+    assert_eq!(letters.show(1).await.unwrap().letter.reason, "no");
+    let forwarding = SinkDlqHandler::new(Arc::new(TopicSink::new("dead", provider)), 10);
+    let receipt = forwarding.keep_letter(letter.clone()).await.unwrap();
+    assert_eq!(receipt.to_string(), "dead letter under events.dlq.events.a");
+    let receipt = MemoryDlqHandler::default().keep_letter(letter).await.unwrap();
+    assert_eq!(receipt.to_string(), "dead letter");
 }

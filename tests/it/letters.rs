@@ -1,7 +1,7 @@
 //! The dead-letter queue that is kept in a provider.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use a3s_event::consumer::HandlerError;
@@ -30,13 +30,13 @@ on_every_provider! {
 }
 
 /// Publishes an event and returns what a consumer would have got.
-async fn published(provider: &dyn EventProvider, event: Event) -> ReceivedEvent {
+pub(crate) async fn published(provider: &dyn EventProvider, event: Event) -> ReceivedEvent {
     let options = PublishOptions { msg_id: Some(event.id.clone()), ..PublishOptions::default() };
     let sequence = provider.publish_with_options(&event, &options).await.unwrap();
     ReceivedEvent { event, sequence, num_delivered: 1, stream: "events".into() }
 }
 
-fn letter(received: &ReceivedEvent, class: FailureClass) -> DeadLetter {
+pub(crate) fn letter(received: &ReceivedEvent, class: FailureClass) -> DeadLetter {
     let mut letter = DeadLetter::new(received.clone(), class, "it does not work");
     letter.consumer = Some("billing-events-a".into());
     letter.subscriber = Some("billing".into());
@@ -281,8 +281,8 @@ async fn the_stream_of_the_events_can_keep_the_letters_too() {
     assert_eq!(provider.info().await.unwrap().messages, 2);
 }
 
-/// Stores no marks while it is told not to, as if the process had died before.
-struct Forgetful(MemoryProvider, AtomicBool);
+/// Stores as many marks as it is told, as if the process had died before the next one.
+pub(crate) struct Forgetful(pub(crate) MemoryProvider, pub(crate) AtomicUsize);
 
 #[async_trait]
 impl EventProvider for Forgetful {
@@ -290,7 +290,10 @@ impl EventProvider for Forgetful {
         self.0.publish(event).await
     }
     async fn publish_with_options(&self, event: &Event, options: &PublishOptions) -> Result<u64> {
-        if event.subject.contains(".marks.") && self.1.load(Ordering::SeqCst) {
+        let one_less = |marks: usize| marks.checked_sub(1);
+        if event.subject.contains(".marks.")
+            && self.1.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less).is_err()
+        {
             return Err(EventError::Connection("gone".into()));
         }
         self.0.publish_with_options(event, options).await
@@ -324,7 +327,7 @@ impl EventProvider for Forgetful {
 #[tokio::test]
 async fn a_replay_that_dies_before_its_mark_stores_no_second_event() {
     let events = MemoryProvider::default();
-    let provider = Arc::new(Forgetful(MemoryProvider::default(), AtomicBool::new(true)));
+    let provider = Arc::new(Forgetful(MemoryProvider::default(), AtomicUsize::new(0)));
     let letters = ProviderDlq::new(provider.clone()).unwrap();
     let received = published(&events, event("events.a", 1)).await;
     letters.handle_letter(letter(&received, FailureClass::Exhausted)).await.unwrap();
@@ -332,7 +335,7 @@ async fn a_replay_that_dies_before_its_mark_stores_no_second_event() {
     assert_eq!(error.letter.unwrap().letter.event.event.id, received.event.id);
     assert_eq!((events.info().await.unwrap().messages, letters.count().await.unwrap()), (2, 1));
 
-    provider.1.store(false, Ordering::SeqCst);
+    provider.1.store(usize::MAX, Ordering::SeqCst);
     assert_eq!(letters.replay(&events, &Replay::default()).await.unwrap().replayed.len(), 1);
     assert_eq!((events.info().await.unwrap().messages, letters.count().await.unwrap()), (2, 0));
 }

@@ -40,6 +40,8 @@ mod nats;
 mod process;
 mod publish;
 mod random;
+mod records;
+mod replays;
 #[cfg(feature = "routing")]
 mod routing;
 mod secrecy;

@@ -5,9 +5,9 @@
 use std::sync::Arc;
 
 use a3s_event::{
-    Aes256GcmEncryptor, DlqHandler, EncryptedPayload, ErrorKind, Event, EventBus, EventEncryptor, EventError,
-    EventProvider, HistoryQuery, MemoryDlqHandler, MemoryProvider, SinkDlqHandler, SubscribeOptions,
-    SubscriptionFilter, TopicSink,
+    Aes256GcmEncryptor, CollectorSink, DeadLetterEvent, DlqHandler, EncryptedPayload, ErrorKind, Event,
+    EventBus, EventEncryptor, EventError, EventProvider, HistoryQuery, MemoryDlqHandler, MemoryProvider,
+    ReceivedEvent, SinkDlqHandler, SubscribeOptions, SubscriptionFilter, TopicSink,
 };
 use serde_json::json;
 
@@ -241,4 +241,80 @@ async fn keys_rotate_under_a_bus_that_is_in_use() {
     assert!(error.contains("'k2': is disabled"), "{error}");
     assert_eq!(next(&mut subscriptions[0]).await.event().payload, json!(4));
     assert_eq!(dlq.count().await.unwrap(), 1);
+}
+
+/// The forwarded letter of an encrypted event, as a sink gets it.
+async fn forwarded_letter(of: &Event) -> Event {
+    let sink = Arc::new(CollectorSink::new("dead"));
+    let received =
+        ReceivedEvent { event: of.clone(), sequence: 1, num_delivered: 1, stream: "memory".into() };
+    SinkDlqHandler::new(sink.clone(), 10).handle(DeadLetterEvent::new(received, "because")).await.unwrap();
+    sink.events().await.remove(0)
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_says_to_be_a_dead_letter_opens_nowhere_else_than_in_its_place() {
+    for encryptor in
+        [Aes256GcmEncryptor::new("k1", &[7; 32]), Aes256GcmEncryptor::new("k1", &[7; 32]).require_bound()]
+    {
+        let dlq = Arc::new(MemoryDlqHandler::default());
+        let bus = EventBus::builder(MemoryProvider::default()).encryptor(Arc::new(encryptor));
+        let bus = bus.dlq_handler(dlq.clone()).build().unwrap();
+        let stored = bus.publish("pay", "card", "", "", json!({"amount": 1_000_000})).await.unwrap();
+        let letter = forwarded_letter(&stored).await;
+        assert_eq!(letter.subject, "events.dlq.events.pay.card");
+        let mut subscriptions = subscribe(&bus).await;
+        next(&mut subscriptions[0]).await.ack().await.unwrap();
+        // What somebody writes who has seen an envelope, and may not open it.
+        let mut forged = 0;
+        for subject in [
+            "events.pay.refund",
+            "events.pay.dlq.events.pay.card",
+            "events.dlq.events.pay.refund",
+            "events.dlq.events.pay.card.x",
+            "events.dlqs.events.pay.card",
+        ] {
+            let event = Event { subject: subject.to_owned(), ..letter.clone() };
+            bus.provider().publish(&event).await.unwrap();
+            let error = subscriptions[0].next_delivery().await.unwrap_err();
+            assert!(error.to_string().contains("moved"), "{subject}: {error}");
+            forged += 1;
+            assert_eq!(bus.list_events(None, 1).await.unwrap()[0].payload, stored.payload, "{subject}");
+        }
+        // In its place it says of itself to be another's letter.
+        let event = letter.clone().with_metadata("dlq_original_id", "another");
+        bus.provider().publish(&event).await.unwrap();
+        subscriptions[0].next_delivery().await.unwrap_err();
+        assert!(dlq.count().await.unwrap() >= forged, "what does not open is kept");
+
+        bus.provider().publish(&letter).await.unwrap();
+        assert_eq!(next(&mut subscriptions[0]).await.event().payload, json!({"amount": 1_000_000}));
+        assert_eq!(bus.list_events(None, 1).await.unwrap()[0].payload, json!({"amount": 1_000_000}));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn letters_of_events_that_earlier_versions_sealed_open_too() {
+    let bus = EventBus::builder(MemoryProvider::default());
+    let old = Aes256GcmEncryptor::new("k1", &[7; 32]).seal_unbound();
+    let bus = bus.encryptor(Arc::new(old)).build().unwrap();
+    let stored = bus.publish("pay", "card", "", "", json!(1)).await.unwrap();
+    let mut letter = forwarded_letter(&stored).await;
+    // They said less of the original.
+    for key in ["dlq_original_subject", "dlq_original_event_type", "dlq_original_version"] {
+        letter.metadata.remove(key);
+    }
+    bus.provider().publish(&letter).await.unwrap();
+    assert_eq!(bus.list_events(None, 1).await.unwrap()[0].payload, json!(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_letter_whose_subject_did_not_fit_opens_too() {
+    let bus = encrypting(&Arc::new(MemoryProvider::default()), "k1");
+    let topic = format!("card.{}", "x".repeat(230));
+    let stored = bus.publish("pay", &topic, "", "", json!(1)).await.unwrap();
+    let letter = forwarded_letter(&stored).await;
+    assert_eq!(letter.subject, "events.dlq.long-subject");
+    bus.provider().publish(&letter).await.unwrap();
+    assert_eq!(bus.list_events(None, 1).await.unwrap()[0].payload, json!(1));
 }

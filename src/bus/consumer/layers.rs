@@ -36,8 +36,8 @@ use tracing::Instrument;
 use super::Handler;
 use super::policy::{HandlerError, HandlerResult};
 use crate::error::{EventError, Result, without_values};
-use crate::hash::fnv1a_128;
 use crate::provider::{Delivery, EventProvider, HistoryQuery, unsupported};
+use crate::reserved;
 use crate::types::{Event, PublishOptions};
 
 /// Fails what takes longer than this, for a part of a handler: the policy has one for the whole.
@@ -103,11 +103,19 @@ where
 
 /// Skips events that were handled before, by their id. An event is remembered when its handler has succeeded, so that one
 /// whose process dies between the two is handled again: at least once, and rarely twice.
+///
+/// Publishers choose the ids: one that takes the id of another's event keeps that event from being handled. Where publishers
+/// do not trust each other, give each a stream, or subjects and a consumer, of its own.
+///
+/// What the memory itself has written passes without being handled, and is not remembered.
 pub fn idempotent(handled: Arc<dyn HandledEvents>, handler: impl Handler) -> impl Handler {
     let handler = Arc::new(handler);
     move |delivery: Delivery| {
         let (handled, handler) = (Arc::clone(&handled), Arc::clone(&handler));
         async move {
+            if handled.is_record(delivery.event()) {
+                return Ok(());
+            }
             let id = delivery.event().id.clone();
             if handled.contains(&id).await? {
                 tracing::debug!(event = id, "handled before");
@@ -135,6 +143,13 @@ pub trait HandledEvents: Send + Sync {
     ///
     /// The error of what stands behind the memory; the attempt then fails, and the event is handled again.
     async fn insert(&self, event_id: &str) -> Result<()>;
+
+    /// Whether an event was written by a memory of this kind to remember another one. [`idempotent`] handles and remembers
+    /// none of these, or remembering would never end. The default is for memories that write no events.
+    fn is_record(&self, event: &Event) -> bool {
+        let _ = event;
+        false
+    }
 }
 
 /// Remembers the newest events of this process.
@@ -185,11 +200,12 @@ impl fmt::Debug for RecentEvents {
     }
 }
 
-/// Event type of what [`StoredEvents`] writes.
-const HANDLED_TYPE: &str = "a3s.consumer.handled";
-
 /// Remembers events in a provider, under `{prefix}.handled.{scope}.{hash of the id}`, for as long as its limits keep them:
 /// across restarts, and for all processes that share it.
+///
+/// That can be the stream of the events: what is remembered comes to no consumer unless its filter names the place, such as
+/// `events.handled.>`. Whoever may publish below `{prefix}.handled` can say of any event that it was handled: leave that
+/// to the consumers.
 pub struct StoredEvents {
     provider: Arc<dyn EventProvider>,
     scope: String,
@@ -217,8 +233,7 @@ impl StoredEvents {
     }
 
     fn subject(&self, event_id: &str) -> String {
-        let (prefix, scope) = (self.provider.subject_prefix(), &self.scope);
-        format!("{prefix}.handled.{scope}.{:032x}", fnv1a_128(&[event_id]))
+        reserved::handled_subject(self.provider.subject_prefix(), &self.scope, event_id)
     }
 }
 
@@ -226,20 +241,25 @@ impl StoredEvents {
 impl HandledEvents for StoredEvents {
     async fn contains(&self, event_id: &str) -> Result<bool> {
         let found = self.provider.query(&HistoryQuery::new(1).filter(self.subject(event_id))).await?;
-        Ok(found.iter().any(|stored| stored.event.payload.as_str() == Some(event_id)))
+        let is_record = |event: &Event| self.is_record(event) && event.payload.as_str() == Some(event_id);
+        Ok(found.iter().any(|stored| is_record(&stored.event)))
     }
 
     async fn insert(&self, event_id: &str) -> Result<()> {
         let event = Event::typed(
             self.subject(event_id),
             "handled",
-            HANDLED_TYPE,
+            reserved::HANDLED_TYPE,
             1,
             "",
             self.scope.clone(),
             serde_json::json!(event_id),
         );
         self.provider.publish_with_options(&event, &PublishOptions::default()).await.map(drop)
+    }
+
+    fn is_record(&self, event: &Event) -> bool {
+        reserved::is_handled_record(event, self.provider.subject_prefix())
     }
 }
 

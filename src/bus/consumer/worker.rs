@@ -187,7 +187,7 @@ impl<H: Handler> Worker<H> {
         let letter = job.guarded.letters.letter(&job.guarded.stored, failure);
         for attempt in 1.. {
             match job.guarded.letters.write(&job.guarded.stored, &letter).await {
-                Ok(()) => break,
+                Ok(_receipt) => break,
                 Err(error) => {
                     self.runtime.stats.dead_letter_failed();
                     let sequence = job.sequence();

@@ -2,6 +2,7 @@
 
 use super::super::EncryptedPayload;
 use super::*;
+use crate::dlq::SinkDlqHandler;
 use base64::engine::general_purpose::STANDARD;
 use proptest::prelude::*;
 use serde_json::json;
@@ -428,7 +429,7 @@ fn a_key_ends_at_its_limit_and_another_one_goes_on() {
 }
 
 #[test]
-fn the_sealed_payload_of_a_forwarded_dead_letter_opens_as_the_original_s() {
+fn an_event_that_says_to_stand_for_another_one_is_not_believed() {
     let encryptor = encryptor();
     let original = sealed(&encryptor, json!("dead"));
     let mut letter = Event::typed("events.dlq.x", "dlq", "a3s.dlq.dead_letter", 1, "", "", original.payload);
@@ -441,9 +442,15 @@ fn the_sealed_payload_of_a_forwarded_dead_letter_opens_as_the_original_s() {
     ] {
         letter = letter.with_metadata(key, value);
     }
-    assert_eq!(encryptor.decrypt_event(&letter).unwrap(), "dead");
-    let other = letter.with_metadata("dlq_original_id", "evt-2");
+    assert_eq!(failure(encryptor.decrypt_event(&letter)).1, EncryptionFailure::Authentication);
+    // Whoever knows from where the letter comes asks for the original.
+    let original = SinkDlqHandler::original(&letter).unwrap();
+    assert_eq!(encryptor.decrypt_event(&original).unwrap(), "dead");
+    let other = letter.clone().with_metadata("dlq_original_id", "evt-2");
+    let other = SinkDlqHandler::original(&other).unwrap();
     assert_eq!(failure(encryptor.decrypt_event(&other)).1, EncryptionFailure::Authentication);
+    letter.event_type = "market.quote".to_owned();
+    assert!(SinkDlqHandler::original(&letter).is_none());
 }
 
 /// Each bit of the envelope's JSON, flipped: an error, or still the same payload where the bit says nothing.

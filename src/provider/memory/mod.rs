@@ -307,6 +307,7 @@ impl EventProvider for MemoryProvider {
     fn capabilities(&self) -> Capabilities {
         let mut capabilities = Capabilities::all(Durability::Process);
         capabilities.max_payload = Some(self.shared.settings.max_payload);
+        capabilities.dedup_window = Some(self.shared.settings.dedup_window);
         capabilities
     }
 

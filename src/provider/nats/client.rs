@@ -38,6 +38,8 @@ pub(super) struct Shared {
     pub(super) durability: Durability,
     pub(super) replicas: usize,
     pub(super) max_payload: usize,
+    /// How long the server remembers ids.
+    pub(super) dedup_window: Duration,
     /// Whether events can be read without a consumer, many at a time.
     pub(super) batched_direct_get: bool,
     /// Whether the stream takes batches that are stored as one.
@@ -79,6 +81,7 @@ impl NatsClient {
             closed: watch::Sender::new(false),
             durability: Durability::Unknown,
             replicas: 1,
+            dedup_window: Duration::ZERO,
             batched_direct_get: false,
             atomic_batches: false,
             faster: Faster::default(),
@@ -86,6 +89,7 @@ impl NatsClient {
         let stream = shared.open_stream().await?;
         shared.durability = durability(&stream);
         shared.replicas = stream.num_replicas;
+        shared.dedup_window = stream.duplicate_window;
         shared.batched_direct_get =
             stream.allow_direct && shared.link.client().is_server_compatible(2, 11, 0);
         shared.atomic_batches = stream.allow_atomic_publish;

@@ -171,6 +171,7 @@ impl EventProvider for NatsProvider {
         capabilities.uncounted_release = Support::No;
         capabilities.counted_loss = Support::No;
         capabilities.max_payload = Some(shared.max_payload);
+        capabilities.dedup_window = Some(shared.dedup_window);
         capabilities
     }
 

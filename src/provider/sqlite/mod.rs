@@ -267,6 +267,7 @@ impl EventProvider for SqliteProvider {
         };
         let mut capabilities = Capabilities::all(durability);
         capabilities.max_payload = Some(self.shared.config.max_payload);
+        capabilities.dedup_window = Some(self.shared.config.dedup_window);
         capabilities
     }
 

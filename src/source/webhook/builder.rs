@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::permission::Origins;
 use super::replay::Taken;
 use super::signature::Verifier;
-use super::{DEFAULT_MAX_BODY, DEFAULT_TOLERANCE, Stop, WebhookReceiver, digest};
+use super::{DEFAULT_MAX_BODY, Stop, WebhookReceiver, digest, window};
 use crate::bus::EventBus;
 use crate::error::{EventError, Result, shorten};
 use crate::subject::validate_subject;
@@ -32,7 +32,7 @@ pub struct WebhookReceiverBuilder {
     tokens: Vec<String>,
     unauthenticated: bool,
     origins: Origins,
-    tolerance: Duration,
+    tolerance: Option<Duration>,
     max_body: usize,
     timeout: Duration,
     bus: Option<Arc<EventBus>>,
@@ -50,7 +50,7 @@ impl WebhookReceiverBuilder {
             tokens: Vec::new(),
             unauthenticated: false,
             origins: Origins::default(),
-            tolerance: DEFAULT_TOLERANCE,
+            tolerance: None,
             max_body: DEFAULT_MAX_BODY,
             timeout: DEFAULT_TIMEOUT,
             bus: None,
@@ -69,7 +69,8 @@ impl WebhookReceiverBuilder {
         self
     }
 
-    /// Publishes CloudEvents under their own subject where that is a legal one. Without it only subjects below the
+    /// Publishes CloudEvents under their own subject where that is a legal one and not a place of the library, such as that
+    /// of dead letters. Without it only subjects below the
     /// receiver's own are kept: whoever may send should not be able to publish anywhere.
     pub fn keep_subjects(mut self) -> Self {
         self.keep_subjects = true;
@@ -109,9 +110,15 @@ impl WebhookReceiverBuilder {
         self
     }
 
-    /// How far the time of a signed request may be from now. Default 300 s.
+    /// How far the time of a signed request may be from now, on both sides. Default 300 s, or less where the request could
+    /// else outlive the dedup window of the bus to which it is [published](WebhookReceiverBuilder::publish_to): 40 s with
+    /// the usual window of 120 s.
+    ///
+    /// A request is valid for twice this time, and may then take as long as the [timeout](WebhookReceiverBuilder::timeout).
+    /// With the clocks of receivers up to 5 s apart, a window of `2 * (tolerance + 5 s) + timeout` holds all of
+    /// that; 640 s for 300 s.
     pub fn tolerance(mut self, tolerance: Duration) -> Self {
-        self.tolerance = tolerance;
+        self.tolerance = Some(tolerance);
         self
     }
 
@@ -141,7 +148,8 @@ impl WebhookReceiverBuilder {
     /// # Errors
     ///
     /// [`EventError::Config`] for a path that is none, a secret or token too short, neither of them without
-    /// [`unauthenticated`](WebhookReceiverBuilder::unauthenticated), and an origin that is no name;
+    /// [`unauthenticated`](WebhookReceiverBuilder::unauthenticated), an origin that is no name, and with secrets a
+    /// [`tolerance`](WebhookReceiverBuilder::tolerance) that does not fit into the dedup window of the bus;
     /// [`EventError::InvalidSubject`] for the subject.
     pub fn build(self) -> Result<Arc<WebhookReceiver>> {
         let wrong = |text: String| Err(EventError::Config(text));
@@ -166,12 +174,14 @@ impl WebhookReceiverBuilder {
             return wrong("webhook timeout and max_body: must not be zero".to_owned());
         }
         self.origins.check()?;
+        // Without a signature there is no time to check.
+        let bus = self.bus.as_deref().filter(|_| !self.secrets.is_empty());
+        let tolerance = window::tolerance(self.tolerance, self.timeout, bus)?;
         Ok(Arc::new(WebhookReceiver {
             origins: self.origins,
-            verifier: Verifier::new(&self.secrets, self.tolerance)?,
+            verifier: Verifier::new(&self.secrets, tolerance)?,
             tokens: self.tokens.iter().map(|token| digest(token)).collect(),
-            // Beyond twice the window no signature is right any more.
-            taken: Taken::new(REMEMBERED_IDS, self.tolerance.saturating_mul(2)),
+            taken: Taken::new(REMEMBERED_IDS, window::validity(tolerance)),
             name: self.name,
             path: self.path,
             subject: self.subject,

@@ -34,6 +34,7 @@ mod permission;
 mod refusal;
 mod replay;
 mod signature;
+mod window;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -62,13 +63,15 @@ use crate::hash::fnv1a_128;
 use crate::headers::{list, single};
 use crate::json;
 use crate::provider::PublishRequest;
+use crate::reserved::is_reserved;
 use crate::subject::validate_subject;
 use crate::trace::{TRACEPARENT, TRACESTATE, TraceContext};
 use crate::types::{Event, PublishOptions, unix_millis};
 
 /// Largest body in bytes unless configured otherwise.
 pub const DEFAULT_MAX_BODY: usize = 1024 * 1024;
-/// How far the time of a signed request may be from now, on both sides, unless configured otherwise.
+/// How far the time of a signed request may be from now, on both sides, unless configured otherwise or the dedup window of
+/// the bus is [too short](WebhookReceiverBuilder::tolerance) for that.
 pub const DEFAULT_TOLERANCE: Duration = Duration::from_secs(300);
 /// Metadata key of the subject of a CloudEvent that was published under another one.
 pub const ORIGINAL_SUBJECT: &str = "webhook_subject";
@@ -263,7 +266,9 @@ impl WebhookReceiver {
         let has_time = event.time.is_some() || event.extensions.contains_key(TIMESTAMP);
         let mut event = Event::try_from(event).map_err(Refusal::of)?;
         let is_below = event.subject.strip_prefix(&self.subject).is_some_and(|rest| rest.starts_with('.'));
-        let is_kept = self.keep_subjects || is_below || event.subject == self.subject;
+        let is_kept = (self.keep_subjects && !self.is_reserved(&event.subject))
+            || is_below
+            || event.subject == self.subject;
         if !is_kept || validate_subject(&event.subject).is_err() {
             let original = std::mem::replace(&mut event.subject, self.subject.clone());
             if !original.is_empty() {
@@ -277,6 +282,12 @@ impl WebhookReceiver {
             event.timestamp = unix_millis();
         }
         Ok(event)
+    }
+
+    /// Whether the library keeps letters and records of its own there, which nobody outside is to write.
+    fn is_reserved(&self, subject: &str) -> bool {
+        let own = || self.subject.split('.').next().unwrap_or_default();
+        is_reserved(subject, self.bus.as_ref().map_or_else(own, |bus| bus.provider().subject_prefix()))
     }
 
     /// Stores the events, or gives them to whoever runs this source.

@@ -173,6 +173,44 @@ async fn a_sender_cannot_choose_any_subject() {
 }
 
 #[tokio::test]
+async fn a_sender_cannot_write_what_the_library_writes() {
+    let bench = bench(|builder| builder.keep_subjects().unauthenticated());
+    let headers = [("content-type", "application/cloudevents+json")];
+    for (place, event_type) in [
+        ("events.dlq.letters.events.admin.delete", "a3s.dlq.letter"),
+        ("events.dlq.marks.1-a", "a3s.dlq.mark"),
+        ("events.handled.mail.00", "a3s.consumer.handled"),
+    ] {
+        let event = CloudEvent::new(place, "/shop", event_type).with_subject(place);
+        let body = http::to_structured(&event).unwrap().body.unwrap();
+        assert_eq!(bench.post(&headers, body).await, 202);
+    }
+    assert!(bench.stored().await.iter().all(|event| event.subject == "events.webhook.orders"));
+}
+
+#[tokio::test]
+async fn a_signed_request_is_valid_no_longer_than_its_id_is_remembered() {
+    let usual = bench(|builder| builder.secret(SECRET));
+    for (place, seconds_ago) in [-35, 35].into_iter().enumerate() {
+        assert_eq!(usual.post_signed(SECRET, &format!("msg_{place}"), seconds_ago, "{}").await, 202);
+    }
+    for seconds_ago in [-45, 45] {
+        assert_eq!(usual.post_signed(SECRET, "msg_3", seconds_ago, "{}").await, 401);
+    }
+    let receiver = |bus: &Arc<EventBus>| {
+        let builder = WebhookReceiver::builder("orders", "/hooks/orders").publish_to(Arc::clone(bus));
+        builder.secret(SECRET).tolerance(Duration::from_secs(300)).build()
+    };
+    let error = receiver(&usual.bus).unwrap_err().to_string();
+    assert!(error.contains("tolerance") && error.contains("dedup window"), "{error}");
+    let long = MemoryProvider::builder().dedup_window(Duration::from_secs(640)).build().unwrap();
+    receiver(&Arc::new(EventBus::new(long))).unwrap();
+    // Nothing is signed, so that no time counts.
+    let builder = WebhookReceiver::builder("orders", "/hooks/orders").publish_to(Arc::clone(&usual.bus));
+    builder.token(TOKEN).tolerance(Duration::from_secs(300)).build().unwrap();
+}
+
+#[tokio::test]
 async fn content_that_is_not_read_is_told_apart_from_content_that_is_wrong() {
     let bench = open();
     let deep = "[".repeat(100_000);
