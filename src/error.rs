@@ -144,7 +144,7 @@ pub enum EventError {
     /// The event is larger than the provider takes. Nothing was sent.
     #[error("{what} of {actual} bytes is over the limit of {limit} bytes")]
     TooLarge {
-        /// What was measured: `event` (its JSON) or `metadata`.
+        /// What was measured: `event` (its JSON), `event with its headers`, which count where a server has them, or `metadata`.
         what: &'static str,
         /// The size in bytes.
         actual: usize,
@@ -475,8 +475,8 @@ pub(crate) fn without_values(error: &serde_json::Error) -> String {
     let place = format!(" at line {} column {}", error.line(), error.column());
     let (text, place) = text.strip_suffix(&place).map_or((&*text, ""), |text| (text, &*place));
     let begins = |beginnings: &[&str]| beginnings.iter().any(|beginning| text.starts_with(beginning));
-    // These name fields of the type.
-    if begins(&["missing field `", "duplicate field `", "data did not match any variant"]) {
+    // These name fields of the type, and a key that is given twice.
+    if begins(&["missing field `", "duplicate field `", "data did not match any variant", "key \""]) {
         return format!("{text}{place}");
     }
     // The last comma: a quoted value may hold another, and what the type expects holds none of them.

@@ -14,6 +14,7 @@
 //! ```
 
 use std::fmt;
+use std::sync::LazyLock;
 
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::map::Entry;
@@ -55,6 +56,12 @@ impl<'de> Deserialize<'de> for StrictValue {
         deserializer.deserialize_any(Strict).map(Self)
     }
 }
+
+/// The key under which a number comes as the text that it was, where the program turns on `arbitrary_precision` of `serde_json`.
+const NUMBER: &str = "$serde_json::private::Number";
+
+/// Whether it does: only then a number of any size is one.
+static NUMBERS_ARE_TEXTS: LazyLock<bool> = LazyLock::new(|| serde_json::from_str::<Number>("1e400").is_ok());
 
 struct Strict;
 
@@ -104,6 +111,10 @@ impl<'de> Visitor<'de> for Strict {
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
         let mut values = Map::new();
         while let Some(key) = entries.next_key::<String>()? {
+            if key == NUMBER && *NUMBERS_ARE_TEXTS {
+                let digits: String = entries.next_value()?;
+                return serde_json::from_str(&digits).map(Value::Number).map_err(A::Error::custom);
+            }
             match values.entry(key) {
                 Entry::Vacant(place) => {
                     let StrictValue(value) = entries.next_value()?;

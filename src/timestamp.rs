@@ -16,7 +16,7 @@
 /// The last millisecond that RFC 3339 can say: its years have four digits.
 pub(crate) const MAX_MILLIS: u64 = 253_402_300_799_999;
 
-const SECONDS_PER_DAY: i64 = 86_400;
+pub(crate) const SECONDS_PER_DAY: i64 = 86_400;
 const DAYS_PER_400_YEARS: i64 = 146_097;
 
 /// The Unix milliseconds of a time of RFC 3339, rounded down and negative before 1970. `None` for any other text.
@@ -287,7 +287,7 @@ fn seconds_of(
 }
 
 /// Days from 1970-01-01 to this day of the Gregorian calendar. Years begin in March here, so that the leap day is their last.
-fn days_until(year: i64, month: i64, day: i64) -> i64 {
+pub(crate) fn days_until(year: i64, month: i64, day: i64) -> i64 {
     let year = if month <= 2 { year - 1 } else { year };
     let (era, year_of_era) = (year.div_euclid(400), year.rem_euclid(400));
     let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
@@ -295,7 +295,7 @@ fn days_until(year: i64, month: i64, day: i64) -> i64 {
 }
 
 /// The day of the Gregorian calendar so many days behind 1970-01-01: year, month and day.
-fn date_of(days: i64) -> (i64, i64, i64) {
+pub(crate) fn date_of(days: i64) -> (i64, i64, i64) {
     let days = days + 719_468;
     let (era, day) = (days.div_euclid(DAYS_PER_400_YEARS), days.rem_euclid(DAYS_PER_400_YEARS));
     let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;

@@ -11,15 +11,17 @@ pub mod config;
 pub mod cron;
 pub mod envelope;
 pub mod event_json;
+pub mod json;
 pub mod state_file;
 pub mod subject;
+pub mod timestamp;
 pub mod url;
 
 /// A name, which is also that of the folder of its seeds, and what is called with an input.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 12] = [
     ("cloudevents_batch", cloudevents_batch::check),
     ("cloudevents_binary", cloudevents_binary::check),
     ("cloudevents_structured", cloudevents_structured::check),
@@ -27,8 +29,10 @@ pub const TARGETS: [Target; 10] = [
     ("cron", cron::check),
     ("envelope", envelope::check),
     ("event_json", event_json::check),
+    ("json", json::check),
     ("state_file", state_file::check),
     ("subject", subject::check),
+    ("timestamp", timestamp::check),
     ("url", url::check),
 ];
 

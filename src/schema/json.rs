@@ -11,6 +11,7 @@ use super::catalog::{Catalog, Definition, check_definition, leave_to_catalog, li
 use super::inclusion::differences;
 use super::{Compatibility, EventSchema, SchemaRegistry, SchemaRules, references};
 use crate::error::{EventError, Result, shorten, shorten_to};
+use crate::json as strict;
 use crate::private_file;
 use crate::provider::validate::validate_payload;
 use crate::types::Event;
@@ -222,12 +223,15 @@ impl JsonDefinition {
         let refuse = |rule: &dyn fmt::Display| EventError::Config(format!("schema file {path:?}: {rule}"));
         let named = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| {
             let (event_type, version) = stem.rsplit_once(".v")?;
-            Some((event_type.to_owned(), version.parse().ok()?))
+            // Two names of one version would replace each other.
+            let is_plain = (version == "0" || !version.starts_with('0'))
+                && version.bytes().all(|byte| byte.is_ascii_digit());
+            Some((event_type.to_owned(), version.parse().ok().filter(|_| is_plain)?))
         });
         let (event_type, version) =
             named.ok_or_else(|| refuse(&"the name must be {event type}.v{version}.json"))?;
         let (content, ..) = private_file::read(path, MAX_FILE_LEN).map_err(|error| refuse(&error))?;
-        let document = serde_json::from_slice(&content).map_err(|error| refuse(&error))?;
+        let document = strict::from_slice(&content).map_err(|error| refuse(&error))?;
         Self::new(event_type, version, document).map_err(|error| match error {
             EventError::Config(text) => refuse(&text),
             other => other,
@@ -491,6 +495,9 @@ mod tests {
             (".v1.json", "{}", "must not be empty"),
             ("order.v0.json", "{}", "at least 1"),
             ("order.v1.json", "", "EOF"),
+            ("order.v01.json", "{}", "{event type}.v{version}.json"),
+            ("order.v+1.json", "{}", "{event type}.v{version}.json"),
+            ("order.v1.json", r#"{"type": "object", "type": "string"}"#, "key \"type\" is given twice"),
             ("order.v1.json", "{} x", "trailing"),
             ("order.v1.json", "{\"minimum\": 1e400}", "out of range"),
             ("order.v1.json", "\u{feff}{}", "expected value"),

@@ -14,6 +14,7 @@ use super::StateStore;
 use super::lock::{NotLocked, ProcessLock};
 use crate::error::{EventError, Result, without_values};
 use crate::hash::fnv1a_128;
+use crate::json;
 use crate::private_file::{self, Owner, Refusal};
 use crate::types::SubscriptionFilter;
 
@@ -29,8 +30,8 @@ const BACKUP: &str = ".bak";
 /// **Crashes.** Saving writes a temporary file beside the target, flushes it to the disk, renames it and flushes the
 /// folder, so that a crash or a loss of power leaves either the old or the new content.
 ///
-/// **Damage.** A file that cannot be read as state, because it is damaged, larger than 64 MiB, or belongs to something else,
-/// is an error that names it, and is never overwritten: restore it or move it away. A changed character inside an otherwise
+/// **Damage.** A file that cannot be read as state, because it is damaged, larger than 64 MiB, has a key twice, or belongs to
+/// something else, is an error that names it, and is never overwritten: restore it or move it away. A changed character inside an otherwise
 /// good file is found with [`with_checksum`](FileStateStore::with_checksum). What was stored before the last save is kept
 /// beside the file, with `.bak` at the end of its name, and is what to restore from; it is never read by itself.
 ///
@@ -145,6 +146,12 @@ impl FileStateStore {
     fn decode(&self, content: &[u8]) -> Result<State> {
         let not_state =
             |error: &serde_json::Error| self.unusable("is not a state file", without_values(error));
+        // Of equal keys the last would win, and what the other one says would be gone with the next save.
+        if let Err(error) = json::from_slice(content)
+            && error.is_data()
+        {
+            return Err(not_state(&error));
+        }
         let plain = match serde_json::from_slice(content) {
             Ok(subscriptions) => return Ok(State { subscriptions, checksum: false }),
             Err(error) => error,
@@ -413,6 +420,28 @@ mod tests {
             assert_eq!(fs::read(store.path()).unwrap(), content);
         }
         assert_eq!(folder.file_names(), ["state.json"]);
+    }
+
+    #[test]
+    fn a_key_given_twice_is_refused_and_named() {
+        let folder = Folder::new();
+        let store = folder.store();
+        let filter =
+            |subject: &str| format!(r#"{{"subscriberId": "a", "subjects": ["{subject}"], "durable": true}}"#);
+        let plain = format!(r#"{{"a": {}, "a": {}}}"#, filter("events.a"), filter("events.b"));
+        let state = serde_json::json!({"a": serde_json::from_str::<Value>(&filter("events.b")).unwrap()});
+        let within =
+            format!(r#"{{"version": 1, "checksum": "{}", "subscriptions": {plain}}}"#, checksum(&state));
+        let options = r#"{"a": {"subscriberId": "a", "subjects": [], "durable": true,
+            "options": {"deliverPolicy": {"type": "all", "x": 1, "x": 2}}}}"#;
+        for (content, key) in [(plain.as_str(), "a"), (&within, "a"), (options, "x")] {
+            fs::write(store.path(), content).unwrap();
+            for text in [config_error(store.load()), config_error(store.save(&subscriptions(&["b"])))] {
+                assert!(text.contains("is not a state file") && text.contains("is given twice"), "{text}");
+                assert!(text.contains(&format!("key \"{key}\"")), "{text}");
+            }
+            assert_eq!(fs::read_to_string(store.path()).unwrap(), content);
+        }
     }
 
     #[test]

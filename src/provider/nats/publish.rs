@@ -49,7 +49,9 @@ impl Shared {
         let body = self.encode(event, options)?;
         let size = body.len();
         let mut request = Request::new().payload(body);
+        let mut with_headers = size;
         if let Some(headers) = headers(options, self.settings.wire) {
+            with_headers += header_len(&headers);
             request = request.headers(headers);
         }
         let deadline = self.deadline_of(options);
@@ -57,7 +59,8 @@ impl Shared {
         let answer = match self.link.request_once(&subject, request, deadline).await {
             Err(NoAnswer::Failed(error)) if error.kind() == RequestErrorKind::MaxPayloadExceeded => {
                 let limit = self.link.client().max_payload();
-                return Err(EventError::TooLarge { what: "event", actual: size, limit });
+                let what = if with_headers > size { "event with its headers" } else { "event" };
+                return Err(EventError::TooLarge { what, actual: with_headers, limit });
             }
             answer => answer.map_err(|none| none.into_error("publish", deadline))?,
         };
@@ -161,6 +164,15 @@ fn headers(options: &PublishOptions, wire: Wire) -> Option<HeaderMap> {
     (!headers.is_empty()).then_some(headers)
 }
 
+/// Bytes of headers in the protocol, which the server counts with the body.
+fn header_len(headers: &HeaderMap) -> usize {
+    let lines = headers.iter().flat_map(|(name, values)| {
+        let name: &str = name.as_ref();
+        values.iter().map(move |value| name.len() + ": ".len() + value.as_str().len() + "\r\n".len())
+    });
+    "NATS/1.0\r\n".len() + lines.sum::<usize>() + "\r\n".len()
+}
+
 /// The sequence in `wrong last sequence: 4 (code 400, ...)`. Only shown to people, never decided on.
 fn last_sequence(description: &str) -> Option<&str> {
     let rest = description.split_once("wrong last sequence: ")?.1;
@@ -190,5 +202,7 @@ mod tests {
         let headers = headers(&options, Wire::Native).unwrap();
         assert_eq!(headers.get("Nats-Msg-Id").unwrap().as_str(), "order-1");
         assert_eq!(headers.get("Nats-Expected-Last-Sequence").unwrap().as_str(), "7");
+        let on_the_wire = "NATS/1.0\r\nNats-Msg-Id: order-1\r\nNats-Expected-Last-Sequence: 7\r\n\r\n";
+        assert_eq!(header_len(&headers), on_the_wire.len());
     }
 }

@@ -2,18 +2,22 @@
 //!
 //! The answer "no difference" can be relied on, with one deliberate exception: a field that a schema does not declare
 //! counts as not written by those who follow it. Otherwise adding an optional field to a schema that allows further fields,
-//! as nearly all do, would be a difference, because somebody may have written a field of that name with another type.
+//! as nearly all do, would be a difference, because somebody may have written a field of that name with another type. A field
+//! that is required, or that something else in the schema speaks of, is written.
+//!
+//! Only texts of one meaning are compared: both in the same dialect, and without keywords that mean nothing there.
 //!
 //! The other answer may be wrong: what is not compared field by field, such as `not` or `if`, must be equal on both sides,
 //! and is reported as not comparable otherwise.
 
+mod dialect;
 mod parts;
 
 use serde_json::{Map, Value};
 
 use self::parts::{
     Bound, DEFINITIONS, Types, exclude_each_other, fields, finite, has_reference, has_reference_elsewhere,
-    is_anything, merge, names, resolve,
+    is_anything, merge, names, resolve, speaks_of, writes_others,
 };
 use super::json::compile;
 use crate::error::shorten;
@@ -29,6 +33,9 @@ const MAX_LISTED: usize = 1_000;
 pub(super) fn differences(from: (&Value, &str), to: (&Value, &str)) -> Vec<String> {
     if from.0 == to.0 {
         return Vec::new();
+    }
+    if let Some(why) = dialect::conflict(from, to) {
+        return vec![why];
     }
     let definitions_are_same = DEFINITIONS.iter().all(|name| from.0.get(name) == to.0.get(name));
     let mut comparison = Comparison {
@@ -416,8 +423,20 @@ impl Comparison<'_> {
                     self.not_comparable(path, "patternProperties");
                     None
                 }
-                // Not declared and not described: taken as not written.
-                None => from_others.filter(|others| others.is_object() && !is_anything(others)),
+                None => match from_others.filter(|others| !is_anything(others)) {
+                    Some(others) => Some(others),
+                    // Written, with any value.
+                    None if from_required.contains(&name.as_str()) || writes_others(from) => {
+                        Some(&Value::Bool(true))
+                    }
+                    None => {
+                        if let Some(keyword) = speaks_of(from, name).filter(|_| !is_anything(to_field)) {
+                            self.not_comparable(&format!("{path}/{name}"), keyword);
+                        }
+                        // Not declared and not described: taken as not written.
+                        None
+                    }
+                },
             };
             if let Some(own) = own {
                 self.compare(own, to_field, &format!("{path}/{name}"));

@@ -62,6 +62,48 @@ pub(super) fn fields(schema: &Map<String, Value>) -> Option<&Map<String, Value>>
     schema.get("properties").and_then(Value::as_object)
 }
 
+/// Whether objects need more fields than are declared, so that some are written which are not.
+pub(super) fn writes_others(schema: &Map<String, Value>) -> bool {
+    let declared = fields(schema).map_or(0, Map::len);
+    let least = schema.get("minProperties").and_then(Value::as_f64).unwrap_or(0.0);
+    #[allow(clippy::cast_precision_loss, reason = "no schema has so many fields")]
+    let is_more = least > declared as f64;
+    is_more
+}
+
+/// A keyword beside `properties` that says something about this field, so that it may well be written.
+pub(super) fn speaks_of(schema: &Map<String, Value>, name: &str) -> Option<&'static str> {
+    const SPEAKERS: [&str; 8] = [
+        "if",
+        "then",
+        "else",
+        "not",
+        "dependencies",
+        "dependentRequired",
+        "dependentSchemas",
+        "propertyNames",
+    ];
+    // It says something about all fields.
+    if schema
+        .get("unevaluatedProperties")
+        .is_some_and(|others| !is_anything(others) && *others != Value::Bool(false))
+    {
+        return Some("unevaluatedProperties");
+    }
+    SPEAKERS.into_iter().find(|keyword| schema.get(*keyword).is_some_and(|part| names_field(part, name)))
+}
+
+fn names_field(part: &Value, name: &str) -> bool {
+    match part {
+        Value::String(text) => text == name,
+        // It may lead to anything.
+        Value::Object(fields) if fields.contains_key("$ref") => true,
+        Value::Object(fields) => fields.iter().any(|(key, value)| key == name || names_field(value, name)),
+        Value::Array(items) => items.iter().any(|item| names_field(item, name)),
+        _ => false,
+    }
+}
+
 pub(super) fn is_anything(schema: &Value) -> bool {
     match schema {
         Value::Bool(anything) => *anything,
@@ -171,13 +213,35 @@ pub(super) fn finite(schema: &Map<String, Value>) -> Option<Vec<&Value>> {
         .then(|| values.into_iter().filter(|(kind, _)| types.has(*kind)).map(|(_, value)| value).collect())
 }
 
+fn have_common(a: &[&Value], b: &[&Value]) -> bool {
+    a.iter().any(|a| b.iter().any(|b| is_equal(a, b)))
+}
+
+/// Whether two values are the same to JSON Schema, for which 1 and 1.0 are one number.
+fn is_equal(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Number(a), Value::Number(b)) => match (integer(a), integer(b)) {
+            (Some(a), Some(b)) => a == b,
+            // Whatever is so close may be taken for the same.
+            _ => a.as_f64().zip(b.as_f64()).is_none_or(|(a, b)| (a - b).abs() <= f64::EPSILON * a.abs()),
+        },
+        (Value::Array(a), Value::Array(b)) => {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| is_equal(a, b))
+        }
+        (Value::Object(a), Value::Object(b)) => {
+            a.len() == b.len() && a.iter().all(|(key, a)| b.get(key).is_some_and(|b| is_equal(a, b)))
+        }
+        _ => a == b,
+    }
+}
+
 /// Whether no value fits both: other types, other listed values, or a field that both require and that tells them apart.
 pub(super) fn exclude_each_other(root: &Value, a: &Map<String, Value>, b: &Map<String, Value>) -> bool {
     let alternatives = |schema: &Map<String, Value>| {
         ["$ref", "anyOf", "oneOf"].iter().any(|keyword| schema.contains_key(*keyword))
     };
     match (finite(a), finite(b)) {
-        (Some(a), Some(b)) => return !a.iter().any(|value| b.contains(value)),
+        (Some(a), Some(b)) => return !have_common(&a, &b),
         (Some(values), None) | (None, Some(values)) => {
             let other = if finite(a).is_some() { b } else { a };
             let types = Types::of(other);
@@ -199,9 +263,9 @@ pub(super) fn exclude_each_other(root: &Value, a: &Map<String, Value>, b: &Map<S
             resolve(root, fields(schema)?.get(*name)?)?.0.as_object()
         };
         b_required.contains(name)
-            && field(a).zip(field(b)).is_some_and(|(a, b)| {
-                finite(a).zip(finite(b)).is_some_and(|(a, b)| !a.iter().any(|value| b.contains(value)))
-            })
+            && field(a)
+                .zip(field(b))
+                .is_some_and(|(a, b)| finite(a).zip(finite(b)).is_some_and(|(a, b)| !have_common(&a, &b)))
     };
     let forbids = |schema: &Map<String, Value>, name: &str| {
         schema.get("additionalProperties") == Some(&Value::Bool(false))

@@ -91,3 +91,20 @@ async fn an_event_of_others_arrives_and_a_broken_one_surfaces_once() {
     );
     delivery.ack().await.unwrap();
 }
+
+/// The server counts headers as it counts the body, and so does the error.
+#[tokio::test]
+async fn what_is_too_large_only_with_its_headers_says_so() {
+    let server = NatsServer::start_with("max_payload: 65536").await;
+    let provider = connect(&server).await;
+    let mut large = event("a", 1);
+    large.payload = serde_json::json!("");
+    let room = 65_536 - serde_json::to_vec(&large).unwrap().len();
+    large.payload = serde_json::json!("x".repeat(room - 100));
+    provider.publish(&large).await.unwrap();
+    let options = PublishOptions { msg_id: Some("m".repeat(100)), ..PublishOptions::default() };
+    let error = provider.publish_with_options(&large, &options).await.unwrap_err();
+    let EventError::TooLarge { what, actual, limit } = error else { panic!("{error}") };
+    let on_the_wire = format!("NATS/1.0\r\nNats-Msg-Id: {}\r\n\r\n", "m".repeat(100));
+    assert_eq!((what, actual, limit), ("event with its headers", 65_436 + on_the_wire.len(), 65_536));
+}
