@@ -95,6 +95,8 @@ pub struct Capabilities {
     pub uncounted_release: Support,
     /// A consumer overtaken by retention is told how many matching events it missed, whatever its filter.
     pub counted_loss: Support,
+    /// `reset_consumer` moves a durable consumer to another position.
+    pub reset_consumer: Support,
     /// Largest event in bytes of JSON; `None` when there is no limit or it is not known.
     pub max_payload: Option<usize>,
     /// How long a `msg_id` is remembered, at least; `None` when it is not known.
@@ -136,6 +138,7 @@ impl Capabilities {
             fenced_settlement: support,
             uncounted_release: support,
             counted_loss: support,
+            reset_consumer: support,
             max_payload: None,
             dedup_window: None,
         }

@@ -45,6 +45,10 @@ use crate::types::{Event, PublishOptions, ReceivedEvent, SubscribeOptions};
 /// hang.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How far the clock may be behind the newest storage time before that counts as wrong: a clock that is kept right by small
+/// steps is not further off.
+pub(crate) const CLOCK_TOLERANCE_MS: u64 = 1_000;
+
 /// A backend: it stores events and hands them out.
 ///
 /// Implementors write the required methods; everything else has a default that is honest: what a provider does not

@@ -81,6 +81,7 @@ pub enum Need {
     FencedSettlement,
     UncountedRelease,
     CountedLoss,
+    ResetConsumer,
 }
 
 impl Need {
@@ -102,6 +103,7 @@ impl Need {
             Self::FencedSettlement => capabilities.fenced_settlement,
             Self::UncountedRelease => capabilities.uncounted_release,
             Self::CountedLoss => capabilities.counted_loss,
+            Self::ResetConsumer => capabilities.reset_consumer,
         }
     }
 }

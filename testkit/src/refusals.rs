@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use a3s_event::provider::PublishRequest;
+use a3s_event::provider::{ConsumerPosition, PublishRequest};
 use a3s_event::{DeliverPolicy, Delivery, ErrorKind, HistoryQuery, PublishOptions, Result, SubscribeOptions};
 
 use crate::Need;
@@ -63,6 +63,10 @@ pub(crate) async fn check(world: &World<'_>, need: Need) {
             refused(world, "consumers", world.provider.consumers().await);
             let reader = world.subscribe().await;
             refused(world, "lag", reader.subscription.lag().await);
+        }
+        Need::ResetConsumer => {
+            let answer = world.provider.reset_consumer(&world.name("refused"), ConsumerPosition::First).await;
+            refused(world, "reset_consumer", answer);
         }
         // These say how a call behaves that exists all the same: there is no call to refuse.
         Need::FencedSettlement | Need::UncountedRelease | Need::CountedLoss => {}

@@ -70,6 +70,7 @@ fn only_what_memory_cannot_have_is_not_checked() {
             "stored_events_outlive_a_restart",
             "a_position_outlives_a_restart",
             "attempts_outlive_a_restart",
+            "a_reset_outlives_a_restart",
             // It stores events, not bytes.
             "an_undecodable_record_surfaces_once",
             "an_undecodable_record_blocks_nothing",

@@ -96,12 +96,13 @@ impl Harness for InMemory {
 const TOO_LONG: &str = "the_dedup_window_is_120_s_by_default";
 
 /// What a database in memory cannot have.
-const NOT_IN_MEMORY: [&str; 6] = [
+const NOT_IN_MEMORY: [&str; 7] = [
     TOO_LONG,
     // Nothing of it outlives a restart.
     "stored_events_outlive_a_restart",
     "a_position_outlives_a_restart",
     "attempts_outlive_a_restart",
+    "a_reset_outlives_a_restart",
     // No other connection can put a record into it that is not an event.
     "an_undecodable_record_surfaces_once",
     "an_undecodable_record_blocks_nothing",

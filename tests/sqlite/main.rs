@@ -18,6 +18,7 @@ mod files;
 mod process;
 mod processes;
 mod retention;
+mod upgrade;
 
 use std::path::Path;
 use std::time::Duration;

@@ -28,7 +28,7 @@ pub(crate) const EXAMPLE: &str = "Example:
 const AT_ONCE: usize = 4;
 
 /// The capabilities, as the contract names them.
-pub(super) const NEEDS: [(Need, &str); 15] = [
+pub(super) const NEEDS: [(Need, &str); 16] = [
     (Need::Durable, "durable"),
     (Need::SharedConsumers, "shared_consumers"),
     (Need::Redelivery, "redelivery"),
@@ -44,6 +44,7 @@ pub(super) const NEEDS: [(Need, &str); 15] = [
     (Need::FencedSettlement, "fenced_settlement"),
     (Need::UncountedRelease, "uncounted_release"),
     (Need::CountedLoss, "counted_loss"),
+    (Need::ResetConsumer, "reset_consumer"),
 ];
 
 /// What a case checks that needs no capability.

@@ -26,15 +26,17 @@ mod config;
 mod model;
 mod pending;
 mod snapshot;
+mod undo;
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 use std::time::Duration;
 
 pub use config::{ConsumerConfig, DEFAULT_ACK_WAIT, DEFAULT_MAX_ACK_PENDING};
 pub use snapshot::{ConsumerSnapshot, PendingState};
 
 use self::pending::{Pending, PendingEvents};
+use self::undo::Undo;
 use crate::error::EventError;
 
 /// A point in time: nanoseconds since an origin that the provider chooses and keeps.
@@ -59,6 +61,12 @@ impl Time {
     #[must_use]
     pub fn after(self, wait: Duration) -> Self {
         Self(self.0.saturating_add(Self::from_origin(wait).0))
+    }
+
+    /// How much later than `earlier` this is; nothing when it is not.
+    #[must_use]
+    pub const fn saturating_since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 }
 
@@ -89,12 +97,14 @@ pub struct Lease {
     pub sequence: u64,
     /// Which delivery of the event to this consumer it is, starting at 1.
     pub attempt: u32,
+    /// How often the consumer had been [reset](Consumer::reset).
+    pub generation: u32,
 }
 
 impl Lease {
-    /// The right to settle this delivery of the event.
+    /// The right to settle this delivery of the event, from a consumer that was never reset.
     pub const fn new(sequence: u64, attempt: u32) -> Self {
-        Self { sequence, attempt }
+        Self { sequence, attempt, generation: 0 }
     }
 }
 
@@ -116,6 +126,16 @@ pub enum StaleLease {
     /// The event was delivered again and that delivery is in force.
     #[error("delivery {attempt} of sequence {sequence} lost its lease: the event was delivered again")]
     Redelivered {
+        /// Sequence of the event.
+        sequence: u64,
+        /// The delivery that lost its lease.
+        attempt: u32,
+    },
+    /// The consumer was moved to another position after the delivery.
+    #[error(
+        "delivery {attempt} of sequence {sequence} lost its lease: the consumer was moved to another position"
+    )]
+    Reset {
         /// Sequence of the event.
         sequence: u64,
         /// The delivery that lost its lease.
@@ -147,12 +167,20 @@ pub struct Consumer {
     backlog: VecDeque<u64>,
     pending: PendingEvents,
     /// When pending events are due. An entry whose time is not its event's is out of date and is skipped.
-    due: BinaryHeap<Reverse<(Time, u64)>>,
+    timers: BinaryHeap<Reverse<(Time, u64)>>,
+    /// Pending events that were found to be due, which come in the order of their sequences.
+    due: BTreeSet<u64>,
+    /// The latest time that was told. After an earlier one the clock was set back.
+    now: Time,
+    /// How often it was moved to another position.
+    generation: u32,
     redelivered: usize,
     missed: u64,
     exhausted: u64,
     /// Which pending events changed, where someone stores them.
     changed: Option<Vec<u64>>,
+    /// What it takes to take the changes back, where someone may want that.
+    undo: Option<Box<Undo>>,
 }
 
 impl Consumer {
@@ -163,11 +191,15 @@ impl Consumer {
             cursor: start.cursor,
             backlog: start.backlog,
             pending: PendingEvents::default(),
-            due: BinaryHeap::new(),
+            timers: BinaryHeap::new(),
+            due: BTreeSet::new(),
+            now: Time::ZERO,
+            generation: 0,
             redelivered: 0,
             missed: 0,
             exhausted: 0,
             changed: None,
+            undo: None,
         }
     }
 
@@ -182,40 +214,64 @@ impl Consumer {
     ///
     /// [`EventError::Conflict`] as [`ConsumerConfig::change_to`]; nothing is changed then.
     pub fn reconfigure(&mut self, consumer: &str, wanted: ConsumerConfig) -> Result<(), EventError> {
+        if let Some(undo) = &mut self.undo {
+            undo.keep_config(&self.config);
+        }
         self.config.change_to(consumer, wanted)
+    }
+
+    /// Moves the consumer: it goes on at `start`, as if it were new. What was handed out and not settled is forgotten, and
+    /// its leases are stale.
+    pub fn reset(&mut self, start: Start) {
+        let forgotten: Vec<u64> = self.pending.iter().map(|(sequence, _)| sequence).collect();
+        forgotten.into_iter().for_each(|sequence| self.forget(sequence));
+        let backlog = std::mem::replace(&mut self.backlog, start.backlog);
+        if let Some(undo) = &mut self.undo {
+            undo.keep_backlog(backlog);
+        }
+        self.cursor = start.cursor;
+        self.missed = 0;
+        self.generation = self.generation.wrapping_add(1);
+    }
+
+    /// Retention dropped everything up to `cursor`, and `missed` matches of it were never handed out.
+    pub fn skip_to(&mut self, cursor: u64, missed: u64) {
+        self.cursor = self.cursor.max(cursor);
+        self.missed += missed;
     }
 
     /// Decides what to hand out at `now`.
     ///
     /// `first_retained` is the lowest sequence that the stream still holds, and `next_match` answers the first retained
-    /// match after a sequence. Events that are due again go before new ones.
+    /// match after a sequence. Events that are due again go before new ones, in the order of their sequences.
     pub fn fetch(
         &mut self,
         now: Time,
         first_retained: u64,
         next_match: impl FnOnce(u64) -> Option<u64>,
     ) -> Fetched {
-        let due = self.next_redelivery(now, first_retained);
+        self.observe(now);
+        let due = self.next_redelivery(first_retained);
         while self.backlog.front().is_some_and(|sequence| *sequence < first_retained) {
-            self.backlog.pop_front();
+            self.pop_backlog();
             self.missed += 1;
         }
         if self.missed > 0 {
             return Fetched::Missed(std::mem::take(&mut self.missed));
         }
         if let Some((sequence, attempt)) = due {
-            return self.hand_out(now, sequence, attempt.saturating_add(1));
+            return self.hand_out(sequence, attempt.saturating_add(1));
         }
         if self.pending.len() >= self.config.max_ack_pending {
             return Fetched::Idle;
         }
-        if let Some(sequence) = self.backlog.pop_front() {
-            return self.hand_out(now, sequence, 1);
+        if let Some(sequence) = self.pop_backlog() {
+            return self.hand_out(sequence, 1);
         }
         match next_match(self.cursor) {
             Some(sequence) => {
                 self.cursor = sequence;
-                self.hand_out(now, sequence, 1)
+                self.hand_out(sequence, 1)
             }
             None => Fetched::Idle,
         }
@@ -240,13 +296,14 @@ impl Consumer {
     /// [`StaleLease`] when the event is settled or was delivered again.
     pub fn nak(&mut self, lease: Lease, delay: Option<Duration>, now: Time) -> Result<(), StaleLease> {
         self.leased(lease)?;
+        self.observe(now);
         if self.is_last(lease.attempt) {
             self.forget(lease.sequence);
             self.exhausted += 1;
             return Ok(());
         }
         let delay = delay.unwrap_or_else(|| self.config.backoff_after(lease.attempt));
-        self.reschedule(lease.sequence, now.after(delay), false, lease.attempt);
+        self.schedule(lease.sequence, delay, false, lease.attempt);
         Ok(())
     }
 
@@ -257,7 +314,8 @@ impl Consumer {
     /// [`StaleLease`] when the event is settled or was delivered again.
     pub fn extend(&mut self, lease: Lease, now: Time) -> Result<(), StaleLease> {
         self.leased(lease)?;
-        self.reschedule(lease.sequence, now.after(self.config.ack_wait), true, lease.attempt);
+        self.observe(now);
+        self.schedule(lease.sequence, self.config.ack_wait, true, lease.attempt);
         Ok(())
     }
 
@@ -268,17 +326,20 @@ impl Consumer {
     /// [`StaleLease`] when the event is settled or was delivered again.
     pub fn release(&mut self, lease: Lease, now: Time) -> Result<(), StaleLease> {
         self.leased(lease)?;
+        self.observe(now);
         if lease.attempt == 2 {
             self.redelivered -= 1;
         }
-        self.reschedule(lease.sequence, now, false, lease.attempt.saturating_sub(1));
+        self.schedule(lease.sequence, Duration::ZERO, false, lease.attempt.saturating_sub(1));
         Ok(())
     }
 
     /// When the next pending event is due, if any is pending.
     pub fn next_due(&mut self) -> Option<Time> {
         self.drop_outdated();
-        self.due.peek().map(|Reverse((due, _))| *due)
+        let later = self.timers.peek().map(|Reverse((due, _))| *due);
+        let overdue = self.due.iter().filter_map(|sequence| Some(self.pending.get(*sequence)?.due)).min();
+        overdue.into_iter().chain(later).min()
     }
 
     /// Records that retention dropped matches after the cursor; the next [`fetch`](Consumer::fetch) says so.
@@ -317,13 +378,10 @@ impl Consumer {
     }
 
     /// The pending event to deliver again at `now`; gives up those that are exhausted or no longer retained.
-    fn next_redelivery(&mut self, now: Time, first_retained: u64) -> Option<(u64, u32)> {
+    fn next_redelivery(&mut self, first_retained: u64) -> Option<(u64, u32)> {
+        self.collect_due();
         loop {
-            self.drop_outdated();
-            let Reverse((due, sequence)) = *self.due.peek()?;
-            if due > now {
-                return None;
-            }
+            let sequence = *self.due.first()?;
             let attempt = self.pending.get(sequence)?.attempt;
             if sequence < first_retained {
                 self.missed += 1;
@@ -336,40 +394,100 @@ impl Consumer {
         }
     }
 
-    fn hand_out(&mut self, now: Time, sequence: u64, attempt: u32) -> Fetched {
+    /// Notices the time. When the clock was set back, nothing waits longer than it was to wait in the first place.
+    fn observe(&mut self, now: Time) {
+        if std::mem::replace(&mut self.now, now) > now {
+            self.bound_waits();
+        }
+    }
+
+    fn bound_waits(&mut self) {
+        let now = self.now;
+        let unbounded = |since| since > now || since == Time::ZERO;
+        let unbounded: Vec<_> = self.pending.iter().filter(|(_, pending)| unbounded(pending.since)).collect();
+        for (sequence, pending) in unbounded {
+            // What is stored without its beginning waits at most as long as it would from now on.
+            let since = if pending.since == Time::ZERO { now } else { pending.since };
+            let due = now.after(pending.due.saturating_since(since));
+            self.reschedule(sequence, Pending { since: now, due, ..pending });
+        }
+        self.rebuild_timers();
+    }
+
+    fn hand_out(&mut self, sequence: u64, attempt: u32) -> Fetched {
         if attempt == 2 {
             self.redelivered += 1;
         }
-        self.reschedule(sequence, now.after(self.config.ack_wait), true, attempt);
-        Fetched::Deliver(Lease { sequence, attempt })
+        self.schedule(sequence, self.config.ack_wait, true, attempt);
+        Fetched::Deliver(Lease { sequence, attempt, generation: self.generation })
     }
 
-    fn reschedule(&mut self, sequence: u64, due: Time, leased: bool, attempt: u32) {
-        self.pending.insert(sequence, Pending { attempt, leased, due });
-        self.due.push(Reverse((due, sequence)));
+    /// Has the event come again after `wait`.
+    fn schedule(&mut self, sequence: u64, wait: Duration, leased: bool, attempt: u32) {
+        let pending = Pending { attempt, leased, due: self.now.after(wait), since: self.now };
+        self.reschedule(sequence, pending);
+    }
+
+    fn reschedule(&mut self, sequence: u64, pending: Pending) {
         self.note_change(sequence);
+        self.due.remove(&sequence);
+        self.pending.insert(sequence, pending);
+        self.timers.push(Reverse((pending.due, sequence)));
         self.drop_outdated();
-        self.compact_timers();
+        if self.timers.len() > 2 * self.pending.len() + 64 {
+            self.rebuild_timers();
+        }
+    }
+
+    fn rebuild_timers(&mut self) {
+        self.due.clear();
+        self.timers =
+            self.pending.iter().map(|(sequence, pending)| Reverse((pending.due, sequence))).collect();
+    }
+
+    /// Finds what has become due.
+    fn collect_due(&mut self) {
+        while let Some(Reverse((due, sequence))) = self.timers.peek().copied() {
+            if self.pending.get(sequence).is_some_and(|pending| pending.due == due) {
+                if due > self.now {
+                    return;
+                }
+                self.due.insert(sequence);
+            }
+            self.timers.pop();
+        }
     }
 
     fn drop_outdated(&mut self) {
-        while let Some(Reverse((due, sequence))) = self.due.peek() {
+        while let Some(Reverse((due, sequence))) = self.timers.peek() {
             if self.pending.get(*sequence).is_some_and(|pending| pending.due == *due) {
                 return;
             }
-            self.due.pop();
+            self.timers.pop();
         }
+    }
+
+    fn pop_backlog(&mut self) -> Option<u64> {
+        let sequence = self.backlog.pop_front()?;
+        if let Some(undo) = &mut self.undo {
+            undo.keep_popped(sequence);
+        }
+        Some(sequence)
     }
 
     fn forget(&mut self, sequence: u64) {
         self.note_change(sequence);
+        self.due.remove(&sequence);
         if self.pending.remove(sequence).is_some_and(|pending| pending.attempt > 1) {
             self.redelivered -= 1;
         }
     }
 
     fn leased(&self, lease: Lease) -> Result<(), StaleLease> {
-        let Lease { sequence, attempt } = lease;
+        let Lease { sequence, attempt, generation } = lease;
+        if generation != self.generation {
+            return Err(StaleLease::Reset { sequence, attempt });
+        }
         match self.pending.get(sequence) {
             Some(pending) if pending.leased && pending.attempt == attempt => Ok(()),
             Some(pending) if pending.attempt > attempt => Err(StaleLease::Redelivered { sequence, attempt }),

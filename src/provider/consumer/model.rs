@@ -32,6 +32,12 @@ enum Op {
     Reconfigure(SubscribeOptions),
     /// The consumer goes on from what was stored.
     Restart,
+    /// The clock is set back.
+    SetBack(u16),
+    /// The consumer is moved to behind this sequence, or to the end.
+    Reset(u8),
+    /// Some of the above happens in a transaction that fails.
+    Fail(u8),
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -48,6 +54,9 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (1..4_u8).prop_map(|drop| Op::Retain { drop }),
         1 => options().prop_map(Op::Reconfigure),
         1 => Just(Op::Restart),
+        1 => (0..5_000_u16).prop_map(Op::SetBack),
+        1 => (0..20_u8).prop_map(Op::Reset),
+        1 => any::<u8>().prop_map(Op::Fail),
     ]
 }
 
@@ -61,6 +70,7 @@ enum Fate {
         attempt: u32,
         leased: bool,
         due: Time,
+        since: Time,
     },
     Acked,
     Exhausted,
@@ -81,6 +91,9 @@ struct Model {
     config: ConsumerConfig,
     reported_missed: u64,
     highest_first_delivery: u64,
+    generation: u32,
+    /// Those given up before the last reset.
+    exhausted_before: usize,
 }
 
 impl Model {
@@ -111,18 +124,18 @@ impl Model {
     }
 
     fn fetch(&mut self, now: Time) -> Fetched {
-        let mut due: Vec<(Time, u64, u32)> = self
+        // What is due comes in sequence order, whenever it became due.
+        let due: Vec<(u64, u32)> = self
             .entries
             .iter()
             .filter_map(|entry| match entry.fate {
-                Fate::Pending { attempt, due, .. } if due <= now => Some((due, entry.sequence, attempt)),
+                Fate::Pending { attempt, due, .. } if due <= now => Some((entry.sequence, attempt)),
                 _ => None,
             })
             .collect();
-        due.sort_unstable();
         let max_deliver = self.config.max_deliver;
         let mut redeliver = None;
-        for (_, sequence, attempt) in due {
+        for (sequence, attempt) in due {
             let entry = self.entry(sequence);
             if !entry.retained {
                 entry.fate = Fate::Missed;
@@ -158,22 +171,52 @@ impl Model {
     }
 
     fn hand_out(&mut self, now: Time, sequence: u64, attempt: u32) -> Fetched {
-        let due = now.after(self.config.ack_wait);
-        self.entry(sequence).fate = Fate::Pending { attempt, leased: true, due };
-        Fetched::Deliver(Lease { sequence, attempt })
+        let fate = pending(attempt, true, now, self.config.ack_wait);
+        self.entry(sequence).fate = fate;
+        Fetched::Deliver(Lease { sequence, attempt, generation: self.generation })
     }
 
     /// What a settlement does; whether it takes effect.
     fn settle(&mut self, lease: Lease, settled: impl FnOnce(&ConsumerConfig) -> Fate) -> bool {
         let config = self.config.clone();
+        let generation = self.generation;
         let entry = self.entry(lease.sequence);
-        let valid =
-            matches!(entry.fate, Fate::Pending { attempt, leased: true, .. } if attempt == lease.attempt);
+        let valid = generation == lease.generation
+            && matches!(entry.fate, Fate::Pending { attempt, leased: true, .. } if attempt == lease.attempt);
         if valid {
             entry.fate = settled(&config);
         }
         valid
     }
+}
+
+impl Model {
+    /// At no time is there more to wait than when the wait began.
+    fn set_back(&mut self, now: Time) {
+        for entry in &mut self.entries {
+            if let Fate::Pending { due, since, .. } = &mut entry.fate
+                && *since > now
+            {
+                *due = now.after(due.saturating_since(*since));
+                *since = now;
+            }
+        }
+    }
+
+    fn reset(&mut self, cursor: u64) {
+        self.exhausted_before += self.count(|fate| *fate == Fate::Exhausted);
+        for entry in &mut self.entries {
+            let comes = entry.sequence > cursor && entry.matches && entry.retained;
+            entry.fate = if comes { Fate::Waiting } else { Fate::Skipped };
+        }
+        self.reported_missed = 0;
+        self.highest_first_delivery = cursor;
+        self.generation += 1;
+    }
+}
+
+fn pending(attempt: u32, leased: bool, now: Time, wait: Duration) -> Fate {
+    Fate::Pending { attempt, leased, due: now.after(wait), since: now }
 }
 
 /// The pending events as a provider stores them that writes only what changed.
@@ -216,7 +259,7 @@ fn from() -> impl Strategy<Value = From> {
 fn run(options: &SubscribeOptions, before: u8, from: &From, ops: Vec<Op>) -> Result<(), TestCaseError> {
     let config = ConsumerConfig::new("events.>", options).expect("valid options");
     let before = u64::from(before);
-    let (start, cursor, backlog) = match from {
+    let (start, mut start_cursor, mut backlog) = match from {
         From::After(cursor) => (Start::after(u64::from(*cursor)), u64::from(*cursor), Vec::new()),
         From::Backlog(marked) => {
             let marked = (1..=before).zip(marked).filter(|(_, marked)| **marked);
@@ -224,23 +267,35 @@ fn run(options: &SubscribeOptions, before: u8, from: &From, ops: Vec<Op>) -> Res
             (Start::backlog(backlog.iter().copied(), before), before, backlog)
         }
     };
-    let first_fate = |sequence: u64| {
+    let first_fate = |sequence: u64, cursor: u64, backlog: &[u64]| {
         if sequence > cursor || backlog.contains(&sequence) { Fate::Waiting } else { Fate::Skipped }
     };
     let mut consumer = Consumer::new(config.clone(), start);
     consumer.track_changes();
     let mut rows = Rows::default();
-    let mut model = Model { entries: Vec::new(), config, reported_missed: 0, highest_first_delivery: 0 };
+    let mut model = Model {
+        entries: Vec::new(),
+        config,
+        reported_missed: 0,
+        highest_first_delivery: 0,
+        generation: 0,
+        exhausted_before: 0,
+    };
     for sequence in 1..=before {
-        model.entries.push(Entry { sequence, matches: true, retained: true, fate: first_fate(sequence) });
+        model.entries.push(Entry {
+            sequence,
+            matches: true,
+            retained: true,
+            fate: first_fate(sequence, start_cursor, &backlog),
+        });
     }
-    let mut now = Time::ZERO;
+    let mut now = Time::from_origin(Duration::from_secs(1_000));
     let mut leases: Vec<Lease> = Vec::new();
     for op in ops {
         match op {
             Op::Publish { matches } => {
                 let sequence = model.entries.len() as u64 + 1;
-                let fate = if matches { first_fate(sequence) } else { Fate::Skipped };
+                let fate = if matches { first_fate(sequence, start_cursor, &backlog) } else { Fate::Skipped };
                 model.entries.push(Entry { sequence, matches, retained: true, fate });
             }
             Op::Fetch => {
@@ -270,27 +325,21 @@ fn run(options: &SubscribeOptions, before: u8, from: &From, ops: Vec<Op>) -> Res
                     if config.max_deliver.is_some_and(|max| u64::from(lease.attempt) >= max) {
                         return Fate::Exhausted;
                     }
-                    let due = now.after(delay.unwrap_or_else(|| config.backoff_after(lease.attempt)));
-                    Fate::Pending { attempt: lease.attempt, leased: false, due }
+                    let delay = delay.unwrap_or_else(|| config.backoff_after(lease.attempt));
+                    pending(lease.attempt, false, now, delay)
                 });
                 prop_assert_eq!(consumer.nak(lease, delay, now).is_ok(), took_effect);
             }
             Op::Extend(which) if !leases.is_empty() => {
                 let lease = *which.get(&leases);
-                let took_effect = model.settle(lease, |config| Fate::Pending {
-                    attempt: lease.attempt,
-                    leased: true,
-                    due: now.after(config.ack_wait),
-                });
+                let took_effect =
+                    model.settle(lease, |config| pending(lease.attempt, true, now, config.ack_wait));
                 prop_assert_eq!(consumer.extend(lease, now).is_ok(), took_effect);
             }
             Op::Release(which) if !leases.is_empty() => {
                 let lease = *which.get(&leases);
-                let took_effect = model.settle(lease, |_| Fate::Pending {
-                    attempt: lease.attempt - 1,
-                    leased: false,
-                    due: now,
-                });
+                let took_effect =
+                    model.settle(lease, |_| pending(lease.attempt - 1, false, now, Duration::ZERO));
                 prop_assert_eq!(consumer.release(lease, now).is_ok(), took_effect);
             }
             Op::CrashMember => leases.clear(),
@@ -305,6 +354,22 @@ fn run(options: &SubscribeOptions, before: u8, from: &From, ops: Vec<Op>) -> Res
                 model.config = wanted;
             }
             Op::Restart => consumer = rows.restore(&consumer),
+            Op::SetBack(millis) => {
+                now = Time::from_origin(
+                    now.since_origin().saturating_sub(Duration::from_millis(millis.into())),
+                );
+                // Whoever is told the time notices.
+                consumer.observe(now);
+                model.set_back(now);
+            }
+            Op::Reset(behind) => {
+                let cursor = u64::from(behind).clamp(model.first_retained() - 1, model.entries.len() as u64);
+                consumer.reset(Start::after(cursor));
+                backlog.clear();
+                model.reset(cursor);
+                start_cursor = cursor;
+            }
+            Op::Fail(fetches) => fail(&mut consumer, &model, now, fetches, &leases)?,
             _ => {}
         }
         rows.write_changes(&mut consumer);
@@ -313,9 +378,40 @@ fn run(options: &SubscribeOptions, before: u8, from: &From, ops: Vec<Op>) -> Res
     Ok(())
 }
 
+/// What is taken back leaves no trace.
+fn fail(
+    consumer: &mut Consumer,
+    model: &Model,
+    now: Time,
+    what: u8,
+    leases: &[Lease],
+) -> Result<(), TestCaseError> {
+    consumer.observe(now);
+    let before = consumer.snapshot();
+    let next_due = consumer.next_due();
+    consumer.remember_changes();
+    for lease in leases.iter().rev().take(usize::from(what % 4)) {
+        let _ = if what > 99 { consumer.ack(*lease) } else { consumer.nak(*lease, None, now) };
+    }
+    for _ in 0..what % 5 {
+        consumer.fetch(now, model.first_retained(), |cursor| model.next_match(cursor));
+    }
+    if what % 7 == 0 {
+        consumer.reset(Start::backlog([1], 2));
+        consumer.fetch(now, 1, |_| None);
+    }
+    consumer.take_back_changes();
+    prop_assert_eq!(consumer.snapshot(), before);
+    prop_assert_eq!(consumer.next_due(), next_due);
+    Ok(())
+}
+
 fn check_agreement(consumer: &mut Consumer, model: &Model) -> Result<(), TestCaseError> {
     prop_assert_eq!(consumer.pending(), model.pending());
-    prop_assert_eq!(consumer.exhausted(), model.count(|fate| *fate == Fate::Exhausted) as u64);
+    prop_assert_eq!(
+        consumer.exhausted(),
+        (model.exhausted_before + model.count(|fate| *fate == Fate::Exhausted)) as u64
+    );
     prop_assert_eq!(
         consumer.redelivered(),
         model.count(|fate| matches!(fate, Fate::Pending { attempt, .. } if *attempt > 1))
@@ -326,7 +422,7 @@ fn check_agreement(consumer: &mut Consumer, model: &Model) -> Result<(), TestCas
     });
     prop_assert_eq!(consumer.next_due(), earliest.min());
     prop_assert!(
-        consumer.due.len() <= 2 * consumer.pending.len() + 64,
+        consumer.timers.len() + consumer.due.len() <= 2 * consumer.pending.len() + 64,
         "timers are bounded by what is pending"
     );
     Ok(())
@@ -367,8 +463,8 @@ fn a_backlog_goes_before_the_cursor_and_is_reported_when_it_is_gone() {
     let config = ConsumerConfig::new("events.>", &SubscribeOptions::default()).unwrap();
     let mut consumer = Consumer::new(config, Start::backlog([2, 5, 7], 9));
     let mut fetch = |first_retained| consumer.fetch(Time::ZERO, first_retained, |cursor| Some(cursor + 1));
-    assert_eq!(fetch(1), Fetched::Deliver(Lease { sequence: 2, attempt: 1 }));
+    assert_eq!(fetch(1), Fetched::Deliver(Lease::new(2, 1)));
     assert_eq!(fetch(6), Fetched::Missed(1));
-    assert_eq!(fetch(6), Fetched::Deliver(Lease { sequence: 7, attempt: 1 }));
-    assert_eq!(fetch(6), Fetched::Deliver(Lease { sequence: 10, attempt: 1 }));
+    assert_eq!(fetch(6), Fetched::Deliver(Lease::new(7, 1)));
+    assert_eq!(fetch(6), Fetched::Deliver(Lease::new(10, 1)));
 }

@@ -14,6 +14,8 @@ pub(super) struct Pending {
     pub(super) leased: bool,
     /// When the event is to be delivered again.
     pub(super) due: Time,
+    /// When that was decided: at no time is there more left to wait than from here to `due`.
+    pub(super) since: Time,
 }
 
 /// Pending events in the order of their sequences.
@@ -102,7 +104,7 @@ mod tests {
             let mut map = BTreeMap::new();
             for (number, (sequence, insert)) in changes.into_iter().enumerate() {
                 if insert {
-                    let value = Pending { attempt: u32::try_from(number).unwrap(), leased: true, due: Time::ZERO };
+                    let value = Pending { attempt: u32::try_from(number).unwrap(), leased: true, due: Time::ZERO, since: Time::ZERO };
                     pending.insert(sequence, value);
                     map.insert(sequence, value);
                 } else {

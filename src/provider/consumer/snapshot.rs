@@ -1,6 +1,5 @@
 //! What a provider stores of a consumer, so that it goes on after a restart or in another process.
 
-use std::cmp::Reverse;
 use std::ops::RangeInclusive;
 
 use super::pending::Pending;
@@ -22,12 +21,22 @@ pub struct ConsumerSnapshot {
     pub missed: u64,
     /// Events that were given up after `max_deliver` attempts.
     pub exhausted: u64,
+    /// How often the consumer was [reset](Consumer::reset).
+    pub generation: u32,
 }
 
 impl ConsumerSnapshot {
     /// A consumer with nothing handed out and nothing before its cursor.
     pub fn new(config: ConsumerConfig, cursor: u64) -> Self {
-        Self { config, cursor, backlog: Vec::new(), pending: Vec::new(), missed: 0, exhausted: 0 }
+        Self {
+            config,
+            cursor,
+            backlog: Vec::new(),
+            pending: Vec::new(),
+            missed: 0,
+            exhausted: 0,
+            generation: 0,
+        }
     }
 }
 
@@ -43,12 +52,22 @@ pub struct PendingState {
     pub leased: bool,
     /// When the event is to be delivered again.
     pub due: Time,
+    /// When that was decided; the origin where it is not known. A clock that is set back does not prolong what was to
+    /// be waited from then on.
+    pub since: Time,
 }
 
 impl PendingState {
     /// An event that was delivered `attempt` times and comes again when it is due.
     pub const fn new(sequence: u64, attempt: u32, leased: bool, due: Time) -> Self {
-        Self { sequence, attempt, leased, due }
+        Self { sequence, attempt, leased, due, since: Time::ZERO }
+    }
+
+    /// The same, where it is known when the due time was decided.
+    #[must_use]
+    pub const fn since(mut self, since: Time) -> Self {
+        self.since = since;
+        self
     }
 }
 
@@ -56,10 +75,19 @@ impl Consumer {
     /// The consumer that was stored as `snapshot`. Its changes are [tracked](Consumer::track_changes).
     pub fn restore(snapshot: ConsumerSnapshot) -> Self {
         let mut consumer = Self::new(snapshot.config, Start::backlog(snapshot.backlog, snapshot.cursor));
-        for PendingState { sequence, attempt, leased, due } in snapshot.pending {
-            consumer.reschedule(sequence, due, leased, attempt);
+        let ack_wait = consumer.config.ack_wait;
+        for PendingState { sequence, attempt, leased, due, since } in snapshot.pending {
+            let since = match since {
+                // A lease lasts as long as the ack wait.
+                Time::ZERO if leased => Time::from_origin(due.since_origin().saturating_sub(ack_wait)),
+                since => since,
+            };
+            consumer.reschedule(sequence, Pending { attempt, leased, due, since });
             consumer.redelivered += usize::from(attempt > 1);
         }
+        // Nobody knows how late it was when this was stored.
+        consumer.now = Time::from_origin(std::time::Duration::MAX);
+        consumer.generation = snapshot.generation;
         consumer.missed = snapshot.missed;
         consumer.exhausted = snapshot.exhausted;
         consumer.track_changes();
@@ -75,6 +103,7 @@ impl Consumer {
             pending: self.pending.iter().map(|(sequence, pending)| stored(sequence, pending)).collect(),
             missed: self.missed,
             exhausted: self.exhausted,
+            generation: self.generation,
         }
     }
 
@@ -98,14 +127,9 @@ impl Consumer {
         self.pending.range(sequences).map(|(sequence, pending)| stored(sequence, pending))
     }
 
-    /// Cuts leases that last longer than the ack wait from `now`: the clock was set back since they began.
-    pub fn clamp_leases(&mut self, now: Time) {
-        let latest = now.after(self.config.ack_wait);
-        let beyond: Vec<_> =
-            self.pending.iter().filter(|(_, pending)| pending.leased && pending.due > latest).collect();
-        for (sequence, pending) in beyond {
-            self.reschedule(sequence, latest, true, pending.attempt);
-        }
+    /// How often the consumer was [reset](Consumer::reset).
+    pub fn generation(&self) -> u32 {
+        self.generation
     }
 
     /// Events that retention dropped and no member was told about.
@@ -118,25 +142,20 @@ impl Consumer {
         self.backlog.front().copied()
     }
 
-    /// Notes that the pending state of an event changes.
+    /// Notes that the pending state of an event is about to change.
     pub(super) fn note_change(&mut self, sequence: u64) {
         if let Some(changed) = &mut self.changed {
             changed.push(sequence);
         }
-    }
-
-    /// Rebuilds the timers when too many are out of date.
-    pub(super) fn compact_timers(&mut self) {
-        if self.due.len() > 2 * self.pending.len() + 64 {
-            self.due =
-                self.pending.iter().map(|(sequence, pending)| Reverse((pending.due, sequence))).collect();
+        if let Some(undo) = &mut self.undo {
+            undo.keep_pending(sequence, self.pending.get(sequence));
         }
     }
 }
 
 fn stored(sequence: u64, pending: Pending) -> PendingState {
-    let Pending { attempt, leased, due } = pending;
-    PendingState { sequence, attempt, leased, due }
+    let Pending { attempt, leased, due, since } = pending;
+    PendingState { sequence, attempt, leased, due, since }
 }
 
 #[cfg(test)]
@@ -144,24 +163,66 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::provider::consumer::Fetched;
+    use crate::provider::consumer::{Fetched, Lease};
     use crate::types::SubscribeOptions;
 
-    #[test]
-    fn a_clock_that_is_set_back_extends_no_lease() {
-        let config = ConsumerConfig::new("events.>", &SubscribeOptions::default()).unwrap();
-        let ack_wait = config.ack_wait;
-        let mut consumer = Consumer::new(config, Start::after(0));
-        let hour = Duration::from_secs(3_600);
-        let later = Time::from_origin(2 * hour);
-        let Fetched::Deliver(naked) = consumer.fetch(later, 1, |cursor| Some(cursor + 1)) else { panic!() };
-        let Fetched::Deliver(_) = consumer.fetch(later, 1, |cursor| Some(cursor + 1)) else { panic!() };
-        consumer.nak(naked, Some(hour), later).unwrap();
+    fn consumer() -> Consumer {
+        Consumer::new(ConsumerConfig::new("events.>", &SubscribeOptions::default()).unwrap(), Start::after(0))
+    }
 
-        let earlier = Time::from_origin(hour);
-        consumer.clamp_leases(earlier);
+    fn hours(count: u32) -> Time {
+        Time::from_origin(count * Duration::from_secs(3_600))
+    }
+
+    fn deliver(consumer: &mut Consumer, now: Time) -> Lease {
+        match consumer.fetch(now, 1, |cursor| Some(cursor + 1)) {
+            Fetched::Deliver(lease) => lease,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_prolongs_no_wait() {
+        let ahead = hours(100);
+        let now = hours(2);
+        for is_restored in [false, true] {
+            let mut consumer = consumer();
+            let [refused, released, _leased] = [(); 3].map(|()| deliver(&mut consumer, ahead));
+            consumer.nak(refused, Some(Duration::from_secs(3_600)), ahead).unwrap();
+            consumer.release(released, ahead).unwrap();
+            if is_restored {
+                consumer = Consumer::restore(consumer.snapshot());
+            }
+            assert_eq!(deliver(&mut consumer, now), Lease::new(2, 1), "what was given back comes at once");
+            let ack_wait = consumer.config().ack_wait;
+            let dues: Vec<_> = consumer.snapshot().pending.iter().map(|pending| pending.due).collect();
+            assert_eq!(dues, [hours(3), now.after(ack_wait), now.after(ack_wait)]);
+            assert_eq!(consumer.next_due(), Some(now.after(ack_wait)));
+        }
+    }
+
+    #[test]
+    fn what_was_stored_without_its_beginning_waits_no_longer_than_it_can_have_been_asked() {
+        let mut snapshot = ConsumerSnapshot::new(consumer().config().clone(), 9);
+        let now = hours(1);
+        snapshot.pending =
+            vec![PendingState::new(1, 1, true, hours(50)), PendingState::new(2, 1, false, hours(2))];
+        let mut consumer = Consumer::restore(snapshot);
+        assert_eq!(consumer.fetch(now, 1, |_| None), Fetched::Idle);
+        assert_eq!(consumer.next_due(), Some(now.after(consumer.config().ack_wait)), "the lease");
+        assert_eq!(consumer.fetch(Time::ZERO, 1, |_| None), Fetched::Idle);
         let dues: Vec<_> = consumer.snapshot().pending.iter().map(|pending| pending.due).collect();
-        assert_eq!(dues, [later.after(hour), earlier.after(ack_wait)]);
-        assert_eq!(consumer.next_due(), Some(earlier.after(ack_wait)));
+        assert_eq!(dues, [Time::ZERO.after(consumer.config().ack_wait), hours(1)], "the refused one");
+    }
+
+    #[test]
+    fn what_waits_for_ever_overflows_nothing() {
+        let mut consumer = consumer();
+        let now = hours(1);
+        let lease = deliver(&mut consumer, now);
+        consumer.nak(lease, Some(Duration::MAX), now).unwrap();
+        assert_eq!(consumer.fetch(hours(1_000_000), 1, |_| None), Fetched::Idle);
+        assert_eq!(consumer.fetch(now, 1, |_| None), Fetched::Idle);
+        assert!(consumer.next_due() > Some(hours(1_000_000)));
     }
 }

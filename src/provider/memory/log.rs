@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
 
-use crate::provider::{HistoryPage, HistoryQuery, StoredEvent};
+use crate::provider::{CLOCK_TOLERANCE_MS, HistoryPage, HistoryQuery, StoredEvent};
 use crate::subject::subject_matches;
 use crate::types::Event;
 
@@ -16,6 +16,7 @@ pub(super) type SubjectId = u32;
 pub(super) struct Appended {
     pub(super) sequence: u64,
     pub(super) subject: SubjectId,
+    pub(super) stored_at: u64,
     /// Whether no retained event has this subject, so that its id may have stood for another one before.
     pub(super) is_new_subject: bool,
 }
@@ -104,9 +105,10 @@ impl Log {
 
     /// Appends an event of `size` bytes.
     pub(super) fn append(&mut self, event: Arc<Event>, size: usize, now_ms: u64) -> Appended {
+        self.notice_clock(now_ms);
         let sequence = self.last() + 1;
         let subject = self.subject_id(&event.subject);
-        // The clock may jump back; storage times never do, or time ranges would have holes.
+        // The clock may go back a little; storage times never do, or time ranges would have holes.
         self.last_stored_at = self.last_stored_at.max(now_ms);
         let mut previous = 0;
         let mut is_new_subject = false;
@@ -123,7 +125,7 @@ impl Log {
             size: u32::try_from(size).unwrap_or(u32::MAX),
             subject,
         });
-        Appended { sequence, subject, is_new_subject }
+        Appended { sequence, subject, stored_at: self.last_stored_at, is_new_subject }
     }
 
     /// The subject of an event that retention must drop next, if any.
@@ -136,9 +138,24 @@ impl Log {
         surplus.then_some(oldest.subject)
     }
 
-    /// Whether the oldest event is too old. Never without an age limit.
+    /// When the clock was set back, what has a later storage time was stored now at the latest. Without that, the time when
+    /// the clock was ahead would keep events from growing old, and would be the time of all that is stored meanwhile.
+    pub(super) fn notice_clock(&mut self, now_ms: u64) {
+        if !self.is_ahead_of(now_ms) {
+            return;
+        }
+        let first = self.entries.partition_point(|entry| entry.stored_at <= now_ms);
+        self.entries.range_mut(first..).for_each(|entry| entry.stored_at = now_ms);
+        self.last_stored_at = now_ms;
+    }
+
+    fn is_ahead_of(&self, now_ms: u64) -> bool {
+        self.last_stored_at > now_ms.saturating_add(CLOCK_TOLERANCE_MS)
+    }
+
+    /// Whether the oldest event is too old, or has a storage time that cannot be. Never without an age limit.
     pub(super) fn has_expired(&self, now_ms: u64) -> bool {
-        self.limits.max_age_ms != 0 && self.surplus(now_ms).is_some()
+        self.limits.max_age_ms != 0 && (self.is_ahead_of(now_ms) || self.surplus(now_ms).is_some())
     }
 
     /// Whether events expire by age.
@@ -380,6 +397,26 @@ mod tests {
         assert_eq!(sequences(&log, &HistoryQuery::new(9).since_time(200).before_time(300)), [3, 2]);
         assert_eq!(log.first_stored_since(201), 4);
         assert_eq!(log.first_stored_since(301), 5);
+    }
+
+    #[test]
+    fn a_clock_that_was_ahead_keeps_nothing_from_growing_old() {
+        let mut log = Log::new("events", Limits { max_age_ms: 10_000, ..NO_LIMITS });
+        append(&mut log, "events.a.b", 1_000);
+        append(&mut log, "events.a.b", 3_600_000);
+        append(&mut log, "events.a.b", 3_600_001);
+        append(&mut log, "events.a.b", 5_000);
+        assert_eq!(sequences(&log, &HistoryQuery::new(9).since_time(5_001)), [] as [u64; 0]);
+        let first = log.first_stored_since(5_000);
+        assert_eq!(first, log.first(), "those before are known to be stored by then");
+        assert!(log.has_expired(15_000));
+
+        let mut log = Log::new("events", Limits { max_age_ms: 10_000, ..NO_LIMITS });
+        append(&mut log, "events.a.b", 3_600_000);
+        assert!(log.has_expired(5_000), "it is looked at although nothing is published");
+        log.notice_clock(5_000);
+        assert!(!log.has_expired(14_999));
+        assert!(log.has_expired(15_000));
     }
 
     #[test]

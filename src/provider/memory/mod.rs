@@ -21,8 +21,8 @@ use self::stream::{Dropped, Lifecycle, Stream};
 use self::subscription::ConsumerCell;
 use super::consumer::{Consumer, ConsumerConfig, Time};
 use super::{
-    Capabilities, ConsumerInfo, Durability, EventProvider, HistoryPage, HistoryQuery, ProviderInfo,
-    PublishReceipt, PublishRequest, Subscription,
+    Capabilities, ConsumerInfo, ConsumerPosition, Durability, EventProvider, HistoryPage, HistoryQuery,
+    ProviderInfo, PublishReceipt, PublishRequest, Subscription,
 };
 use crate::deadline::After;
 use crate::error::{EventError, Result};
@@ -180,11 +180,12 @@ impl Shared {
         config: ConsumerConfig,
     ) -> Result<Arc<ConsumerCell>> {
         let start = stream.start(&config.filter, &config.deliver_policy);
+        let future = stream.future(&config.deliver_policy);
         let durable = durable_name.is_some();
         let name = durable_name.unwrap_or_else(|| stream.next_ephemeral_name());
         let filter = config.filter.clone();
         let machine = Consumer::new(config, start);
-        stream.add_consumer(&filter, machine.cursor(), |group, next_ordinal| {
+        stream.add_consumer(&filter, machine.cursor(), future, |group, next_ordinal| {
             ConsumerCell::new(
                 name,
                 durable,
@@ -273,6 +274,18 @@ impl EventProvider for MemoryProvider {
             stream.remove_consumer(&cell);
         }
         Ok(())
+    }
+
+    async fn reset_consumer(&self, consumer_name: &str, position: ConsumerPosition) -> Result<()> {
+        let found = {
+            let stream = self.shared.read();
+            Shared::check_open(&stream)?;
+            stream.durable(consumer_name)
+        };
+        match found {
+            Some(cell) => cell.reset(&self.shared, position),
+            None => Err(EventError::NotFound(format!("consumer '{consumer_name}'"))),
+        }
     }
 
     async fn info(&self) -> Result<ProviderInfo> {

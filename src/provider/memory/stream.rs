@@ -8,6 +8,7 @@ use super::log::{Appended, Limits, Log, SubjectId};
 use super::publish::Dedup;
 use super::subscription::ConsumerCell;
 use crate::error::Result;
+use crate::provider::ConsumerPosition;
 use crate::provider::consumer::Start;
 use crate::subject::SubjectIndex;
 use crate::types::{DeliverPolicy, Event};
@@ -46,8 +47,26 @@ pub(super) struct Group {
     first_ordinal: u64,
     matches: VecDeque<u64>,
     members: Vec<Arc<ConsumerCell>>,
-    /// Members that start in the future, and the last sequence before their start.
-    not_started: Vec<(Arc<ConsumerCell>, u64)>,
+    /// Members that start in the future.
+    not_started: Vec<(Arc<ConsumerCell>, Future)>,
+}
+
+/// A start in the future.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Future {
+    /// Behind this sequence.
+    Behind(u64),
+    /// With the first event stored at this time or later.
+    Since(u64),
+}
+
+impl Future {
+    fn has_come(self, sequence: u64, stored_at: u64) -> bool {
+        match self {
+            Self::Behind(last) => sequence > last,
+            Self::Since(time) => stored_at >= time,
+        }
+    }
 }
 
 impl Group {
@@ -60,14 +79,15 @@ impl Group {
         self.matches.get(usize::try_from(ordinal.checked_sub(self.first_ordinal)?).ok()?).copied()
     }
 
-    /// How many retained matches lie behind this sequence.
-    pub(super) fn count_after(&self, sequence: u64) -> usize {
-        self.matches.len() - self.matches.partition_point(|matched| *matched <= sequence)
+    /// How many retained matches there are from this ordinal on.
+    pub(super) fn count_from(&self, ordinal: u64) -> u64 {
+        let skipped = ordinal.saturating_sub(self.first_ordinal);
+        (self.matches.len() as u64).saturating_sub(skipped)
     }
 
-    fn push(&mut self, sequence: u64) {
+    fn push(&mut self, sequence: u64, stored_at: u64) {
         self.matches.push_back(sequence);
-        self.not_started.retain(|(_, before)| sequence <= *before);
+        self.not_started.retain(|(_, start)| !start.has_come(sequence, stored_at));
         for (member, _) in &self.not_started {
             member.skip_one();
         }
@@ -133,14 +153,14 @@ impl Stream {
         now_ms: u64,
         dropped: &mut Dropped,
     ) -> (u64, SubjectId, bool) {
-        let Appended { sequence, subject, is_new_subject } =
+        let Appended { sequence, subject, stored_at, is_new_subject } =
             self.log.append(Arc::clone(&event), size, now_ms);
         if is_new_subject {
             self.set_route(subject, Route::default());
         }
         let mut has_readers = false;
         self.with_route(subject, &event.subject, |group| {
-            group.push(sequence);
+            group.push(sequence, stored_at);
             has_readers = true;
         });
         self.enforce_retention(now_ms, dropped);
@@ -149,6 +169,7 @@ impl Stream {
 
     /// Drops the oldest events as long as a limit is exceeded.
     pub(super) fn enforce_retention(&mut self, now_ms: u64, dropped: &mut Dropped) {
+        self.log.notice_clock(now_ms);
         while let Some(subject) = self.log.surplus(now_ms) {
             let Some((sequence, event)) = self.log.drop_oldest() else {
                 return;
@@ -220,6 +241,38 @@ impl Stream {
         }
     }
 
+    /// The start of a consumer that is to begin with what is not stored yet.
+    pub(super) fn future(&self, policy: &DeliverPolicy) -> Option<Future> {
+        let last = self.log.last();
+        match policy {
+            DeliverPolicy::ByStartSequence { sequence } if *sequence > last + 1 => {
+                Some(Future::Behind(sequence - 1))
+            }
+            DeliverPolicy::ByStartTime { timestamp } if self.log.first_stored_since(*timestamp) > last => {
+                Some(Future::Since(*timestamp))
+            }
+            _ => None,
+        }
+    }
+
+    /// The cursor before a position, which lies among what is retained or at its end.
+    pub(super) fn cursor_at(&self, position: ConsumerPosition) -> u64 {
+        let first = match position {
+            ConsumerPosition::First => 0,
+            ConsumerPosition::Last => u64::MAX,
+            ConsumerPosition::Sequence(sequence) => sequence,
+            ConsumerPosition::Time(unix_ms) => self.log.first_stored_since(unix_ms),
+        };
+        first.saturating_sub(1).clamp(self.log.first() - 1, self.log.last())
+    }
+
+    /// A consumer goes on behind this cursor, wherever it was to start. Returns the ordinal of the first match there.
+    pub(super) fn start_anew(&mut self, cell: &ConsumerCell, cursor: u64) -> u64 {
+        let Some(Some(group)) = self.groups.get_mut(cell.group()) else { return 0 };
+        group.not_started.retain(|(member, _)| !std::ptr::eq(&**member, cell));
+        group.ordinal_after(cursor)
+    }
+
     /// Adds a consumer to the group of its filter. `make` gets the group and the ordinal of the first match after the
     /// consumer's cursor.
     ///
@@ -230,17 +283,15 @@ impl Stream {
         &mut self,
         filter: &str,
         cursor: u64,
+        future: Option<Future>,
         make: impl FnOnce(GroupId, u64) -> ConsumerCell,
     ) -> Result<Arc<ConsumerCell>> {
         let id = self.group_of(filter)?;
         let ordinal = self.group(id).map_or(0, |group| group.ordinal_after(cursor));
         let cell = Arc::new(make(id, ordinal));
-        let is_in_the_future = cursor > self.log.last();
         if let Some(Some(group)) = self.groups.get_mut(id) {
             group.members.push(Arc::clone(&cell));
-            if is_in_the_future {
-                group.not_started.push((Arc::clone(&cell), cursor));
-            }
+            group.not_started.extend(future.map(|start| (Arc::clone(&cell), start)));
             self.consumers += 1;
         }
         if cell.is_durable() {

@@ -11,8 +11,10 @@ use super::stream::{Group, GroupId, Lifecycle, Stream};
 use super::{Clock, Shared};
 use crate::deadline::After;
 use crate::error::{EventError, Result};
-use crate::provider::consumer::{Consumer, ConsumerConfig, Fetched, Lease, StaleLease, Time};
-use crate::provider::{ConsumerInfo, Delivery, LeaseHolder, PendingEvent, Subscription, SubscriptionEnd};
+use crate::provider::consumer::{Consumer, ConsumerConfig, Fetched, Lease, StaleLease, Start, Time};
+use crate::provider::{
+    ConsumerInfo, ConsumerPosition, Delivery, LeaseHolder, PendingEvent, Subscription, SubscriptionEnd,
+};
 use crate::types::{Event, ReceivedEvent};
 
 /// One consumer, shared by its members. Its lock is taken before the stream's, never after.
@@ -122,12 +124,31 @@ impl ConsumerCell {
         info
     }
 
+    /// Moves the consumer; its members go on from there.
+    pub(super) fn reset(&self, shared: &Shared, to: ConsumerPosition) -> Result<()> {
+        // Without what is too old, which is no position any more.
+        drop(shared.read());
+        let mut position = self.lock();
+        let mut stream = shared.write();
+        if self.gone.load(Ordering::Relaxed) {
+            return Err(EventError::NotFound(format!("consumer '{}'", self.name)));
+        }
+        let cursor = stream.cursor_at(to);
+        position.next_ordinal = stream.start_anew(self, cursor);
+        self.skipped.store(0, Ordering::Relaxed);
+        position.machine.reset(Start::after(cursor));
+        drop((stream, position));
+        self.wake_one();
+        Ok(())
+    }
+
     fn lag(&self, state: &Position, shared: &Shared) -> u64 {
         let stream = shared.read();
         match stream.group(self.group).filter(|_| !self.gone.load(Ordering::Relaxed)) {
             Some(group) => {
-                let backlog = state.machine.backlog_since(stream.log.first());
-                (backlog + group.count_after(state.machine.cursor())) as u64
+                let backlog = state.machine.backlog_since(stream.log.first()) as u64;
+                let next = state.next_ordinal + self.skipped.load(Ordering::Relaxed);
+                backlog + group.count_from(next)
             }
             None => 0,
         }
@@ -228,12 +249,13 @@ impl ConsumerCell {
     /// Settles a delivery and wakes a member when that makes work for it.
     fn settle(
         &self,
-        change: impl FnOnce(&mut Consumer) -> std::result::Result<(), StaleLease>,
+        change: impl FnOnce(&mut Consumer, Clock) -> std::result::Result<(), StaleLease>,
     ) -> Result<()> {
         let wakes = {
             let mut state = self.lock();
             let was_full = state.machine.is_full();
-            change(&mut state.machine)?;
+            // The time is taken under the lock, so that the machine sees none that is before an earlier one.
+            change(&mut state.machine, self.clock)?;
             // A member that waits for the end of an abandoned stream waits for the last settlement.
             was_full || state.machine.pending() == 0
         };
@@ -406,13 +428,12 @@ impl LeaseHolder for ConsumerCell {
     }
 
     fn ack(&self, lease: Lease) -> Result<()> {
-        self.settle(|machine| machine.ack(lease))
+        self.settle(|machine, _| machine.ack(lease))
     }
 
     fn nak(&self, lease: Lease, delay: Option<Duration>) -> Result<()> {
         self.check_delivers()?;
-        let now = self.clock.now();
-        self.settle(|machine| machine.nak(lease, delay, now))?;
+        self.settle(|machine, clock| machine.nak(lease, delay, clock.now()))?;
         self.wake_one();
         Ok(())
     }
@@ -424,14 +445,12 @@ impl LeaseHolder for ConsumerCell {
 
     fn extend(&self, lease: Lease) -> Result<()> {
         self.check_delivers()?;
-        let now = self.clock.now();
-        self.settle(|machine| machine.extend(lease, now))
+        self.settle(|machine, clock| machine.extend(lease, clock.now()))
     }
 
     fn release(&self, lease: Lease) -> Result<()> {
         self.check_delivers()?;
-        let now = self.clock.now();
-        self.settle(|machine| machine.release(lease, now))?;
+        self.settle(|machine, clock| machine.release(lease, clock.now()))?;
         self.wake_one();
         Ok(())
     }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::sync::Notify;
 
 use crate::provider::SubscriptionEnd;
-use crate::provider::consumer::ConsumerConfig;
+use crate::provider::consumer::{ConsumerConfig, Lease};
 use crate::subject::SubjectIndex;
 
 /// A consumer of one stream: another stream in the same place may have one with the same id.
@@ -24,6 +24,8 @@ pub(super) struct ConsumerKey {
 pub(super) struct Settings {
     pub(super) read: u64,
     pub(super) config: ConsumerConfig,
+    /// How often the consumer was moved to another position.
+    pub(super) generation: u32,
 }
 
 /// Whom a transaction made work for.
@@ -81,6 +83,11 @@ impl Cell {
     /// The settings in force.
     pub(super) fn settings(&self) -> ConsumerConfig {
         self.lock_settings().config.clone()
+    }
+
+    /// Whether the consumer was moved to another position since it gave this lease.
+    pub(super) fn is_stale(&self, lease: Lease) -> bool {
+        lease.generation < self.lock_settings().generation
     }
 
     fn update(&self, settings: &Settings) {

@@ -11,8 +11,8 @@ use super::queue::{Access, GiveBack};
 use super::store::{Store, signed, unsigned};
 use super::{checksum, history, pending};
 use crate::error::{EventError, Result};
-use crate::provider::ConsumerInfo;
 use crate::provider::consumer::{Consumer, ConsumerConfig, ConsumerSnapshot, Lease, StaleLease, Start, Time};
+use crate::provider::{ConsumerInfo, ConsumerPosition};
 use crate::types::{DeliverPolicy, SubscribeOptions};
 
 /// A consumer that is known by heart.
@@ -52,11 +52,8 @@ impl Known {
     /// The checksum of its row.
     fn checksum(&self) -> i64 {
         let Self { machine, identity, version, .. } = self;
-        row_checksum(
-            *identity,
-            [machine.cursor(), machine.missed(), machine.exhausted()].map(signed),
-            *version,
-        )
+        let numbers = [machine.cursor(), machine.missed(), machine.exhausted()].map(signed);
+        row_checksum(*identity, numbers, *version, machine.generation().into())
     }
 }
 
@@ -122,16 +119,6 @@ impl Consumers {
         self.known.iter_mut().filter(|(id, _)| **id > 0).for_each(|(_, known)| known.doubted = true);
     }
 
-    /// The clock was set back.
-    pub(super) fn clamp_leases(&mut self, now: Time) {
-        for (id, known) in &mut self.known {
-            known.machine.clamp_leases(now);
-            if *id > 0 {
-                self.changed.insert(*id);
-            }
-        }
-    }
-
     /// A consumer that [`Store::consumer`] found in this transaction.
     pub(super) fn known_mut(&mut self, id: i64) -> Option<&mut Known> {
         self.known.get_mut(&id)
@@ -139,9 +126,10 @@ impl Consumers {
 
     /// The settings of a consumer that is known, as of now.
     fn settings(&mut self, id: i64) -> Option<Settings> {
-        let config = self.known.get(&id)?.machine.config().clone();
+        let machine = &self.known.get(&id)?.machine;
+        let (config, generation) = (machine.config().clone(), machine.generation());
         self.settings_read += 1;
-        Some(Settings { read: self.settings_read, config })
+        Some(Settings { read: self.settings_read, config, generation })
     }
 
     fn insert(&mut self, id: i64, known: Known) -> &mut Known {
@@ -170,12 +158,7 @@ impl Store {
     }
 
     fn open_row(&mut self, name: &str, config: ConsumerConfig, change: bool) -> Sql<Result<i64>> {
-        let found = self
-            .connection
-            .prepare_cached("SELECT id FROM consumers WHERE name = ?1")?
-            .query_row([name], |row| row.get(0))
-            .optional()?;
-        let Some(id) = found else {
+        let Some(id) = self.durable_id(name)? else {
             return self.create_durable(name, config).map(Ok);
         };
         let known = match self.sound_consumer("subscribe_durable", id)? {
@@ -253,6 +236,47 @@ impl Store {
         self.consumers.changed.remove(&id);
         self.wakeups.consumers.push(id);
         Ok(())
+    }
+
+    /// Moves a durable consumer. What it had handed out is forgotten.
+    pub(super) fn reset_durable(&mut self, name: &str, position: ConsumerPosition) -> Sql<Result<()>> {
+        let cursor = self.cursor_at(position)?;
+        let found = self.durable_id(name)?;
+        let known = match found.map(|id| self.sound_consumer("reset_consumer", id)).transpose()? {
+            Some(Ok(Some(known))) => known,
+            Some(Err(damaged)) => return Ok(Err(damaged)),
+            Some(Ok(None)) | None => return Ok(Err(EventError::NotFound(format!("consumer '{name}'")))),
+        };
+        known.machine.reset(Start::after(cursor));
+        // What is known of the log lies behind the old position.
+        (known.upcoming, known.scanned) = (VecDeque::new(), 0);
+        if let Some(id) = found {
+            self.mark_changed(id);
+            self.wakeups.consumers.push(id);
+            self.tell_settings(id);
+        }
+        Ok(Ok(()))
+    }
+
+    /// The cursor before a position, which lies among what is retained or at its end.
+    fn cursor_at(&mut self, position: ConsumerPosition) -> Sql<u64> {
+        let (first_retained, last) = (self.first()?, self.counters()?.last);
+        let first = match position {
+            ConsumerPosition::First => 0,
+            ConsumerPosition::Last => u64::MAX,
+            ConsumerPosition::Sequence(sequence) => sequence,
+            ConsumerPosition::Time(unix_ms) => {
+                history::first_stored_since(&self.connection, unix_ms)?.unwrap_or(u64::MAX)
+            }
+        };
+        Ok(first.saturating_sub(1).clamp(first_retained - 1, last))
+    }
+
+    fn durable_id(&self, name: &str) -> Sql<Option<i64>> {
+        self.connection
+            .prepare_cached("SELECT id FROM consumers WHERE name = ?1")?
+            .query_row([name], |row| row.get(0))
+            .optional()
     }
 
     /// Settles one delivery.
@@ -370,8 +394,8 @@ impl Store {
         let row = self
             .connection
             .prepare_cached(
-                "SELECT version, name, filter, options, cursor, missed, exhausted, checksum FROM consumers
-                 WHERE id = ?1",
+                "SELECT version, name, filter, options, cursor, missed, exhausted, checksum, generation
+                 FROM consumers WHERE id = ?1",
             )?
             .query_row([id], |row| {
                 check_row(id, row)?;
@@ -390,11 +414,11 @@ impl Store {
         }
         snapshot.backlog = self.stored_backlog(id)?;
         snapshot.pending = pending::load(&self.connection, id)?;
-        let mut machine = Consumer::restore(snapshot);
-        machine.clamp_leases(self.now());
-        let mut known = Known::new(id, name, machine, version);
-        if let Some(outdated) = self.consumers.known.remove(&id) {
-            // What was found of the log stays true: the log only grows.
+        let mut known = Known::new(id, name, Consumer::restore(snapshot), version);
+        if let Some(outdated) = self.consumers.known.remove(&id)
+            && outdated.machine.generation() == known.machine.generation()
+        {
+            // What was found of the log stays true, unless the consumer was moved: the log only grows.
             known.upcoming = outdated.upcoming;
             known.scanned = outdated.scanned;
         }
@@ -509,7 +533,9 @@ fn save(connection: &rusqlite::Connection, id: i64, known: &mut Known) -> Sql<()
     let Known { machine, version, backlog_front, .. } = known;
     connection
         .prepare_cached(
-            "UPDATE consumers SET cursor = ?2, missed = ?3, exhausted = ?4, version = ?5, checksum = ?6 WHERE id = ?1",
+            "UPDATE consumers SET cursor = ?2, missed = ?3, exhausted = ?4, version = ?5, checksum = ?6,
+                 generation = ?7
+             WHERE id = ?1",
         )?
         .execute(params![
             id,
@@ -517,7 +543,8 @@ fn save(connection: &rusqlite::Connection, id: i64, known: &mut Known) -> Sql<()
             signed(machine.missed()),
             signed(machine.exhausted()),
             *version,
-            checksum
+            checksum,
+            machine.generation()
         ])?;
     let changed = machine.take_changes();
     pending::save(connection, id, machine, &changed)?;
@@ -536,15 +563,20 @@ fn identity(id: i64, name: &str, filter: &str, options: &str) -> i64 {
     checksum::of(format!("{name}\n{filter}\n{options}").as_bytes(), &[id])
 }
 
-fn row_checksum(identity: i64, [cursor, missed, exhausted]: [i64; 3], version: i64) -> i64 {
-    checksum::of(&[], &[identity, cursor, missed, exhausted, version])
+fn row_checksum(identity: i64, [cursor, missed, exhausted]: [i64; 3], version: i64, generation: i64) -> i64 {
+    let numbers = [identity, cursor, missed, exhausted, version, generation];
+    // Rows of version 1 have no generation.
+    let covered =
+        if generation == 0 { numbers.split_last().map_or(&numbers[..], |(_, rest)| rest) } else { &numbers };
+    checksum::of(&[], covered)
 }
 
 /// Compares a row of `consumers` with its checksum.
 pub(super) fn check_row(id: i64, row: &Row<'_>) -> Sql<()> {
     let text = |column| row.get_ref(column)?.as_str().map_err(rusqlite::Error::from);
     let identity = identity(id, text(1)?, text(2)?, text(3)?);
-    let found = row_checksum(identity, [row.get(4)?, row.get(5)?, row.get(6)?], row.get(0)?);
+    let found =
+        row_checksum(identity, [row.get(4)?, row.get(5)?, row.get(6)?], row.get(0)?, row.get("generation")?);
     if found == row.get::<_, i64>(7)? { Ok(()) } else { Err(checksum::mismatch(&format!("consumer {id}"))) }
 }
 
@@ -566,5 +598,6 @@ fn snapshot_of(row: &Row<'_>) -> Sql<ConsumerSnapshot> {
     let mut snapshot = ConsumerSnapshot::new(config, unsigned(row.get(4)?));
     snapshot.missed = unsigned(row.get(5)?);
     snapshot.exhausted = unsigned(row.get(6)?);
+    snapshot.generation = row.get("generation")?;
     Ok(snapshot)
 }

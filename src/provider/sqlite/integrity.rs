@@ -85,7 +85,7 @@ fn counters(connection: &Connection, findings: &mut Vec<String>) -> Sql<()> {
 
 fn consumers(connection: &Connection, findings: &mut Vec<String>) -> Sql<()> {
     let mut statement = connection.prepare(
-        "SELECT version, name, filter, options, cursor, missed, exhausted, checksum, id FROM consumers",
+        "SELECT version, name, filter, options, cursor, missed, exhausted, checksum, id, generation FROM consumers",
     )?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {

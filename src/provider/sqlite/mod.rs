@@ -37,8 +37,8 @@ use self::store::Store;
 use self::writer::Writer;
 use super::consumer::ConsumerConfig;
 use super::{
-    Capabilities, ConsumerInfo, DEFAULT_TIMEOUT, Durability, EventProvider, HistoryPage, HistoryQuery,
-    ProviderInfo, PublishReceipt, PublishRequest, Subscription,
+    Capabilities, ConsumerInfo, ConsumerPosition, DEFAULT_TIMEOUT, Durability, EventProvider, HistoryPage,
+    HistoryQuery, ProviderInfo, PublishReceipt, PublishRequest, Subscription,
 };
 use crate::error::{EventError, Result};
 use crate::subject::{validate_consumer_name, validate_filter_under};
@@ -224,6 +224,12 @@ impl EventProvider for SqliteProvider {
         let name = consumer_name.to_owned();
         let work = move |store: &mut Store| store.unsubscribe(&name).map(Ok);
         self.shared.call("unsubscribe", Access::Sync, work).await
+    }
+
+    async fn reset_consumer(&self, consumer_name: &str, position: ConsumerPosition) -> Result<()> {
+        let name = consumer_name.to_owned();
+        let work = move |store: &mut Store| store.reset_durable(&name, position);
+        self.shared.call("reset_consumer", Access::Sync, work).await
     }
 
     async fn info(&self) -> Result<ProviderInfo> {

@@ -15,9 +15,9 @@ const APPLICATION_ID: i32 = 0x4133_5345;
 /// The first SQLite without the WAL-reset bug, which can corrupt a file that several connections write.
 const FIRST_SAFE_SQLITE: i32 = 3_051_003;
 /// The version that this program makes.
-const NEWEST: usize = 1;
+const NEWEST: usize = 2;
 /// Statements that each take the file from the version before to the next one. Never changed, only added to.
-const MIGRATIONS: [&str; NEWEST] = [include_str!("schema_1.sql")];
+const MIGRATIONS: [&str; NEWEST] = [include_str!("schema_1.sql"), include_str!("schema_2.sql")];
 /// Prepared statements kept per connection; more than the provider has.
 const STATEMENTS: usize = 64;
 

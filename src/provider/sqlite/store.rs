@@ -53,8 +53,6 @@ pub(super) struct Store {
     commit_time: Duration,
     /// Set when the disk lost what was written: then nothing more is written.
     lost_writes: Option<Arc<rusqlite::Error>>,
-    /// The newest time seen, to notice when the clock is set back.
-    now_ms: u64,
 }
 
 impl Store {
@@ -75,7 +73,6 @@ impl Store {
             synchronous: None,
             commit_time: Duration::ZERO,
             lost_writes: None,
-            now_ms: 0,
         }
     }
 
@@ -124,9 +121,7 @@ impl Store {
     fn begin(&mut self, access: Access) -> Sql<()> {
         self.set_synchronous(access)?;
         self.execute(if access == Access::Read { "BEGIN" } else { "BEGIN IMMEDIATE" })?;
-        self.look_for_changes()?;
-        self.notice_clock();
-        Ok(())
+        self.look_for_changes()
     }
 
     /// What only has to survive a crash of the process is not worth waiting for the disk.
@@ -322,14 +317,6 @@ impl Store {
     /// The time of leases.
     pub(super) fn now(&self) -> Time {
         lease_time()
-    }
-
-    fn notice_clock(&mut self) {
-        let now_ms = unix_millis();
-        if now_ms < self.now_ms {
-            self.consumers.clamp_leases(self.now());
-        }
-        self.now_ms = now_ms;
     }
 
     pub(super) fn take_wakeups(&mut self) -> Wakeups {

@@ -153,6 +153,14 @@ impl SqliteSubscription {
     /// The first event that is here already.
     async fn take_ready(&mut self, settle: bool) -> Result<Option<Taken>> {
         loop {
+            if let Some(Ready::Event { lease, settled: false, .. } | Ready::Undecodable(lease, _)) =
+                self.ready.front()
+                && self.settling.is_none()
+                && self.cell.is_stale(*lease)
+            {
+                self.ready.pop_front();
+                continue;
+            }
             let (lease, step) = match self.ready.front() {
                 None => return Ok(None),
                 Some(Ready::Error(_)) => (None, None),

@@ -10,7 +10,7 @@ use a3s_event::{DeliverPolicy, ErrorKind, EventError, Result, SubscribeOptions, 
 use crate::Outcome;
 use crate::world::{A_WHILE, Reader, SOON, World, ms};
 
-const NO_RESTART: Outcome = Outcome::NotApplicable("nothing of this provider outlives a restart");
+pub(super) const NO_RESTART: Outcome = Outcome::NotApplicable("nothing of this provider outlives a restart");
 
 pub(super) async fn a_durable_keeps_its_position(w: &World<'_>) {
     let name = w.name("position");

@@ -4,6 +4,7 @@ mod durable;
 mod history;
 mod lease;
 mod reading;
+mod reset;
 mod settle;
 mod start;
 mod stream;
@@ -118,6 +119,8 @@ start {
         "ByStartSequence starts with the event of that sequence."
     by_start_time_means_the_time_of_storage [StartPolicies]
         "ByStartTime starts with the first event that was stored at that time or later, whatever the events' own timestamps."
+    a_start_time_in_the_future_is_waited_for [StartPolicies]
+        "ByStartTime with a time in the future delivers nothing that is stored before, however far it is away."
     last_per_subject_starts_with_the_newest_of_each [StartPolicies]
         "LastPerSubject starts with the newest event of each subject, in sequence order."
     a_durable_honours_its_policy [Durable, StartPolicies]
@@ -171,6 +174,26 @@ durable {
     attempts_outlive_a_restart [Durable, Redelivery]
         "An event that was unsettled at a restart comes again, and its attempts count on."
 }
+reset {
+    a_reset_to_the_first_delivers_everything_again [Durable, ResetConsumer]
+        "A consumer that is moved to the first event gets everything retained again, each as a first delivery."
+    a_reset_to_the_last_skips_what_is_stored [Durable, ResetConsumer]
+        "A consumer that is moved to the end gets only what is published from then on."
+    a_reset_goes_to_a_sequence [Durable, ResetConsumer]
+        "A consumer that is moved to a sequence goes on with that event, or with the end of what is retained on that side."
+    a_reset_goes_to_a_time [Durable, ResetConsumer]
+        "A consumer that is moved to a time goes on with the first event stored at that time or later."
+    a_reset_wakes_waiting_members [Durable, SharedConsumers, ResetConsumer]
+        "A member that waits goes on from the new position at once."
+    a_reset_forgets_what_was_to_come_first [Durable, StartPolicies, ResetConsumer]
+        "What a start policy had put before everything else is forgotten by a move."
+    what_was_delivered_before_a_reset_cannot_be_settled [Durable, Redelivery, FencedSettlement, ResetConsumer]
+        "A settlement of what was delivered before a move is refused, and leaves the new delivery in force."
+    a_reset_of_an_unknown_consumer_is_not_found [Durable, ResetConsumer]
+        "Moving a consumer that does not exist is an error, and makes none."
+    a_reset_outlives_a_restart [Durable, ResetConsumer]
+        "The position that a consumer was moved to is there after a restart."
+}
 settle {
     first_deliveries_come_in_order []
         "Events are delivered in sequence order."
@@ -204,6 +227,10 @@ settle {
         "A settlement whose lease went to another delivery is an error."
     a_late_nak_leaves_the_newer_delivery_alone [Redelivery, FencedSettlement]
         "A nak whose lease went to another delivery does not end that delivery's lease."
+    what_is_due_comes_in_sequence_order [Redelivery, UncountedRelease]
+        "What was refused or given back comes again in sequence order, and before what was never delivered."
+    a_delay_may_have_any_length [Redelivery, NakWithDelay]
+        "A refused event comes again after its delay, be that none, a nanosecond or one without an end."
     release_gives_back_without_counting [Redelivery, UncountedRelease]
         "A released event comes again at once as if it had not been delivered."
 }
@@ -272,6 +299,8 @@ reading {
         "close of the provider ends its subscriptions, also a waiting one."
     next_batch_takes_at_most_max_in_order []
         "next_batch returns between one and max deliveries, in order."
+    a_wait_may_have_any_length []
+        "next_batch waits as long as it is told, be that not at all, a nanosecond or without an end; so does a publish."
     next_batch_does_not_wait_to_be_full []
         "next_batch waits for the first delivery only, and not longer than told."
     an_undecodable_record_surfaces_once [Redelivery]

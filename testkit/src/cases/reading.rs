@@ -5,7 +5,9 @@ use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::Duration;
 
-use a3s_event::{Delivery, ErrorKind, EventError, PendingEvent, Result, SubscribeOptions, Subscription};
+use a3s_event::{
+    Delivery, ErrorKind, EventError, PendingEvent, PublishOptions, Result, SubscribeOptions, Subscription,
+};
 
 use crate::Outcome;
 use crate::world::{A_WHILE, Reader, SOON, World, ms};
@@ -324,6 +326,21 @@ pub(super) async fn next_batch_does_not_wait_to_be_full(w: &World<'_>) {
     // One event is there: waiting for the other nine would take an hour.
     let found = tokio::time::timeout(SOON, batch(&mut reader, 10, ms(3_600_000))).await;
     w.check_eq("the batch", &found.ok(), &Some(vec![sequence]));
+}
+
+pub(super) async fn a_wait_may_have_any_length(w: &World<'_>) {
+    let mut reader = w.subscribe().await;
+    for wait in [Duration::ZERO, Duration::from_nanos(1)] {
+        w.check_eq("a batch of nothing", &batch(&mut reader, 10, wait).await, &vec![]);
+    }
+    let (found, published) =
+        tokio::join!(tokio::time::timeout(SOON, batch(&mut reader, 10, Duration::MAX)), async {
+            w.elapse(ms(50)).await;
+            let options = PublishOptions { timeout_secs: Some(u64::MAX), ..Default::default() };
+            w.publish_with("a", options).await
+        });
+    let published = w.ok("a publish that may take for ever", published);
+    w.check_eq("the batch", &found.ok(), &Some(vec![published]));
 }
 
 pub(super) async fn an_undecodable_record_surfaces_once(w: &World<'_>) -> Outcome {

@@ -1,5 +1,7 @@
 //! Settling: ack, nak, term, extend, release, and doing nothing.
 
+use std::time::Duration;
+
 use a3s_event::{Delivery, ErrorKind, SubscribeOptions};
 
 use crate::world::{A_WHILE, Reader, World, ms};
@@ -9,7 +11,7 @@ fn ack_wait(secs: u64) -> SubscribeOptions {
 }
 
 /// Long enough for a lease of one second to run out, had it not been settled.
-const AFTER_THE_LEASE: std::time::Duration = ms(2_000);
+const AFTER_THE_LEASE: Duration = ms(2_000);
 
 pub(super) async fn first_deliveries_come_in_order(w: &World<'_>) {
     let mut live = w.subscribe().await;
@@ -199,4 +201,34 @@ pub(super) async fn release_gives_back_without_counting(w: &World<'_>) {
         w.check_eq("num_delivered", &delivery.num_delivered(), &1);
         w.ok("release", delivery.release().await);
     }
+}
+
+pub(super) async fn what_is_due_comes_in_sequence_order(w: &World<'_>) {
+    let mut reader = w.subscribe().await;
+    let mut published = w.publish_many("a", 6).await;
+    let mut held: Vec<_> = reader.hold(6).await.into_iter().map(Some).collect();
+    for (position, index) in [3, 5, 1, 4, 0, 2].into_iter().enumerate() {
+        let Some(delivery) = held[index].take() else { w.fail(&"each is given back once") };
+        let given_back = if position % 2 == 0 { delivery.release().await } else { delivery.nak().await };
+        w.ok("giving it back", given_back);
+        // So that no two are given back at the same time.
+        w.elapse(ms(3)).await;
+    }
+    published.push(w.publish("a").await);
+    w.check_eq("sequences as they come again", &reader.ack_many(7).await, &published);
+}
+
+pub(super) async fn a_delay_may_have_any_length(w: &World<'_>) {
+    let mut reader = w.subscribe_with(ack_wait(1)).await;
+    w.publish("a").await;
+    for delay in [Duration::ZERO, Duration::from_nanos(1)] {
+        let delivery = reader.next().await;
+        w.ok("nak_after", delivery.nak_after(delay).await);
+    }
+    let delivery = reader.next_at_once().await;
+    w.check_eq("attempts", &delivery.num_delivered(), &3);
+    w.ok("nak_after", delivery.nak_after(Duration::MAX).await);
+    let other = w.publish("a").await;
+    w.check_eq("another event", &reader.ack_next().await, &other);
+    reader.silent_for(AFTER_THE_LEASE, "it was refused for ever").await;
 }

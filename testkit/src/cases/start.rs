@@ -2,7 +2,7 @@
 
 use a3s_event::{DeliverPolicy, Event, SubscribeOptions};
 
-use crate::world::{A_WHILE, Reader, World};
+use crate::world::{A_WHILE, Reader, World, ms};
 
 fn from(deliver_policy: DeliverPolicy) -> SubscribeOptions {
     SubscribeOptions { deliver_policy, ..Default::default() }
@@ -49,6 +49,28 @@ pub(super) async fn by_start_time_means_the_time_of_storage(w: &World<'_>) {
     let wanted = [stored_with_timestamp(1).await, stored_with_timestamp(far_future).await];
     let policy = DeliverPolicy::ByStartTime { timestamp: start };
     receives(w, w.subscribe_with(from(policy)).await, &wanted).await;
+}
+
+pub(super) async fn a_start_time_in_the_future_is_waited_for(w: &World<'_>) {
+    let timestamp = w.harness.unix_millis() + 1_500;
+    let by_start_time = |timestamp| from(DeliverPolicy::ByStartTime { timestamp });
+    let mut reader = w.subscribe_with(by_start_time(timestamp)).await;
+    let mut never = Vec::new();
+    for far in [timestamp + 1_000_000_000_000, i64::MAX.unsigned_abs(), u64::MAX] {
+        never.push(w.subscribe_with(by_start_time(far)).await);
+    }
+    let before = w.publish("a").await;
+    w.check("the event is stored before the start", w.harness.unix_millis() < timestamp);
+    reader.silent_for(A_WHILE, "it was stored before the start").await;
+    while w.harness.unix_millis() <= timestamp {
+        w.elapse(ms(5)).await;
+    }
+    let behind = w.publish("a").await;
+    w.check("sequences increase", behind > before);
+    w.check_eq("what is stored from then on", &reader.ack_next().await, &behind);
+    for reader in &mut never {
+        reader.silent_for(ms(50), "its start is far away").await;
+    }
 }
 
 pub(super) async fn last_per_subject_starts_with_the_newest_of_each(w: &World<'_>) {

@@ -70,7 +70,7 @@ defects! {
     IgnoresStartPolicy: last_starts_with_the_newest_match new_skips_what_is_stored by_start_sequence_starts_there
         last_per_subject_starts_with_the_newest_of_each a_durable_honours_its_policy
         last_per_subject_starts_with_what_is_retained;
-    IgnoresStartTime: by_start_time_means_the_time_of_storage;
+    IgnoresStartTime: by_start_time_means_the_time_of_storage a_start_time_in_the_future_is_waited_for;
     StartsByEventTimestamp: by_start_time_means_the_time_of_storage;
 
     // Durables
@@ -90,10 +90,19 @@ defects! {
     TellsDefaultSettings: settings_are_those_in_force;
     UnsubscribeFailsForUnknown: unsubscribe_of_an_unknown_name_is_fine;
     NakSucceedsAfterUnsubscribe: a_forgotten_consumer_takes_an_ack_but_no_nak;
-    RestartLosesEverything: stored_events_outlive_a_restart a_position_outlives_a_restart attempts_outlive_a_restart;
+    RestartLosesEverything: a_reset_outlives_a_restart stored_events_outlive_a_restart a_position_outlives_a_restart attempts_outlive_a_restart;
+
+    // Moving
+    ResetDoesNothing: a_reset_to_the_first_delivers_everything_again a_reset_to_the_last_skips_what_is_stored
+        a_reset_goes_to_a_sequence a_reset_goes_to_a_time a_reset_wakes_waiting_members
+        a_reset_forgets_what_was_to_come_first what_was_delivered_before_a_reset_cannot_be_settled;
+    ResetIgnoresPosition: a_reset_to_the_last_skips_what_is_stored a_reset_goes_to_a_sequence a_reset_goes_to_a_time
+        a_reset_forgets_what_was_to_come_first;
+    ResetCountsBehindTheSequence: a_reset_goes_to_a_sequence;
+    ResetOfUnknownSucceeds: a_reset_of_an_unknown_consumer_is_not_found;
 
     // Settling
-    Reorders: first_deliveries_come_in_order;
+    Reorders: first_deliveries_come_in_order what_is_due_comes_in_sequence_order;
     ResetsNumDelivered: num_delivered_starts_at_one_and_counts attempts_outlive_a_restart;
     OwnedViewDiffers: every_view_shows_the_same_event;
     AckDoesNothing: ack_settles;
@@ -101,13 +110,18 @@ defects! {
     NaksLate: nak_redelivers_at_once;
     ReleasesLate: release_gives_back_without_counting;
     NakHasNoDelay: nak_waits_for_the_backoff_of_its_attempt nak_after_waits_its_delay;
+    /// Takes a delay that is too long for its clock for none.
+    LongDelaysOverflow: a_delay_may_have_any_length;
+    /// The same for a wait.
+    LongWaitsOverflow: a_wait_may_have_any_length;
     NakAfterUsesBackoff: nak_after_goes_before_the_backoff;
     DelayHoldsUpOthers: a_delayed_event_holds_no_other_up;
     TermRefuses: term_settles;
     ExtendDoesNothing: extend_restarts_the_lease;
     AcksOnDrop: dropping_a_delivery_is_not_an_ack;
     NaksOnDrop: dropping_a_delivery_is_not_a_nak;
-    LateAckSettlesNewer: a_late_ack_does_not_settle_the_newer_delivery;
+    LateAckSettlesNewer: a_late_ack_does_not_settle_the_newer_delivery
+        what_was_delivered_before_a_reset_cannot_be_settled;
     LateSettlementIsSilent: a_late_settlement_says_so;
     LateNakEndsNewerLease: a_late_nak_leaves_the_newer_delivery_alone;
     ReleaseCounts: release_gives_back_without_counting;
@@ -123,7 +137,7 @@ defects! {
     OtherDefaults: redelivery_is_unlimited_by_default a_thousand_events_may_be_unsettled_by_default;
     IgnoresMaxAckPending: max_ack_pending_pauses_delivery members_share_max_ack_pending;
     NeverResumes: settling_one_resumes_delivery;
-    LosesWakeups: a_publish_wakes_a_waiting_subscriber settling_wakes_a_waiting_member
+    LosesWakeups: a_reset_wakes_waiting_members a_publish_wakes_a_waiting_subscriber settling_wakes_a_waiting_member
         a_waiting_member_takes_over_a_lost_lease a_closed_provider_ends_subscriptions unsubscribe_ends_open_subscriptions;
 
     /// Looks for something new every nine seconds.

@@ -186,6 +186,7 @@ fn without(need: Need) -> Capabilities {
         Need::FencedSettlement => &mut capabilities.fenced_settlement,
         Need::UncountedRelease => &mut capabilities.uncounted_release,
         Need::CountedLoss => &mut capabilities.counted_loss,
+        Need::ResetConsumer => &mut capabilities.reset_consumer,
         other => panic!("{other:?} is not in this list"),
     };
     *field = Support::No;

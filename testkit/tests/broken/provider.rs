@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use a3s_event::provider::validate::{validate_event, validate_publish_options};
-use a3s_event::provider::{HistoryPage, PublishReceipt, PublishRequest};
+use a3s_event::provider::{ConsumerPosition, HistoryPage, PublishReceipt, PublishRequest};
 use a3s_event::subject::{validate_consumer_name, validate_filter_under, validate_published};
 use a3s_event::{
     Capabilities, ConsumerInfo, DeliverPolicy, Event, EventError, EventProvider, HistoryQuery,
@@ -67,6 +67,10 @@ impl Faulty {
 
     pub(crate) fn has(&self, defect: Defect) -> bool {
         self.defect == Some(defect)
+    }
+
+    fn knows(&self, name: &str) -> bool {
+        self.state.durables.lock().unwrap().contains_key(name)
     }
 
     fn prefix(&self) -> &str {
@@ -477,6 +481,20 @@ impl EventProvider for Faulty {
             return Err(EventError::NotFound(name.to_owned()));
         }
         self.inner.unsubscribe(&self.spoil_name(name)).await
+    }
+
+    async fn reset_consumer(&self, name: &str, position: ConsumerPosition) -> Result<()> {
+        self.refuse(self.capabilities.reset_consumer.is_no(), "reset_consumer")?;
+        let position = match (self.defect, position) {
+            (Some(Defect::ResetDoesNothing), _) => return Ok(()),
+            (Some(Defect::ResetIgnoresPosition), _) => ConsumerPosition::First,
+            (Some(Defect::ResetCountsBehindTheSequence), ConsumerPosition::Sequence(sequence)) => {
+                ConsumerPosition::Sequence(sequence + 1)
+            }
+            (Some(Defect::ResetOfUnknownSucceeds), _) if !self.knows(name) => return Ok(()),
+            (_, position) => position,
+        };
+        self.inner.reset_consumer(&self.spoil_name(name), position).await
     }
 
     async fn consumers(&self) -> Result<Vec<ConsumerInfo>> {

@@ -400,7 +400,10 @@ impl Subscription for FaultySubscription {
     async fn next_batch(&mut self, max: usize, wait: Duration) -> Option<Vec<Result<Delivery>>> {
         let max = if self.has(Defect::OverfillsBatches) { max + 1 } else { max };
         let mut batch = Vec::new();
-        let until = Instant::now() + wait;
+        let wait =
+            if self.has(Defect::LongWaitsOverflow) && wait == Duration::MAX { Duration::ZERO } else { wait };
+        let now = Instant::now();
+        let until = now.checked_add(wait).unwrap_or(now + Duration::from_secs(1_000_000));
         while batch.len() < max {
             let first = batch.is_empty() || self.has(Defect::WaitsForFullBatches);
             let deadline = if first { until } else { Instant::now() };
@@ -536,6 +539,9 @@ impl AckHandler for FaultyAck {
             (Some(Defect::NaksLate), None) => delivery.nak_after(LATE).await,
             (Some(Defect::NakHasNoDelay), _) => delivery.nak_after(Duration::ZERO).await,
             (Some(Defect::NakAfterUsesBackoff), _) | (_, None) => delivery.nak().await,
+            (Some(Defect::LongDelaysOverflow), Some(Duration::MAX)) => {
+                delivery.nak_after(Duration::ZERO).await
+            }
             (_, Some(delay)) => {
                 if self.has(Defect::DelayHoldsUpOthers) {
                     *self.state.kept.blocked_until.lock().unwrap() = Some(Instant::now() + delay);

@@ -1,0 +1,96 @@
+//! Taking changes back: for providers that keep a consumer in memory and change it in transactions that may fail.
+
+use std::cmp::Reverse;
+use std::collections::VecDeque;
+
+use super::pending::Pending;
+use super::{Consumer, ConsumerConfig};
+
+/// What a consumer was before the changes, as far as it was changed.
+#[derive(Debug, Clone)]
+pub(super) struct Undo {
+    cursor: u64,
+    redelivered: usize,
+    missed: u64,
+    exhausted: u64,
+    generation: u32,
+    /// The first that were taken from the backlog, in that order.
+    popped: Vec<u64>,
+    /// All of the backlog, where it was replaced.
+    backlog: Option<VecDeque<u64>>,
+    pending: Vec<(u64, Option<Pending>)>,
+    config: Option<ConsumerConfig>,
+}
+
+impl Undo {
+    pub(super) fn keep_popped(&mut self, sequence: u64) {
+        // What comes behind a replaced backlog was never there.
+        if self.backlog.is_none() {
+            self.popped.push(sequence);
+        }
+    }
+
+    pub(super) fn keep_backlog(&mut self, replaced: VecDeque<u64>) {
+        self.backlog.get_or_insert(replaced);
+    }
+
+    pub(super) fn keep_pending(&mut self, sequence: u64, before: Option<Pending>) {
+        self.pending.push((sequence, before));
+    }
+
+    pub(super) fn keep_config(&mut self, config: &ConsumerConfig) {
+        self.config.get_or_insert_with(|| config.clone());
+    }
+}
+
+impl Consumer {
+    /// Remembers what changes from now on, until [`keep_changes`](Consumer::keep_changes) or
+    /// [`take_back_changes`](Consumer::take_back_changes). It costs as much as changes, not as much as there is.
+    pub fn remember_changes(&mut self) {
+        self.undo = Some(Box::new(Undo {
+            cursor: self.cursor,
+            redelivered: self.redelivered,
+            missed: self.missed,
+            exhausted: self.exhausted,
+            generation: self.generation,
+            popped: Vec::new(),
+            backlog: None,
+            pending: Vec::new(),
+            config: None,
+        }));
+    }
+
+    /// The changes stay.
+    pub fn keep_changes(&mut self) {
+        self.undo = None;
+    }
+
+    /// Makes the consumer what it was when its changes began to be [remembered](Consumer::remember_changes).
+    pub fn take_back_changes(&mut self) {
+        let Some(undo) = self.undo.take() else { return };
+        for (sequence, before) in undo.pending.into_iter().rev() {
+            self.note_change(sequence);
+            self.due.remove(&sequence);
+            match before {
+                Some(pending) => {
+                    self.pending.insert(sequence, pending);
+                    self.timers.push(Reverse((pending.due, sequence)));
+                }
+                None => drop(self.pending.remove(sequence)),
+            }
+        }
+        self.drop_outdated();
+        if let Some(backlog) = undo.backlog {
+            self.backlog = backlog;
+        }
+        undo.popped.into_iter().rev().for_each(|sequence| self.backlog.push_front(sequence));
+        if let Some(config) = undo.config {
+            self.config = config;
+        }
+        self.cursor = undo.cursor;
+        self.redelivered = undo.redelivered;
+        self.missed = undo.missed;
+        self.exhausted = undo.exhausted;
+        self.generation = undo.generation;
+    }
+}
