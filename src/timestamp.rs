@@ -1,4 +1,4 @@
-//! Times as texts: RFC 3339, as events and their tools write them, and the dates of HTTP.
+//! Times as texts of RFC 3339, as events and their tools write them.
 //!
 //! There is one reader of RFC 3339, and it takes what the grammar of the RFC has and nothing else: `T` or `t` between date and
 //! time, `Z`, `z` or an offset behind it, days that are in the calendar. A leap second, `23:59:60` in UTC at the end of a month,
@@ -108,88 +108,6 @@ fn read(text: &str) -> Option<(i64, bool)> {
     Some((seconds * 1000 + millis, fraction.iter().skip(3).any(|digit| *digit != b'0')))
 }
 
-/// Reads a date of HTTP (RFC 9110, 5.6.7) in any of its three forms, in Unix seconds. A year of two digits is the one that is at
-/// most 50 years ahead of `now`, as the RFC has it. For `GMT` many write `UTC`, `+0000` or `-0000`.
-#[cfg(feature = "http")]
-pub(crate) fn parse_http_date(text: &str, now: i64) -> Option<i64> {
-    let mut rest = Reader(text.as_bytes());
-    let weekday = rest.letters();
-    let is_in_full = rest.0.first() == Some(&b',') && weekday.len() > 3;
-    let day_of_week =
-        weekday.get(..3).filter(|day| DAYS.iter().any(|(short, _)| short.as_bytes() == *day))?;
-    if is_in_full {
-        DAYS.iter().find(|(short, rest)| {
-            short.as_bytes() == day_of_week && weekday.get(3..) == Some(rest.as_bytes())
-        })?;
-    } else if weekday.len() > 3 {
-        return None;
-    }
-    let (year, month, day, time);
-    if is_in_full {
-        rest.text(b", ")?;
-        day = rest.number(2)?;
-        rest.take(b"-")?;
-        month = rest.month()?;
-        rest.take(b"-")?;
-        year = year_of_two_digits(rest.number(2)?, now);
-        rest.take(b" ")?;
-        time = rest.time_of_day()?;
-        rest.zone()?;
-    } else if rest.text(b", ").is_some() {
-        day = rest.number(2)?;
-        rest.take(b" ")?;
-        month = rest.month()?;
-        rest.take(b" ")?;
-        year = rest.number(4)?;
-        rest.take(b" ")?;
-        time = rest.time_of_day()?;
-        rest.zone()?;
-    } else {
-        rest.take(b" ")?;
-        month = rest.month()?;
-        rest.take(b" ")?;
-        day = match rest.take(b" ") {
-            Some(_) => rest.number(1)?,
-            None => rest.number(2)?,
-        };
-        rest.take(b" ")?;
-        time = rest.time_of_day()?;
-        rest.take(b" ")?;
-        year = rest.number(4)?;
-    }
-    rest.end()?;
-    seconds_of(year, month, day, time, 0).map(|(seconds, _)| seconds)
-}
-
-#[cfg(feature = "http")]
-const DAYS: [(&str, &str); 7] = [
-    ("Mon", "day"),
-    ("Tue", "sday"),
-    ("Wed", "nesday"),
-    ("Thu", "rsday"),
-    ("Fri", "day"),
-    ("Sat", "urday"),
-    ("Sun", "day"),
-];
-
-#[cfg(feature = "http")]
-const MONTHS: [&str; 12] =
-    ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-
-#[cfg(feature = "http")]
-fn year_of_two_digits(year: i64, now: i64) -> i64 {
-    let (this_year, _, _) = date_of(now.div_euclid(SECONDS_PER_DAY));
-    let year = this_year - this_year.rem_euclid(100) + year;
-    // The nearest year with these digits that is not too far ahead.
-    if year > this_year + 50 {
-        year - 100
-    } else if year + 50 < this_year {
-        year + 100
-    } else {
-        year
-    }
-}
-
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -228,31 +146,6 @@ impl<'a> Reader<'a> {
 
     fn end(&self) -> Option<()> {
         self.0.is_empty().then_some(())
-    }
-}
-
-#[cfg(feature = "http")]
-impl<'a> Reader<'a> {
-    fn letters(&mut self) -> &'a [u8] {
-        let len = self.0.iter().take_while(|byte| byte.is_ascii_alphabetic()).count();
-        let (letters, rest) = self.0.split_at(len);
-        self.0 = rest;
-        letters
-    }
-
-    fn text(&mut self, text: &[u8]) -> Option<()> {
-        self.0 = self.0.strip_prefix(text)?;
-        Some(())
-    }
-
-    fn month(&mut self) -> Option<i64> {
-        let name = self.letters();
-        let index = MONTHS.iter().position(|month| month.as_bytes() == name)?;
-        i64::try_from(index + 1).ok()
-    }
-
-    fn zone(&mut self) -> Option<()> {
-        [" GMT", " UTC", " +0000", " -0000"].iter().find_map(|zone| self.text(zone.as_bytes()))
     }
 }
 
@@ -397,37 +290,6 @@ mod tests {
             "２024-02-29T12:34:56Z",
         ] {
             assert_eq!(parse_rfc3339(text), None, "{text:?}");
-        }
-    }
-
-    #[cfg(feature = "http")]
-    #[test]
-    fn the_three_dates_of_http_are_read() {
-        let now = 1_790_000_000; // 2026-09-21
-        for (text, expected) in [
-            ("Sun, 06 Nov 1994 08:49:37 GMT", Some(784_111_777)),
-            ("Sunday, 06-Nov-94 08:49:37 GMT", Some(784_111_777)),
-            ("Sun Nov  6 08:49:37 1994", Some(784_111_777)),
-            ("Sun Nov 16 08:49:37 1994", Some(784_975_777)),
-            ("Sun, 06 Nov 1994 08:49:37 -0000", Some(784_111_777)),
-            ("Wednesday, 23-Sep-76 00:00:00 GMT", Some(3_368_044_800)),
-            ("Thursday, 23-Sep-77 00:00:00 GMT", Some(243_820_800)),
-            ("Sun, 06 Nov 1994 08:49:60 GMT", None),
-            ("Sun, 31 Dec 2016 23:59:60 GMT", Some(1_483_228_799)),
-            ("Sun, 31 Nov 1994 08:49:37 GMT", None),
-            ("Sun, 06 Nov 1994 08:49:37", None),
-            ("Sun, 06 Nov 1994 08:49:37 CET", None),
-            ("Sun, 6 Nov 1994 08:49:37 GMT", None),
-            ("Son, 06 Nov 1994 08:49:37 GMT", None),
-            ("Sunny, 06-Nov-94 08:49:37 GMT", None),
-            ("Sun, 06-Nov-94 08:49:37 GMT", None),
-            ("Sun Nov 6 08:49:37 1994", None),
-            ("sun, 06 nov 1994 08:49:37 gmt", None),
-            ("Sun, 06 Nov 1994 08:49:37 GMT ", None),
-            ("1994-11-06T08:49:37Z", None),
-            ("", None),
-        ] {
-            assert_eq!(parse_http_date(text, now), expected, "{text}");
         }
     }
 

@@ -10,7 +10,7 @@ mod signature;
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
@@ -26,7 +26,6 @@ use crate::cloudevents::http::{self, Mode};
 use crate::cloudevents::{CloudEvent, Message};
 use crate::error::{Result, shorten};
 use crate::headers::single;
-use crate::timestamp;
 use crate::types::{Event, unix_millis};
 use crate::webhooks::REQUEST_ORIGIN;
 
@@ -238,9 +237,8 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
         // More digits than fit are a time that is further than any that is waited for.
         text.parse().unwrap_or(u64::MAX)
     } else {
-        let now = i64::try_from(unix_millis() / 1_000).ok()?;
-        let at = timestamp::parse_http_date(text, now)?;
-        u64::try_from(at.saturating_sub(now)).unwrap_or(0)
+        let at = httpdate::parse_http_date(text).ok()?;
+        at.duration_since(SystemTime::now()).map_or(0, |wait| wait.as_secs())
     };
     Some(Duration::from_secs(seconds).min(MAX_RETRY_AFTER))
 }
