@@ -514,8 +514,6 @@ fn any_payload() -> impl Strategy<Value = Value> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
-
     /// Where no difference is found, everything that follows the first schema follows the second, provided that it has
     /// only fields that the first one declares.
     #[test]
