@@ -39,7 +39,7 @@ stream {
     a_msg_id_is_checked_before_the_expected_sequence [Dedup, ExpectedSequence]
         "The retry of a stored publish succeeds although its expected sequence has passed."
     a_msg_id_is_forgotten_after_the_window [Dedup]
-        "After the dedup window a msg_id can be used again."
+        "After the dedup window, which is the one that the provider declares, a msg_id can be used again."
     the_dedup_window_is_120_s_by_default [Dedup]
         "Unless configured otherwise, a msg_id is remembered for 120 seconds."
     the_expected_sequence_stores [ExpectedSequence]

@@ -24,6 +24,7 @@ defects! {
     ChecksExpectedSequenceFirst: a_msg_id_is_checked_before_the_expected_sequence;
     HidesDuplicates: a_duplicate_is_reported;
     DedupsForEver: a_msg_id_is_forgotten_after_the_window;
+    DeclaresAnotherDedupWindow: a_msg_id_is_forgotten_after_the_window;
     /// As if the dedup window were half as long, or twice as long.
     ShortDedupWindow: the_dedup_window_is_120_s_by_default;
     LongDedupWindow: the_dedup_window_is_120_s_by_default;
