@@ -1,7 +1,7 @@
 //! `dlq`: dead letters.
 
 use a3s_event::dlq::{
-    FailureClass, LetterFilter, LetterStatus, Replay, ReplayError, ReplayReport, StoredLetter,
+    FailureClass, LetterFilter, LetterStatus, Replay, ReplayError, ReplayReport, ReplayedEvent, StoredLetter,
 };
 use a3s_event::{Event, ProviderDlq};
 use clap::{Subcommand, ValueEnum};
@@ -32,6 +32,8 @@ const EXAMPLE_DISCARD: &str =
 const REASON: usize = 60;
 /// Longest name of a consumer in a table.
 const CONSUMER: usize = 24;
+/// Longest list of letters in a table.
+const LETTERS: usize = 40;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -59,7 +61,7 @@ enum Command {
         /// Its number, as `dlq list` shows it
         id: u64,
     },
-    /// Publish dead letters again, under their subject and with their id
+    /// Publish the events of dead letters again, each once, under their subject and with their id
     #[command(after_help = EXAMPLE_REPLAY)]
     Replay {
         #[command(flatten)]
@@ -70,7 +72,7 @@ enum Command {
         /// Most events per second
         #[arg(long, value_name = "EVENTS", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
         per_second: Option<u32>,
-        /// Refuse events that were replayed this often before
+        /// Refuse events that were replayed this often before, through whichever of their letters
         #[arg(long, value_name = "TIMES", default_value_t = 3)]
         max_replays: u64,
         /// Replay at most this many, the oldest ones
@@ -194,7 +196,7 @@ struct LetterRow<'a> {
     id: u64,
     status: String,
     class: String,
-    /// How often the event was replayed before it was given up: what `--max-replays` limits.
+    /// How often the event was replayed so far: what `--max-replays` limits.
     replays: u64,
     consumer: Option<&'a str>,
     subscriber: Option<&'a str>,
@@ -213,7 +215,7 @@ impl<'a> LetterRow<'a> {
             id: stored.id,
             status: stored.status.to_string(),
             class: letter.class.to_string(),
-            replays: letter.replays(),
+            replays: stored.event_replays(),
             consumer: letter.consumer.as_deref(),
             subscriber: letter.subscriber.as_deref(),
             attempts: letter.attempts,
@@ -250,6 +252,89 @@ struct Replayed {
     dry_run: bool,
     replayed: Vec<u64>,
     refused: Vec<(u64, String)>,
+    events: Vec<Published>,
+}
+
+impl Replayed {
+    fn new(dry_run: bool, report: ReplayReport) -> Self {
+        let events = report.events.into_iter().map(Published::new).collect();
+        Self { dry_run, replayed: report.replayed, refused: report.refused, events }
+    }
+}
+
+/// An event that was replayed.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Published {
+    id: String,
+    subject: String,
+    letters: Vec<u64>,
+    /// How often it was replayed so far, this time included.
+    replays: u64,
+    /// Whether it was published now, or had been since its letters were written.
+    published: bool,
+    sequence: Option<u64>,
+}
+
+impl Published {
+    fn new(event: ReplayedEvent) -> Self {
+        Self {
+            id: event.id,
+            subject: event.subject,
+            letters: event.letters,
+            replays: event.replays,
+            published: event.published,
+            sequence: event.sequence,
+        }
+    }
+}
+
+/// What became of an event, to people.
+#[derive(Debug, Serialize)]
+struct EventRow {
+    event: String,
+    subject: String,
+    letters: Vec<u64>,
+    what: String,
+}
+
+impl EventRow {
+    fn replayed(event: &ReplayedEvent) -> Self {
+        let marked = text::count(event.letters.len() as u64, "letter");
+        let what = match event.published {
+            true => format!("published once, {marked} marked"),
+            false => format!("{marked} marked: it was replayed before"),
+        };
+        let (id, subject) = (event.id.clone(), event.subject.clone());
+        Self { event: id, subject, letters: event.letters.clone(), what }
+    }
+
+    fn refused(stored: &StoredLetter, why: &str) -> Self {
+        let event = &stored.letter.event.event;
+        let (id, subject) = (event.id.clone(), event.subject.clone());
+        Self { event: id, subject, letters: vec![stored.id], what: format!("refused: {why}") }
+    }
+
+    /// Whether the other one says the same of the same event; then its letters go here.
+    fn takes(&mut self, other: &Self) -> bool {
+        let is_same = (&self.event, &self.subject, &self.what) == (&other.event, &other.subject, &other.what);
+        self.letters.extend(other.letters.iter().filter(|_| is_same));
+        is_same
+    }
+}
+
+impl Row for EventRow {
+    const COLUMNS: &'static [&'static str] = &["event", "subject", "letters", "what became of it"];
+
+    fn cells(&self) -> Vec<String> {
+        let letters: Vec<_> = self.letters.iter().map(u64::to_string).collect();
+        vec![
+            text::line(&self.event),
+            text::line(&self.subject),
+            text::shorten(&letters.join(" "), LETTERS),
+            text::line(&self.what),
+        ]
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -317,10 +402,11 @@ pub(crate) async fn run(app: &mut App, Args { dlq_url, command }: Args) -> Outco
                 replay = replay.dry_run();
             }
             let report = letters.replay(&*bus, &replay).await.map_err(unreplayed)?;
-            if dry_run && app.out.format == Format::Table {
-                return show_plan(app, &letters, &report).await;
+            match (app.out.format, dry_run) {
+                (Format::Table, true) => show_plan(app, &letters, &report).await,
+                (Format::Table, false) => show_replayed(app, &letters, &report).await,
+                _ => app.out.one(&Replayed::new(dry_run, report)),
             }
-            app.out.one(&Replayed { dry_run, replayed: report.replayed, refused: report.refused })
         }
         Command::Discard { chosen, dry_run } => {
             chosen.check()?;
@@ -348,9 +434,40 @@ async fn list(app: &mut App, queue: Option<String>, which: Which, limit: usize) 
     Ok(())
 }
 
+/// What a replay did with each event.
+async fn show_replayed(app: &mut App, letters: &ProviderDlq, report: &ReplayReport) -> Outcome {
+    let mut rows: Vec<_> = report.events.iter().map(EventRow::replayed).collect();
+    for (id, why) in &report.refused {
+        let row = EventRow::refused(&letters.show(*id).await?, why);
+        if !rows.last_mut().is_some_and(|last| last.takes(&row)) {
+            rows.push(row);
+        }
+    }
+    if !rows.is_empty() {
+        app.out.rows(&rows)?;
+    }
+    let published = report.events.iter().filter(|event| event.published).count() as u64;
+    let (events, marked) = (text::count(published, "event"), report.replayed.len() as u64);
+    let marked = text::count(marked, "letter");
+    let refused = text::count(report.refused.len() as u64, "letter");
+    app.out.say(&format!("{events} published, {marked} marked as replayed, {refused} refused"))
+}
+
 /// What a replay would do with each letter, in the order of their numbers.
 async fn show_plan(app: &mut App, letters: &ProviderDlq, report: &ReplayReport) -> Outcome {
-    let replayed = report.replayed.iter().map(|id| (*id, "replayed".to_owned()));
+    let plan = |event: &ReplayedEvent| match event.letters.as_slice() {
+        [_] if event.published => "replayed".to_owned(),
+        letters if event.published => {
+            let letters: Vec<_> = letters.iter().map(u64::to_string).collect();
+            format!("replayed: one event for letters {}", letters.join(" "))
+        }
+        _ => "marked: its event was replayed before".to_owned(),
+    };
+    let of_event = |event: &ReplayedEvent| {
+        let plan = plan(event);
+        event.letters.iter().map(|id| (*id, plan.clone())).collect::<Vec<_>>()
+    };
+    let replayed = report.events.iter().flat_map(of_event);
     let refused = report.refused.iter().map(|(id, why)| (*id, format!("refused: {why}")));
     let mut rows = Vec::new();
     for (id, plan) in replayed.chain(refused) {

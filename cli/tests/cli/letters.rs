@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::bus::Bus;
 use crate::on_every_bus;
 
-on_every_bus! { letters_are_listed_shown_replayed_and_discarded what_fails_again_and_again_is_not_replayed replay_wants_to_know_which a_dry_run_shows_the_letters what_is_done_already_is_said }
+on_every_bus! { letters_are_listed_shown_replayed_and_discarded what_fails_again_and_again_is_not_replayed replay_wants_to_know_which an_event_of_several_letters_is_one_row a_dry_run_shows_the_letters what_is_done_already_is_said }
 
 /// Publishes events and keeps letters of them, as a consumer does that gives events up.
 async fn give_up(bus: &Bus, subjects: &[&str], replays: u64) {
@@ -97,6 +97,46 @@ async fn replay_wants_to_know_which(bus: &Bus) {
     }
     assert_eq!(bus.run(&["dlq", "replay", "1", "--all"]).code, 2);
     assert_eq!(bus.run(&["dlq", "replay", "--all"]).code, 0);
+}
+
+async fn an_event_of_several_letters_is_one_row(bus: &Bus) {
+    let provider = ProviderRegistry::builtin().connect(&bus.url).await.unwrap();
+    let letters = ProviderDlq::new(Arc::clone(&provider)).unwrap();
+    let event = Event::new("events.orders.a", "orders", "", "test", json!({"n": 1}));
+    let sequence = provider.publish(&event).await.unwrap();
+    for consumer in ["billing", "audit", "mail"] {
+        let mut letter = letter(event.clone(), sequence);
+        letter.consumer = Some(consumer.to_owned());
+        letters.handle_letter(letter).await.unwrap();
+    }
+    provider.close().await.unwrap();
+    let ids: Vec<_> = bus.rows(&["dlq", "list"]).iter().map(|row| row["id"].to_string()).collect();
+
+    let table = bus.prints(&["dlq", "replay", "--all", "--dry-run"]);
+    assert_eq!(table.matches("replayed: one event for letters").count(), 3, "{table}");
+    let table = bus.prints(&["dlq", "replay", &ids[0]]);
+    let row = table.lines().find(|line| line.contains(&event.id)).unwrap();
+    assert!(row.contains("events.orders.a") && row.contains("published once, 3 letters marked"), "{table}");
+    assert!(ids.iter().all(|id| row.contains(id)), "{table}");
+    assert!(
+        table.ends_with("1 event published, 3 letters marked as replayed, 0 letters refused\n"),
+        "{table}"
+    );
+    assert_eq!(bus.rows(&["history", "events.orders.a"]).len(), 2);
+    assert_eq!(bus.rows(&["dlq", "list"]).len(), 0);
+
+    let row = &bus.rows(&["dlq", "replay", &ids[1]])[0];
+    assert_eq!((&row["events"][0]["replays"], &row["events"][0]["published"]), (&json!(2), &json!(true)));
+    let again: Vec<_> = ["dlq", "replay"].into_iter().chain(ids.iter().map(String::as_str)).collect();
+    bus.prints(&again);
+    let table = bus.prints(&again);
+    let refused: Vec<_> = table.lines().filter(|line| line.contains("refused: it was replayed 3")).collect();
+    assert!(refused.len() == 1 && ids.iter().all(|id| refused[0].contains(id)), "{table}");
+    assert!(
+        table.ends_with("0 events published, 0 letters marked as replayed, 3 letters refused\n"),
+        "{table}"
+    );
+    assert_eq!(bus.rows(&["history", "events.orders.a"]).len(), 4);
 }
 
 async fn a_dry_run_shows_the_letters(bus: &Bus) {

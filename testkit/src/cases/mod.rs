@@ -42,7 +42,7 @@ stream {
     a_duplicate_with_another_expectation_is_a_conflict [Dedup, ExpectedSequence]
         "A stored msg_id with an expected sequence that neither was nor is the last one is a conflict."
     a_msg_id_is_forgotten_after_the_window [Dedup]
-        "After the dedup window a msg_id can be used again."
+        "After the dedup window, which is the one that the provider declares, a msg_id can be used again."
     the_dedup_window_is_120_s_by_default [Dedup]
         "Unless configured otherwise, a msg_id is remembered for 120 seconds."
     the_expected_sequence_stores [ExpectedSequence]

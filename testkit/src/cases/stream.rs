@@ -183,6 +183,9 @@ pub(super) async fn a_msg_id_is_forgotten_after_the_window(w: &World<'_>) -> Out
     let Some(w) = w.with(Settings::dedup_window(ms(1_000))).await else {
         return Outcome::NotApplicable("the harness cannot configure the dedup window");
     };
+    if let Some(declared) = w.provider.capabilities().dedup_window {
+        w.check_eq("the declared window", &declared, &ms(1_000));
+    }
     let id = w.name("order");
     let first = w.ok("publish", w.publish_with("a", msg_id(&id)).await);
     w.elapse(ms(2_500)).await;

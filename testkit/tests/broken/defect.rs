@@ -25,6 +25,7 @@ defects! {
     DuplicatesIgnoreExpectations: a_duplicate_with_another_expectation_is_a_conflict;
     HidesDuplicates: a_duplicate_is_reported;
     DedupsForEver: a_msg_id_is_forgotten_after_the_window;
+    DeclaresAnotherDedupWindow: a_msg_id_is_forgotten_after_the_window;
     /// As if the dedup window were half as long, or twice as long.
     ShortDedupWindow: the_dedup_window_is_120_s_by_default;
     LongDedupWindow: the_dedup_window_is_120_s_by_default;

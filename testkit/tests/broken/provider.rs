@@ -525,7 +525,11 @@ impl EventProvider for Faulty {
     }
 
     fn capabilities(&self) -> Capabilities {
-        self.capabilities
+        let mut capabilities = self.capabilities;
+        if self.has(Defect::DeclaresAnotherDedupWindow) {
+            capabilities.dedup_window = Some(Duration::from_secs(3_600));
+        }
+        capabilities
     }
 
     async fn close(&self) -> Result<()> {
