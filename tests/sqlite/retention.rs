@@ -114,3 +114,97 @@ async fn one_call_that_fails_does_not_fail_those_beside_it() {
     assert!(expected_won <= 1);
     assert_eq!(provider.info().await.unwrap().messages, 50 + expected_won as u64);
 }
+
+/// A consumer, and the matches that it has not got.
+struct Reader {
+    subscription: Box<dyn Subscription>,
+    suffix: &'static str,
+    open: Vec<u64>,
+}
+
+/// A sequence that looks random and is always the same.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % end
+    }
+}
+
+/// Durable and ephemeral consumers of several filters, some of which nobody uses for long, in two processes.
+#[tokio::test(flavor = "multi_thread")]
+async fn everyone_is_told_exactly_what_it_missed() {
+    const KEPT: u64 = 30;
+    let folder = tempfile::tempdir().unwrap();
+    let config = SqliteConfig::file(folder.path().join("events.db")).max_events(KEPT);
+    let providers =
+        [SqliteProvider::open(config.clone()).await.unwrap(), SqliteProvider::open(config).await.unwrap()];
+    let filters = [
+        ("events.>", ""),
+        ("events.test.a", "a"),
+        ("events.test.*", ""),
+        ("events.test.b", "b"),
+        ("events.test.a", "a"),
+    ];
+    let mut readers = Vec::new();
+    for number in 0..20_usize {
+        let (filter, suffix) = filters[number % filters.len()];
+        let provider = &providers[number / 2 % 2];
+        let subscription = if number % 7 == 3 {
+            provider.subscribe(filter).await.unwrap()
+        } else {
+            provider.subscribe_durable(&format!("c{number}"), filter).await.unwrap()
+        };
+        readers.push(Reader { subscription, suffix, open: Vec::new() });
+    }
+    let mut random = Random(7);
+    let mut last = 0;
+    for round in 0..600 {
+        for _ in 0..random.below(6) {
+            let topic = if random.below(2) == 0 { "a" } else { "b" };
+            last = publish(&providers[random.below(2)], topic).await;
+            readers
+                .iter_mut()
+                .filter(|reader| topic.ends_with(reader.suffix))
+                .for_each(|reader| reader.open.push(last));
+        }
+        if last == 0 {
+            continue;
+        }
+        // Most of the time only the first few are read.
+        let read = if round % 100 == 99 { readers.len() } else { 4 };
+        let reader = &mut readers[random.below(read)];
+        for _ in 0..random.below(8) {
+            let first = last.saturating_sub(KEPT) + 1;
+            let missed = reader.open.iter().filter(|sequence| **sequence < first).count() as u64;
+            if reader.open.is_empty() {
+                break;
+            }
+            match take(&mut *reader.subscription).await {
+                Ok(sequence) => {
+                    assert_eq!(missed, 0);
+                    assert_eq!(sequence, reader.open.remove(0));
+                }
+                Err(EventError::Lagged { missed: told, .. }) => {
+                    assert_eq!(told, missed);
+                    reader.open.retain(|sequence| *sequence >= first);
+                }
+                Err(other) => panic!("{other}"),
+            }
+        }
+    }
+    for reader in &mut readers {
+        let first = last - KEPT + 1;
+        let missed = reader.open.iter().filter(|sequence| **sequence < first).count() as u64;
+        if missed > 0 {
+            match take(&mut *reader.subscription).await {
+                Err(EventError::Lagged { missed: told, .. }) => assert_eq!(told, missed),
+                other => panic!("expected Lagged({missed}), found {other:?}"),
+            }
+        }
+    }
+    let connection = rusqlite::Connection::open(folder.path().join("events.db")).unwrap();
+    let left: i64 = connection.query_row("SELECT count(*) FROM overtaken", [], |row| row.get(0)).unwrap();
+    assert_eq!(left, 0, "what everyone was told is forgotten");
+}

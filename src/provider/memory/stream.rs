@@ -47,6 +47,8 @@ pub(super) struct Group {
     first_ordinal: u64,
     matches: VecDeque<u64>,
     members: Vec<Arc<ConsumerCell>>,
+    /// Those of the members that have subscriptions: a publish costs nothing for the others.
+    attended: Vec<Arc<ConsumerCell>>,
     /// Members that start in the future.
     not_started: Vec<(Arc<ConsumerCell>, Future)>,
 }
@@ -98,7 +100,7 @@ impl Group {
     }
 
     fn wake_idle(&self) {
-        for member in &self.members {
+        for member in &self.attended {
             member.wake_if_idle();
         }
     }
@@ -300,6 +302,18 @@ impl Stream {
         Ok(cell)
     }
 
+    /// A consumer has got its first subscription, or lost its last one.
+    pub(super) fn set_attended(&mut self, cell: &Arc<ConsumerCell>, is_attended: bool) {
+        let Some(Some(group)) = self.groups.get_mut(cell.group()) else { return };
+        if is_attended {
+            if !cell.gone.load(Ordering::Relaxed) {
+                group.attended.push(Arc::clone(cell));
+            }
+        } else if let Some(position) = group.attended.iter().position(|member| Arc::ptr_eq(member, cell)) {
+            group.attended.swap_remove(position);
+        }
+    }
+
     /// Forgets a consumer; its subscriptions end.
     pub(super) fn remove_consumer(&mut self, cell: &Arc<ConsumerCell>) {
         if cell.gone.swap(true, Ordering::Relaxed) {
@@ -315,6 +329,7 @@ impl Stream {
         if let Some(position) = group.members.iter().position(|member| Arc::ptr_eq(member, cell)) {
             group.members.swap_remove(position);
             group.not_started.retain(|(member, _)| !Arc::ptr_eq(member, cell));
+            group.attended.retain(|member| !Arc::ptr_eq(member, cell));
             self.consumers -= 1;
         }
         if group.members.is_empty() {
@@ -339,6 +354,7 @@ impl Stream {
             first_ordinal: 0,
             matches: self.log.matches(filter),
             members: Vec::new(),
+            attended: Vec::new(),
             not_started: Vec::new(),
         });
         match self.groups.get_mut(id) {

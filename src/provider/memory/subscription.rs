@@ -283,7 +283,12 @@ pub struct MemorySubscription {
 
 impl MemorySubscription {
     pub(super) fn new(shared: Arc<Shared>, cell: Arc<ConsumerCell>) -> Self {
-        cell.members.fetch_add(1, Ordering::Relaxed);
+        {
+            let mut stream = shared.write();
+            if cell.members.fetch_add(1, Ordering::Relaxed) == 0 {
+                stream.set_attended(&cell, true);
+            }
+        }
         Self { shared, cell, closed: false, end: None }
     }
 
@@ -343,11 +348,15 @@ impl MemorySubscription {
             return;
         }
         self.end.get_or_insert(SubscriptionEnd::Closed);
-        self.cell.members.fetch_sub(1, Ordering::Relaxed);
+        let mut stream = self.shared.write();
+        if self.cell.members.fetch_sub(1, Ordering::Relaxed) == 1 {
+            stream.set_attended(&self.cell, false);
+        }
         if self.cell.durable {
+            drop(stream);
             self.cell.wake_one();
         } else {
-            self.shared.write().remove_consumer(&self.cell);
+            stream.remove_consumer(&self.cell);
         }
     }
 }

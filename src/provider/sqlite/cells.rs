@@ -37,7 +37,9 @@ pub(super) struct Wakeups {
     pub(super) consumers: Vec<i64>,
     /// Consumers whose settings were read.
     pub(super) settings: Vec<(i64, Settings)>,
-    /// Another process wrote, which may concern anyone.
+    /// Another process wrote.
+    pub(super) foreign: bool,
+    /// What happened may concern anyone.
     pub(super) everyone: bool,
     /// Another stream took the place of the one that is read.
     pub(super) stream_replaced: bool,
@@ -190,12 +192,17 @@ impl Cells {
         !self.lock().cells.is_empty()
     }
 
+    /// The durable consumers that have subscriptions.
+    pub(super) fn durables(&self) -> Vec<i64> {
+        self.lock().cells.keys().copied().filter(|id| *id > 0).collect()
+    }
+
     pub(super) fn ephemerals(&self) -> usize {
         self.lock().cells.values().filter(|cell| !cell.is_durable()).count()
     }
 
     pub(super) fn wake(&self, wakeups: &Wakeups) {
-        let Wakeups { subjects, consumers, settings, everyone, stream_replaced } = wakeups;
+        let Wakeups { subjects, consumers, settings, everyone, stream_replaced, .. } = wakeups;
         let is_nothing = subjects.is_empty() && consumers.is_empty() && settings.is_empty();
         if is_nothing && !everyone && !stream_replaced {
             return;

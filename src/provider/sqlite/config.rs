@@ -101,6 +101,9 @@ pub struct SqliteConfig {
     /// It waits only while it has fewer calls than the one before it had, and for each of them no longer than a commit
     /// takes here: a lone caller never waits, and many that call again as soon as they are answered share one commit.
     pub group_delay: Duration,
+    /// How wrong the clock is in a test.
+    #[cfg(test)]
+    pub(super) skew: super::clock::Skew,
 }
 
 impl SqliteConfig {
@@ -121,6 +124,8 @@ impl SqliteConfig {
             group_events: 1_000,
             group_bytes: 4 * 1024 * 1024,
             group_delay: Duration::from_millis(1),
+            #[cfg(test)]
+            skew: super::clock::Skew::default(),
         }
     }
 

@@ -3,20 +3,21 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
-use rusqlite::{OptionalExtension, Row, params};
+use rusqlite::{OptionalExtension, params};
 
 use super::cells::{ConsumerKey, Settings};
+use super::consumer_row::{COLUMNS, check_row, identity, options_to_json, row_checksum, save, snapshot_of};
 use super::error::{Sql, failed, is_damage};
+use super::positions::Positions;
 use super::queue::{Access, GiveBack};
 use super::store::{Store, signed, unsigned};
-use super::{checksum, history, pending};
+use super::{history, pending};
 use crate::error::{EventError, Result};
-use crate::provider::consumer::{Consumer, ConsumerConfig, ConsumerSnapshot, Lease, StaleLease, Start, Time};
-use crate::provider::{ConsumerInfo, ConsumerPosition};
-use crate::types::{DeliverPolicy, SubscribeOptions};
+use crate::provider::ConsumerPosition;
+use crate::provider::consumer::{Consumer, ConsumerConfig, Lease, StaleLease, Start, Time};
+use crate::types::DeliverPolicy;
 
 /// A consumer that is known by heart.
-#[derive(Clone)]
 pub(super) struct Known {
     pub(super) name: String,
     pub(super) machine: Consumer,
@@ -24,12 +25,16 @@ pub(super) struct Known {
     pub(super) upcoming: VecDeque<u64>,
     /// Up to here all matches are in `upcoming`.
     pub(super) scanned: u64,
+    /// The time before which nothing is stored for it, until something is stored behind that.
+    pub(super) starts_at: Option<u64>,
     /// Version of the row.
-    version: i64,
+    pub(super) version: i64,
     /// Whether another process may have changed the row.
     doubted: bool,
     /// First of the stored backlog.
-    backlog_front: Option<u64>,
+    pub(super) backlog_front: Option<u64>,
+    /// The stored cursor; `None` while it counts for nothing, which is before the start and for those of the whole stream.
+    position: Option<u64>,
     /// Checksum of what seldom changes in the row.
     identity: i64,
 }
@@ -43,17 +48,19 @@ impl Known {
             machine,
             upcoming: VecDeque::new(),
             scanned: 0,
+            starts_at: None,
             version,
             doubted: false,
+            position: None,
             identity,
         }
     }
 
     /// The checksum of its row.
-    fn checksum(&self) -> i64 {
+    pub(super) fn checksum(&self) -> i64 {
         let Self { machine, identity, version, .. } = self;
         let numbers = [machine.cursor(), machine.missed(), machine.exhausted()].map(signed);
-        row_checksum(*identity, numbers, *version, machine.generation().into())
+        row_checksum(*identity, numbers, *version, machine.generation().into(), self.starts_at.map(signed))
     }
 }
 
@@ -85,8 +92,14 @@ pub(super) struct Consumers {
     known: HashMap<i64, Known>,
     /// To be written before the commit.
     changed: BTreeSet<i64>,
-    /// Ephemeral consumers as they were before this transaction: they cannot be read back from the file.
-    before: HashMap<i64, Known>,
+    /// Ephemeral consumers that this transaction changed, which cannot be read back from the file, and when they start.
+    before: HashMap<i64, Option<u64>>,
+    /// Ephemeral consumers that this transaction opened.
+    opened: Vec<i64>,
+    /// Ephemeral consumers that this transaction forgot.
+    forgotten: Vec<(i64, Known)>,
+    /// Where those consumers stand that retention may overtake.
+    pub(super) positions: Positions,
     ephemerals_ever: i64,
     /// Counts how often settings were read or changed.
     settings_read: u64,
@@ -101,22 +114,40 @@ pub(super) struct Opened {
 impl Consumers {
     pub(super) fn begin(&mut self) {
         self.changed.clear();
-        self.before.clear();
+        self.committed();
     }
 
     pub(super) fn committed(&mut self) {
-        self.before.clear();
+        for (id, _) in self.before.drain() {
+            if let Some(known) = self.known.get_mut(&id) {
+                known.machine.keep_changes();
+            }
+        }
+        self.opened.clear();
+        self.forgotten.clear();
     }
 
     pub(super) fn rolled_back(&mut self) {
         self.known.retain(|id, _| *id < 0);
-        self.known.extend(self.before.drain());
+        self.known.extend(self.forgotten.drain(..));
+        for id in self.opened.drain(..) {
+            self.known.remove(&id);
+        }
+        for (id, starts_at) in self.before.drain() {
+            if let Some(known) = self.known.get_mut(&id) {
+                known.machine.take_back_changes();
+                known.starts_at = starts_at;
+                (known.upcoming, known.scanned) = (VecDeque::new(), 0);
+            }
+        }
+        self.positions.forget();
         self.changed.clear();
     }
 
     /// Another process wrote: what is known has to be compared with the file.
     pub(super) fn doubt(&mut self) {
         self.known.iter_mut().filter(|(id, _)| **id > 0).for_each(|(_, known)| known.doubted = true);
+        self.positions.forget();
     }
 
     /// A consumer that [`Store::consumer`] found in this transaction.
@@ -132,8 +163,28 @@ impl Consumers {
         Some(Settings { read: self.settings_read, config, generation })
     }
 
-    fn insert(&mut self, id: i64, known: Known) -> &mut Known {
-        self.known.entry(id).insert_entry(known).into_mut()
+    fn insert(&mut self, id: i64, known: Known) {
+        self.known.insert(id, known);
+    }
+
+    /// The version of a row that is known.
+    pub(super) fn version(&self, id: i64) -> Option<i64> {
+        self.known.get(&id).map(|known| known.version)
+    }
+
+    /// Up to where a known consumer has what there is.
+    pub(super) fn cursor(&self, id: i64) -> Option<u64> {
+        self.known.get(&id).map(|known| known.machine.cursor())
+    }
+
+    /// The ephemeral consumers.
+    pub(super) fn ephemerals(&self) -> impl Iterator<Item = (i64, &Known)> {
+        self.known.iter().filter(|(id, _)| **id < 0).map(|(id, known)| (*id, known))
+    }
+
+    /// The consumers that hold first deliveries back.
+    pub(super) fn full(&self) -> impl Iterator<Item = (i64, &Known)> {
+        self.known.iter().filter(|(_, known)| known.machine.is_full()).map(|(id, known)| (*id, known))
     }
 }
 
@@ -184,7 +235,7 @@ impl Store {
     }
 
     fn create_durable(&mut self, name: &str, config: ConsumerConfig) -> Sql<i64> {
-        let start = self.start(&config)?;
+        let (start, starts_at) = self.start(&config)?;
         let mut machine = Consumer::new(config, start);
         machine.track_changes();
         self.connection
@@ -204,7 +255,9 @@ impl Store {
             insert.execute(params![id, signed(sequence)])?;
         }
         drop(insert);
-        self.consumers.insert(id, Known::new(id, name.to_owned(), machine, 1));
+        let mut known = Known::new(id, name.to_owned(), machine, 1);
+        known.starts_at = starts_at;
+        self.consumers.insert(id, known);
         // The checksum covers the id.
         self.mark_changed(id);
         Ok(id)
@@ -212,24 +265,27 @@ impl Store {
 
     /// Opens an ephemeral consumer, which lives in memory only.
     pub(super) fn open_ephemeral(&mut self, config: ConsumerConfig) -> Sql<Result<Opened>> {
-        let start = self.start(&config)?;
+        let (start, starts_at) = self.start(&config)?;
         self.consumers.ephemerals_ever += 1;
         let number = self.consumers.ephemerals_ever;
         let name = format!("ephemeral-{number}");
-        self.consumers.insert(-number, Known::new(-number, name, Consumer::new(config, start), 0));
+        let mut known = Known::new(-number, name, Consumer::new(config, start), 0);
+        known.starts_at = starts_at;
+        self.consumers.insert(-number, known);
+        self.consumers.opened.push(-number);
+        self.note_position(-number)?;
         Ok(self.opened(-number))
     }
 
     /// Forgets a durable consumer.
     pub(super) fn unsubscribe(&mut self, name: &str) -> Sql<()> {
-        let found: Option<i64> = self
-            .connection
-            .prepare_cached("DELETE FROM consumers WHERE name = ?1 RETURNING id")?
-            .query_row([name], |row| row.get(0))
-            .optional()?;
-        let Some(id) = found else {
+        let Some(id) = self.durable_id(name)? else {
             return Ok(());
         };
+        // A damaged one is forgotten as well.
+        let _ = self.sound_consumer("unsubscribe", id)?;
+        self.connection.prepare_cached("DELETE FROM consumers WHERE id = ?1")?.execute([id])?;
+        self.forget_position(id)?;
         self.connection.prepare_cached("DELETE FROM backlog WHERE consumer = ?1")?.execute([id])?;
         self.connection.prepare_cached("DELETE FROM pending WHERE consumer = ?1")?.execute([id])?;
         self.consumers.known.remove(&id);
@@ -248,6 +304,7 @@ impl Store {
             Some(Ok(None)) | None => return Ok(Err(EventError::NotFound(format!("consumer '{name}'")))),
         };
         known.machine.reset(Start::after(cursor));
+        known.starts_at = None;
         // What is known of the log lies behind the old position.
         (known.upcoming, known.scanned) = (VecDeque::new(), 0);
         if let Some(id) = found {
@@ -314,51 +371,11 @@ impl Store {
             let _ = self.settle(what.consumer, *lease, Settlement::Release)?;
         }
         if let Some(id) = self.id_of(what.consumer).filter(|id| what.forget && *id < 0) {
-            self.consumers.known.remove(&id);
+            self.forget_position(id)?;
+            let forgotten = self.consumers.known.remove(&id);
+            self.consumers.forgotten.extend(forgotten.map(|known| (id, known)));
         }
         Ok(())
-    }
-
-    /// Durable and ephemeral consumers of this process, by name.
-    pub(super) fn consumer_infos(&mut self) -> Sql<Result<Vec<ConsumerInfo>>> {
-        let mut ids: Vec<i64> = self
-            .connection
-            .prepare_cached("SELECT id FROM consumers")?
-            .query_map([], |row| row.get(0))?
-            .collect::<Sql<_>>()?;
-        ids.extend(self.consumers.known.keys().filter(|id| **id < 0));
-        let mut infos = Vec::new();
-        for id in ids {
-            let lag = match self.lag(id)? {
-                Ok(lag) => lag,
-                Err(damaged) => return Ok(Err(damaged)),
-            };
-            let Some(Known { name, machine, .. }) = self.consumer(id)? else { continue };
-            let mut info = ConsumerInfo::new(name.as_str(), &machine.config().filter, id > 0);
-            info.lag = lag;
-            info.pending = machine.pending() as u64;
-            info.redelivered = machine.redelivered() as u64;
-            infos.push(info);
-        }
-        infos.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(Ok(infos))
-    }
-
-    /// Matching retained events that were not delivered yet; none for a consumer that is gone.
-    pub(super) fn lag(&mut self, id: i64) -> Sql<Result<u64>> {
-        let (first, last) = (self.first()?, self.counters()?.last);
-        let machine = match self.sound_consumer("lag", id)? {
-            Ok(Some(Known { machine, .. })) => machine,
-            Ok(None) => return Ok(Ok(0)),
-            Err(damaged) => return Ok(Err(damaged)),
-        };
-        let from = machine.cursor().max(first.saturating_sub(1));
-        let backlog = machine.backlog_since(first) as u64;
-        let filter = machine.config().filter.clone();
-        if self.is_everything(&filter) {
-            return Ok(Ok(backlog + last.saturating_sub(from)));
-        }
-        Ok(Ok(backlog + history::count_after(&self.connection, &filter, from)?))
     }
 
     /// The same as [`consumer`](Store::consumer), where damage to its rows is an error of this call alone. Afterwards
@@ -382,9 +399,10 @@ impl Store {
         }
         if id < 0
             && !self.consumers.before.contains_key(&id)
-            && let Some(known) = self.consumers.known.get(&id)
+            && let Some(known) = self.consumers.known.get_mut(&id)
         {
-            self.consumers.before.insert(id, known.clone());
+            known.machine.remember_changes();
+            self.consumers.before.insert(id, known.starts_at);
         }
         Ok(self.consumers.known.get_mut(&id))
     }
@@ -393,16 +411,13 @@ impl Store {
     fn refresh(&mut self, id: i64) -> Sql<()> {
         let row = self
             .connection
-            .prepare_cached(
-                "SELECT version, name, filter, options, cursor, missed, exhausted, checksum, generation
-                 FROM consumers WHERE id = ?1",
-            )?
+            .prepare_cached(&format!("SELECT {COLUMNS} FROM consumers WHERE id = ?1"))?
             .query_row([id], |row| {
                 check_row(id, row)?;
-                Ok((row.get::<_, i64>(0)?, row.get(1)?, snapshot_of(row)?))
+                Ok((row.get::<_, i64>(0)?, row.get(1)?, snapshot_of(row)?, row.get::<_, Option<i64>>(9)?))
             })
             .optional()?;
-        let Some((version, name, mut snapshot)) = row else {
+        let Some((version, name, mut snapshot, starts_at)) = row else {
             self.consumers.known.remove(&id);
             return Ok(());
         };
@@ -415,6 +430,8 @@ impl Store {
         snapshot.backlog = self.stored_backlog(id)?;
         snapshot.pending = pending::load(&self.connection, id)?;
         let mut known = Known::new(id, name, Consumer::restore(snapshot), version);
+        known.starts_at = starts_at.map(unsigned);
+        known.position = Some(known.machine.cursor()).filter(|_| known.starts_at.is_none());
         if let Some(outdated) = self.consumers.known.remove(&id)
             && outdated.machine.generation() == known.machine.generation()
         {
@@ -450,51 +467,44 @@ impl Store {
         for id in std::mem::take(&mut self.consumers.changed) {
             if let Some(known) = self.consumers.known.get_mut(&id) {
                 save(&self.connection, id, known)?;
+                self.note_position(id)?;
             }
         }
         Ok(())
     }
 
-    /// The consumers whose cursor is before this sequence: id, filter, cursor.
-    pub(super) fn consumers_behind(&self, sequence: u64) -> Sql<Vec<(i64, String, u64)>> {
-        let mut behind: Vec<(i64, String, u64)> = self
-            .connection
-            .prepare_cached("SELECT id, filter, cursor FROM consumers WHERE cursor < ?1")?
-            .query_map([signed(sequence)], |row| Ok((row.get(0)?, row.get(1)?, unsigned(row.get(2)?))))?
-            .collect::<Sql<_>>()?;
-        let ephemerals = self.consumers.known.iter().filter(|(id, _)| **id < 0);
-        behind.extend(
-            ephemerals
-                .filter(|(_, known)| known.machine.cursor() < sequence)
-                .map(|(id, known)| (*id, known.machine.config().filter.clone(), known.machine.cursor())),
-        );
-        Ok(behind)
+    /// Tells where a consumer stands, as stored.
+    fn note_position(&mut self, id: i64) -> Sql<()> {
+        let Some(known) = self.consumers.known.get_mut(&id) else { return Ok(()) };
+        let now = Some(known.machine.cursor()).filter(|_| known.starts_at.is_none());
+        let before = std::mem::replace(&mut known.position, now);
+        let (filter, starts_at) = (known.machine.config().filter.clone(), known.starts_at);
+        self.moved(id, &filter, starts_at, before, now)
     }
 
-    /// Counts events that retention dropped before this consumer got them.
-    pub(super) fn note_missed(&mut self, id: i64, missed: u64) -> Sql<()> {
-        match self.sound_consumer("retention", id)? {
-            Ok(Some(known)) => {
-                known.machine.note_missed(missed);
-                self.mark_changed(id);
-                self.wakeups.consumers.push(id);
-            }
-            Ok(None) => {}
-            // Whoever uses it is told; it must not keep others from publishing.
-            Err(error) => tracing::warn!(id, missed, %error, "a damaged consumer was overtaken by retention"),
-        }
-        Ok(())
+    fn forget_position(&mut self, id: i64) -> Sql<()> {
+        let Some(known) = self.consumers.known.get_mut(&id) else { return Ok(()) };
+        let before = known.position.take();
+        let filter = known.machine.config().filter.clone();
+        self.moved(id, &filter, None, before, None)
     }
 
-    fn start(&mut self, config: &ConsumerConfig) -> Sql<Start> {
+    /// Where a new consumer starts, and the time that it starts at where nothing is stored yet.
+    fn start(&mut self, config: &ConsumerConfig) -> Sql<(Start, Option<u64>)> {
         let newest = self.counters()?.last;
-        Ok(match &config.deliver_policy {
-            DeliverPolicy::All => Start::after(self.first()?.saturating_sub(1)),
+        // What was dropped before is not missed.
+        let dropped = self.first()?.saturating_sub(1);
+        let start = match &config.deliver_policy {
+            DeliverPolicy::All => Start::after(dropped),
             DeliverPolicy::New => Start::after(newest),
-            DeliverPolicy::ByStartSequence { sequence } => Start::after(sequence.saturating_sub(1)),
+            DeliverPolicy::ByStartSequence { sequence } => {
+                Start::after(sequence.saturating_sub(1).max(dropped))
+            }
             DeliverPolicy::ByStartTime { timestamp } => {
-                let first = history::first_stored_since(&self.connection, *timestamp)?;
-                Start::after(first.map_or(newest, |first| first.saturating_sub(1)))
+                let Some(first) = history::first_stored_since(&self.connection, *timestamp)? else {
+                    return Ok((Start::after(newest), Some(*timestamp)));
+                };
+                Start::after(first.saturating_sub(1))
             }
             DeliverPolicy::Last => {
                 let newest_match = history::newest_per_subject(&self.connection, &config.filter)?;
@@ -505,7 +515,28 @@ impl Store {
                 sequences.sort_unstable();
                 Start::backlog(sequences, newest)
             }
-        })
+        };
+        Ok((start, None))
+    }
+
+    /// A consumer whose start time has come begins; one whose has not misses nothing of what is stored until now.
+    pub(super) fn begin_if_due(&mut self, id: i64) -> Sql<()> {
+        let Some(starts_at) = self.consumers.known.get(&id).and_then(|known| known.starts_at) else {
+            return Ok(());
+        };
+        let first = history::first_stored_since(&self.connection, starts_at)?;
+        let last = self.counters()?.last;
+        let Some(known) = self.consumer(id)? else { return Ok(()) };
+        known.machine.skip_to(first.map_or(last, |first| first.saturating_sub(1)), 0);
+        (known.upcoming, known.scanned) = (VecDeque::new(), 0);
+        if first.is_some() {
+            known.starts_at = None;
+            self.mark_changed(id);
+            if id < 0 {
+                self.note_position(id)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -527,77 +558,47 @@ fn apply(
     }
 }
 
-fn save(connection: &rusqlite::Connection, id: i64, known: &mut Known) -> Sql<()> {
-    known.version += 1;
-    let checksum = known.checksum();
-    let Known { machine, version, backlog_front, .. } = known;
-    connection
-        .prepare_cached(
-            "UPDATE consumers SET cursor = ?2, missed = ?3, exhausted = ?4, version = ?5, checksum = ?6,
-                 generation = ?7
-             WHERE id = ?1",
-        )?
-        .execute(params![
-            id,
-            signed(machine.cursor()),
-            signed(machine.missed()),
-            signed(machine.exhausted()),
-            *version,
-            checksum,
-            machine.generation()
-        ])?;
-    let changed = machine.take_changes();
-    pending::save(connection, id, machine, &changed)?;
-    if machine.backlog_front() != *backlog_front {
-        *backlog_front = machine.backlog_front();
-        connection
-            .prepare_cached("DELETE FROM backlog WHERE consumer = ?1 AND sequence < ?2")?
-            .execute(params![id, backlog_front.map_or(i64::MAX, signed)])?;
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use crate::provider::consumer::ConsumerConfig;
+    use crate::provider::sqlite::schema::open_writer;
+    use crate::provider::sqlite::{SqliteConfig, queue::Access};
+    use crate::types::{DeliverPolicy, SubscribeOptions};
+
+    use super::*;
+
+    /// An ephemeral consumer cannot be read back from the file.
+    #[test]
+    fn a_failed_transaction_leaves_an_ephemeral_consumer_as_it_was() {
+        let config = SqliteConfig::in_memory();
+        let mut store = Store::new(open_writer(&config).unwrap(), Arc::new(config));
+        let options = SubscribeOptions { deliver_policy: DeliverPolicy::New, ..Default::default() };
+        let open = |store: &mut Store| {
+            let config = ConsumerConfig::new("events.>", &options).unwrap();
+            store.open_ephemeral(config).map(|opened| opened.unwrap().key.id)
+        };
+        let mut kept = 0;
+        assert!(store.transaction(Access::Read, |store| open(store).map(|id| kept = id)).is_ok());
+        let known = store.consumers.known.get_mut(&kept).unwrap();
+        known.machine.reset(Start::backlog([1, 2, 3], 9));
+        let before = known.machine.snapshot();
+
+        let mut fails = 0;
+        let failed = store.transaction(Access::Read, |store| {
+            fails = open(store)?;
+            let now = store.now();
+            let known = store.consumer(kept)?.unwrap();
+            for _ in 0..5 {
+                known.machine.fetch(now, 1, |cursor| Some(cursor + 1));
+            }
+            let key = store.key(kept);
+            store.take_back(&GiveBack { consumer: key, leases: Vec::new(), forget: true })?;
+            Err(rusqlite::Error::InvalidQuery)
+        });
+        assert!(failed.is_err());
+        assert_eq!(store.consumers.known.get(&kept).unwrap().machine.snapshot(), before);
+        assert!(!store.consumers.known.contains_key(&fails), "nobody has it");
     }
-    Ok(())
-}
-
-/// The part of a row's checksum that its settings make.
-fn identity(id: i64, name: &str, filter: &str, options: &str) -> i64 {
-    // A name has no line break, and neither has a filter.
-    checksum::of(format!("{name}\n{filter}\n{options}").as_bytes(), &[id])
-}
-
-fn row_checksum(identity: i64, [cursor, missed, exhausted]: [i64; 3], version: i64, generation: i64) -> i64 {
-    let numbers = [identity, cursor, missed, exhausted, version, generation];
-    // Rows of version 1 have no generation.
-    let covered =
-        if generation == 0 { numbers.split_last().map_or(&numbers[..], |(_, rest)| rest) } else { &numbers };
-    checksum::of(&[], covered)
-}
-
-/// Compares a row of `consumers` with its checksum.
-pub(super) fn check_row(id: i64, row: &Row<'_>) -> Sql<()> {
-    let text = |column| row.get_ref(column)?.as_str().map_err(rusqlite::Error::from);
-    let identity = identity(id, text(1)?, text(2)?, text(3)?);
-    let found =
-        row_checksum(identity, [row.get(4)?, row.get(5)?, row.get(6)?], row.get(0)?, row.get("generation")?);
-    if found == row.get::<_, i64>(7)? { Ok(()) } else { Err(checksum::mismatch(&format!("consumer {id}"))) }
-}
-
-fn options_to_json(config: &ConsumerConfig) -> String {
-    serde_json::to_string(&config.to_options()).unwrap_or_default()
-}
-
-/// The snapshot in a row of `consumers`, without its backlog and pending events.
-fn snapshot_of(row: &Row<'_>) -> Sql<ConsumerSnapshot> {
-    const OPTIONS: usize = 3;
-    let unreadable = |error: Box<dyn std::error::Error + Send + Sync>| {
-        rusqlite::Error::FromSqlConversionFailure(OPTIONS, rusqlite::types::Type::Text, error)
-    };
-    let options: String = row.get(OPTIONS)?;
-    let options: SubscribeOptions =
-        serde_json::from_str(&options).map_err(|error| unreadable(error.into()))?;
-    let filter: String = row.get(2)?;
-    let config = ConsumerConfig::new(&filter, &options).map_err(|error| unreadable(error.into()))?;
-    let mut snapshot = ConsumerSnapshot::new(config, unsigned(row.get(4)?));
-    snapshot.missed = unsigned(row.get(5)?);
-    snapshot.exhausted = unsigned(row.get(6)?);
-    snapshot.generation = row.get("generation")?;
-    Ok(snapshot)
 }

@@ -192,6 +192,7 @@ impl Store {
         if let Err(damaged) = self.sound_consumer("next", id)? {
             return Ok(Err(damaged));
         }
+        self.overtake(id)?;
         let mut room = Room { events: asked.max, bytes: MAX_BYTES };
         loop {
             self.look_ahead(id)?;

@@ -71,7 +71,7 @@ pub(super) fn page(connection: &Connection, query: &HistoryQuery, everything: &s
 }
 
 /// First and last retained sequence.
-fn bounds(connection: &Connection) -> Sql<Option<(u64, u64)>> {
+pub(super) fn bounds(connection: &Connection) -> Sql<Option<(u64, u64)>> {
     let end = |order: &str| {
         connection
             .prepare_cached(&format!("SELECT sequence FROM events ORDER BY sequence {order} LIMIT 1"))?
@@ -194,7 +194,7 @@ fn newest_before(connection: &Connection, subject: i64, before: u64) -> Sql<Opti
 }
 
 /// The ids of the subjects that a filter matches.
-fn subjects_matching(connection: &Connection, filter: &str) -> Sql<Vec<i64>> {
+pub(super) fn subjects_matching(connection: &Connection, filter: &str) -> Sql<Vec<i64>> {
     let literal = filter.split(['*', '>']).next().unwrap_or_default();
     let mut statement =
         connection.prepare_cached("SELECT id, name FROM subjects WHERE name >= ?1 ORDER BY name")?;
@@ -225,17 +225,6 @@ pub(super) fn next_match(connection: &Connection, filter: &str, after: u64) -> S
         first = first.into_iter().chain(next).min();
     }
     Ok(first)
-}
-
-/// How many matches lie behind a sequence.
-pub(super) fn count_after(connection: &Connection, filter: &str, after: u64) -> Sql<u64> {
-    let mut statement =
-        connection.prepare_cached("SELECT count(*) FROM events WHERE subject = ?1 AND sequence > ?2")?;
-    let mut count = 0;
-    for subject in subjects_matching(connection, filter)? {
-        count += unsigned(statement.query_row(params![subject, signed(after)], |row| row.get(0))?);
-    }
-    Ok(count)
 }
 
 /// The newest event of each matching subject.

@@ -3,7 +3,7 @@
 use rusqlite::Connection;
 
 use super::checksum;
-use super::consumers::check_row;
+use super::consumer_row::{COLUMNS, check_row};
 use super::error::{Sql, is_damage};
 use super::pending;
 
@@ -84,12 +84,10 @@ fn counters(connection: &Connection, findings: &mut Vec<String>) -> Sql<()> {
 }
 
 fn consumers(connection: &Connection, findings: &mut Vec<String>) -> Sql<()> {
-    let mut statement = connection.prepare(
-        "SELECT version, name, filter, options, cursor, missed, exhausted, checksum, id, generation FROM consumers",
-    )?;
+    let mut statement = connection.prepare(&format!("SELECT {COLUMNS}, id FROM consumers"))?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
-        let id = row.get(8)?;
+        let id = row.get(10)?;
         for checked in [check_row(id, row), pending::load(connection, id).map(drop)] {
             match checked {
                 Err(damage) if is_damage(&damage) => findings.push(damage.to_string()),

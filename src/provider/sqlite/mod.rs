@@ -2,14 +2,19 @@
 
 mod cells;
 mod checksum;
+mod clock;
 mod config;
+mod consumer_row;
 mod consumers;
 mod error;
 mod fetch;
+mod foreign;
 mod history;
 mod integrity;
+mod lag;
 mod maintenance;
 mod pending;
+mod positions;
 mod publish;
 mod queue;
 mod retention;
@@ -42,7 +47,7 @@ use super::{
 };
 use crate::error::{EventError, Result};
 use crate::subject::{validate_consumer_name, validate_filter_under};
-use crate::types::{Event, PublishOptions, SubscribeOptions, unix_millis};
+use crate::types::{Event, PublishOptions, SubscribeOptions};
 
 const NAME: &str = "sqlite";
 
@@ -150,7 +155,7 @@ impl Shared {
         let mut query = query.clone();
         if !self.config.max_age.is_zero() {
             let max_age_ms = u64::try_from(self.config.max_age.as_millis()).unwrap_or(u64::MAX);
-            let oldest = unix_millis().saturating_sub(max_age_ms).saturating_add(1);
+            let oldest = self.config.now_ms().saturating_sub(max_age_ms).saturating_add(1);
             query.since_time = query.since_time.max(Some(oldest));
         }
         query
@@ -249,7 +254,11 @@ impl EventProvider for SqliteProvider {
     }
 
     async fn consumers(&self) -> Result<Vec<ConsumerInfo>> {
-        self.shared.call("consumers", Access::Read, Store::consumer_infos).await
+        let ephemerals = |store: &mut Store| store.ephemerals().map(Ok);
+        let ephemerals = self.shared.call("consumers", Access::Read, ephemerals).await?;
+        let everything = format!("{}.>", self.shared.config.subject_prefix);
+        let read = move |connection: &rusqlite::Connection| lag::infos(connection, &everything, ephemerals);
+        self.shared.read("consumers", read).await
     }
 
     /// Whether the writer thread answers.

@@ -15,7 +15,7 @@ use crate::error::{BackendError, EventError, Result};
 use crate::provider::receipt::{PublishReceipt, answered_without_storing};
 use crate::provider::validate::{validate_event, validate_publish_options};
 use crate::provider::{DEFAULT_TIMEOUT, PublishRequest};
-use crate::types::{Event, PublishOptions, unix_millis};
+use crate::types::{Event, PublishOptions};
 
 /// An event that passed all checks that need no file.
 struct Prepared {
@@ -105,7 +105,7 @@ impl Shared {
     ) -> Result<Vec<Result<PublishReceipt>>> {
         let size = Size { events: prepared.len(), bytes };
         let work = move |store: &mut Store| {
-            let now_ms = unix_millis();
+            let now_ms = store.config.now_ms();
             let entries =
                 prepared.into_iter().map(|entry| store.publish(entry, now_ms)).collect::<Sql<_>>()?;
             Ok(Ok(entries))
@@ -169,7 +169,7 @@ impl Store {
         counters.last += 1;
         counters.messages += 1;
         counters.bytes += entry.record.len() as u64;
-        // The clock may jump back; storage times never do, or time ranges would have holes.
+        // The clock may go back a little; storage times never do, or time ranges would have holes.
         counters.last_stored_at = counters.last_stored_at.max(now_ms);
         let (sequence, stored_at) = (signed(counters.last), counters.last_stored_at);
         // Asked before the insert, because it is the event itself when nothing is stored.
@@ -194,6 +194,7 @@ impl Store {
     }
 
     fn find_duplicate(&mut self, msg_id: &str, now_ms: u64) -> Sql<Option<u64>> {
+        self.bound_message_ids(now_ms)?;
         let oldest = now_ms.saturating_sub(self.dedup_window_ms());
         self.connection
             .prepare_cached("SELECT sequence FROM message_ids WHERE msg_id = ?1 AND stored_at > ?2")?

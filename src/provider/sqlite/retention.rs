@@ -2,16 +2,19 @@
 
 use std::collections::HashSet;
 
-use rusqlite::{params, params_from_iter};
+use rusqlite::{OptionalExtension, params, params_from_iter};
 
 use super::error::Sql;
+use super::positions::Dropped;
 use super::queue::Access;
 use super::store::{Counters, Store, signed, unsigned};
-use crate::subject::subject_matches;
-use crate::types::unix_millis;
+use super::{checksum, history};
+use crate::provider::CLOCK_TOLERANCE_MS;
 
-/// Most events that one transaction drops, so that nobody waits long for it.
-const STEP: u32 = 2_000;
+/// How many events one transaction drops beside those that it makes room for, so that nobody waits long for it.
+const STEP: u64 = 64;
+/// How many rows one transaction brings back into the present, for the same reason.
+const ROWS: u64 = 256;
 
 /// An event that is to be dropped.
 struct Oldest {
@@ -32,7 +35,9 @@ impl Store {
     pub(super) fn is_retention_due(&mut self) -> Sql<bool> {
         let counters = self.counters()?;
         let oldest = self.oldest_stored_at()?;
-        Ok(oldest.is_some_and(|stored_at| self.is_surplus(counters, stored_at, unix_millis())))
+        let now_ms = self.config.now_ms();
+        let is_surplus = oldest.is_some_and(|stored_at| self.is_surplus(counters, stored_at, now_ms));
+        Ok(is_surplus || (self.expires_by_age() && is_ahead(counters, now_ms)))
     }
 
     /// A transaction of its own, for the time when nobody publishes.
@@ -50,8 +55,11 @@ impl Store {
             self.set_surplus(false);
             return Ok(());
         }
-        let dropped = self.surplus_events()?;
-        self.set_surplus(dropped.len() == STEP as usize);
+        // More than what came in, or it would never end.
+        let most = STEP + 2 * self.appended;
+        let dropped = self.surplus_events(most)?;
+        let is_ahead = is_ahead(self.counters()?, self.config.now_ms());
+        self.set_surplus(dropped.len() as u64 == most || is_ahead);
         let (Some(oldest), Some(newest)) = (dropped.first(), dropped.last()) else {
             return Ok(());
         };
@@ -65,17 +73,18 @@ impl Store {
         }
         self.set_counters(counters);
         self.forget_first();
-        self.tell_overtaken(&dropped)
+        let dropped: Vec<_> = dropped.into_iter().map(Dropped::from).collect();
+        self.count_missed(&dropped)
     }
 
-    fn surplus_events(&mut self) -> Sql<Vec<Oldest>> {
+    fn surplus_events(&mut self, most: u64) -> Sql<Vec<Oldest>> {
         let mut counters = self.counters()?;
-        let now_ms = unix_millis();
+        let now_ms = self.config.now_ms();
         let mut statement = self.connection.prepare_cached(
             "SELECT sequence, subject, name, stored_at, size FROM events JOIN subjects ON id = subject
              ORDER BY sequence LIMIT ?1",
         )?;
-        let mut rows = statement.query([STEP])?;
+        let mut rows = statement.query([signed(most)])?;
         let mut surplus = Vec::new();
         while let Some(row) = rows.next()? {
             let event = Oldest {
@@ -103,21 +112,71 @@ impl Store {
             || (max_age_ms != 0 && stored_at.saturating_add(max_age_ms) <= now_ms)
     }
 
-    /// Counts for every consumer what it did not see of the dropped events.
-    fn tell_overtaken(&mut self, dropped: &[Oldest]) -> Sql<()> {
-        let Some(newest) = dropped.last() else {
+    /// When the clock was set back, what has a later storage time was stored now at the latest: a time from when the clock
+    /// was ahead would keep events from growing old, and would be that of all that is stored meanwhile. Done in steps, from the
+    /// oldest on, so that no storage time is before that of an older event at any time.
+    pub(super) fn bound_storage_times(&mut self) -> Sql<()> {
+        let now_ms = self.config.now_ms();
+        let counters = self.counters()?;
+        if !is_ahead(counters, now_ms) {
             return Ok(());
-        };
-        for (id, filter, cursor) in self.consumers_behind(newest.sequence)? {
-            let unseen = dropped
-                .iter()
-                .filter(|event| event.sequence > cursor && subject_matches(&event.subject, &filter))
-                .count() as u64;
-            if unseen > 0 {
-                self.note_missed(id, unseen)?;
+        }
+        let most = ROWS + 2 * self.appended;
+        let mut rows = Vec::new();
+        if let Some(first) = history::first_stored_since(&self.connection, now_ms.saturating_add(1))? {
+            let mut statement = self.connection.prepare_cached(
+                "SELECT sequence, subject, stored_at, checksum, record FROM events WHERE sequence >= ?1
+                 ORDER BY sequence LIMIT ?2",
+            )?;
+            let mut found = statement.query(params![signed(first), signed(most)])?;
+            while let Some(row) = found.next()? {
+                let (sequence, subject): (i64, i64) = (row.get(0)?, row.get(1)?);
+                let record = row.get_ref(4)?.as_blob()?;
+                let is_sound =
+                    row.get::<_, i64>(3)? == checksum::of_event(sequence, subject, row.get(2)?, record);
+                let bounded = checksum::of_event(sequence, subject, signed(now_ms), record);
+                // The time of a damaged row says nothing, and what is damaged must stay recognisable.
+                rows.push((sequence, is_sound.then_some(bounded)));
             }
         }
+        let mut update = self
+            .connection
+            .prepare_cached("UPDATE events SET stored_at = ?2, checksum = ?3 WHERE sequence = ?1")?;
+        for (sequence, checksum) in &rows {
+            if let Some(checksum) = checksum {
+                update.execute(params![sequence, signed(now_ms), checksum])?;
+            }
+        }
+        drop(update);
+        if (rows.len() as u64) < most || rows.iter().all(|(_, bounded)| bounded.is_none()) {
+            self.set_counters(Counters { last_stored_at: now_ms, ..counters });
+        }
+        // Among them may be the oldest.
+        self.forget_first();
+        self.set_surplus(true);
         Ok(())
+    }
+
+    /// The same for `msg_id`s: none is kept for longer than the window from now on.
+    pub(super) fn bound_message_ids(&mut self, now_ms: u64) -> Sql<()> {
+        if std::mem::replace(&mut self.ids_are_bounded, true) {
+            return Ok(());
+        }
+        let newest: Option<i64> = self
+            .connection
+            .prepare_cached("SELECT stored_at FROM message_ids ORDER BY stored_at DESC LIMIT 1")?
+            .query_row([], |row| row.get(0))
+            .optional()?;
+        if newest.is_none_or(|newest| unsigned(newest) <= now_ms) {
+            return Ok(());
+        }
+        self.connection
+            .prepare_cached(
+                "UPDATE message_ids SET stored_at = ?1 WHERE msg_id IN
+                     (SELECT msg_id FROM message_ids WHERE stored_at > ?1 ORDER BY stored_at LIMIT ?2)",
+            )?
+            .execute(params![signed(now_ms), signed(ROWS)])
+            .map(drop)
     }
 
     /// Forgets `msg_id`s that are older than the window, a few at a time.
@@ -133,6 +192,17 @@ impl Store {
         let mut delete = self.connection.prepare_cached("DELETE FROM message_ids WHERE msg_id = ?1")?;
         expired.iter().try_for_each(|msg_id| delete.execute(params_from_iter([msg_id])).map(drop))
     }
+}
+
+impl From<Oldest> for Dropped {
+    fn from(oldest: Oldest) -> Self {
+        Self { sequence: oldest.sequence, subject: oldest.subject, stored_at: oldest.stored_at }
+    }
+}
+
+/// Whether the newest storage time is from a clock that was ahead.
+fn is_ahead(counters: Counters, now_ms: u64) -> bool {
+    counters.last_stored_at > now_ms.saturating_add(CLOCK_TOLERANCE_MS)
 }
 
 fn remove(counters: &mut Counters, event: &Oldest) {

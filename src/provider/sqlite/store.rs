@@ -15,7 +15,6 @@ use super::consumers::Consumers;
 use super::error::{Failure, Sql};
 use super::queue::Access;
 use crate::provider::consumer::Time;
-use crate::types::unix_millis;
 
 /// Subject ids known by heart. Programs with more subjects look some of them up.
 const MAX_KNOWN_SUBJECTS: usize = 10_000;
@@ -37,6 +36,12 @@ pub(super) struct Store {
     pub(super) wakeups: Wakeups,
     /// Counts the streams that this process met in this place.
     stream: u64,
+    /// Up to here, those who wait were told of every event; `None` before anything was read.
+    pub(super) told: Option<u64>,
+    /// Events that this transaction stored.
+    pub(super) appended: u64,
+    /// Whether this transaction looked for ids that have their time from a clock that was ahead.
+    pub(super) ids_are_bounded: bool,
     counters: Option<Counters>,
     counters_changed: bool,
     /// Lowest retained sequence, or the next one when nothing is retained.
@@ -63,6 +68,9 @@ impl Store {
             consumers: Consumers::default(),
             wakeups: Wakeups::default(),
             stream: 0,
+            told: None,
+            appended: 0,
+            ids_are_bounded: false,
             counters: None,
             counters_changed: false,
             first: None,
@@ -95,7 +103,12 @@ impl Store {
             Err(cause) => Err(Failure::rolled_back(cause)),
         };
         match &outcome {
-            Ok(()) => self.consumers.committed(),
+            Ok(()) => {
+                self.consumers.committed();
+                if access != Access::Read {
+                    self.note_told();
+                }
+            }
             Err(failure) => {
                 self.lost_writes = self.lost_writes.take().or_else(|| failure.lost_writes());
                 self.roll_back();
@@ -121,7 +134,9 @@ impl Store {
     fn begin(&mut self, access: Access) -> Sql<()> {
         self.set_synchronous(access)?;
         self.execute(if access == Access::Read { "BEGIN" } else { "BEGIN IMMEDIATE" })?;
-        self.look_for_changes()
+        self.look_for_changes()?;
+        (self.appended, self.ids_are_bounded) = (0, false);
+        Ok(())
     }
 
     /// What only has to survive a crash of the process is not worth waiting for the disk.
@@ -140,6 +155,7 @@ impl Store {
         }
         // What retention compares with the rows must be in them.
         self.save_consumers()?;
+        self.bound_storage_times()?;
         self.retain()?;
         self.save_consumers()?;
         if std::mem::take(&mut self.counters_changed) {
@@ -172,7 +188,7 @@ impl Store {
             self.data_version = data_version;
             self.forget();
             self.consumers.doubt();
-            self.wakeups.everyone = true;
+            self.wakeups.foreign = true;
         }
         Ok(())
     }
@@ -222,6 +238,11 @@ impl Store {
         Ok(*self.counters.insert(counters))
     }
 
+    /// The newest sequence, if it is known by heart.
+    pub(super) fn known_last(&self) -> Option<u64> {
+        self.counters.map(|counters| counters.last)
+    }
+
     pub(super) fn set_counters(&mut self, counters: Counters) {
         self.counters = Some(counters);
         self.counters_changed = true;
@@ -258,6 +279,7 @@ impl Store {
 
     /// An event was stored; it may be the oldest one.
     pub(super) fn note_appended(&mut self, stored_at: u64) {
+        self.appended += 1;
         self.oldest_stored_at.get_or_insert(stored_at);
     }
 
@@ -314,9 +336,9 @@ impl Store {
         Ok(())
     }
 
-    /// The time of leases.
+    /// The time of leases: Unix time, because it has to mean the same in every process.
     pub(super) fn now(&self) -> Time {
-        lease_time()
+        Time::from_origin(Duration::from_millis(self.config.now_ms()))
     }
 
     pub(super) fn take_wakeups(&mut self) -> Wakeups {
@@ -326,11 +348,6 @@ impl Store {
     fn execute(&self, sql: &str) -> Sql<()> {
         self.connection.prepare_cached(sql)?.execute([]).map(drop)
     }
-}
-
-/// The time of leases: Unix time, because it has to mean the same in every process.
-pub(super) fn lease_time() -> Time {
-    Time::from_origin(Duration::from_millis(unix_millis()))
 }
 
 /// As SQLite stores numbers; ours never come near the limit.

@@ -12,8 +12,8 @@ use super::Shared;
 use super::cells::{Cell, ConsumerKey};
 use super::consumers::Settlement;
 use super::fetch::{Answer, Fetch, Item};
+use super::lag;
 use super::queue::{Access, GiveBack, Size, answered};
-use super::store::lease_time;
 use crate::deadline::After;
 use crate::error::{EventError, Result, without_values};
 use crate::provider::consumer::{ConsumerConfig, Lease, Time};
@@ -319,7 +319,8 @@ impl SqliteSubscription {
         match due {
             None => wakeup.await,
             Some(due) => {
-                let patience = due.since_origin().saturating_sub(lease_time().since_origin());
+                let now = Duration::from_millis(self.shared.config.now_ms());
+                let patience = due.since_origin().saturating_sub(now);
                 // Woken or due: the next request tells which.
                 let _ = tokio::time::timeout(patience, wakeup).await;
             }
@@ -448,11 +449,22 @@ impl Subscription for SqliteSubscription {
 
     async fn lag(&self) -> Result<u64> {
         let key = self.cell.key;
-        let work = move |store: &mut super::store::Store| match store.id_of(key) {
-            Some(id) => store.lag(id),
-            None => Ok(Ok(0)),
+        if self.cell.end().is_some() {
+            return Ok(0);
+        }
+        let ephemeral = if self.cell.is_durable() {
+            None
+        } else {
+            let look = move |store: &mut super::store::Store| store.ephemeral(key).map(Ok);
+            let Some(standing) = self.shared.call("lag", Access::Read, look).await? else { return Ok(0) };
+            Some(standing)
         };
-        self.shared.call("lag", Access::Read, work).await
+        let everything = format!("{}.>", self.shared.config.subject_prefix);
+        let read = move |connection: &rusqlite::Connection| match ephemeral {
+            Some(standing) => lag::of(connection, &everything, standing),
+            None => lag::of_durable(connection, &everything, key.id),
+        };
+        self.shared.read("lag", read).await
     }
 
     fn settings(&self) -> Option<ConsumerConfig> {

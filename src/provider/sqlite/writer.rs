@@ -12,6 +12,7 @@ use super::error::Failure;
 use super::queue::{Access, Group, Queue, Size, Work};
 use super::schema::open_writer;
 use super::store::Store;
+use crate::deadline::After;
 use crate::error::Result;
 
 /// How often to look for the writes of other processes: often after one, seldom when nothing happens.
@@ -85,7 +86,7 @@ impl Writer {
         // Those who only read must not keep what is too old from being dropped.
         let is_due = self.store.expires_by_age() && self.store.is_retention_due().unwrap_or(false);
         let access = if is_due { access.max(Access::Write) } else { access };
-        let deadline = Instant::now() + self.delay;
+        let deadline = Instant::now().after(self.delay);
         let (queue, expected) = (&self.queue, self.expected);
         // What does not wait for the disk has nothing to share.
         let wait = if access == Access::Sync { self.store.commit_time() } else { Duration::ZERO };
@@ -123,7 +124,7 @@ impl Writer {
         }
     }
 
-    /// With nothing to do: drops what is too old or too much, and wakes everyone when another process wrote.
+    /// With nothing to do: drops what is too old or too much, and wakes whom the writes of another process concern.
     fn look_around(&mut self) {
         self.poll = (self.poll * 2).min(POLL_IDLE);
         let looked = self.store.look_for_changes().and_then(|()| {
@@ -138,9 +139,14 @@ impl Writer {
     }
 
     fn wake(&mut self) {
-        let wakeups = self.store.take_wakeups();
-        if wakeups.everyone {
+        let mut wakeups = self.store.take_wakeups();
+        if wakeups.foreign {
             self.poll = POLL_ACTIVE;
+            let durables = self.cells.durables();
+            if let Err(error) = self.store.add_foreign(&mut wakeups, &durables) {
+                tracing::debug!(%error, "cannot tell whom the writes of another process concern");
+                wakeups.everyone = true;
+            }
         }
         self.cells.wake(&wakeups);
     }

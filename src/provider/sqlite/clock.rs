@@ -1,0 +1,158 @@
+//! The clock: that of the wall, because times have to mean the same in every process. It may be wrong, and be corrected.
+
+use super::SqliteConfig;
+use crate::types::unix_millis;
+
+impl SqliteConfig {
+    /// The time, in Unix milliseconds.
+    pub(super) fn now_ms(&self) -> u64 {
+        #[cfg(test)]
+        return unix_millis().saturating_add_signed(self.skew.get());
+        #[cfg(not(test))]
+        unix_millis()
+    }
+}
+
+/// How wrong the clock is, in milliseconds, to be changed by a test at any time.
+#[cfg(test)]
+#[derive(Debug, Clone, Default)]
+pub(super) struct Skew(std::sync::Arc<std::sync::atomic::AtomicI64>);
+
+#[cfg(test)]
+impl Skew {
+    fn get(&self) -> i64 {
+        self.0.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    pub(super) fn set(&self, millis: i64) {
+        self.0.store(millis, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+/// A clock is no part of the settings.
+#[cfg(test)]
+impl PartialEq for Skew {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+#[cfg(test)]
+impl Eq for Skew {}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use crate::provider::sqlite::{SqliteConfig, SqliteProvider};
+    use crate::provider::{EventProvider, HistoryQuery, Subscription};
+    use crate::types::{Event, PublishOptions, SubscribeOptions, unix_millis};
+
+    const HOUR_MS: i64 = 3_600_000;
+
+    fn event() -> Event {
+        Event::new("events.test", "test", "", "test", serde_json::json!(1))
+    }
+
+    async fn durable(provider: &SqliteProvider) -> Box<dyn Subscription> {
+        let options = SubscribeOptions { ack_wait_secs: Some(1), ..Default::default() };
+        provider.subscribe_durable_with_options("worker", "events.>", &options).await.unwrap()
+    }
+
+    /// What was handed out, refused and given back while the clock was ahead comes when it would have come with a right
+    /// one, in the same process and in the next one.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_clock_that_was_ahead_strands_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, reopens) in [("same", false), ("next", true)] {
+            let config = SqliteConfig::file(folder.path().join(name));
+            let mut provider = SqliteProvider::open(config.clone()).await.unwrap();
+            config.skew.set(HOUR_MS);
+            for _ in 0..4 {
+                provider.publish(&event()).await.unwrap();
+            }
+            let mut subscription = durable(&provider).await;
+            let mut held = Vec::new();
+            for _ in 0..4 {
+                held.push(subscription.next_delivery().await.unwrap().unwrap());
+            }
+            let leased = held.pop();
+            held.pop().unwrap().nak_after(Duration::from_secs(3_600)).await.unwrap();
+            held.pop().unwrap().release().await.unwrap();
+            held.pop().unwrap().nak().await.unwrap();
+            drop(leased);
+            config.skew.set(0);
+            if reopens {
+                drop(subscription);
+                provider.close().await.unwrap();
+                provider = SqliteProvider::open(config.clone()).await.unwrap();
+                subscription = durable(&provider).await;
+            }
+            let mut came = Vec::new();
+            for _ in 0..3 {
+                let next = tokio::time::timeout(Duration::from_secs(10), subscription.next_delivery());
+                let delivery = next.await.expect("it comes soon").unwrap().unwrap();
+                came.push((delivery.sequence(), delivery.num_delivered()));
+                delivery.ack().await.unwrap();
+            }
+            assert_eq!(came, [(1, 2), (2, 1), (4, 2)], "{name}");
+            config.skew.set(HOUR_MS + 1_000);
+            let next = tokio::time::timeout(Duration::from_secs(10), subscription.next_delivery());
+            assert_eq!(next.await.unwrap().unwrap().unwrap().sequence(), 3, "{name}");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_clock_that_was_ahead_keeps_no_id() {
+        let config = SqliteConfig::in_memory();
+        let provider = SqliteProvider::open(config.clone()).await.unwrap();
+        let publish = async |msg_id: &str| {
+            let options = PublishOptions { msg_id: Some(msg_id.to_owned()), ..Default::default() };
+            provider.publish_with_receipt(&event(), &options).await.unwrap().duplicate
+        };
+        config.skew.set(HOUR_MS);
+        assert!(!publish("a").await);
+        config.skew.set(0);
+        assert!(!publish("b").await);
+        assert!(publish("a").await, "within the window");
+        config.skew.set(121_000);
+        assert!(!publish("a").await, "behind the window");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_clock_that_was_ahead_keeps_no_event_and_falsifies_no_time() {
+        // More than are brought back in one step.
+        const EVENTS: usize = 700;
+        let config = SqliteConfig::in_memory().max_age(Duration::from_secs(100));
+        let provider = SqliteProvider::open(config.clone()).await.unwrap();
+        config.skew.set(HOUR_MS);
+        for _ in 0..EVENTS {
+            provider.publish(&event()).await.unwrap();
+        }
+        config.skew.set(0);
+        provider.publish(&event()).await.unwrap();
+        let times = async || {
+            let stored = provider.query(&HistoryQuery::new(usize::MAX)).await.unwrap();
+            let times: Vec<u64> = stored.iter().rev().map(|stored| stored.stored_at).collect();
+            assert!(times.is_sorted(), "storage times never fall");
+            times
+        };
+        tokio::time::timeout(Duration::from_secs(20), async {
+            while times().await.last().is_none_or(|newest| *newest > unix_millis() + 1_000) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+        .expect("the times are brought back although nobody does anything");
+        assert_eq!(times().await.len(), EVENTS + 1);
+        assert!(provider.integrity_check().await.unwrap().is_empty());
+        config.skew.set(101_000);
+        tokio::time::timeout(Duration::from_secs(20), async {
+            while provider.info().await.unwrap().messages > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+        .expect("what is too old goes");
+    }
+}
