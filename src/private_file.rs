@@ -36,13 +36,17 @@ pub(crate) fn read(path: &Path, max_len: u64) -> Result<(Vec<u8>, File, Metadata
     Err(Refusal::TooLarge(max_len))
 }
 
-/// Creates a folder and its parents; on Unix, those that are new belong to their owner only.
+/// Creates a folder and its parents, whose names are on the disk then; on Unix, those that are new belong to their owner
+/// only.
 pub(crate) fn create_folder(folder: &Path) -> io::Result<()> {
+    let is_missing = |ancestor: &&Path| !ancestor.as_os_str().is_empty() && !ancestor.exists();
+    let missing: Vec<_> = folder.ancestors().take_while(is_missing).collect();
     let mut builder = DirBuilder::new();
     builder.recursive(true);
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(folder)
+    builder.create(folder)?;
+    missing.into_iter().rev().try_for_each(sync_parent)
 }
 
 /// Options that create files which on Unix only their owner can read.
@@ -52,6 +56,21 @@ pub(crate) fn create_options() -> OpenOptions {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     options
+}
+
+/// Opens a file that may exist, but not through a symbolic link, which somebody else may have put there.
+pub(crate) fn open_unlinked(options: &OpenOptions, path: &Path) -> io::Result<File> {
+    let refuse_link = || match path.symlink_metadata() {
+        Ok(found) if found.is_symlink() => {
+            Err(io::Error::new(io::ErrorKind::InvalidInput, "it is a symbolic link"))
+        }
+        _ => Ok(()),
+    };
+    refuse_link()?;
+    let file = options.open(path)?;
+    // It may have come in between; nothing was written yet.
+    refuse_link()?;
+    Ok(file)
 }
 
 /// Writes a file that must not exist yet and flushes it to the disk.
@@ -78,6 +97,12 @@ pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
         File::open(folder)?.sync_all()?;
     }
     Ok(())
+}
+
+/// Makes the name of a file or folder survive a power loss.
+pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    sync_folder(parent.unwrap_or(Path::new(".")))
 }
 
 /// The permission bits of a file, where the system has them.
@@ -135,6 +160,35 @@ mod tests {
     #[test]
     fn a_folder_is_not_a_file() {
         assert!(matches!(read(&std::env::temp_dir(), 10), Err(Refusal::NotAFile)));
+    }
+
+    #[test]
+    fn a_new_folder_has_its_parents() {
+        let outer = tempfile::tempdir().unwrap();
+        let inner = outer.path().join("a/b/c");
+        create_folder(&inner).unwrap();
+        create_folder(&inner).unwrap();
+        assert!(inner.is_dir());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_is_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (link, target) = (folder.path().join("link"), folder.path().join("target"));
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        let mut options = create_options();
+        options.create(true).truncate(false);
+        for _ in 0..2 {
+            let error = open_unlinked(&options, &link).unwrap_err();
+            assert_eq!(error.to_string(), "it is a symbolic link");
+            if target.exists() {
+                assert_eq!(std::fs::read(&target).unwrap(), b"theirs");
+            }
+            std::fs::write(&target, b"theirs").unwrap();
+        }
+        open_unlinked(&options, &target).unwrap();
+        open_unlinked(&options, &folder.path().join("new")).unwrap();
     }
 
     #[cfg(target_os = "linux")]

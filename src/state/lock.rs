@@ -106,12 +106,9 @@ fn owner(file: &mut File) -> Option<u32> {
 }
 
 fn try_lock(path: &Path) -> Result<File, NotLocked> {
-    let mut file = private_file::create_options()
-        .read(true)
-        .create(true)
-        .truncate(false)
-        .open(path)
-        .map_err(NotLocked::Io)?;
+    let mut options = private_file::create_options();
+    options.read(true).create(true).truncate(false);
+    let mut file = private_file::open_unlinked(&options, path).map_err(NotLocked::Io)?;
     match file.try_lock() {
         Ok(()) => {
             // For people only; the lock is in force without it.
