@@ -474,7 +474,8 @@ mod sqlite {
             .busy_timeout(DEFAULT_BUSY_TIMEOUT)
             .group_events(1_000)
             .group_bytes(4_096)
-            .group_delay(Duration::from_millis(1));
+            .group_delay(Duration::from_millis(1))
+            .cache_size(1_048_576);
         let provider: SqliteProvider = SqliteProvider::open(config.clone()).await?;
         assert_eq!(provider.config(), &config);
         let _: Vec<String> = provider.integrity_check().await?;

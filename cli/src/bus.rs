@@ -18,9 +18,10 @@ const LEAVE: Duration = Duration::from_secs(2);
 const CONNECT: Duration = Duration::from_secs(30);
 
 /// Settings whose values are shown. What is not here, a secret among it, is not.
-const HARMLESS: [&str; 29] = [
+const HARMLESS: [&str; 30] = [
     "atomic_batches",
     "busy_timeout_ms",
+    "cache_size",
     "channel_capacity",
     "client_certificate",
     "client_name",

@@ -8,7 +8,7 @@ use a3s_event::provider::sqlite::{SqliteConfig, SqliteProvider};
 use a3s_event::{EventError, EventProvider, PublishOptions};
 
 use crate::process::{Process, Role, role_to_play, say};
-use crate::{durable, event, open, publish};
+use crate::{FILTER, durable, event, open, publish};
 
 /// Retention takes part in the crashes.
 pub(crate) const MAX_EVENTS: u64 = 300;
@@ -44,6 +44,7 @@ fn role() {
             "share" => share(file).await,
             "crash" => work_until_killed(file, &name).await,
             "fail" => publish_until_it_fails(file).await,
+            "recover" => publish_through_an_outage(file).await,
             other => panic!("no role is named {other}"),
         }
     });
@@ -99,6 +100,51 @@ async fn publish_until_it_fails(file: &Path) {
     say(&format!("refused {} {}", next.kind(), next.may_be_stored()));
     say(&format!("readable {}", provider.history(None, usize::MAX).await.unwrap().len()));
     let _ = provider.close().await;
+}
+
+/// Publishes until the disk fails and then until it is good again, with consumers that were open all the time.
+async fn publish_through_an_outage(file: &Path) {
+    let provider = open(file).await;
+    let mut worker = durable(&provider, "worker").await;
+    let mut ephemeral = provider.subscribe(FILTER).await.unwrap();
+    let mut failures = 0;
+    let mut behind = 0;
+    for number in 0..10_000 {
+        let mut event = event("outage");
+        event.id = format!("{number}");
+        let options = PublishOptions { msg_id: Some(event.id.clone()), ..Default::default() };
+        match provider.publish_with_options(&event, &options).await {
+            Ok(sequence) => say(&format!("stored {sequence} {number}")),
+            Err(error) => {
+                assert_eq!(error.kind(), a3s_event::ErrorKind::Storage, "{error}");
+                if failures == 0 {
+                    say(&format!("failed {}", error.may_be_stored()));
+                    say(&format!("healthy {}", provider.health().await.unwrap()));
+                    say(&format!("readable {}", provider.history(None, usize::MAX).await.is_ok()));
+                } else {
+                    assert!(error.is_retryable() && !error.may_be_stored(), "{error}");
+                }
+                failures += 1;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                continue;
+            }
+        }
+        behind += usize::from(failures > 0);
+        if behind == 5 {
+            break;
+        }
+    }
+    say(&format!("healthy {}", provider.health().await.unwrap()));
+    for (who, subscription) in [("worker", &mut worker), ("ephemeral", &mut ephemeral)] {
+        // What was leased in the failed transaction comes again.
+        while let Ok(next) = tokio::time::timeout(Duration::from_secs(2), subscription.next_delivery()).await
+        {
+            let delivery = next.unwrap().unwrap();
+            say(&format!("{who} {} {}", delivery.sequence(), delivery.event().id));
+            delivery.ack().await.unwrap();
+        }
+    }
+    provider.close().await.unwrap();
 }
 
 /// Publishes and consumes as fast as it can, and says what it was told.

@@ -171,7 +171,7 @@ async fn a_kill_at_any_sync_or_truncation_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_disk_that_fails_to_sync_is_written_no_more_until_the_file_is_opened_again() {
+async fn a_disk_that_fails_to_sync_is_written_no_more() {
     let folder = tempfile::tempdir().unwrap();
     for (first, opened) in [(1, false), (20, true), (50, true)] {
         let path = folder.path().join(format!("events-{first}.db"));
@@ -198,6 +198,48 @@ async fn a_disk_that_fails_to_sync_is_written_no_more_until_the_file_is_opened_a
             "{found} events are stored, {stored} were acknowledged"
         );
         publish(&provider, "after").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_syncs_again_is_written_again() {
+    // The first failure is in a commit; the others meet the attempts to put the log on the disk.
+    for failures in ["30", "31..33"] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("events.db");
+        let file = path.clone();
+        let ended = tokio::task::spawn_blocking(move || {
+            let inject = format!("fsync,fdatasync:error=EIO:when={failures}");
+            Some(
+                child::start_with_faults(&inject, "recover", &file, "")?.until_it_ends().expect("it goes on"),
+            )
+        });
+        let Some(said) = ended.await.unwrap() else { return };
+        let about = |who: &str| -> HashMap<u64, String> {
+            let lines = said.iter().filter_map(|line| line.strip_prefix(who)?.strip_prefix(' '));
+            lines
+                .filter_map(|line| Some(line.split_once(' ')?))
+                .map(|(n, id)| (n.parse().unwrap(), id.to_owned()))
+                .collect()
+        };
+        let position = |line: &str| {
+            said.iter().position(|said| said == line).unwrap_or_else(|| panic!("{line}: {said:?}"))
+        };
+        assert_eq!(position("failed true") + 1, position("healthy false"), "{said:?}");
+        position("readable true");
+        position("healthy true");
+        let stored = about("stored");
+        let provider = reopen(&path).await;
+        let found = provider.query(&HistoryQuery::new(usize::MAX)).await.unwrap();
+        let found: HashMap<u64, String> =
+            found.into_iter().map(|stored| (stored.sequence, stored.event.id.clone())).collect();
+        for (sequence, id) in &stored {
+            assert_eq!(found.get(sequence), Some(id), "sequence {sequence} was acknowledged");
+        }
+        assert!(found.len() <= stored.len() + 1, "only the one whose outcome was unknown may be there");
+        // Both consumers went on, and missed nothing.
+        assert_eq!(about("worker"), found, "{said:?}");
+        assert_eq!(about("ephemeral"), found, "{said:?}");
     }
 }
 

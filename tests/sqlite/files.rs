@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use crate::{durable, event, open, publish};
 
-fn folder() -> (TempDir, PathBuf) {
+pub(crate) fn folder() -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("events.db");
     (folder, path)
@@ -24,7 +24,7 @@ async fn refused(path: &Path) -> EventError {
 }
 
 /// The text of an error with its causes.
-fn chain(error: &EventError) -> String {
+pub(crate) fn chain(error: &EventError) -> String {
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(error);
     while let Some(inner) = cause {
@@ -111,8 +111,10 @@ async fn a_file_locked_by_another_writer_is_a_timeout_and_reading_goes_on() {
     let error = provider.publish(&event("locked")).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout, "{}", chain(&error));
     assert!(error.is_retryable() && !error.may_be_stored());
+    assert!(!provider.health().await.unwrap());
     assert_eq!(provider.history(None, 9).await.unwrap().len(), 1);
     other.execute_batch("ROLLBACK").unwrap();
+    assert!(provider.health().await.unwrap());
     assert_eq!(publish(&provider, "after").await, 2);
 }
 
@@ -172,8 +174,10 @@ async fn a_full_disk_is_a_storage_error_and_recovers() {
     assert_eq!(error.kind(), ErrorKind::Storage, "{}", chain(&error));
     assert!(error.is_retryable(), "{}", chain(&error));
     assert!(stored > 0);
+    assert!(!provider.health().await.unwrap(), "there is no room for what was refused");
     assert_eq!(provider.history(None, 99).await.unwrap().len() as u64, stored);
     fs::remove_file(&ballast).unwrap();
+    assert!(provider.health().await.unwrap());
     assert_eq!(publish(&provider, "again").await, stored + 1);
     for sequence in 1..=stored + 1 {
         let delivery = subscription.next_delivery().await.unwrap().unwrap();

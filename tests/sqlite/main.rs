@@ -14,6 +14,8 @@ mod child;
 mod crash;
 #[cfg(unix)]
 mod files;
+#[cfg(unix)]
+mod place;
 #[path = "../support/process.rs"]
 mod process;
 mod processes;

@@ -104,6 +104,8 @@ pub struct SqliteConfig {
     /// How wrong the clock is in a test.
     #[cfg(test)]
     pub(super) skew: super::clock::Skew,
+    /// Most bytes of the file that the writer keeps in memory. Default 64 MiB, of which a smaller file takes its own size.
+    pub cache_size: u64,
 }
 
 impl SqliteConfig {
@@ -126,6 +128,7 @@ impl SqliteConfig {
             group_delay: Duration::from_millis(1),
             #[cfg(test)]
             skew: super::clock::Skew::default(),
+            cache_size: 64 * 1024 * 1024,
         }
     }
 
@@ -212,6 +215,12 @@ impl SqliteConfig {
         self
     }
 
+    /// Most bytes of the file that the writer keeps in memory.
+    pub fn cache_size(mut self, bytes: u64) -> Self {
+        self.cache_size = bytes;
+        self
+    }
+
     /// The file; `None` for a database in memory.
     pub(super) fn file_path(&self) -> Option<&Path> {
         Some(self.path.as_path()).filter(|path| *path != Path::new(IN_MEMORY))
@@ -268,6 +277,7 @@ fn from_url(url: &ProviderUrl) -> Result<SqliteConfig> {
         "group_events",
         "group_bytes",
         "group_delay_us",
+        "cache_size",
     ])?;
     url.refuse_credentials()?;
     if !url.authority().is_empty() {
@@ -291,6 +301,7 @@ fn from_url(url: &ProviderUrl) -> Result<SqliteConfig> {
     set(&mut config.group_events, url.setting("group_events")?);
     set(&mut config.group_bytes, url.setting("group_bytes")?);
     set(&mut config.group_delay, url.setting("group_delay_us")?.map(Duration::from_micros));
+    set(&mut config.cache_size, url.setting("cache_size")?);
     Ok(config)
 }
 
@@ -308,7 +319,8 @@ mod tests {
     fn every_setting_of_the_url_takes_effect() {
         let url = "sqlite:///data/e.db?create=false&subject_prefix=acme.events&stream_name=orders&max_events=7&max_bytes=9000\
                    &max_age_secs=60&max_payload=2000&dedup_window_secs=5&synchronous=normal&busy_timeout_ms=250\
-                   &group_events=3&group_bytes=4000&group_delay_us=250";
+                   &group_events=3&group_bytes=4000&group_delay_us=250\
+                   &cache_size=1000000";
         let expected = SqliteConfig::file("/data/e.db")
             .create(false)
             .subject_prefix("acme.events")
@@ -322,7 +334,8 @@ mod tests {
             .busy_timeout(Duration::from_millis(250))
             .group_events(3)
             .group_bytes(4_000)
-            .group_delay(Duration::from_micros(250));
+            .group_delay(Duration::from_micros(250))
+            .cache_size(1_000_000);
         assert_eq!(from_url(&ProviderUrl::parse(url).unwrap()).unwrap(), expected);
     }
 

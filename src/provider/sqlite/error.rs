@@ -13,55 +13,101 @@ pub(super) type Sql<T> = rusqlite::Result<T>;
 /// A failure that every caller of one transaction gets.
 #[derive(Debug, Clone)]
 pub(super) struct Failure {
-    cause: Arc<rusqlite::Error>,
+    cause: Cause,
     /// Whether the transaction may have been committed all the same.
     outcome_unknown: bool,
-    /// Whether nothing was tried, because of what had failed before.
-    refused: bool,
+}
+
+#[derive(Debug, Clone)]
+enum Cause {
+    Sqlite(Arc<rusqlite::Error>),
+    Outage(Outage),
+}
+
+/// Why nothing is written until the file was opened again.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(super) enum Outage {
+    #[error(
+        "the disk could not keep what was written before: nothing is written until the log is on the disk again"
+    )]
+    LostWrites(#[source] Arc<rusqlite::Error>),
+    #[error("writing failed again and again: nothing is written until the file was opened again")]
+    Failing(#[source] Arc<rusqlite::Error>),
+    #[error("the file was deleted, moved or replaced: nothing is written until there is one in its place")]
+    Replaced,
+    #[error("the log of the file was deleted or moved: nothing is written until the file was opened again")]
+    LostLog,
+}
+
+impl Outage {
+    pub(super) fn is_replaced(&self) -> bool {
+        matches!(self, Self::Replaced)
+    }
 }
 
 impl Failure {
     /// Before the commit: nothing is stored.
     pub(super) fn rolled_back(cause: rusqlite::Error) -> Self {
-        Self { cause: Arc::new(cause), outcome_unknown: false, refused: false }
+        Self { cause: Cause::Sqlite(Arc::new(cause)), outcome_unknown: false }
     }
 
     /// Not begun, because of an earlier failure.
-    pub(super) fn refused(cause: Arc<rusqlite::Error>) -> Self {
-        Self { cause, outcome_unknown: false, refused: true }
+    pub(super) fn refused(outage: Outage) -> Self {
+        Self { cause: Cause::Outage(outage), outcome_unknown: false }
+    }
+
+    /// Committed to what nobody may find.
+    pub(super) fn committed_nowhere(outage: Outage) -> Self {
+        Self { cause: Cause::Outage(outage), outcome_unknown: true }
     }
 
     /// The commit itself failed.
     pub(super) fn in_commit(cause: rusqlite::Error) -> Self {
         // A full disk or a lock is found before the commit record is written; a failing device may be found after.
         let outcome_unknown = cause.sqlite_error_code() == Some(ErrorCode::SystemIoFailure);
-        Self { cause: Arc::new(cause), outcome_unknown, refused: false }
+        Self { cause: Cause::Sqlite(Arc::new(cause)), outcome_unknown }
     }
 
-    /// The failure, if it leaves it open what is on the disk of all that was written before: the system forgets what it
-    /// could not write, so that the next success says nothing about it.
-    pub(super) fn lost_writes(&self) -> Option<Arc<rusqlite::Error>> {
-        let code = self.cause.sqlite_error().map(|error| error.extended_code);
-        let is_lost = matches!(code, Some(ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC));
-        is_lost.then(|| Arc::clone(&self.cause))
+    /// What SQLite answered.
+    pub(super) fn sqlite(&self) -> Option<&Arc<rusqlite::Error>> {
+        match &self.cause {
+            Cause::Sqlite(cause) => Some(cause),
+            Cause::Outage(_) => None,
+        }
+    }
+
+    /// What was found when the transaction had been committed.
+    pub(super) fn outage_that_begins(&self) -> Option<&Outage> {
+        match &self.cause {
+            Cause::Outage(outage) if self.outcome_unknown => Some(outage),
+            Cause::Outage(_) | Cause::Sqlite(_) => None,
+        }
     }
 
     pub(super) fn to_error(&self, operation: &'static str) -> EventError {
-        if self.refused {
-            let source = LostWrites(Arc::clone(&self.cause));
-            return BackendError::new(super::NAME, operation, ErrorKind::Storage, source).into();
-        }
-        let error = backend_error(operation, &self.cause, Box::new(Arc::clone(&self.cause)));
+        let error = match &self.cause {
+            Cause::Sqlite(cause) => backend_error(operation, cause, Box::new(Arc::clone(cause))),
+            Cause::Outage(outage) => {
+                let error = BackendError::new(super::NAME, operation, ErrorKind::Storage, outage.clone());
+                // What was stored is gone with a file: that is for a person to know.
+                if outage.is_replaced() { error } else { error.retryable() }
+            }
+        };
         if self.outcome_unknown { error.may_be_stored().into() } else { error.into() }
     }
 }
 
-/// Why nothing more is written.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "the disk could not keep what was written before: nothing is written until the provider is opened again"
-)]
-struct LostWrites(#[source] Arc<rusqlite::Error>);
+/// Whether it is open what is on the disk of all that was written before: the system forgets what it could not write, so
+/// that the next success says nothing about it.
+pub(super) fn is_lost_write(cause: &rusqlite::Error) -> bool {
+    let code = cause.sqlite_error().map(|error| error.extended_code);
+    matches!(code, Some(ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC))
+}
+
+/// Whether the fault may be in what is open, so that opening it again can end it.
+pub(super) fn is_failing(cause: &rusqlite::Error) -> bool {
+    matches!(cause.sqlite_error_code(), Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen))
+}
 
 /// Whether a row or page is damaged, which concerns only those who need it.
 pub(super) fn is_damage(cause: &rusqlite::Error) -> bool {

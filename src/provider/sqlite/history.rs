@@ -37,6 +37,11 @@ impl Found {
     fn is_full(&self, limit: usize) -> bool {
         self.events.len() >= limit || self.unreadable.len() >= MAX_UNREADABLE
     }
+
+    /// How many events there is room for.
+    fn room(&self, limit: usize) -> usize {
+        limit.saturating_sub(self.events.len())
+    }
 }
 
 /// The newest matches of a query, newest first. `everything` is the filter that selects all that can be stored.
@@ -61,10 +66,7 @@ pub(super) fn page(connection: &Connection, query: &HistoryQuery, everything: &s
     }
     let found = match query.filter.as_deref().filter(|filter| *filter != ">" && *filter != everything) {
         None => newest(connection, since, before, query.limit)?,
-        Some(filter) => {
-            let matches = newest_matches(connection, filter, since, before, query.limit)?;
-            stored(connection, &matches, query.limit)?
-        }
+        Some(filter) => newest_that_match(connection, filter, since, before, query.limit)?,
     };
     let searched_from = if found.is_full(query.limit) { found.oldest } else { Some(since) };
     Ok(HistoryPage::new(found.events, found.unreadable, searched_from, since))
@@ -83,8 +85,8 @@ pub(super) fn bounds(connection: &Connection) -> Sql<Option<(u64, u64)>> {
 
 fn newest(connection: &Connection, since: u64, before: u64, limit: usize) -> Sql<Found> {
     let mut statement = connection.prepare_cached(
-        "SELECT sequence, subject, stored_at, checksum, record FROM events WHERE sequence >= ?1 AND sequence < ?2
-         ORDER BY sequence DESC",
+        "SELECT sequence, subject, stored_at, checksum, record, name FROM events LEFT JOIN subjects ON id = subject
+         WHERE sequence >= ?1 AND sequence < ?2 ORDER BY sequence DESC",
     )?;
     let mut rows = statement.query(params![signed(since), signed(before)])?;
     let mut found = Found::default();
@@ -96,19 +98,35 @@ fn newest(connection: &Connection, since: u64, before: u64, limit: usize) -> Sql
     Ok(found)
 }
 
-/// The records with these sequences.
-fn stored(connection: &Connection, sequences: &[u64], limit: usize) -> Sql<Found> {
+/// The same with a filter. Records that cannot be read take no room, so that it looks further for each of them.
+fn newest_that_match(
+    connection: &Connection,
+    filter: &str,
+    since: u64,
+    before: u64,
+    limit: usize,
+) -> Sql<Found> {
     let mut statement = connection.prepare_cached(
-        "SELECT sequence, subject, stored_at, checksum, record FROM events WHERE sequence = ?1",
+        "SELECT sequence, subject, stored_at, checksum, record, name FROM events LEFT JOIN subjects ON id = subject
+         WHERE sequence = ?1",
     )?;
     let mut found = Found::default();
-    for sequence in sequences {
-        if found.is_full(limit) {
-            break;
+    while !found.is_full(limit) {
+        let wanted = found.room(limit);
+        let before = found.oldest.unwrap_or(before);
+        let matches = newest_matches(connection, filter, since, before, wanted)?;
+        let are_all = matches.len() < wanted;
+        for sequence in matches {
+            if found.is_full(limit) {
+                return Ok(found);
+            }
+            let mut rows = statement.query([signed(sequence)])?;
+            if let Some(row) = rows.next()? {
+                found.add(row)?;
+            }
         }
-        let mut rows = statement.query([signed(*sequence)])?;
-        if let Some(row) = rows.next()? {
-            found.add(row)?;
+        if are_all {
+            break;
         }
     }
     Ok(found)
@@ -129,11 +147,14 @@ fn decode(row: &Row<'_>) -> Sql<Result<StoredEvent, UnreadableRecord>> {
         }
     };
     let mut unreadable = UnreadableRecord::new(unsigned(sequence), reason);
+    // Where the row is damaged, both may be wrong; they are what is stored.
     unreadable.stored_at = Some(unsigned(stored_at));
+    unreadable.subject = row.get(5)?;
     Ok(Err(unreadable))
 }
 
-/// A frequent filter is served by reading backwards; when that finds too little, a rare one by its subjects.
+/// A frequent filter is served by reading backwards; when that finds too little, a rare one by its subjects. A subject
+/// without a name cannot be compared with the filter, and matches.
 fn newest_matches(
     connection: &Connection,
     filter: &str,
@@ -148,7 +169,9 @@ fn newest_matches(
         return Ok(found);
     }
     let mut heads = BinaryHeap::new();
-    for subject in subjects_matching(connection, filter)? {
+    let mut subjects = subjects_matching(connection, filter)?;
+    subjects.extend(subjects_without_name(connection)?);
+    for subject in subjects {
         heads.extend(newest_before(connection, subject, scan_from)?.map(|newest| (newest, subject)));
     }
     while found.len() < limit
@@ -169,7 +192,7 @@ fn scan_backwards(
     limit: usize,
 ) -> Sql<Vec<u64>> {
     let mut statement = connection.prepare_cached(
-        "SELECT sequence, name FROM events JOIN subjects ON id = subject
+        "SELECT sequence, name FROM events LEFT JOIN subjects ON id = subject
          WHERE sequence >= ?1 AND sequence < ?2 ORDER BY sequence DESC",
     )?;
     let mut rows = statement.query(params![signed(from), signed(before)])?;
@@ -177,10 +200,38 @@ fn scan_backwards(
     while found.len() < limit
         && let Some(row) = rows.next()?
     {
-        if subject_matches(row.get_ref(1)?.as_str()?, filter) {
+        if row.get_ref(1)?.as_str_or_null()?.is_none_or(|name| subject_matches(name, filter)) {
             found.push(unsigned(row.get(0)?));
         }
     }
+    Ok(found)
+}
+
+/// The subjects of events that have no name: of rows that are damaged. Ids are given one after the other, so that there are
+/// few gaps where such a one can be.
+fn subjects_without_name(connection: &Connection) -> Sql<Vec<i64>> {
+    let mut known = connection.prepare_cached("SELECT id FROM subjects ORDER BY id")?;
+    let mut between = connection.prepare_cached(
+        "SELECT subject FROM events WHERE subject > ?1 AND subject < ?2 ORDER BY subject LIMIT 1",
+    )?;
+    let mut found = Vec::new();
+    let mut look = |mut after: i64, end: i64| {
+        while after.saturating_add(1) < end
+            && let Some(subject) = between.query_row([after, end], |row| row.get(0)).optional()?
+        {
+            found.push(subject);
+            after = subject;
+        }
+        Ok::<_, rusqlite::Error>(())
+    };
+    let mut rows = known.query([])?;
+    let mut last = i64::MIN;
+    while let Some(row) = rows.next()? {
+        let id = row.get(0)?;
+        look(last, id)?;
+        last = id;
+    }
+    look(last, i64::MAX)?;
     Ok(found)
 }
 
@@ -233,22 +284,150 @@ pub(super) fn newest_per_subject(connection: &Connection, filter: &str) -> Sql<V
     subjects.into_iter().filter_map(|id| newest_before(connection, id, u64::MAX).transpose()).collect()
 }
 
-/// The first event that was stored at this time or later. Storage times never fall, so that halving finds it.
+/// The first event that was stored at this time or later. Storage times never fall, so that halving finds it; the time of a
+/// damaged row says nothing.
 pub(super) fn first_stored_since(connection: &Connection, unix_ms: u64) -> Sql<Option<u64>> {
     let Some((mut low, last)) = bounds(connection)? else {
         return Ok(None);
     };
-    let mut statement = connection
-        .prepare_cached("SELECT stored_at FROM events WHERE sequence >= ?1 ORDER BY sequence LIMIT 1")?;
     let mut high = last + 1;
     while low < high {
         let middle = low + (high - low) / 2;
-        let stored_at: i64 = statement.query_row([signed(middle)], |row| row.get(0))?;
-        if unsigned(stored_at) < unix_ms {
-            low = middle + 1;
-        } else {
-            high = middle;
+        match first_sound(connection, middle, high)? {
+            Some((sequence, stored_at)) if stored_at < unix_ms => low = sequence + 1,
+            Some(_) | None => high = middle,
         }
     }
     Ok((low <= last).then_some(low))
+}
+
+/// Sequence and time of the first row in this range that matches its checksum.
+fn first_sound(connection: &Connection, from: u64, before: u64) -> Sql<Option<(u64, u64)>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT sequence, subject, stored_at, checksum, record FROM events WHERE sequence >= ?1 AND sequence < ?2
+         ORDER BY sequence",
+    )?;
+    let mut rows = statement.query(params![signed(from), signed(before)])?;
+    while let Some(row) = rows.next()? {
+        let (sequence, stored_at) = (row.get(0)?, row.get(2)?);
+        let record = row.get_ref(4)?.as_blob()?;
+        if row.get::<_, i64>(3)? == checksum::of_event(sequence, row.get(1)?, stored_at, record) {
+            return Ok(Some((unsigned(sequence), unsigned(stored_at))));
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::Connection;
+
+    use crate::provider::sqlite::{SqliteConfig, SqliteProvider};
+    use crate::provider::{EventProvider, HistoryPage, HistoryQuery};
+    use crate::types::Event;
+
+    const EVERYTHING: &str = "events.>";
+
+    /// Twelve events, every second one under `events.a`.
+    async fn stream() -> (tempfile::TempDir, SqliteProvider, Connection) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("e.db");
+        let provider = SqliteProvider::open(SqliteConfig::file(&path)).await.unwrap();
+        for number in 1..=12 {
+            let subject = if number % 2 == 0 { "events.a" } else { "events.b.x" };
+            provider.publish(&Event::new(subject, "", "", "", serde_json::json!(number))).await.unwrap();
+        }
+        (folder, provider, Connection::open(path).unwrap())
+    }
+
+    fn sequences(page: &HistoryPage) -> (Vec<u64>, Vec<u64>) {
+        let events = page.events.iter().map(|stored| stored.sequence).collect();
+        (events, page.unreadable.iter().map(|record| record.sequence).collect())
+    }
+
+    #[tokio::test]
+    async fn a_filtered_page_looks_further_for_each_record_that_it_cannot_read() {
+        let (_folder, provider, connection) = stream().await;
+        connection
+            .execute("UPDATE events SET checksum = checksum + 1 WHERE sequence IN (8, 10, 11)", [])
+            .unwrap();
+        let page = provider.query_page(&HistoryQuery::new(3).filter("events.a")).await.unwrap();
+        assert_eq!(sequences(&page), (vec![12, 6, 4], vec![10, 8]));
+        assert_eq!((page.searched_from, page.next), (Some(4), Some(4)));
+        assert_eq!(page.unreadable[0].subject.as_deref(), Some("events.a"));
+        assert!(page.unreadable[0].stored_at.is_some());
+        assert!(page.unreadable[0].reason.contains("checksum"));
+        let rest = HistoryQuery::new(3).filter("events.a").before_sequence(4);
+        let page = provider.query_page(&rest).await.unwrap();
+        assert_eq!((sequences(&page), page.searched_from, page.next), ((vec![2], vec![]), Some(1), None));
+        let page = provider.query_page(&HistoryQuery::new(3)).await.unwrap();
+        assert_eq!(sequences(&page), (vec![12, 9, 7], vec![11, 10, 8]));
+        assert_eq!(page.next, Some(7));
+    }
+
+    #[tokio::test]
+    async fn a_row_whose_subject_has_no_name_is_named_whatever_the_filter() {
+        let (_folder, provider, connection) = stream().await;
+        connection.execute("UPDATE events SET subject = 77 WHERE sequence = 3", []).unwrap();
+        for filter in ["events.a", "events.b.>", "events.none", EVERYTHING] {
+            let page = provider.query_page(&HistoryQuery::new(100).filter(filter)).await.unwrap();
+            assert_eq!(sequences(&page).1, [3], "{filter}");
+            assert_eq!((page.unreadable[0].subject.as_deref(), page.next), (None, None), "{filter}");
+        }
+        let found = super::subjects_without_name(&connection).unwrap();
+        assert_eq!(found, [77]);
+        connection.execute("UPDATE events SET subject = -5 WHERE sequence = 4", []).unwrap();
+        connection.execute("UPDATE events SET subject = 78 WHERE sequence IN (5, 6)", []).unwrap();
+        assert_eq!(super::subjects_without_name(&connection).unwrap(), [-5, 77, 78]);
+    }
+
+    #[tokio::test]
+    async fn a_sound_row_that_is_no_event_is_named_with_its_reason() {
+        let (_folder, provider, connection) = stream().await;
+        let row = "SELECT subject, stored_at FROM events WHERE sequence = 5";
+        let (subject, stored_at) =
+            connection.query_row(row, [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+        let checksum = super::checksum::of_event(5, subject, stored_at, b"[]");
+        let replaced = "UPDATE events SET record = CAST('[]' AS BLOB), checksum = ?1 WHERE sequence = 5";
+        connection.execute(replaced, [checksum]).unwrap();
+        let page =
+            provider.query_page(&HistoryQuery::new(100).since_sequence(4).before_sequence(7)).await.unwrap();
+        assert_eq!((sequences(&page), page.searched_from), ((vec![6, 4], vec![5]), Some(4)));
+        assert_eq!(page.unreadable[0].subject.as_deref(), Some("events.b.x"));
+        assert!(!page.unreadable[0].reason.contains("checksum"), "{}", page.unreadable[0].reason);
+    }
+
+    #[tokio::test]
+    async fn a_damaged_time_moves_no_bound() {
+        let (_folder, provider, connection) = stream().await;
+        // Times of ten milliseconds each, with checksums that match.
+        let mut rows = connection.prepare("SELECT sequence, subject, record FROM events").unwrap();
+        let rows: Vec<(i64, i64, Vec<u8>)> = rows
+            .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+            .unwrap()
+            .map(Result::unwrap)
+            .collect();
+        for (sequence, subject, record) in rows {
+            let checksum = super::checksum::of_event(sequence, subject, sequence * 10, &record);
+            let moved = "UPDATE events SET stored_at = ?2, checksum = ?3 WHERE sequence = ?1";
+            connection.execute(moved, [sequence, sequence * 10, checksum]).unwrap();
+        }
+        for wrong in [0, 1_000_000] {
+            for damaged in 1..=12 {
+                connection.execute_batch("SAVEPOINT damage").unwrap();
+                let damage = "UPDATE events SET stored_at = ?2 WHERE sequence = ?1";
+                connection.execute(damage, [damaged, wrong]).unwrap();
+                let since = super::first_stored_since(&connection, 60).unwrap();
+                // The damaged row itself may be on either side.
+                let expected =
+                    [6].into_iter().chain((damaged == 6).then_some(7)).chain((damaged == 5).then_some(5));
+                assert!(
+                    expected.clone().any(|sequence| since == Some(sequence)),
+                    "{damaged} {wrong}: {since:?}"
+                );
+                connection.execute_batch("ROLLBACK TO damage; RELEASE damage").unwrap();
+            }
+        }
+        drop(provider);
+    }
 }

@@ -1,52 +1,27 @@
 //! Reading beside the writer thread, and what keeps a file in good order.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::Connection;
-use tokio::sync::Semaphore;
+use rusqlite::types::{ToSql, ToSqlOutput, ValueRef};
+use tokio::time::Instant;
 
 use super::error::{Sql, failed, file_failed, io_failed};
 use super::integrity;
-use super::queue::{Access, ended};
-use super::schema::{create_new_private, open_reader, pragma};
+use super::queue::{Access, Size, ended};
+use super::schema::{create_new_private, pragma, side_file};
 use super::store::{Store, unsigned};
 use super::{Shared, SqliteProvider};
+use crate::deadline::After;
 use crate::error::{EventError, Result};
+use crate::private_file;
 use crate::provider::DEFAULT_TIMEOUT;
 
-/// Reads at the same time; more wait for their turn.
-const MAX_READS: usize = 4;
 /// How long the work on a whole file may take.
 const MAINTENANCE_TIMEOUT: Duration = Duration::from_secs(60 * 60);
-
-/// Connections for reading, opened when they are needed.
-#[derive(Debug)]
-pub(super) struct Readers {
-    /// Without a file there is nothing that a second connection could read.
-    path: Option<PathBuf>,
-    busy_timeout: Duration,
-    turns: Arc<Semaphore>,
-    /// `None` once closed.
-    idle: Arc<Mutex<Option<Vec<Connection>>>>,
-}
-
-impl Readers {
-    pub(super) fn new(path: Option<&Path>, busy_timeout: Duration) -> Self {
-        Self {
-            path: path.map(Path::to_owned),
-            busy_timeout,
-            turns: Arc::new(Semaphore::new(MAX_READS)),
-            idle: Arc::new(Mutex::new(Some(Vec::new()))),
-        }
-    }
-
-    pub(super) fn close(&self) {
-        self.turns.close();
-        lock(&self.idle).take();
-    }
-}
 
 /// How much the file takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +52,7 @@ impl Shared {
         work: impl FnOnce(&Connection) -> Sql<T> + Send + 'static,
     ) -> Result<T> {
         self.check_open()?;
-        if self.readers.path.is_none() {
+        if self.readers.path().is_none() {
             let work = move |store: &mut Store| work(&store.connection).map(Ok);
             return self.call(operation, Access::Read, work).await;
         }
@@ -92,35 +67,34 @@ impl Shared {
         work: impl FnOnce(&Connection) -> Sql<T> + Send + 'static,
     ) -> Result<T> {
         self.check_open()?;
-        let path = self.config.path.clone();
-        let deadline = tokio::time::Instant::now() + patience;
+        let deadline = Instant::now().after(patience);
         let late = |_| EventError::Timeout(format!("{operation} on provider '{}'", super::NAME));
         let turn = Arc::clone(&self.readers.turns).acquire_owned();
         let turn = tokio::time::timeout_at(deadline, turn).await.map_err(late)?.map_err(|_closed| ended())?;
-        let (idle, busy_timeout) = (Arc::clone(&self.readers.idle), self.readers.busy_timeout);
+        let (readers, path) = (Arc::clone(&self.readers), self.config.path.clone());
         let reading = tokio::task::spawn_blocking(move || {
             let _turn = turn;
-            let pooled = lock(&idle).as_mut().and_then(Vec::pop);
-            let connection = match pooled {
-                Some(connection) => connection,
-                None => open_reader(&path, busy_timeout).map_err(|e| file_failed(operation, &path, e))?,
-            };
-            let found = work(&connection).map_err(|error| failed(operation, error));
-            if let (true, Some(idle)) = (found.is_ok(), &mut *lock(&idle)) {
-                idle.push(connection);
-            }
-            found
+            let mut lent = readers.lend(operation, &path)?;
+            lent.run(work).map_err(|error| failed(operation, error))
         });
-        match tokio::time::timeout_at(deadline, reading).await.map_err(late)? {
+        let found = match tokio::time::timeout_at(deadline, reading).await.map_err(late)? {
             Ok(found) => found,
             Err(_panicked) => Err(EventError::Provider(format!("{operation}: the reading thread failed"))),
+        };
+        match found {
+            Err(_interrupted) if self.queue.is_stopping() => Err(ended()),
+            Err(error) => {
+                // It may be the first sign that the file is not where it was; only the writer can open another one.
+                let look = |store: &mut Store| {
+                    store.look_at_place();
+                    Ok(Ok(()))
+                };
+                drop(self.queue.call(operation, Access::Own, Size::ONE, Duration::ZERO, look).await);
+                Err(error)
+            }
+            found => found,
         }
     }
-}
-
-fn lock(idle: &Mutex<Option<Vec<Connection>>>) -> std::sync::MutexGuard<'_, Option<Vec<Connection>>> {
-    // Nothing panics while it is held.
-    idle.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn in_snapshot<T>(connection: &Connection, work: impl FnOnce(&Connection) -> Sql<T>) -> Sql<T> {
@@ -182,16 +156,16 @@ impl SqliteProvider {
     pub async fn backup(&self, path: impl Into<PathBuf>) -> Result<()> {
         let path: PathBuf = path.into();
         self.shared.check_open()?;
-        let (source, busy_timeout) = (self.shared.readers.path.clone(), self.shared.readers.busy_timeout);
-        let Some(source) = source else {
+        if self.shared.readers.path().is_none() {
             return Err(crate::provider::unsupported("backup of a database in memory", super::NAME));
-        };
-        let copying = tokio::task::spawn_blocking(move || copy(&source, &path, busy_timeout));
-        match tokio::time::timeout(MAINTENANCE_TIMEOUT, copying).await {
-            Ok(Ok(copied)) => copied,
-            Ok(Err(_panicked)) => Err(EventError::Provider("backup: the copying thread failed".to_owned())),
-            Err(_elapsed) => Err(EventError::Timeout(format!("backup on provider '{}'", super::NAME))),
         }
+        let target = path.clone();
+        let copy = move |connection: &Connection| Ok(copy(connection, &path));
+        self.shared.on_connection("backup", MAINTENANCE_TIMEOUT, copy).await?.map_err(|failure| match failure
+        {
+            NotCopied::Sql(error) => file_failed("backup", target, error),
+            NotCopied::Io(error) => io_failed("backup", target, error),
+        })
     }
 
     /// Moves what is in the write-ahead log into the file, and empties the log unless someone reads from it.
@@ -218,7 +192,7 @@ impl SqliteProvider {
     /// # }
     /// ```
     pub async fn checkpoint(&self) -> Result<()> {
-        if self.shared.readers.path.is_none() {
+        if self.shared.readers.path().is_none() {
             return Ok(());
         }
         let checkpoint =
@@ -245,7 +219,8 @@ impl SqliteProvider {
     /// # }
     /// ```
     pub async fn file_info(&self) -> Result<FileInfo> {
-        let path = self.shared.readers.path.clone();
+        // SQLite names the log after the file that a link leads to.
+        let path = self.shared.readers.path().and_then(|path| path.canonicalize().ok());
         let read = move |connection: &Connection| {
             let size_of = |path: &Path| std::fs::metadata(path).map_or(0, |metadata| metadata.len());
             let pages: u64 = unsigned(pragma(connection, "freelist_count")?);
@@ -260,25 +235,45 @@ impl SqliteProvider {
     }
 }
 
-/// The name of a file that SQLite keeps beside another one.
-fn side_file(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
+/// Why there is no copy.
+enum NotCopied {
+    Sql(rusqlite::Error),
+    Io(std::io::Error),
 }
 
-fn copy(source: &Path, target: &Path, busy_timeout: Duration) -> Result<()> {
-    let fail = |error| file_failed("backup", target, error);
+/// A path as SQLite takes it in a statement: in the bytes of the system, which need not be UTF-8.
+struct PathText(Vec<u8>);
+
+impl ToSql for PathText {
+    fn to_sql(&self) -> Sql<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(ValueRef::Text(&self.0)))
+    }
+}
+
+fn copy(connection: &Connection, target: &Path) -> std::result::Result<(), NotCopied> {
     // Made by us, so that nobody else can read it at any moment; SQLite takes an empty file as a new one.
-    let file = create_new_private(target).map_err(|error| io_failed("backup", target, error))?;
-    let copied = Connection::open(source).map_err(fail).and_then(|connection| {
-        connection.busy_timeout(busy_timeout).map_err(fail)?;
-        connection.execute("VACUUM INTO ?1", [target.to_string_lossy()]).map_err(fail)?;
-        file.sync_all().map_err(|error| io_failed("backup", target, error))
-    });
+    let file = create_new_private(target).map_err(NotCopied::Io)?;
+    let copied = vacuum_into(connection, target, &file);
     if copied.is_err() {
         // The failure is what matters; a leftover says so when the next backup meets it.
         let _ = std::fs::remove_file(target);
     }
     copied
+}
+
+fn vacuum_into(connection: &Connection, target: &Path, file: &File) -> std::result::Result<(), NotCopied> {
+    // Absolute: SQLite takes a name that begins with "file:" for a URI.
+    let absolute = std::path::absolute(target).map_err(NotCopied::Io)?;
+    let path = PathText(absolute.into_os_string().into_encoded_bytes());
+    // The one statement that a connection for reading may not run writes to another file.
+    connection.pragma_update(None, "query_only", false).map_err(NotCopied::Sql)?;
+    let copied = connection.execute("VACUUM INTO ?1", [path]);
+    connection.pragma_update(None, "query_only", true).map_err(NotCopied::Sql)?;
+    copied.map_err(NotCopied::Sql)?;
+    file.sync_all().map_err(NotCopied::Io)?;
+    // What was written has to be what the path names.
+    if file.metadata().map_err(NotCopied::Io)?.len() == 0 {
+        return Err(NotCopied::Io(std::io::Error::other("SQLite wrote to another file")));
+    }
+    private_file::sync_parent(target).map_err(NotCopied::Io)
 }

@@ -3,6 +3,7 @@
 mod cells;
 mod checksum;
 mod clock;
+mod condition;
 mod config;
 mod consumer_row;
 mod consumers;
@@ -12,11 +13,14 @@ mod foreign;
 mod history;
 mod integrity;
 mod lag;
+mod log;
 mod maintenance;
 mod pending;
+mod place;
 mod positions;
 mod publish;
 mod queue;
+mod readers;
 mod retention;
 mod schema;
 mod store;
@@ -36,8 +40,8 @@ pub use subscription::SqliteSubscription;
 use self::cells::Cells;
 use self::consumers::Opened;
 use self::error::{Sql, io_failed};
-use self::maintenance::Readers;
 use self::queue::{Access, Queue, Size, answered, ended};
+use self::readers::Readers;
 use self::store::Store;
 use self::writer::Writer;
 use super::consumer::ConsumerConfig;
@@ -63,7 +67,7 @@ struct Shared {
     config: Arc<SqliteConfig>,
     queue: Arc<Queue>,
     cells: Arc<Cells>,
-    readers: Readers,
+    readers: Arc<Readers>,
 }
 
 impl Drop for Shared {
@@ -80,13 +84,18 @@ impl SqliteProvider {
     /// [`EventError::Config`] for a wrong setting, a directory, a file of another program or of a newer version of this
     /// one; [`EventError::Conflict`] for a file that was made with another prefix; a [`Backend`](EventError::Backend)
     /// error of the kind [`Storage`](crate::ErrorKind::Storage) that names the file when it cannot be opened or read.
-    pub async fn open(config: SqliteConfig) -> Result<Self> {
+    pub async fn open(mut config: SqliteConfig) -> Result<Self> {
         config.check()?;
+        if let Some(path) = config.file_path() {
+            // It stays the same file when the program changes its folder, and SQLite does not take it for a URI.
+            config.path = std::path::absolute(path).map_err(|error| io_failed("open", path, error))?;
+        }
         let config = Arc::new(config);
+        let readers = Arc::new(Readers::new(&config));
         let (queue, cells) = (Arc::new(Queue::new()), Arc::new(Cells::default()));
-        let opened = Writer::start(Arc::clone(&config), Arc::clone(&queue), Arc::clone(&cells));
+        let opened =
+            Writer::start(Arc::clone(&config), Arc::clone(&queue), Arc::clone(&cells), Arc::clone(&readers));
         let mut opened = opened.map_err(|error| io_failed("open", &config.path, error))?;
-        let readers = Readers::new(config.file_path(), config.busy_timeout);
         let shared = Arc::new(Shared { config, queue, cells, readers });
         answered("open", DEFAULT_TIMEOUT, &mut opened).await?;
         Ok(Self { shared })
@@ -261,9 +270,14 @@ impl EventProvider for SqliteProvider {
         self.shared.read("consumers", read).await
     }
 
-    /// Whether the writer thread answers.
+    /// Whether an event can be stored: one is written and taken back, of the size of what the disk had no room for last.
     async fn health(&self) -> Result<bool> {
-        Ok(self.shared.call("health", Access::Read, |store| store.counters().map(Ok)).await.is_ok())
+        let probe = |store: &mut Store| Ok(store.probe().map_err(|failure| failure.to_error("health")));
+        let proven = self.shared.call("health", Access::Own, probe).await;
+        if let Err(error) = &proven {
+            tracing::debug!(%error, "the sqlite provider cannot store an event");
+        }
+        Ok(proven.is_ok())
     }
 
     fn name(&self) -> &str {
@@ -290,10 +304,9 @@ impl EventProvider for SqliteProvider {
         Some(self)
     }
 
-    /// Finishes what is queued and closes the file.
+    /// Finishes what is queued and closes the file. Whoever reads at the moment is interrupted.
     async fn close(&self) -> Result<()> {
         self.shared.queue.stop();
-        self.shared.readers.close();
         tokio::time::timeout(DEFAULT_TIMEOUT, self.shared.queue.ended())
             .await
             .map_err(|_elapsed| EventError::Timeout(format!("close on provider '{NAME}'")))

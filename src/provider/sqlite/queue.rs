@@ -18,6 +18,8 @@ const CAPACITY_KIB: u32 = 16 * 1024;
 /// What a job needs of the transaction that it runs in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Access {
+    /// It needs none: it runs alone and makes its own.
+    Own,
     /// It changes nothing in the file.
     Read,
     /// What it changes survives a crash of the process.
@@ -101,7 +103,7 @@ pub(super) struct Group {
     pub(super) given_back: Vec<GiveBack>,
     /// `None` when there is nothing to do.
     pub(super) access: Option<Access>,
-    size: Size,
+    pub(super) size: Size,
     limits: Size,
 }
 
@@ -111,7 +113,11 @@ impl Group {
         Self { work: Vec::new(), given_back, access, size: Size { events: 0, bytes: 0 }, limits }
     }
 
-    fn has_room_for(&self, size: Size) -> bool {
+    fn has_room_for(&self, job: &Job) -> bool {
+        if job.access == Access::Own || self.access == Some(Access::Own) {
+            return self.access.is_none();
+        }
+        let size = job.size;
         self.work.is_empty()
             || (self.size.events + size.events <= self.limits.events
                 && self.size.bytes + size.bytes <= self.limits.bytes)
@@ -140,7 +146,7 @@ impl Waiting {
     fn fill(&mut self, group: &mut Group, access: Access) {
         while let Some(job) = self.jobs.front()
             && job.access <= access
-            && group.has_room_for(job.size)
+            && group.has_room_for(job)
             && let Some(job) = self.jobs.pop_front()
         {
             group.add(job);

@@ -1,14 +1,17 @@
 //! The file: who may read it, what is in it, and how older versions are brought up to date.
 
-use std::fs::{self, OpenOptions};
-use std::path::Path;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
 use super::config::SqliteConfig;
 use super::error::{Sql, file_failed, io_failed};
 use crate::error::{EventError, Result};
+use crate::private_file;
 
 /// Marks a file as ours: "A3SE".
 const APPLICATION_ID: i32 = 0x4133_5345;
@@ -21,8 +24,8 @@ const MIGRATIONS: [&str; NEWEST] = [include_str!("schema_1.sql"), include_str!("
 /// Prepared statements kept per connection; more than the provider has.
 const STATEMENTS: usize = 64;
 
-/// Opens the file for writing, making it and bringing it up to date where needed.
-pub(super) fn open_writer(config: &SqliteConfig) -> Result<Connection> {
+/// Opens the file for writing, bringing it up to date where needed. It is made where it does not exist, if `create` allows.
+pub(super) fn open_writer(config: &SqliteConfig, create: bool) -> Result<Connection> {
     check_sqlite_version(rusqlite::version_number())?;
     let (prefix, busy_timeout) = (config.subject_prefix.as_str(), config.busy_timeout);
     let Some(path) = config.file_path() else {
@@ -31,16 +34,17 @@ pub(super) fn open_writer(config: &SqliteConfig) -> Result<Connection> {
         migrate(&mut connection, 0, prefix).map_err(|e| file_failed("open", ":memory:", e))?;
         return Ok(connection);
     };
-    if !config.create && !path.exists() {
+    if !create && !path.exists() {
         let path = path.display();
         return Err(EventError::Config(format!("sqlite file '{path}': does not exist, and create is false")));
     }
     create_private(path)?;
     let fail = |error| file_failed("open", path, error);
+    // It exists: what is gone again by now must not be made for everyone to read.
     let mut connection = Connection::open_with_flags(path, flags()).map_err(fail)?;
     if connection.is_readonly("main").map_err(fail)? {
         // SQLite opens it all the same; what cannot be written is no place for the positions of consumers.
-        let read_only = std::io::Error::new(std::io::ErrorKind::PermissionDenied, "it is read-only");
+        let read_only = io::Error::new(io::ErrorKind::PermissionDenied, "it is read-only");
         return Err(io_failed("open", path, read_only));
     }
     configure(&connection, busy_timeout).map_err(fail)?;
@@ -48,20 +52,33 @@ pub(super) fn open_writer(config: &SqliteConfig) -> Result<Connection> {
     connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(())).map_err(fail)?;
     migrate(&mut connection, version, prefix).map_err(fail)?;
     check_prefix(&connection, path, prefix)?;
+    // Its own would say nothing when the disk fails: the writer thread runs them and looks at the outcome.
+    connection.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(())).map_err(fail)?;
+    set_cache_size(&connection, config.cache_size).map_err(fail)?;
     Ok(connection)
+}
+
+/// How much of the file a connection keeps in memory at most.
+fn set_cache_size(connection: &Connection, bytes: u64) -> Sql<()> {
+    // Below zero SQLite counts in KiB.
+    let kib = i64::try_from((bytes / 1024).max(1)).unwrap_or(i64::MAX);
+    connection.pragma_update(None, "cache_size", -kib)
 }
 
 /// Opens another connection to a file that [`open_writer`] has prepared, for reading.
 pub(super) fn open_reader(path: &Path, busy_timeout: Duration) -> Sql<Connection> {
-    let connection = Connection::open_with_flags(path, flags() & !OpenFlags::SQLITE_OPEN_CREATE)?;
+    let connection = Connection::open_with_flags(path, flags())?;
     configure(&connection, busy_timeout)?;
+    // What is in the log is the business of the writer, which closes last.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     connection.pragma_update(None, "query_only", true)?;
     Ok(connection)
 }
 
 fn flags() -> OpenFlags {
     // One thread uses a connection at a time, so that SQLite needs no lock of its own.
-    OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX
+    // None of them makes the file: that is done before, for its owner only.
+    OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX
 }
 
 fn configure(connection: &Connection, busy_timeout: Duration) -> Sql<()> {
@@ -89,28 +106,43 @@ fn create_private(path: &Path) -> Result<()> {
     if path.exists() {
         return Ok(());
     }
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.exists()) {
-        let mut builder = fs::DirBuilder::new();
-        builder.recursive(true);
-        #[cfg(unix)]
-        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-        builder.create(folder).map_err(|error| io_failed("open", folder, error))?;
+    let fail = |error| io_failed("open", path, error);
+    let target = link_target(path).map_err(fail)?;
+    if let Some(folder) = target.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.exists())
+    {
+        private_file::create_folder(folder).map_err(|error| io_failed("open", folder, error))?;
     }
-    match create_new_private(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-            Err(io_failed("open", path, error))
-        }
-        _ => Ok(()),
+    match create_new_private(&target) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(fail(error)),
+        Err(_) => Ok(()),
+        Ok(file) => file.sync_all().and_then(|()| private_file::sync_parent(&target)).map_err(fail),
     }
 }
 
+/// Where a link that leads nowhere would lead: `create_new` does not follow it, and SQLite does.
+fn link_target(path: &Path) -> io::Result<PathBuf> {
+    /// As many as Linux follows.
+    const MAX_LINKS: usize = 40;
+    let mut target = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        match fs::read_link(&target) {
+            Ok(link) => target = target.parent().unwrap_or(Path::new("")).join(link),
+            Err(_not_a_link) => return Ok(target),
+        }
+    }
+    Err(io::Error::other("too many symbolic links"))
+}
+
+/// The name of a file that SQLite keeps beside another one.
+pub(super) fn side_file(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
 /// Makes an empty file that only its owner can read.
-pub(super) fn create_new_private(path: &Path) -> std::io::Result<fs::File> {
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(path)
+pub(super) fn create_new_private(path: &Path) -> io::Result<File> {
+    private_file::create_options().create_new(true).open(path)
 }
 
 /// Refuses a file that is not ours, or newer than this program, before anything is written to it. Returns its version.

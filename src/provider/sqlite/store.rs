@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::cells::{ConsumerKey, Wakeups};
+use super::condition::Condition;
 use super::config::{SqliteConfig, Synchronous};
 use super::consumers::Consumers;
 use super::error::{Failure, Sql};
+use super::place::Place;
 use super::queue::Access;
 use crate::provider::consumer::Time;
 
@@ -56,12 +58,11 @@ pub(super) struct Store {
     synchronous: Option<Synchronous>,
     /// How long commits take that wait for the disk: a moving mean.
     commit_time: Duration,
-    /// Set when the disk lost what was written: then nothing more is written.
-    lost_writes: Option<Arc<rusqlite::Error>>,
+    pub(super) condition: Condition,
 }
 
 impl Store {
-    pub(super) fn new(connection: Connection, config: Arc<SqliteConfig>) -> Self {
+    pub(super) fn new(connection: Connection, place: Option<Place>, config: Arc<SqliteConfig>) -> Self {
         Self {
             connection,
             config,
@@ -80,7 +81,7 @@ impl Store {
             data_version: 0,
             synchronous: None,
             commit_time: Duration::ZERO,
-            lost_writes: None,
+            condition: Condition::new(place),
         }
     }
 
@@ -90,16 +91,14 @@ impl Store {
         access: Access,
         work: impl FnOnce(&mut Self) -> Sql<()>,
     ) -> Result<(), Failure> {
-        if let Some(cause) = self.lost_writes.as_ref().filter(|_| access != Access::Read) {
-            return Err(Failure::refused(Arc::clone(cause)));
-        }
+        self.refuse(access)?;
         self.consumers.begin();
         let done = self.begin(access).and_then(|()| {
             work(self)?;
             self.before_commit(access)
         });
         let outcome = match done {
-            Ok(()) => self.commit(access),
+            Ok(()) => self.commit(access).and_then(|()| self.check_place(access)),
             Err(cause) => Err(Failure::rolled_back(cause)),
         };
         match &outcome {
@@ -109,11 +108,9 @@ impl Store {
                     self.note_told();
                 }
             }
-            Err(failure) => {
-                self.lost_writes = self.lost_writes.take().or_else(|| failure.lost_writes());
-                self.roll_back();
-            }
+            Err(_) => self.roll_back(),
         }
+        self.note(access, &outcome);
         outcome
     }
 
@@ -194,7 +191,6 @@ impl Store {
     }
 
     /// Another stream took the place of the one that was read: its consumers are others, also those with the same id.
-    #[allow(dead_code, reason = "for whoever notices that the file was replaced")]
     pub(super) fn stream_replaced(&mut self) {
         self.stream += 1;
         self.consumers = Consumers::default();
@@ -210,6 +206,14 @@ impl Store {
     /// The id behind a key, unless the key is one of a stream that was replaced.
     pub(super) fn id_of(&self, key: ConsumerKey) -> Option<i64> {
         (key.stream == self.stream).then_some(key.id)
+    }
+
+    /// Works on this connection from now on, which may show another state of the file.
+    pub(super) fn install(&mut self, connection: Connection) -> Connection {
+        self.forget();
+        self.consumers.rolled_back();
+        (self.data_version, self.synchronous) = (0, None);
+        std::mem::replace(&mut self.connection, connection)
     }
 
     fn forget(&mut self) {
@@ -246,6 +250,11 @@ impl Store {
     pub(super) fn set_counters(&mut self, counters: Counters) {
         self.counters = Some(counters);
         self.counters_changed = true;
+    }
+
+    /// Newest sequence, where it is known by heart.
+    pub(super) fn known_last(&self) -> Option<u64> {
+        self.counters.map(|counters| counters.last)
     }
 
     /// Lowest retained sequence, or the next one when nothing is retained.
@@ -345,7 +354,7 @@ impl Store {
         std::mem::take(&mut self.wakeups)
     }
 
-    fn execute(&self, sql: &str) -> Sql<()> {
+    pub(super) fn execute(&self, sql: &str) -> Sql<()> {
         self.connection.prepare_cached(sql)?.execute([]).map(drop)
     }
 }

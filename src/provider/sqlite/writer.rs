@@ -4,16 +4,20 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rusqlite::Connection;
 use tokio::sync::oneshot;
 
 use super::cells::Cells;
 use super::config::SqliteConfig;
-use super::error::Failure;
+use super::error::{Failure, io_failed};
+use super::place::Place;
 use super::queue::{Access, Group, Queue, Size, Work};
+use super::readers::Readers;
 use super::schema::open_writer;
 use super::store::Store;
 use crate::deadline::After;
 use crate::error::Result;
+use crate::provider::DEFAULT_TIMEOUT;
 
 /// How often to look for the writes of other processes: often after one, seldom when nothing happens.
 const POLL_ACTIVE: Duration = Duration::from_millis(5);
@@ -26,6 +30,7 @@ pub(super) struct Writer {
     store: Store,
     queue: Arc<Queue>,
     cells: Arc<Cells>,
+    readers: Arc<Readers>,
     limits: Size,
     /// Longest wait for further calls.
     delay: Duration,
@@ -40,18 +45,20 @@ impl Writer {
         config: Arc<SqliteConfig>,
         queue: Arc<Queue>,
         cells: Arc<Cells>,
+        readers: Arc<Readers>,
     ) -> std::io::Result<oneshot::Receiver<Result<()>>> {
         let (opened, answer) = oneshot::channel();
         thread::Builder::new().name("a3s-event-sqlite".to_owned()).spawn(move || {
             let _end = End { queue: Arc::clone(&queue), cells: Arc::clone(&cells) };
-            let connection = match open_writer(&config) {
-                Ok(connection) => connection,
+            let (connection, place) = match open(&config) {
+                Ok(opened) => opened,
                 Err(error) => return drop(opened.send(Err(error))),
             };
+            readers.renew(place.as_ref().map(Place::file));
             let limits = Size { events: config.group_events, bytes: config.group_bytes };
             let delay = config.group_delay;
-            let store = Store::new(connection, config);
-            let writer = Self { store, queue, cells, limits, delay, expected: 0, poll: POLL_ACTIVE };
+            let store = Store::new(connection, place, config);
+            let writer = Self { store, queue, cells, readers, limits, delay, expected: 0, poll: POLL_ACTIVE };
             if opened.send(Ok(())).is_ok() {
                 writer.run();
             }
@@ -68,7 +75,12 @@ impl Writer {
                 }
                 None => self.look_around(),
             }
+            self.store.recover_if_due(&self.readers);
+            self.wake();
         }
+        // Whoever closes last copies the log into the file and deletes it.
+        self.readers.close();
+        self.readers.wait_until_closed(DEFAULT_TIMEOUT / 2);
     }
 
     /// How long to wait for work before looking what others wrote and what has become too old.
@@ -78,11 +90,18 @@ impl Writer {
         }
         let poll = self.cells.any().then_some(self.poll);
         let age = self.store.expires_by_age().then_some(AGE_CHECK);
-        poll.into_iter().chain(age).min()
+        let attempt = self.store.condition.next_attempt();
+        let attempt = attempt.map(|at| at.saturating_duration_since(Instant::now()));
+        poll.into_iter().chain(age).chain(attempt).min()
     }
 
     /// Runs a group, and what comes meanwhile, in one transaction and tells everyone how it ended.
     fn execute(&mut self, mut group: Group, access: Access) {
+        if access == Access::Own {
+            let outcome = group.work.iter_mut().try_for_each(|work| work.run(&mut self.store));
+            let outcome = outcome.map_err(Failure::rolled_back);
+            return self.answer(group.work, outcome.as_ref().map(|_| ()));
+        }
         // Those who only read must not keep what is too old from being dropped.
         let is_due = self.store.expires_by_age() && self.store.is_retention_due().unwrap_or(false);
         let access = if is_due { access.max(Access::Write) } else { access };
@@ -104,16 +123,25 @@ impl Writer {
                 }
             }
         });
+        self.store.condition.note_bytes(group.size.bytes, &outcome);
         if let Err(failure) = &outcome {
             tracing::warn!(
                 ?failure,
                 jobs = group.work.len(),
                 "a sqlite transaction failed and was rolled back"
             );
+            for mut what in group.given_back {
+                // Their leases run out. An ephemeral consumer that nobody has any more needs no transaction to end.
+                what.leases.clear();
+                let _ = self.store.take_back(&what);
+            }
         }
         self.expected = group.work.len();
         self.answer(group.work, outcome.as_ref().map(|_| ()));
-        self.wake();
+        if outcome.is_ok() && access != Access::Read {
+            // Nobody waits for it.
+            self.store.checkpoint_if_due();
+        }
     }
 
     fn answer(&self, work: Vec<Box<dyn Work>>, outcome: std::result::Result<(), &Failure>) {
@@ -127,6 +155,12 @@ impl Writer {
     /// With nothing to do: drops what is too old or too much, and wakes whom the writes of another process concern.
     fn look_around(&mut self) {
         self.poll = (self.poll * 2).min(POLL_IDLE);
+        self.store.look_at_place();
+        if self.store.refuse(Access::Write).is_err() {
+            // There is no hurry until the outage ends.
+            self.store.set_surplus(false);
+            return;
+        }
         let looked = self.store.look_for_changes().and_then(|()| {
             if self.store.is_retention_due()? { self.store.retain_in_transaction() } else { Ok(()) }
         });
@@ -135,7 +169,6 @@ impl Writer {
             self.store.set_surplus(false);
             tracing::debug!(%error, "cannot look for changes in the sqlite file");
         }
-        self.wake();
     }
 
     fn wake(&mut self) {
@@ -150,6 +183,12 @@ impl Writer {
         }
         self.cells.wake(&wakeups);
     }
+}
+
+fn open(config: &SqliteConfig) -> Result<(Connection, Option<Place>)> {
+    let connection = open_writer(config, config.create)?;
+    let place = config.file_path().map(Place::of).transpose();
+    Ok((connection, place.map_err(|error| io_failed("open", &config.path, error))?))
 }
 
 /// Ends the queue with the thread, also when the thread panics.

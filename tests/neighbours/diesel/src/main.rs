@@ -16,7 +16,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut shop = SqliteConnection::establish(&folder.path().join("shop.db").to_string_lossy())?;
     let bus = EventBus::connect(&format!("sqlite:{}", folder.path().join("events.db").display())).await?;
 
-    diesel::sql_query("CREATE TABLE orders (id INTEGER PRIMARY KEY NOT NULL, item TEXT NOT NULL)").execute(&mut shop)?;
+    diesel::sql_query("CREATE TABLE orders (id INTEGER PRIMARY KEY NOT NULL, item TEXT NOT NULL)")
+        .execute(&mut shop)?;
     diesel::insert_into(orders::table).values(orders::item.eq("a book")).execute(&mut shop)?;
     let order: i32 = orders::table.select(orders::id).first(&mut shop)?;
     let payload = serde_json::json!({ "order": order });

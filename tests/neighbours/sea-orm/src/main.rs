@@ -6,7 +6,8 @@ use sea_orm::{ConnectionTrait, Database, DbBackend, Statement};
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folder = tempfile::tempdir()?;
-    let shop = Database::connect(format!("sqlite:{}?mode=rwc", folder.path().join("shop.db").display())).await?;
+    let shop =
+        Database::connect(format!("sqlite:{}?mode=rwc", folder.path().join("shop.db").display())).await?;
     let bus = EventBus::connect(&format!("sqlite:{}", folder.path().join("events.db").display())).await?;
 
     shop.execute_unprepared("CREATE TABLE orders (id INTEGER PRIMARY KEY, item TEXT NOT NULL)").await?;

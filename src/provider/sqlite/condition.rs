@@ -1,0 +1,517 @@
+//! Whether the file can be written, and how an outage ends.
+//!
+//! An outage begins when what was written may be lost, or is written to where nobody finds it. From then on nothing is
+//! written until the file was opened again, its log was found sound and put on the disk once more, and all of it was copied
+//! into the file. That is tried again and again, with growing pauses.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, params};
+
+use super::error::{Failure, Outage, Sql, file_failed, is_failing, is_lost_write};
+use super::log::{self, LogState, NotRenewed};
+use super::place::{Displaced, Place};
+use super::queue::Access;
+use super::readers::Readers;
+use super::schema::open_writer;
+use super::store::{Store, signed};
+use crate::deadline::After;
+
+/// Pauses between attempts to end an outage.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// So many transactions fail one after the other before the file is opened again.
+const MAX_FAILURES: u32 = 3;
+/// Frames of the log that are to be copied into the file; as many as SQLite takes by itself.
+const CHECKPOINT_FRAMES: u64 = 1_000;
+/// A log this long waits for a moment without readers: every transaction tries to copy what is left.
+const LONG_LOG: u64 = 4 * CHECKPOINT_FRAMES;
+
+/// What is known about the file as a place to write to.
+#[derive(Debug)]
+pub(super) struct Condition {
+    /// What SQLite works on, unless that is in memory.
+    place: Option<Place>,
+    outage: Option<Outage>,
+    /// Whether the connection is a stand-in without a file.
+    is_closed: bool,
+    /// Whether the file was opened again in this outage.
+    is_reopened: bool,
+    next_attempt: Instant,
+    pause: Duration,
+    /// Transactions that failed one after the other in a way that opening the file again can mend.
+    failures: u32,
+    /// Bytes of what the disk had no room for: there is room again when those can be written.
+    refused_bytes: usize,
+    /// Newest sequence that was committed.
+    newest: u64,
+    /// Length and time of the file that took the place, when it was looked at last.
+    seen: Option<(u64, Option<SystemTime>)>,
+    /// Whether the last checkpoint failed.
+    checkpoint_failed: bool,
+}
+
+/// Why an outage goes on.
+#[derive(Debug, thiserror::Error)]
+enum StillOut {
+    #[error("{0}")]
+    Sql(#[from] rusqlite::Error),
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    #[error("{0}")]
+    Log(#[from] NotRenewed),
+    #[error("{0}")]
+    NotOpened(#[from] crate::EventError),
+    #[error("the log could not be copied into the file as a whole")]
+    NotCopied,
+    #[error("there is no file, or it is still being written")]
+    NotThere,
+    #[error("the log of the file that is gone is still there, and could not be copied into it")]
+    OldLog,
+    #[error("it is not where it was")]
+    Displaced,
+}
+
+impl Condition {
+    pub(super) fn new(place: Option<Place>) -> Self {
+        Self {
+            place,
+            outage: None,
+            is_closed: false,
+            is_reopened: false,
+            next_attempt: Instant::now(),
+            pause: FIRST_PAUSE,
+            failures: 0,
+            refused_bytes: 0,
+            newest: 0,
+            seen: None,
+            checkpoint_failed: false,
+        }
+    }
+
+    /// When the next attempt to end the outage is due, if there is one.
+    pub(super) fn next_attempt(&self) -> Option<Instant> {
+        self.outage.as_ref().map(|_| self.next_attempt)
+    }
+
+    /// How the writing of so many bytes ended.
+    pub(super) fn note_bytes(&mut self, bytes: usize, outcome: &Result<(), Failure>) {
+        match outcome {
+            Ok(()) if bytes >= self.refused_bytes => self.refused_bytes = 0,
+            Err(failure) if is_full(failure) => self.refused_bytes = self.refused_bytes.max(bytes),
+            Ok(()) | Err(_) => {}
+        }
+    }
+}
+
+fn is_full(failure: &Failure) -> bool {
+    failure.sqlite().and_then(|cause| cause.sqlite_error_code()) == Some(ErrorCode::DiskFull)
+}
+
+impl Store {
+    /// Refuses what cannot be done during an outage.
+    pub(super) fn refuse(&self, access: Access) -> Result<(), Failure> {
+        let Condition { outage, is_closed, .. } = &self.condition;
+        match outage {
+            Some(outage) if access != Access::Read || *is_closed || outage.is_replaced() => {
+                Err(Failure::refused(outage.clone()))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// After a commit: whether it went to the file that the path names.
+    pub(super) fn check_place(&self, access: Access) -> Result<(), Failure> {
+        match self.displaced() {
+            Some(outage) if access != Access::Read => Err(Failure::committed_nowhere(outage)),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    fn displaced(&self) -> Option<Outage> {
+        self.condition.place.as_ref()?.displaced().map(|displaced| match displaced {
+            Displaced::File => Outage::Replaced,
+            Displaced::SideFile => Outage::LostLog,
+        })
+    }
+
+    /// Looks whether the file is where it was, while nothing is written.
+    pub(super) fn look_at_place(&mut self) {
+        if self.condition.outage.is_none()
+            && let Some(outage) = self.displaced()
+        {
+            self.begin_outage(outage);
+        }
+    }
+
+    /// Draws the conclusions from how a transaction ended.
+    pub(super) fn note(&mut self, access: Access, outcome: &Result<(), Failure>) {
+        match outcome {
+            Ok(()) if access != Access::Read => {
+                self.condition.failures = 0;
+                self.condition.newest = self.known_last().unwrap_or(self.condition.newest);
+            }
+            Ok(()) => {}
+            Err(failure) => {
+                if let Some(outage) = failure.outage_that_begins() {
+                    self.begin_outage(outage.clone());
+                }
+                if let Some(cause) = failure.sqlite() {
+                    self.note_failure(access, cause);
+                }
+            }
+        }
+        if !self.connection.is_autocommit()
+            && let Some(cause) = outcome.as_ref().err().and_then(Failure::sqlite)
+        {
+            // It could not be rolled back: the connection is of no more use.
+            self.begin_outage(Outage::Failing(Arc::clone(cause)));
+        }
+    }
+
+    fn note_failure(&mut self, access: Access, cause: &Arc<rusqlite::Error>) {
+        if is_lost_write(cause) {
+            self.begin_outage(Outage::LostWrites(Arc::clone(cause)));
+        } else if is_failing(cause) && access != Access::Read {
+            self.condition.failures += 1;
+            if self.condition.failures >= MAX_FAILURES {
+                self.begin_outage(Outage::Failing(Arc::clone(cause)));
+            }
+        }
+    }
+
+    fn begin_outage(&mut self, outage: Outage) {
+        let condition = &mut self.condition;
+        // In memory there is nothing to open again.
+        if condition.place.is_none()
+            || condition.outage.as_ref().is_some_and(|known| known.is_replaced() || !outage.is_replaced())
+        {
+            return;
+        }
+        tracing::error!(path = %self.config.path.display(), reason = %outage, "a sqlite file cannot be written");
+        (condition.is_reopened, condition.seen) = (false, None);
+        condition.pause = FIRST_PAUSE;
+        condition.next_attempt = Instant::now().after(FIRST_PAUSE);
+        let is_replaced = outage.is_replaced();
+        condition.outage = Some(outage);
+        if is_replaced {
+            // What is open is let go of at once, so that a file that was moved away is whole.
+            self.condition.next_attempt = Instant::now();
+            self.stream_replaced();
+            self.condition.newest = 0;
+        }
+    }
+
+    /// Proves that an event can be stored: writes one, of the size of what the disk had no room for last, and takes it back.
+    pub(super) fn probe(&mut self) -> Result<(), Failure> {
+        self.look_at_place();
+        self.refuse(Access::Write)?;
+        let bytes = self.condition.refused_bytes;
+        let tried = self.execute("BEGIN IMMEDIATE").and_then(|()| self.write_to_log(bytes));
+        if !self.connection.is_autocommit() {
+            let rolled_back = self.execute("ROLLBACK");
+            tried.and(rolled_back)
+        } else {
+            tried
+        }
+        .map_err(Failure::rolled_back)?;
+        self.condition.refused_bytes = 0;
+        Ok(())
+    }
+
+    fn write_to_log(&self, bytes: usize) -> Sql<()> {
+        let bytes = signed(bytes as u64);
+        self.connection
+            .prepare_cached(
+                "INSERT INTO events (sequence, subject, stored_at, size, checksum, record)
+                 SELECT last_sequence + 1, 0, 0, ?1, 0, zeroblob(?1) FROM stream",
+            )?
+            .execute(params![bytes])?;
+        self.connection.prepare_cached("UPDATE stream SET last_sequence = last_sequence + 1")?.execute([])?;
+        // Otherwise nothing of it would leave the memory before it is taken back.
+        self.connection.cache_flush()
+    }
+
+    /// Copies what is in the log into the file when it is enough to be worth it.
+    pub(super) fn checkpoint_if_due(&mut self) {
+        if self.condition.place.is_none() || self.condition.outage.is_some() {
+            return;
+        }
+        let checked = LogState::after(&self.connection, "NOOP").and_then(|LogState { frames, copied }| {
+            let left = frames.saturating_sub(copied);
+            let is_due = left >= CHECKPOINT_FRAMES || (frames >= LONG_LOG && left > 0);
+            if is_due { LogState::after(&self.connection, "PASSIVE").map(drop) } else { Ok(()) }
+        });
+        match checked {
+            Ok(()) => self.condition.checkpoint_failed = false,
+            Err(error) => {
+                let error = Arc::new(error);
+                if is_lost_write(&error) {
+                    self.begin_outage(Outage::LostWrites(error));
+                } else if !std::mem::replace(&mut self.condition.checkpoint_failed, true) {
+                    tracing::warn!(%error, "the log of a sqlite file cannot be copied into it, and grows");
+                }
+            }
+        }
+    }
+
+    /// Tries to end the outage, if it is time.
+    pub(super) fn recover_if_due(&mut self, readers: &Readers) {
+        let Some(outage) = self.condition.outage.clone() else { return };
+        if self.condition.next_attempt > Instant::now() {
+            return;
+        }
+        match self.recover(&outage, readers) {
+            Ok(()) => {
+                tracing::info!(path = %self.config.path.display(), "a sqlite file is written again");
+                self.condition.outage = None;
+                self.condition.failures = 0;
+                self.wakeups.everyone = true;
+            }
+            Err(error) => {
+                tracing::warn!(path = %self.config.path.display(), %error, "a sqlite file still cannot be written");
+                self.condition.pause = (self.condition.pause * 2).min(LONGEST_PAUSE);
+                self.condition.next_attempt = Instant::now().after(self.condition.pause);
+            }
+        }
+    }
+
+    fn recover(&mut self, outage: &Outage, readers: &Readers) -> Result<(), StillOut> {
+        if !self.condition.is_reopened {
+            self.close_file(outage, readers)?;
+            self.open_again(outage.is_replaced(), readers)?;
+        }
+        let Some(place) = &self.condition.place else { return Ok(()) };
+        if let Err(error) = log::renew(&self.connection, place.log()) {
+            if matches!(error, NotRenewed::Damaged { .. }) {
+                // Without a connection its index is forgotten, and made anew of what is there.
+                self.condition.is_reopened = false;
+            }
+            return Err(error.into());
+        }
+        LogState::after(&self.connection, "TRUNCATE")?;
+        match place.displaced() {
+            None => Ok(()),
+            Some(_) => {
+                self.condition.is_reopened = false;
+                Err(StillOut::Displaced)
+            }
+        }
+    }
+
+    /// Lets go of what is open. What it shows of the log is not trusted, and not copied, unless it is all there is.
+    fn close_file(&mut self, outage: &Outage, readers: &Readers) -> Result<(), StillOut> {
+        readers.renew(None);
+        if self.condition.is_closed {
+            return Ok(());
+        }
+        let mut is_copied = false;
+        match outage {
+            // What is open is the only way to what was stored last.
+            Outage::LostLog => {
+                let state = LogState::after(&self.connection, "FULL")?;
+                if state.copied < state.frames {
+                    return Err(StillOut::NotCopied);
+                }
+            }
+            // For whoever moved it away; a file that was deleted does not need it.
+            Outage::Replaced => {
+                let state = LogState::after(&self.connection, "PASSIVE");
+                is_copied = state.is_ok_and(|state| state.copied == state.frames);
+            }
+            Outage::LostWrites(_) | Outage::Failing(_) => {}
+        }
+        self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        // There is no closed connection; one without a file stands in, and nothing is asked of it.
+        let stand_in = Connection::open_in_memory()?;
+        drop(self.install(stand_in));
+        self.condition.is_closed = true;
+        if let Some(place) = self.condition.place.as_ref().filter(|_| is_copied) {
+            // Whoever opened another file of this name would take the log for its own.
+            place.remove_side_files();
+        }
+        Ok(())
+    }
+
+    fn open_again(&mut self, is_replaced: bool, readers: &Readers) -> Result<(), StillOut> {
+        if is_replaced && !self.is_settled() {
+            return Err(StillOut::NotThere);
+        }
+        if is_replaced && self.condition.place.as_ref().is_some_and(Place::has_left_overs) {
+            return Err(StillOut::OldLog);
+        }
+        let path = &self.config.path;
+        let connection = open_writer(&self.config, false)?;
+        let place = Place::of(path)?;
+        let is_another = self.condition.place.as_ref().is_none_or(|known| known.file() != place.file());
+        readers.renew(Some(place.file()));
+        drop(self.install(connection));
+        self.condition.place = Some(place);
+        (self.condition.is_closed, self.condition.is_reopened) = (false, true);
+        let last = self.counters().map_err(|error| file_failed("open", &self.config.path, error))?.last;
+        if !is_replaced && (is_another || last < self.condition.newest) {
+            self.stream_replaced();
+        }
+        self.condition.newest = last;
+        Ok(())
+    }
+
+    /// Whether there is a file again that has not changed since it was looked at last: nobody is copying it any more.
+    fn is_settled(&mut self) -> bool {
+        let found = std::fs::metadata(&self.config.path).ok();
+        let found = found.filter(|found| found.len() > 0).map(|found| (found.len(), found.modified().ok()));
+        let seen = std::mem::replace(&mut self.condition.seen, found);
+        found.is_some() && found == seen
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::ffi;
+
+    use super::super::config::SqliteConfig;
+    use super::super::schema::side_file;
+    use super::*;
+
+    struct Opened {
+        _folder: tempfile::TempDir,
+        store: Store,
+        readers: Arc<Readers>,
+    }
+
+    fn opened() -> Opened {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Arc::new(SqliteConfig::file(folder.path().join("e.db")));
+        let connection = open_writer(&config, true).unwrap();
+        let readers = Arc::new(Readers::new(&config));
+        let place = Place::of(&config.path).unwrap();
+        readers.renew(Some(place.file()));
+        Opened { _folder: folder, store: Store::new(connection, Some(place), config), readers }
+    }
+
+    fn write(store: &mut Store, subject: &str) -> Result<(), Failure> {
+        store.transaction(Access::Write, |store| {
+            let mut counters = store.counters()?;
+            counters.last += 1;
+            store.set_counters(counters);
+            store.subject_id(subject).map(drop)
+        })
+    }
+
+    fn failed_sync() -> Failure {
+        Failure::rolled_back(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_IOERR_FSYNC), None))
+    }
+
+    fn recover(store: &mut Store, readers: &Readers) {
+        store.condition.next_attempt = Instant::now();
+        store.recover_if_due(readers);
+    }
+
+    #[test]
+    fn after_a_failed_sync_nothing_is_written_until_the_log_was_put_on_the_disk_again() {
+        let Opened { mut store, readers, _folder } = opened();
+        write(&mut store, "events.a").unwrap();
+        store.note(Access::Sync, &Err(failed_sync()));
+        let refused = write(&mut store, "events.b").unwrap_err().to_error("publish");
+        assert!(refused.is_retryable() && !refused.may_be_stored(), "{refused}");
+        assert!(store.probe().is_err());
+        store.transaction(Access::Read, |store| store.counters().map(drop)).unwrap();
+        // Not before its time.
+        store.recover_if_due(&readers);
+        assert!(write(&mut store, "events.b").is_err());
+        recover(&mut store, &readers);
+        write(&mut store, "events.b").unwrap();
+        store.probe().unwrap();
+        assert_eq!(store.counters().unwrap().last, 2);
+        assert!(!store.take_wakeups().stream_replaced);
+    }
+
+    #[test]
+    fn what_the_disk_forgot_of_the_log_is_not_taken_for_stored() {
+        let Opened { mut store, readers, _folder } = opened();
+        write(&mut store, "events.a").unwrap();
+        let log = side_file(&store.config.path, "-wal");
+        let kept = std::fs::metadata(&log).unwrap().len();
+        write(&mut store, "events.b").unwrap();
+        let mut bytes = std::fs::read(&log).unwrap();
+        bytes[usize::try_from(kept).unwrap() + 40] ^= 1;
+        std::fs::write(&log, &bytes).unwrap();
+        store.note(Access::Sync, &Err(failed_sync()));
+        recover(&mut store, &readers);
+        // The first attempt found the log new to itself: there was no other connection that knew more of it.
+        assert_eq!(store.counters().unwrap().last, 1);
+        assert!(store.take_wakeups().stream_replaced, "sequences come again");
+        write(&mut store, "events.c").unwrap();
+    }
+
+    #[test]
+    fn a_log_that_others_know_more_of_is_not_written_over() {
+        let Opened { mut store, readers, _folder } = opened();
+        let other = open_writer(&store.config, false).unwrap();
+        write(&mut store, "events.a").unwrap();
+        write(&mut store, "events.b").unwrap();
+        let log = side_file(&store.config.path, "-wal");
+        let mut bytes = std::fs::read(&log).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(&log, &bytes).unwrap();
+        store.note(Access::Sync, &Err(failed_sync()));
+        recover(&mut store, &readers);
+        assert!(write(&mut store, "events.c").is_err(), "part of the log is missing");
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(&log, &bytes).unwrap();
+        drop(other);
+        recover(&mut store, &readers);
+        write(&mut store, "events.c").unwrap();
+        assert_eq!(store.counters().unwrap().last, 3);
+    }
+
+    #[test]
+    fn a_connection_that_fails_again_and_again_is_replaced() {
+        let Opened { mut store, readers, _folder } = opened();
+        let failing = || {
+            let error = ffi::Error::new(ffi::SQLITE_IOERR_SHMMAP);
+            Err(Failure::rolled_back(rusqlite::Error::SqliteFailure(error, None)))
+        };
+        for _ in 1..MAX_FAILURES {
+            store.note(Access::Write, &failing());
+            write(&mut store, "events.a").unwrap();
+        }
+        for _ in 0..MAX_FAILURES {
+            store.note(Access::Write, &failing());
+        }
+        assert!(write(&mut store, "events.b").is_err());
+        recover(&mut store, &readers);
+        write(&mut store, "events.b").unwrap();
+    }
+
+    #[test]
+    fn the_log_is_copied_into_the_file_when_it_is_long() {
+        let Opened { mut store, _folder, .. } = opened();
+        let mut longest = 0;
+        for number in 0..2 * CHECKPOINT_FRAMES {
+            write(&mut store, &format!("events.{number}")).unwrap();
+            store.checkpoint_if_due();
+            longest = longest.max(LogState::after(&store.connection, "NOOP").unwrap().frames);
+        }
+        assert!((CHECKPOINT_FRAMES..CHECKPOINT_FRAMES + 50).contains(&longest), "{longest}");
+    }
+
+    #[test]
+    fn pauses_between_attempts_grow_and_have_an_end() {
+        let Opened { mut store, readers, _folder } = opened();
+        store.note(Access::Sync, &Err(failed_sync()));
+        std::fs::rename(&store.config.path, side_file(&store.config.path, "-away")).unwrap();
+        let mut pauses = Vec::new();
+        for _ in 0..9 {
+            recover(&mut store, &readers);
+            pauses.push(store.condition.pause);
+        }
+        assert!(pauses.is_sorted() && pauses[0] == 2 * FIRST_PAUSE, "{pauses:?}");
+        assert_eq!(pauses.last(), Some(&LONGEST_PAUSE));
+        std::fs::rename(side_file(&store.config.path, "-away"), &store.config.path).unwrap();
+        recover(&mut store, &readers);
+        write(&mut store, "events.a").unwrap();
+    }
+}
