@@ -74,6 +74,7 @@ fn only_what_memory_cannot_have_is_not_checked() {
             // It stores events, not bytes.
             "an_undecodable_record_surfaces_once",
             "an_undecodable_record_blocks_nothing",
+            "a_page_names_what_cannot_be_read",
         ]
     );
 }

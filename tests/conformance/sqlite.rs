@@ -106,6 +106,7 @@ const NOT_IN_MEMORY: [&str; 7] = [
     // No other connection can put a record into it that is not an event.
     "an_undecodable_record_surfaces_once",
     "an_undecodable_record_blocks_nothing",
+    "a_page_names_what_cannot_be_read",
 ];
 
 /// One test per case, which must be kept: a case that is not checked is one of `$unchecked`.

@@ -1,7 +1,8 @@
 //! Reading what is stored without a consumer, and reading about consumers.
 
-use a3s_event::{ConsumerInfo, Event, HistoryQuery, StoredEvent};
+use a3s_event::{ConsumerInfo, Event, HistoryPage, HistoryQuery, StoredEvent};
 
+use crate::Outcome;
 use crate::world::{World, ms};
 
 fn topics(events: &[Event]) -> Vec<&str> {
@@ -166,6 +167,123 @@ pub(super) async fn a_query_pages_through_everything(w: &World<'_>) {
         page = query(w, next).await;
     }
     w.check_eq("all pages", &found, &newest_first(&published));
+}
+
+async fn page(w: &World<'_>, query: &HistoryQuery) -> HistoryPage {
+    let found = w.call("query_page", w.provider.query_page(query)).await;
+    w.ok("query_page", found)
+}
+
+/// All pages of a query, each of which begins where the one before says, and what is on them.
+async fn pages(w: &World<'_>, query: HistoryQuery, most: usize) -> (Vec<u64>, Vec<u64>) {
+    let (mut events, mut unreadable) = (Vec::new(), Vec::new());
+    let mut next = Some(query);
+    let mut searched_from = u64::MAX;
+    for _ in 0..most {
+        let Some(query) = next else { break };
+        let page = page(w, &query).await;
+        w.check("a page has at most as many events as were asked for", page.events.len() <= query.limit);
+        events.extend(sequences(&page.events));
+        unreadable.extend(page.unreadable.iter().map(|record| record.sequence));
+        if let Some(from) = page.searched_from {
+            w.check("every page searches further back", from < searched_from);
+            searched_from = from;
+        }
+        next = page.next.map(|before| query.before_sequence(before));
+    }
+    w.check("the pages come to an end", next.is_none());
+    (events, unreadable)
+}
+
+pub(super) async fn a_page_says_how_far_it_searched(w: &World<'_>) {
+    let p = w.publish_many("a", 6).await;
+    let all = HistoryQuery::new(100).filter(w.all());
+    let whole = page(w, &all).await;
+    w.check_eq("all events", &sequences(&whole.events), &newest_first(&p));
+    w.check_eq("where the next page begins", &whole.next, &None);
+    w.check("is_complete of a whole page", whole.is_complete());
+    w.check("it searched from the first or before", whole.searched_from.is_some_and(|from| from <= p[0]));
+
+    let two = page(w, &HistoryQuery::new(2).filter(w.all())).await;
+    w.check_eq("the newest two", &sequences(&two.events), &newest_first(&p[4..]));
+    w.check(
+        "the next page begins behind what was found",
+        two.next.is_some_and(|next| next > p[3] && next <= p[4]),
+    );
+    w.check_eq("the page searched down to there", &two.searched_from, &two.next);
+    w.check("is_complete of a part", !two.is_complete());
+
+    let range = all.clone().since_sequence(p[1]).before_sequence(p[4]);
+    let ranged = page(w, &range).await;
+    w.check_eq("a range", &sequences(&ranged.events), &newest_first(&p[1..4]));
+    w.check_eq("where its next page begins", &ranged.next, &None);
+    w.check_eq("it searched from its start", &ranged.searched_from, &Some(p[1]));
+
+    let nothing = page(w, &all.before_sequence(p[0]).since_sequence(p[0])).await;
+    w.check_eq("an empty range", &(nothing.events.len(), nothing.unreadable.len()), &(0, 0));
+    w.check_eq("where the page behind nothing begins", &nothing.next, &None);
+    w.check_eq("what it searched", &nothing.searched_from, &None);
+}
+
+pub(super) async fn pages_cover_everything_once(w: &World<'_>) {
+    let mut wanted = Vec::new();
+    for round in 0..12 {
+        wanted.push(w.publish("wanted").await);
+        // Stretches without a match, shorter and longer than a page.
+        w.publish_many("other", round % 5).await;
+    }
+    for limit in [1, 3, 4, 100] {
+        let query = HistoryQuery::new(limit).filter(w.subject("wanted"));
+        let (events, unreadable) = pages(w, query, 1_000).await;
+        w.check_eq(&format!("events on pages of {limit}"), &events, &newest_first(&wanted));
+        w.check_eq("records that cannot be read", &unreadable, &Vec::new());
+    }
+    let range =
+        HistoryQuery::new(2).filter(w.subject("wanted")).since_sequence(wanted[2]).before_sequence(wanted[9]);
+    w.check_eq("events of a range", &pages(w, range, 1_000).await.0, &newest_first(&wanted[2..9]));
+}
+
+pub(super) async fn a_page_names_what_cannot_be_read(w: &World<'_>) -> Outcome {
+    let mut readable = vec![w.publish("a").await];
+    let mut stored = Vec::new();
+    for raw in [b"\xff not an event".as_slice(), b"{", b"[]"] {
+        let Some(sequence) = w.fixture.store_undecodable(&w.subject("a"), raw).await else {
+            return Outcome::NotApplicable("the storage cannot hold a record that is not an event");
+        };
+        stored.push(sequence);
+        readable.push(w.publish("a").await);
+    }
+    let all = |limit| HistoryQuery::new(limit).filter(w.all());
+    let whole = page(w, &all(100)).await;
+    w.check_eq("the events around them", &sequences(&whole.events), &newest_first(&readable));
+    let named: Vec<u64> = whole.unreadable.iter().map(|record| record.sequence).collect();
+    w.check_eq("the records that cannot be read", &named, &newest_first(&stored));
+    for record in &whole.unreadable {
+        w.check("each has a reason", !record.reason.is_empty());
+        let subject = record.subject.as_deref();
+        w.check(
+            "its subject is the one that it is stored under",
+            subject.is_none_or(|s| s == w.subject("a")),
+        );
+    }
+    // A page that is full of events names what it passed, and no record is named twice or left out between pages.
+    for limit in [1, 2, 3, 4] {
+        let (events, unreadable) = pages(w, all(limit), 100).await;
+        w.check_eq(&format!("events on pages of {limit}"), &events, &newest_first(&readable));
+        w.check_eq(
+            &format!("records that cannot be read on pages of {limit}"),
+            &unreadable,
+            &newest_first(&stored),
+        );
+    }
+    let range = all(100).since_sequence(stored[1]).before_sequence(stored[2]);
+    let ranged = page(w, &range).await;
+    w.check_eq("events of a range", &sequences(&ranged.events), &vec![readable[2]]);
+    let named: Vec<u64> = ranged.unreadable.iter().map(|record| record.sequence).collect();
+    w.check_eq("what of a range cannot be read", &named, &vec![stored[1]]);
+    // Without a page they are left out.
+    w.check_eq("query", &sequences(&query(w, HistoryQuery::new(4)).await), &newest_first(&readable));
+    Outcome::Kept
 }
 
 pub(super) async fn a_query_tells_sequence_and_storage_time(w: &World<'_>) {

@@ -335,6 +335,12 @@ history {
         "A query with a filter, a time range, a sequence range and a limit keeps to all of them."
     a_query_pages_through_everything [HistoryQuery]
         "Pages that each begin before the last event of the one before cover everything once."
+    a_page_says_how_far_it_searched [HistoryQuery]
+        "A page says from where on it searched, and where the next one begins while there is something left to search."
+    pages_cover_everything_once [HistoryQuery]
+        "Pages that each begin where the one before says find every match once, and come to an end."
+    a_page_names_what_cannot_be_read [HistoryQuery]
+        "A page names each stored record in its range that is not an event, and finds the events around it."
     a_query_tells_sequence_and_storage_time [HistoryQuery]
         "A query tells the sequence and the time of storage of each event."
     consumers_lists_lag_pending_and_redelivered [Durable, Redelivery, ConsumerInfo]

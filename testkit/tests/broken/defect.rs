@@ -178,6 +178,16 @@ defects! {
     QueryBeforeIsInclusive: a_query_pages_through_everything;
     QueryIgnoresFilterWithTime: a_query_combines_its_conditions;
     QueryUsesEventTimestamps: a_query_reads_a_time_range a_query_tells_sequence_and_storage_time;
+    PagesSayNothing: a_page_says_how_far_it_searched;
+    /// Ends with the first page, as if it were the whole.
+    PagesEndEarly: a_page_says_how_far_it_searched pages_cover_everything_once;
+    /// The next page begins with what was the last of this one.
+    PagesOverlap: pages_cover_everything_once;
+    /// The next page leaves out one record.
+    PagesLeaveGaps: pages_cover_everything_once;
+    HidesUnreadable: a_page_names_what_cannot_be_read;
+    /// Takes a record that cannot be read for one of the events of a page.
+    UnreadableTakesRoom: a_page_names_what_cannot_be_read;
     ConsumersKnowNothing: consumers_lists_lag_pending_and_redelivered;
     LagIsZero: a_subscription_knows_its_lag;
 

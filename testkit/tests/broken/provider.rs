@@ -6,16 +6,18 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use a3s_event::provider::validate::{validate_event, validate_publish_options};
-use a3s_event::provider::{ConsumerPosition, HistoryPage, PublishReceipt, PublishRequest};
+use a3s_event::provider::{
+    ConsumerPosition, HistoryPage, PublishReceipt, PublishRequest, UnreadableRecord,
+};
 use a3s_event::subject::{validate_consumer_name, validate_filter_under, validate_published};
 use a3s_event::{
     Capabilities, ConsumerInfo, DeliverPolicy, Event, EventError, EventProvider, HistoryQuery,
-    MemoryProvider, ProviderInfo, PublishOptions, Result, SubscribeOptions, Subscription,
+    MemoryProvider, ProviderInfo, PublishOptions, Result, StoredEvent, SubscribeOptions, Subscription,
 };
 use async_trait::async_trait;
 
 use crate::defect::Defect;
-use crate::subscription::{FaultySubscription, Kept};
+use crate::subscription::{FaultySubscription, Kept, UNDECODABLE};
 
 /// The memory provider with a defect, or without one.
 pub(crate) struct Faulty {
@@ -50,6 +52,30 @@ async fn for_ever() {
 }
 
 impl Faulty {
+    /// A page that names the records which stand for those that cannot be read, and looks further for each of them.
+    async fn readable_page(&self, query: &HistoryQuery) -> Result<HistoryPage> {
+        let mut found = self.inner.query_page(query).await?;
+        let mut rest = query.clone();
+        loop {
+            let (unreadable, events) = std::mem::take(&mut found.events)
+                .into_iter()
+                .partition(|stored| stored.event.metadata.contains_key(UNDECODABLE));
+            found.events = events;
+            let unreadable: Vec<StoredEvent> = unreadable;
+            let named =
+                unreadable.iter().map(|stored| UnreadableRecord::new(stored.sequence, "not an event"));
+            found.unreadable.extend(named);
+            let Some(next) = found.next.filter(|_| found.events.len() < query.limit) else {
+                return Ok(found);
+            };
+            rest = rest.before_sequence(next);
+            rest.limit = query.limit - found.events.len();
+            let mut page = self.inner.query_page(&rest).await?;
+            found.events.append(&mut page.events);
+            (found.searched_from, found.next) = (page.searched_from.or(found.searched_from), page.next);
+        }
+    }
+
     pub(crate) fn new(
         inner: Arc<MemoryProvider>,
         defect: Option<Defect>,
@@ -457,7 +483,7 @@ impl EventProvider for Faulty {
             Some(Defect::QueryIgnoresFilterWithTime) if query.since_time.is_some() => query.filter = None,
             Some(Defect::QueryUsesEventTimestamps) => {
                 let (since, before) = (query.since_time.take(), query.before_time.take());
-                let mut page = self.inner.query_page(&query).await?;
+                let mut page = self.readable_page(&query).await?;
                 for stored in &mut page.events {
                     stored.stored_at = stored.event.timestamp;
                 }
@@ -469,7 +495,19 @@ impl EventProvider for Faulty {
             }
             _ => {}
         }
-        self.inner.query_page(&query).await
+        let mut page = self.readable_page(&query).await?;
+        match self.defect {
+            Some(Defect::PagesSayNothing) => page.searched_from = None,
+            Some(Defect::PagesEndEarly) => page.next = None,
+            Some(Defect::PagesOverlap) => page.next = page.next.map(|next| next + 1),
+            Some(Defect::PagesLeaveGaps) => {
+                page.next = page.next.map(|next| next.saturating_sub(1)).filter(|next| *next > 0)
+            }
+            Some(Defect::HidesUnreadable) => page.unreadable.clear(),
+            Some(Defect::UnreadableTakesRoom) if !page.unreadable.is_empty() => drop(page.events.pop()),
+            _ => {}
+        }
+        Ok(page)
     }
 
     async fn unsubscribe(&self, name: &str) -> Result<()> {
