@@ -242,17 +242,12 @@ impl Store {
         Ok(*self.counters.insert(counters))
     }
 
-    /// The newest sequence, if it is known by heart.
-    pub(super) fn known_last(&self) -> Option<u64> {
-        self.counters.map(|counters| counters.last)
-    }
-
     pub(super) fn set_counters(&mut self, counters: Counters) {
         self.counters = Some(counters);
         self.counters_changed = true;
     }
 
-    /// Newest sequence, where it is known by heart.
+    /// Newest sequence, where it is cached.
     pub(super) fn known_last(&self) -> Option<u64> {
         self.counters.map(|counters| counters.last)
     }

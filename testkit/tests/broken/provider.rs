@@ -6,9 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use a3s_event::provider::validate::{validate_event, validate_publish_options};
-use a3s_event::provider::{
-    ConsumerPosition, HistoryPage, PublishReceipt, PublishRequest, UnreadableRecord,
-};
+use a3s_event::provider::{ConsumerPosition, HistoryPage, PublishReceipt, PublishRequest, UnreadableRecord};
 use a3s_event::subject::{validate_consumer_name, validate_filter_under, validate_published};
 use a3s_event::{
     Capabilities, ConsumerInfo, DeliverPolicy, Event, EventError, EventProvider, HistoryQuery,
