@@ -15,8 +15,7 @@ pub(super) fn named(name: &str) -> Result<TimeZone> {
     let is_plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'_' | b'-' | b'+');
     let starts =
         |prefix: &&str| name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix));
-    let is_other = NO_ZONES.iter().any(|other| other.eq_ignore_ascii_case(name))
-        || COPIES.iter().any(|copy| starts(&copy));
+    let is_other = NO_ZONES.iter().any(|other| other.eq_ignore_ascii_case(name)) || COPIES.iter().any(starts);
     if is_other || !name.bytes().all(is_plain) || name.starts_with('/') {
         return Err(unknown());
     }
