@@ -65,6 +65,20 @@ impl Failure {
         }
     }
 
+    /// The same failure, with more that is worth knowing.
+    pub(crate) fn and(self, more: &str) -> Self {
+        let longer = |text: String| format!("{text}; {more}");
+        match self {
+            Self::Usage(text) => Self::Usage(longer(text)),
+            Self::Input(text) => Self::Input(longer(text)),
+            Self::Unreachable(text) => Self::Unreachable(longer(text)),
+            Self::Found(text) => Self::Found(longer(text)),
+            Self::Other(text) => Self::Other(longer(text)),
+            Self::Unknown { ids, reason, retry } => Self::Unknown { ids, reason: longer(reason), retry },
+            Self::StdoutClosed => Self::StdoutClosed,
+        }
+    }
+
     /// A failed publish of the events with these ids.
     pub(crate) fn publish(error: &EventError, ids: Vec<String>) -> Self {
         if error.may_be_stored() {

@@ -104,7 +104,9 @@ impl EventBus {
     /// As [`consumers`](EventBus::consumers).
     pub async fn consumers_of(&self, subscriber_id: &str) -> Result<Vec<ConsumerInfo>> {
         let mut consumers = self.consumers().await?;
-        consumers.retain(|consumer| consumer.durable && is_name_of(&consumer.name, subscriber_id, &consumer.filter));
+        consumers.retain(|consumer| {
+            consumer.durable && is_name_of(&consumer.name, subscriber_id, &consumer.filter)
+        });
         Ok(consumers)
     }
 

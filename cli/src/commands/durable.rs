@@ -151,7 +151,8 @@ fn unlisted(bus: &EventBus, name: &str, args: &Args) -> Outcome<Vec<Chosen>> {
         }
         [filter] => Ok(vec![Chosen { name: name.to_owned(), filter: filter.clone(), is_there: true }]),
         _ => Err(Failure::Usage(
-            "several filters need the names of their consumers, which cannot be listed here: give one".to_owned(),
+            "several filters need the names of their consumers, which cannot be listed here: give one"
+                .to_owned(),
         )),
     }
 }

@@ -13,6 +13,7 @@ pub(crate) mod history;
 pub(crate) mod info;
 pub(crate) mod publish;
 pub(crate) mod publish_many;
+mod resume;
 pub(crate) mod schema;
 pub(crate) mod show;
 pub(crate) mod streams;

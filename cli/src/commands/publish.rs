@@ -2,11 +2,13 @@
 
 use std::io::Read as _;
 
-use a3s_event::{Event, EventProvider, PublishOptions};
+use a3s_event::json;
+use a3s_event::{Event, EventProvider, PublishOptions, PublishReceipt};
 use serde::Serialize;
 use serde_json::Value;
 
 use super::publish_many;
+use super::subscribe::eprint_note;
 use crate::bus::App;
 use crate::failure::{Failure, Outcome};
 use crate::moment;
@@ -79,16 +81,19 @@ pub(super) struct Many {
     /// How the records follow each other
     #[arg(long, value_enum, default_value_t, requires = "many")]
     pub(super) layout: Layout,
-    /// Key of the array, when the file is an object that holds one
-    #[arg(long, default_value = "features", requires = "many")]
-    pub(super) items: String,
+    /// Key of the array, when the file is an object that holds one [default: features]
+    #[arg(long, requires = "many")]
+    pub(super) items: Option<String>,
+    /// Leave out the first so many records
+    #[arg(long, value_name = "RECORDS", default_value_t = 0, requires = "many", conflicts_with = "resume")]
+    pub(super) skip: u64,
     /// The records are whole events, as `history --output ndjson` prints them
     #[arg(long, requires = "many", conflicts_with_all = ["category", "id", "payload"])]
     pub(super) events: bool,
     /// Events per batch
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u16).range(1..=10_000), requires = "many")]
     pub(super) batch: u16,
-    /// Remember in this file how far it came, and go on there
+    /// Remember in this file how far it came with this input, and go on there
     #[arg(long, value_name = "FILE", requires = "many")]
     pub(super) resume: Option<std::path::PathBuf>,
 }
@@ -120,11 +125,18 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     let provider = app.connect().await?;
     let event = build(&*provider, &target, &args, record)?;
     let options = options(&*provider, &event.id, true);
-    let sequence = provider
-        .publish_with_options(&event, &options)
+    let receipt = provider
+        .publish_with_receipt(&event, &options)
         .await
         .map_err(|error| Failure::publish(&error, vec![event.id.clone()]))?;
-    app.out.one(&Published { sequence, id: &event.id, subject: &event.subject })
+    let PublishReceipt { sequence, duplicate, .. } = receipt;
+    app.out.one(&Published { sequence, id: &event.id, subject: &event.subject, duplicate })?;
+    if duplicate {
+        eprint_note(&format!(
+            "nothing was stored: an event with this id is there already, as number {sequence}, and may differ from this one"
+        ));
+    }
+    Ok(())
 }
 
 #[derive(Serialize)]
@@ -132,6 +144,8 @@ struct Published<'a> {
     sequence: u64,
     id: &'a str,
     subject: &'a str,
+    /// Whether an earlier publish has stored an event with this id, and this one nothing.
+    duplicate: bool,
 }
 
 /// Tells the subject from the payload.
@@ -172,8 +186,12 @@ fn payload(given: &str, is_text: bool) -> Outcome<Value> {
     if is_text {
         return Ok(Value::String(text));
     }
-    serde_json::from_str(&text).map_err(|error| {
-        Failure::Input(format!("{name} is not JSON: {error}; use --text to publish it as text"))
+    json::from_slice(text.as_bytes()).map_err(|error| {
+        Failure::Input(if error.is_data() {
+            format!("{name}: {error}")
+        } else {
+            format!("{name} is not JSON: {error}; use --text to publish it as text")
+        })
     })
 }
 
@@ -216,19 +234,26 @@ pub(super) fn build(
         }
     };
     let summary = text(&fields.summary)?;
-    let source = fields.source.text(&record).map_err(input)?;
-    let event_type = text(&fields.event_type)?;
+    let name = |template: &Option<Template>| match template {
+        Some(template) => template.name(&record).map_err(input),
+        None => Ok(String::new()),
+    };
+    let source = fields.source.name(&record).map_err(input)?;
+    let event_type = name(&fields.event_type)?;
     let mut event =
         Event::typed(subject, category, event_type, fields.schema_version, summary, source, Value::Null);
     if fields.id.is_some() {
-        event.id = text(&fields.id)?;
+        event.id = name(&fields.id)?;
     }
     if fields.time.is_some() {
-        let time = text(&fields.time)?;
+        let time = name(&fields.time)?;
         event.timestamp = moment::parse(&time).map_err(|why| input(format!("time '{time}' {why}")))?;
     }
     for (key, value) in &fields.meta {
-        event.metadata.insert(key.clone(), value.text(&record).map_err(input)?);
+        let value = value.text(&record).map_err(input)?;
+        if event.metadata.insert(key.clone(), value).is_some() {
+            return Err(Failure::Usage(format!("--meta {key} is given twice")));
+        }
     }
     event.payload = match &fields.payload {
         Some(template) => template.value(&record).map_err(input)?,
@@ -245,6 +270,9 @@ fn category_of(provider: &dyn EventProvider, subject: &str) -> String {
 
 /// A whole event, alone or in the row of a listing.
 pub(super) fn of_record(mut record: Value) -> Outcome<Event> {
+    if let (Some(sequence), Some(_)) = (record.get("sequence"), record.get("unreadable")) {
+        return Err(Failure::Input(format!("is no event: record {sequence} of its bus cannot be read")));
+    }
     let event = match record.get_mut("event") {
         Some(event) if event.is_object() => event.take(),
         _ => record,

@@ -1,75 +1,148 @@
 //! `pub --many`: the records of a file, in batches.
 
-use std::fs;
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use a3s_event::provider::PublishReceipt;
-use a3s_event::{Event, EventError, EventProvider, PublishRequest};
+use a3s_event::provider::validate::{validate_event, validate_publish_options};
+use a3s_event::{Event, EventError, EventProvider, PublishReceipt, PublishRequest};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::Value;
 
 use super::publish::{Args, Target, build, options};
-use crate::bus::App;
+use super::resume::Checkpoint;
+use super::subscribe::eprint_note;
+use crate::bus::{App, redacted};
 use crate::failure::{Failure, Outcome, SAME_ID, chain};
-use crate::records::{Record, Records};
+use crate::records::{Input, Layout, Mark, Record, Records};
+use crate::text::count;
 
 /// A slow input is not held back until its batch is full.
 const LINGER: Duration = Duration::from_millis(100);
+/// Key of the array in an object, as in GeoJSON.
+const ITEMS: &str = "features";
 
 pub(super) async fn run(app: &mut App, args: Args, target: Target) -> Outcome {
     let path = args.many.many.clone().unwrap_or_default();
-    let mut records = Records::open(&path, args.many.layout, &args.many.items)?;
-    let mut checkpoint = args.many.resume.clone().map(Checkpoint::load).transpose()?;
+    let url = redacted(&app.url()?.0);
+    let mut checkpoint =
+        args.many.resume.clone().map(|file| Checkpoint::load(file, &path, &url)).transpose()?;
+    let mut records = Records::open(&Input {
+        path: &path,
+        layout: match (args.many.layout, &args.many.items) {
+            // Who names the array says that there is one.
+            (Layout::Auto, Some(_)) => Layout::Array,
+            (layout, _) => layout,
+        },
+        items: args.many.items.as_deref().unwrap_or(ITEMS),
+        beginning: checkpoint.as_ref().and_then(Checkpoint::beginning),
+    })?;
     let provider = app.connect().await?;
-    let progress = progress(records.bytes);
-    let started = Instant::now();
-    let skip = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.state.records);
-    let mut published = Published::default();
-    let publisher = Publisher { provider: Arc::clone(&provider), target, args };
-    while let Some(batch) = next_batch(&mut records, usize::from(publisher.args.many.batch)).await {
-        let (mut batch, failure) = batch;
-        batch.retain(|record| record.number > skip);
-        let run = checkpoint.as_ref().map(|checkpoint| checkpoint.state.run.as_str());
-        let done = publisher.publish(batch, run, &mut published).await;
-        if let Some(checkpoint) = &mut checkpoint
-            && let Some(last) = done.last
-        {
-            checkpoint.store(last)?;
-        }
-        match records.bytes {
-            Some(_) => progress.set_position(records.position.load(Ordering::Relaxed)),
-            None => progress.set_position(published.events),
-        }
-        progress.set_message(format!("{} events", published.events));
-        done.ended?;
-        failure.map_or(Ok(()), Err)?;
+    if let Some(checkpoint) = &mut checkpoint {
+        checkpoint.begin()?;
     }
-    progress.finish_and_clear();
-    published.skipped = skip;
-    published.seconds = started.elapsed().as_secs_f64();
-    app.out.one(&published)
+    let skip = checkpoint.as_ref().map_or(args.many.skip, Checkpoint::records);
+    let mut published = Published::new(skip);
+    let publisher = Publisher { provider: Arc::clone(&provider), target, args };
+    let ended = publisher.publish_all(&mut records, checkpoint.as_mut(), &mut published).await;
+    published.seconds = published.started.elapsed().as_secs_f64();
+    let ended = match ended {
+        Ok(()) if published.read < publisher.args.many.skip => Err(Failure::Input(format!(
+            "{path} has {}, fewer than --skip leaves out",
+            count(published.read, "record")
+        ))),
+        Err(failure @ Failure::Unknown { .. }) if published.stored.is_empty() => Err(failure),
+        Err(failure) if published.stored.is_empty() => Err(failure.and("nothing was stored")),
+        Err(failure) => Err(failure.and(&publisher.how_to_go_on(&published))),
+        Ok(()) => Ok(()),
+    };
+    if ended.is_ok() || !published.stored.is_empty() {
+        app.out.one(&published)?;
+    }
+    if published.duplicates > 0 {
+        eprint_note(&format!(
+            "{} with an id that was there already: nothing was stored for them, and what is there may differ",
+            count(published.duplicates, "record")
+        ));
+    }
+    ended
 }
 
 /// What was done.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Published {
+    /// Events that were stored.
     events: u64,
-    /// Records that an earlier run has published.
+    /// Records whose id was there already, for which nothing was stored.
+    duplicates: u64,
+    /// Records that were left out, for instance because an earlier run has published them.
     skipped: u64,
     last_sequence: u64,
     seconds: f64,
+    #[serde(skip)]
+    started: Instant,
+    /// Number of the last record that was read.
+    #[serde(skip)]
+    read: u64,
+    /// Numbers of the records that are stored, from the first to the last in a row.
+    #[serde(skip)]
+    stored: Vec<(u64, u64)>,
+}
+
+impl Published {
+    fn new(skipped: u64) -> Self {
+        Self {
+            events: 0,
+            duplicates: 0,
+            skipped,
+            last_sequence: 0,
+            seconds: 0.0,
+            started: Instant::now(),
+            read: 0,
+            stored: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, number: u64, receipt: &PublishReceipt) {
+        if receipt.duplicate {
+            self.duplicates += 1;
+        } else {
+            self.events += 1;
+        }
+        self.last_sequence = self.last_sequence.max(receipt.sequence);
+        match self.stored.last_mut() {
+            Some((_, last)) if *last + 1 == number => *last = number,
+            _ => self.stored.push((number, number)),
+        }
+    }
+
+    /// The last record before the first that is not stored.
+    fn last_in_a_row(&self) -> u64 {
+        match self.stored.first() {
+            Some((first, last)) if *first == self.skipped + 1 => *last,
+            _ => self.skipped,
+        }
+    }
+
+    fn stored(&self) -> String {
+        let ranges = self.stored.iter().map(|(first, last)| match first == last {
+            true => first.to_string(),
+            false => format!("{first} to {last}"),
+        });
+        let ranges: Vec<_> = ranges.collect();
+        match self.stored.as_slice() {
+            [(first, last)] if first == last => format!("record {first} of the input is stored"),
+            _ => format!("records {} of the input are stored", ranges.join(", ")),
+        }
+    }
 }
 
 /// How far a batch came.
 struct Done {
-    /// Number of the last record before the first failure.
-    last: Option<u64>,
+    /// The last record before the first failure.
+    last: Option<(u64, Mark)>,
     ended: Outcome,
 }
 
@@ -80,33 +153,63 @@ struct Publisher {
 }
 
 impl Publisher {
+    async fn publish_all(
+        &self,
+        records: &mut Records,
+        mut checkpoint: Option<&mut Checkpoint>,
+        published: &mut Published,
+    ) -> Outcome {
+        let progress = progress(records.bytes);
+        while let Some((mut batch, failure)) = next_batch(records, usize::from(self.args.many.batch)).await {
+            published.read = batch.last().map_or(published.read, |record| record.number);
+            batch.retain(|record| record.number > published.skipped);
+            let run = checkpoint.as_ref().map(|checkpoint| checkpoint.run());
+            let done = self.publish(batch, run, published).await;
+            if let Some(checkpoint) = &mut checkpoint
+                && let Some((last, end)) = done.last
+            {
+                checkpoint.store(last, end)?;
+            }
+            match records.bytes {
+                Some(_) => progress.set_position(records.position.load(Ordering::Relaxed)),
+                None => progress.set_position(published.events),
+            }
+            progress.set_message(format!("{} events", published.events));
+            done.ended?;
+            failure.map_or(Ok(()), Err)?;
+        }
+        progress.finish_and_clear();
+        Ok(())
+    }
+
     /// Publishes what it can make an event of, up to the first record that it cannot.
     async fn publish(&self, batch: Vec<Record>, run: Option<&str>, published: &mut Published) -> Done {
-        let (mut events, mut numbers) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
+        let mut requests = Vec::with_capacity(batch.len());
         let mut ended = Ok(());
-        for Record { number, value } in batch {
+        for Record { number, value, end } in batch {
             match self.event(number, value, run) {
-                Ok(event) => events.push(event),
+                Ok(event) => requests.push((number, end, event)),
                 Err(failure) => {
                     ended = Err(Failure::Input(format!("record {number}: {}", failure.message())));
                     break;
                 }
             }
-            numbers.push(number);
         }
-        let results = self.send(&events, run.is_some()).await;
+        let results = self.send(&requests, run.is_some()).await;
+        for ((number, ..), result) in requests.iter().zip(&results) {
+            if let Ok(receipt) = result {
+                published.add(*number, receipt);
+            }
+        }
         let stored = results.iter().take_while(|result| result.is_ok()).count();
-        for receipt in results.iter().flatten() {
-            published.events += 1;
-            published.last_sequence = published.last_sequence.max(receipt.sequence);
+        if stored < requests.len() {
+            ended = Err(failed(&requests, &results));
         }
-        if stored < results.len() {
-            ended = Err(failed(&numbers, &events, &results));
-        }
-        let last = stored.checked_sub(1).and_then(|last| numbers.get(last)).copied();
-        Done { last, ended }
+        let last = stored.checked_sub(1).and_then(|last| requests.get(last));
+        Done { last: last.map(|(number, end, _)| (*number, *end)), ended }
     }
 
+    /// The event of a record. What the bus would refuse is refused here, before anything behind it is sent.
     fn event(&self, number: u64, value: Value, run: Option<&str>) -> Outcome<Event> {
         let mut event = build(&*self.provider, &self.target, &self.args, value)?;
         if let Some(run) = run
@@ -116,33 +219,60 @@ impl Publisher {
             // A batch that is published again after a crash has the same ids.
             event.id = format!("{run}-{number}");
         }
+        validate_event(&event, self.provider.subject_prefix(), usize::MAX)?;
+        validate_publish_options(&options(&*self.provider, &event.id, self.has_ids() || run.is_some()))?;
         Ok(event)
     }
 
-    async fn send(&self, events: &[Event], resumes: bool) -> Vec<Result<PublishReceipt, EventError>> {
-        let dedup = resumes || self.args.fields.id.is_some() || self.args.many.events;
-        let requests: Vec<_> = events
-            .iter()
-            .map(|event| PublishRequest::new(event, options(&*self.provider, &event.id, dedup)))
-            .collect();
+    /// Whether a record that is published again has the id that it had.
+    fn has_ids(&self) -> bool {
+        self.args.fields.id.is_some() || self.args.many.events
+    }
+
+    async fn send(
+        &self,
+        events: &[(u64, Mark, Event)],
+        resumes: bool,
+    ) -> Vec<Result<PublishReceipt, EventError>> {
+        let dedup = resumes || self.has_ids();
+        let request = |event| PublishRequest::new(event, options(&*self.provider, &event.id, dedup));
+        let requests: Vec<_> = events.iter().map(|(_, _, event)| request(event)).collect();
         self.provider.publish_batch(&requests).await
+    }
+
+    /// What is stored when a run has failed, and how the rest gets there.
+    fn how_to_go_on(&self, published: &Published) -> String {
+        let (stored, last) = (published.stored(), published.last_in_a_row());
+        if self.args.many.resume.is_some() {
+            return format!("{stored}; the same command goes on behind record {last}");
+        }
+        let is_gapless = matches!(published.stored.as_slice(), [(_, end)] if *end == last);
+        match (is_gapless, self.has_ids()) {
+            (true, _) => format!("{stored} and nothing behind; --skip {last} goes on there"),
+            (false, true) => {
+                format!("{stored}; --skip {last} goes on there, and the bus knows the others by their ids")
+            }
+            (false, false) => format!(
+                "{stored}; --skip {last} goes on there and would store the others again, because \
+                 they have no ids of the input (--id): take them out of it before"
+            ),
+        }
     }
 }
 
 /// The failure of a batch: the events whose outcome is unknown, else the first refusal.
-fn failed(numbers: &[u64], events: &[Event], results: &[Result<PublishReceipt, EventError>]) -> Failure {
+fn failed(events: &[(u64, Mark, Event)], results: &[Result<PublishReceipt, EventError>]) -> Failure {
     let errors =
         || results.iter().zip(events).filter_map(|(result, event)| Some((result.as_ref().err()?, event)));
     let unknown = || errors().filter(|(error, _)| error.may_be_stored());
     if let Some((error, _)) = unknown().next() {
-        let ids = unknown().map(|(_, event)| event.id.clone()).collect();
+        let ids = unknown().map(|(_, (_, _, event))| event.id.clone()).collect();
         return Failure::Unknown { ids, reason: chain(error), retry: SAME_ID };
     }
-    let first =
-        results.iter().zip(numbers).find_map(|(result, number)| Some((result.as_ref().err()?, number)));
-    match first {
-        Some((error, number)) => match Failure::publish(error, Vec::new()) {
+    match errors().next() {
+        Some((error, (number, ..))) => match Failure::publish(error, Vec::new()) {
             Failure::Input(text) => Failure::Input(format!("record {number}: {text}")),
+            Failure::Other(text) => Failure::Other(format!("record {number}: {text}")),
             other => other,
         },
         None => Failure::Other("the bus gave no answer for part of a batch".to_owned()),
@@ -176,53 +306,5 @@ pub(super) fn progress(total: Option<u64>) -> ProgressBar {
     match ProgressStyle::with_template(template) {
         Ok(style) => progress.with_style(style),
         Err(_) => progress,
-    }
-}
-
-/// How far a run came, in a file that is replaced as a whole.
-struct Checkpoint {
-    path: PathBuf,
-    state: State,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct State {
-    /// Part of the ids of the events.
-    run: String,
-    /// Records that are published.
-    records: u64,
-}
-
-impl Checkpoint {
-    fn load(path: PathBuf) -> Outcome<Self> {
-        let wrong = |why: String| Failure::Input(format!("resume file {}: {why}", path.display()));
-        let state = match fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                State { run: Event::new("", "", "", "", Value::Null).id, records: 0 }
-            }
-            Err(error) => return Err(wrong(error.to_string())),
-        };
-        let records = state.records;
-        let mut checkpoint = Self { path, state };
-        // The name of the run has to be there before the first event of it.
-        checkpoint.store(records)?;
-        Ok(checkpoint)
-    }
-
-    fn store(&mut self, records: u64) -> Outcome {
-        self.state.records = records;
-        self.write().map_err(|error| Failure::Input(format!("resume file {}: {error}", self.path.display())))
-    }
-
-    fn write(&self) -> std::io::Result<()> {
-        let folder =
-            self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        file.write_all(&serde_json::to_vec(&self.state)?)?;
-        file.as_file().sync_all()?;
-        file.persist(&self.path)?;
-        Ok(())
     }
 }

@@ -12,7 +12,7 @@ use crate::bus::App;
 use crate::failure::{Failure, Outcome};
 use crate::forward::Forward;
 use crate::output::Row;
-use crate::records::{Layout, Records};
+use crate::records::{Input, Layout, Records};
 use crate::stored::Stored;
 use crate::text;
 
@@ -190,7 +190,8 @@ impl Check {
     }
 
     async fn file(&mut self, file: &str) -> Outcome {
-        let mut records = Records::open(file, Layout::Auto, "events")?;
+        let input = Input { path: file, layout: Layout::Auto, items: "events", beginning: None };
+        let mut records = Records::open(&input)?;
         while let Some(record) = records.next().await {
             let record = record?;
             let sequence = record.value.get("sequence").and_then(serde_json::Value::as_u64);

@@ -69,11 +69,7 @@ async fn open(
     Ok(Some(provider.subscribe_with_options(filter, &options).await?))
 }
 
-async fn follow(
-    app: &mut App,
-    subscription: &mut dyn Subscription,
-    unreadable: &mut Unreadable,
-) -> Outcome {
+async fn follow(app: &mut App, subscription: &mut dyn Subscription, unreadable: &mut Unreadable) -> Outcome {
     loop {
         match subscription.next().await {
             Ok(Some(received)) => app.out.row(&EventRow {

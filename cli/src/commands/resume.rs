@@ -1,0 +1,111 @@
+//! The resume file of `pub --many`: how far a run came, with which input and to which bus.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use a3s_event::Event;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::failure::{Failure, Outcome};
+use crate::records::Mark;
+
+/// How far a run came, in a file that is replaced as a whole.
+pub(super) struct Checkpoint {
+    path: PathBuf,
+    state: State,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct State {
+    /// Part of the ids of the events.
+    run: String,
+    /// Records that are published.
+    records: u64,
+    /// Where they came from. Files of earlier versions do not say so.
+    input: Option<Source>,
+    /// Where they went.
+    bus: Option<String>,
+}
+
+/// An input, as far as it was read.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Source {
+    /// For people: a file may be moved, and a pipe has no name.
+    name: String,
+    end: Mark,
+}
+
+impl Checkpoint {
+    /// Reads the file, which need not be there yet.
+    pub(super) fn load(path: PathBuf, input: &str, bus: &str) -> Outcome<Self> {
+        // Settings may change between two runs.
+        let bus = bus.split('?').next().unwrap_or(bus).to_owned();
+        let wrong = |why: String| Failure::Input(format!("resume file {}: {why}", path.display()));
+        let mut state: State = match fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                State { run: Event::new("", "", "", "", Value::Null).id, records: 0, input: None, bus: None }
+            }
+            Err(error) => return Err(wrong(error.to_string())),
+        };
+        if state.records > 0 && state.input.is_none() {
+            return Err(wrong(format!(
+                "does not say which input its {} records came from, as those of earlier versions: --skip {} goes on \
+                 behind them",
+                state.records, state.records
+            )));
+        }
+        if let Some(other) = state.bus.as_ref().filter(|other| **other != bus && state.records > 0) {
+            return Err(wrong(format!(
+                "belongs to a run to {other}, and this one is to {bus}: name another resume file for another bus"
+            )));
+        }
+        state.bus = Some(bus);
+        let end = state.input.map_or_else(Mark::default, |source| source.end);
+        state.input = Some(Source { name: input.to_owned(), end });
+        Ok(Self { path, state })
+    }
+
+    /// Part of the ids of the events.
+    pub(super) fn run(&self) -> &str {
+        &self.state.run
+    }
+
+    /// How many records are published.
+    pub(super) fn records(&self) -> u64 {
+        self.state.records
+    }
+
+    /// How many records the input begins with that are published, and where the last of them ends.
+    pub(super) fn beginning(&self) -> Option<(u64, Mark)> {
+        let source = self.state.input.as_ref().filter(|_| self.state.records > 0)?;
+        Some((self.state.records, source.end))
+    }
+
+    /// Writes the file: the name of the run has to be there before the first event of it.
+    pub(super) fn begin(&mut self) -> Outcome {
+        self.write().map_err(|error| Failure::Input(format!("resume file {}: {error}", self.path.display())))
+    }
+
+    pub(super) fn store(&mut self, records: u64, end: Mark) -> Outcome {
+        self.state.records = records;
+        if let Some(source) = &mut self.state.input {
+            source.end = end;
+        }
+        self.begin()
+    }
+
+    fn write(&self) -> std::io::Result<()> {
+        let folder =
+            self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        file.write_all(&serde_json::to_vec(&self.state)?)?;
+        file.as_file().sync_all()?;
+        file.persist(&self.path)?;
+        Ok(())
+    }
+}
