@@ -36,6 +36,8 @@ mod deadline;
 pub mod dlq;
 pub mod error;
 mod hash;
+#[cfg(feature = "cloudevents")]
+mod headers;
 pub mod json;
 pub mod metrics;
 mod private_file;
@@ -46,8 +48,7 @@ pub mod sink;
 pub mod source;
 pub mod state;
 pub mod subject;
-#[cfg(any(feature = "cloudevents", feature = "routing"))]
-mod timestamp;
+pub mod timestamp;
 pub mod trace;
 pub mod types;
 #[cfg(any(feature = "http", feature = "webhook"))]

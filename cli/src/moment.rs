@@ -1,29 +1,18 @@
 //! Times as people write and read them.
 
-use std::num::NonZeroU8;
 use std::time::Duration;
 
-use a3s_event::Event;
+use a3s_event::{Event, timestamp};
 use serde_json::Value;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
-use time::format_description::well_known::iso8601::{Config, EncodedConfig, Iso8601, TimePrecision};
-
-/// RFC 3339 with milliseconds, also where they are zero, so that times stand in columns.
-const MILLISECONDS: EncodedConfig =
-    Config::DEFAULT.set_time_precision(TimePrecision::Second { decimal_digits: NonZeroU8::new(3) }).encode();
 
 /// Now, in Unix milliseconds, by the clock that stamps events.
 pub(crate) fn now() -> u64 {
     Event::new("", "", "", "", Value::Null).timestamp
 }
 
-/// Unix milliseconds as RFC 3339 in UTC.
+/// Unix milliseconds as RFC 3339 in UTC, with milliseconds also where they are zero, so that times stand in columns.
 pub(crate) fn show(unix_ms: u64) -> String {
-    OffsetDateTime::from_unix_timestamp_nanos(i128::from(unix_ms) * 1_000_000)
-        .ok()
-        .and_then(|time| time.format(&Iso8601::<MILLISECONDS>).ok())
-        .unwrap_or_else(|| unix_ms.to_string())
+    timestamp::format_rfc3339(unix_ms).unwrap_or_else(|| unix_ms.to_string())
 }
 
 /// A time: RFC 3339, Unix milliseconds, or how long ago (`90s`, `15m`, `6h`, `7d`).
@@ -35,10 +24,10 @@ pub(crate) fn parse(text: &str) -> Result<u64, String> {
         let ago = u64::try_from(ago.as_millis()).unwrap_or(u64::MAX);
         return Ok(now().saturating_sub(ago));
     }
-    let time = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| {
+    let unix_ms = timestamp::parse_rfc3339(text).ok_or_else(|| {
         "is no time: write 2018-02-07T01:26:13Z, Unix milliseconds, or how long ago, such as 15m".to_owned()
     })?;
-    u64::try_from(time.unix_timestamp_nanos() / 1_000_000).map_err(|_| "lies before 1970".to_owned())
+    u64::try_from(unix_ms).map_err(|_| "lies before 1970".to_owned())
 }
 
 /// A span of time: a number and its unit.
@@ -70,7 +59,16 @@ mod tests {
         assert_eq!(show(1_517_966_773_000), "2018-02-07T01:26:13.000Z");
         let an_hour_ago = parse("1h").unwrap();
         assert!((3_600_000..4_000_000).contains(&(now() - an_hour_ago)));
-        for wrong in ["", "h", "yesterday", "1w", "99999999999999999999d", "1969-01-01T00:00:00Z"] {
+        for wrong in [
+            "",
+            "h",
+            "yesterday",
+            "1w",
+            "99999999999999999999d",
+            "1969-01-01T00:00:00Z",
+            "2018-04-05_17:31:00Z",
+            "2018-04-05\n17:31:00Z",
+        ] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
     }

@@ -254,7 +254,7 @@ fn time_of(event: &Event) -> Option<Cow<'_, str>> {
             Some(text.into())
         }
         None if is_absent(event, "time") => None,
-        _ => timestamp::format(event.timestamp).map(Cow::from),
+        _ => timestamp::format_rfc3339(event.timestamp).map(Cow::from),
     }
 }
 

@@ -1,5 +1,7 @@
 //! What an attribute may be called and may hold: "Context Attributes" and "Type System" of CloudEvents 1.0.2.
 
+use std::borrow::Cow;
+
 use fluent_uri::{Uri, UriRef};
 
 use crate::error::{EventError, shorten};
@@ -49,20 +51,89 @@ pub(super) fn is_uri(text: &str) -> bool {
 
 /// Whether the text has the form of a media type of RFC 2046: `type/subtype`, and parameters behind a `;`.
 pub(super) fn is_media_type(text: &str) -> bool {
-    let is_token = |part: &str| {
-        !part.is_empty()
-            && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`{|}~".contains(&b))
-    };
-    essence(text).split_once('/').is_some_and(|(kind, subtype)| is_token(kind) && is_token(subtype))
+    kind_of(text).is_some()
         && text.bytes().all(|byte| matches!(byte, 0x20..=0x7e))
         && text.trim() == text
+        && parameters(text).is_some()
+}
+
+/// Type and subtype.
+fn kind_of(content_type: &str) -> Option<(&str, &str)> {
+    let is_token = |part: &str| !part.is_empty() && part.bytes().all(is_token_byte);
+    essence(content_type).split_once('/').filter(|(kind, subtype)| is_token(kind) && is_token(subtype))
+}
+
+fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`{|}~".contains(&byte)
+}
+
+/// The parameters of a media type, with names as they stand and values without their quotes. `None` when they do not follow
+/// RFC 9110, other than that values without quotes are taken which are no tokens, such as `type=text/xml`.
+fn parameters(content_type: &str) -> Option<Vec<(&str, Cow<'_, str>)>> {
+    let mut found = Vec::new();
+    let mut rest = content_type.split_once(';').map_or("", |(_, rest)| rest);
+    loop {
+        rest = rest.trim_matches([' ', '\t']);
+        if rest.is_empty() {
+            return Some(found);
+        }
+        if let Some(behind) = rest.strip_prefix(';') {
+            rest = behind;
+            continue;
+        }
+        let (name, behind) = rest.split_once('=')?;
+        let name = name.trim_end_matches([' ', '\t']);
+        let behind = behind.trim_start_matches([' ', '\t']);
+        let (value, behind) = match behind.strip_prefix('"') {
+            Some(quoted) => unquoted(quoted)?,
+            None => {
+                let end = behind.find(';').unwrap_or(behind.len());
+                let (value, behind) = behind.split_at_checked(end)?;
+                let value = value.trim_end_matches([' ', '\t']);
+                // A comma would join two values of the header.
+                let is_plain = |byte: u8| byte.is_ascii_graphic() && !b",\"\\".contains(&byte);
+                (!value.is_empty() && value.bytes().all(is_plain)).then_some(())?;
+                (Cow::Borrowed(value), behind)
+            }
+        };
+        let behind = behind.trim_start_matches([' ', '\t']);
+        let is_whole = behind.is_empty() || behind.starts_with(';');
+        (is_whole && !name.is_empty() && name.bytes().all(is_token_byte)).then_some(())?;
+        found.push((name, value));
+        rest = behind;
+    }
+}
+
+/// The text up to the closing quote, and what is behind that.
+fn unquoted(text: &str) -> Option<(Cow<'_, str>, &str)> {
+    let mut value = String::new();
+    let mut chars = text.char_indices();
+    while let Some((at, c)) = chars.next() {
+        match c {
+            '"' => return Some((Cow::Owned(value), text.get(at + 1..)?)),
+            '\\' => value.push(chars.next()?.1),
+            c => value.push(c),
+        }
+    }
+    None
 }
 
 /// Whether data of this type is a JSON value; data without a type is.
-pub(super) fn is_json(content_type: Option<&str>) -> bool {
+pub(crate) fn is_json(content_type: Option<&str>) -> bool {
     let Some(content_type) = content_type else { return true };
-    let Some((_, subtype)) = essence(content_type).split_once('/') else { return false };
+    let Some((_, subtype)) = kind_of(content_type) else { return false };
     ends_with_ignoring_case(subtype, "+json") || subtype.eq_ignore_ascii_case("json")
+}
+
+/// Whether text of this type is UTF-8, which it is where nothing else is said; ASCII is a part of it.
+#[cfg(feature = "webhook")]
+pub(crate) fn is_utf8(content_type: &str) -> bool {
+    let is_known = |charset: &str| {
+        ["utf-8", "utf8", "us-ascii", "ascii"].iter().any(|known| charset.eq_ignore_ascii_case(known))
+    };
+    parameters(content_type).is_some_and(|parameters| {
+        parameters.iter().all(|(name, value)| !name.eq_ignore_ascii_case("charset") || is_known(value))
+    })
 }
 
 /// Whether data of this type is read as text where nothing else says what it is.
@@ -150,7 +221,17 @@ mod tests {
         {
             assert!(!is_media_type(text), "{text}");
         }
+        for text in ["a/b;", "a/b;;x=1", r#"a/b; x="a;b,\"c""#, "a/b; x = 1", "a/b; type=text/xml"] {
+            assert!(is_media_type(text), "{text}");
+        }
+        for text in
+            ["a/b; x", "a/b; =1", "a/b; x=", r#"a/b; x="1"#, r#"a/b; x="1"2"#, "a/b; x=1, c/d", "a/b, c/d"]
+        {
+            assert!(!is_media_type(text), "{text}");
+        }
         assert!(is_json(None));
+        assert!(is_json(Some("text/json")) && is_json(Some("model/gltf+json")));
+        assert!(!is_json(Some("text/plain, application/json")));
         assert!(is_json(Some("application/JSON; charset=utf-8")));
         assert!(is_json(Some("application/problem+json")));
         assert!(!is_json(Some("application/jsonp")));

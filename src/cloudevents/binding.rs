@@ -10,6 +10,8 @@ use super::types::{self, Types};
 use super::wire::{Data, Scalar, TYPES, Wire};
 use super::{Accept, CloudEvent, DATA_BASE64, DEFAULT_DATA_CONTENT_TYPE, SPEC_VERSION};
 use crate::error::Result;
+use crate::headers::Unreadable;
+use crate::json;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
@@ -138,14 +140,17 @@ pub(super) fn from_binary(attributes: Attributes, body: Option<&[u8]>, accept: A
         (Some(BINARY), body) => raw.put(DATA_BASE64, encoded(body.unwrap_or_default())),
         (Some(TEXT), body) => raw.put("data", text(body.unwrap_or_default())?),
         (_, None) => {}
-        (_, Some(body)) if is_json(content_type.as_deref()) => match serde_json::from_slice(body) {
+        (_, Some(body)) if is_json(content_type.as_deref()) => match json::from_slice(body) {
             Ok(value) => raw.put("data", value),
-            // Nobody said that it is JSON.
-            Err(_) if content_type.is_none() => raw.put(DATA_BASE64, encoded(body)),
-            Err(_) if accept == Accept::KnownDivergences => match std::str::from_utf8(body) {
-                Ok(text) => raw.put("data", Value::from(text)),
-                Err(_) => raw.put(DATA_BASE64, encoded(body)),
-            },
+            // What nobody said to be JSON may be anything else. A key that is given twice is JSON, and in none of its readers'
+            // right.
+            Err(error) if content_type.is_none() && !error.is_data() => raw.put(DATA_BASE64, encoded(body)),
+            Err(error) if !error.is_data() && accept == Accept::KnownDivergences => {
+                match std::str::from_utf8(body) {
+                    Ok(text) => raw.put("data", Value::from(text)),
+                    Err(_) => raw.put(DATA_BASE64, encoded(body)),
+                }
+            }
             Err(error) => {
                 let rule = format!("is no JSON: {error}");
                 return Err(invalid("data", &format!("{} bytes", body.len()), rule));
@@ -178,6 +183,10 @@ pub(super) struct Attributes {
 }
 
 impl Attributes {
+    pub(super) fn has_content_type(&self) -> bool {
+        self.content_type.is_some()
+    }
+
     /// Takes a decoded value. The name has no prefix.
     pub(super) fn put(&mut self, name: &str, value: String) {
         match name {
@@ -206,7 +215,9 @@ pub(super) fn sort_headers<N: AsRef<str>, V: AsRef<[u8]>>(
         match attribute {
             None => {
                 let text = text.ok_or_else(|| invalid("content-type", "…", "must be UTF-8"))?;
-                sorted.content_type = Some(text.trim().to_owned());
+                if sorted.content_type.replace(text.trim().to_owned()).is_some() {
+                    return Err(invalid("header", &name, Unreadable::Twice.rule()));
+                }
             }
             Some("data" | DATA_BASE64) => return Err(invalid("extension", &name, NAME_RULE)),
             Some(attribute) => {
@@ -235,11 +246,17 @@ pub(super) struct Sorted {
 
 impl Sorted {
     /// The binary mode of HTTP and Kafka, where the content type of the message is that of the data.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidEvent`, also for a `datacontenttype` beside the content type: some writers send both, which says the same twice.
     pub(super) fn into_binary(mut self, body: Option<&[u8]>, accept: Accept) -> Result<CloudEvent> {
-        if let Some(content_type) = self.content_type
-            && self.attributes.content_type.is_none()
-        {
-            self.attributes.put("datacontenttype", content_type);
+        match (self.content_type, &self.attributes.content_type) {
+            (Some(content_type), None) => self.attributes.put("datacontenttype", content_type),
+            (Some(one), Some(other)) if accept == Accept::Conformant || one != *other => {
+                return Err(invalid("header", "datacontenttype", "must not be beside content-type"));
+            }
+            _ => {}
         }
         from_binary(self.attributes, body, accept)
     }

@@ -54,7 +54,7 @@ impl From<Event> for CloudEvent {
         event.extensions.reserve(metadata.len() + 5);
         event.subject = (!subject.is_empty()).then_some(subject);
         event.datacontenttype = Some(DEFAULT_DATA_CONTENT_TYPE.to_owned());
-        event.time = timestamp::format(timestamp);
+        event.time = timestamp::format_rfc3339(timestamp);
         event.data = Some(payload);
         for (key, value) in [
             (CATEGORY, Value::String(category)),
@@ -316,7 +316,7 @@ fn keep_attributes(
         timestamp = at.millis;
         // Others write the time of an event of ours in their own way, which is the same time.
         let is_ours = own_timestamp.is_some() && !at.is_rounded;
-        if !is_ours && timestamp::format(timestamp).as_deref() != Some(text) {
+        if !is_ours && timestamp::format_rfc3339(timestamp).as_deref() != Some(text) {
             metadata.insert(CE_TIME.to_owned(), text.to_owned())?;
         }
     } else if timestamp <= timestamp::MAX_MILLIS {

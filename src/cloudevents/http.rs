@@ -23,6 +23,7 @@ use super::binding::{
 };
 use super::{Accept, CloudEvent, from_json_batch, to_json_batch};
 use crate::error::{EventError, Result};
+use crate::headers::single;
 
 const SPELLING: Spelling = Spelling { prefix: "ce-", content_type: "content-type", encode: percent_encode };
 
@@ -106,13 +107,13 @@ pub fn from_batch<N: AsRef<str>, V: AsRef<[u8]>>(
     body: &[u8],
     accept: Accept,
 ) -> Result<Vec<CloudEvent>> {
-    let content_type = headers
-        .into_iter()
-        .find(|(name, _)| name.as_ref().eq_ignore_ascii_case("content-type"))
-        .map(|(_, value)| String::from_utf8_lossy(value.as_ref()).into_owned())
+    let headers = headers.into_iter().filter(|(name, _)| name.as_ref().eq_ignore_ascii_case("content-type"));
+    let content_types: Vec<V> = headers.map(|(_, value)| value).collect();
+    let content_type = single(&content_types)
+        .map_err(|unreadable| invalid("header", "content-type", unreadable.rule()))?
         .unwrap_or_default();
-    if mode(Some(&content_type)) != Mode::Batch {
-        return Err(invalid("content-type", &content_type, format!("must be {JSON_BATCH}")));
+    if mode(Some(content_type)) != Mode::Batch {
+        return Err(invalid("content-type", content_type, format!("must be {JSON_BATCH}")));
     }
     from_json_batch(body, accept)
 }

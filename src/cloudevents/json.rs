@@ -11,6 +11,7 @@ use super::read::Raw;
 use super::wire::{Data, Wire};
 use super::{Accept, CloudEvent, DATA_BASE64, SPEC_VERSION};
 use crate::error::{EventError, Result};
+use crate::json::StrictValue;
 
 /// Most events in a batch that is read.
 pub const MAX_BATCH_EVENTS: usize = 10_000;
@@ -25,11 +26,12 @@ impl CloudEvent {
         Ok(serde_json::to_vec(&Wire::of(self)?)?)
     }
 
-    /// Reads the JSON format, strictly: [`Accept::Conformant`]. The nested form of version 0.2 is read too.
+    /// Reads the JSON format, strictly: [`Accept::Conformant`]. A key that is given twice is refused, also in the data. The
+    /// nested form of version 0.2 is read too.
     ///
     /// # Errors
     ///
-    /// [`EventError::Serialization`] for what is not JSON, and [`EventError::InvalidEvent`] that names the attribute that
+    /// [`EventError::Serialization`] for what is not JSON or has a key twice, and [`EventError::InvalidEvent`] that names the attribute that
     /// does not conform.
     pub fn from_json(json: &[u8]) -> Result<Self> {
         Self::from_json_accepting(json, Accept::Conformant)
@@ -175,7 +177,8 @@ impl<'de> Deserialize<'de> for Raw {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Raw, A::Error> {
                 let mut raw = Raw::default();
                 while let Some(name) = map.next_key::<std::borrow::Cow<'de, str>>()? {
-                    raw.put(&name, map.next_value()?);
+                    let value: StrictValue = map.next_value()?;
+                    raw.put(&name, value.into_value());
                 }
                 Ok(raw)
             }

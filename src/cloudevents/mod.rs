@@ -24,6 +24,11 @@ pub mod http;
 pub mod kafka;
 pub mod nats;
 
+#[cfg(feature = "webhook")]
+pub(crate) use self::{
+    attributes::{is_json, is_utf8},
+    wire::TIMESTAMP,
+};
 pub use attributes::MAX_ATTRIBUTE_NAME_LEN;
 pub use binding::Message;
 pub use json::{MAX_BATCH_EVENTS, from_json_batch, to_json_batch};

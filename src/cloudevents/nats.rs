@@ -51,9 +51,14 @@ pub fn from_message<N: AsRef<str>, V: AsRef<[u8]>>(
     body: &[u8],
     accept: Accept,
 ) -> Result<CloudEvent> {
-    let sorted = sort_headers(headers, SPELLING.prefix, |value| percent_decode(value, accept))?;
+    let mut sorted = sort_headers(headers, SPELLING.prefix, |value| percent_decode(value, accept))?;
     if sorted.is_structured()? || !sorted.has_version {
         return CloudEvent::from_json_accepting(body, accept);
+    }
+    // Here the type of the data is an attribute like the others, and `content-type` is about formats only; but where it is alone,
+    // its writer had the other bindings in mind.
+    if sorted.attributes.has_content_type() {
+        sorted.content_type = None;
     }
     sorted.into_binary(Some(body), accept)
 }

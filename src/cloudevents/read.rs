@@ -17,7 +17,7 @@ use super::wire::{
 };
 use super::{Accept, CloudEvent, DATA_BASE64, SPEC_VERSION, not_base64, types};
 use crate::error::{EventError, Result};
-use crate::timestamp;
+use crate::{json, timestamp};
 
 /// The member under which version 0.2 wrote the extensions, with the keys that they have in memory.
 const NESTED: &str = "extensions";
@@ -236,8 +236,9 @@ pub(super) fn is_base64(text: &str) -> bool {
 /// Puts back what had no legal form.
 fn restore(event: &mut CloudEvent, original: &str) -> Result<()> {
     let bad = |rule: &str| invalid(ORIGINAL, original, rule);
-    let originals: BTreeMap<String, String> =
-        serde_json::from_str(original).map_err(|_| bad("must be a JSON object of strings"))?;
+    let originals: BTreeMap<String, String> = json::from_slice(original.as_bytes())
+        .and_then(serde_json::from_value)
+        .map_err(|_| bad("must be a JSON object of strings"))?;
     let is_event = event.extensions.contains_key(CATEGORY) || originals.contains_key(CATEGORY);
     for (key, value) in originals {
         let place = match key.as_str() {

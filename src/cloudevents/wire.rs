@@ -21,7 +21,7 @@ use crate::timestamp;
 pub(super) const CATEGORY: &str = "a3scategory";
 pub(super) const VERSION: &str = "a3sversion";
 pub(super) const SUMMARY: &str = "a3ssummary";
-pub(super) const TIMESTAMP: &str = "a3stimestamp";
+pub(crate) const TIMESTAMP: &str = "a3stimestamp";
 pub(super) const TYPE: &str = "a3seventtype";
 /// Prefix of a metadata entry in memory; any key may follow.
 pub(super) const META_IN_MEMORY: &str = "a3smeta_";

@@ -189,7 +189,7 @@ fn flags(traceparent: &str) -> Option<u8> {
     u8::from_str_radix(traceparent.get(53..55)?, 16).ok()
 }
 
-/// `key=value` members joined by commas, each key once.
+/// `key=value` members joined by commas. Of members with the same key the first stays, which was added last.
 fn parse_state(text: &str) -> Option<String> {
     let members: Vec<&str> = text
         .split(',')
@@ -200,13 +200,17 @@ fn parse_state(text: &str) -> Option<String> {
         return None;
     }
     let mut keys = std::collections::HashSet::new();
-    for member in &members {
+    let mut kept = Vec::with_capacity(members.len());
+    for member in members {
         let (key, value) = member.split_once('=')?;
-        if !(is_state_key(key) && is_state_value(value) && keys.insert(key)) {
+        if !(is_state_key(key) && is_state_value(value)) {
             return None;
         }
+        if keys.insert(key) {
+            kept.push(member);
+        }
     }
-    Some(fitting(members))
+    Some(fitting(kept))
 }
 
 fn is_state_key(key: &str) -> bool {

@@ -74,6 +74,7 @@ fn flags_without_a_meaning_are_not_passed_on() {
 #[test]
 fn white_space_around_members_and_empty_members_are_no_part_of_the_state() {
     assert_eq!(context(" a=1 ,\tb=2 , ,").unwrap().tracestate(), "a=1,b=2");
+    assert_eq!(context("a=1,b=2,a=3").unwrap().tracestate(), "a=1,b=2");
     assert_eq!(
         context("fw529a3039@dt=FfMAsk,0a/*_-@=x y").unwrap().tracestate(),
         "fw529a3039@dt=FfMAsk,0a/*_-@=x y"
@@ -85,8 +86,7 @@ fn an_invalid_state_is_dropped_and_the_parent_kept() {
     let many = (0..33).map(|n| format!("k{n}=1")).collect::<Vec<_>>().join(",");
     let long_key = format!("{}=1", "k".repeat(257));
     let long_value = format!("k={}", "v".repeat(257));
-    for invalid in
-        ["a", "a=1,a=2", "A=1", "=1", "a=1=2", "a=", "a=é", "a=\u{7}", "_a=1", &many, &long_key, &long_value]
+    for invalid in ["a", "A=1", "=1", "a=1=2", "a=", "a=é", "a=\u{7}", "_a=1", &many, &long_key, &long_value]
     {
         let context = context(invalid).unwrap();
         assert_eq!(context.tracestate(), "", "{invalid}");

@@ -15,8 +15,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, Method, Response, StatusCode, Url};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc2822;
 
 pub use builder::HttpSinkBuilder;
 
@@ -27,6 +25,8 @@ use super::{EventSink, PayloadForm, SinkFailure};
 use crate::cloudevents::http::{self, Mode};
 use crate::cloudevents::{CloudEvent, Message};
 use crate::error::{Result, shorten};
+use crate::headers::single;
+use crate::timestamp;
 use crate::types::{Event, unix_millis};
 use crate::webhooks::REQUEST_ORIGIN;
 
@@ -231,18 +231,18 @@ fn is_retried(status: StatusCode) -> bool {
     status.is_server_error() || matches!(status.as_u16(), 404 | 408 | 409 | 425 | 429)
 }
 
-/// Seconds or a date.
+/// Seconds or a date, which is now when it is past.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    let delay = match text.parse() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => {
-            let at = OffsetDateTime::parse(text, &Rfc2822).ok()?.unix_timestamp();
-            let now = unix_millis() / 1_000;
-            Duration::from_secs(u64::try_from(at).ok()?.saturating_sub(now))
-        }
+    let text = single(headers.get_all(RETRY_AFTER)).ok()??;
+    let seconds = if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        // More digits than fit are a time that is further than any that is waited for.
+        text.parse().unwrap_or(u64::MAX)
+    } else {
+        let now = i64::try_from(unix_millis() / 1_000).ok()?;
+        let at = timestamp::parse_http_date(text, now)?;
+        u64::try_from(at.saturating_sub(now)).unwrap_or(0)
     };
-    Some(delay.min(MAX_RETRY_AFTER))
+    Some(Duration::from_secs(seconds).min(MAX_RETRY_AFTER))
 }
 
 /// The beginning of the body, as far as it is wanted; the rest is not read.

@@ -6,6 +6,7 @@ use tokio::sync::OnceCell;
 
 use super::{HttpSink, SinkFailure};
 use crate::error::{EventError, Result, shorten};
+use crate::headers::single;
 use crate::webhooks::{ALLOWED_ORIGIN, ANY_ORIGIN, ORIGIN_RULE, REQUEST_ORIGIN, is_origin};
 
 /// The permission to send as this origin.
@@ -40,7 +41,7 @@ impl Permission {
     }
 
     fn is_allowed(&self, headers: &HeaderMap) -> bool {
-        headers.get_all(ALLOWED_ORIGIN).iter().any(|allowed| {
+        single(headers.get_all(ALLOWED_ORIGIN)).ok().flatten().is_some_and(|allowed| {
             allowed == ANY_ORIGIN || allowed.as_bytes().eq_ignore_ascii_case(self.origin.as_bytes())
         })
     }

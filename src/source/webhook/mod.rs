@@ -4,7 +4,7 @@
 //! signature, then the content. What it takes:
 //!
 //! - CloudEvents in binary, structured and batched mode;
-//! - any other JSON (`application/json` or `…+json`), which becomes the payload of one event.
+//! - any other JSON (`application/json` or `…/…+json`), which becomes the payload of one event.
 //!
 //! Signatures are those of [Standard Webhooks](https://www.standardwebhooks.com): `webhook-id`, `webhook-timestamp` and
 //! `webhook-signature` (HMAC-SHA256), with a window of time, several secrets for their rotation, and a bounded memory of the
@@ -45,7 +45,6 @@ use axum::body::{Body, Bytes, HttpBody, to_bytes};
 use axum::extract::Request;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
@@ -57,9 +56,11 @@ use self::replay::{Begun, Taken};
 use self::signature::{Signed, Verifier};
 use super::{EventSource, Stop, WebhookSource};
 use crate::bus::EventBus;
-use crate::cloudevents::{Accept, http};
+use crate::cloudevents::{Accept, CloudEvent, TIMESTAMP, http, is_json, is_utf8};
 use crate::error::{EventError, Result};
 use crate::hash::fnv1a_128;
+use crate::headers::{list, single};
+use crate::json;
 use crate::provider::PublishRequest;
 use crate::subject::validate_subject;
 use crate::trace::{TRACEPARENT, TRACESTATE, TraceContext};
@@ -163,9 +164,7 @@ impl WebhookReceiver {
         let (parts, body) = request.into_parts();
         let headers = parts.headers;
         self.check_token(&headers)?;
-        if headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
-            return Err(Refusal::unsupported("content-encoding: is not read"));
-        }
+        check_encoding(&headers)?;
         let body = self.read(body).await?;
         if !self.verifier.is_in_use() {
             self.hand_on(self.events(&headers, &body, None)?, None).await?;
@@ -188,8 +187,7 @@ impl WebhookReceiver {
         if self.tokens.is_empty() {
             return Ok(());
         }
-        let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let given = given
+        let given = text(headers, header::AUTHORIZATION.as_str())
             .and_then(|value| value.split_once(' '))
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
         let is_known = given.is_some_and(|(_, token)| self.tokens.contains(&digest(token.trim())));
@@ -221,7 +219,12 @@ impl WebhookReceiver {
         body: &[u8],
         webhook_id: Option<&str>,
     ) -> std::result::Result<Vec<Event>, Refusal> {
-        let content_type = text(headers, header::CONTENT_TYPE.as_str());
+        let content_type = single(headers.get_all(header::CONTENT_TYPE)).map_err(|unreadable| {
+            Refusal::new(StatusCode::BAD_REQUEST, format!("content-type: {}", unreadable.rule()))
+        })?;
+        if content_type.is_some_and(|content_type| !is_utf8(content_type)) && is_json(content_type) {
+            return Err(Refusal::unsupported("content-type: JSON is read in UTF-8"));
+        }
         let pairs = || headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
         let mode = http::mode(content_type);
         let is_cloud_event = mode != http::Mode::Binary || headers.contains_key("ce-specversion");
@@ -233,15 +236,7 @@ impl WebhookReceiver {
         } else {
             vec![self.own(http::from_message(pairs(), body, Accept::Conformant).map_err(Refusal::of)?)?]
         };
-        if is_cloud_event
-            && (mode != http::Mode::Binary || content_type.is_some_and(is_json))
-            && !body.is_empty()
-        {
-            // The format's own reader takes the last of several equal keys within the data.
-            strict_json(body)?;
-        }
-        let context = text(headers, TRACEPARENT)
-            .and_then(|parent| TraceContext::parse(parent, text(headers, TRACESTATE)));
+        let context = context(headers);
         for event in &mut events {
             if let Some(id) = webhook_id {
                 event.metadata.insert(WEBHOOK_ID.to_owned(), id.to_owned());
@@ -254,14 +249,18 @@ impl WebhookReceiver {
     }
 
     fn plain(&self, content_type: Option<&str>, body: &[u8]) -> std::result::Result<Event, Refusal> {
-        if !content_type.is_some_and(is_json) {
+        if content_type.is_none() || !is_json(content_type) {
             return Err(Refusal::unsupported("content-type: must be JSON in UTF-8, or that of a CloudEvent"));
         }
-        Ok(Event::new(&self.subject, &self.category, "", &self.name, strict_json(body)?))
+        let payload = json::from_slice(body).map_err(|error| {
+            Refusal::new(StatusCode::BAD_REQUEST, format!("the body is no JSON: {error}"))
+        })?;
+        Ok(Event::new(&self.subject, &self.category, "", &self.name, payload))
     }
 
     /// A CloudEvent as an event of this receiver.
-    fn own(&self, event: crate::CloudEvent) -> std::result::Result<Event, Refusal> {
+    fn own(&self, event: CloudEvent) -> std::result::Result<Event, Refusal> {
+        let has_time = event.time.is_some() || event.extensions.contains_key(TIMESTAMP);
         let mut event = Event::try_from(event).map_err(Refusal::of)?;
         let is_below = event.subject.strip_prefix(&self.subject).is_some_and(|rest| rest.starts_with('.'));
         let is_kept = self.keep_subjects || is_below || event.subject == self.subject;
@@ -274,7 +273,7 @@ impl WebhookReceiver {
         if event.category.is_empty() {
             event.category.clone_from(&self.category);
         }
-        if event.timestamp == 0 {
+        if !has_time {
             event.timestamp = unix_millis();
         }
         Ok(event)
@@ -410,9 +409,23 @@ impl fmt::Debug for WebhookReceiver {
 
 /// A header that comes once and is text.
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    let mut values = headers.get_all(name).iter();
-    let first = values.next()?.to_str().ok()?;
-    values.next().is_none().then_some(first)
+    single(headers.get_all(name)).ok().flatten()
+}
+
+/// Only what is not encoded is read.
+fn check_encoding(headers: &HeaderMap) -> std::result::Result<(), Refusal> {
+    let is_identity = |coding: &str| coding.is_empty() || coding.eq_ignore_ascii_case("identity");
+    match list(headers.get_all(header::CONTENT_ENCODING)) {
+        Ok(None) => Ok(()),
+        Ok(Some(codings)) if codings.split(',').map(str::trim).all(is_identity) => Ok(()),
+        _ => Err(Refusal::unsupported("content-encoding: is not read")),
+    }
+}
+
+/// The trace that the request belongs to. A `tracestate` may come in several lines, a `traceparent` may not.
+fn context(headers: &HeaderMap) -> Option<TraceContext> {
+    let state = list(headers.get_all(TRACESTATE)).ok().flatten();
+    TraceContext::parse(text(headers, TRACEPARENT)?, state.as_deref())
 }
 
 fn signed(headers: &HeaderMap) -> std::result::Result<Signed<'_>, Refusal> {
@@ -422,26 +435,6 @@ fn signed(headers: &HeaderMap) -> std::result::Result<Signed<'_>, Refusal> {
         timestamp: needed("webhook-timestamp", "webhook-timestamp: is needed, once")?,
         signatures: needed("webhook-signature", "webhook-signature: is needed, once")?,
     })
-}
-
-fn strict_json(body: &[u8]) -> std::result::Result<Value, Refusal> {
-    let refused = |error| Refusal::new(StatusCode::BAD_REQUEST, format!("the body is no JSON: {error}"));
-    crate::json::from_slice(body).map_err(refused)
-}
-
-/// `application/json` or a type that ends in `+json`, in UTF-8.
-fn is_json(content_type: &str) -> bool {
-    let mut parts = content_type.split(';').map(str::trim);
-    let essence = parts.next().unwrap_or_default().to_ascii_lowercase();
-    let is_utf8 = |parameter: &str| match parameter.split_once('=') {
-        Some((name, value)) if name.trim().eq_ignore_ascii_case("charset") => {
-            value.trim().trim_matches('"').eq_ignore_ascii_case("utf-8")
-        }
-        _ => true,
-    };
-    let is_json =
-        essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"));
-    is_json && parts.all(is_utf8)
 }
 
 fn is_length_limit(error: &axum::Error) -> bool {

@@ -1,11 +1,14 @@
 use axum::http::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 use tower::ServiceExt;
 
 use super::refusal::RETRY_AFTER;
 use super::*;
 use crate::webhooks::SigningKey;
-use crate::{CloudEvent, EventSchema, MemoryProvider, MemorySchemaRegistry, SchemaRegistry};
+use crate::{EventSchema, MemoryProvider, MemorySchemaRegistry, SchemaRegistry};
+
+#[path = "header_tests.rs"]
+mod headers;
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 const NEXT_SECRET: &str = "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYX";
