@@ -13,10 +13,12 @@ mod docs;
 mod exit;
 mod letters;
 mod measure;
+mod members;
 mod moving;
 mod publishing;
 mod reading;
 mod tls;
+mod unreadable;
 mod watching;
 
 /// One test per bus out of each `async fn name(bus: &Bus)`.

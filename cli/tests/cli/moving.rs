@@ -2,8 +2,9 @@
 
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
-use a3s_event::{Event, EventProvider, HistoryQuery, ProviderRegistry};
+use a3s_event::{Event, EventProvider, HistoryQuery, ProviderRegistry, SubscribeOptions};
 use serde_json::{Value, json};
 
 use crate::bus::{Bus, week};
@@ -98,7 +99,9 @@ async fn durable_positions_are_mapped() {
     from.prints(&["sub", "events.a", "--durable", "behind", "--count", "7"]);
     from.prints(&["sub", "events.b", "--durable", "done", "--count", "5"]);
     from.prints(&["sub", "events.b", "--durable", "busy", "--count", "1", "--ack", "none"]);
-    let copied = copy(&from, &to);
+    let ran = from.run(&["copy", &from.url, &to.url, "--output", "ndjson"]);
+    assert!(ran.code == 1 && ran.stderr.contains("not mapped: consumer busy"), "{}", ran.stderr);
+    let copied = crate::bus::json_lines(&ran.stdout).remove(0);
     let mut consumers: Vec<_> =
         copied["consumers"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
     consumers.sort_unstable();
@@ -110,6 +113,28 @@ async fn durable_positions_are_mapped() {
     };
     assert_eq!(next("behind", "events.a"), [8, 9, 10]);
     assert_eq!(next("done", "events.b"), [1]);
+}
+
+#[tokio::test]
+async fn a_consumer_that_stands_elsewhere_is_told_and_keeps_its_settings() {
+    let (from, to) = (Bus::sqlite(), Bus::nats().await);
+    from.publish("events.a", 3);
+    from.prints(&["sub", "events.a", "--durable", "reader", "--count", "1", "--ack-wait", "1"]);
+    let target = ProviderRegistry::builtin().connect(&to.url).await.unwrap();
+    let options = SubscribeOptions { ack_wait_secs: Some(1), ..SubscribeOptions::default() };
+    drop(target.subscribe_durable_with_options("reader", "events.a", &options).await.unwrap());
+    let copy = || from.run(&["copy", &from.url, &to.url, "--output", "ndjson"]);
+    let ran = copy();
+    assert!(ran.code == 1 && ran.stderr.contains("stands elsewhere"), "{}", ran.stderr);
+    to.prints(&["sub", "events.a", "--durable", "reader", "--count", "1"]);
+    // Now both have two events before them.
+    let ran = copy();
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert_eq!(crate::bus::json_lines(&ran.stdout)[0]["consumers"], json!(["reader"]));
+    let mut subscription = target.subscribe_durable("reader", "events.a").await.unwrap();
+    drop(subscription.next_delivery().await.unwrap().unwrap());
+    let again = tokio::time::timeout(Duration::from_secs(20), subscription.next_delivery()).await;
+    assert!(again.is_ok(), "the copy has taken its ack wait away");
 }
 
 #[tokio::test]

@@ -6,7 +6,10 @@ use crate::bus::{Bus, numbers};
 use crate::on_every_bus;
 
 on_every_bus! { one_event_in_every_form many_from_a_pipe many_from_a_document whole_events_keep_what_they_are
-a_resumed_run_goes_on_where_it_stopped a_wrong_record_is_named }
+a_resumed_run_goes_on_where_it_stopped a_wrong_record_is_named
+a_resume_file_belongs_to_one_input_and_one_bus a_duplicate_is_not_a_first_publish
+a_value_that_was_not_read_exactly_is_no_name the_content_decides_and_not_the_name
+what_is_stored_is_said_when_a_record_is_wrong what_is_stored_behind_a_refusal_is_said equal_keys_are_refused }
 
 async fn one_event_in_every_form(bus: &Bus) {
     let file = bus.file("payload.json", r#"{"n": 3}"#);
@@ -95,18 +98,195 @@ async fn a_resumed_run_goes_on_where_it_stopped(bus: &Bus) {
     let arguments = ["pub", "--many", "-", "events.r", "--batch", "10", "--resume", &resume];
     let lines = |to: u64| (1..=to).map(|n| format!("{{\"n\":{n}}}\n")).collect::<String>();
 
+    assert_eq!(bus.run_with_stdin(&arguments, &lines(20)).code, 0);
+    let before_crash = std::fs::read(bus.path("state")).unwrap();
     let ran = bus.run_with_stdin(&arguments, &format!("{}nonsense\n", lines(25)));
     assert_eq!(ran.code, 3);
-    assert!(ran.stderr.contains("line 26"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("line 26") && ran.stderr.contains("behind record 25"), "{}", ran.stderr);
     // The file says how far it came. A crash before it was written repeats a batch with the same ids.
-    let state = std::fs::read_to_string(bus.path("state")).unwrap();
-    let before_crash = state.replace("\"records\":25", "\"records\":20");
-    assert_ne!(state, before_crash);
+    assert_ne!(std::fs::read(bus.path("state")).unwrap(), before_crash);
     std::fs::write(bus.path("state"), before_crash).unwrap();
 
     let ran = bus.run_with_stdin(&arguments, &lines(40));
     assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert!(
+        ran.stdout.contains("duplicates") && ran.stderr.contains("5 records with an id"),
+        "{}",
+        ran.stderr
+    );
     assert_eq!(numbers(&bus.rows(&["history"])), (1..=40).rev().collect::<Vec<_>>());
+}
+
+async fn a_resume_file_belongs_to_one_input_and_one_bus(bus: &Bus) {
+    let state = bus.path("state").to_str().unwrap().to_owned();
+    let lines =
+        |numbers: std::ops::RangeInclusive<u64>| numbers.map(|n| format!("{{\"n\":{n}}}\n")).collect();
+    let resume = |bus: &Bus, text: String| {
+        bus.run(&["pub", "--many", &bus.file("n.ndjson", &text), "events.r", "--resume", &state])
+    };
+    assert_eq!(resume(bus, lines(1..=8)).code, 0);
+    let others: [String; 5] = [
+        // Rotated: shorter, as long, longer, of shorter lines; and nothing.
+        lines(11..=13),
+        lines(2..=9),
+        lines(11..=30),
+        "1\n".repeat(200),
+        String::new(),
+    ];
+    for other in others {
+        let ran = resume(bus, other);
+        assert!(ran.code == 3 && ran.stderr.contains("another resume file"), "{}{}", ran.stdout, ran.stderr);
+        assert_eq!(numbers(&bus.rows(&["history"])), (1..=8).rev().collect::<Vec<_>>());
+    }
+    let elsewhere = Bus::sqlite();
+    let ran = resume(&elsewhere, lines(1..=8));
+    assert!(ran.code == 3 && ran.stderr.contains("for another bus"), "{}", ran.stderr);
+    // It has grown, which is what the file is for; it may also lie elsewhere now.
+    assert_eq!(resume(bus, lines(1..=10)).code, 0);
+    let moved = bus.file("moved.ndjson", &lines(1..=11));
+    let row = &bus.rows(&["pub", "--many", &moved, "events.r", "--resume", &state])[0];
+    assert_eq!((&row["events"], &row["skipped"]), (&json!(1), &json!(10)));
+    assert_eq!(numbers(&bus.rows(&["history"])), (1..=11).rev().collect::<Vec<_>>());
+    // A document is bound as well.
+    let document = |text: &str| {
+        let file = bus.file("d.json", text);
+        bus.run(&["pub", "--many", &file, "events.d", "--resume", bus.path("d").to_str().unwrap()]).code
+    };
+    assert_eq!(document("[1, 2, 3]"), 0);
+    assert_eq!(document("[1, 2, 4]"), 3);
+    assert_eq!(document("[1, 2]"), 3);
+    // Those of earlier versions say nothing of an input.
+    std::fs::write(&state, "{\"run\":\"evt-1\",\"records\":8}").unwrap();
+    let ran = resume(bus, lines(1..=12));
+    assert!(ran.code == 3 && ran.stderr.contains("--skip 8"), "{}", ran.stderr);
+}
+
+async fn a_duplicate_is_not_a_first_publish(bus: &Bus) {
+    let publish = |payload: &str| bus.run(&["pub", "events.a", payload, "--id", "one", "--output", "ndjson"]);
+    let (first, again) = (publish("{\"n\": 1}"), publish("{\"n\": 2}"));
+    let row = |ran: &crate::bus::Ran| crate::bus::json_lines(&ran.stdout)[0].clone();
+    assert_eq!((&row(&first)["duplicate"], first.stderr.as_str()), (&json!(false), ""));
+    assert_eq!((&row(&again)["duplicate"], &row(&again)["sequence"]), (&json!(true), &json!(1)));
+    assert!(again.code == 0 && again.stderr.contains("nothing was stored"), "{}", again.stderr);
+    let table = bus.prints(&["pub", "events.a", "3", "--id", "one"]);
+    assert!(table.contains("duplicate  true"), "{table}");
+    let many = ["pub", "--many", "-", "events.a", "--id", "{id}", "--output", "ndjson"];
+    let lines = "{\"id\":\"one\"}\n{\"id\":\"two\"}\n{\"id\":\"two\"}\n";
+    let ran = bus.run_with_stdin(&many, lines);
+    assert_eq!((&row(&ran)["events"], &row(&ran)["duplicates"]), (&json!(1), &json!(2)));
+    assert!(ran.code == 0 && ran.stderr.contains("2 records with an id"), "{}", ran.stderr);
+    assert_eq!(bus.rows(&["history"]).len(), 2);
+}
+
+async fn a_value_that_was_not_read_exactly_is_no_name(bus: &Bus) {
+    let wrong =
+        ["null", "true", "{}", "[1]", "0.5", "1e3", "18446744073709551616", "123456789012345678901234567890"];
+    for value in wrong {
+        let line = format!("{{\"v\":{value}}}\n");
+        for fields in [
+            &["events.a", "--id", "{v}"][..],
+            &["events.{v}"],
+            &["events.a", "--time", "{v}"],
+            &["events.a", "--type", "{v}"],
+            &["--category", "a", "--topic", "x.{v}"],
+        ] {
+            let ran = bus.run_with_stdin(&[&["pub", "--many", "-"], fields].concat(), &line);
+            let is_named = ran.stderr.contains("record 1") && ran.stderr.contains("{v}");
+            assert!(ran.code == 3 && is_named, "{value} {fields:?}: {}{}", ran.stdout, ran.stderr);
+        }
+    }
+    assert_eq!(bus.rows(&["info"])[0]["messages"], 0);
+    let line = "{\"v\":18446744073709551615}\n{\"v\":\"0.5\"}\n";
+    assert_eq!(bus.run_with_stdin(&["pub", "--many", "-", "events.a", "--id", "{v}"], line).code, 0);
+    let rows = bus.rows(&["history"]);
+    assert_eq!(
+        (&rows[1]["event"]["id"], &rows[0]["event"]["id"]),
+        (&json!("18446744073709551615"), &json!("0.5"))
+    );
+}
+
+async fn the_content_decides_and_not_the_name(bus: &Bus) {
+    let lines = "{\"id\":\"1\",\"kind\":\"net\\u200b\"}\n{\"id\":\"2\",\"kind\":\"x y\"}\n";
+    let file = bus.file("2015-01-01-15.json", lines);
+    bus.prints(&["pub", "--many", &file, "events.gh.{kind}", "--id", "{id}"]);
+    let subjects: Vec<_> = bus.rows(&["history"]).iter().map(|row| row["event"]["subject"].clone()).collect();
+    assert_eq!(subjects, ["events.gh.x_y", "events.gh.net_"]);
+    let collection = "{\"type\":\"FeatureCollection\",\"features\":[{\"id\":\"a\"},{\"id\":\"b\"}]}";
+    let events = |name: &str, text: &str, more: &[&str]| {
+        let file = bus.file(name, text);
+        bus.rows(&[&["pub", "--many", &file, "events.c"], more].concat())[0]["events"].as_u64().unwrap()
+    };
+    assert_eq!(events("one.ndjson", collection, &[]), 2, "a document, however it is called");
+    assert_eq!(events("two.geojson", &format!("{collection}\n{collection}\n"), &[]), 2, "two records");
+    assert_eq!(events("one.json", collection, &["--layout", "ndjson"]), 1);
+    let piped = ["pub", "--many", "-", "events.c", "--output", "ndjson"];
+    assert_eq!(crate::bus::json_lines(&bus.run_with_stdin(&piped, collection).stdout)[0]["events"], 2);
+    // Who names the array says that there is one.
+    let file = bus.file("no.json", "{\"features\": [1]}");
+    let ran = bus.run(&["pub", "--many", &file, "events.c", "--items", "elements"]);
+    assert!(ran.code == 3 && ran.stderr.contains("elements"), "{}", ran.stderr);
+}
+
+async fn what_is_stored_is_said_when_a_record_is_wrong(bus: &Bus) {
+    let many = ["pub", "--many", "-", "events.a", "--id", "{id}", "--output", "ndjson"];
+    let lines = "{\"id\":\"1\"}\n{\"id\":\"2\"}\n{\"id\":null}\n{\"id\":\"4\"}\n";
+    let ran = bus.run_with_stdin(&many, lines);
+    assert_eq!(ran.code, 3);
+    for said in ["record 3", "records 1 to 2 of the input are stored and nothing behind", "--skip 2"] {
+        assert!(ran.stderr.contains(said), "{said}: {}", ran.stderr);
+    }
+    let row = &crate::bus::json_lines(&ran.stdout)[0];
+    assert_eq!((&row["events"], &row["lastSequence"]), (&json!(2), &json!(2)));
+    let mended = lines.replace("null", "\"3\"");
+    let ran = bus.run_with_stdin(&[&many[..], &["--skip", "2"]].concat(), &mended);
+    let row = &crate::bus::json_lines(&ran.stdout)[0];
+    assert_eq!((&row["events"], &row["skipped"]), (&json!(2), &json!(2)), "{}", ran.stderr);
+    // What the bus would refuse is found before anything behind it is sent.
+    let long = format!("{{\"id\":\"5\"}}\n{{\"id\":\"{}\"}}\n{{\"id\":\"7\"}}\n", "x".repeat(1_000));
+    let ran = bus.run_with_stdin(&many, &long);
+    assert!(ran.code == 3 && ran.stderr.contains("record 1 of the input is stored"), "{}", ran.stderr);
+    let ran = bus.run_with_stdin(&many, "{\"id\":null}\n");
+    assert!(
+        ran.code == 3 && ran.stderr.contains("nothing was stored") && ran.stdout.is_empty(),
+        "{}",
+        ran.stderr
+    );
+    let ran = bus.run_with_stdin(&[&many[..], &["--skip", "9"]].concat(), lines);
+    assert!(ran.code == 3 && ran.stderr.contains("has 4 records"), "{}", ran.stderr);
+    assert_eq!(bus.rows(&["history"]).len(), 5);
+}
+
+async fn what_is_stored_behind_a_refusal_is_said(bus: &Bus) {
+    let large = "x".repeat(2 << 20);
+    let lines = format!("1\n2\n\"{large}\"\n4\n5\n");
+    let ran = bus.run_with_stdin(&["pub", "--many", "-", "events.a"], &lines);
+    assert_eq!(ran.code, 3, "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("record 3")
+            && ran.stderr.contains("records 1 to 2, 4 to 5 of the input are stored"),
+        "{}",
+        ran.stderr
+    );
+    assert_eq!(bus.rows(&["history"]).len(), 4);
+}
+
+async fn equal_keys_are_refused(bus: &Bus) {
+    let twice = "{\"a\": 1, \"b\": {\"c\": 1, \"c\": 2}}";
+    let file = bus.file("twice.json", twice);
+    let from_file = format!("@{file}");
+    for arguments in [
+        &["pub", "events.a", twice][..],
+        &["pub", "events.a", &from_file],
+        &["pub", "--many", &file, "events.a"],
+        &["pub", "--many", &file, "--events"],
+    ] {
+        let ran = bus.run(arguments);
+        assert!(ran.code == 3 && ran.stderr.contains("given twice"), "{arguments:?}: {}", ran.stderr);
+    }
+    assert_eq!(bus.run_with_stdin(&["pub", "events.a", "-"], twice).code, 3);
+    let ran = bus.run(&["pub", "events.a", "1", "--meta", "k=v", "--meta", "k=w"]);
+    assert!(ran.code == 2 && ran.stderr.contains("twice"), "{}", ran.stderr);
+    assert_eq!(bus.rows(&["info"])[0]["messages"], 0);
 }
 
 async fn a_wrong_record_is_named(bus: &Bus) {

@@ -64,7 +64,10 @@ async fn a_durable_keeps_its_position(bus: &Bus) {
 
 async fn unsettled_events_are_seen_in_the_table(bus: &Bus) {
     bus.publish("events.a", 3);
-    let take = |ack: &str| bus.rows(&["sub", "events.a", "--durable", "d", "--count", "1", "--ack", ack]);
+    let take = |ack: &str| {
+        let sub = ["sub", "events.a", "--durable", "d", "--count", "1", "--ack", ack, "--force"];
+        bus.rows(&sub)
+    };
     assert_eq!(numbers(&take("none")), [1]);
     let consumer = &bus.rows(&["consumers"])[0];
     assert_eq!((&consumer["pending"], &consumer["redelivered"]), (&json!(1), &json!(0)), "{consumer}");
