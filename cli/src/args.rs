@@ -27,8 +27,8 @@ const EXAMPLE: &str = "Example:
   a3s-event pub events.greetings.first '{\"text\": \"hello\"}'
   a3s-event history
 
-Exit codes: 0 done, 1 failed or a difference was found, 2 usage, 3 wrong input, 4 the bus cannot be reached,
-5 outcome unknown: the events that are named may have been stored.";
+Exit codes: 0 done, 1 failed, or a difference or an unreadable record was found, 2 usage, 3 wrong input,
+4 the bus cannot be reached, 5 outcome unknown: the events that are named may have been stored.";
 
 /// What holds for every command.
 #[derive(Debug, Args)]

@@ -96,8 +96,8 @@ fn choose(bus: &EventBus, known: &Known, name: &str, args: &Args) -> Outcome<Vec
             let filter = args.filters.first().unwrap_or(&exact.filter).clone();
             Ok(vec![Chosen { filter, ..Chosen::there(exact) }])
         }
-        (Some(exact), _) => Err(Failure::Usage(format!(
-            "there is a consumer '{name}' that reads '{}': give that filter alone, or another name",
+        (Some(exact), filters) if !filters.contains(&exact.filter) => Err(Failure::Usage(format!(
+            "there is a consumer '{name}' that reads '{}': give that filter, too, or another name",
             exact.filter
         ))),
         (None, []) if of_program.is_empty() => {
@@ -115,8 +115,9 @@ fn choose(bus: &EventBus, known: &Known, name: &str, args: &Args) -> Outcome<Vec
                 of_program.iter().map(|known| known.filter.as_str()).collect::<Vec<_>>().join(", ")
             ))),
         },
-        (None, filters) => {
-            let chosen = |filter: &String| match of_filter(filter) {
+        (exact, filters) => {
+            let of_exact = |filter: &String| exact.as_ref().filter(|exact| exact.filter == *filter);
+            let chosen = |filter: &String| match of_exact(filter).or_else(|| of_filter(filter)) {
                 Some(known) => Chosen::there(known),
                 None => Chosen { name: String::new(), filter: filter.clone(), is_there: false },
             };

@@ -116,11 +116,12 @@ async fn every_example_of_the_help_runs(bus: &Bus) {
     std::fs::create_dir_all(bus.path(".local/share/bash-completion/completions")).unwrap();
     std::fs::copy(crate::bus::week().0, bus.path("week.geojson")).unwrap();
     bus.file("schemas/order.placed.v1.json", r#"{"type": "object", "required": ["total"]}"#);
-    bus.publish("events.market.forex", 15);
+    bus.publish("events.market.forex", 14);
     // Makes its stream.
     there.prints(&["streams"]);
     bus.prints(&["pub", "events.orders.one", "{}", "--id", "evt-0197f6f2-7c61-7a42-9d5e-0c8c0f9d1b11"]);
     bus.prints(&["sub", "events.orders.>", "--durable", "billing", "--count", "1"]);
+    bus.prints(&["pub", "events.orders.two", "{}"]);
     crate::letters::keep(bus, &["events.orders.a", "events.orders.b"]).await;
     bus.prints(&["pub", "events.orders.one", "{}", "--url", &file]);
     for example in examples(bus) {

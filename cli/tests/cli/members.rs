@@ -105,6 +105,9 @@ async fn a_stored_name_means_that_consumer(bus: &Bus) {
     bus.prints(&["sub", "events.a", "--durable", "d", "--from", "now", "--idle", "100ms"]);
     let ran = bus.run(&["sub", "events.b", "--durable", "d", "--count", "1"]);
     assert!(ran.code == 1 && ran.stderr.contains("conflict"), "{}", ran.stderr);
-    let ran = bus.run(&["sub", "events.a", "events.b", "--durable", "d", "--count", "1"]);
+    let ran = bus.run(&["sub", "events.b", "events.c", "--durable", "d", "--count", "1"]);
     assert!(ran.code == 2 && ran.stderr.contains("another name"), "{}", ran.stderr);
+    bus.prints(&["sub", "events.a", "events.b", "--durable", "d", "--idle", "100ms"]);
+    let names: Vec<_> = bus.rows(&["consumers"]).iter().map(|row| row["name"].clone()).collect();
+    assert!(names.contains(&json!("d-events-b")) && !names.contains(&json!("d-events-a")), "{names:?}");
 }
