@@ -144,7 +144,8 @@ pub enum EventError {
     /// The event is larger than the provider takes. Nothing was sent.
     #[error("{what} of {actual} bytes is over the limit of {limit} bytes")]
     TooLarge {
-        /// What was measured: `event` (its JSON) or `metadata`.
+        /// What was measured: `event` (its JSON), `event with its headers` (the whole message of a server that counts
+        /// both) or `metadata`.
         what: &'static str,
         /// The size in bytes.
         actual: usize,

@@ -299,3 +299,25 @@ async fn a_wrong_record_is_named(bus: &Bus) {
     assert!(ran.stderr.contains("record 1"), "{}", ran.stderr);
     assert_eq!(bus.rows(&["history"]).len(), 1);
 }
+
+#[tokio::test]
+async fn the_size_of_an_event_is_that_which_the_server_counts() {
+    let limit = 65_536;
+    let server =
+        a3s_event_testkit::NatsServer::start_with(&format!("max_payload: {limit}, jetstream {{}}")).await;
+    let bus = Bus { url: server.url(), folder: tempfile::tempdir().unwrap(), server: Some(server) };
+    let line = |length: usize| format!("{{\"id\":\"one\",\"x\":\"{}\"}}\n", "x".repeat(length));
+    let publish =
+        |length| bus.run_with_stdin(&["pub", "--many", "-", "events.a", "--id", "{id}"], &line(length));
+    // What an event has beside the text.
+    let ran = publish(limit);
+    let size = |stderr: &str| -> usize {
+        let (before, _) = stderr.split_once(" bytes is over").unwrap();
+        before.rsplit(' ').next().unwrap().parse().unwrap()
+    };
+    let beside = size(&ran.stderr) - limit;
+    // It fits, and its headers do not.
+    let ran = publish(limit - beside);
+    assert_eq!(ran.code, 3, "{}", ran.stderr);
+    assert!(ran.stderr.contains("event with its headers of ") && size(&ran.stderr) > limit, "{}", ran.stderr);
+}

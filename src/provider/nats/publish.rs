@@ -57,7 +57,7 @@ impl Shared {
         let answer = match self.link.request_once(&subject, request, deadline).await {
             Err(NoAnswer::Failed(error)) if error.kind() == RequestErrorKind::MaxPayloadExceeded => {
                 let limit = self.link.client().max_payload();
-                return Err(EventError::TooLarge { what: "event", actual: size, limit });
+                return Err(too_large(size, headers(options, self.settings.wire).as_ref(), limit));
             }
             answer => answer.map_err(|none| none.into_error("publish", deadline))?,
         };
@@ -159,6 +159,25 @@ fn headers(options: &PublishOptions, wire: Wire) -> Option<HeaderMap> {
         headers.insert(header::NATS_EXPECTED_LAST_SEQUENCE, HeaderValue::from(expected));
     }
     (!headers.is_empty()).then_some(headers)
+}
+
+/// The server counts the headers of a message as part of its payload.
+fn too_large(body: usize, headers: Option<&HeaderMap>, limit: usize) -> EventError {
+    match headers {
+        Some(headers) => {
+            EventError::TooLarge { what: "event with its headers", actual: body + wire_len(headers), limit }
+        }
+        None => EventError::TooLarge { what: "event", actual: body, limit },
+    }
+}
+
+/// How many bytes headers take in a message.
+fn wire_len(headers: &HeaderMap) -> usize {
+    let lines = headers.iter().flat_map(|(name, values)| {
+        let name: &str = name.as_ref();
+        values.iter().map(move |value| name.len() + ": ".len() + value.as_str().len() + "\r\n".len())
+    });
+    "NATS/1.0\r\n".len() + lines.sum::<usize>() + "\r\n".len()
 }
 
 /// The sequence in `wrong last sequence: 4 (code 400, ...)`. Only shown to people, never decided on.
