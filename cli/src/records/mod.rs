@@ -145,10 +145,9 @@ fn read(
         }
     };
     let mut reader = Digest::new(io::Cursor::new(head).chain(reader), beginning);
-    if is_document {
-        document(&mut reader, items, sink)?
-    } else {
-        lines(&mut reader, sink)?
+    match is_document {
+        true => document(&mut reader, items, sink)?,
+        false => lines(&mut reader, sink)?,
     }
     match reader.refusal() {
         Some(why) if !sink.sender.is_closed() => Err(Failure::Input(format!("{}: {why}", sink.name))),
