@@ -95,7 +95,7 @@ pub trait DlqHandler: Send + Sync {
     /// The error of what stands behind the queue. The dead letter is then not kept.
     async fn handle(&self, event: DeadLetterEvent) -> Result<()>;
 
-    /// Takes a dead letter with everything that is known about it; this is what the bus calls. The default hands on to
+    /// Takes a dead letter with everything that is known about it. The default hands on to
     /// [`handle`](DlqHandler::handle) what that one takes.
     ///
     /// # Errors
@@ -103,6 +103,16 @@ pub trait DlqHandler: Send + Sync {
     /// As [`handle`](DlqHandler::handle).
     async fn handle_letter(&self, letter: DeadLetter) -> Result<()> {
         self.handle(letter.into()).await
+    }
+
+    /// As [`handle_letter`](DlqHandler::handle_letter), and returns the number by which the letter is found again, where it
+    /// has one: the log names it. This is what the bus calls; the default has none.
+    ///
+    /// # Errors
+    ///
+    /// As [`handle`](DlqHandler::handle).
+    async fn keep_letter(&self, letter: DeadLetter) -> Result<Option<u64>> {
+        self.handle_letter(letter).await.map(|()| None)
     }
 
     /// How many dead letters there are.

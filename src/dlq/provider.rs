@@ -319,16 +319,16 @@ impl ProviderDlq {
         within_deadline("query", self.provider.query(query)).await
     }
 
-    async fn store(&self, letter: &DeadLetter) -> Result<()> {
+    async fn store(&self, letter: &DeadLetter) -> Result<u64> {
         let prefix = self.provider.subject_prefix();
         let event = letter_event(letter, prefix, true)?;
         let stored = publish_once(&*self.provider, &event, event.id.clone()).await;
         let Err(EventError::TooLarge { .. } | EventError::InvalidEvent { .. }) = stored else {
-            return stored.map(drop);
+            return stored;
         };
         // With what is added to it the event is too large or too deep; its payload is still in its own stream.
         let event = letter_event(letter, prefix, false)?;
-        publish_once(&*self.provider, &event, event.id.clone()).await.map(drop)
+        publish_once(&*self.provider, &event, event.id.clone()).await
     }
 }
 
@@ -360,7 +360,11 @@ impl DlqHandler for ProviderDlq {
     }
 
     async fn handle_letter(&self, letter: DeadLetter) -> Result<()> {
-        self.store(&letter).await
+        self.store(&letter).await.map(drop)
+    }
+
+    async fn keep_letter(&self, letter: DeadLetter) -> Result<Option<u64>> {
+        self.store(&letter).await.map(Some)
     }
 
     /// Counts the open letters; reads the whole queue.

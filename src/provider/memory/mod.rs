@@ -24,6 +24,7 @@ use super::{
     Capabilities, ConsumerInfo, Durability, EventProvider, HistoryPage, HistoryQuery, ProviderInfo,
     PublishReceipt, PublishRequest, Subscription,
 };
+use crate::deadline::After;
 use crate::error::{EventError, Result};
 use crate::subject::{validate_consumer_name, validate_filter_under};
 use crate::types::{Event, PublishOptions, SubscribeOptions, unix_millis};
@@ -54,7 +55,7 @@ impl Clock {
     }
 
     fn instant(self, time: Time) -> tokio::time::Instant {
-        self.origin + time.since_origin()
+        self.origin.after(time.since_origin())
     }
 }
 

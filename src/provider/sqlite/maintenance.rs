@@ -13,6 +13,7 @@ use super::queue::{Access, ended};
 use super::schema::{create_new_private, open_reader, pragma};
 use super::store::{Store, unsigned};
 use super::{Shared, SqliteProvider};
+use crate::deadline::After;
 use crate::error::{EventError, Result};
 use crate::provider::DEFAULT_TIMEOUT;
 
@@ -93,7 +94,7 @@ impl Shared {
     ) -> Result<T> {
         self.check_open()?;
         let path = self.config.path.clone();
-        let deadline = tokio::time::Instant::now() + patience;
+        let deadline = tokio::time::Instant::now().after(patience);
         let late = |_| EventError::Timeout(format!("{operation} on provider '{}'", super::NAME));
         let turn = Arc::clone(&self.readers.turns).acquire_owned();
         let turn = tokio::time::timeout_at(deadline, turn).await.map_err(late)?.map_err(|_closed| ended())?;

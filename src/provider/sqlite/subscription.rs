@@ -14,6 +14,7 @@ use super::consumers::Settlement;
 use super::fetch::{Answer, Fetch, Item};
 use super::queue::{Access, GiveBack, Size, answered};
 use super::store::lease_time;
+use crate::deadline::After;
 use crate::error::{EventError, Result, without_values};
 use crate::provider::consumer::{Lease, Time};
 use crate::provider::{AckHandler, DEFAULT_TIMEOUT, Delivery, PendingEvent, Subscription, UndecodableRecord};
@@ -374,7 +375,7 @@ impl Subscription for SqliteSubscription {
         if max == 0 {
             return Some(batch);
         }
-        let deadline = Instant::now() + wait;
+        let deadline = Instant::now().after(wait);
         loop {
             if self.closed {
                 return None;

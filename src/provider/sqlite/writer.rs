@@ -12,6 +12,7 @@ use super::error::Failure;
 use super::queue::{Access, Group, Queue, Size, Work};
 use super::schema::open_writer;
 use super::store::Store;
+use crate::deadline::After;
 use crate::error::Result;
 
 /// How often to look for the writes of other processes: often after one, seldom when nothing happens.
@@ -85,7 +86,7 @@ impl Writer {
         // Those who only read must not keep what is too old from being dropped.
         let is_due = self.store.expires_by_age() && self.store.is_retention_due().unwrap_or(false);
         let access = if is_due { access.max(Access::Write) } else { access };
-        let deadline = Instant::now() + self.delay;
+        let deadline = Instant::now().after(self.delay);
         let (queue, expected) = (&self.queue, self.expected);
         // What does not wait for the disk has nothing to share.
         let wait = if access == Access::Sync { self.store.commit_time() } else { Duration::ZERO };
