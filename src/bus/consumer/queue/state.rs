@@ -20,6 +20,21 @@ struct Lane {
     is_failing: bool,
 }
 
+impl Lane {
+    /// Counts what was parked while its first event failed, so that a failure that passes does not make more be held for long.
+    fn recover(&mut self, bounds: LaneBounds, held: &mut [Held]) {
+        let most = if bounds.parks_busy { bounds.most_counted } else { usize::MAX };
+        let parked = self.waiting.values_mut().filter(|waiting| waiting.is_parked);
+        for waiting in parked.take(most.saturating_sub(self.counted)) {
+            waiting.is_parked = false;
+            self.counted += 1;
+            if let Some(held) = held.get_mut(waiting.origin.source) {
+                held.unpark();
+            }
+        }
+    }
+}
+
 pub(super) enum Slot {
     Event(Waiting),
     /// An event whose next attempt is due.
@@ -280,8 +295,10 @@ impl State {
     fn go_on(&mut self, key: Arc<str>) {
         match self.lanes.get_mut(&key) {
             Some(lane) if !lane.waiting.is_empty() => {
-                lane.is_failing = false;
                 lane.counted = lane.counted.saturating_sub(1);
+                if std::mem::take(&mut lane.is_failing) {
+                    lane.recover(self.lane_bounds, &mut self.held);
+                }
                 self.ready.push_back(Slot::Lane(key));
             }
             _ => _ = self.lanes.remove(&key),
