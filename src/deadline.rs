@@ -5,6 +5,11 @@ use std::time::Duration;
 /// Far enough for "never": tokio's timers use the same span.
 const FAR_FUTURE: Duration = Duration::from_secs(86_400 * 365 * 30);
 
+/// A period for a timer that repeats, which adds it to the present without a check.
+pub(crate) fn period(wait: Duration) -> Duration {
+    wait.min(FAR_FUTURE)
+}
+
 /// Adds durations to instants without overflow: `Duration::MAX`, which people write for "no limit", is far in the future.
 pub(crate) trait After: Copy {
     /// The instant `wait` later, or one about 30 years later where that cannot be represented.

@@ -67,7 +67,7 @@ pub mod store {
 #[cfg(feature = "routing")]
 #[cfg_attr(docsrs, doc(cfg(feature = "routing")))]
 pub use broker::{Broker, RouteResult, Trigger, TriggerFilter};
-pub use bus::{EventBus, EventBusBuilder};
+pub use bus::{EventBus, EventBusBuilder, Observer};
 #[cfg(feature = "cloudevents")]
 #[cfg_attr(docsrs, doc(cfg(feature = "cloudevents")))]
 pub use cloudevents::CloudEvent;

@@ -188,6 +188,145 @@ fn no_source_file_is_longer_than_700_lines() {
     complaints.none();
 }
 
+/// Names of points in time, and of spans of time, as far as a name tells. Constants are found by their ends.
+const INSTANTS: [&str; 10] =
+    ["now", "instant", "deadline", "until", "since", "begin", "begun", "origin", "leased_at", "fetched_at"];
+const SPANS: [&str; 26] = [
+    "duration",
+    "wait",
+    "timeout",
+    "delay",
+    "patience",
+    "interval",
+    "period",
+    "tolerance",
+    "lease",
+    "ack_wait",
+    "age",
+    "max_age",
+    "window",
+    "grace",
+    "limit_of_time",
+    "pause",
+    "elapsed",
+    "extend_after",
+    "after",
+    "every",
+    "keep",
+    "backoff",
+    "drain_deadline",
+    "operation_timeout",
+    "route_deadline",
+    "Duration",
+];
+const SPAN_ENDS: [&str; 6] = ["_WAIT", "_TIMEOUT", "_DEADLINE", "_DELAY", "_INTERVAL", "_PERIOD"];
+/// What panics or wraps for a long span, however it is written.
+const UNCHECKED: [&str; 6] = [
+    "mul_f64(",
+    "mul_f32(",
+    "Duration::from_secs_f64(",
+    "Duration::from_secs_f32(",
+    "as_millis() as",
+    "as_nanos() as",
+];
+/// How a line says that its operands cannot be large, and why.
+const IS_BOUNDED: &str = "// bounded: ";
+
+/// The last name in front of an operator, without a call: `now` in `Instant::now()`, `leased_at` in `job.leased_at`.
+fn last_name(text: &str) -> &str {
+    let text = text.trim_end().trim_end_matches("()").trim_end_matches('?');
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    text.rsplit(|c| !is_word(c)).next().unwrap_or_default()
+}
+
+/// The last name of the path behind an operator: `timeout` in `self.timeout.min(x)` is none, `Duration` in `Duration::from`.
+fn names_behind(text: &str) -> Vec<&str> {
+    let is_path = |c: char| c.is_alphanumeric() || c == '_' || c == '.' || c == ':';
+    let path = text.trim_start_matches(['&', '*', '(']).split(|c| !is_path(c)).next().unwrap_or_default();
+    path.split(['.', ':']).filter(|name| !name.is_empty()).collect()
+}
+
+/// Why a line computes with time in a way that panics for a long span.
+fn unchecked_time(line: &str) -> Option<String> {
+    if line.contains(IS_BOUNDED) {
+        return None;
+    }
+    if let Some(word) = UNCHECKED.iter().find(|word| line.contains(**word) && !line.contains("try_from")) {
+        return Some(format!("`{word}`"));
+    }
+    let is_span = |name: &str| SPANS.contains(&name) || SPAN_ENDS.iter().any(|end| name.ends_with(end));
+    [" + ", " += ", " - ", " -= ", " * ", " *= "].into_iter().find_map(|operator| {
+        let (before, after) = line.split_once(operator)?;
+        let (left, right) = (last_name(before), names_behind(after));
+        let counts = after.starts_with(|c: char| c.is_ascii_digit()) && !operator.contains('*');
+        if counts {
+            return None;
+        }
+        let is_time = match operator.trim() {
+            // What is taken from a point in time may be a point in time: that is checked by the standard library.
+            "-" | "-=" => {
+                right.iter().any(|name| *name == "Duration")
+                    || SPAN_ENDS.iter().any(|end| after.contains(end))
+            }
+            "+" | "+=" => {
+                INSTANTS.contains(&left) || is_span(left) || right.last().is_some_and(|name| is_span(name))
+            }
+            // Doubled up to a bound, it cannot run away.
+            _ if after.starts_with("2).min(") || before.ends_with("(2") && after.contains(").min(") => false,
+            _ => {
+                is_span(left) || right.last().is_some_and(|name| is_span(name)) || right.contains(&"Duration")
+            }
+        };
+        (is_time && !before.trim_start().starts_with("///"))
+            .then(|| format!("`{left}{operator}{}`", right.join(".")))
+    })
+}
+
+#[test]
+fn unchecked_time_is_found_by_its_names() {
+    for line in [
+        "let deadline = Instant::now() + wait;",
+        "let at = job.leased_at + self.runtime.extend_after;",
+        "let until = now + Duration::from_secs(seconds);",
+        "self.until += delay;",
+        "let start = now - Duration::from_secs(5);",
+        "let long = 2 * timeout;",
+        "let short = delay.mul_f64(0.5);",
+        "let ms = wait.as_millis() as u64;",
+        "let until = begun + DEFAULT_TIMEOUT;",
+    ] {
+        assert!(unchecked_time(line).is_some(), "{line}");
+    }
+    for line in [
+        "let deadline = Instant::now().after(wait);",
+        "let next = newest + 1;",
+        "let passed = now - begin;",
+        "let text = left + right;",
+        "let until = now + MOMENT; // bounded: a constant",
+        "let long = timeout.saturating_mul(2);",
+    ] {
+        assert_eq!(unchecked_time(line), None, "{line}");
+    }
+}
+
+#[test]
+fn no_duration_is_added_unchecked() {
+    let mut complaints = Complaints::default();
+    for file in rust_files_under(&["src/"]) {
+        // Test modules that are files of their own add seconds to seconds.
+        if file.path.ends_with("/tests.rs") || file.path == "src/deadline.rs" {
+            continue;
+        }
+        for (number, line) in file.code() {
+            if let Some(what) = unchecked_time(line) {
+                let why = "a long span overflows here; use `crate::deadline::After`, or checked or saturating arithmetic";
+                complaints.add(&file.path, number, format!("{what}: {why}"));
+            }
+        }
+    }
+    complaints.none();
+}
+
 #[test]
 fn nothing_is_left_to_do() {
     // Written apart, so that this file does not find itself.

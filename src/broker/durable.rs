@@ -15,7 +15,7 @@ use super::hops::{HOP_LIMIT_REASON, Hops, LEFT_OUT, passed};
 use super::lane::Lane;
 use crate::bus::EventBus;
 use crate::bus::consumer::{Backoff, ConsumerHandle, HandlerError, HandlerResult, RetryPolicy};
-use crate::error::{EventError, Result};
+use crate::error::{ErrorKind, EventError, Result};
 use crate::provider::{Delivery, poll_once};
 use crate::sink::{PayloadForm, SinkFailure};
 
@@ -82,6 +82,18 @@ impl BrokerHandle {
         synced.wait_for(|synced| *synced >= version).await.map(drop).map_err(|_| ended())
     }
 
+    /// The durable triggers that have ended for good while they are still wanted, and why: their consumers were deleted, or
+    /// lost so that nobody knows from where to go on. One that is added anew under its name begins as its start policy says.
+    pub fn ended(&self) -> Vec<EndedTrigger> {
+        let index = self.broker.read();
+        let ended = index.all().filter_map(|lane| {
+            let reason = lane.end()?;
+            let subject_pattern = lane.subject_pattern().map(str::to_owned);
+            Some(EndedTrigger { name: lane.name().to_owned(), subject_pattern, reason })
+        });
+        ended.collect()
+    }
+
     /// Forgets the position of the durable trigger that had this name and subject pattern, after it was removed. One of the
     /// same name that is added later begins anew.
     ///
@@ -125,6 +137,18 @@ impl fmt::Debug for BrokerHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BrokerHandle").field("broker", &self.broker).finish_non_exhaustive()
     }
+}
+
+/// A durable trigger that has ended for good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EndedTrigger {
+    /// Name of the trigger.
+    pub name: String,
+    /// Its subject pattern.
+    pub subject_pattern: Option<String>,
+    /// The error that ended it.
+    pub reason: String,
 }
 
 fn ended() -> EventError {
@@ -246,8 +270,19 @@ impl Server {
                             }
                             return;
                         }
-                        outcome = consumer.stopped() => if let Err(error) = outcome {
-                            tracing::error!(trigger = self.lane.name(), %error, "durable trigger ended; opening it again");
+                        outcome = consumer.stopped() => match outcome {
+                            // Made again, it would deliver the stream anew.
+                            Err(error) if error.kind() == ErrorKind::NotFound => {
+                                tracing::error!(trigger = self.lane.name(), %error, "durable trigger ended for good");
+                                self.lane.note_end(error.to_string());
+                                return;
+                            }
+                            Err(error) => tracing::error!(
+                                trigger = self.lane.name(),
+                                %error,
+                                "durable trigger ended; opening it again"
+                            ),
+                            Ok(()) => {}
                         },
                     }
                 }

@@ -2,8 +2,8 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -42,6 +42,8 @@ pub(super) struct Lane {
     is_quick: AtomicBool,
     /// Whether a publisher has waited for it in vain, and nothing was delivered since.
     is_late: AtomicBool,
+    /// Why it has ended for good, when it is durable.
+    end: OnceLock<String>,
     counters: Counters,
 }
 
@@ -104,6 +106,7 @@ impl Lane {
             begun: AtomicU64::new(0),
             is_quick: AtomicBool::new(false),
             is_late: AtomicBool::new(false),
+            end: OnceLock::new(),
             counters: Counters::default(),
             trigger,
             filter,
@@ -156,6 +159,15 @@ impl Lane {
             dead_lettered: read(&self.counters.dead_lettered),
             pending: places - self.places.available_permits(),
         }
+    }
+
+    pub(super) fn note_end(&self, reason: String) {
+        // The first reason is the one.
+        let _ = self.end.set(reason);
+    }
+
+    pub(super) fn end(&self) -> Option<String> {
+        self.end.get().cloned()
     }
 
     pub(super) fn count_delivered(&self) {

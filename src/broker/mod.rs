@@ -20,7 +20,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 use tracing::Instrument;
 
-pub use durable::BrokerHandle;
+pub use durable::{BrokerHandle, EndedTrigger};
 pub use filter::{EventFilter, TriggerFilter};
 pub use hops::{HOP_LIMIT_REASON, HOPS_KEY};
 pub use lane::TriggerStats;

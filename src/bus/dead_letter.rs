@@ -2,11 +2,12 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 
+use super::in_force::InForce;
 use super::panics::caught;
 use crate::dlq::{DeadLetter, DlqHandler, FailureClass, LetterReceipt};
 use crate::error::{EventError, Result};
@@ -30,19 +31,19 @@ pub(super) struct LetterBox {
 }
 
 impl LetterBox {
-    /// Hands a letter to the handler. `Ok` means that its source may be settled: the letter is kept, where the receipt
-    /// says, or nobody is there to keep it.
-    pub(super) async fn put(&self, letter: DeadLetter) -> Result<Option<LetterReceipt>> {
+    /// Hands a letter to the handler. `Ok` means that its source may be settled: the letter is kept, or nobody is there to
+    /// keep it. Either way the log says that the event was given up, and where its letter is.
+    pub(super) async fn put(&self, letter: &DeadLetter) -> Result<Fate> {
         let Some(handler) = &self.handler else {
-            log_lost(&letter, "event given up; there is no dead-letter handler to keep it");
-            return Ok(None);
+            log_given_up(letter, None, "event given up and lost: there is no dead-letter handler to keep it");
+            return Ok(Fate::Lost);
         };
         if handler.is_letter(&letter.event.event, &self.prefix) {
             // It would go round for ever, and it is kept where it is.
-            log_lost(&letter, "a dead letter that cannot be processed is not dead-lettered again");
-            return Ok(None);
+            log_given_up(letter, None, "event given up: a dead letter is not dead-lettered again");
+            return Ok(Fate::Lost);
         }
-        let handling = tokio::time::timeout(self.timeout, caught(handler.keep_letter(letter)));
+        let handling = tokio::time::timeout(self.timeout, caught(handler.keep_letter(letter.clone())));
         let receipt = match handling.await {
             Ok(Ok(handled)) => handled?,
             Ok(Err(panic)) => {
@@ -55,17 +56,31 @@ impl LetterBox {
                 )));
             }
         };
+        log_given_up(letter, Some(&receipt), "event given up; its dead letter is kept");
         self.metrics.record_dlq();
-        Ok(Some(receipt))
+        Ok(Fate::Kept)
     }
 }
 
-fn log_lost(letter: &DeadLetter, what: &str) {
+/// What became of an event that was given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// Its dead letter is kept.
+    Kept,
+    /// Only the log knows of it.
+    Lost,
+}
+
+fn log_given_up(letter: &DeadLetter, kept: Option<&LetterReceipt>, what: &str) {
     tracing::error!(
+        consumer = letter.consumer,
         stream = letter.event.stream,
         sequence = letter.event.sequence,
         event = letter.event.event.id,
         class = %letter.class,
+        attempts = letter.attempts,
+        letter = kept.and_then(|kept| kept.id),
+        place = kept.and_then(|kept| kept.subject.as_deref()),
         reason = letter.reason,
         "{what}"
     );
@@ -107,10 +122,10 @@ pub(super) struct DeadLetters {
     /// The name by which the program called it.
     pub(super) subscriber: String,
     pub(super) counters: Arc<ConsumerMetrics>,
-    /// Deliveries after which an event is given up. The bus counts them, not the provider, which would drop the event.
+    /// Attempts after which an event is given up. The bus counts them, not the provider, which would drop the event.
     pub(super) max_deliver: Option<u64>,
-    /// How long a delivery is leased; the lease is kept alive while the handler works.
-    pub(super) ack_wait: Duration,
+    /// What the consumer's settings are now, whoever set them.
+    pub(super) in_force: Arc<InForce>,
 }
 
 impl DeadLetters {
@@ -119,26 +134,32 @@ impl DeadLetters {
         self.max_deliver.is_some_and(|max| delivery.num_delivered() > max)
     }
 
+    /// A lease this old is to be restarted.
+    pub(super) fn extend_after(&self) -> Duration {
+        self.in_force.extend_after()
+    }
+
     /// The delivery of `event`, from which what cannot be processed goes to the dead letters: when it is terminated, or
     /// refused for the last time.
     pub(super) fn guard(self: &Arc<Self>, delivery: Delivery, event: Arc<Event>) -> Delivery {
-        if !self.is_last(&delivery) && self.letter_box.handler.is_none() {
+        let attempt = delivery.num_delivered();
+        if !self.is_last(attempt, attempt) && self.letter_box.handler.is_none() {
             return delivery.map_event(event);
         }
-        let (sequence, attempt) = (delivery.sequence(), delivery.num_delivered());
-        let stream = delivery.stream().into();
+        let (sequence, stream) = (delivery.sequence(), delivery.stream().into());
         let guarded = Guarded::new(delivery, Arc::clone(self));
         Delivery::new(event, sequence, attempt, stream, guarded)
     }
 
-    /// Whether no delivery is allowed behind this one.
-    fn is_last(&self, delivery: &Delivery) -> bool {
-        self.max_deliver.is_some_and(|max| delivery.num_delivered() >= max)
+    /// Whether no other attempt is allowed behind this one: the bus's own limit counts attempts, and one that somebody else
+    /// set at the provider counts deliveries. The smaller one decides, because the provider drops what reaches its limit.
+    pub(super) fn is_last(&self, attempt: u64, delivery: u64) -> bool {
+        let has_reached = |reached: u64, limit: Option<u64>| limit.is_some_and(|limit| reached >= limit);
+        has_reached(attempt, self.max_deliver) || has_reached(delivery, self.in_force.max_deliver())
     }
 
     /// Takes an event out after all its deliveries.
-    pub(super) async fn give_up(&self, delivery: &Delivery) -> Result<()> {
-        let attempts = self.max_deliver.unwrap_or_else(|| delivery.num_delivered());
+    pub(super) async fn give_up(&self, delivery: &Delivery, attempts: u64) -> Result<()> {
         self.take_out(delivery, Failure::exhausted(attempts)).await.map(drop)
     }
 
@@ -160,19 +181,15 @@ impl DeadLetters {
         }
     }
 
-    /// Writes an event to the dead letters, says where it is kept, and settles nothing. The lease is kept alive meanwhile, or
-    /// a second member would write it again.
-    pub(super) async fn write(
-        &self,
-        delivery: &Delivery,
-        letter: &DeadLetter,
-    ) -> Result<Option<LetterReceipt>> {
-        let mut writing = pin!(self.letter_box.put(letter.clone()));
+    /// Writes an event to the dead letters and settles nothing. The lease is kept alive meanwhile, or a second member would
+    /// write it again.
+    pub(super) async fn write(&self, delivery: &Delivery, letter: &DeadLetter) -> Result<()> {
+        let mut writing = pin!(self.letter_box.put(letter));
         loop {
             tokio::select! {
                 biased;
-                done = &mut writing => return done.inspect(|_| self.counters.record_dead_letter()),
-                () = tokio::time::sleep(self.ack_wait / 2) => {
+                done = &mut writing => return done.map(|fate| self.count(fate)),
+                () = tokio::time::sleep(self.extend_after()) => {
                     if let Err(error) = delivery.extend().await {
                         tracing::debug!(sequence = delivery.sequence(), %error, "lease not extended");
                     }
@@ -184,12 +201,23 @@ impl DeadLetters {
     /// Writes a record that is settled already, and tries again until it is taken. Always `true`.
     pub(super) async fn insist(&self, delivery: &Delivery, failure: Failure) -> bool {
         let letter = self.letter(delivery, failure);
-        while let Err(error) = self.letter_box.put(letter.clone()).await {
-            tracing::error!(sequence = delivery.sequence(), %error, "record not dead-lettered; trying again");
+        loop {
+            match self.letter_box.put(&letter).await {
+                Ok(fate) => break self.count(fate),
+                Err(error) => {
+                    tracing::error!(sequence = delivery.sequence(), %error, "record not dead-lettered; trying again");
+                }
+            }
             tokio::time::sleep(RETRY_DELAY).await;
         }
-        self.counters.record_dead_letter();
         true
+    }
+
+    fn count(&self, fate: Fate) {
+        self.counters.record_given_up();
+        if fate == Fate::Kept {
+            self.counters.record_dead_letter();
+        }
     }
 
     pub(super) fn letter(&self, delivery: &Delivery, failure: Failure) -> DeadLetter {
@@ -217,11 +245,32 @@ pub(super) struct Guarded {
     pub(super) letters: Arc<DeadLetters>,
     /// Whether its subscriber settled it.
     settled: AtomicBool,
+    /// Attempts of this delivery that have failed, where it is tried again without another one.
+    tries: AtomicU64,
 }
 
 impl Guarded {
     pub(super) fn new(stored: Delivery, letters: Arc<DeadLetters>) -> Self {
-        Self { stored, letters, settled: AtomicBool::new(false) }
+        Self { stored, letters, settled: AtomicBool::new(false), tries: AtomicU64::new(0) }
+    }
+
+    /// Which attempt this is: the deliveries so far, and the failed attempts of this one.
+    pub(super) fn attempt(&self) -> u64 {
+        self.stored.num_delivered().saturating_add(self.tries())
+    }
+
+    /// Failed attempts of this delivery.
+    pub(super) fn tries(&self) -> u64 {
+        self.tries.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn note_try(&self) {
+        self.tries.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether no other attempt is allowed behind this one.
+    pub(super) fn is_last(&self) -> bool {
+        self.letters.is_last(self.attempt(), self.stored.num_delivered())
     }
 
     /// Whether its subscriber settled it.
@@ -243,15 +292,15 @@ impl AckHandler for Guarded {
 
     async fn nak(&self, delay: Option<Duration>) -> Result<()> {
         let settlement = self.settling();
-        match self.letters.is_last(&self.stored) {
-            true => self.letters.give_up(&self.stored).await,
+        match self.is_last() {
+            true => self.letters.give_up(&self.stored, self.attempt()).await,
             false => settlement.nak(delay).await,
         }
     }
 
     async fn term(&self, reason: &str) -> Result<()> {
         self.settling();
-        let failure = Failure::now(FailureClass::Fatal, reason, self.stored.num_delivered());
+        let failure = Failure::now(FailureClass::Fatal, reason, self.attempt());
         self.letters.take_out(&self.stored, failure).await.map(drop)
     }
 

@@ -7,7 +7,9 @@
 mod builder;
 pub mod consumer;
 mod dead_letter;
+mod in_force;
 mod metered;
+mod observe;
 mod open;
 pub(crate) mod panics;
 mod publish;
@@ -22,6 +24,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 pub use builder::EventBusBuilder;
+pub use observe::Observer;
 
 use self::open::Opener;
 use self::registry::Registry;
@@ -149,7 +152,9 @@ impl EventBus {
     /// handler has taken its letter. Dead letters of encrypted events stay encrypted;
     /// [`dead_letters`](EventBus::dead_letters) decrypts them. Applies to subscriptions created from now on.
     ///
-    /// The bus counts deliveries itself, with a handler and without one, and opens consumers without a limit. **All
+    /// The bus counts deliveries itself, with a handler and without one, and opens consumers without a limit. With a
+    /// handler it also takes off a limit that somebody else has set, or refuses with a [`Conflict`](EventError::Conflict)
+    /// where it cannot. **All
     /// programs that share a durable consumer should have a dead-letter handler**: what is exhausted at one without is an
     /// error in its log, and settled.
     pub fn set_dlq_handler(&mut self, handler: Arc<dyn DlqHandler>) {
@@ -343,24 +348,6 @@ impl EventBus {
     /// As [`EventProvider::consumers`], and [`EventError::Timeout`].
     pub async fn consumers(&self) -> Result<Vec<ConsumerInfo>> {
         self.within_deadline("consumers", self.provider.consumers()).await
-    }
-
-    /// Asks the provider how many events wait for the durable consumers that this bus opened, and keeps the answer in
-    /// their [metrics](EventBus::telemetry). Call it before a scrape, or now and then.
-    ///
-    /// # Errors
-    ///
-    /// As [`consumers`](EventBus::consumers).
-    pub async fn observe_lag(&self) -> Result<()> {
-        let known = self.consumers().await?;
-        for metrics in self.metrics.consumers() {
-            let name = self.registry.consumer_name(metrics.group(), metrics.filter());
-            let consumer = known.iter().find(|known| known.name == name && known.filter == metrics.filter());
-            if let Some(lag) = consumer.map(|consumer| consumer.lag) {
-                metrics.record_lag(lag);
-            }
-        }
-        Ok(())
     }
 
     /// Counts of the stream.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::answer_within;
 use super::dead_letter::{DeadLetters, LetterBox};
+use super::in_force::InForce;
 use super::records::WithoutRecords;
 use super::registry::{Registry, distinct_name};
 use super::subscription::BusSubscription;
@@ -12,8 +13,8 @@ use crate::crypto::EventEncryptor;
 use crate::dlq::DlqHandler;
 use crate::error::{EventError, Result};
 use crate::metrics::BusMetrics;
-use crate::provider::consumer::DEFAULT_ACK_WAIT;
-use crate::provider::{EventProvider, Subscription};
+use crate::provider::consumer::ConsumerConfig;
+use crate::provider::{ConsumerPosition, EventProvider, Subscription};
 use crate::schema::SchemaRegistry;
 use crate::types::{SubscribeOptions, SubscriptionFilter};
 
@@ -43,31 +44,88 @@ impl Opener {
         if adds_nothing && max_deliver.is_none() {
             return Ok(self.open_inner(filter, subject, filter.options.as_ref()).await?.0);
         }
-        Ok(Box::new(self.open_incoming(filter, subject, max_deliver).await?))
+        let in_force = Arc::new(InForce::new(filter.options.as_ref(), Arc::default()));
+        Ok(Box::new(self.open_incoming(filter, subject, max_deliver, in_force).await?))
     }
 
-    /// The same in the form that shows what cannot be processed; this many deliveries of an event are allowed.
+    /// The same in the form that shows what cannot be processed; this many attempts of an event are allowed.
     pub(super) async fn open_incoming(
         &self,
         filter: &SubscriptionFilter,
         subject: &str,
         max_deliver: Option<u64>,
+        in_force: Arc<InForce>,
     ) -> Result<BusSubscription> {
         let mut options = filter.options.clone();
         if let Some(options) = &mut options {
             // The bus counts: a provider that has a limit drops what reaches it, for all who share the consumer.
             options.max_deliver = None;
         }
-        let (inner, consumer) = self.open_inner(filter, subject, options.as_ref()).await?;
+        let (mut inner, consumer) = self.open_inner(filter, subject, options.as_ref()).await?;
+        let limited = |inner: &dyn Subscription| inner.settings().filter(|set| set.max_deliver.is_some());
+        if self.dlq_handler.is_some()
+            && let Some(settings) = limited(&*inner)
+        {
+            inner = self.take_limit_off(filter, subject, &consumer, inner, &settings).await?;
+            if let Some(settings) = limited(&*inner) {
+                return Err(limit_conflict(&consumer, &settings));
+            }
+        }
+        if let Some(settings) = inner.settings() {
+            in_force.set(&settings);
+        }
         let letters = DeadLetters {
             letter_box: self.letter_box(),
             consumer,
             subscriber: filter.subscriber_id.clone(),
             counters: self.metrics.consumer(&filter.subscriber_id, subject),
             max_deliver,
-            ack_wait: ack_wait(options.as_ref()),
+            in_force,
         };
         Ok(BusSubscription::new(inner, self.encryptor.clone(), self.schemas.clone(), letters))
+    }
+
+    /// Opens a consumer again on which somebody else has set a limit of deliveries, without that limit and with everything
+    /// else as it is: the provider would drop what reaches it, and the bus has dead letters for that.
+    async fn take_limit_off(
+        &self,
+        filter: &SubscriptionFilter,
+        subject: &str,
+        consumer: &str,
+        mut limited: Box<dyn Subscription>,
+        settings: &ConsumerConfig,
+    ) -> Result<Box<dyn Subscription>> {
+        let unlimited = ConsumerConfig { max_deliver: None, ..settings.clone() };
+        let options = unlimited.to_options();
+        // Options have whole seconds: what they cannot say must not be changed.
+        if !ConsumerConfig::new(subject, &options).is_ok_and(|restated| restated == unlimited) {
+            return Err(limit_conflict(consumer, settings));
+        }
+        tracing::warn!(
+            consumer,
+            max_deliver = settings.max_deliver,
+            "somebody limited the deliveries of a consumer whose bus has dead letters; the limit is taken off, and the \
+             bus counts"
+        );
+        limited.close().await?;
+        drop(limited);
+        Ok(self.open_inner(filter, subject, Some(&options)).await?.0)
+    }
+
+    /// Whether there is a durable consumer of this name; `None` when the provider cannot tell.
+    pub(super) async fn exists(&self, consumer: &str) -> Result<Option<bool>> {
+        let asked = answer_within(self.timeout, "consumers", self.provider.name(), self.provider.consumers());
+        match asked.await {
+            Ok(known) => Ok(Some(known.iter().any(|known| known.durable && known.name == consumer))),
+            Err(EventError::Unsupported { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Moves a durable consumer.
+    pub(super) async fn reset(&self, consumer: &str, position: ConsumerPosition) -> Result<()> {
+        let resetting = self.provider.reset_consumer(consumer, position);
+        answer_within(self.timeout, "reset_consumer", self.provider.name(), resetting).await
     }
 
     /// The way into the dead letters.
@@ -150,7 +208,11 @@ impl Opener {
     }
 }
 
-/// How long deliveries are leased.
-pub(super) fn ack_wait(options: Option<&SubscribeOptions>) -> Duration {
-    options.and_then(|options| options.ack_wait_secs).map_or(DEFAULT_ACK_WAIT, Duration::from_secs)
+fn limit_conflict(consumer: &str, settings: &ConsumerConfig) -> EventError {
+    EventError::Conflict {
+        resource: format!("consumer '{consumer}'"),
+        field: "max_deliver".to_owned(),
+        existing: settings.max_deliver.map_or_else(|| "none".to_owned(), |max| max.to_string()),
+        requested: "none, because the bus has dead letters and counts by itself".to_owned(),
+    }
 }

@@ -29,7 +29,7 @@ impl EventBus {
         source: &str,
         payload: serde_json::Value,
     ) -> Result<Event> {
-        validate_category(category).inspect_err(|_| self.metrics.record_publish_error())?;
+        validate_category(category).inspect_err(|error| self.count_failure(error))?;
         let subject = self.provider.build_subject(category, topic);
         let event = Event::new(subject, category, summary, source, payload);
         let (_, stored) = self.publish_traced(&event, &PublishOptions::default()).await?;
@@ -120,7 +120,7 @@ impl EventBus {
         let span = trace::publish_span(self.provider.name(), event);
         let result = self.store_and_route(event, options, start).instrument(span.clone()).await;
         if let Err(error) = &result {
-            self.metrics.record_publish_error();
+            self.count_failure(error);
             trace::record_error(&span, error);
         }
         result
@@ -154,10 +154,16 @@ impl EventBus {
         self.provider.capabilities().check_publish(self.provider.name(), options)?;
         self.warn_of_undeclared(Some(options), None);
         match &self.schema_registry {
-            Some(registry) => {
-                registry.validate(event).inspect_err(|_| self.metrics.record_validation_error())
-            }
+            Some(registry) => registry.validate(event),
             None => Ok(()),
+        }
+    }
+
+    /// Counts a publish that failed, once: what a schema refuses is no failure of the provider.
+    fn count_failure(&self, error: &EventError) {
+        match error {
+            EventError::SchemaValidation { .. } => self.metrics.record_validation_error(),
+            _ => self.metrics.record_publish_error(),
         }
     }
 
@@ -206,7 +212,7 @@ impl EventBus {
         for result in &results {
             match result {
                 Ok(_) => self.metrics.record_publish(start),
-                Err(_) => self.metrics.record_publish_error(),
+                Err(error) => self.count_failure(error),
             }
         }
         results

@@ -48,10 +48,23 @@ impl Registry {
         *subscriptions = valid;
     }
 
-    pub(super) fn insert(&self, filter: SubscriptionFilter) {
+    /// Registers a subscription, and returns the one that it replaces.
+    pub(super) fn insert(&self, filter: SubscriptionFilter) -> Option<SubscriptionFilter> {
         let mut subscriptions = self.subscriptions.write().unwrap_or_else(PoisonError::into_inner);
         self.set_aside.write().unwrap_or_else(PoisonError::into_inner).remove(&filter.subscriber_id);
-        subscriptions.insert(filter.subscriber_id.clone(), filter);
+        subscriptions.insert(filter.subscriber_id.clone(), filter)
+    }
+
+    /// The subjects for which a subscriber needs durable consumers: those that are registered, or else those that this bus
+    /// has opened for it. `None` for a subscriber that this bus does not know.
+    pub(super) fn durable_subjects(&self, subscriber_id: &str) -> Option<Vec<String>> {
+        if let Some(filter) = self.get(subscriber_id) {
+            return Some(if filter.durable { filter.subjects } else { Vec::new() });
+        }
+        let consumers = self.consumers.lock().unwrap_or_else(PoisonError::into_inner);
+        let opened = consumers.values().filter(|(id, _)| id == subscriber_id);
+        let subjects: Vec<_> = opened.map(|(_, subject)| subject.clone()).collect();
+        (!subjects.is_empty()).then_some(subjects)
     }
 
     pub(super) fn remove(&self, subscriber_id: &str) -> Option<SubscriptionFilter> {
@@ -136,17 +149,17 @@ fn check_id(id: &str, filter: &SubscriptionFilter) -> std::result::Result<(), St
     ))
 }
 
+/// Whether a bus gives this name to the consumer of this subscriber and subject.
+pub(super) fn is_name_of(name: &str, subscriber_id: &str, subject: &str) -> bool {
+    plain_name(subscriber_id, subject).is_some_and(|plain| plain == name)
+        || distinct_name(subscriber_id, subject) == name
+}
+
 /// `{subscriber}-{subject with dots as dashes}`: the name that deployed consumers have. Not for wildcards and other
 /// characters that a consumer name must not have.
 fn plain_name(subscriber_id: &str, subject: &str) -> Option<String> {
     let name = format!("{subscriber_id}-{}", subject.replace('.', "-"));
     validate_consumer_name(&name).is_ok().then_some(name)
-}
-
-/// Whether the consumer of a subscriber and subject may have this name.
-pub(super) fn is_name_of(name: &str, subscriber_id: &str, subject: &str) -> bool {
-    plain_name(subscriber_id, subject).is_some_and(|plain| plain == name)
-        || distinct_name(subscriber_id, subject) == name
 }
 
 /// A legal name that no other subscriber and subject have: readable characters, then a hash of both parts.

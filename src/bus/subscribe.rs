@@ -19,8 +19,9 @@ const MAX_SUBJECTS: usize = 256;
 
 impl EventBus {
     /// Registers a subscription, or replaces the one of the same subscriber. Nothing is opened yet, and nothing is
-    /// forgotten: the durable consumers of subjects that are no longer wanted keep their positions until
-    /// [`EventProvider::unsubscribe`](crate::EventProvider::unsubscribe).
+    /// forgotten: the durable consumers of subjects that are no longer wanted keep their positions, and fall behind, until
+    /// [`remove_unused_consumers`](EventBus::remove_unused_consumers) forgets them;
+    /// [`unused_consumers`](EventBus::unused_consumers) lists them.
     ///
     /// # Errors
     ///
@@ -29,7 +30,11 @@ impl EventBus {
     /// [`EventError::Unsupported`] for one that the provider declares absent. Nothing is registered then.
     pub async fn update_subscription(&self, filter: SubscriptionFilter) -> Result<()> {
         self.check_subscription(&filter)?;
-        self.registry.insert(filter);
+        let wanted = if filter.durable { filter.subjects.clone() } else { Vec::new() };
+        if let Some(before) = self.registry.insert(filter).filter(|before| before.durable) {
+            log_no_longer_wanted(&before, &wanted);
+        }
+        self.metrics.record_subscribe();
         self.save_subscriptions().await;
         Ok(())
     }
@@ -58,7 +63,6 @@ impl EventBus {
             let subscription = self.opener().open(&filter, subject).instrument(span).await?;
             let metrics = self.metrics.consumer(subscriber_id, subject);
             subscriptions.push(Box::new(Metered::new(subscription, metrics)) as Box<dyn Subscription>);
-            self.metrics.record_subscribe();
         }
         Ok(subscriptions)
     }
@@ -70,14 +74,47 @@ impl EventBus {
     ///
     /// None today.
     pub async fn remove_subscription(&self, subscriber_id: &str) -> Result<()> {
+        self.metrics.record_unsubscribe();
         let Some(filter) = self.registry.remove(subscriber_id) else { return Ok(()) };
         if filter.durable {
             self.forget_consumers(subscriber_id, &filter.subjects).await;
         }
-        self.metrics.record_unsubscribe();
         self.metrics.forget(subscriber_id);
         self.save_subscriptions().await;
         Ok(())
+    }
+
+    /// The durable consumers of a subscriber whose subjects it no longer has: they keep their positions and fall behind for
+    /// ever. Its subjects are those of its registered subscription, or else those that this bus has opened for it.
+    ///
+    /// # Errors
+    ///
+    /// [`EventError::NotFound`] for a subscriber that this bus does not know; otherwise as
+    /// [`consumers`](EventBus::consumers).
+    pub async fn unused_consumers(&self, subscriber_id: &str) -> Result<Vec<ConsumerInfo>> {
+        let wanted = self
+            .registry
+            .durable_subjects(subscriber_id)
+            .ok_or_else(|| EventError::NotFound(format!("subscriber '{}'", shorten(subscriber_id))))?;
+        let mut consumers = self.consumers_of(subscriber_id).await?;
+        consumers.retain(|consumer| !wanted.contains(&consumer.filter));
+        Ok(consumers)
+    }
+
+    /// Forgets the [unused consumers](EventBus::unused_consumers) of a subscriber with their positions, and returns them. A
+    /// member that still runs with an old subject ends with an error.
+    ///
+    /// # Errors
+    ///
+    /// As [`unused_consumers`](EventBus::unused_consumers) and
+    /// [`EventProvider::unsubscribe`](crate::EventProvider::unsubscribe). Those before the one that failed are forgotten.
+    pub async fn remove_unused_consumers(&self, subscriber_id: &str) -> Result<Vec<ConsumerInfo>> {
+        let unused = self.unused_consumers(subscriber_id).await?;
+        for consumer in &unused {
+            self.within_deadline("unsubscribe", self.provider.unsubscribe(&consumer.name)).await?;
+            self.registry.forget_consumer(&consumer.name);
+        }
+        Ok(unused)
     }
 
     /// All registered subscriptions, in no particular order.
@@ -170,5 +207,18 @@ impl EventBus {
         if let Err(error) = self.within_deadline("unsubscribe", self.provider.unsubscribe(name)).await {
             tracing::warn!(consumer = name, %error, "consumer not forgotten");
         }
+    }
+}
+
+/// Says which consumers a subscription leaves behind that replaces another one.
+fn log_no_longer_wanted(before: &SubscriptionFilter, wanted: &[String]) {
+    let unused: Vec<_> = before.subjects.iter().filter(|subject| !wanted.contains(subject)).collect();
+    if !unused.is_empty() {
+        tracing::warn!(
+            subscriber_id = shorten(&before.subscriber_id),
+            subjects = ?unused,
+            "subjects are no longer wanted; if they have durable consumers, these stay and fall behind until \
+             remove_unused_consumers forgets them"
+        );
     }
 }

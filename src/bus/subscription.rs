@@ -104,6 +104,7 @@ impl BusSubscription {
         wait: Duration,
     ) -> Option<Vec<Result<Incoming>>> {
         let batch = self.inner.next_batch(max, wait).await?;
+        self.look_at_settings();
         let counters = &self.letters.counters;
         let incoming = |delivered: Result<Delivery>| {
             let counted =
@@ -137,6 +138,13 @@ impl BusSubscription {
         Ok(Incoming { stored, content, is_settled })
     }
 
+    /// Takes over settings that somebody has changed.
+    fn look_at_settings(&self) {
+        if let Some(settings) = self.inner.settings() {
+            self.letters.in_force.set(&settings);
+        }
+    }
+
     fn keeps_undecodable(&self) -> bool {
         self.letters.letter_box.handler.is_some()
     }
@@ -165,6 +173,7 @@ impl BusSubscription {
         loop {
             let Some(delivered) = self.next_from_provider().await else { return Ok(None) };
             let Incoming { stored, content, is_settled } = self.incoming(delivered)?;
+            self.look_at_settings();
             let letters = Arc::clone(&self.letters);
             let (failure, error) = match content {
                 Err(poison) => {

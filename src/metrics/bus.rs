@@ -9,9 +9,10 @@ use serde::Serialize;
 
 use super::consumer::{ConsumerMetrics, ConsumerMetricsSnapshot};
 use super::histogram::LatencySnapshot;
-use super::instrument::{ExportedCounter, Labels, Timer};
+use super::instrument::{ExportedCounter, Labels, Observed, Timer};
 use super::{EventMetrics, MetricsSnapshot, prometheus};
 use crate::trace::semconv;
+use crate::types::unix_millis;
 
 /// What one bus measures: the [`EventMetrics`] of earlier versions, how long publishes take, and the counters of each
 /// subscription.
@@ -38,6 +39,8 @@ pub struct BusMetrics {
     publish_latency: Timer,
     exported: Exported,
     consumers: RwLock<BTreeMap<(String, String), Arc<ConsumerMetrics>>>,
+    connected: Observed,
+    observed_at: Observed,
 }
 
 /// The twins of the counters of [`EventMetrics`].
@@ -75,6 +78,8 @@ impl BusMetrics {
                 decrypts: counter("a3s_event.decrypts"),
             },
             consumers: RwLock::default(),
+            connected: Observed::new("a3s_event.connected"),
+            observed_at: Observed::new("a3s_event.observed_at"),
         }
     }
 
@@ -126,6 +131,17 @@ impl BusMetrics {
         self.exported.decrypts.add(1);
     }
 
+    /// Notes whether the provider is healthy.
+    pub(crate) fn record_connected(&self, connected: bool) {
+        self.connected.set(u64::from(connected), &[(semconv::MESSAGING_SYSTEM, &self.system)]);
+    }
+
+    /// Notes that the provider said how far its consumers are.
+    pub(crate) fn record_observation(&self) {
+        let seconds = unix_millis() / 1_000;
+        self.observed_at.set(seconds, &[(semconv::MESSAGING_SYSTEM, &self.system)]);
+    }
+
     /// The counters of a subscriber and filter, at zero when there were none.
     pub(crate) fn consumer(&self, group: &str, filter: &str) -> Arc<ConsumerMetrics> {
         let mut consumers = self.consumers.write().unwrap_or_else(PoisonError::into_inner);
@@ -152,6 +168,8 @@ impl BusMetrics {
             events: self.events.snapshot(),
             publish_latency: self.publish_latency.snapshot(),
             consumers: self.consumers().iter().map(|consumer| consumer.snapshot()).collect(),
+            connected: self.connected.get().map(|connected| connected > 0),
+            observed_at: self.observed_at.get(),
         }
     }
 }
@@ -175,6 +193,11 @@ pub struct BusMetricsSnapshot {
     pub publish_latency: LatencySnapshot,
     /// The subscriptions, by subscriber and filter.
     pub consumers: Vec<ConsumerMetricsSnapshot>,
+    /// Whether the provider was healthy when it was last [observed](crate::EventBus::observe_every); `None` before.
+    pub connected: Option<bool>,
+    /// When the provider last said how far its consumers are, in Unix seconds; `None` before. The lag of each is of that
+    /// time.
+    pub observed_at: Option<u64>,
 }
 
 impl BusMetricsSnapshot {

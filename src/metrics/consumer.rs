@@ -28,6 +28,7 @@ pub struct ConsumerMetrics {
     released: Counter,
     settle_errors: Counter,
     dead_lettered: Counter,
+    given_up: Counter,
     receive_errors: Counter,
     overtaken: Counter,
     in_flight: Gauge,
@@ -57,6 +58,7 @@ impl ConsumerMetrics {
             released: counter("a3s_event.consumer.released"),
             settle_errors: counter("a3s_event.consumer.settle_errors"),
             dead_lettered: counter("a3s_event.consumer.dead_lettered"),
+            given_up: counter("a3s_event.consumer.given_up"),
             receive_errors: counter("a3s_event.consumer.receive_errors"),
             overtaken: counter("a3s_event.consumer.overtaken"),
             in_flight: Gauge::new("a3s_event.consumer.in_flight", labels),
@@ -95,6 +97,11 @@ impl ConsumerMetrics {
     /// Counts an event that was written to the dead letters.
     pub fn record_dead_letter(&self) {
         self.dead_lettered.one();
+    }
+
+    /// Counts an event that was given up, whether its dead letter is kept or nobody was there to keep it.
+    pub fn record_given_up(&self) {
+        self.given_up.one();
     }
 
     /// Counts an event that was handed out, the `attempt`th time.
@@ -140,6 +147,7 @@ impl ConsumerMetrics {
             released: self.released.get(),
             settle_errors: self.settle_errors.get(),
             dead_lettered: self.dead_lettered.get(),
+            given_up: self.given_up.get(),
             receive_errors: self.receive_errors.get(),
             overtaken: self.overtaken.get(),
             in_flight: self.in_flight.get(),
@@ -217,6 +225,8 @@ pub struct ConsumerMetricsSnapshot {
     pub settle_errors: u64,
     /// Events written to the dead letters.
     pub dead_lettered: u64,
+    /// Events given up. Those that are not among the dead-lettered ones are in the log only.
+    pub given_up: u64,
     /// Calls for the next event that failed.
     pub receive_errors: u64,
     /// Events that retention dropped before they were delivered.

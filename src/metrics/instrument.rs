@@ -109,6 +109,43 @@ impl Gauge {
     }
 }
 
+/// A number that nobody knows before it was observed; until then it is exported to nobody.
+pub(super) struct Observed {
+    value: AtomicU64,
+    #[cfg(feature = "metrics")]
+    name: &'static str,
+}
+
+impl Observed {
+    const UNKNOWN: u64 = u64::MAX;
+
+    #[cfg_attr(
+        not(feature = "metrics"),
+        allow(unused_variables, reason = "only what is exported has a name")
+    )]
+    pub(super) fn new(name: &'static str) -> Self {
+        Self {
+            value: AtomicU64::new(Self::UNKNOWN),
+            #[cfg(feature = "metrics")]
+            name,
+        }
+    }
+
+    #[cfg_attr(
+        not(feature = "metrics"),
+        allow(unused_variables, reason = "only what is exported has labels")
+    )]
+    pub(super) fn set(&self, value: u64, labels: Labels<'_>) {
+        self.value.store(value, Ordering::Relaxed);
+        #[cfg(feature = "metrics")]
+        metrics::gauge!(self.name, exported(labels)).set(value as f64);
+    }
+
+    pub(super) fn get(&self) -> Option<u64> {
+        Some(self.value.load(Ordering::Relaxed)).filter(|value| *value != Self::UNKNOWN)
+    }
+}
+
 /// How long something takes.
 pub(super) struct Timer {
     histogram: LatencyHistogram,

@@ -34,11 +34,12 @@ use serde::Serialize;
 pub struct EventMetrics {
     /// Successful publishes.
     pub publish_count: AtomicU64,
-    /// Failed publishes.
+    /// Publishes that failed at the provider, or that it would refuse; not those that a schema refused.
     pub publish_errors: AtomicU64,
-    /// Subscriptions opened.
+    /// Subscriptions registered or replaced: one per call of
+    /// [`update_subscription`](crate::EventBus::update_subscription).
     pub subscribe_count: AtomicU64,
-    /// Subscriptions removed.
+    /// Calls of [`remove_subscription`](crate::EventBus::remove_subscription).
     pub unsubscribe_count: AtomicU64,
     /// Events dead-lettered.
     pub dlq_count: AtomicU64,
@@ -77,7 +78,7 @@ impl EventMetrics {
         count(&self.publish_errors);
     }
 
-    /// Counts an opened subscription.
+    /// Counts a registered subscription.
     pub fn record_subscribe(&self) {
         count(&self.subscribe_count);
     }
@@ -154,11 +155,12 @@ fn count(counter: &AtomicU64) {
 pub struct MetricsSnapshot {
     /// Successful publishes.
     pub publish_count: u64,
-    /// Failed publishes.
+    /// Publishes that failed at the provider, or that it would refuse; not those that a schema refused.
     pub publish_errors: u64,
-    /// Subscriptions opened.
+    /// Subscriptions registered or replaced: one per call of
+    /// [`update_subscription`](crate::EventBus::update_subscription).
     pub subscribe_count: u64,
-    /// Subscriptions removed.
+    /// Calls of [`remove_subscription`](crate::EventBus::remove_subscription).
     pub unsubscribe_count: u64,
     /// Events dead-lettered.
     pub dlq_count: u64,

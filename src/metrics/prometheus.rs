@@ -25,8 +25,12 @@ fn write_bus(text: &mut String, snapshot: &BusMetricsSnapshot) -> fmt::Result {
     let labels = Labels(&[("messaging_system", &snapshot.system)]);
     for (name, help, value) in [
         ("published", "Events published.", events.publish_count),
-        ("publish_errors", "Publishes that failed.", events.publish_errors),
-        ("subscribes", "Subscriptions opened.", events.subscribe_count),
+        (
+            "publish_errors",
+            "Publishes that failed, other than those that a schema refused.",
+            events.publish_errors,
+        ),
+        ("subscribes", "Subscriptions registered or replaced.", events.subscribe_count),
         ("unsubscribes", "Subscriptions removed.", events.unsubscribe_count),
         ("dead_letters", "Events written to the dead letters.", events.dlq_count),
         ("validation_errors", "Payloads refused by their schema.", events.validation_errors),
@@ -36,6 +40,14 @@ fn write_bus(text: &mut String, snapshot: &BusMetricsSnapshot) -> fmt::Result {
         writeln!(text, "# HELP a3s_event_{name}_total {help}\n# TYPE a3s_event_{name}_total counter")?;
         writeln!(text, "a3s_event_{name}_total{{{labels}}} {value}")?;
     }
+    for (name, help, value) in [
+        ("connected", "Whether the provider was healthy when last asked.", snapshot.connected.map(u64::from)),
+        ("observed_at_seconds", "When the provider last told the lag, in Unix time.", snapshot.observed_at),
+    ] {
+        let Some(value) = value else { continue };
+        writeln!(text, "# HELP a3s_event_{name} {help}\n# TYPE a3s_event_{name} gauge")?;
+        writeln!(text, "a3s_event_{name}{{{labels}}} {value}")?;
+    }
     let name = "a3s_event_publish_duration_seconds";
     writeln!(text, "# HELP {name} How long successful publishes took.\n# TYPE {name} histogram")?;
     write_histogram(text, name, &labels, &snapshot.publish_latency)
@@ -44,7 +56,7 @@ fn write_bus(text: &mut String, snapshot: &BusMetricsSnapshot) -> fmt::Result {
 type Read = fn(&ConsumerMetricsSnapshot) -> u64;
 
 fn write_consumers(text: &mut String, snapshot: &BusMetricsSnapshot) -> fmt::Result {
-    let families: [(&str, &str, &str, Read); 13] = [
+    let families: [(&str, &str, &str, Read); 14] = [
         ("delivered_total", "counter", "Deliveries.", |c| c.delivered),
         ("redelivered_total", "counter", "Deliveries that were not the event's first.", |c| c.redelivered),
         ("acked_total", "counter", "Events acknowledged.", |c| c.acked),
@@ -53,6 +65,7 @@ fn write_consumers(text: &mut String, snapshot: &BusMetricsSnapshot) -> fmt::Res
         ("released_total", "counter", "Events given back without an attempt.", |c| c.released),
         ("settle_errors_total", "counter", "Settlements that failed.", |c| c.settle_errors),
         ("dead_lettered_total", "counter", "Events written to the dead letters.", |c| c.dead_lettered),
+        ("given_up_total", "counter", "Events given up, with or without a dead letter.", |c| c.given_up),
         ("receive_errors_total", "counter", "Calls for the next event that failed.", |c| c.receive_errors),
         ("overtaken_total", "counter", "Events dropped by retention before delivery.", |c| c.overtaken),
         ("in_flight", "gauge", "Deliveries not settled yet.", |c| c.in_flight),
@@ -149,6 +162,9 @@ mod tests {
         consumer.record_delivery(2);
         consumer.settled(Settle::Ack, true);
         consumer.begun();
+        consumer.record_given_up();
+        metrics.record_connected(false);
+        metrics.record_observation();
         metrics.snapshot().to_prometheus()
     }
 
@@ -166,6 +182,8 @@ mod tests {
             format!("a3s_event_consumer_redelivered_total{labels} 1"),
             format!("a3s_event_consumer_acked_total{labels} 1"),
             format!("a3s_event_consumer_in_flight{labels} 1"),
+            format!("a3s_event_consumer_given_up_total{labels} 1"),
+            "a3s_event_connected{messaging_system=\"memory\"} 0".to_owned(),
             format!("a3s_event_process_duration_seconds_count{labels} 0"),
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");

@@ -10,6 +10,7 @@ use tokio::time::MissedTickBehavior;
 #[cfg(feature = "cron")]
 use super::scheduled::{MissedTicks, Scheduled, Tick};
 use super::{EventSource, Stop};
+use crate::deadline::period;
 use crate::error::{EventError, Result};
 use crate::types::Event;
 
@@ -139,7 +140,7 @@ impl CronSource {
 
 /// Sends events until the receiver is gone.
 async fn every(interval: Duration, factory: &(dyn Fn() -> Event + Send + Sync), sender: mpsc::Sender<Event>) {
-    let mut ticks = tokio::time::interval(interval);
+    let mut ticks = tokio::time::interval(period(interval));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     // The first tick comes at once.
     ticks.tick().await;

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::EventSource;
 use crate::bus::EventBus;
 use crate::bus::consumer::Backoff;
+use crate::deadline::After;
 use crate::error::{EventError, Result};
 use crate::types::{Event, PublishOptions};
 
@@ -185,7 +186,7 @@ impl RunningSource {
     ///
     /// [`EventError::Source`] when the source cannot be told to stop; it is ended all the same.
     pub async fn stop(mut self, deadline: Duration) -> Result<Vec<Event>> {
-        let deadline = Instant::now() + deadline;
+        let deadline = Instant::now().after(deadline);
         let told = match tokio::time::timeout_at(deadline, self.source.stop()).await {
             Ok(told) => told,
             Err(_elapsed) => {

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::{EventSource, MetricsSource, Stop};
+use crate::deadline::period;
 use crate::error::{EventError, Result};
 use crate::types::Event;
 
@@ -180,7 +181,7 @@ impl ThresholdSource {
 
     async fn watch(&self, sender: mpsc::Sender<Event>) {
         let mut state = State::new(self);
-        let mut ticks = tokio::time::interval(self.interval);
+        let mut ticks = tokio::time::interval(period(self.interval));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         loop {
             tokio::select! {

@@ -81,9 +81,18 @@ async fn a_payload_against_its_schema_is_counted_and_not_stored() {
         "{error}"
     );
     bus.publish_event(&order(json!({"total": 1}))).await.unwrap();
-    let metrics = bus.metrics().snapshot();
-    assert_eq!((metrics.validation_errors, metrics.publish_errors, metrics.publish_count), (1, 1, 1));
+    let counts = || {
+        let metrics = bus.metrics().snapshot();
+        (metrics.validation_errors, metrics.publish_errors, metrics.publish_count)
+    };
+    assert_eq!(counts(), (1, 0, 1), "it is no failure of the provider");
     assert_eq!(bus.info().await.unwrap().messages, 1);
+    let mut outside = order(json!({"total": 3}));
+    outside.subject = "elsewhere.order".to_owned();
+    let batch = [order(json!({"id": 2})), outside, order(json!({"total": 4}))];
+    let stored: Vec<_> = bus.publish_batch(&batch).await.iter().map(Result::is_ok).collect();
+    assert_eq!(stored, [false, false, true]);
+    assert_eq!(counts(), (2, 1, 2), "each counts once, in a batch too");
 }
 
 #[tokio::test]

@@ -35,7 +35,7 @@ async fn one_subscription_per_subject_in_order() {
     let deliveries = [next(&mut subscriptions[0]).await, next(&mut subscriptions[1]).await];
     assert_eq!(deliveries.map(|delivery| number(&delivery)), [2, 1]);
     assert!(consumer_names(&bus).await.contains(&"analyst-events-market-forex".to_owned()));
-    assert_eq!(bus.metrics().snapshot().subscribe_count, 2);
+    assert_eq!(bus.metrics().snapshot().subscribe_count, 1, "one per registration, and not per open subject");
 }
 
 #[tokio::test(start_paused = true)]
@@ -210,4 +210,35 @@ async fn the_consumers_of_a_subscriber_are_found_by_its_name() {
     assert_eq!(filters_of("billing").await, ["events.bills.paid", "events.orders.>"]);
     assert!(filters_of("bill").await.is_empty());
     assert!(filters_of("billing-events").await.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn consumers_of_subjects_that_are_no_longer_wanted_are_listed_and_removed() {
+    let bus = bus();
+    let all = ["events.a.b", "events.a-b", "events.c.>"];
+    bus.update_subscription(durable("s", &all)).await.unwrap();
+    bus.update_subscription(durable("s-events", &["events.x"])).await.unwrap();
+    let old = bus.create_subscriber("s").await.unwrap();
+    bus.create_subscriber("s-events").await.unwrap();
+    assert!(bus.unused_consumers("s").await.unwrap().is_empty());
+
+    bus.update_subscription(durable("s", &["events.a.b"])).await.unwrap();
+    bus.publish_event(&event("events.c.d", 1)).await.unwrap();
+    let unused = bus.unused_consumers("s").await.unwrap();
+    let mut filters: Vec<_> =
+        unused.iter().map(|consumer| (consumer.filter.as_str(), consumer.lag)).collect();
+    filters.sort_unstable();
+    assert_eq!(filters, [("events.a-b", 0), ("events.c.>", 1)]);
+    assert!(bus.unused_consumers("s-events").await.unwrap().is_empty());
+    assert!(matches!(bus.unused_consumers("unknown").await, Err(EventError::NotFound(_))));
+
+    assert_eq!(bus.remove_unused_consumers("s").await.unwrap(), unused);
+    assert_eq!(consumer_names(&bus).await, ["s-events-a-b", "s-events-events-x"]);
+    assert!(bus.remove_unused_consumers("s").await.unwrap().is_empty());
+    drop(old);
+
+    let mut ephemeral = durable("s", &["events.a.b"]);
+    ephemeral.durable = false;
+    bus.update_subscription(ephemeral).await.unwrap();
+    assert_eq!(bus.unused_consumers("s").await.unwrap().len(), 1, "nor does an ephemeral one need it");
 }

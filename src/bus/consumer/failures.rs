@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::queue::Job;
+use super::queue::{Job, Place};
 use crate::bus::dead_letter::Failure;
 use crate::dlq::FailureClass;
 use crate::types::unix_millis;
@@ -15,7 +15,7 @@ const CAPACITY: usize = 10_000;
 /// When events failed first, and why last.
 #[derive(Default)]
 pub(super) struct Failures {
-    remembered: Mutex<HashMap<(usize, u64), Remembered>>,
+    remembered: Mutex<HashMap<Place, Remembered>>,
     /// Whether there ever was one: where nothing fails nobody takes the lock.
     any: AtomicBool,
 }
@@ -37,7 +37,7 @@ impl Failures {
     ) -> Option<Failure> {
         let now = unix_millis();
         let mut remembered = self.lock();
-        let key = key(job);
+        let key = job.place();
         let first_at = remembered.get(&key).map_or(now, |before| before.first_at);
         if let Some(class) = class {
             remembered.remove(&key);
@@ -54,7 +54,7 @@ impl Failures {
     /// What goes into the dead letter of an event whose last attempt was not seen to end.
     pub(super) fn exhausted(&self, job: &Job, attempts: u64) -> Failure {
         let mut failure = Failure::exhausted(attempts);
-        if let Some(Remembered { first_at, last_at, reason }) = self.lock().remove(&key(job)) {
+        if let Some(Remembered { first_at, last_at, reason }) = self.lock().remove(&job.place()) {
             failure.reason = format!("{}; before that: {reason}", failure.reason);
             failure.first_failure_at = Some(first_at);
             failure.last_failure_at = Some(last_at);
@@ -64,15 +64,11 @@ impl Failures {
 
     pub(super) fn forget(&self, job: &Job) {
         if self.any.load(Ordering::Relaxed) {
-            self.lock().remove(&key(job));
+            self.lock().remove(&job.place());
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<(usize, u64), Remembered>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Place, Remembered>> {
         self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn key(job: &Job) -> (usize, u64) {
-    (job.origin.source, job.sequence())
 }

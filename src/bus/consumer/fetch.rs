@@ -6,21 +6,25 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use super::health::Part;
 use super::policy::Backoff;
 use super::queue::{Origin, Waiting};
 use super::{Command, KeyFn, Runtime, told};
+use crate::bus::in_force::InForce;
 use crate::bus::open::Opener;
 use crate::bus::subscription::{BusSubscription, Incoming};
-use crate::error::{ErrorKind, EventError, Result};
+use crate::error::{EventError, Result};
 use crate::provider::Subscription;
-use crate::types::{DeliverPolicy, SubscriptionFilter};
+use crate::types::SubscriptionFilter;
 
 /// Most events fetched at a time.
 const MAX_BATCH: usize = 128;
 /// How long one call waits for an event; then the next one does.
 const WAIT: Duration = Duration::from_secs(30);
-/// Errors in a row after which the subscription is opened again.
+/// Errors in a row after which the subscription may be opened again.
 const TOLERATED: u64 = 3;
+/// What was refused and due this long ago was delivered to somebody, if the provider has nothing more to deliver.
+const CERTAINLY_DUE: Duration = Duration::from_secs(5);
 
 /// Where the lag is to be sent.
 pub(super) type LagRequest = oneshot::Sender<Result<u64>>;
@@ -34,17 +38,23 @@ pub(super) struct Fetcher {
     pub(super) origin: Arc<Origin>,
     pub(super) key: Option<Arc<KeyFn>>,
     pub(super) subscription: BusSubscription,
+    pub(super) in_force: Arc<InForce>,
     pub(super) command: watch::Receiver<Command>,
     pub(super) lag_requests: mpsc::Receiver<LagRequest>,
     /// The newest event that was fetched.
     pub(super) newest: u64,
+    /// When it was opened first, in Unix milliseconds.
+    pub(super) opened_at: u64,
     /// How often in a row something went wrong.
     pub(super) trouble: u64,
 }
 
 /// What to do next.
 enum Next {
-    Fetched(Option<Vec<Result<Incoming>>>),
+    Fetched {
+        asked_for: usize,
+        batch: Option<Vec<Result<Incoming>>>,
+    },
     /// Look at the command again.
     Look,
     Lag(LagRequest),
@@ -53,6 +63,7 @@ enum Next {
 impl Fetcher {
     /// Fetches until the consumer drains. An error is one that opening again cannot overcome.
     pub(super) async fn run(mut self) -> Result<()> {
+        self.bound_queue();
         loop {
             let command = *self.command.borrow_and_update();
             if command >= Command::Drain {
@@ -64,8 +75,8 @@ impl Fetcher {
                     // Whoever asked may have gone.
                     let _ = request.send(self.subscription.lag().await);
                 }
-                Next::Fetched(Some(batch)) => self.take(batch).await?,
-                Next::Fetched(None) => self.open_again("it was closed").await?,
+                Next::Fetched { asked_for, batch: Some(batch) } => self.take(batch, asked_for).await?,
+                Next::Fetched { batch: None, .. } => self.go_on_behind_end("it was closed").await?,
             }
         }
         if let Err(error) = self.subscription.close().await {
@@ -81,8 +92,8 @@ impl Fetcher {
             if paused {
                 return std::future::pending().await;
             }
-            let room = runtime.queue.room(origin.source).await;
-            subscription.next_incoming(room.min(MAX_BATCH), WAIT).await
+            let asked_for = runtime.queue.room(origin.source).await.min(MAX_BATCH);
+            (asked_for, subscription.next_incoming(asked_for, WAIT).await)
         };
         tokio::select! {
             biased;
@@ -91,12 +102,12 @@ impl Fetcher {
                 Err(_gone) => std::future::pending().await,
             },
             Some(request) = lag_requests.recv() => Next::Lag(request),
-            batch = fetching => Next::Fetched(batch),
+            (asked_for, batch) = fetching => Next::Fetched { asked_for, batch },
         }
     }
 
     /// Queues what was fetched; an error is the last of a batch.
-    async fn take(&mut self, batch: Vec<Result<Incoming>>) -> Result<()> {
+    async fn take(&mut self, batch: Vec<Result<Incoming>>, asked_for: usize) -> Result<()> {
         let leased_at = Instant::now();
         let (mut fetched, mut failed) = (Vec::with_capacity(batch.len()), None);
         for delivered in batch {
@@ -105,12 +116,17 @@ impl Fetcher {
                 Err(error) => failed = Some(error),
             }
         }
+        let has_all = failed.is_none() && fetched.len() < asked_for;
+        self.bound_queue();
         self.runtime.queue.push(fetched);
+        if has_all && let Some(due_before) = leased_at.checked_sub(CERTAINLY_DUE) {
+            self.runtime.queue.forget_refused(self.origin.source, due_before);
+        }
         match failed {
             Some(error) => self.overcome(error).await,
             None => {
-                self.trouble = 0;
-                Ok(())
+                self.recovered();
+                self.take_limit_off().await
             }
         }
     }
@@ -119,7 +135,8 @@ impl Fetcher {
         let stream = incoming.stored.stream();
         if *self.origin.stream != *stream {
             let letters = Arc::clone(&self.origin.letters);
-            self.origin = Arc::new(Origin { source: self.origin.source, stream: stream.into(), letters });
+            let Origin { source, epoch, .. } = *self.origin;
+            self.origin = Arc::new(Origin { source, epoch, stream: stream.into(), letters });
         }
         self.newest = self.newest.max(incoming.stored.sequence());
         let lane = self.key.as_ref().map(|key| match &incoming.content {
@@ -127,7 +144,7 @@ impl Fetcher {
             // Nobody can tell its key, and nobody handles it.
             Err(_) => "".into(),
         });
-        Waiting { incoming, origin: Arc::clone(&self.origin), lane, leased_at }
+        Waiting::new(incoming, Arc::clone(&self.origin), lane, leased_at)
     }
 
     /// Goes on behind an error, after a while if that helps.
@@ -143,12 +160,12 @@ impl Fetcher {
                 tracing::error!(subject, %error, "record skipped; there is no dead-letter handler to keep it");
                 Ok(())
             }
-            error if error.is_closed() => self.open_again(&error.to_string()).await,
+            error if error.is_closed() => self.go_on_behind_end(&error.to_string()).await,
             error => {
-                self.trouble += 1;
                 tracing::warn!(subject, %error, "fetching failed; trying again");
+                self.failed(&error);
                 if self.trouble.is_multiple_of(TOLERATED) {
-                    return self.open_again(&error.to_string()).await;
+                    return self.go_on_behind_errors(&error.to_string()).await;
                 }
                 self.pause().await;
                 Ok(())
@@ -156,52 +173,36 @@ impl Fetcher {
         }
     }
 
-    /// Opens the subscription again, as often as it takes, unless no repetition can help.
-    async fn open_again(&mut self, why: &str) -> Result<()> {
-        tracing::warn!(subject = self.subject, why, "subscription ended; opening it again");
-        if !self.filter.durable && self.newest > 0 {
-            // A new ephemeral consumer goes on where the lost one was.
-            let options = self.filter.options.get_or_insert_default();
-            options.deliver_policy = DeliverPolicy::ByStartSequence { sequence: self.newest + 1 };
+    /// Somebody may have limited the deliveries while it was open. The provider would drop what reaches the limit.
+    async fn take_limit_off(&mut self) -> Result<()> {
+        if self.in_force.max_deliver().is_none() || self.opener.dlq_handler.is_none() {
+            return Ok(());
         }
-        while *self.command.borrow() < Command::Drain {
-            self.trouble += 1;
-            if self.trouble > 1 {
-                self.pause().await;
-            }
-            match self.opener.open_incoming(&self.filter, &self.subject, self.runtime.attempts).await {
-                Ok(subscription) => {
-                    self.origin = Arc::new(Origin {
-                        source: self.origin.source,
-                        stream: Arc::clone(&self.origin.stream),
-                        letters: Arc::clone(subscription.letters()),
-                    });
-                    self.subscription = subscription;
-                    return Ok(());
-                }
-                Err(error) if is_permanent(&error) => return Err(error),
-                Err(error) => tracing::warn!(subject = self.subject, %error, "subscription not opened"),
-            }
+        if let Err(error) = self.subscription.close().await {
+            tracing::debug!(subject = self.subject, %error, "subscription not closed; leases decide");
         }
-        Ok(())
+        self.open_as_it_is().await
+    }
+
+    pub(super) fn bound_queue(&self) {
+        self.runtime.queue.bound(self.origin.source, self.in_force.max_ack_pending());
+    }
+
+    /// Something went wrong.
+    pub(super) fn failed(&mut self, error: &EventError) {
+        self.trouble += 1;
+        self.runtime.health.failed(Part::Fetching(self.origin.source), error);
+    }
+
+    pub(super) fn recovered(&mut self) {
+        self.trouble = 0;
+        self.runtime.health.works(Part::Fetching(self.origin.source));
     }
 
     /// Waits longer each time something goes wrong, unless the consumer drains.
-    async fn pause(&mut self) {
+    pub(super) async fn pause(&mut self) {
         let delay =
             Backoff::exponential(Duration::from_millis(100), Duration::from_secs(30)).delay(self.trouble);
         let _ = tokio::time::timeout(delay, told(&mut self.command, Command::Drain)).await;
     }
-}
-
-/// Whether opening again can never help.
-fn is_permanent(error: &EventError) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::Closed
-            | ErrorKind::Conflict
-            | ErrorKind::Config
-            | ErrorKind::InvalidInput
-            | ErrorKind::Unsupported
-    )
 }

@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::fetch::LagRequest;
+use super::queue::Counts;
 use super::{Command, Runtime};
 use crate::error::{EventError, Result};
 
@@ -18,6 +19,10 @@ use crate::error::{EventError, Result};
 pub enum ConsumerState {
     /// It fetches and handles events.
     Running,
+    /// It runs, and something that it needs fails: fetching, settling, or writing dead letters. It tries again with growing
+    /// pauses, and is [`Running`](ConsumerState::Running) again by itself; [`last_error`](ConsumerHandle::last_error) says
+    /// what failed.
+    Retrying,
     /// It fetches nothing; what it has is handled.
     Paused,
     /// It fetches nothing any more and ends what it has.
@@ -48,6 +53,8 @@ pub struct ConsumerStats {
     pub running: usize,
     /// Events fetched that wait for others.
     pub waiting: usize,
+    /// Of those that wait, the ones behind an event of their key that fails or takes long.
+    pub parked: usize,
 }
 
 #[derive(Default)]
@@ -109,15 +116,21 @@ impl ConsumerHandle {
     pub fn state(&self) -> ConsumerState {
         match *self.state.borrow() {
             ConsumerState::Running if *self.command.borrow() == Command::Pause => ConsumerState::Paused,
+            ConsumerState::Running if self.runtime.health.error().is_some() => ConsumerState::Retrying,
             state => state,
         }
+    }
+
+    /// What fails at the moment: the last error of what has not worked since. `None` while everything works.
+    pub fn last_error(&self) -> Option<String> {
+        self.runtime.health.error()
     }
 
     /// What it has done so far. Each number is read by itself.
     pub fn stats(&self) -> ConsumerStats {
         let counters = &self.runtime.stats;
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let (running, waiting) = self.runtime.queue.counts();
+        let Counts { running, waiting, parked } = self.runtime.queue.counts();
         ConsumerStats {
             handled: read(&counters.handled),
             failed: read(&counters.failed),
@@ -127,6 +140,7 @@ impl ConsumerHandle {
             interrupted: read(&counters.interrupted),
             running,
             waiting,
+            parked,
         }
     }
 

@@ -5,9 +5,11 @@
 mod failures;
 mod fetch;
 mod handle;
+mod health;
 pub mod layers;
 mod policy;
 mod queue;
+mod reopen;
 mod supervisor;
 mod worker;
 
@@ -16,7 +18,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
 pub use handle::{ConsumerHandle, ConsumerState, ConsumerStats};
@@ -25,16 +27,18 @@ pub use policy::{Backoff, HandlerError, HandlerResult, RetryPolicy};
 use self::failures::Failures;
 use self::fetch::Fetcher;
 use self::handle::Counters;
+use self::health::Health;
 use self::policy::DEFAULT_ATTEMPTS;
-use self::queue::{Origin, Queue};
+use self::queue::{LaneBounds, Origin, Queue};
 use self::supervisor::Supervisor;
 use super::EventBus;
-use super::open::{Opener, ack_wait};
+use super::in_force::InForce;
+use super::open::Opener;
 #[cfg(feature = "routing")]
 use crate::dlq::DlqHandler;
 use crate::error::{EventError, Result, shorten};
 use crate::provider::{Capabilities, Delivery};
-use crate::types::{Event, SubscribeOptions, SubscriptionFilter};
+use crate::types::{Event, SubscribeOptions, SubscriptionFilter, unix_millis};
 
 /// Most handlers that run at a time.
 const MAX_CONCURRENCY: usize = 10_000;
@@ -87,20 +91,16 @@ struct Runtime {
     attempts: Option<u64>,
     failures: Failures,
     stats: Counters,
-    /// A lease this old is restarted.
-    extend_after: Duration,
+    health: Health,
+    /// By subscription, what its consumer's settings are now.
+    in_force: Vec<Arc<InForce>>,
+    /// Told when one of them changes.
+    settings_changed: Arc<Notify>,
     /// Whether a failed event is tried again by its worker, and not by another delivery.
     retries_here: bool,
     /// Whether giving back does not count as an attempt.
     releases_uncounted: bool,
     operation_timeout: Duration,
-}
-
-impl Runtime {
-    /// What cuts the wait for another attempt short. Where giving back counts, everything that was fetched is ended first.
-    fn patience(&self) -> Command {
-        if self.releases_uncounted { Command::Drain } else { Command::Abort }
-    }
 }
 
 impl EventBus {
@@ -275,9 +275,9 @@ impl ConsumerBuilder<'_> {
 
         let mut fetchers = Vec::with_capacity(filter.subjects.len());
         let mut lag_requests = Vec::with_capacity(filter.subjects.len());
-        for (source, subject) in filter.subjects.iter().enumerate() {
-            let subscription = opener.open_incoming(&filter, subject, runtime.attempts).await?;
-            self.bus.metrics.record_subscribe();
+        for (source, (subject, in_force)) in filter.subjects.iter().zip(&runtime.in_force).enumerate() {
+            let opening = opener.open_incoming(&filter, subject, runtime.attempts, Arc::clone(in_force));
+            let subscription = opening.await?;
             let (sender, receiver) = mpsc::channel(1);
             lag_requests.push(sender);
             fetchers.push(Fetcher {
@@ -287,14 +287,17 @@ impl ConsumerBuilder<'_> {
                 subject: subject.clone(),
                 origin: Arc::new(Origin {
                     source,
+                    epoch: 0,
                     stream: "".into(),
                     letters: Arc::clone(subscription.letters()),
                 }),
                 key: self.key.clone(),
                 subscription,
+                in_force: Arc::clone(in_force),
                 command: commands.clone(),
                 lag_requests: receiver,
                 newest: 0,
+                opened_at: unix_millis(),
                 trouble: 0,
             });
         }
@@ -385,19 +388,24 @@ impl ConsumerBuilder<'_> {
             )));
         }
         let capabilities = self.bus.provider.capabilities();
+        let releases_uncounted = capabilities.uncounted_release.is_yes();
+        let capacity = self.capacity(&capabilities);
+        let lane_bounds =
+            LaneBounds { most_counted: (capacity / concurrency).max(1), parks_busy: releases_uncounted };
+        let grows = self.buffer.is_none() && releases_uncounted;
+        let settings_changed = Arc::new(Notify::new());
+        let as_asked_for = || Arc::new(InForce::new(filter.options.as_ref(), Arc::clone(&settings_changed)));
         Ok(Runtime {
-            queue: Queue::new(
-                filter.subjects.len(),
-                self.capacity(&capabilities),
-                self.buffer.is_none() && capabilities.uncounted_release.is_yes(),
-            ),
+            queue: Queue::new(filter.subjects.len(), capacity, grows, lane_bounds),
+            in_force: filter.subjects.iter().map(|_| as_asked_for()).collect(),
+            settings_changed,
+            health: Health::default(),
             policy: self.policy.clone(),
             attempts: self.attempts(filter.options.as_ref(), has_dead_letters),
             failures: Failures::default(),
             stats: Counters::default(),
-            extend_after: ack_wait(filter.options.as_ref()) / 2,
             retries_here: self.key.is_some() || capabilities.nak_with_delay.is_no(),
-            releases_uncounted: capabilities.uncounted_release.is_yes(),
+            releases_uncounted,
             operation_timeout: self.bus.operation_timeout,
         })
     }

@@ -173,15 +173,33 @@ impl Backoff {
                 delays.get(index).or(delays.last()).copied().unwrap_or_default()
             }
             Delays::Linear { step: by, cap } => {
-                by.saturating_mul(u32::try_from(attempt).unwrap_or(u32::MAX)).min(*cap)
+                let times = u32::try_from(attempt).unwrap_or(u32::MAX);
+                by.saturating_mul(times).min(*cap)
             }
-            Delays::Exponential { first, cap } => {
-                let doublings = u32::try_from(step).unwrap_or(u32::MAX).min(31);
-                first.saturating_mul(1 << doublings).min(*cap)
-            }
+            Delays::Exponential { first, cap } => doubled(*first, step).min(*cap),
         };
-        if self.jitter > 0.0 { delay.mul_f64(1.0 - self.jitter * random_fraction()) } else { delay }
+        if self.jitter > 0.0 {
+            delay.saturating_sub(part(delay, self.jitter * random_fraction()))
+        } else {
+            delay
+        }
     }
+}
+
+/// A delay doubled this often, or the longest there is.
+fn doubled(delay: Duration, times: u64) -> Duration {
+    let factor = u32::try_from(times).ok().and_then(|times| 1_u128.checked_shl(times)).unwrap_or(u128::MAX);
+    let nanos = delay.as_nanos().saturating_mul(factor);
+    let (seconds, rest) = (nanos / 1_000_000_000, nanos % 1_000_000_000);
+    match (u64::try_from(seconds), u32::try_from(rest)) {
+        (Ok(seconds), Ok(rest)) => Duration::new(seconds, rest),
+        _ => Duration::MAX,
+    }
+}
+
+/// This part of a delay, between 0 and 1. The longest delays have no exact `f64`, and rounding must not panic.
+fn part(delay: Duration, fraction: f64) -> Duration {
+    Duration::try_from_secs_f64(delay.as_secs_f64() * fraction).unwrap_or(delay)
 }
 
 /// Between 0 and 1. The standard library seeds every hasher anew, which is random enough to spread retries.
@@ -301,6 +319,32 @@ mod tests {
         assert_eq!(
             [1, 2, 3, 4, 5, 99].map(|attempt| exponential.delay(attempt).as_secs()),
             [1, 2, 4, 8, 10, 10]
+        );
+    }
+
+    #[test]
+    fn no_delay_is_too_long_or_too_short_to_compute() {
+        let nanosecond = Duration::from_nanos(1);
+        let exponential = Backoff::exponential(nanosecond, secs(3_600)).jitter(0.0);
+        assert_eq!([1, 2, 41].map(|attempt| exponential.delay(attempt).as_nanos()), [1, 2, 1 << 40]);
+        assert_eq!([50, 200, u64::MAX].map(|attempt| exponential.delay(attempt)), [secs(3_600); 3]);
+        for long in [
+            Backoff::exponential(Duration::MAX, Duration::MAX),
+            Backoff::exponential(nanosecond, Duration::MAX),
+            Backoff::linear(Duration::MAX, Duration::MAX).jitter(1.0),
+            Backoff::list([Duration::MAX]).jitter(0.001),
+            Backoff::list([Duration::ZERO]).jitter(1.0),
+        ] {
+            for attempt in [1, 2, 97, 129, u64::MAX] {
+                for _ in 0..50 {
+                    // It returns: that is the test.
+                    let _ = long.delay(attempt);
+                }
+            }
+        }
+        assert_eq!(
+            Backoff::exponential(nanosecond, Duration::MAX).jitter(0.0).delay(u64::MAX),
+            Duration::MAX
         );
     }
 

@@ -12,6 +12,9 @@ use super::{Command, Runtime, told};
 use crate::deadline::After;
 use crate::error::{EventError, Result};
 
+/// How long the leases of nothing are left alone.
+const LONGEST_LOOK: Duration = Duration::from_secs(30);
+
 /// Owns every task of a consumer; they end with it.
 pub(super) struct Supervisor {
     pub(super) runtime: Arc<Runtime>,
@@ -29,6 +32,7 @@ impl Supervisor {
         let ended = tokio::select! {
             ended = self.supervise() => ended,
             () = keep_leases(&runtime) => Ok(()),
+            () = runtime.queue.keep_time() => Ok(()),
         };
         let state = if matches!(&ended, Err(Ending::Failed(_))) {
             ConsumerState::Failed
@@ -130,8 +134,12 @@ fn died(error: &JoinError) -> EventError {
 /// Keeps the leases of waiting events alive, for ever.
 async fn keep_leases(runtime: &Runtime) {
     loop {
-        tokio::time::sleep(runtime.extend_after / 2).await;
-        for lease in runtime.queue.to_extend(runtime.extend_after) {
+        let shortest = runtime.in_force.iter().map(|in_force| in_force.extend_after()).min();
+        tokio::select! {
+            () = tokio::time::sleep(shortest.unwrap_or(LONGEST_LOOK) / 2) => {}
+            () = runtime.settings_changed.notified() => {}
+        }
+        for lease in runtime.queue.to_extend() {
             if let Err(error) = lease.extend().await {
                 tracing::debug!(%error, "lease of a waiting event not extended");
             }

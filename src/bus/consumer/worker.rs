@@ -8,11 +8,13 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::Instrument;
 
+use super::health::Part;
 use super::policy::{Backoff, ErrorClass, HandlerResult};
 use super::queue::{Ended, Job, LeftOver};
 use super::{Command, Handler, Runtime, told};
 use crate::bus::dead_letter::Failure;
 use crate::bus::panics::caught;
+use crate::deadline::After;
 use crate::dlq::FailureClass;
 use crate::error::{EventError, Result};
 use crate::provider::{AckHandler, Delivery, poll_once};
@@ -67,7 +69,7 @@ impl<H: Handler> Worker<H> {
                 return self.dead_letter(job, failure).await;
             }
         };
-        if job.guarded.letters.is_exhausted(stored) {
+        if job.guarded.tries() == 0 && job.guarded.letters.is_exhausted(stored) {
             let attempts = self.runtime.attempts.unwrap_or(delivered);
             let failure = self.runtime.failures.exhausted(&job, attempts);
             return self.dead_letter(job, failure).await;
@@ -75,63 +77,88 @@ impl<H: Handler> Worker<H> {
         self.attempt(job, &event).await
     }
 
-    /// Tries until the event is settled, or has to wait for another delivery.
+    /// Makes one attempt, and settles the event or says when the next attempt is to be.
     async fn attempt(&mut self, mut job: Job, event: &Arc<Event>) -> Ended {
-        let mut attempt = job.guarded.stored.num_delivered();
-        loop {
-            let failed = match self.run(&mut job, event).await {
-                Outcome::Done => return self.acknowledge(job).await,
-                Outcome::Interrupted if job.guarded.is_settled() => return Ended::Done(job),
-                Outcome::Interrupted => {
-                    let has_failed_before = attempt > job.guarded.stored.num_delivered();
-                    self.runtime.stats.interrupted();
-                    return if has_failed_before { Ended::Failed(job) } else { Ended::Unstarted(job) };
-                }
-                Outcome::Failed(failed) => failed,
-            };
-            self.runtime.stats.failed();
-            tracing::warn!(
-                consumer = job.guarded.letters.consumer,
-                event = event.id,
-                attempt,
-                reason = failed.reason,
-                "handler failed"
-            );
-            if job.guarded.is_settled() {
-                return Ended::Done(job);
+        let attempt = job.guarded.attempt();
+        let failed = match self.run(&mut job, event, attempt).await {
+            Outcome::Done => return self.acknowledge(job).await,
+            Outcome::Interrupted if job.guarded.is_settled() => return Ended::Done(job),
+            Outcome::Interrupted => {
+                self.runtime.stats.interrupted();
+                let has_failed_before = job.guarded.tries() > 0;
+                return if has_failed_before { Ended::Failed(job) } else { Ended::Unstarted(job) };
             }
-            let is_last = self.runtime.attempts.is_some_and(|attempts| attempt >= attempts);
-            let class = match failed.class {
-                ErrorClass::Fatal => Some(FailureClass::Fatal),
-                ErrorClass::Mismatch => Some(FailureClass::Mismatch),
-                ErrorClass::Retry => is_last.then_some(FailureClass::Exhausted),
-            };
-            let failure = self.runtime.failures.note(&job, class, failed.reason, attempt);
-            if let Some(failure) = failure {
-                return self.dead_letter(job, failure).await;
+            Outcome::Failed(failed) => failed,
+        };
+        self.runtime.stats.failed();
+        let class = match failed.class {
+            _ if job.guarded.is_settled() => None,
+            ErrorClass::Fatal => Some(FailureClass::Fatal),
+            ErrorClass::Mismatch => Some(FailureClass::Mismatch),
+            ErrorClass::Retry => job.guarded.is_last().then_some(FailureClass::Exhausted),
+        };
+        let delay = failed.after.unwrap_or_else(|| self.runtime.policy.backoff.delay(attempt));
+        self.log_failure(&job, &failed.reason, attempt, class, delay);
+        if job.guarded.is_settled() {
+            return Ended::Done(job);
+        }
+        let failure = self.runtime.failures.note(&job, class, failed.reason, attempt);
+        if let Some(failure) = failure {
+            return self.dead_letter(job, failure).await;
+        }
+        if !self.runtime.retries_here {
+            self.refuse(&job, delay).await;
+            return Ended::Done(job);
+        }
+        job.guarded.note_try();
+        Ended::Again(job, Instant::now().after(delay))
+    }
+
+    /// One line for each failed attempt. That an event is given up has another one, when its dead letter is kept.
+    fn log_failure(
+        &self,
+        job: &Job,
+        reason: &str,
+        attempt: u64,
+        given_up_as: Option<FailureClass>,
+        delay: Duration,
+    ) {
+        let event = job.content.as_ref().map_or("", |event| event.id.as_str());
+        let of =
+            self.runtime.attempts.map_or_else(|| "unlimited".to_owned(), |attempts| attempts.to_string());
+        let consumer = &job.guarded.letters.consumer;
+        let sequence = job.sequence();
+        match given_up_as {
+            Some(class) => tracing::warn!(
+                consumer, event, sequence, attempt, of, %class, reason,
+                "handler failed for the last time; giving the event up"
+            ),
+            None if job.guarded.is_settled() => {
+                tracing::warn!(
+                    consumer,
+                    event,
+                    sequence,
+                    attempt,
+                    of,
+                    reason,
+                    "handler failed behind its own settlement"
+                );
             }
-            let delay = failed.after.unwrap_or_else(|| self.runtime.policy.backoff.delay(attempt));
-            if !self.runtime.retries_here {
-                self.refuse(&job, delay).await;
-                return Ended::Done(job);
-            }
-            let patience = self.runtime.patience();
-            if !self.keep_alive(&mut job, delay, patience).await {
-                return Ended::Failed(job);
-            }
-            attempt += 1;
+            None => tracing::warn!(
+                consumer, event, sequence, attempt, of, next_in = ?delay, reason,
+                "handler failed; trying again"
+            ),
         }
     }
 
     /// One attempt. Its lease is kept alive, and whatever the handler does ends here.
-    async fn run(&mut self, job: &mut Job, event: &Arc<Event>) -> Outcome {
-        let stored = &job.guarded.stored;
+    async fn run(&mut self, job: &mut Job, event: &Arc<Event>, attempt: u64) -> Outcome {
+        let sequence = job.sequence();
         let guarded = Arc::clone(&job.guarded) as Arc<dyn AckHandler>;
-        let (sequence, delivered) = (stored.sequence(), stored.num_delivered());
         let delivery = Delivery::with_shared_handler(
             Arc::clone(event),
             sequence,
-            delivered,
+            attempt,
             Arc::clone(&job.origin.stream),
             guarded,
         );
@@ -150,9 +177,10 @@ impl<H: Handler> Worker<H> {
             return outcome(&self.runtime, done);
         }
         let timeout = self.runtime.policy.timeout;
-        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        let deadline = timeout.map(|timeout| Instant::now().after(timeout));
         loop {
-            let extend_at = job.leased_at + self.runtime.extend_after;
+            let letters = Arc::clone(&job.origin.letters);
+            let extend_at = job.leased_at.after(letters.extend_after());
             tokio::select! {
                 biased;
                 done = &mut call => return outcome(&self.runtime, done),
@@ -161,6 +189,7 @@ impl<H: Handler> Worker<H> {
                     let reason = format!("no result within {:?}", timeout.unwrap_or_default());
                     return Outcome::Failed(Failed { class: ErrorClass::Retry, reason, after: None });
                 }
+                () = letters.in_force.changed() => {}
                 () = tokio::time::sleep_until(extend_at) => extend(job).await,
             }
         }
@@ -168,7 +197,7 @@ impl<H: Handler> Worker<H> {
 
     async fn acknowledge(&self, job: Job) -> Ended {
         if !job.guarded.is_settled() {
-            settle(&job, "ack", || job.guarded.stored.settlement().ack()).await;
+            self.settle(&job, "ack", || job.guarded.stored.settlement().ack()).await;
         }
         self.runtime.failures.forget(&job);
         self.runtime.stats.handled();
@@ -177,7 +206,21 @@ impl<H: Handler> Worker<H> {
 
     /// Asks for another delivery.
     async fn refuse(&self, job: &Job, delay: Duration) {
-        settle(job, "nak", || job.guarded.stored.settlement().nak(Some(delay))).await;
+        let lease = job.guarded.letters.extend_after().saturating_mul(2);
+        self.runtime.queue.note_refused(job, Instant::now().after(delay.max(lease)));
+        self.settle(job, "nak", || job.guarded.stored.settlement().nak(Some(delay))).await;
+    }
+
+    async fn settle<F>(&self, job: &Job, verb: &str, settlement: impl Fn() -> F)
+    where
+        F: Future<Output = Result<()>>,
+    {
+        match settle(job, verb, settlement).await {
+            // A lease that was lost is not a fault of the provider.
+            Err(error) if error.is_retryable() => self.runtime.health.failed(Part::Settling, &error),
+            Err(_) => {}
+            Ok(()) => self.runtime.health.works(Part::Settling),
+        }
     }
 
     /// Takes an event out, and does not settle it before it is out: while the dead letters cannot be reached, this worker
@@ -190,6 +233,7 @@ impl<H: Handler> Worker<H> {
                 Ok(_receipt) => break,
                 Err(error) => {
                     self.runtime.stats.dead_letter_failed();
+                    self.runtime.health.failed(Part::DeadLetters, &error);
                     let sequence = job.sequence();
                     tracing::error!(sequence, %error, "event not dead-lettered; trying again");
                 }
@@ -198,8 +242,9 @@ impl<H: Handler> Worker<H> {
                 return Ended::Failed(job);
             }
         }
+        self.runtime.health.works(Part::DeadLetters);
         if !job.is_settled {
-            settle(&job, "term", || job.guarded.stored.term_or_ack(&letter.reason)).await;
+            self.settle(&job, "term", || job.guarded.stored.term_or_ack(&letter.reason)).await;
         }
         self.runtime.failures.forget(&job);
         self.runtime.stats.dead_lettered();
@@ -208,13 +253,15 @@ impl<H: Handler> Worker<H> {
 
     /// Waits with the lease kept alive; `false` when that was cut short by a command.
     async fn keep_alive(&mut self, job: &mut Job, wait: Duration, until: Command) -> bool {
-        let end = Instant::now() + wait;
+        let end = Instant::now().after(wait);
         loop {
-            let extend_at = job.leased_at + self.runtime.extend_after;
+            let letters = Arc::clone(&job.origin.letters);
+            let extend_at = job.leased_at.after(letters.extend_after());
             tokio::select! {
                 biased;
                 () = told(&mut self.command, until) => return false,
                 () = tokio::time::sleep_until(end) => return true,
+                () = letters.in_force.changed() => {}
                 () = tokio::time::sleep_until(extend_at) => extend(job).await,
             }
         }
@@ -245,26 +292,34 @@ pub(super) async fn give_back(left_over: &LeftOver) {
         return;
     }
     let settlement = job.guarded.stored.settlement();
-    if left_over.counts {
-        settle(job, "nak", || settlement.nak(Some(Duration::ZERO))).await;
+    // What fails is logged, and the lease decides.
+    let _ = if left_over.counts {
+        settle(job, "nak", || settlement.nak(Some(Duration::ZERO))).await
     } else {
-        settle(job, "release", || settlement.release()).await;
-    }
+        settle(job, "release", || settlement.release()).await
+    };
 }
 
 /// Settles, and tries again what may pass. What fails in the end is logged: the lease brings the event back.
-async fn settle<F>(job: &Job, verb: &str, settlement: impl Fn() -> F)
+async fn settle<F>(job: &Job, verb: &str, settlement: impl Fn() -> F) -> Result<()>
 where
     F: Future<Output = Result<()>>,
 {
     let backoff = Backoff::exponential(Duration::from_millis(100), Duration::from_secs(1));
-    for attempt in 1.. {
-        let Err(error) = settlement().await else { return };
-        if attempt > SETTLEMENT_RETRIES || !error.is_retryable() {
-            log_unsettled(job, verb, &error);
-            return;
+    let mut attempt = 1;
+    loop {
+        let settled = settlement().await;
+        match &settled {
+            Err(error) if attempt <= SETTLEMENT_RETRIES && error.is_retryable() => {
+                tokio::time::sleep(backoff.delay(attempt)).await;
+                attempt += 1;
+            }
+            Err(error) => {
+                log_unsettled(job, verb, error);
+                return settled;
+            }
+            Ok(()) => return settled,
         }
-        tokio::time::sleep(backoff.delay(attempt)).await;
     }
 }
 

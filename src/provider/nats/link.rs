@@ -19,6 +19,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::config::NatsProviderBuilder;
 use super::error::{denied, not_connected, timeout, unanswered};
+use crate::deadline::After;
 use crate::error::{EventError, Result};
 
 /// A connection that does not answer this often is dead after three of them.
@@ -158,7 +159,7 @@ impl Link {
             if last.elapsed() > LASTED {
                 *delay = REBUILD_DELAY;
             }
-            tokio::time::sleep_until(last + *delay).await;
+            tokio::time::sleep_until(last.after(*delay)).await;
             *delay = (*delay * 2).min(LONGEST_REBUILD_DELAY);
         }
         *last = Some(Instant::now());
@@ -178,7 +179,7 @@ impl Link {
     /// A request that does the same however often it is carried out: it is sent again while there is no answer. A group of
     /// a cluster that is choosing its leader drops what it is asked.
     pub(super) async fn ask(&self, subject: &Subject, body: &[u8], deadline: Duration) -> Answer {
-        let until = Instant::now() + deadline;
+        let until = Instant::now().after(deadline);
         let mut asked = FuturesUnordered::new();
         let mut pause = ASK_AGAIN;
         loop {
@@ -195,13 +196,13 @@ impl Link {
     /// A request that may be carried out twice: it is sent again on a new connection, where the answer to the first one
     /// would never come.
     pub(super) async fn request(&self, subject: &Subject, body: &[u8], deadline: Duration) -> Answer {
-        let until = Instant::now() + deadline;
+        let until = Instant::now().after(deadline);
         loop {
             let connection = self.connection();
             let request = Request::new().payload(body.to_vec().into());
             let mut asking = pin!(self.answer(subject, request, until));
             // Most answers come before it is worth looking out for anything else.
-            let answer = match timeout_at(until.min(Instant::now() + PATIENCE), &mut asking).await {
+            let answer = match timeout_at(until.min(Instant::now().after(PATIENCE)), &mut asking).await {
                 Ok(answer) => answer,
                 Err(_) => tokio::select! {
                     biased;
@@ -223,7 +224,7 @@ impl Link {
         request: Request,
         deadline: Duration,
     ) -> Answer {
-        self.answer(subject, request, Instant::now() + deadline).await
+        self.answer(subject, request, Instant::now().after(deadline)).await
     }
 
     async fn answer(&self, subject: &Subject, request: Request, until: Instant) -> Answer {
@@ -232,7 +233,7 @@ impl Link {
         let client = client.map_err(NoAnswer::NoClient)?;
         // The deadline is ours: that of the client covers the wait for the answer only.
         let mut asking = pin!(client.send_request(subject.clone(), request.timeout(None)));
-        if let Ok(answer) = timeout_at(until.min(since + PATIENCE), &mut asking).await {
+        if let Ok(answer) = timeout_at(until.min(since.after(PATIENCE)), &mut asking).await {
             return answer.map_err(NoAnswer::Failed);
         }
         tokio::select! {
@@ -386,7 +387,7 @@ fn reconnect_delay(attempts: usize) -> Duration {
     let delay = Duration::from_millis(2_u64.saturating_pow(exponent)).min(RECONNECT_DELAY);
     // The random bits at the end of an id.
     let jitter = u32::from(uuid::Uuid::now_v7().as_bytes()[15]);
-    delay + delay * jitter / 512
+    delay + delay * jitter / 512 // bounded: at most RECONNECT_DELAY
 }
 
 #[cfg(test)]

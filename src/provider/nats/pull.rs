@@ -81,7 +81,7 @@ impl Pace {
     fn note(&mut self, now: Instant) {
         if let Some(last) = self.last.replace(now) {
             let interval = now.saturating_duration_since(last).min(SLOW);
-            self.average = (self.average * 7 + interval) / 8;
+            self.average = self.average.saturating_mul(7).saturating_add(interval) / 8;
         }
     }
 

@@ -118,7 +118,7 @@ impl Store {
         let begin = Instant::now();
         self.execute("COMMIT").map_err(Failure::in_commit)?;
         if access == Access::Sync {
-            self.commit_time = (self.commit_time * 3 + begin.elapsed()) / 4;
+            self.commit_time = self.commit_time.saturating_mul(3).saturating_add(begin.elapsed()) / 4;
         }
         Ok(())
     }

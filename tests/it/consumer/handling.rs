@@ -22,7 +22,6 @@ on_every_provider! {
     members_share_the_work
     a_paused_consumer_fetches_nothing
     what_is_settled_by_hand_is_left_alone
-    a_forgotten_consumer_is_opened_again
     events_handled_before_are_skipped_across_restarts
 }
 
@@ -208,19 +207,6 @@ async fn what_is_settled_by_hand_is_left_alone(backend: Backend) {
     // Where a release counts, the third one is exhausted.
     let expected = ["not processed in 1 deliveries", "not this one"];
     assert!(reasons == expected || reasons == expected[1..], "{reasons:?}");
-}
-
-async fn a_forgotten_consumer_is_opened_again(backend: Backend) {
-    let bus = backend.bus().await;
-    let handled = Arc::new(Handled::default());
-    let consumer = counted(bus.consumer("worker").subject("events.>"), &handled).await;
-    publish(&bus, "events.a.b", 1..=1).await;
-    eventually("the first is handled", async || handled.events() == 1).await;
-    let name = bus.consumers().await.unwrap()[0].name.clone();
-    bus.provider().unsubscribe(&name).await.unwrap();
-    publish(&bus, "events.a.b", 2..=2).await;
-    eventually("the second is handled", async || handled.events() == 2).await;
-    consumer.shutdown().await.unwrap();
 }
 
 async fn events_handled_before_are_skipped_across_restarts(backend: Backend) {

@@ -1,16 +1,21 @@
 //! The counters of a bus and of its subscriptions.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use a3s_event::consumer::{Backoff, RetryPolicy};
 use a3s_event::metrics::ConsumerMetricsSnapshot;
 use a3s_event::{
-    EventBus, MemoryDlqHandler, MemoryProvider, SubscribeOptions, Subscription, SubscriptionFilter,
+    ConsumerInfo, Event, EventBus, EventProvider, MemoryDlqHandler, MemoryProvider, ProviderDlq,
+    ProviderInfo, Result, SubscribeOptions, Subscription, SubscriptionFilter,
 };
+use async_trait::async_trait;
 use serde_json::json;
+use tracing_subscriber::layer::SubscriberExt;
 
 use super::on_every_provider;
-use crate::{bus, event, next};
+use crate::{bus, event, eventually, next};
 
 async fn subscribe(bus: &EventBus, max_deliver: Option<i64>) -> Box<dyn Subscription> {
     let options = SubscribeOptions { max_deliver, ..SubscribeOptions::default() };
@@ -155,11 +160,146 @@ async fn a_snapshot_has_its_promised_json() {
             "publishLatency": latency,
             "consumers": [{
                 "group": "worker", "filter": "events.>", "delivered": 0, "redelivered": 0, "acked": 0, "nacked": 0,
-                "terminated": 0, "released": 0, "settleErrors": 0, "deadLettered": 0, "receiveErrors": 0,
-                "overtaken": 0, "inFlight": 0, "processing": 0, "lag": 0, "processLatency": latency
-            }]
+                "terminated": 0, "released": 0, "settleErrors": 0, "deadLettered": 0, "givenUp": 0,
+                "receiveErrors": 0, "overtaken": 0, "inFlight": 0, "processing": 0, "lag": 0, "processLatency": latency
+            }],
+            "connected": null,
+            "observedAt": null
         })
     );
+}
+
+/// Memory that hangs when it is told to.
+struct Hanging {
+    inner: MemoryProvider,
+    hangs: Arc<AtomicBool>,
+}
+
+#[async_trait]
+impl EventProvider for Hanging {
+    async fn publish(&self, event: &Event) -> Result<u64> {
+        self.inner.publish(event).await
+    }
+    async fn subscribe_durable(&self, name: &str, filter: &str) -> Result<Box<dyn Subscription>> {
+        self.inner.subscribe_durable(name, filter).await
+    }
+    async fn subscribe(&self, filter: &str) -> Result<Box<dyn Subscription>> {
+        self.inner.subscribe(filter).await
+    }
+    async fn history(&self, filter: Option<&str>, limit: usize) -> Result<Vec<Event>> {
+        self.inner.history(filter, limit).await
+    }
+    async fn unsubscribe(&self, name: &str) -> Result<()> {
+        self.inner.unsubscribe(name).await
+    }
+    async fn consumers(&self) -> Result<Vec<ConsumerInfo>> {
+        self.inner.consumers().await
+    }
+    async fn info(&self) -> Result<ProviderInfo> {
+        if self.hangs.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
+        self.inner.info().await
+    }
+    fn name(&self) -> &str {
+        "hanging"
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_scrape_waits_for_nobody_and_shows_an_outage() {
+    let hangs = Arc::new(AtomicBool::new(false));
+    let provider = Hanging { inner: MemoryProvider::default(), hangs: Arc::clone(&hangs) };
+    let bus = EventBus::builder(provider).operation_timeout(Duration::from_secs(10)).build().unwrap();
+    let subscription = subscribe(&bus, None).await;
+    assert!(!bus.telemetry().snapshot().to_prometheus().contains("connected"), "nobody knows yet");
+    let observer = bus.observe_every(Duration::from_secs(15)).unwrap();
+    bus.publish_event(&event("events.a.b", 1)).await.unwrap();
+    let connected = |expected: bool| {
+        let bus = &bus;
+        eventually("it is known", async move || bus.telemetry().snapshot().connected == Some(expected))
+    };
+    connected(true).await;
+    eventually("the lag is known", async || counts(&bus).lag == 1).await;
+    let observed_at = bus.telemetry().snapshot().observed_at.unwrap();
+    assert!(observed_at > 1_500_000_000);
+
+    hangs.store(true, Ordering::SeqCst);
+    connected(false).await;
+    let asked = tokio::time::Instant::now();
+    let text = bus.telemetry().snapshot().to_prometheus();
+    assert_eq!(asked.elapsed(), Duration::ZERO);
+    for line in ["a3s_event_connected{messaging_system=\"hanging\"} 0\n", "a3s_event_consumer_lag{"] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+    hangs.store(false, Ordering::SeqCst);
+    connected(true).await;
+
+    drop(observer);
+    hangs.store(true, Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert_eq!(bus.telemetry().snapshot().connected, Some(true), "nobody asks any more");
+    drop(subscription);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_given_up_is_counted_and_said_apart_from_what_is_tried_again() {
+    for has_letters in [true, false] {
+        let log = Log::default();
+        let _logged = tracing::subscriber::set_default(tracing_subscriber::registry().with(log.clone()));
+        let provider = Arc::new(MemoryProvider::builder().subject_prefix("letters").build().unwrap());
+        let mut bus = bus();
+        if has_letters {
+            bus.set_dlq_handler(Arc::new(ProviderDlq::new(provider).unwrap()));
+        }
+        bus.publish_event(&event("events.a.b", 1)).await.unwrap();
+        let consumer = bus
+            .consumer("worker")
+            .subject("events.>")
+            .policy(RetryPolicy::default().attempts(3).backoff(Backoff::list([Duration::from_secs(2)])))
+            .handle(|_| async { Err("no stock".into()) })
+            .await
+            .unwrap();
+        eventually("it is given up", async || consumer.stats().dead_lettered == 1).await;
+        consumer.shutdown().await.unwrap();
+        let counts = counts(&bus);
+        assert_eq!((counts.given_up, counts.dead_lettered), (1, u64::from(has_letters)));
+        let lines = log.0.lock().unwrap().clone();
+        let failures: Vec<_> = lines.iter().filter(|line| line.contains("handler failed")).collect();
+        assert_eq!(failures.len(), 3, "{lines:?}");
+        for (attempt, line) in (1..).zip(&failures) {
+            assert!(line.contains(&format!("attempt={attempt} of=\"3\"")), "{line}");
+            let is_last = attempt == 3;
+            assert_eq!(line.contains("next_in=2s"), !is_last, "{line}");
+            assert_eq!(line.contains("last time") && line.contains("class=exhausted"), is_last, "{line}");
+        }
+        let given_up: Vec<_> = lines.iter().filter(|line| line.contains("event given up")).collect();
+        assert_eq!(given_up.len(), 1, "{lines:?}");
+        for part in ["ERROR", "class=exhausted", "attempts=3", "sequence=1", "reason=\"no stock\""] {
+            assert!(given_up[0].contains(part), "{part}: {}", given_up[0]);
+        }
+        assert_eq!(given_up[0].contains("letter=1"), has_letters, "{}", given_up[0]);
+    }
+}
+
+/// The lines of the log.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<String>>>);
+
+impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Log {
+    fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+        let mut line = Line(event.metadata().level().to_string());
+        event.record(&mut line);
+        self.0.lock().unwrap().push(line.0);
+    }
+}
+
+struct Line(String);
+
+impl tracing::field::Visit for Line {
+    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+        self.0 += &format!(" {}={value:?}", field.name());
+    }
 }
 
 #[cfg(feature = "metrics")]

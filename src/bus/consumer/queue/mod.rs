@@ -1,0 +1,368 @@
+//! What was fetched and is not settled: who may start which event next.
+//!
+//! Without an order every event may start at once. With one, the events of a key form a lane: at most one of them runs, and
+//! the one with the lowest sequence starts next. A lane exists only while it has events.
+//!
+//! What is held is bounded twice. The capacity bounds what workers may start soon, and of each lane only a few events count
+//! against it. The others are parked: held with their leases kept, so that a lane that fails or is slow stops no other one.
+//! All that is held together is bounded by what the consumer may have unsettled.
+
+mod state;
+
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use self::state::State;
+use crate::bus::dead_letter::{DeadLetters, Guarded};
+use crate::bus::subscription::{Incoming, Poison};
+use crate::provider::{Delivery, LeaseRef};
+use crate::types::Event;
+
+/// Most events held for a subscription whose events are handled quickly; more where more are asked for.
+const MAX_QUICK: usize = 128;
+/// What has to be fetched again this soon is handled quickly.
+const QUICK: Duration = Duration::from_millis(10);
+
+/// Where events come from.
+pub(super) struct Origin {
+    /// Number of the subscription.
+    pub(super) source: usize,
+    /// How often the stream was replaced by another one of its name, whose sequences start again.
+    pub(super) epoch: u32,
+    /// Name of the stream.
+    pub(super) stream: Arc<str>,
+    /// Where its failures go.
+    pub(super) letters: Arc<DeadLetters>,
+}
+
+/// A fetched event that was not started.
+pub(super) struct Waiting {
+    incoming: Incoming,
+    origin: Arc<Origin>,
+    lane: Option<Arc<str>>,
+    /// When the lease began, or was restarted.
+    leased_at: Instant,
+    /// Whether it counts as parked, and not against the capacity.
+    is_parked: bool,
+}
+
+impl Waiting {
+    pub(super) fn new(
+        incoming: Incoming,
+        origin: Arc<Origin>,
+        lane: Option<Arc<str>>,
+        leased_at: Instant,
+    ) -> Self {
+        Self { incoming, origin, lane, leased_at, is_parked: false }
+    }
+
+    fn place(&self) -> Place {
+        (self.origin.epoch, self.incoming.stored.sequence(), self.origin.source)
+    }
+
+    /// What a job needs beyond this is made when it starts: made for a whole batch it would cost more.
+    fn into_job(self) -> Job {
+        let Self { incoming, origin, lane, leased_at, is_parked } = self;
+        let Incoming { stored, content, is_settled } = incoming;
+        let guarded = Arc::new(Guarded::new(stored, Arc::clone(&origin.letters)));
+        Job { guarded, content, is_settled, origin, lane, leased_at, is_parked }
+    }
+}
+
+/// A fetched event that was started.
+pub(super) struct Job {
+    pub(super) guarded: Arc<Guarded>,
+    /// The event in clear, or why nobody can process it.
+    pub(super) content: Result<Arc<Event>, Box<Poison>>,
+    /// Whether the provider settled it before it was handed out.
+    pub(super) is_settled: bool,
+    pub(super) origin: Arc<Origin>,
+    lane: Option<Arc<str>>,
+    /// When the lease began, or was restarted.
+    pub(super) leased_at: Instant,
+    is_parked: bool,
+}
+
+impl Job {
+    pub(super) fn sequence(&self) -> u64 {
+        self.guarded.stored.sequence()
+    }
+
+    pub(super) fn place(&self) -> Place {
+        (self.origin.epoch, self.sequence(), self.origin.source)
+    }
+}
+
+/// Where an event stands: in the how manieth stream of this name, its sequence there, and the subscription that it came
+/// from.
+pub(super) type Place = (u32, u64, usize);
+
+/// How a job ended that was started.
+pub(super) enum Ended {
+    /// Settled, or left to its lease.
+    Done(Job),
+    /// To be given back when everything has stopped: it was not started, or it was interrupted.
+    Unstarted(Job),
+    /// The same, and this delivery counts: the handler failed.
+    Failed(Job),
+    /// To be started again at this time, before anything else of its lane. No worker waits for it.
+    Again(Job, Instant),
+}
+
+/// What is to be given back to the provider, and whether the delivery counts.
+pub(super) struct LeftOver {
+    pub(super) job: Job,
+    pub(super) counts: bool,
+}
+
+/// How many events of one lane count against the capacity; the others are parked.
+#[derive(Clone, Copy)]
+pub(super) struct LaneBounds {
+    pub(super) most_counted: usize,
+    /// Whether that holds for every lane. Where giving back counts as an attempt it holds for failing ones only: what a busy
+    /// lane parked would use up its attempts with every shutdown.
+    pub(super) parks_busy: bool,
+}
+
+/// How many events are where.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Counts {
+    pub(super) running: usize,
+    pub(super) waiting: usize,
+    /// Of those that wait, the ones that are parked.
+    pub(super) parked: usize,
+}
+
+pub(super) struct Queue {
+    state: Mutex<State>,
+    /// Most events held for one subscription, unless they are handled quickly.
+    capacity: usize,
+    /// Most events that count against the capacity at all.
+    max_capacity: usize,
+    work: Notify,
+    room: Notify,
+    /// An event was delayed.
+    delayed: Notify,
+}
+
+impl Queue {
+    /// With `grows`, more than `capacity` events are held while they are handled quickly.
+    pub(super) fn new(subscriptions: usize, capacity: usize, grows: bool, lane_bounds: LaneBounds) -> Self {
+        Self {
+            state: Mutex::new(State::new(subscriptions, capacity, lane_bounds)),
+            capacity,
+            max_capacity: if grows { capacity.max(MAX_QUICK) } else { capacity },
+            work: Notify::new(),
+            room: Notify::new(),
+            delayed: Notify::new(),
+        }
+    }
+
+    /// Bounds what is held for a subscription, by how many events its consumer may have unsettled.
+    pub(super) fn bound(&self, source: usize, max_ack_pending: usize) {
+        if let Some(held) = self.lock().held.get_mut(source) {
+            held.most = max_ack_pending.max(self.capacity);
+        }
+    }
+
+    /// Waits until more events may be fetched for a subscription, and says how many. Cancel-safe.
+    pub(super) async fn room(&self, source: usize) -> usize {
+        loop {
+            let mut notified = pin!(self.room.notified());
+            notified.as_mut().enable();
+            let room = self.room_now(source);
+            if room > 0 {
+                return room;
+            }
+            notified.await;
+        }
+    }
+
+    fn room_now(&self, source: usize) -> usize {
+        let mut state = self.lock();
+        let ready = state.ready.len();
+        let Some(held) = state.held.get_mut(source) else { return 0 };
+        if !held.has_room(ready) {
+            let parked = held.news_of_full();
+            drop(state);
+            if let Some(parked) = parked {
+                tracing::warn!(
+                    parked,
+                    "the consumer has as many unsettled events as it may, most of them behind others of their key; \
+                     nothing more is fetched until some are settled"
+                );
+            }
+            return 0;
+        }
+        let now = Instant::now();
+        let capacity = if now.duration_since(held.fetched_at) < QUICK {
+            held.capacity().saturating_mul(2).min(self.max_capacity)
+        } else {
+            self.capacity
+        };
+        held.fetched_at = now;
+        held.room_of(capacity)
+    }
+
+    /// Adds what was fetched.
+    pub(super) fn push(&self, fetched: impl IntoIterator<Item = Waiting>) {
+        let mut state = self.lock();
+        for waiting in fetched {
+            state.enqueue(waiting);
+        }
+        let wakes = state.wakes_one();
+        drop(state);
+        if wakes {
+            self.work.notify_one();
+        }
+    }
+
+    /// Ends the job that was started before, if there is one, and waits for one to start. `None` when there is none left.
+    pub(super) async fn next(&self, mut ended: Option<Ended>) -> Option<Job> {
+        let mut was_idle = false;
+        loop {
+            let wakeup = self.work.notified();
+            {
+                let mut state = self.lock();
+                if std::mem::take(&mut was_idle) {
+                    state.idle -= 1;
+                    state.waking = false;
+                }
+                let is_delayed = matches!(ended, Some(Ended::Again(..)));
+                if let Some(ended) = ended.take() {
+                    state.end(ended);
+                }
+                let started = state.start();
+                let wakes = state.wakes_one();
+                let has_room = state.has_room();
+                let nothing_follows = state.nothing_follows();
+                let is_over = started.is_none() && nothing_follows;
+                was_idle = started.is_none() && !is_over;
+                state.idle += usize::from(was_idle);
+                drop(state);
+                if is_delayed {
+                    self.delayed.notify_one();
+                }
+                if nothing_follows {
+                    // Some may have waited for what was delayed.
+                    self.work.notify_waiters();
+                } else if wakes {
+                    // One worker wakes the next, as long as there is something to start.
+                    self.work.notify_one();
+                }
+                if has_room {
+                    self.room.notify_waiters();
+                }
+                if started.is_some() || is_over {
+                    return started;
+                }
+            }
+            wakeup.await;
+        }
+    }
+
+    /// Lets delayed events start when their time has come, for ever.
+    pub(super) async fn keep_time(&self) {
+        loop {
+            let mut delayed = pin!(self.delayed.notified());
+            delayed.as_mut().enable();
+            let (wakes, next) = {
+                let mut state = self.lock();
+                let next = state.make_due_ready(Instant::now());
+                (state.wakes_one(), next)
+            };
+            if wakes {
+                self.work.notify_one();
+            }
+            match next {
+                None => delayed.await,
+                Some(at) => tokio::select! {
+                    () = delayed => {}
+                    () = tokio::time::sleep_until(at) => {}
+                },
+            }
+        }
+    }
+
+    /// The leases of events that do not run, and that are so old that they are to be restarted. They count as restarted from
+    /// now on.
+    pub(super) fn to_extend(&self) -> Vec<LeaseRef> {
+        let now = Instant::now();
+        let mut due = Vec::new();
+        self.lock().for_each_lease(|leased_at, origin, stored: &Delivery| {
+            if now.duration_since(*leased_at) >= origin.letters.extend_after() {
+                *leased_at = now;
+                due.push(stored.settlement().lease());
+            }
+        });
+        due
+    }
+
+    /// Remembers that the provider was asked to deliver an event again, at the latest at this time.
+    pub(super) fn note_refused(&self, job: &Job, until: Instant) {
+        let (_, sequence, source) = job.place();
+        if let Some(held) = self.lock().held.get_mut(source) {
+            held.refused.insert(sequence, until);
+        }
+    }
+
+    /// Forgets refused events that were due before this time: the provider has delivered all that was due by then, so that
+    /// these went to another member.
+    pub(super) fn forget_refused(&self, source: usize, due_before: Instant) {
+        if let Some(held) = self.lock().held.get_mut(source)
+            && !held.refused.is_empty()
+        {
+            held.refused.retain(|_, due| *due >= due_before);
+        }
+    }
+
+    /// The lowest sequence of a subscription, in the stream of this epoch, that was fetched and is neither handled nor given
+    /// up, as far as this process knows.
+    pub(super) fn lowest_open(&self, source: usize, epoch: u32) -> Option<u64> {
+        self.lock().lowest_open(source, epoch)
+    }
+
+    /// Forgets what the provider was asked to deliver again: its stream is gone.
+    pub(super) fn forget_all_refused(&self, source: usize) {
+        if let Some(held) = self.lock().held.get_mut(source) {
+            held.refused.clear();
+        }
+    }
+
+    /// Drops what was fetched for a subscription and does not run. Its consumer is gone, and another one delivers it again.
+    pub(super) fn forget_waiting(&self, source: usize) {
+        self.lock().forget_waiting(source);
+        self.room.notify_waiters();
+    }
+
+    /// Nothing is pushed any more: workers end when nothing is left to start.
+    pub(super) fn close(&self) {
+        self.lock().closed = true;
+        self.work.notify_waiters();
+    }
+
+    /// Nothing is started any more.
+    pub(super) fn stop(&self) {
+        self.lock().stopped = true;
+        self.work.notify_waiters();
+    }
+
+    /// Takes everything that is not running, in the order of the stream.
+    pub(super) fn take_left_over(&self) -> Vec<LeftOver> {
+        self.lock().take_left_over()
+    }
+
+    /// How many events run and wait.
+    pub(super) fn counts(&self) -> Counts {
+        self.lock().counts()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No method panics half-way through a change.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,406 @@
+//! The state of a queue, changed under its lock. Time is an argument.
+
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::{Counts, Ended, Job, LaneBounds, LeftOver, Origin, Place, Waiting};
+use crate::provider::Delivery;
+use crate::provider::consumer::DEFAULT_MAX_ACK_PENDING;
+
+/// The events of one key that wait for the one that is running or may start.
+#[derive(Default)]
+struct Lane {
+    waiting: BTreeMap<Place, Waiting>,
+    /// Events of the lane, the running one included, that count against the capacity.
+    counted: usize,
+    /// Whether its first event has failed and is to be tried again.
+    is_failing: bool,
+}
+
+impl Lane {
+    /// Counts what was parked while its first event failed, so that a failure that passes does not make more be held for long.
+    fn recover(&mut self, bounds: LaneBounds, held: &mut [Held]) {
+        let most = if bounds.parks_busy { bounds.most_counted } else { usize::MAX };
+        let parked = self.waiting.values_mut().filter(|waiting| waiting.is_parked);
+        for waiting in parked.take(most.saturating_sub(self.counted)) {
+            waiting.is_parked = false;
+            self.counted += 1;
+            if let Some(held) = held.get_mut(waiting.origin.source) {
+                held.unpark();
+            }
+        }
+    }
+}
+
+pub(super) enum Slot {
+    Event(Waiting),
+    /// An event whose next attempt is due.
+    Again(Job),
+    /// The first of this lane.
+    Lane(Arc<str>),
+}
+
+pub(super) struct State {
+    pub(super) ready: VecDeque<Slot>,
+    lanes: HashMap<Arc<str>, Lane>,
+    lane_bounds: LaneBounds,
+    /// What failed and waits for its next attempt, by the time of that; the number tells those of one time apart.
+    delayed: BTreeMap<(Instant, u64), Job>,
+    /// How many were ever delayed.
+    delays: u64,
+    left_over: Vec<LeftOver>,
+    /// By subscription.
+    pub(super) held: Vec<Held>,
+    /// What runs, and how often: an event that lost its lease may run twice.
+    running: BTreeMap<Place, usize>,
+    /// Workers that wait for something to start.
+    pub(super) idle: usize,
+    /// One of them was woken and is not here yet. It wakes the next one, so that a burst of quick jobs wakes few.
+    pub(super) waking: bool,
+    /// Nothing is pushed any more.
+    pub(super) closed: bool,
+    /// Nothing is started any more.
+    pub(super) stopped: bool,
+}
+
+/// What is held for one subscription.
+#[derive(Clone)]
+pub(super) struct Held {
+    /// Events fetched and not settled that count against the capacity.
+    events: usize,
+    /// Those that do not.
+    parked: usize,
+    /// Most of the first. It grows while they are handled quickly, so that fetching costs less, and what another member could
+    /// have waits for no longer than a moment.
+    capacity: usize,
+    /// Most of both together.
+    pub(super) most: usize,
+    /// Whether it was said that parked events leave no room.
+    told_full: bool,
+    pub(super) fetched_at: Instant,
+    /// Events that the provider was asked to deliver again, and when that is due.
+    pub(super) refused: BTreeMap<u64, Instant>,
+}
+
+impl Held {
+    /// Whether more are to be fetched: while half of what may be held can still start, workers do not run out of work.
+    pub(super) fn has_room(&self, ready: usize) -> bool {
+        ready <= self.capacity / 2 && self.events < self.capacity && !self.is_full()
+    }
+
+    fn is_full(&self) -> bool {
+        self.events + self.parked >= self.most
+    }
+
+    pub(super) fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// How many may be fetched with this capacity.
+    pub(super) fn room_of(&mut self, capacity: usize) -> usize {
+        self.capacity = capacity;
+        self.told_full &= self.parked > self.most / 2;
+        let total = self.events + self.parked;
+        capacity.saturating_sub(self.events).min(self.most.saturating_sub(total))
+    }
+
+    /// How many are parked, once, when these leave no room.
+    pub(super) fn news_of_full(&mut self) -> Option<usize> {
+        let is_news = self.parked > 0 && self.is_full() && !std::mem::replace(&mut self.told_full, true);
+        is_news.then_some(self.parked)
+    }
+
+    fn let_go(&mut self, was_parked: bool) {
+        let count = if was_parked { &mut self.parked } else { &mut self.events };
+        *count = count.saturating_sub(1);
+    }
+
+    fn park(&mut self) {
+        self.let_go(false);
+        self.parked += 1;
+    }
+
+    fn unpark(&mut self) {
+        self.let_go(true);
+        self.events += 1;
+    }
+}
+
+impl State {
+    pub(super) fn new(subscriptions: usize, capacity: usize, lane_bounds: LaneBounds) -> Self {
+        let held = Held {
+            events: 0,
+            parked: 0,
+            capacity,
+            most: capacity.max(DEFAULT_MAX_ACK_PENDING),
+            told_full: false,
+            fetched_at: Instant::now(),
+            refused: BTreeMap::new(),
+        };
+        Self {
+            ready: VecDeque::new(),
+            lanes: HashMap::new(),
+            lane_bounds,
+            delayed: BTreeMap::new(),
+            delays: 0,
+            left_over: Vec::new(),
+            held: vec![held; subscriptions],
+            running: BTreeMap::new(),
+            idle: 0,
+            waking: false,
+            closed: false,
+            stopped: false,
+        }
+    }
+
+    /// Whether more are to be fetched for some subscription.
+    pub(super) fn has_room(&self) -> bool {
+        self.held.iter().any(|held| held.has_room(self.ready.len()))
+    }
+
+    /// Whether nothing will become ready that is not ready now.
+    pub(super) fn nothing_follows(&self) -> bool {
+        self.stopped || self.closed && self.delayed.is_empty()
+    }
+
+    pub(super) fn enqueue(&mut self, mut waiting: Waiting) {
+        let (_, sequence, source) = waiting.place();
+        let Some(held) = self.held.get_mut(source) else { return };
+        held.refused.remove(&sequence);
+        let Some(key) = waiting.lane.clone() else {
+            held.events += 1;
+            self.ready.push_back(Slot::Event(waiting));
+            return;
+        };
+        let LaneBounds { most_counted, parks_busy } = self.lane_bounds;
+        let lane = match self.lanes.entry(key) {
+            Entry::Occupied(lane) => lane.into_mut(),
+            Entry::Vacant(new) => {
+                self.ready.push_back(Slot::Lane(Arc::clone(new.key())));
+                new.insert(Lane::default())
+            }
+        };
+        waiting.is_parked = lane.is_failing || parks_busy && lane.counted >= most_counted;
+        if waiting.is_parked {
+            held.parked += 1;
+        } else {
+            held.events += 1;
+            lane.counted += 1;
+        }
+        if let Some(older) = lane.waiting.insert(waiting.place(), waiting) {
+            // It lost its lease and came again.
+            lane.counted -= usize::from(!older.is_parked);
+            held.let_go(older.is_parked);
+        }
+    }
+
+    /// Whether another worker is to be woken.
+    pub(super) fn wakes_one(&mut self) -> bool {
+        let wakes = !self.ready.is_empty() && self.idle > 0 && !self.waking;
+        self.waking |= wakes;
+        wakes
+    }
+
+    pub(super) fn start(&mut self) -> Option<Job> {
+        if self.stopped {
+            return None;
+        }
+        let mut job = match self.ready.pop_front()? {
+            Slot::Event(waiting) => waiting.into_job(),
+            Slot::Again(job) => job,
+            Slot::Lane(key) => self.lanes.get_mut(&key)?.waiting.pop_first()?.1.into_job(),
+        };
+        if std::mem::take(&mut job.is_parked) {
+            if let Some(held) = self.held.get_mut(job.origin.source) {
+                held.unpark();
+            }
+            if let Some(lane) = job.lane.as_ref().and_then(|key| self.lanes.get_mut(key)) {
+                lane.counted += 1;
+            }
+        }
+        *self.running.entry(job.place()).or_default() += 1;
+        Some(job)
+    }
+
+    pub(super) fn end(&mut self, ended: Ended) {
+        let (job, counts) = match ended {
+            Ended::Done(job) => {
+                self.no_longer_runs(&job);
+                if let Some(held) = self.held.get_mut(job.origin.source) {
+                    held.let_go(false);
+                }
+                if let Some(key) = job.lane {
+                    self.go_on(key);
+                }
+                return;
+            }
+            Ended::Again(job, at) => {
+                self.no_longer_runs(&job);
+                self.delay(job, at);
+                return;
+            }
+            Ended::Unstarted(job) => (job, false),
+            Ended::Failed(job) => (job, true),
+        };
+        self.no_longer_runs(&job);
+        // Its lane stands still: what is behind it must not overtake it.
+        self.left_over.push(LeftOver { job, counts });
+    }
+
+    fn no_longer_runs(&mut self, job: &Job) {
+        if let Some(times) = self.running.get_mut(&job.place()) {
+            *times -= 1;
+            if *times == 0 {
+                self.running.remove(&job.place());
+            }
+        }
+    }
+
+    /// Puts a job aside until its next attempt. Its lane waits for it, and no other one does.
+    fn delay(&mut self, mut job: Job, at: Instant) {
+        if let Some(lane) = job.lane.as_ref().and_then(|key| self.lanes.get_mut(key)) {
+            lane.is_failing = true;
+            lane.counted = 0;
+            job.is_parked = true;
+            if let Some(held) = self.held.get_mut(job.origin.source) {
+                held.park();
+            }
+            for waiting in lane.waiting.values_mut().filter(|waiting| !waiting.is_parked) {
+                waiting.is_parked = true;
+                if let Some(held) = self.held.get_mut(waiting.origin.source) {
+                    held.park();
+                }
+            }
+        }
+        self.delays += 1;
+        self.delayed.insert((at, self.delays), job);
+    }
+
+    /// Makes those ready whose time has come, before all others, and says when the next one's comes.
+    pub(super) fn make_due_ready(&mut self, now: Instant) -> Option<Instant> {
+        while let Some(first) = self.delayed.first_entry() {
+            let (at, _) = *first.key();
+            if at > now {
+                return Some(at);
+            }
+            self.ready.push_front(Slot::Again(first.remove()));
+        }
+        None
+    }
+
+    /// Lets the next event of a lane start, or ends the lane.
+    fn go_on(&mut self, key: Arc<str>) {
+        match self.lanes.get_mut(&key) {
+            Some(lane) if !lane.waiting.is_empty() => {
+                lane.counted = lane.counted.saturating_sub(1);
+                if std::mem::take(&mut lane.is_failing) {
+                    lane.recover(self.lane_bounds, &mut self.held);
+                }
+                self.ready.push_back(Slot::Lane(key));
+            }
+            _ => _ = self.lanes.remove(&key),
+        }
+    }
+
+    /// Calls this for each event that does not run.
+    pub(super) fn for_each_lease(&mut self, mut look_at: impl FnMut(&mut Instant, &Origin, &Delivery)) {
+        let Self { ready, lanes, delayed, left_over, .. } = self;
+        let mut jobs: Vec<&mut Job> = left_over.iter_mut().map(|left_over| &mut left_over.job).collect();
+        jobs.extend(delayed.values_mut());
+        let mut unstarted: Vec<&mut Waiting> = Vec::new();
+        for slot in ready {
+            match slot {
+                Slot::Event(waiting) => unstarted.push(waiting),
+                Slot::Again(job) => jobs.push(job),
+                Slot::Lane(_) => {}
+            }
+        }
+        unstarted.extend(lanes.values_mut().flat_map(|lane| lane.waiting.values_mut()));
+        for job in jobs {
+            look_at(&mut job.leased_at, &job.origin, &job.guarded.stored);
+        }
+        for waiting in unstarted {
+            look_at(&mut waiting.leased_at, &waiting.origin, &waiting.incoming.stored);
+        }
+    }
+
+    pub(super) fn lowest_open(&mut self, source: usize, epoch: u32) -> Option<u64> {
+        let running = self.running.keys().find(|(at, _, of)| *of == source && *at == epoch);
+        let running = running.map(|(_, sequence, _)| *sequence);
+        let refused = self.held.get(source).and_then(|held| held.refused.keys().next().copied());
+        let mut lowest = running.into_iter().chain(refused).min();
+        self.for_each_lease(|_, origin, stored| {
+            if origin.source == source && origin.epoch == epoch {
+                lowest = Some(lowest.map_or(stored.sequence(), |lowest| lowest.min(stored.sequence())));
+            }
+        });
+        lowest
+    }
+
+    pub(super) fn forget_waiting(&mut self, source: usize) {
+        let is_its = |origin: &Origin| origin.source == source;
+        // A lane whose first event is forgotten goes on with what it has from other subscriptions.
+        let mut headless: HashSet<Arc<str>> = HashSet::new();
+        let forgotten = self.delayed.extract_if(.., |_, job| is_its(&job.origin)).map(|(_, job)| job);
+        headless.extend(forgotten.filter_map(|job| job.lane));
+        self.ready.retain(|slot| match slot {
+            Slot::Event(waiting) => !is_its(&waiting.origin),
+            Slot::Again(job) if is_its(&job.origin) => {
+                headless.extend(job.lane.clone());
+                false
+            }
+            Slot::Again(_) => true,
+            Slot::Lane(key) => {
+                headless.insert(Arc::clone(key));
+                false
+            }
+        });
+        for lane in self.lanes.values_mut() {
+            lane.waiting.retain(|_, waiting| !is_its(&waiting.origin));
+        }
+        for key in headless {
+            self.go_on(key);
+        }
+        self.count_anew(source);
+    }
+
+    /// After events of a subscription were dropped: what runs is what is left of it.
+    fn count_anew(&mut self, source: usize) {
+        let running = self.running.iter().filter(|((.., of), _)| *of == source).map(|(_, times)| times).sum();
+        if let Some(held) = self.held.get_mut(source) {
+            (held.events, held.parked) = (running, 0);
+            held.refused.clear();
+        }
+        for lane in self.lanes.values_mut() {
+            lane.counted = lane.waiting.values().filter(|waiting| !waiting.is_parked).count();
+        }
+    }
+
+    pub(super) fn take_left_over(&mut self) -> Vec<LeftOver> {
+        let mut left_over = std::mem::take(&mut self.left_over);
+        let unstarted = |waiting: Waiting| LeftOver { job: waiting.into_job(), counts: false };
+        let failed = |job| LeftOver { job, counts: true };
+        left_over.extend(std::mem::take(&mut self.delayed).into_values().map(failed));
+        left_over.extend(self.ready.drain(..).filter_map(|slot| match slot {
+            Slot::Event(waiting) => Some(unstarted(waiting)),
+            Slot::Again(job) => Some(failed(job)),
+            Slot::Lane(_) => None,
+        }));
+        left_over.extend(self.lanes.drain().flat_map(|(_, lane)| lane.waiting.into_values()).map(unstarted));
+        left_over.sort_by_key(|left_over| left_over.job.place());
+        self.held.iter_mut().for_each(|held| (held.events, held.parked) = (0, 0));
+        left_over
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        let running = self.running.values().sum();
+        let (held, parked) = self
+            .held
+            .iter()
+            .fold((0, 0), |(held, parked), of| (held + of.events + of.parked, parked + of.parked));
+        Counts { running, waiting: held.saturating_sub(running), parked }
+    }
+}

@@ -1,0 +1,281 @@
+//! Opening a subscription again that has ended: only where nothing is lost by it, and nothing is handled again in silence.
+
+use std::sync::Arc;
+
+use super::Command;
+use super::fetch::Fetcher;
+use super::health::Part;
+use super::queue::Origin;
+use crate::bus::subscription::BusSubscription;
+use crate::error::{ErrorKind, EventError, Result};
+use crate::provider::{ConsumerPosition, Subscription, SubscriptionEnd};
+use crate::types::{DeliverPolicy, SubscribeOptions};
+
+/// Where the new consumer begins.
+#[derive(Debug, Clone, Copy)]
+enum Begin {
+    /// The consumer is still there and knows by itself.
+    AsItIs,
+    /// The old one is gone, and everything below this sequence is settled.
+    At(u64),
+    /// The stream is another one, and nothing of it was handled.
+    AtFirst,
+    /// The old one is gone before it delivered anything.
+    AsFirst,
+}
+
+impl Fetcher {
+    /// Goes on behind the end of the subscription. The error is that of a consumer that must not be made again.
+    pub(super) async fn go_on_behind_end(&mut self, why: &str) -> Result<()> {
+        let end = self.subscription.end();
+        tracing::warn!(subject = self.subject, why, ?end, "subscription ended");
+        if self.filter.durable {
+            self.go_on_with_durable(end).await
+        } else {
+            self.go_on_with_ephemeral(end).await
+        }
+    }
+
+    /// Goes on behind errors that do not say that the subscription has ended.
+    pub(super) async fn go_on_behind_errors(&mut self, why: &str) -> Result<()> {
+        if !self.filter.durable {
+            return self.go_on_behind_end(why).await;
+        }
+        match self.opener.exists(self.name()).await {
+            Ok(Some(true)) => self.open_as_it_is().await,
+            Ok(Some(false)) => self.go_on_behind_end(why).await,
+            // The subscription stays: an error is not its end.
+            Ok(None) | Err(_) => {
+                self.pause().await;
+                Ok(())
+            }
+        }
+    }
+
+    /// Opens a durable consumer again that is still there.
+    pub(super) async fn open_as_it_is(&mut self) -> Result<()> {
+        self.open_again(Begin::AsItIs).await
+    }
+
+    async fn go_on_with_durable(&mut self, end: Option<SubscriptionEnd>) -> Result<()> {
+        if end == Some(SubscriptionEnd::Deleted) {
+            return Err(
+                self.gone("was deleted; it is not made again, because it would handle the stream anew")
+            );
+        }
+        while *self.command.borrow() < Command::Drain {
+            let begin = match (self.opener.exists(self.name()).await, end) {
+                (Ok(Some(true)), _) => Begin::AsItIs,
+                (Ok(_), Some(SubscriptionEnd::StreamReplaced)) => Begin::AtFirst,
+                (Ok(_), Some(SubscriptionEnd::Lost)) => match self.open_position() {
+                    Some(sequence) => Begin::At(sequence),
+                    None => {
+                        return Err(self.gone(
+                            "was lost by its backend, and this process fetched nothing from which to go on",
+                        ));
+                    }
+                },
+                (Ok(None), Some(SubscriptionEnd::Closed)) => Begin::AsItIs,
+                (Ok(Some(false)), _) => {
+                    return Err(self.gone("is gone, deleted or lost; it is not made again, because it would handle the stream anew"));
+                }
+                (Ok(None), _) => {
+                    return Err(EventError::Consumer(format!(
+                        "subscription of consumer '{}' ended, and the provider tells neither why nor whether the consumer still exists",
+                        self.name()
+                    )));
+                }
+                (Err(error), _) if is_permanent(&error) => return Err(error),
+                (Err(error), _) => {
+                    tracing::warn!(subject = self.subject, %error, "consumer not found out about");
+                    self.failed(&error);
+                    self.pause().await;
+                    continue;
+                }
+            };
+            return self.open_again(begin).await;
+        }
+        Ok(())
+    }
+
+    async fn go_on_with_ephemeral(&mut self, end: Option<SubscriptionEnd>) -> Result<()> {
+        let begin = match (end, self.open_position()) {
+            (Some(SubscriptionEnd::StreamReplaced), _) => Begin::AtFirst,
+            (_, Some(sequence)) => Begin::At(sequence),
+            (_, None) => Begin::AsFirst,
+        };
+        self.open_again(begin).await
+    }
+
+    /// Opens the subscription again, as often as it takes, unless no repetition can help.
+    async fn open_again(&mut self, begin: Begin) -> Result<()> {
+        self.prepare(begin);
+        // Made anew and not moved yet: it must not be fetched from.
+        let mut unmoved = None;
+        while *self.command.borrow() < Command::Drain {
+            self.trouble += 1;
+            if self.trouble > 1 {
+                self.pause().await;
+            }
+            match self.open_at(begin, &mut unmoved).await {
+                Ok(subscription) => {
+                    self.adopt(subscription);
+                    // The pauses go on growing until something was fetched.
+                    self.runtime.health.works(Part::Fetching(self.origin.source));
+                    return Ok(());
+                }
+                Err(error) if is_permanent(&error) => return Err(error),
+                Err(error) => {
+                    tracing::warn!(subject = self.subject, %error, "subscription not opened; trying again");
+                    self.runtime.health.failed(Part::Fetching(self.origin.source), &error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What was fetched from the old consumer and comes again from the new one is dropped here.
+    fn prepare(&mut self, begin: Begin) {
+        let source = self.origin.source;
+        match begin {
+            Begin::AsItIs => {}
+            Begin::At(sequence) => {
+                tracing::warn!(
+                    consumer = self.name(),
+                    sequence,
+                    "consumer lost; another one goes on from this sequence, and may handle events again"
+                );
+                self.runtime.queue.forget_waiting(source);
+            }
+            Begin::AtFirst => {
+                tracing::warn!(
+                    consumer = self.name(),
+                    "stream replaced by another one; going on from its start"
+                );
+                // Nobody delivers the old stream's events again: those that were fetched are still handled.
+                self.runtime.queue.forget_all_refused(source);
+                self.newest = 0;
+                let Origin { epoch, ref stream, ref letters, .. } = *self.origin;
+                let (stream, letters) = (Arc::clone(stream), Arc::clone(letters));
+                self.origin = Arc::new(Origin { source, epoch: epoch + 1, stream, letters });
+            }
+            Begin::AsFirst => self.runtime.queue.forget_waiting(source),
+        }
+    }
+
+    async fn open_at(
+        &mut self,
+        begin: Begin,
+        unmoved: &mut Option<ConsumerPosition>,
+    ) -> Result<BusSubscription> {
+        let position = match begin {
+            Begin::AsItIs => return self.open_existing().await,
+            Begin::AsFirst => {
+                let options = self.filter.options.as_ref();
+                if options.is_some_and(|options| options.deliver_policy == DeliverPolicy::New) {
+                    // What was published since would be skipped.
+                    self.begin_by(DeliverPolicy::ByStartTime { timestamp: self.opened_at });
+                }
+                return self.open().await;
+            }
+            Begin::At(sequence) => ConsumerPosition::Sequence(sequence),
+            Begin::AtFirst => ConsumerPosition::First,
+        };
+        if self.filter.durable && (unmoved.is_some() || self.can_be_moved(position).await?) {
+            // So it keeps its start policy, and whoever opens it later finds no other one.
+            *unmoved = Some(position);
+            let subscription = self.open().await?;
+            self.opener.reset(&subscription.letters().consumer, position).await?;
+            *unmoved = None;
+            return Ok(subscription);
+        }
+        self.begin_by(match position {
+            ConsumerPosition::Sequence(sequence) => DeliverPolicy::ByStartSequence { sequence },
+            _ => DeliverPolicy::All,
+        });
+        self.open_existing().await
+    }
+
+    /// Whether the provider moves consumers. One that is there already, because another member made it, is moved.
+    async fn can_be_moved(&self, position: ConsumerPosition) -> Result<bool> {
+        match self.opener.reset(self.name(), position).await {
+            Ok(()) | Err(EventError::NotFound(_)) => Ok(true),
+            Err(EventError::Unsupported { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Opens a consumer that another member may have made again with a start policy of its own.
+    async fn open_existing(&mut self) -> Result<BusSubscription> {
+        match self.open().await {
+            Err(EventError::Conflict { field, .. }) if self.filter.durable && field == "deliver_policy" => {
+                self.filter.options = None;
+                let subscription = self.open().await?;
+                let start = subscription.settings().map(|settings| settings.deliver_policy);
+                match (start, self.lowest_open()) {
+                    (Some(DeliverPolicy::ByStartSequence { sequence }), Some(open)) if sequence > open => {
+                        Err(EventError::Conflict {
+                            resource: format!("consumer '{}'", self.name()),
+                            field: "deliver_policy".to_owned(),
+                            existing: format!(
+                                "start sequence {sequence}, set by another member after a loss"
+                            ),
+                            requested: format!("start sequence {open}, which is not handled yet"),
+                        })
+                    }
+                    _ => Ok(subscription),
+                }
+            }
+            opened => opened,
+        }
+    }
+
+    async fn open(&self) -> Result<BusSubscription> {
+        let in_force = Arc::clone(&self.in_force);
+        self.opener.open_incoming(&self.filter, &self.subject, self.runtime.attempts, in_force).await
+    }
+
+    /// Changes the start policy for a consumer that is made anew, with the other settings of the old one.
+    fn begin_by(&mut self, policy: DeliverPolicy) {
+        let settings = self.subscription.settings().map(|settings| settings.to_options());
+        let options = self.filter.options.get_or_insert_with(|| settings.unwrap_or_default());
+        *options = SubscribeOptions { deliver_policy: policy, ..std::mem::take(options) };
+    }
+
+    fn adopt(&mut self, subscription: BusSubscription) {
+        let Origin { source, epoch, ref stream, .. } = *self.origin;
+        let (stream, letters) = (Arc::clone(stream), Arc::clone(subscription.letters()));
+        self.origin = Arc::new(Origin { source, epoch, stream, letters });
+        self.subscription = subscription;
+        self.bound_queue();
+    }
+
+    /// From where everything is open, when there is something to go on from.
+    fn open_position(&self) -> Option<u64> {
+        self.lowest_open().or((self.newest > 0).then(|| self.newest.saturating_add(1)))
+    }
+
+    fn lowest_open(&self) -> Option<u64> {
+        self.runtime.queue.lowest_open(self.origin.source, self.origin.epoch)
+    }
+
+    fn name(&self) -> &str {
+        &self.origin.letters.consumer
+    }
+
+    fn gone(&self, what: &str) -> EventError {
+        EventError::NotFound(format!("consumer '{}' {what}", self.name()))
+    }
+}
+
+/// Whether opening again can never help.
+fn is_permanent(error: &EventError) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::Closed
+            | ErrorKind::Conflict
+            | ErrorKind::Config
+            | ErrorKind::InvalidInput
+            | ErrorKind::Unsupported
+    )
+}
