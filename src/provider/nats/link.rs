@@ -168,6 +168,15 @@ impl Link {
         Ok(&newest.next.get_or_init(|| Box::new(made)).client)
     }
 
+    /// Lets the next client be made as soon as the first one: it is known why the last one ended, and that this does not
+    /// repeat itself.
+    pub(super) fn forgive(&self) {
+        // Whoever holds it is making a client already.
+        if let Ok(mut rebuilding) = self.rebuilding.try_lock() {
+            rebuilding.1 = REBUILD_DELAY;
+        }
+    }
+
     fn newest(&self) -> &Connection {
         let mut newest = &self.first;
         while let Some(next) = newest.next.get() {

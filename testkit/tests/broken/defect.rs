@@ -24,6 +24,9 @@ defects! {
     ChecksExpectedSequenceFirst: a_msg_id_is_checked_before_the_expected_sequence;
     DuplicatesIgnoreExpectations: a_duplicate_with_another_expectation_is_a_conflict;
     HidesDuplicates: a_duplicate_is_reported;
+    /// Takes blanks at the ends of a `msg_id` for nothing, as a header does.
+    TrimsMsgIds: a_msg_id_means_its_bytes bad_publish_options_are_refused;
+    FoldsMsgIds: a_msg_id_means_its_bytes different_msg_ids_are_stored;
     DedupsForEver: a_msg_id_is_forgotten_after_the_window;
     DeclaresAnotherDedupWindow: a_msg_id_is_forgotten_after_the_window;
     /// As if the dedup window were half as long, or twice as long.
