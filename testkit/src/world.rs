@@ -185,6 +185,18 @@ impl<'h> World<'h> {
         before + 2
     }
 
+    /// Waits until what is stored gets a later time than this.
+    pub(crate) async fn storage_time_behind(&self, time: u64) {
+        while self.harness.unix_millis() <= time {
+            if self.harness.waiting_is_free() {
+                // The clock that stamps what is stored is not the one that is paused.
+                tokio::task::yield_now().await;
+            } else {
+                self.elapse(ms(5)).await;
+            }
+        }
+    }
+
     /// Waits until `found` answers what is expected.
     pub(crate) async fn eventually<T, F>(&self, what: &str, expected: T, found: impl Fn() -> F)
     where

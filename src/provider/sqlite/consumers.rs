@@ -34,7 +34,7 @@ pub(super) struct Known {
     /// First of the stored backlog.
     pub(super) backlog_front: Option<u64>,
     /// The stored cursor; `None` while it counts for nothing, which is before the start and for those of the whole stream.
-    position: Option<u64>,
+    pub(super) position: Option<u64>,
     /// Checksum of what seldom changes in the row.
     identity: i64,
 }
@@ -98,6 +98,8 @@ pub(super) struct Consumers {
     opened: Vec<i64>,
     /// Ephemeral consumers that this transaction forgot.
     forgotten: Vec<(i64, Known)>,
+    /// Those that may be full, and nobody else is.
+    full: BTreeSet<i64>,
     /// Where those consumers stand that retention may overtake.
     pub(super) positions: Positions,
     ephemerals_ever: i64,
@@ -184,7 +186,16 @@ impl Consumers {
 
     /// The consumers that hold first deliveries back.
     pub(super) fn full(&self) -> impl Iterator<Item = (i64, &Known)> {
-        self.known.iter().filter(|(_, known)| known.machine.is_full()).map(|(id, known)| (*id, known))
+        let known = self.full.iter().filter_map(|id| Some((*id, self.known.get(id)?)));
+        known.filter(|(_, known)| known.machine.is_full())
+    }
+
+    /// Notes whether a consumer is full, whenever that may have changed.
+    pub(super) fn note_full(&mut self, id: i64) {
+        match self.known.get(&id) {
+            Some(known) if known.machine.is_full() => self.full.insert(id),
+            _ => self.full.remove(&id),
+        };
     }
 }
 
@@ -228,6 +239,7 @@ impl Store {
         self.connection
             .prepare_cached("UPDATE consumers SET options = ?2 WHERE id = ?1")?
             .execute(params![id, options])?;
+        self.consumers.note_full(id);
         self.mark_changed(id);
         self.wakeups.consumers.push(id);
         self.tell_settings(id);
@@ -357,6 +369,7 @@ impl Store {
         if let Err(stale) = apply(machine, lease, how, now) {
             return Ok(Err(stale.into()));
         }
+        self.consumers.note_full(id);
         self.mark_changed(id);
         if was_full || matches!(how, Settlement::Nak(_) | Settlement::Release) {
             self.wakeups.consumers.push(id);
@@ -440,6 +453,7 @@ impl Store {
             known.scanned = outdated.scanned;
         }
         self.consumers.insert(id, known);
+        self.consumers.note_full(id);
         self.tell_settings(id);
         Ok(())
     }

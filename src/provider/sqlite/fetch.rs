@@ -210,6 +210,7 @@ impl Store {
                 break;
             }
         }
+        self.consumers.note_full(id);
         Ok(Ok(answer))
     }
 

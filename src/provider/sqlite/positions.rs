@@ -206,6 +206,8 @@ impl Store {
             return Ok(());
         };
         let (cursor, filter) = (known.machine.cursor(), known.machine.config().filter.clone());
+        // What is dropped is counted from where it stands in the file, where it may not have gone on since.
+        let position = known.position.unwrap_or(cursor);
         let missed = if self.is_everything(&filter) {
             dropped - cursor
         } else if id < 0 {
@@ -215,7 +217,7 @@ impl Store {
             let mut positions = self.known_positions()?;
             let missed = positions
                 .group(&filter)
-                .map_or(0, |group| group.missed.range(cursor..).map(|(_, n)| n).sum());
+                .map_or(0, |group| group.missed.range(position..).map(|(_, n)| n).sum());
             self.consumers.positions.known = Some(positions);
             missed
         };

@@ -62,9 +62,7 @@ pub(super) async fn a_start_time_in_the_future_is_waited_for(w: &World<'_>) {
     let before = w.publish("a").await;
     w.check("the event is stored before the start", w.harness.unix_millis() < timestamp);
     reader.silent_for(A_WHILE, "it was stored before the start").await;
-    while w.harness.unix_millis() <= timestamp {
-        w.elapse(ms(5)).await;
-    }
+    w.storage_time_behind(timestamp).await;
     let behind = w.publish("a").await;
     w.check("sequences increase", behind > before);
     w.check_eq("what is stored from then on", &reader.ack_next().await, &behind);
