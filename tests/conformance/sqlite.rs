@@ -96,7 +96,7 @@ impl Harness for InMemory {
 const TOO_LONG: &str = "the_dedup_window_is_120_s_by_default";
 
 /// What a database in memory cannot have.
-const NOT_IN_MEMORY: [&str; 7] = [
+const NOT_IN_MEMORY: [&str; 8] = [
     TOO_LONG,
     // Nothing of it outlives a restart.
     "stored_events_outlive_a_restart",
