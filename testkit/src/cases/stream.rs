@@ -179,7 +179,7 @@ pub(super) async fn a_msg_id_means_its_bytes(w: &World<'_>) {
                 w.check_eq(&format!("sequence of the duplicate of {id:?}"), &again, &first);
             }
             Err(error) => {
-                w.check_eq(&format!("kind of the error for {id:?}"), &error.kind(), &ErrorKind::Config)
+                w.check_eq(&format!("kind of the error for {id:?}"), &error.kind(), &ErrorKind::Config);
             }
         }
         w.check_eq(&format!("stored events after {id:?}"), &w.stored().await, &stored);
