@@ -120,6 +120,9 @@ pub fn validate_publish_options(options: &PublishOptions) -> Result<()> {
         format!("is {} bytes long, at most {MAX_MSG_ID_LEN} are allowed", msg_id.len())
     } else if msg_id.chars().any(|c| c.is_control() || is_invisible(c)) {
         "must have no control or invisible character".to_owned()
+    } else if msg_id.starts_with(char::is_whitespace) || msg_id.ends_with(char::is_whitespace) {
+        // Where an id travels in a header, blanks at its ends are not a part of it.
+        "must not begin or end with white space".to_owned()
     } else {
         return Ok(());
     };
@@ -334,6 +337,8 @@ mod tests {
             (PublishOptions { timeout_secs: Some(0), ..Default::default() }, "timeout_secs"),
             (PublishOptions { msg_id: Some(String::new()), ..Default::default() }, "msg_id"),
             (PublishOptions { msg_id: Some("a\nb".into()), ..Default::default() }, "msg_id"),
+            (PublishOptions { msg_id: Some(" a".into()), ..Default::default() }, "white space"),
+            (PublishOptions { msg_id: Some("a\u{2003}".into()), ..Default::default() }, "white space"),
             (PublishOptions { msg_id: Some("m".repeat(1000)), ..Default::default() }, "msg_id"),
         ] {
             let error = validate_publish_options(&options).unwrap_err();

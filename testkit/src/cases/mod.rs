@@ -36,6 +36,8 @@ stream {
         "The receipt of a publish says whether its msg_id was stored before, also within a batch."
     different_msg_ids_are_stored [Dedup]
         "Events with different msg_ids, and events without, are all stored."
+    a_msg_id_means_its_bytes [Dedup]
+        "Every msg_id that is not refused is one of its own: no two of them mean the same."
     a_msg_id_is_checked_before_the_expected_sequence [Dedup, ExpectedSequence]
         "The retry of a stored publish succeeds although its expected sequence has passed."
     a_msg_id_is_forgotten_after_the_window [Dedup]

@@ -128,6 +128,64 @@ pub(super) async fn different_msg_ids_are_stored(w: &World<'_>) {
     w.check_eq("stored events", &w.stored().await, &4);
 }
 
+/// What a transport may read as something else: other spellings of a letter, blanks, and what has a meaning in headers,
+/// URLs and JSON.
+const ODD: &[&str] = &[
+    "",
+    "x",
+    "X",
+    "0",
+    "00",
+    "null",
+    "\u{e4}",
+    "a\u{308}",
+    "\u{df}",
+    "ss",
+    "\u{1f980}",
+    " ",
+    "  ",
+    "\u{a0}",
+    "\u{2003}",
+    "\t",
+    "%20",
+    "%",
+    "+",
+    ":",
+    ": ",
+    "\"",
+    "'",
+    "\\",
+    "\\n",
+    "=?utf-8?q?x?=",
+    "{}",
+    "*",
+    ">",
+    "a, b",
+    ";",
+    "\u{feff}",
+    "\r",
+    "\0",
+];
+
+pub(super) async fn a_msg_id_means_its_bytes(w: &World<'_>) {
+    let unique = w.name("id");
+    let mut stored = 0;
+    for odd in ODD {
+        let id = format!("{odd}{unique}{odd}");
+        match w.publish_with("a", msg_id(&id)).await {
+            Ok(first) => {
+                stored += 1;
+                let again = w.ok("publishing again", w.publish_with("a", msg_id(&id)).await);
+                w.check_eq(&format!("sequence of the duplicate of {id:?}"), &again, &first);
+            }
+            Err(error) => {
+                w.check_eq(&format!("kind of the error for {id:?}"), &error.kind(), &ErrorKind::Config);
+            }
+        }
+        w.check_eq(&format!("stored events after {id:?}"), &w.stored().await, &stored);
+    }
+}
+
 pub(super) async fn a_duplicate_is_reported(w: &World<'_>) {
     let (event, options) = (w.event("a"), msg_id(&w.name("order")));
     let publish = async |event: &Event, options: &PublishOptions| {

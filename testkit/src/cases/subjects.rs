@@ -131,7 +131,7 @@ pub(super) async fn bad_publish_options_are_refused(w: &World<'_>) {
     if !w.provider.capabilities().dedup.is_no() {
         let long = "m".repeat(600);
         bad.extend(
-            ["", "a\nb", "a\u{200b}b", &long]
+            ["", "a\nb", "a\u{200b}b", " a", "a ", "a\u{a0}", &long]
                 .map(|id| PublishOptions { msg_id: Some(id.to_owned()), ..Default::default() }),
         );
     }

@@ -23,6 +23,9 @@ defects! {
     DedupsEverything: different_msg_ids_are_stored;
     ChecksExpectedSequenceFirst: a_msg_id_is_checked_before_the_expected_sequence;
     HidesDuplicates: a_duplicate_is_reported;
+    /// Takes blanks at the ends of a `msg_id` for nothing, as a header does.
+    TrimsMsgIds: a_msg_id_means_its_bytes bad_publish_options_are_refused;
+    FoldsMsgIds: a_msg_id_means_its_bytes different_msg_ids_are_stored;
     DedupsForEver: a_msg_id_is_forgotten_after_the_window;
     /// As if the dedup window were half as long, or twice as long.
     ShortDedupWindow: the_dedup_window_is_120_s_by_default;

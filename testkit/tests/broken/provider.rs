@@ -108,6 +108,10 @@ impl Faulty {
         match defect {
             Defect::IgnoresDedup => options.msg_id = None,
             Defect::DedupsEverything if options.msg_id.is_some() => options.msg_id = Some("same".to_owned()),
+            Defect::TrimsMsgIds => {
+                options.msg_id = options.msg_id.take().map(|id| id.trim().to_owned());
+            }
+            Defect::FoldsMsgIds => options.msg_id = options.msg_id.take().map(|id| id.to_lowercase()),
             Defect::ChecksExpectedSequenceFirst => {
                 let last = Some(self.inner.info().await?.messages);
                 if options.expected_sequence.is_some() && options.expected_sequence != last {
