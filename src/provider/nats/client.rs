@@ -1,25 +1,26 @@
 //! The connection: one client, its stream, and requests to JetStream's API with a deadline.
 
 use std::fmt;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
 
 use async_nats::Subject;
 use async_nats::jetstream::response::Response;
-use async_nats::jetstream::stream::{self, Compression, DiscardPolicy, RetentionPolicy};
 use async_nats::jetstream::{self, ErrorCode, consumer};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use super::batch::Faster;
-use super::config::{NatsConfig, NatsProviderBuilder, StorageType};
+use super::config::{NatsConfig, NatsProviderBuilder};
 use super::error::{PROVIDER, refused};
+use super::life::Lives;
 use super::link::Link;
+use super::strays::Strays;
+use super::stream::durability;
 use super::subscription::NatsSubscription;
+use super::unreadable::Hostile;
 use crate::error::{BackendError, ErrorKind, EventError, Result};
-use crate::provider::validate::MAX_METADATA_BYTES;
-use crate::provider::{Durability, HistoryQuery};
+use crate::provider::{Durability, HistoryQuery, SubscriptionEnd};
 use crate::subject::validate_consumer_name;
 use crate::types::{Event, PublishOptions, SubscribeOptions};
 
@@ -43,6 +44,14 @@ pub(super) struct Shared {
     /// Whether the stream takes batches that are stored as one.
     pub(super) atomic_batches: bool,
     pub(super) faster: Faster,
+    /// The consumers that are open here.
+    pub(super) lives: Lives,
+    /// Records that end the connection that receives them.
+    pub(super) hostile: Hostile,
+    /// What comes to subscriptions that are gone. Set once the provider is put together.
+    pub(super) strays: OnceLock<Strays>,
+    /// Held by whoever makes the stream again.
+    pub(super) making: tokio::sync::Mutex<()>,
 }
 
 /// Counts of a stream.
@@ -72,16 +81,21 @@ impl NatsClient {
 
     pub(super) async fn from_builder(settings: NatsProviderBuilder) -> Result<Self> {
         let link = Link::connect(&settings).await?;
+        let closed = watch::Sender::new(false);
         let mut shared = Shared {
             max_payload: link.client().max_payload(),
             settings,
             link,
-            closed: watch::Sender::new(false),
+            closed,
             durability: Durability::Unknown,
             replicas: 1,
             batched_direct_get: false,
             atomic_batches: false,
             faster: Faster::default(),
+            lives: Lives::default(),
+            hostile: Hostile::default(),
+            strays: OnceLock::new(),
+            making: tokio::sync::Mutex::new(()),
         };
         let stream = shared.open_stream().await?;
         shared.durability = durability(&stream);
@@ -93,7 +107,10 @@ impl NatsClient {
         if let Ok(max @ 1..) = usize::try_from(max_message_size) {
             shared.max_payload = shared.max_payload.min(max);
         }
-        Ok(Self { shared: Arc::new(shared) })
+        let shared = Arc::new(shared);
+        let strays = Strays::start(Arc::downgrade(&shared), shared.closed.subscribe());
+        let _ = shared.strays.set(strays);
+        Ok(Self { shared })
     }
 
     /// Stores one event; see [`EventProvider::publish`](crate::EventProvider::publish).
@@ -189,7 +206,13 @@ impl NatsClient {
         if validate_consumer_name(consumer_name).is_err() {
             return Ok(());
         }
-        self.shared.delete_consumer(consumer_name).await
+        // Only what is open now: a program that was told may have made another one before this is answered.
+        let life = self.shared.lives.get(consumer_name);
+        self.shared.delete_consumer(consumer_name).await?;
+        if let Some(life) = life {
+            life.end_as(SubscriptionEnd::Deleted);
+        }
+        Ok(())
     }
 
     /// Counts of the stream.
@@ -237,15 +260,6 @@ impl fmt::Debug for NatsClient {
     }
 }
 
-fn durability(stream: &stream::Config) -> Durability {
-    match (stream.num_replicas, stream.storage) {
-        (2.., _) => Durability::NodeLoss,
-        // The server syncs files every two minutes unless its `sync_interval` says otherwise.
-        (_, stream::StorageType::File) => Durability::ProcessCrash,
-        (_, stream::StorageType::Memory) => Durability::Process,
-    }
-}
-
 impl Shared {
     pub(super) fn stream_name(&self) -> &str {
         &self.settings.config.stream_name
@@ -280,148 +294,6 @@ impl Shared {
         }
     }
 
-    pub(super) async fn stream(&self) -> Result<stream::Info> {
-        let subject = format!("STREAM.INFO.{}", self.stream_name());
-        self.ask("stream info", subject, Vec::new()).await?.map_err(|error| refused("stream info", error))
-    }
-
-    /// The stream's configuration in force; the stream is made when it does not exist.
-    async fn open_stream(&self) -> Result<stream::Config> {
-        let name = self.stream_name();
-        let found: std::result::Result<stream::Info, _> =
-            self.ask("stream info", format!("STREAM.INFO.{name}"), Vec::new()).await?;
-        let existing = match found {
-            Ok(info) => info.config,
-            Err(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND && !self.settings.create => {
-                return Err(EventError::Config(format!(
-                    "stream '{name}': does not exist, and create is false"
-                )));
-            }
-            Err(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
-                let wanted = serde_json::to_vec(&self.wanted_stream())?;
-                let made: std::result::Result<stream::Info, _> =
-                    self.ask("stream create", format!("STREAM.CREATE.{name}"), wanted).await?;
-                match made {
-                    Ok(info) => return Ok(info.config),
-                    // Another program made it in the meantime.
-                    Err(error) if error.error_code() == ErrorCode::STREAM_NAME_EXIST => {
-                        self.stream().await?.config
-                    }
-                    Err(error) if error.error_code() == ErrorCode::STREAM_SUBJECT_OVERLAP => {
-                        return Err(self.overlap(error).await);
-                    }
-                    Err(error) => return Err(refused("stream create", error)),
-                }
-            }
-            Err(error) => return Err(refused("stream info", error)),
-        };
-        self.check_stream(&existing)?;
-        Ok(existing)
-    }
-
-    /// Which stream has the subjects already, as far as the server lets us ask.
-    async fn overlap(&self, refusal: jetstream::Error) -> EventError {
-        #[derive(Deserialize)]
-        struct Names {
-            streams: Vec<String>,
-        }
-        let subjects = self.settings.config.stream_subjects();
-        let query = serde_json::json!({ "subject": subjects.first() }).to_string();
-        match self.ask::<Names>("stream names", "STREAM.NAMES".to_owned(), query.into_bytes()).await {
-            Ok(Ok(names)) if !names.streams.is_empty() => EventError::Conflict {
-                resource: format!("stream '{}'", self.stream_name()),
-                field: "subjects".to_owned(),
-                existing: format!("taken by stream '{}'", names.streams.join("', '")),
-                requested: format!("{subjects:?}"),
-            },
-            _ => refused("stream create", refusal),
-        }
-    }
-
-    fn wanted_stream(&self) -> stream::Config {
-        let NatsProviderBuilder { config, .. } = &self.settings;
-        // JetStream writes unlimited as -1.
-        let limit = |max: i64| if max == 0 { -1 } else { max };
-        stream::Config {
-            name: config.stream_name.clone(),
-            subjects: config.stream_subjects(),
-            retention: RetentionPolicy::Limits,
-            storage: native_storage(config.storage),
-            max_messages: limit(config.max_events),
-            max_bytes: limit(config.max_bytes),
-            max_messages_per_subject: -1,
-            max_consumers: -1,
-            max_age: Duration::from_secs(config.max_age_secs),
-            max_message_size: self.settings.max_message_size.map_or(-1, with_headers),
-            num_replicas: self.settings.replicas.unwrap_or(1),
-            duplicate_window: self.settings.dedup_window.unwrap_or_default(),
-            compression: self.settings.compression.filter(|compress| *compress).map(|_| Compression::S2),
-            discard: native_discard(self.settings.discard_new.unwrap_or(false)),
-            allow_direct: true,
-            allow_atomic_publish: self.settings.atomic_batches.unwrap_or(true)
-                && self.link.client().is_server_compatible(2, 12, 0),
-            ..stream::Config::default()
-        }
-    }
-
-    /// Refuses an existing stream that cannot do what the settings say. Its limits are left as they are.
-    fn check_stream(&self, existing: &stream::Config) -> Result<()> {
-        let settings = &self.settings;
-        let everything = format!("{}.>", self.prefix());
-        if !existing.subjects.iter().any(|subjects| *subjects == everything || subjects == ">") {
-            return Err(self.stream_conflict("subjects", &existing.subjects, &[everything]));
-        }
-        let storage = native_storage(settings.config.storage);
-        if existing.storage != storage {
-            return Err(self.stream_conflict("storage", &existing.storage, &storage));
-        }
-        self.same("replicas", settings.replicas, existing.num_replicas)?;
-        self.same("dedup_window", settings.dedup_window, existing.duplicate_window)?;
-        self.same(
-            "max_message_size",
-            settings.max_message_size.map(with_headers),
-            existing.max_message_size,
-        )?;
-        self.same("compression", settings.compression, existing.compression == Some(Compression::S2))?;
-        let atomic = settings.atomic_batches.filter(|atomic| *atomic);
-        self.same("atomic_batches", atomic, existing.allow_atomic_publish)?;
-        self.same("discard_new", settings.discard_new, existing.discard == DiscardPolicy::New)?;
-        let wanted = self.wanted_stream();
-        let limits = |config: &stream::Config| {
-            [config.max_messages.max(0), config.max_bytes.max(0), config.max_age.as_secs().cast_signed()]
-        };
-        if limits(existing) != limits(&wanted) {
-            tracing::warn!(
-                stream = existing.name,
-                existing = ?limits(existing),
-                configured = ?limits(&wanted),
-                "the stream exists with other limits (events, bytes, seconds) and keeps them"
-            );
-        }
-        Ok(())
-    }
-
-    fn same<T: PartialEq + fmt::Debug>(&self, field: &str, wanted: Option<T>, existing: T) -> Result<()> {
-        match wanted {
-            Some(wanted) if wanted != existing => Err(self.stream_conflict(field, &existing, &wanted)),
-            _ => Ok(()),
-        }
-    }
-
-    fn stream_conflict(
-        &self,
-        field: &str,
-        existing: &dyn fmt::Debug,
-        requested: &dyn fmt::Debug,
-    ) -> EventError {
-        EventError::Conflict {
-            resource: format!("stream '{}'", self.stream_name()),
-            field: field.to_owned(),
-            existing: format!("{existing:?}"),
-            requested: format!("{requested:?}"),
-        }
-    }
-
     /// The consumer's state, `None` when there is no such consumer, or no stream to have one.
     pub(super) async fn consumer(&self, name: &str) -> Result<Option<consumer::Info>> {
         let subject = format!("CONSUMER.INFO.{}.{name}", self.stream_name());
@@ -452,44 +324,35 @@ impl Shared {
         }
     }
 
-    /// All consumers of the stream, in pages.
+    /// All consumers of the stream, in pages. One whose server did not answer in time for its page is asked for by name.
     pub(super) async fn consumers(&self) -> Result<Vec<consumer::Info>> {
         #[derive(Deserialize)]
         struct Page {
             total: usize,
             #[serde(default)]
             consumers: Option<Vec<consumer::Info>>,
+            #[serde(default)]
+            missing: Option<Vec<String>>,
         }
-        let mut found = Vec::new();
+        let (mut found, mut offset) = (Vec::new(), 0);
         loop {
             let subject = format!("CONSUMER.LIST.{}", self.stream_name());
-            let offset = serde_json::json!({ "offset": found.len() });
+            let body = serde_json::json!({ "offset": offset });
             let page: Page = self
-                .ask("consumer list", subject, offset.to_string().into())
+                .ask("consumer list", subject, body.to_string().into())
                 .await?
                 .map_err(|error| refused("consumer list", error))?;
-            let listed = page.consumers.unwrap_or_default();
-            let is_last = listed.is_empty() || found.len() + listed.len() >= page.total;
+            let (listed, missing) = (page.consumers.unwrap_or_default(), page.missing.unwrap_or_default());
+            offset += listed.len() + missing.len();
+            let is_last = (listed.is_empty() && missing.is_empty()) || offset >= page.total;
             found.extend(listed);
+            for name in missing {
+                // Deleted in the meantime, if there is none.
+                found.extend(self.consumer(&name).await?);
+            }
             if is_last {
                 return Ok(found);
             }
         }
     }
-}
-
-/// The limit of the stream counts headers too, where the metadata of a message and its id stand.
-fn with_headers(max: i32) -> i32 {
-    max.saturating_add(i32::try_from(MAX_METADATA_BYTES).unwrap_or(i32::MAX))
-}
-
-fn native_storage(storage: StorageType) -> stream::StorageType {
-    match storage {
-        StorageType::File => stream::StorageType::File,
-        StorageType::Memory => stream::StorageType::Memory,
-    }
-}
-
-fn native_discard(new: bool) -> DiscardPolicy {
-    if new { DiscardPolicy::New } else { DiscardPolicy::Old }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::wire::Wire;
+use super::wire::{Wire, sent};
 use super::{NatsProvider, tls};
 use crate::error::{EventError, Result, shorten};
 use crate::provider::validate::check_max_bytes;
@@ -16,6 +16,9 @@ use crate::subject::validate_prefix;
 
 /// Most publishes of a batch that wait for their acknowledgement at once, unless configured otherwise.
 pub const DEFAULT_MAX_IN_FLIGHT: usize = 256;
+
+/// The server takes no shorter one.
+const SHORTEST_DEDUP_WINDOW: Duration = Duration::from_millis(100);
 
 /// Where the server keeps the events of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -286,7 +289,7 @@ impl NatsProviderBuilder {
         self
     }
 
-    /// How long the server remembers a `msg_id`. Its default is 120 s.
+    /// How long the server remembers a `msg_id`: at least 100 ms, and no longer than it keeps an event. Its default is 120 s.
     pub fn dedup_window(mut self, window: Duration) -> Self {
         self.dedup_window = Some(window);
         self
@@ -392,6 +395,18 @@ impl NatsProviderBuilder {
         }
         if self.publish_deadline.is_some_and(|deadline| deadline.is_zero()) {
             return wrong("publish_deadline: must be more than 0".to_owned());
+        }
+        if let Some(window) = self.dedup_window {
+            let age = Duration::from_secs(config.max_age_secs);
+            if window < SHORTEST_DEDUP_WINDOW {
+                return wrong(format!("dedup_window {window:?}: must be at least {SHORTEST_DEDUP_WINDOW:?}"));
+            }
+            if !age.is_zero() && sent(window) > sent(age) {
+                return wrong(format!(
+                    "dedup_window {window:?}: must be at most max_age_secs {}",
+                    config.max_age_secs
+                ));
+            }
         }
         if self.max_in_flight == 0 {
             return wrong("max_in_flight 0: must be at least 1".to_owned());
@@ -652,6 +667,8 @@ mod tests {
         assert!(with(|b| b.config.request_timeout_secs = 0).contains("request_timeout_secs"));
         assert!(with(|b| b.max_in_flight = 0).contains("max_in_flight"));
         assert!(with(|b| b.publish_deadline = Some(Duration::ZERO)).contains("publish_deadline"));
+        assert!(with(|b| b.dedup_window = Some(Duration::from_nanos(1))).contains("dedup_window 1ns"));
+        assert!(with(|b| b.dedup_window = Some(Duration::MAX)).contains("max_age_secs 604800"));
         assert!(with(|b| b.replicas = Some(2)).contains("replicas"));
         assert!(with(|b| b.max_message_size = Some(1)).contains("max_message_size"));
         assert!(with(|b| b.config.subject_prefix = "a.*".to_owned()).contains("subject_prefix"));

@@ -40,11 +40,16 @@ impl Shared {
         validate_consumer_name(name)?;
         let wanted = self.consumer_config(filter, options)?;
         loop {
+            let stream = self.stream_or_made_again().await?;
+            let opened = |info: &consumer::Info, config: ConsumerConfig| {
+                let life = self.life(info, &stream, &config.deliver_policy);
+                NatsSubscription::new(self, info, life, config, true)
+            };
             let Some(existing) = self.consumer(name).await? else {
                 let native = self.native(&wanted, name, true)?;
                 match self.put_consumer(Action::Create, name, native).await? {
-                    Some(info) => return Ok(NatsSubscription::new(self, &info, wanted, true)),
-                    // Somebody else made it in the meantime: look again.
+                    Some(info) => return Ok(opened(&info, self.in_force(&info, wanted)?)),
+                    // Somebody else made it in the meantime, or the stream is gone: look again.
                     None => continue,
                 }
             };
@@ -52,17 +57,17 @@ impl Shared {
             let in_force = self.consumer_config_of(&existing.config)?;
             in_force.check_filter(name, &wanted.filter)?;
             if options.is_none() {
-                return Ok(NatsSubscription::new(self, &existing, in_force, true));
+                return Ok(opened(&existing, in_force));
             }
             let mut changed = in_force.clone();
             changed.change_to(name, wanted.clone())?;
             if changed == in_force {
-                return Ok(NatsSubscription::new(self, &existing, in_force, true));
+                return Ok(opened(&existing, in_force));
             }
             let mut native = existing.config.clone();
             apply(&changed, &mut native);
             match self.put_consumer(Action::Update, name, native).await? {
-                Some(info) => return Ok(NatsSubscription::new(self, &info, changed, true)),
+                Some(info) => return Ok(opened(&info, self.in_force(&info, changed)?)),
                 // Deleted in the meantime: make it anew.
                 None => continue,
             }
@@ -78,10 +83,24 @@ impl Shared {
         let wanted = self.consumer_config(filter, Some(options))?;
         let name = format!("a3s-{}", uuid::Uuid::now_v7().simple());
         let native = self.native(&wanted, &name, false)?;
+        let stream = self.stream_or_made_again().await?;
         match self.put_consumer(Action::Create, &name, native).await? {
-            Some(info) => Ok(NatsSubscription::new(self, &info, wanted, false)),
-            None => Err(EventError::Consumer(format!("consumer '{name}' exists already"))),
+            Some(info) => {
+                let life = self.life(&info, &stream, &wanted.deliver_policy);
+                let in_force = self.in_force(&info, wanted)?;
+                Ok(NatsSubscription::new(self, &info, life, in_force, false))
+            }
+            None => Err(EventError::Consumer(format!("consumer '{name}' could not be made"))),
         }
+    }
+
+    /// The settings of a consumer that was just made or changed, as the server tells them.
+    fn in_force(&self, info: &consumer::Info, wanted: ConsumerConfig) -> Result<ConsumerConfig> {
+        let mut config = self.consumer_config_of(&info.config)?;
+        // A server before 2.10 keeps no metadata, and the start of its answer may be spelled in another way.
+        config.backoff = wanted.backoff;
+        config.deliver_policy = wanted.deliver_policy;
+        Ok(config)
     }
 
     fn consumer_config(&self, filter: &str, options: Option<&SubscribeOptions>) -> Result<ConsumerConfig> {
@@ -106,7 +125,7 @@ impl Shared {
         Ok(native)
     }
 
-    /// Makes or changes a consumer; `None` when there is one already, or none to change.
+    /// Makes or changes a consumer; `None` when there is one already, none to change, or no stream.
     async fn put_consumer(
         &self,
         action: Action,
@@ -135,6 +154,7 @@ impl Shared {
                     ErrorCode::CONSUMER_ALREADY_EXISTS
                         | ErrorCode::CONSUMER_NAME_EXIST
                         | ErrorCode::CONSUMER_DOES_NOT_EXIST
+                        | ErrorCode::STREAM_NOT_FOUND
                 ) =>
             {
                 Ok(None)

@@ -6,120 +6,175 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
-
-use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy};
-use async_nats::{Message, StatusCode, Subject, Subscriber, datetime};
-use futures_util::StreamExt;
-use serde_json::json;
 
 use super::client::Shared;
 use super::consumer::under_prefix;
-use super::error::{PROVIDER, connection_ended, refused, timeout};
-use super::subscription::Position;
-use super::wire::decode;
-use crate::error::{BackendError, ErrorKind, Result};
-use crate::provider::{HistoryPage, HistoryQuery, StoredEvent};
+use super::records::Records;
+use crate::error::Result;
+use crate::provider::{HistoryPage, HistoryQuery, StoredEvent, UnreadableRecord};
 use crate::subject::validate_filter_under;
 
 /// Records per request.
 const CHUNK: usize = 256;
 /// Sequences in the first window.
 const FIRST_WINDOW: u64 = 64;
-/// A helper consumer that could not be deleted is gone after this time.
-const HELPER_IDLE: Duration = Duration::from_secs(5);
+/// Records of one page that cannot be read; the next page goes on behind them.
+const MAX_UNREADABLE: usize = 1_000;
 
-/// Matching records from one sequence on, in order.
-struct Records {
-    found: Vec<Record>,
-    /// How many match in all, those in `found` included.
-    total: u64,
+type Entry = std::result::Result<StoredEvent, UnreadableRecord>;
+
+fn sequence_of(entry: &Entry) -> u64 {
+    match entry {
+        Ok(event) => event.sequence,
+        Err(record) => record.sequence,
+    }
 }
 
-struct Record {
-    sequence: u64,
-    /// In Unix milliseconds.
-    stored_at: u64,
-    message: Message,
+/// The newest records of a window, oldest first. What is older than enough of either kind is not kept.
+struct Window {
+    entries: VecDeque<Entry>,
+    events: usize,
+    limit: usize,
+}
+
+impl Window {
+    fn add(&mut self, entry: Entry) {
+        self.events += usize::from(entry.is_ok());
+        self.entries.push_back(entry);
+        while self.events > self.limit || self.entries.len() - self.events > MAX_UNREADABLE {
+            let dropped = self.entries.pop_front();
+            self.events -= usize::from(dropped.is_some_and(|entry| entry.is_ok()));
+        }
+    }
+}
+
+/// What a page holds so far.
+struct Found {
+    events: Vec<StoredEvent>,
+    unreadable: Vec<UnreadableRecord>,
+    limit: usize,
+}
+
+impl Found {
+    fn add(&mut self, entry: Entry) {
+        match entry {
+            Ok(event) => self.events.push(event),
+            Err(record) => self.unreadable.push(record),
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.events.len() >= self.limit || self.unreadable.len() >= MAX_UNREADABLE
+    }
+
+    fn into_page(self, searched_from: u64, first: u64) -> HistoryPage {
+        HistoryPage::new(self.events, self.unreadable, Some(searched_from), first)
+    }
 }
 
 impl Shared {
-    /// Exactly the newest `limit` events that match, newest first.
-    pub(super) async fn page(&self, query: &HistoryQuery) -> Result<HistoryPage> {
-        Ok(HistoryPage::new(self.query(query).await?, Vec::new(), None, 0))
+    /// Exactly the newest events that a query asks for, newest first, from as many pages as it takes.
+    pub(super) async fn query(&self, query: &HistoryQuery) -> Result<Vec<StoredEvent>> {
+        let mut page = self.page(query).await?;
+        let mut found = page.events;
+        while let Some(next) = page.next
+            && found.len() < query.limit
+        {
+            let mut rest = query.clone().before_sequence(next);
+            rest.limit = query.limit - found.len();
+            page = self.page(&rest).await?;
+            found.append(&mut page.events);
+        }
+        Ok(found)
     }
 
-    /// Exactly the newest `limit` events that match, newest first.
-    pub(super) async fn query(&self, query: &HistoryQuery) -> Result<Vec<StoredEvent>> {
+    /// The newest matches and what cannot be read among them, newest first.
+    pub(super) async fn page(&self, query: &HistoryQuery) -> Result<HistoryPage> {
         let everything = format!("{}.>", self.prefix());
         let filter = query.filter.as_deref().unwrap_or(&everything);
         validate_filter_under(filter, self.prefix())?;
         self.check_open()?;
         let filter = under_prefix(filter, self.prefix());
-        let mut newest_first = Vec::new();
-        if query.limit == 0 {
-            return Ok(newest_first);
+        let (first, mut end) = self.range(query).await?;
+        if first >= end {
+            return Ok(HistoryPage::default());
         }
+        let mut found = Found { events: Vec::new(), unreadable: Vec::new(), limit: query.limit };
+        if query.limit == 0 {
+            return Ok(found.into_page(end, first));
+        }
+        let mut width = u64::try_from(query.limit).unwrap_or(u64::MAX).clamp(FIRST_WINDOW, CHUNK as u64);
+        let mut behind_end = None;
+        while first < end {
+            let missing = query.limit - found.events.len();
+            let start = end.saturating_sub(width).max(first);
+            let records = self.read(&filter, start, CHUNK).await?;
+            let total = records.total;
+            let in_window = total.map(|total| total.saturating_sub(behind_end.unwrap_or_default()));
+            let too_many = u64::try_from(missing.saturating_mul(2)).unwrap_or(u64::MAX).max(CHUNK as u64);
+            if behind_end.is_some()
+                && in_window.is_some_and(|in_window| in_window > too_many)
+                && end - start > FIRST_WINDOW
+            {
+                width = ((end - start) / 4).max(FIRST_WINDOW);
+                continue;
+            }
+            for entry in self.read_window(&filter, records, end, missing).await?.entries.into_iter().rev() {
+                let sequence = sequence_of(&entry);
+                found.add(entry);
+                if found.is_full() {
+                    return Ok(found.into_page(sequence, first));
+                }
+            }
+            behind_end = total;
+            end = start;
+            width = width.saturating_mul(4);
+        }
+        Ok(found.into_page(first, first))
+    }
+
+    /// The sequences that a query covers: the first one, and the one behind the last.
+    async fn range(&self, query: &HistoryQuery) -> Result<(u64, u64)> {
         let state = self.stream().await?.state;
         let mut first = state.first_sequence.max(1).max(query.since_sequence.unwrap_or(0));
-        let mut end = (state.last_sequence + 1).min(query.before_sequence.unwrap_or(u64::MAX));
+        let mut end = state.last_sequence.saturating_add(1).min(query.before_sequence.unwrap_or(u64::MAX));
         if let Some(time) = query.since_time {
             first = self.first_stored_since(time, first, end).await?;
         }
         if let Some(time) = query.before_time {
             end = self.first_stored_since(time, first, end).await?;
         }
-        let mut width = u64::try_from(query.limit).unwrap_or(u64::MAX).clamp(FIRST_WINDOW, CHUNK as u64);
-        let mut behind_end = None;
-        while newest_first.len() < query.limit && first < end {
-            let missing = query.limit - newest_first.len();
-            let start = end.saturating_sub(width).max(first);
-            let records = self.read(&filter, start, CHUNK).await?;
-            let total = records.total;
-            let in_window = behind_end.map_or(total, |behind| total.saturating_sub(behind));
-            let too_many = u64::try_from(missing.saturating_mul(2)).unwrap_or(u64::MAX).max(CHUNK as u64);
-            if behind_end.is_some() && in_window > too_many && end - start > FIRST_WINDOW {
-                width = ((end - start) / 4).max(FIRST_WINDOW);
-                continue;
-            }
-            let mut window = self.read_window(&filter, records, end, missing).await?;
-            while let Some(event) = window.pop_back() {
-                newest_first.push(event);
-            }
-            behind_end = Some(total);
-            end = start;
-            width = width.saturating_mul(4);
-        }
-        Ok(newest_first)
+        Ok((first, end))
     }
 
-    /// The newest `limit` events of a window, oldest first, given its first records.
+    /// The newest records of a window, given its first ones: `limit` events, or as many records that are none as fill a page.
     async fn read_window(
         &self,
         filter: &str,
         mut records: Records,
         end: u64,
         limit: usize,
-    ) -> Result<VecDeque<StoredEvent>> {
-        let mut window = VecDeque::new();
+    ) -> Result<Window> {
+        let mut window = Window { entries: VecDeque::new(), events: 0, limit };
         loop {
-            let read = records.found.len() as u64;
             let mut next = None;
             for record in records.found {
                 if record.sequence >= end {
                     return Ok(window);
                 }
                 next = Some(record.sequence + 1);
-                // What is not an event is nothing that history could return.
-                if let Ok(event) = decode(&record.message) {
-                    window.push_back(StoredEvent::new(Arc::new(event), record.sequence, record.stored_at));
-                }
-                if window.len() > limit {
-                    window.pop_front();
-                }
+                window.add(match record.content {
+                    Ok(event) => Ok(StoredEvent::new(Arc::new(event), record.sequence, record.stored_at)),
+                    Err(reason) => {
+                        let mut unreadable = UnreadableRecord::new(record.sequence, reason);
+                        unreadable.subject = Some(record.subject);
+                        unreadable.stored_at = Some(record.stored_at);
+                        Err(unreadable)
+                    }
+                });
             }
             match next {
-                Some(next) if next < end && read < records.total => {
+                Some(next) if next < end && records.has_more => {
                     records = self.read(filter, next, CHUNK).await?;
                 }
                 _ => return Ok(window),
@@ -128,7 +183,7 @@ impl Shared {
     }
 
     /// First sequence between `first` and `end` that was stored at this time or later; `end` when there is none.
-    async fn first_stored_since(&self, unix_ms: u64, first: u64, end: u64) -> Result<u64> {
+    pub(super) async fn first_stored_since(&self, unix_ms: u64, first: u64, end: u64) -> Result<u64> {
         let everything = format!("{}.>", self.prefix());
         let (mut low, mut high) = (first, end);
         while low < high {
@@ -142,118 +197,33 @@ impl Shared {
         }
         Ok(low)
     }
-
-    /// Up to `max` matching records from `start` on, in one round trip where the server can.
-    async fn read(&self, filter: &str, start: u64, max: usize) -> Result<Records> {
-        let deadline = self.settings.config.request_timeout();
-        let reading = async {
-            if self.batched_direct_get
-                && let Some(records) = self.read_directly(filter, start, max).await?
-            {
-                return Ok(records);
-            }
-            self.read_through_consumer(filter, start, max).await
-        };
-        tokio::time::timeout(deadline, reading).await.unwrap_or_else(|_| Err(timeout("history", deadline)))
-    }
-
-    /// `None` when the stream does not allow it any more.
-    async fn read_directly(&self, filter: &str, start: u64, max: usize) -> Result<Option<Records>> {
-        let request = json!({ "seq": start, "batch": max, "next_by_subj": filter });
-        let subject = format!("$JS.API.DIRECT.GET.{}", self.stream_name());
-        let mut answers = self.request_many(subject, &request).await?;
-        let mut records = Records { found: Vec::new(), total: 0 };
-        loop {
-            let message = answers.next().await.ok_or_else(connection_ended)?;
-            match message.status {
-                None => {
-                    let record = directly(message).ok_or_else(malformed)?;
-                    if records.found.is_empty() {
-                        records.total = record.1 + 1;
-                    }
-                    records.found.push(record.0);
-                }
-                // 204 ends the batch, 404 says that nothing matches.
-                Some(status) if status.as_u16() == 204 || status == StatusCode::NOT_FOUND => {
-                    return Ok(Some(records));
-                }
-                Some(StatusCode::NO_RESPONDERS) => return Ok(None),
-                Some(status) => {
-                    let reason = format!("{status}: {}", message.description.unwrap_or_default());
-                    return Err(BackendError::new(PROVIDER, "history", ErrorKind::Backend, reason)
-                        .retryable()
-                        .into());
-                }
-            }
-        }
-    }
-
-    /// For servers and streams without direct reads: a consumer that keeps nothing and is deleted again.
-    async fn read_through_consumer(&self, filter: &str, start: u64, max: usize) -> Result<Records> {
-        let name = format!("a3s-history-{}", uuid::Uuid::now_v7().simple());
-        let config = consumer::Config {
-            name: Some(name.clone()),
-            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: start },
-            ack_policy: AckPolicy::None,
-            filter_subject: filter.to_owned(),
-            inactive_threshold: HELPER_IDLE,
-            memory_storage: true,
-            num_replicas: 1,
-            ..consumer::Config::default()
-        };
-        let stream = self.stream_name();
-        let subject = format!("CONSUMER.CREATE.{stream}.{name}.{filter}");
-        let request = json!({ "stream_name": stream, "config": config, "action": "create" });
-        let made: consumer::Info = self
-            .ask("history", subject, request.to_string().into())
-            .await?
-            .map_err(|error| refused("history", error))?;
-        let read = self.read_all_of(&name, max.min(usize::try_from(made.num_pending).unwrap_or(max))).await;
-        self.delete_consumer(&name).await?;
-        Ok(Records { found: read?, total: made.num_pending })
-    }
-
-    async fn read_all_of(&self, consumer: &str, count: usize) -> Result<Vec<Record>> {
-        let mut found = Vec::with_capacity(count);
-        if count == 0 {
-            return Ok(found);
-        }
-        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{consumer}", self.stream_name());
-        let mut answers = self.request_many(subject, &json!({ "batch": count, "no_wait": true })).await?;
-        while found.len() < count {
-            let message = answers.next().await.ok_or_else(connection_ended)?;
-            if message.status.is_some() {
-                // Retention was faster: there is less than there was.
-                break;
-            }
-            let (position, _) = Position::of(&message).ok_or_else(malformed)?;
-            found.push(Record { sequence: position.sequence, stored_at: position.stored_at, message });
-        }
-        Ok(found)
-    }
-
-    /// A request that is answered by several messages.
-    async fn request_many(&self, subject: String, request: &serde_json::Value) -> Result<Subscriber> {
-        let client = self.link.working().await?;
-        let inbox = Subject::from(client.new_inbox());
-        let answers = client.subscribe(inbox.clone()).await.map_err(|_| connection_ended())?;
-        let body = request.to_string().into();
-        client.publish_with_reply(subject, inbox, body).await.map_err(|_| connection_ended())?;
-        Ok(answers)
-    }
 }
 
-/// A record with how many more match behind it.
-fn directly(message: Message) -> Option<(Record, u64)> {
-    let headers = message.headers.as_ref()?;
-    let header = |name: &str| headers.get_last(name).map(async_nats::HeaderValue::as_str);
-    let sequence = header("Nats-Sequence")?.parse().ok()?;
-    let pending = header("Nats-Num-Pending")?.parse().ok()?;
-    let stored = datetime::parse_rfc3339(header("Nats-Time-Stamp")?).ok()?;
-    let stored_at = u64::try_from(stored.unix_timestamp_nanos() / 1_000_000).ok()?;
-    Some((Record { sequence, stored_at, message }, pending))
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Event;
 
-fn malformed() -> crate::EventError {
-    BackendError::new(PROVIDER, "history", ErrorKind::Backend, "a record without sequence or time").into()
+    fn entry(sequence: u64, is_event: bool) -> Entry {
+        if is_event {
+            let event = Event::new("events.a", "a", "", "t", serde_json::json!(sequence));
+            return Ok(StoredEvent::new(Arc::new(event), sequence, 0));
+        }
+        Err(UnreadableRecord::new(sequence, "junk"))
+    }
+
+    #[test]
+    fn a_window_keeps_what_a_page_can_hold() {
+        let mut window = Window { entries: VecDeque::new(), events: 0, limit: 3 };
+        for sequence in 1..=10 {
+            window.add(entry(sequence, sequence % 2 == 0));
+        }
+        // The events 6, 8 and 10, and what lies behind the first of them.
+        assert_eq!(window.entries.iter().map(sequence_of).collect::<Vec<_>>(), [5, 6, 7, 8, 9, 10]);
+        let mut window = Window { entries: VecDeque::new(), events: 0, limit: 3 };
+        for sequence in 1..=MAX_UNREADABLE as u64 + 5 {
+            window.add(entry(sequence, false));
+        }
+        assert_eq!(window.entries.len(), MAX_UNREADABLE);
+    }
 }

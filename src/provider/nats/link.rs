@@ -19,6 +19,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::config::NatsProviderBuilder;
 use super::error::{denied, not_connected, timeout, unanswered};
+use crate::deadline::After;
 use crate::error::{EventError, Result};
 
 /// A connection that does not answer this often is dead after three of them.
@@ -158,13 +159,22 @@ impl Link {
             if last.elapsed() > LASTED {
                 *delay = REBUILD_DELAY;
             }
-            tokio::time::sleep_until(last + *delay).await;
+            tokio::time::sleep_until(last.after(*delay)).await;
             *delay = (*delay * 2).min(LONGEST_REBUILD_DELAY);
         }
         *last = Some(Instant::now());
         tracing::warn!("the connection task of the nats client has ended: connecting anew");
         let made = Connection::new(&self.settings, &self.events).await?;
         Ok(&newest.next.get_or_init(|| Box::new(made)).client)
+    }
+
+    /// Lets the next client be made as soon as the first one: it is known why the last one ended, and that this does not
+    /// repeat itself.
+    pub(super) fn forgive(&self) {
+        // Whoever holds it is making a client already.
+        if let Ok(mut rebuilding) = self.rebuilding.try_lock() {
+            rebuilding.1 = REBUILD_DELAY;
+        }
     }
 
     fn newest(&self) -> &Connection {
@@ -178,7 +188,7 @@ impl Link {
     /// A request that does the same however often it is carried out: it is sent again while there is no answer. A group of
     /// a cluster that is choosing its leader drops what it is asked.
     pub(super) async fn ask(&self, subject: &Subject, body: &[u8], deadline: Duration) -> Answer {
-        let until = Instant::now() + deadline;
+        let until = Instant::now().after(deadline);
         let mut asked = FuturesUnordered::new();
         let mut pause = ASK_AGAIN;
         loop {
@@ -195,13 +205,13 @@ impl Link {
     /// A request that may be carried out twice: it is sent again on a new connection, where the answer to the first one
     /// would never come.
     pub(super) async fn request(&self, subject: &Subject, body: &[u8], deadline: Duration) -> Answer {
-        let until = Instant::now() + deadline;
+        let until = Instant::now().after(deadline);
         loop {
             let connection = self.connection();
             let request = Request::new().payload(body.to_vec().into());
             let mut asking = pin!(self.answer(subject, request, until));
             // Most answers come before it is worth looking out for anything else.
-            let answer = match timeout_at(until.min(Instant::now() + PATIENCE), &mut asking).await {
+            let answer = match timeout_at(until.min(Instant::now().after(PATIENCE)), &mut asking).await {
                 Ok(answer) => answer,
                 Err(_) => tokio::select! {
                     biased;
@@ -223,7 +233,7 @@ impl Link {
         request: Request,
         deadline: Duration,
     ) -> Answer {
-        self.answer(subject, request, Instant::now() + deadline).await
+        self.answer(subject, request, Instant::now().after(deadline)).await
     }
 
     async fn answer(&self, subject: &Subject, request: Request, until: Instant) -> Answer {
@@ -232,7 +242,7 @@ impl Link {
         let client = client.map_err(NoAnswer::NoClient)?;
         // The deadline is ours: that of the client covers the wait for the answer only.
         let mut asking = pin!(client.send_request(subject.clone(), request.timeout(None)));
-        if let Ok(answer) = timeout_at(until.min(since + PATIENCE), &mut asking).await {
+        if let Ok(answer) = timeout_at(until.min(since.after(PATIENCE)), &mut asking).await {
             return answer.map_err(NoAnswer::Failed);
         }
         tokio::select! {

@@ -6,9 +6,17 @@ mod config;
 mod consumer;
 mod error;
 mod history;
+mod life;
 mod link;
+mod parked;
+mod position;
 mod publish;
 mod pull;
+mod records;
+mod reset;
+mod settle;
+mod strays;
+mod stream;
 mod subscription;
 mod tls;
 mod unreadable;
@@ -25,8 +33,8 @@ pub use subscription::NatsSubscription;
 pub use wire::Wire;
 
 use super::{
-    Capabilities, ConsumerInfo, EventProvider, HistoryPage, HistoryQuery, ProviderInfo, PublishReceipt,
-    PublishRequest, Subscription, Support,
+    Capabilities, ConsumerInfo, ConsumerPosition, EventProvider, HistoryPage, HistoryQuery, ProviderInfo,
+    PublishReceipt, PublishRequest, Subscription, Support,
 };
 use crate::error::Result;
 use crate::types::{Event, PublishOptions, SubscribeOptions};
@@ -122,6 +130,10 @@ impl EventProvider for NatsProvider {
         self.client.shared.page(query).await
     }
 
+    async fn reset_consumer(&self, consumer_name: &str, position: ConsumerPosition) -> Result<()> {
+        self.client.shared.reset_consumer(consumer_name, position).await
+    }
+
     async fn unsubscribe(&self, consumer_name: &str) -> Result<()> {
         self.client.unsubscribe(consumer_name).await
     }
@@ -150,8 +162,7 @@ impl EventProvider for NatsProvider {
     }
 
     async fn health(&self) -> Result<bool> {
-        let shared = &self.client.shared;
-        Ok(shared.check_open().is_ok() && shared.link.is_connected() && shared.stream().await.is_ok())
+        Ok(self.client.shared.is_healthy().await)
     }
 
     fn name(&self) -> &str {
@@ -179,7 +190,11 @@ impl EventProvider for NatsProvider {
     }
 
     async fn close(&self) -> Result<()> {
-        self.client.shared.closed.send_replace(true);
+        let shared = &self.client.shared;
+        shared.closed.send_replace(true);
+        if let Some(strays) = shared.strays.get() {
+            strays.ended().await;
+        }
         Ok(())
     }
 }

@@ -9,11 +9,13 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
 use serde::Deserialize;
+use tokio::time::{Instant, timeout_at};
 
 use super::client::Shared;
 use super::error::{PROVIDER, refused};
 use super::link::NoAnswer;
 use super::wire::Wire;
+use crate::deadline::After;
 use crate::error::{BackendError, ErrorKind, EventError, Result};
 use crate::provider::validate::{validate_event, validate_publish_options};
 use crate::provider::{PublishReceipt, PublishRequest};
@@ -47,12 +49,36 @@ impl Shared {
     pub(super) async fn publish(&self, event: &Event, options: &PublishOptions) -> Result<PublishReceipt> {
         self.check_open()?;
         let body = self.encode(event, options)?;
+        let deadline = self.deadline_of(options);
+        let until = Instant::now().after(deadline);
+        match self.publish_once(event, body.clone(), options, deadline).await {
+            // Nobody takes the subject, so that nothing was stored: the stream may be gone.
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                match timeout_at(until, self.stream_made_again()).await {
+                    Ok(Ok(_there_again)) => {
+                        let left = until.saturating_duration_since(Instant::now());
+                        self.publish_once(event, body, options, left).await
+                    }
+                    Ok(Err(gone)) if gone.kind() == ErrorKind::NotFound && !gone.is_retryable() => Err(gone),
+                    Ok(Err(_)) | Err(_) => Err(error),
+                }
+            }
+            answer => answer,
+        }
+    }
+
+    async fn publish_once(
+        &self,
+        event: &Event,
+        body: Bytes,
+        options: &PublishOptions,
+        deadline: Duration,
+    ) -> Result<PublishReceipt> {
         let size = body.len();
         let mut request = Request::new().payload(body);
         if let Some(headers) = headers(options, self.settings.wire) {
             request = request.headers(headers);
         }
-        let deadline = self.deadline_of(options);
         let subject = Subject::from(event.subject.as_str());
         let answer = match self.link.request_once(&subject, request, deadline).await {
             Err(NoAnswer::Failed(error)) if error.kind() == RequestErrorKind::MaxPayloadExceeded => {
@@ -129,12 +155,8 @@ impl Shared {
 
     /// The `msg_id` that a record was stored with, as far as that can be found out.
     async fn msg_id_of(&self, sequence: u64) -> Option<String> {
-        let reading = async {
-            let stream = self.link.jetstream().get_stream_no_info(self.stream_name()).await.ok()?;
-            let record = stream.get_raw_message(sequence).await.ok()?;
-            record.headers.get(header::NATS_MESSAGE_ID).map(|id| id.as_str().to_owned())
-        };
-        tokio::time::timeout(self.settings.config.request_timeout(), reading).await.ok()?
+        let record = self.encoded(serde_json::json!({ "seq": sequence })).await.ok()??;
+        record.header(header::NATS_MESSAGE_ID.as_ref())
     }
 }
 

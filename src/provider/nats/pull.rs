@@ -15,8 +15,14 @@ use tokio::time::Instant;
 
 use super::client::Shared;
 use super::error::{PROVIDER, connection_ended};
-use super::unreadable::Unreadable;
+use super::life::Life;
+use super::parked::Unreadable;
+use super::position::Position;
+use super::settle::Settling;
+use super::strays::Stray;
+use crate::deadline::After;
 use crate::error::{BackendError, ErrorKind, EventError, Result};
+use crate::provider::SubscriptionEnd;
 
 /// How long the server keeps one request.
 const EXPIRES: Duration = Duration::from_secs(30);
@@ -43,8 +49,8 @@ const MARKERS: u64 = 4;
 pub(super) enum Pulled {
     Message(Fetched),
     Unreadable(Unreadable),
-    /// The consumer was deleted.
-    Gone,
+    /// The consumer is no more.
+    Gone(SubscriptionEnd),
     /// The provider was closed.
     Closed,
 }
@@ -52,17 +58,25 @@ pub(super) enum Pulled {
 /// Asks for the events of one consumer. At most one request is open, and only while a call waits.
 pub(super) struct Puller {
     shared: Arc<Shared>,
-    consumer: String,
+    life: Arc<Life>,
+    /// How long a delivery that this process keeps is leased.
+    lease: Duration,
     inbox: Option<Inbox>,
     state: State,
     /// Received and not taken.
     fetched: VecDeque<Fetched>,
     /// When what keeps going wrong began, and how often it has.
     trouble: Option<(Instant, u32)>,
-    /// Whether the client has ended while events were on their way: one of them may be the reason.
+    /// Whether the connection has ended while events were on their way: one of them may be the reason.
     suspects: bool,
-    /// Up to this sequence no record is the reason, or it was told.
-    examined: u64,
+    /// The connection on which the consumer was last known to be the same.
+    known_on: u64,
+    /// Number of the last delivery. They count up, unless the consumer is another one or was reset.
+    last: u64,
+    /// How often the consumer was reset, as far as is known here.
+    resets: u64,
+    /// When a delivery with a lower number came.
+    fell_back: Option<Instant>,
     pace: Pace,
 }
 
@@ -94,10 +108,27 @@ impl Pace {
 
 pub(super) struct Fetched {
     pub(super) message: Message,
+    pub(super) position: Position,
+    /// Where it is settled.
+    pub(super) reply: Subject,
     /// Its lease has begun at this time or later.
     pub(super) since: Instant,
+    /// When it came.
+    pub(super) received: Instant,
     /// The connection that it came on.
     pub(super) connection: u64,
+}
+
+impl Fetched {
+    pub(super) fn settling(&self) -> Settling {
+        let Self { position, reply, connection, received, .. } = self;
+        Settling {
+            reply: reply.clone(),
+            delivery: position.delivery,
+            connection: *connection,
+            received: *received,
+        }
+    }
 }
 
 struct Inbox {
@@ -120,16 +151,21 @@ enum State {
 }
 
 impl Puller {
-    pub(super) fn new(shared: Arc<Shared>, consumer: String) -> Self {
+    /// Asks for the deliveries behind the one with the number `last`.
+    pub(super) fn new(shared: Arc<Shared>, life: Arc<Life>, lease: Duration, last: u64) -> Self {
         Self {
+            known_on: shared.link.connection(),
+            resets: life.resets(),
             shared,
-            consumer,
+            life,
+            lease,
             inbox: None,
             state: State::Idle,
             fetched: VecDeque::new(),
             trouble: None,
             suspects: false,
-            examined: 0,
+            last,
+            fell_back: None,
             pace: Pace::new(),
         }
     }
@@ -151,11 +187,30 @@ impl Puller {
             if *self.shared.closed.borrow() {
                 return Ok(Pulled::Closed);
             }
-            if self.suspects {
-                if let Some(unreadable) = self.find_unreadable().await? {
-                    return Ok(Pulled::Unreadable(unreadable));
+            if let Some(end) = self.life.end() {
+                self.forget_request();
+                return Ok(Pulled::Gone(end));
+            }
+            if self.fell_back.is_some() || self.known_on != self.shared.link.connection() {
+                match self.look_after_life().await {
+                    Ok(()) => {}
+                    Err(error) => self.setback(&error.to_string()).await?,
                 }
-                self.suspects = false;
+                continue;
+            }
+            if self.suspects {
+                match self.shared.park_unreadable(&self.life).await {
+                    Ok(()) => self.suspects = false,
+                    Err(error) if error.kind() == ErrorKind::Unauthorized => {
+                        tracing::warn!(%error, "what ended the connection cannot be looked for");
+                        self.suspects = false;
+                    }
+                    Err(error) => self.setback(&error.to_string()).await?,
+                }
+                continue;
+            }
+            if let Some(unreadable) = self.life.parked.take_due(self.lease) {
+                return Ok(Pulled::Unreadable(unreadable));
             }
             self.give_back_outdated();
             if !self.fetched.is_empty() && !self.shared.link.is_connected() {
@@ -177,11 +232,7 @@ impl Puller {
                     self.ask(body).await?;
                     self.state = State::Waiting(Instant::now());
                 }
-                State::Waiting(heard) => {
-                    if let Some(pulled) = self.wait(heard).await? {
-                        return Ok(pulled);
-                    }
-                }
+                State::Waiting(heard) => self.wait(heard).await?,
                 State::Fetching(since, _) | State::Cancelled(since) => self.take_one(since).await,
             }
         }
@@ -229,13 +280,15 @@ impl Puller {
     /// would never confirm a settlement.
     fn give_back_outdated(&mut self) {
         let connection = self.shared.link.connection();
-        let shared = &self.shared;
+        let (shared, life) = (&self.shared, &self.life);
         self.fetched.retain(|fetched| {
+            // After a reset it is forgotten, and nobody waits for it to come back.
+            let is_in_force = life.is_in_force(fetched.received);
             let is_current = fetched.connection == connection;
-            if !is_current {
-                give_back(shared, fetched.message.reply.clone());
+            if is_in_force && !is_current {
+                give_back(shared, Some(fetched.reply.clone()));
             }
-            is_current
+            is_in_force && is_current
         });
     }
 
@@ -243,95 +296,135 @@ impl Puller {
     async fn ask(&mut self, body: String) -> Result<()> {
         let client = self.shared.link.working().await?.clone();
         let connection = self.shared.link.connection();
+        let deadline = self.deadline();
         let inbox = match &mut self.inbox {
             Some(inbox) if inbox.connection == connection => inbox,
             stale => {
                 let subject = Subject::from(client.new_inbox());
-                let messages = client.subscribe(subject.clone()).await.map_err(|_| connection_ended())?;
+                let subscribing = client.subscribe(subject.clone());
+                // The queue of the client is full while there is no connection.
+                let messages =
+                    tokio::time::timeout(deadline, subscribing).await.map_err(|_| no_connection())?;
+                let messages = messages.map_err(|_| connection_ended())?;
                 stale.insert(Inbox { subject, messages, taken: 0, connection })
             }
         };
-        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.shared.stream_name(), self.consumer);
+        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.shared.stream_name(), self.life.name);
         let sending = client.publish_with_reply(subject, inbox.subject.clone(), body.into());
-        match tokio::time::timeout(self.deadline(), sending).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(connection_ended()),
-            // The queue of the client is full, which it is while there is no connection.
-            Err(_) => Err(EventError::Connection("there is no connection to nats-server".to_owned())),
-        }
+        let sent = tokio::time::timeout(deadline, sending).await.map_err(|_| no_connection())?;
+        sent.map_err(|_| connection_ended())
     }
 
-    /// Waits for the answer to the open request.
-    async fn wait(&mut self, heard: Instant) -> Result<Option<Pulled>> {
+    /// Waits for the answer to the open request, or for anything else that is to be looked at.
+    async fn wait(&mut self, heard: Instant) -> Result<()> {
         let Some(inbox) = &mut self.inbox else {
             self.state = State::Idle;
-            return Ok(None);
+            return Ok(());
         };
         let mut closed = self.shared.closed.subscribe();
         let connection = inbox.connection;
+        let lost = heard.after(LOST);
+        // A delivery that is parked here may come first.
+        let wake = self.life.parked.next_due().map_or(lost, |due| due.min(lost));
         let message = tokio::select! {
             biased;
             message = inbox.messages.next() => message,
-            _ = async { closed.wait_for(|closed| *closed).await.is_ok() } => return Ok(Some(Pulled::Closed)),
+            _ = async { closed.wait_for(|closed| *closed).await.is_ok() } => {
+                self.abandon();
+                return Ok(());
+            }
             _ = self.shared.link.connection_after(connection) => {
                 // The server may have forgotten the request together with the connection.
+                self.suspects = true;
                 self.forget_request();
-                return Ok(None);
+                return Ok(());
             }
-            () = tokio::time::sleep_until(heard + LOST) => {
+            () = tokio::time::sleep_until(wake) => {
+                if wake < lost {
+                    return Ok(());
+                }
                 self.cancel();
                 // An older server answers nothing for a consumer that was deleted.
-                if self.is_gone().await {
-                    return Ok(Some(Pulled::Gone));
+                if !self.is_gone(false).await {
+                    self.setback("the server stopped answering").await?;
                 }
-                self.setback("the server stopped answering").await?;
-                return Ok(None);
+                return Ok(());
             }
         };
         let Some(message) = message else {
             self.suspects = true;
             self.forget_request();
-            return Ok(None);
+            return Ok(());
         };
         inbox.taken += 1;
         let Some(status) = message.status.filter(|status| *status != StatusCode::OK) else {
             self.state = State::Idle;
             self.trouble = None;
-            return Ok(Some(Pulled::Message(Fetched { message, since: Instant::now(), connection })));
+            self.take_message(message, Instant::now(), connection);
+            return Ok(());
         };
         if status == StatusCode::IDLE_HEARTBEAT {
             self.trouble = None;
             self.state = State::Waiting(Instant::now());
-            return Ok(None);
+            return Ok(());
         }
         // Every other status ends the request.
         self.state = State::Idle;
         if status == StatusCode::TIMEOUT || status == StatusCode::NOT_FOUND {
             self.trouble = None;
-            return Ok(None);
+            return Ok(());
         }
         let reason = message.description.unwrap_or_default();
         // Nobody answers for a consumer that is deleted, and for one whose server is starting.
-        let may_be_gone = status == StatusCode::NO_RESPONDERS || reason.contains("Deleted");
-        if may_be_gone && self.is_gone().await {
-            return Ok(Some(Pulled::Gone));
+        let is_told = reason.contains("Deleted");
+        if (is_told || status == StatusCode::NO_RESPONDERS) && self.is_gone(is_told).await {
+            return Ok(());
         }
-        self.setback(if reason.is_empty() { "no consumer answers" } else { &reason }).await?;
-        Ok(None)
+        self.setback(if reason.is_empty() { "no consumer answers" } else { &reason }).await
     }
 
-    /// The record that has ended the client, if one of those on their way can have.
-    async fn find_unreadable(&mut self) -> Result<Option<Unreadable>> {
-        match self.shared.consumer(&self.consumer).await? {
-            Some(consumer) => self.shared.unreadable(&consumer, &mut self.examined).await,
-            None => Ok(None),
+    /// Takes a delivery that has arrived.
+    fn take_message(&mut self, message: Message, since: Instant, connection: u64) {
+        let Some((position, reply)) = Position::of(&message) else {
+            tracing::warn!(consumer = self.life.name, "a message that is no delivery came to an inbox");
+            return;
+        };
+        let received = Instant::now();
+        let resets = self.life.resets();
+        if resets != self.resets {
+            self.resets = resets;
+        } else if position.delivery <= self.last {
+            self.fell_back = Some(received);
         }
+        self.last = position.delivery;
+        self.fetched.push_back(Fetched { message, position, reply, since, received, connection });
+    }
+
+    /// Finds out whether the consumer is still the one that was opened, when a new connection or a delivery with a lower
+    /// number than before leaves it open.
+    async fn look_after_life(&mut self) -> Result<()> {
+        let connection = self.shared.link.connection();
+        let end = self.shared.look_after(&self.life, false).await?;
+        if end.is_some() {
+            self.abandon();
+        }
+        let is_noticed = self.resets != self.life.resets();
+        if let (Some(fell_back), None, true) = (self.fell_back, end, connection == self.known_on)
+            && !is_noticed
+        {
+            // A server that has crashed may have forgotten deliveries, on a new connection. On this one it was reset.
+            self.life.reset(fell_back, None);
+        }
+        self.resets = self.life.resets();
+        self.fell_back = None;
+        self.known_on = connection;
+        Ok(())
     }
 
     /// Whether there certainly is no such consumer any more. One that has lost its leader does not answer.
-    async fn is_gone(&self) -> bool {
-        let looking = tokio::time::timeout(LOOK_UP, self.shared.consumer(&self.consumer));
-        matches!(looking.await, Ok(Ok(None)))
+    async fn is_gone(&self, told: bool) -> bool {
+        let looking = tokio::time::timeout(LOOK_UP, self.shared.look_after(&self.life, told));
+        matches!(looking.await, Ok(Ok(Some(_))))
     }
 
     /// Takes one message of a request that ends by itself.
@@ -347,7 +440,10 @@ impl Puller {
                 message
             }
             // The rest of the answer went to the connection before.
-            _ = self.shared.link.connection_after(inbox.connection) => None,
+            _ = self.shared.link.connection_after(inbox.connection) => {
+                self.suspects |= matches!(self.state, State::Fetching(..));
+                None
+            }
             () = tokio::time::sleep(END_DEADLINE) => None,
         };
         let Some(message) = message else {
@@ -363,8 +459,9 @@ impl Puller {
             State::Fetching(..) => self.state = State::Idle,
             _ => {}
         }
+        let connection = inbox.connection;
         if is_event {
-            self.fetched.push_back(Fetched { message, since, connection: inbox.connection });
+            self.take_message(message, since, connection);
         }
     }
 
@@ -383,8 +480,8 @@ impl Puller {
             if message.status.is_none() {
                 // It came in time, and with it the end of the request.
                 let connection = inbox.connection;
-                self.fetched.push_back(Fetched { message, since: Instant::now(), connection });
                 self.state = State::Idle;
+                self.take_message(message, Instant::now(), connection);
                 return;
             }
         }
@@ -403,14 +500,33 @@ impl Puller {
         }
     }
 
-    /// Gives back what is here and nobody has taken, without waiting. What cannot be sent comes again when its lease ends.
-    pub(super) fn give_back_received(&mut self) {
+    /// Gives back what is here and nobody has taken, without waiting, and leaves what is on its way to the provider. What
+    /// cannot be sent comes again when its lease ends.
+    pub(super) fn abandon(&mut self) {
+        self.cancel();
+        // With lower numbers than before it came from a successor of the consumer, where it is to go back to.
+        let successor_since = self.fell_back;
+        let is_over = self.life.end().is_some();
         for fetched in self.fetched.drain(..) {
-            give_back(&self.shared, fetched.message.reply);
+            let is_of_successor = successor_since.is_some_and(|since| fetched.received >= since);
+            if is_of_successor || (!is_over && self.life.is_in_force(fetched.received)) {
+                give_back(&self.shared, Some(fetched.reply));
+            }
         }
-        while let Some(Some(message)) = self.inbox.as_mut().and_then(|inbox| now(inbox.messages.next())) {
-            give_back(&self.shared, message.reply);
+        let ends_by_itself = matches!(self.state, State::Fetching(..));
+        if (ends_by_itself || matches!(self.state, State::Cancelled(_)))
+            && let Some(Inbox { subject, messages, .. }) = self.inbox.take()
+            && let Some(strays) = self.shared.strays.get()
+        {
+            let life = (!is_over || successor_since.is_none()).then(|| Arc::clone(&self.life));
+            strays.collect(Stray { inbox: subject, messages, ends_by_itself, life });
         }
+        self.forget_request();
+    }
+
+    /// Whether it is to be found out first where the last deliveries came from.
+    pub(super) fn doubts(&self) -> bool {
+        self.fell_back.is_some()
     }
 
     /// What was fetched and nobody has taken.
@@ -432,21 +548,29 @@ impl Puller {
         let (since, count) = self.trouble.unwrap_or((Instant::now(), 0));
         self.trouble = Some((since, count + 1));
         if since.elapsed() < self.deadline() {
-            let delay = FIRST_RETRY.saturating_mul(1 << count.min(16)).min(LAST_RETRY);
-            tokio::time::sleep(delay).await;
+            tokio::time::sleep(retry_delay(count)).await;
             return Ok(());
         }
         self.trouble = None;
         if !self.shared.link.is_connected() {
-            return Err(EventError::Connection("there is no connection to nats-server".to_owned()));
+            return Err(no_connection());
         }
-        let reason = format!("consumer '{}' gets nothing: {reason}", self.consumer);
+        let reason = format!("consumer '{}' gets nothing: {reason}", self.life.name);
         Err(BackendError::new(PROVIDER, "receive", ErrorKind::Backend, reason).retryable().into())
     }
 
     fn deadline(&self) -> Duration {
         self.shared.settings.config.request_timeout()
     }
+}
+
+fn no_connection() -> EventError {
+    EventError::Connection("there is no connection to nats-server".to_owned())
+}
+
+/// The pause behind the failure with this number in a row.
+pub(super) fn retry_delay(count: u32) -> Duration {
+    FIRST_RETRY.saturating_mul(1 << count.min(16)).min(LAST_RETRY)
 }
 
 /// A call that waits. When it is dropped before its end, its request is cancelled.

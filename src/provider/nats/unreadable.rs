@@ -1,80 +1,130 @@
-//! Records that end the client when they arrive: async-nats 0.51 panics on a carriage return in a header.
+//! Records that end the connection when they arrive, which only a hostile publisher writes: async-nats 0.51 panics on a
+//! carriage return in a header, and drops the connection for headers that are not UTF-8 or none.
 //!
-//! The server goes on delivering such a record until it is settled. So when the client has ended while it waited for
-//! events, those that are delivered and not settled are looked at one by one, through an interface that encodes headers.
+//! The server goes on delivering such a record until it is settled. So when the connection has ended while events were
+//! on their way, those that are delivered and not settled are looked at through an interface that encodes headers.
 
-use async_nats::jetstream::consumer;
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use serde::Deserialize;
+use std::collections::BTreeSet;
+use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use async_nats::{HeaderMap, HeaderName, HeaderValue};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use serde_json::json;
 
 use super::client::Shared;
-use super::error::refused;
+use super::life::Life;
+use super::parked::Unreadable;
+use super::records::Encoded;
 use crate::error::Result;
 
 /// Unsettled records that are looked at, at most.
 const MAX_LOOKED_AT: u64 = 10_000;
+/// How many are asked for at once.
+const AT_ONCE: usize = 32;
+/// Most records that are remembered.
+const MAX_REMEMBERED: usize = 10_000;
+/// How long the server keeps such a delivery to itself, unless it is told again.
+pub(super) const PARKED_FOR: Duration = Duration::from_secs(60 * 60);
 
-/// A record that cannot be received.
-pub(super) struct Unreadable {
-    pub(super) sequence: u64,
-    pub(super) subject: String,
-    pub(super) raw: Vec<u8>,
-    /// The subject on which its delivery is settled.
-    pub(super) reply: String,
-}
+/// Sequences of records that end the connection that receives them, as far as they were met.
+#[derive(Default)]
+pub(super) struct Hostile(Mutex<BTreeSet<u64>>);
 
-#[derive(Deserialize)]
-struct Answer {
-    message: Stored,
-}
+impl Hostile {
+    pub(super) fn add(&self, sequence: u64) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.insert(sequence);
+        if known.len() > MAX_REMEMBERED {
+            known.pop_first();
+        }
+    }
 
-#[derive(Deserialize)]
-struct Stored {
-    subject: String,
-    #[serde(default)]
-    hdrs: String,
-    #[serde(default)]
-    data: String,
+    /// Whether one is met when records are read from this sequence on.
+    pub(super) fn any_from(&self, start: u64) -> bool {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.range(start..).next().is_some()
+    }
+
+    /// The stream is another one.
+    pub(super) fn clear(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
 }
 
 impl Shared {
-    /// The first unreadable record behind `examined` among those that a consumer has delivered and not settled. `examined`
-    /// grows as they are looked at.
-    pub(super) async fn unreadable(
-        &self,
-        consumer: &consumer::Info,
-        examined: &mut u64,
-    ) -> Result<Option<Unreadable>> {
-        let last = consumer.delivered.stream_sequence;
-        let first = consumer.ack_floor.stream_sequence.max(*examined) + 1;
-        for sequence in first.max((last + 1).saturating_sub(MAX_LOOKED_AT))..=last {
-            let subject = format!("STREAM.MSG.GET.{}", self.stream_name());
-            let body = format!(r#"{{"seq":{sequence}}}"#);
-            let found = self.ask::<Answer>("receive", subject, body.into_bytes()).await?;
-            *examined = sequence;
-            let stored = match found {
-                Ok(Answer { message }) => message,
-                // Deleted or dropped in the meantime.
-                Err(error) if error.code() == 404 => continue,
-                Err(error) => return Err(refused("receive", error)),
-            };
-            if STANDARD.decode(&stored.hdrs).is_ok_and(|headers| has_bare_return(&headers)) {
-                return Ok(Some(Unreadable {
+    /// Finds the deliveries of a consumer that ended the connection, and parks them. What was looked at once is not looked
+    /// at again, however often this is cancelled and called anew.
+    pub(super) async fn park_unreadable(&self, life: &Life) -> Result<()> {
+        let Some(info) = self.consumer(&life.name).await? else { return Ok(()) };
+        let last = info.delivered.stream_sequence;
+        let first = info.ack_floor.stream_sequence.max(life.parked.examined()) + 1;
+        let first = first.max((last + 1).saturating_sub(MAX_LOOKED_AT));
+        let mut looking = stream::iter(first..=last)
+            .map(|sequence| async move {
+                let record = self.encoded(json!({ "seq": sequence })).await?;
+                Ok::<_, crate::error::EventError>((sequence, record))
+            })
+            .buffered(AT_ONCE);
+        while let Some((sequence, record)) = looking.try_next().await? {
+            // What was dropped in the meantime is delivered to nobody.
+            if let Some(reason) = record.as_ref().and_then(Encoded::unreceivable)
+                && let Some(record) = record
+            {
+                self.hostile.add(sequence);
+                self.link.forgive();
+                let reply = format!(
+                    "$JS.ACK.{}.{}.1.{sequence}.{}.0.0",
+                    self.stream_name(),
+                    life.name,
+                    info.delivered.consumer_sequence
+                );
+                life.parked.add(Unreadable {
                     sequence,
-                    subject: stored.subject,
-                    raw: STANDARD.decode(&stored.data).unwrap_or_default(),
-                    reply: format!(
-                        "$JS.ACK.{}.{}.1.{sequence}.{}.0.0",
-                        self.stream_name(),
-                        consumer.name,
-                        consumer.delivered.consumer_sequence
-                    ),
-                }));
+                    raw: record.payload(),
+                    subject: record.subject,
+                    reason,
+                    reply: reply.into(),
+                    attempts: 0,
+                });
             }
+            life.parked.examine(sequence);
         }
-        Ok(None)
+        Ok(())
     }
+}
+
+/// Reads the headers of a message as the client does. The error says why it would end the connection.
+pub(super) fn parse_headers(raw: &[u8]) -> std::result::Result<HeaderMap, &'static str> {
+    let mut headers = HeaderMap::new();
+    if raw.is_empty() {
+        return Ok(headers);
+    }
+    if has_bare_return(raw) {
+        return Err("its headers hold a carriage return");
+    }
+    let text = std::str::from_utf8(raw).map_err(|_| "its headers are not UTF-8")?;
+    let mut lines = text.lines().peekable();
+    let status = lines.next().and_then(|first| first.strip_prefix("NATS/1.0"));
+    let code = status.ok_or("its headers have no version")?.trim().split(' ').next().unwrap_or_default();
+    if !code.is_empty() && async_nats::StatusCode::from_str(code).is_err() {
+        return Err("its headers begin with a status that is none");
+    }
+    while let Some(line) = lines.next() {
+        if line.is_empty() {
+            continue;
+        }
+        let (name, value) = line.split_once(':').ok_or("a line of its headers has no colon")?;
+        let name = HeaderName::from_str(name).map_err(|_| "a name in its headers is none")?;
+        let mut value = value.trim_start().to_owned();
+        while let Some(folded) = lines.next_if(|line| line.starts_with(char::is_whitespace)) {
+            value.push_str(folded);
+        }
+        let value = HeaderValue::from_str(value.trim_end()).map_err(|_| "a value in its headers is none")?;
+        headers.append(name, value);
+    }
+    Ok(headers)
 }
 
 /// Whether a line holds a carriage return that does not end it.
@@ -92,5 +142,34 @@ mod tests {
         assert!(has_bare_return(b"NATS/1.0\r\nkey: a\rb\r\n\r\n"));
         assert!(has_bare_return(b"NATS/1.0\r\nkey: a\r"));
         assert!(!has_bare_return(b""));
+    }
+
+    #[test]
+    fn headers_are_read_as_the_client_reads_them() {
+        let headers = parse_headers(b"NATS/1.0\r\nKey: a\r\nfolded: b\r\n  c\r\nKey: d \r\n\r\n").unwrap();
+        let all = |name: &str| headers.get_all(name).map(HeaderValue::as_str).collect::<Vec<_>>();
+        assert_eq!((all("Key"), all("folded")), (vec!["a", "d"], vec!["b  c"]));
+        assert!(parse_headers(b"").unwrap().is_empty());
+        assert!(parse_headers(b"NATS/1.0 503\r\n\r\n").is_ok());
+        for hostile in [
+            &b"NATS/1.0\r\nkey: a\rb\r\n\r\n"[..],
+            b"NATS/1.0\r\nkey: \xff\r\n\r\n",
+            b"NATS/1.0\r\nno colon\r\n\r\n",
+            b"NATS/1.0\r\nn\xc3\xa4me: a\r\n\r\n",
+            b"NATS/1.0 abc\r\n\r\n",
+            b"HTTP/1.1\r\n\r\n",
+        ] {
+            assert!(parse_headers(hostile).is_err(), "{}", String::from_utf8_lossy(hostile));
+        }
+    }
+
+    #[test]
+    fn only_so_many_records_are_remembered() {
+        let hostile = Hostile::default();
+        (1..=MAX_REMEMBERED as u64 + 1).for_each(|sequence| hostile.add(sequence));
+        assert!(hostile.any_from(MAX_REMEMBERED as u64 + 1) && !hostile.any_from(MAX_REMEMBERED as u64 + 2));
+        assert_eq!(hostile.0.lock().unwrap().len(), MAX_REMEMBERED);
+        hostile.clear();
+        assert!(!hostile.any_from(0));
     }
 }

@@ -1,8 +1,9 @@
 //! What a message holds: the JSON of an event, or a CloudEvent. Either is read; one of them is written.
 
 use std::str::FromStr;
+use std::time::Duration;
 
-use async_nats::{HeaderMap, Message};
+use async_nats::HeaderMap;
 
 #[cfg(feature = "cloudevents")]
 use crate::cloudevents::{self, Accept, CloudEvent};
@@ -10,6 +11,19 @@ use crate::cloudevents::{self, Accept, CloudEvent};
 use crate::error::EventError;
 use crate::error::{Result, without_values};
 use crate::types::Event;
+
+/// The longest span that is sent to the server. Added to the present it still is a time that 63 bits of nanoseconds can say.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
+/// A duration that the server can take: what is longer is as good as for ever.
+pub(super) fn sent(duration: Duration) -> Duration {
+    duration.min(LONGEST)
+}
+
+/// A duration in nanoseconds, as the server reads them.
+pub(super) fn nanos(duration: Duration) -> u128 {
+    sent(duration).as_nanos()
+}
 
 /// What the provider writes. It reads both, whatever is set here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -67,13 +81,43 @@ impl Wire {
     }
 }
 
-/// Reads a message. The error says why it is not an event.
-pub(super) fn decode(message: &Message) -> std::result::Result<Event, String> {
+/// Reads a record that is stored under a subject. The error says why it is not an event.
+///
+/// What announces itself as a CloudEvent is read as one, and so is a body that is no event of ours and has a `specversion`:
+/// that is what there was before NATS had headers.
+#[cfg_attr(
+    not(feature = "cloudevents"),
+    allow(unused_variables, reason = "the body of an event of ours says everything")
+)]
+pub(super) fn decode(
+    subject: &str,
+    headers: Option<&HeaderMap>,
+    payload: &[u8],
+) -> std::result::Result<Event, String> {
     #[cfg(feature = "cloudevents")]
-    if let Some(headers) = message.headers.as_ref().filter(|headers| is_cloud_event(headers)) {
-        return from_cloud_event(message, headers);
+    if let Some(headers) = headers.filter(|headers| is_cloud_event(headers)) {
+        return from_cloud_event(subject, headers, payload);
     }
-    serde_json::from_slice(&message.payload).map_err(|error| without_values(&error))
+    let error = match serde_json::from_slice(payload) {
+        Ok(event) => return Ok(event),
+        Err(error) => error,
+    };
+    #[cfg(feature = "cloudevents")]
+    if has_specversion(payload) {
+        return from_cloud_event(subject, &HeaderMap::new(), payload);
+    }
+    Err(without_values(&error))
+}
+
+/// Whether a body is a JSON object with the one attribute that every CloudEvent has under this name.
+#[cfg(feature = "cloudevents")]
+fn has_specversion(payload: &[u8]) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Versioned {
+        #[serde(rename = "specversion")]
+        _specversion: String,
+    }
+    serde_json::from_slice::<Versioned>(payload).is_ok()
 }
 
 #[cfg(feature = "cloudevents")]
@@ -90,24 +134,38 @@ fn is_cloud_event(headers: &HeaderMap) -> bool {
 }
 
 #[cfg(feature = "cloudevents")]
-fn from_cloud_event(message: &Message, headers: &HeaderMap) -> std::result::Result<Event, String> {
+fn from_cloud_event(
+    subject: &str,
+    headers: &HeaderMap,
+    payload: &[u8],
+) -> std::result::Result<Event, String> {
     let flat = headers.iter().flat_map(|(name, values)| {
         let name: &str = name.as_ref();
         values.iter().map(move |value| (name, value.as_str()))
     });
-    let read = cloudevents::nats::from_message(flat, &message.payload, Accept::KnownDivergences);
+    let read = cloudevents::nats::from_message(flat, payload, Accept::KnownDivergences);
     let mut event = read.and_then(Event::try_from).map_err(|error| match error {
         EventError::Serialization(error) => without_values(&error),
         error => error.to_string(),
     })?;
     // One of others has a subject of its own meaning, and no category: what counts here is where it was published.
-    let published =
-        headers.get("Nats-Subject").map_or(message.subject.as_str(), async_nats::HeaderValue::as_str);
-    if event.subject != published {
-        let own = std::mem::replace(&mut event.subject, published.to_owned());
+    if event.subject != subject {
+        let own = std::mem::replace(&mut event.subject, subject.to_owned());
         if !own.is_empty() {
             event.metadata.entry("ce-subject".to_owned()).or_insert(own);
         }
     }
     Ok(event)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_without_an_end_fits_into_63_bits_behind_the_present() {
+        let today = i64::try_from(Duration::from_secs(1_800_000_000).as_nanos()).unwrap();
+        assert!(today.checked_add(i64::try_from(nanos(Duration::MAX)).unwrap()).is_some());
+        assert_eq!((nanos(Duration::ZERO), nanos(Duration::from_nanos(1))), (0, 1));
+    }
 }

@@ -91,3 +91,40 @@ async fn an_event_of_others_arrives_and_a_broken_one_surfaces_once() {
     );
     delivery.ack().await.unwrap();
 }
+
+/// As it was before NATS had headers, and as others write it.
+#[tokio::test]
+async fn a_structured_cloud_event_is_read_with_and_without_a_header() {
+    let server = NatsServer::start().await;
+    let provider = connect(&server).await;
+    let client = provider.client().nats_client().clone();
+    let body =
+        json!({"specversion": "1.0", "id": "7", "source": "/s", "type": "t", "data": {"n": 1}}).to_string();
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("Content-Type", "application/cloudevents+json; charset=UTF-8");
+    client.publish_with_headers("events.f.ce", headers, body.clone().into()).await.unwrap();
+    client.publish("events.f.ce", body.into()).await.unwrap();
+    // A header of the server's own name does not move it to another subject.
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("Nats-Subject", "events.other");
+    let other = json!({"specversion": "1.0", "id": "8", "source": "/s", "type": "t"}).to_string();
+    client.publish_with_headers("events.f.ce", headers, other.into()).await.unwrap();
+    client.publish("events.f.junk", r#"{"specversion": "1.0", "id": "9"}"#.into()).await.unwrap();
+    client.flush().await.unwrap();
+
+    let mut subscription = provider.subscribe("events.>").await.unwrap();
+    for id in ["7", "7", "8"] {
+        let delivery = next(subscription.as_mut()).await;
+        assert_eq!((delivery.event().id.as_str(), delivery.event().subject.as_str()), (id, "events.f.ce"));
+        delivery.ack().await.unwrap();
+    }
+    let error = tokio::time::timeout(SOON, subscription.next_delivery()).await.unwrap().unwrap_err();
+    assert!(
+        matches!(&error, EventError::Undecodable { sequence: 4, reason, .. } if reason.contains("source")),
+        "{error:?}"
+    );
+    let page = provider.query_page(&HistoryQuery::new(10)).await.unwrap();
+    let read: Vec<_> = page.events.iter().map(|stored| stored.event.id.as_str()).collect();
+    assert_eq!((read, page.unreadable.len()), (vec!["8", "7", "7"], 1));
+    assert!(page.events.iter().all(|stored| stored.event.subject == "events.f.ce"));
+}

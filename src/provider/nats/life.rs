@@ -1,0 +1,187 @@
+//! The life of a consumer: from its creation at the server until it is deleted or lost. A consumer of the same name that
+//! is made afterwards is another one, and what the first delivered is not settled for it.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::Duration;
+
+use async_nats::datetime::DateTime;
+use async_nats::jetstream::{consumer, stream};
+use tokio::time::Instant;
+
+use super::client::Shared;
+use super::parked::Parked;
+use super::position::{Position, Seen};
+use crate::error::Result;
+use crate::provider::SubscriptionEnd;
+use crate::types::DeliverPolicy;
+
+/// Servers before 2.10 tell a time of creation that differs by some fraction of a millisecond after a restart.
+const OLD_SERVERS_DIFFER_BY: Duration = Duration::from_millis(20);
+
+/// What all members of a consumer in this process share.
+pub(super) struct Life {
+    pub(super) name: String,
+    created: DateTime,
+    stream_created: DateTime,
+    /// How much the time of creation of the same consumer may differ.
+    tolerance: Duration,
+    /// Whether it survives a restart of the server.
+    is_kept: bool,
+    end: OnceLock<SubscriptionEnd>,
+    resets: AtomicU64,
+    state: Mutex<State>,
+    /// Deliveries that this process cannot receive.
+    pub(super) parked: Parked,
+}
+
+struct State {
+    /// What was delivered before this time is forgotten: the consumer was reset.
+    valid_from: Option<Instant>,
+    seen: Option<Seen>,
+}
+
+impl Life {
+    fn new(shared: &Shared, info: &consumer::Info, stream: &stream::Info, policy: &DeliverPolicy) -> Self {
+        let is_new = info.delivered.consumer_sequence == 0;
+        let sequence = match policy {
+            // What it begins with are the newest events of their subjects: what lies between them is not missing.
+            DeliverPolicy::LastPerSubject if is_new => stream.state.last_sequence,
+            _ => info.delivered.stream_sequence,
+        };
+        let seen = Seen { sequence, delivery: info.delivered.consumer_sequence };
+        let tells_exactly = shared.link.client().is_server_compatible(2, 10, 0);
+        Self {
+            name: info.name.clone(),
+            created: info.created,
+            stream_created: stream.created,
+            tolerance: if tells_exactly { Duration::ZERO } else { OLD_SERVERS_DIFFER_BY },
+            is_kept: info.config.durable_name.is_some() && !info.config.memory_storage,
+            end: OnceLock::new(),
+            resets: AtomicU64::new(0),
+            state: Mutex::new(State { valid_from: None, seen: Some(seen) }),
+            parked: Parked::default(),
+        }
+    }
+
+    /// Whether this is the consumer whose life it is.
+    pub(super) fn is_of(&self, info: &consumer::Info) -> bool {
+        let apart =
+            (info.created.unix_timestamp_nanos() - self.created.unix_timestamp_nanos()).unsigned_abs();
+        apart <= self.tolerance.as_nanos()
+    }
+
+    /// Why it has ended.
+    pub(super) fn end(&self) -> Option<SubscriptionEnd> {
+        self.end.get().copied()
+    }
+
+    pub(super) fn end_as(&self, end: SubscriptionEnd) {
+        // The first one to notice decides.
+        let _ = self.end.set(end);
+    }
+
+    /// How often it was reset, as far as is known here.
+    pub(super) fn resets(&self) -> u64 {
+        self.resets.load(Ordering::Acquire)
+    }
+
+    /// Whether what was received at this time is still to be settled.
+    pub(super) fn is_in_force(&self, received: Instant) -> bool {
+        self.state().valid_from.is_none_or(|from| received >= from)
+    }
+
+    /// Forgets what was delivered before this time. `seen` is where the consumer goes on, if that is known.
+    pub(super) fn reset(&self, at: Instant, seen: Option<Seen>) {
+        let mut state = self.state();
+        state.valid_from = state.valid_from.max(Some(at));
+        state.seen = seen;
+        drop(state);
+        self.parked.clear();
+        self.resets.fetch_add(1, Ordering::Release);
+    }
+
+    /// How many events before this one were delivered to nobody.
+    pub(super) fn missing_before(&self, position: Position) -> u64 {
+        self.state().seen.map_or(0, |seen| seen.missing_before(position))
+    }
+
+    /// Notes a delivery, and returns how many events before it retention took, where the stream begins with `first` now.
+    /// What was deleted by hand in the middle of the stream was not dropped by retention.
+    pub(super) fn see(&self, position: Position, first: u64) -> u64 {
+        let mut state = self.state();
+        let here = Seen { sequence: position.sequence, delivery: position.delivery };
+        let Some(seen) = state.seen.replace(here) else { return 0 };
+        state.seen = Some(seen.then(position));
+        seen.missing_before(position).min(first.saturating_sub(seen.sequence.saturating_add(1)))
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The consumers that this process has open.
+#[derive(Default)]
+pub(super) struct Lives(Mutex<HashMap<String, Weak<Life>>>);
+
+impl Lives {
+    fn known(&self) -> std::sync::MutexGuard<'_, HashMap<String, Weak<Life>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The consumer of this name, if it is open.
+    pub(super) fn get(&self, name: &str) -> Option<Arc<Life>> {
+        self.known().get(name)?.upgrade().filter(|life| life.end().is_none())
+    }
+}
+
+impl Shared {
+    /// The life of a consumer that was just opened. Another one of the same name has ended then.
+    pub(super) fn life(
+        &self,
+        info: &consumer::Info,
+        stream: &stream::Info,
+        policy: &DeliverPolicy,
+    ) -> Arc<Life> {
+        if let Some(life) = self.lives.get(&info.name) {
+            if life.is_of(info) {
+                return life;
+            }
+            let replaced = life.stream_created != stream.created;
+            life.end_as(if replaced { SubscriptionEnd::StreamReplaced } else { SubscriptionEnd::Deleted });
+        }
+        let life = Arc::new(Life::new(self, info, stream, policy));
+        let mut known = self.lives.known();
+        known.retain(|_, life| life.strong_count() > 0);
+        known.insert(info.name.clone(), Arc::downgrade(&life));
+        life
+    }
+
+    /// Looks whether a consumer still lives, and notes the end if it does not. `told` says that the server has told of its
+    /// deletion.
+    pub(super) async fn look_after(&self, life: &Life, told: bool) -> Result<Option<SubscriptionEnd>> {
+        if let Some(end) = life.end() {
+            return Ok(Some(end));
+        }
+        if self.consumer(&life.name).await?.is_some_and(|info| life.is_of(&info)) {
+            return Ok(None);
+        }
+        let end = match self.stream_if_any().await? {
+            Some(stream) if stream.created == life.stream_created => {
+                if told || life.is_kept {
+                    SubscriptionEnd::Deleted
+                } else {
+                    SubscriptionEnd::Lost
+                }
+            }
+            _ => {
+                self.hostile.clear();
+                SubscriptionEnd::StreamReplaced
+            }
+        };
+        life.end_as(end);
+        Ok(life.end())
+    }
+}

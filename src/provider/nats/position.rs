@@ -1,0 +1,103 @@
+//! Where a delivery stands, which the subject that it is acknowledged on tells.
+
+use async_nats::{Message, Subject};
+
+/// Where a delivery stands in its stream and in its consumer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Position {
+    pub(super) sequence: u64,
+    /// Number among all deliveries of the consumer, to all members.
+    pub(super) delivery: u64,
+    pub(super) num_delivered: u64,
+    /// When the record was stored, in Unix milliseconds.
+    pub(super) stored_at: u64,
+}
+
+impl Position {
+    /// Reads the subject that a delivery is acknowledged on:
+    /// `$JS.ACK.stream.consumer.attempt.sequence.delivery.time.pending`, in newer servers with domain and account before
+    /// the stream and maybe more behind.
+    pub(super) fn of(message: &Message) -> Option<(Self, Subject)> {
+        let reply = message.reply.clone()?;
+        Some((Self::parse(&reply)?, reply))
+    }
+
+    fn parse(reply: &str) -> Option<Self> {
+        let tokens: Vec<&str> = reply.strip_prefix("$JS.ACK.")?.split('.').collect();
+        let numbers = match tokens.len() {
+            7 => tokens.get(2..6)?,
+            9.. => tokens.get(4..8)?,
+            _ => return None,
+        };
+        let [num_delivered, sequence, delivery, stored_at] = numbers else { return None };
+        Some(Self {
+            sequence: sequence.parse().ok()?,
+            delivery: delivery.parse().ok()?,
+            num_delivered: num_delivered.parse().ok()?,
+            stored_at: stored_at.parse::<u64>().ok()? / 1_000_000,
+        })
+    }
+}
+
+/// The last new event that is known of, and the last delivery. What lies between it and the next one and was delivered to
+/// nobody was dropped.
+///
+/// It means something for consumers of the whole stream: of the others, nobody knows whether what was dropped matched.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Seen {
+    pub(super) sequence: u64,
+    pub(super) delivery: u64,
+}
+
+impl Seen {
+    /// How many events before this one were delivered to nobody.
+    pub(super) fn missing_before(self, position: Position) -> u64 {
+        if position.num_delivered > 1 || position.delivery == 0 || position.sequence <= self.sequence {
+            return 0;
+        }
+        let skipped = position.sequence - self.sequence - 1;
+        skipped.saturating_sub(position.delivery.saturating_sub(self.delivery.saturating_add(1)))
+    }
+
+    /// The same after a delivery; a redelivery is no new event.
+    pub(super) fn then(self, position: Position) -> Self {
+        let sequence = if position.num_delivered > 1 { self.sequence } else { position.sequence };
+        Self { sequence: sequence.max(self.sequence), delivery: position.delivery.max(self.delivery) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn position(reply: &str) -> Option<(u64, u64, u64)> {
+        let message = Message {
+            subject: "events.a".into(),
+            reply: Some(reply.into()),
+            payload: Vec::new().into(),
+            headers: None,
+            status: None,
+            description: None,
+            length: 0,
+        };
+        let (position, _) = Position::of(&message)?;
+        assert_eq!(position.stored_at, 1_790_230_470_084);
+        Some((position.num_delivered, position.sequence, position.delivery))
+    }
+
+    #[test]
+    fn positions_are_read_from_the_reply_subjects_of_old_and_new_servers() {
+        assert_eq!(position("$JS.ACK.EVENTS.name.3.100.7.1790230470084404000.42"), Some((3, 100, 7)));
+        assert_eq!(
+            position("$JS.ACK._.szMpdrwD.EVENTS.name.3.100.7.1790230470084404000.42"),
+            Some((3, 100, 7))
+        );
+        assert_eq!(
+            position("$JS.ACK.hub.sz.EVENTS.name.3.100.7.1790230470084404000.42.rand"),
+            Some((3, 100, 7))
+        );
+        assert_eq!(position("$JS.ACK.EVENTS.name.3.100.7"), None);
+        assert_eq!(position("$JS.ACK.EVENTS.name.x.100.7.1790230470084404000.42"), None);
+        assert_eq!(position("_INBOX.abc"), None);
+    }
+}

@@ -1,0 +1,67 @@
+//! Moving a consumer to another position, which the server does itself since 2.14.
+
+use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::stream::State;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::client::Shared;
+use super::error::{PROVIDER, refused};
+use super::position::Seen;
+use crate::error::{EventError, Result};
+use crate::provider::{ConsumerPosition, unsupported};
+use crate::subject::validate_consumer_name;
+use crate::types::unix_millis;
+
+impl Shared {
+    /// Moves a durable consumer. Its settings and its open subscriptions stay.
+    pub(super) async fn reset_consumer(&self, name: &str, position: ConsumerPosition) -> Result<()> {
+        self.check_open()?;
+        validate_consumer_name(name)?;
+        if !self.link.client().is_server_compatible(2, 14, 0) {
+            return Err(unsupported("reset_consumer on nats-server before 2.14", PROVIDER));
+        }
+        let info = self.consumer(name).await?.filter(|info| info.config.durable_name.is_some());
+        let Some(info) = info else {
+            return Err(EventError::NotFound(format!("durable consumer '{name}'")));
+        };
+        let sequence = self.sequence_of(position).await?;
+        // What arrives from here on may come from the new position already.
+        let asked = Instant::now();
+        let subject = format!("CONSUMER.RESET.{}.{name}", self.stream_name());
+        let body = json!({ "seq": sequence }).to_string();
+        match self.ask::<Value>("consumer reset", subject, body.into()).await? {
+            Ok(_) => {}
+            Err(error) if error.error_code() == ErrorCode::CONSUMER_INVALID_RESET => {
+                let policy = &info.config.deliver_policy;
+                let option =
+                    format!("reset_consumer to sequence {sequence} of a consumer that starts {policy:?}");
+                return Err(unsupported(&option, PROVIDER));
+            }
+            Err(error) if error.error_code() == ErrorCode::CONSUMER_NOT_FOUND => {
+                return Err(EventError::NotFound(format!("durable consumer '{name}'")));
+            }
+            Err(error) => return Err(refused("consumer reset", error)),
+        }
+        if let Some(life) = self.lives.get(name).filter(|life| life.is_of(&info)) {
+            life.reset(asked, Some(Seen { sequence: sequence - 1, delivery: 0 }));
+        }
+        Ok(())
+    }
+
+    /// The sequence that a position means now.
+    async fn sequence_of(&self, position: ConsumerPosition) -> Result<u64> {
+        let State { first_sequence, last_sequence, .. } = self.stream().await?.state;
+        let (first, end) = (first_sequence.max(1), last_sequence.saturating_add(1));
+        match position {
+            ConsumerPosition::First => Ok(first),
+            ConsumerPosition::Last => Ok(end),
+            // What lies before the first one was dropped before, and is not missed again.
+            ConsumerPosition::Sequence(sequence) => Ok(sequence.max(first)),
+            ConsumerPosition::Time(unix_ms) if unix_ms > unix_millis() => {
+                Err(unsupported("reset_consumer to a time in the future", PROVIDER))
+            }
+            ConsumerPosition::Time(unix_ms) => self.first_stored_since(unix_ms, first, end.max(first)).await,
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! Settling deliveries: at the server, or here where the server would settle something else.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::{RequestErrorKind, Subject};
+use async_trait::async_trait;
+use tokio::time::Instant;
+
+use super::client::Shared;
+use super::life::Life;
+use super::link::NoAnswer;
+use super::wire::nanos;
+use crate::error::{EventError, Result, shorten};
+use crate::provider::AckHandler;
+use crate::provider::consumer::ConsumerConfig;
+
+/// A settlement that takes longer may be on its way to a server that has forgotten the delivery: then it is found out.
+const PATIENCE: Duration = Duration::from_millis(50);
+/// Longest wait for the confirmation of a settlement.
+const CONFIRMATION: Duration = Duration::from_secs(3);
+/// Pause between two looks at a consumer whose server is not ready.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// The consumer as its deliveries need it.
+pub(super) struct ConsumerHandle {
+    pub(super) shared: Arc<Shared>,
+    pub(super) life: Arc<Life>,
+    pub(super) stream: Arc<str>,
+    pub(super) config: ConsumerConfig,
+}
+
+/// Where a delivery is settled.
+#[derive(Clone)]
+pub(super) struct Settling {
+    pub(super) reply: Subject,
+    /// Number among all deliveries of the consumer, to all members.
+    pub(super) delivery: u64,
+    /// The connection that it came on.
+    pub(super) connection: u64,
+    /// When it came.
+    pub(super) received: Instant,
+}
+
+impl ConsumerHandle {
+    /// Sends a settlement and waits until the server confirms it.
+    pub(super) async fn settle(&self, settling: &Settling, verb: &str, body: &[u8]) -> Result<()> {
+        // The server knows the name only: it would settle the delivery for a successor, or for what comes after a reset.
+        if self.life.end().is_some() {
+            return self.settle_for_the_gone(verb);
+        }
+        if !self.life.is_in_force(settling.received) {
+            return Err(EventError::Ack(format!(
+                "{verb}: the consumer was reset since the event was delivered"
+            )));
+        }
+        let deadline = CONFIRMATION.min(self.shared.settings.config.request_timeout());
+        let late = || EventError::Ack(format!("{verb}: no confirmation within {} s", deadline.as_secs()));
+        let asking = async {
+            match self.shared.link.request(&settling.reply, body, deadline).await {
+                Ok(_confirmation) => Ok(()),
+                Err(NoAnswer::Failed(error)) if error.kind() == RequestErrorKind::NoResponders => {
+                    self.nobody_settles(verb).await
+                }
+                Err(NoAnswer::Late) => Err(late()),
+                Err(none) => Err(EventError::Ack(format!("{verb}: {}", none.into_error("settle", deadline)))),
+            }
+        };
+        let mut asking = pin!(tokio::time::timeout(deadline, asking));
+        if let Ok(settled) = tokio::time::timeout(PATIENCE, &mut asking).await {
+            return settled.unwrap_or_else(|_| Err(late()));
+        }
+        tokio::select! {
+            biased;
+            settled = &mut asking => settled.unwrap_or_else(|_| Err(late())),
+            () = self.forgets(settling) => {
+                Err(EventError::Ack(format!("{verb}: the server has crashed and forgotten that it delivered the event")))
+            }
+        }
+    }
+
+    /// Waits until a new connection shows that the server does not know a delivery. It would never confirm that it is
+    /// settled, and delivers the event again.
+    async fn forgets(&self, settling: &Settling) {
+        let mut connection = settling.connection;
+        loop {
+            connection = self.shared.link.connection_after(connection).await;
+            match self.shared.consumer(&self.life.name).await {
+                Ok(Some(info)) if info.delivered.consumer_sequence < settling.delivery => return,
+                Ok(_) => {}
+                Err(_) => {
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                    connection = settling.connection;
+                }
+            }
+        }
+    }
+
+    /// Nobody listens for settlements: the consumer is gone, or its server is starting.
+    async fn nobody_settles(&self, verb: &str) -> Result<()> {
+        let name = &self.life.name;
+        if self.shared.consumer(name).await?.is_some_and(|info| self.life.is_of(&info)) {
+            return Err(EventError::Ack(format!("{verb}: consumer '{name}' is not ready")));
+        }
+        self.settle_for_the_gone(verb)
+    }
+
+    fn settle_for_the_gone(&self, verb: &str) -> Result<()> {
+        match verb {
+            // Nothing comes again, which is what was asked for.
+            "ack" | "term" => Ok(()),
+            _ => {
+                let name = &self.life.name;
+                Err(EventError::Closed(format!("consumer '{name}' is gone and delivers nothing again")))
+            }
+        }
+    }
+
+    pub(super) async fn ack(&self, settling: &Settling) -> Result<()> {
+        self.settle(settling, "ack", b"+ACK").await
+    }
+
+    pub(super) async fn term(&self, settling: &Settling, reason: &str) -> Result<()> {
+        tracing::debug!(consumer = self.life.name, reason = shorten(reason), "event terminated");
+        // Older servers know the bare word only.
+        let body = if self.shared.link.client().is_server_compatible(2, 10, 4) {
+            format!("+TERM {}", shorten(reason))
+        } else {
+            "+TERM".to_owned()
+        };
+        self.settle(settling, "term", body.as_bytes()).await
+    }
+
+    pub(super) async fn nak(&self, settling: &Settling, delay: Duration) -> Result<()> {
+        if delay.is_zero() {
+            return self.settle(settling, "nak", b"-NAK").await;
+        }
+        let body = format!(r#"-NAK {{"delay":{}}}"#, nanos(delay));
+        self.settle(settling, "nak", body.as_bytes()).await
+    }
+
+    pub(super) async fn extend(&self, settling: &Settling) -> Result<()> {
+        self.settle(settling, "extend", b"+WPI").await
+    }
+
+    fn delay(&self, delay: Option<Duration>, num_delivered: u64) -> Duration {
+        let attempt = u32::try_from(num_delivered).unwrap_or(u32::MAX);
+        delay.unwrap_or_else(|| self.config.backoff_after(attempt))
+    }
+}
+
+/// Settles one delivery.
+pub(super) struct Handler {
+    pub(super) consumer: Arc<ConsumerHandle>,
+    pub(super) settling: Settling,
+    pub(super) num_delivered: u64,
+}
+
+#[async_trait]
+impl AckHandler for Handler {
+    async fn ack(&self) -> Result<()> {
+        self.consumer.ack(&self.settling).await
+    }
+
+    async fn nak(&self, delay: Option<Duration>) -> Result<()> {
+        self.consumer.nak(&self.settling, self.consumer.delay(delay, self.num_delivered)).await
+    }
+
+    async fn term(&self, reason: &str) -> Result<()> {
+        self.consumer.term(&self.settling, reason).await
+    }
+
+    async fn extend(&self) -> Result<()> {
+        self.consumer.extend(&self.settling).await
+    }
+}
+
+/// Settles a delivery that the server keeps to itself, because it cannot be received: what does not end it stays here.
+pub(super) struct ParkedHandler {
+    pub(super) delivery: Handler,
+    pub(super) sequence: u64,
+}
+
+#[async_trait]
+impl AckHandler for ParkedHandler {
+    async fn ack(&self) -> Result<()> {
+        self.delivery.ack().await?;
+        self.delivery.consumer.life.parked.settled(self.sequence);
+        Ok(())
+    }
+
+    async fn nak(&self, delay: Option<Duration>) -> Result<()> {
+        let Handler { consumer, num_delivered, .. } = &self.delivery;
+        consumer.life.parked.delay(self.sequence, consumer.delay(delay, *num_delivered));
+        Ok(())
+    }
+
+    async fn term(&self, reason: &str) -> Result<()> {
+        self.delivery.term(reason).await?;
+        self.delivery.consumer.life.parked.settled(self.sequence);
+        Ok(())
+    }
+
+    async fn extend(&self) -> Result<()> {
+        let Handler { consumer, .. } = &self.delivery;
+        consumer.life.parked.delay(self.sequence, consumer.config.ack_wait);
+        Ok(())
+    }
+}

@@ -1,0 +1,300 @@
+//! The stream: made when it does not exist, compared when it does, and asked whether it takes what is published.
+
+use std::fmt;
+use std::time::Duration;
+
+use async_nats::jetstream::stream::{self, Compression, DiscardPolicy, RetentionPolicy};
+use async_nats::jetstream::{self, ErrorCode};
+use serde::Deserialize;
+
+use super::client::Shared;
+use super::config::{NatsProviderBuilder, StorageType};
+use super::error::{PROVIDER, refused};
+use super::wire::sent;
+use crate::error::{BackendError, ErrorKind, EventError, Result};
+use crate::provider::Durability;
+use crate::provider::validate::MAX_METADATA_BYTES;
+
+/// A stream that refuses what is beyond its limit in bytes is full when it has less room than this: a small event.
+const SMALL_EVENT: u64 = 1_024;
+
+pub(super) fn durability(stream: &stream::Config) -> Durability {
+    match (stream.num_replicas, stream.storage) {
+        (2.., _) => Durability::NodeLoss,
+        // The server syncs files every two minutes unless its `sync_interval` says otherwise.
+        (_, stream::StorageType::File) => Durability::ProcessCrash,
+        (_, stream::StorageType::Memory) => Durability::Process,
+    }
+}
+
+impl Shared {
+    pub(super) async fn stream(&self) -> Result<stream::Info> {
+        let subject = format!("STREAM.INFO.{}", self.stream_name());
+        self.ask("stream info", subject, Vec::new()).await?.map_err(|error| refused("stream info", error))
+    }
+
+    /// `None` when there is no such stream.
+    pub(super) async fn stream_if_any(&self) -> Result<Option<stream::Info>> {
+        let subject = format!("STREAM.INFO.{}", self.stream_name());
+        match self.ask("stream info", subject, Vec::new()).await? {
+            Ok(info) => Ok(Some(info)),
+            Err(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => Ok(None),
+            Err(error) => Err(refused("stream info", error)),
+        }
+    }
+
+    /// The stream, which is made again when it is gone and may be made.
+    pub(super) async fn stream_or_made_again(&self) -> Result<stream::Info> {
+        match self.stream_if_any().await? {
+            Some(info) => Ok(info),
+            None => self.stream_made_again().await,
+        }
+    }
+
+    /// Makes a stream again that seems to be gone.
+    ///
+    /// Whoever comes while it is being made waits, and goes on in the order of coming, so that a batch keeps its order.
+    pub(super) async fn stream_made_again(&self) -> Result<stream::Info> {
+        let _one_at_a_time = self.making.lock().await;
+        if let Some(info) = self.stream_if_any().await? {
+            return Ok(info);
+        }
+        let name = self.stream_name();
+        if !self.settings.create {
+            let reason = format!("stream '{name}' does not exist any more, and create is false");
+            return Err(BackendError::new(PROVIDER, "stream info", ErrorKind::NotFound, reason).into());
+        }
+        tracing::warn!(
+            stream = name,
+            "the stream is gone with its events and consumers: it is made again, with the settings of this provider"
+        );
+        self.hostile.clear();
+        self.open_stream().await?;
+        self.stream().await
+    }
+
+    /// Whether a publish would be taken: the stream is there and has a leader, our subjects and room.
+    ///
+    /// One that is gone is not healthy. Where it may be made it is made again, so that the next answer is another one: a
+    /// program that waits for health before it publishes would wait for ever.
+    pub(super) async fn is_healthy(&self) -> bool {
+        if self.check_open().is_err() || !self.link.is_connected() {
+            return false;
+        }
+        match self.stream_if_any().await {
+            Ok(Some(info)) => self.has_our_subjects(&info.config) && takes_publishes(&info),
+            Ok(None) => {
+                if let Err(error) = self.stream_made_again().await {
+                    tracing::debug!(%error, "the stream is gone and is not made again");
+                }
+                false
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the stream does not answer");
+                false
+            }
+        }
+    }
+
+    fn has_our_subjects(&self, existing: &stream::Config) -> bool {
+        let everything = format!("{}.>", self.prefix());
+        existing.subjects.iter().any(|subjects| *subjects == everything || subjects == ">")
+    }
+
+    /// The stream's configuration in force; the stream is made when it does not exist.
+    pub(super) async fn open_stream(&self) -> Result<stream::Config> {
+        let name = self.stream_name();
+        let found: std::result::Result<stream::Info, _> =
+            self.ask("stream info", format!("STREAM.INFO.{name}"), Vec::new()).await?;
+        let existing = match found {
+            Ok(info) => info.config,
+            Err(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND && !self.settings.create => {
+                return Err(EventError::Config(format!(
+                    "stream '{name}': does not exist, and create is false"
+                )));
+            }
+            Err(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+                let wanted = serde_json::to_vec(&self.wanted_stream())?;
+                let made: std::result::Result<stream::Info, _> =
+                    self.ask("stream create", format!("STREAM.CREATE.{name}"), wanted).await?;
+                match made {
+                    Ok(info) => return Ok(info.config),
+                    // Another program made it in the meantime.
+                    Err(error) if error.error_code() == ErrorCode::STREAM_NAME_EXIST => {
+                        self.stream().await?.config
+                    }
+                    Err(error) if error.error_code() == ErrorCode::STREAM_SUBJECT_OVERLAP => {
+                        return Err(self.overlap(error).await);
+                    }
+                    Err(error) => return Err(refused("stream create", error)),
+                }
+            }
+            Err(error) => return Err(refused("stream info", error)),
+        };
+        self.check_stream(&existing)?;
+        Ok(existing)
+    }
+
+    /// Which stream has the subjects already, as far as the server lets us ask.
+    async fn overlap(&self, refusal: jetstream::Error) -> EventError {
+        #[derive(Deserialize)]
+        struct Names {
+            streams: Vec<String>,
+        }
+        let subjects = self.settings.config.stream_subjects();
+        let query = serde_json::json!({ "subject": subjects.first() }).to_string();
+        match self.ask::<Names>("stream names", "STREAM.NAMES".to_owned(), query.into_bytes()).await {
+            Ok(Ok(names)) if !names.streams.is_empty() => EventError::Conflict {
+                resource: format!("stream '{}'", self.stream_name()),
+                field: "subjects".to_owned(),
+                existing: format!("taken by stream '{}'", names.streams.join("', '")),
+                requested: format!("{subjects:?}"),
+            },
+            _ => refused("stream create", refusal),
+        }
+    }
+
+    fn wanted_stream(&self) -> stream::Config {
+        let NatsProviderBuilder { config, .. } = &self.settings;
+        // JetStream writes unlimited as -1.
+        let limit = |max: i64| if max == 0 { -1 } else { max };
+        stream::Config {
+            name: config.stream_name.clone(),
+            subjects: config.stream_subjects(),
+            retention: RetentionPolicy::Limits,
+            storage: native_storage(config.storage),
+            max_messages: limit(config.max_events),
+            max_bytes: limit(config.max_bytes),
+            max_messages_per_subject: -1,
+            max_consumers: -1,
+            max_age: sent(Duration::from_secs(config.max_age_secs)),
+            max_message_size: self.settings.max_message_size.map_or(-1, with_headers),
+            num_replicas: self.settings.replicas.unwrap_or(1),
+            duplicate_window: sent(self.settings.dedup_window.unwrap_or_default()),
+            compression: self.settings.compression.filter(|compress| *compress).map(|_| Compression::S2),
+            discard: native_discard(self.settings.discard_new.unwrap_or(false)),
+            allow_direct: true,
+            allow_atomic_publish: self.settings.atomic_batches.unwrap_or(true)
+                && self.link.client().is_server_compatible(2, 12, 0),
+            ..stream::Config::default()
+        }
+    }
+
+    /// Refuses an existing stream that cannot do what the settings say. Its limits are left as they are.
+    fn check_stream(&self, existing: &stream::Config) -> Result<()> {
+        let settings = &self.settings;
+        if !self.has_our_subjects(existing) {
+            let everything = format!("{}.>", self.prefix());
+            return Err(self.stream_conflict("subjects", &existing.subjects, &[everything]));
+        }
+        let storage = native_storage(settings.config.storage);
+        if existing.storage != storage {
+            return Err(self.stream_conflict("storage", &existing.storage, &storage));
+        }
+        self.same("replicas", settings.replicas, existing.num_replicas)?;
+        self.same("dedup_window", settings.dedup_window.map(sent), existing.duplicate_window)?;
+        self.same(
+            "max_message_size",
+            settings.max_message_size.map(with_headers),
+            existing.max_message_size,
+        )?;
+        self.same("compression", settings.compression, existing.compression == Some(Compression::S2))?;
+        let atomic = settings.atomic_batches.filter(|atomic| *atomic);
+        self.same("atomic_batches", atomic, existing.allow_atomic_publish)?;
+        self.same("discard_new", settings.discard_new, existing.discard == DiscardPolicy::New)?;
+        let wanted = self.wanted_stream();
+        let limits = |config: &stream::Config| {
+            [config.max_messages.max(0), config.max_bytes.max(0), config.max_age.as_secs().cast_signed()]
+        };
+        if limits(existing) != limits(&wanted) {
+            tracing::warn!(
+                stream = existing.name,
+                existing = ?limits(existing),
+                configured = ?limits(&wanted),
+                "the stream exists with other limits (events, bytes, seconds) and keeps them"
+            );
+        }
+        Ok(())
+    }
+
+    fn same<T: PartialEq + fmt::Debug>(&self, field: &str, wanted: Option<T>, existing: T) -> Result<()> {
+        match wanted {
+            Some(wanted) if wanted != existing => Err(self.stream_conflict(field, &existing, &wanted)),
+            _ => Ok(()),
+        }
+    }
+
+    fn stream_conflict(
+        &self,
+        field: &str,
+        existing: &dyn fmt::Debug,
+        requested: &dyn fmt::Debug,
+    ) -> EventError {
+        EventError::Conflict {
+            resource: format!("stream '{}'", self.stream_name()),
+            field: field.to_owned(),
+            existing: format!("{existing:?}"),
+            requested: format!("{requested:?}"),
+        }
+    }
+}
+
+/// Whether a stream takes events: one that is full and drops the oldest does.
+fn takes_publishes(info: &stream::Info) -> bool {
+    let stream::Info { config, state, .. } = info;
+    // A server of its own tells no leader, or itself.
+    let is_led =
+        info.cluster.as_ref().is_none_or(|group| group.leader.as_ref().is_some_and(|name| !name.is_empty()));
+    let reaches = |count: u64, max: i64| u64::try_from(max).is_ok_and(|max| max > 0 && count >= max);
+    let is_full = config.discard == DiscardPolicy::New
+        && (reaches(state.messages, config.max_messages)
+            || reaches(state.bytes.saturating_add(SMALL_EVENT), config.max_bytes));
+    is_led && !is_full && !config.sealed
+}
+
+/// The limit of the stream counts headers too, where the metadata of a message and its id stand.
+fn with_headers(max: i32) -> i32 {
+    max.saturating_add(i32::try_from(MAX_METADATA_BYTES).unwrap_or(i32::MAX))
+}
+
+fn native_storage(storage: StorageType) -> stream::StorageType {
+    match storage {
+        StorageType::File => stream::StorageType::File,
+        StorageType::Memory => stream::StorageType::Memory,
+    }
+}
+
+fn native_discard(new: bool) -> DiscardPolicy {
+    if new { DiscardPolicy::New } else { DiscardPolicy::Old }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info(change: impl Fn(&mut serde_json::Value)) -> stream::Info {
+        let mut json = serde_json::json!({
+            "config": { "name": "S", "subjects": ["events.>"], "retention": "limits", "max_consumers": -1, "max_msgs": 10,
+                "max_bytes": 10_000, "discard": "new", "max_age": 0, "storage": "file", "num_replicas": 1 },
+            "created": "2026-01-01T00:00:00Z",
+            "state": { "messages": 9, "bytes": 8_000, "first_seq": 1, "first_ts": "2026-01-01T00:00:00Z", "last_seq": 9,
+                "last_ts": "2026-01-01T00:00:00Z", "consumer_count": 0 }
+        });
+        change(&mut json);
+        serde_json::from_value(json).unwrap()
+    }
+
+    #[test]
+    fn a_stream_without_room_or_leader_takes_nothing() {
+        assert!(takes_publishes(&info(|_| {})));
+        assert!(takes_publishes(&info(|json| json["cluster"] = serde_json::json!({ "leader": "n1" }))));
+        assert!(!takes_publishes(&info(|json| json["cluster"] = serde_json::json!({ "name": "c" }))));
+        assert!(!takes_publishes(&info(|json| json["state"]["messages"] = 10.into())));
+        assert!(!takes_publishes(&info(|json| json["state"]["bytes"] = 9_000.into())));
+        assert!(!takes_publishes(&info(|json| json["config"]["sealed"] = true.into())));
+        assert!(takes_publishes(&info(|json| {
+            json["config"]["discard"] = "old".into();
+            json["state"]["messages"] = 10.into();
+        })));
+    }
+}
