@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::wire::{Wire, sent};
+use super::wire::Wire;
 use super::{NatsProvider, tls};
 use crate::error::{EventError, Result, shorten};
 use crate::provider::validate::check_max_bytes;
@@ -396,17 +396,8 @@ impl NatsProviderBuilder {
         if self.publish_deadline.is_some_and(|deadline| deadline.is_zero()) {
             return wrong("publish_deadline: must be more than 0".to_owned());
         }
-        if let Some(window) = self.dedup_window {
-            let age = Duration::from_secs(config.max_age_secs);
-            if window < SHORTEST_DEDUP_WINDOW {
-                return wrong(format!("dedup_window {window:?}: must be at least {SHORTEST_DEDUP_WINDOW:?}"));
-            }
-            if !age.is_zero() && sent(window) > sent(age) {
-                return wrong(format!(
-                    "dedup_window {window:?}: must be at most max_age_secs {}",
-                    config.max_age_secs
-                ));
-            }
+        if let Some(window) = self.dedup_window.filter(|window| *window < SHORTEST_DEDUP_WINDOW) {
+            return wrong(format!("dedup_window {window:?}: must be at least {SHORTEST_DEDUP_WINDOW:?}"));
         }
         if self.max_in_flight == 0 {
             return wrong("max_in_flight 0: must be at least 1".to_owned());
@@ -668,7 +659,6 @@ mod tests {
         assert!(with(|b| b.max_in_flight = 0).contains("max_in_flight"));
         assert!(with(|b| b.publish_deadline = Some(Duration::ZERO)).contains("publish_deadline"));
         assert!(with(|b| b.dedup_window = Some(Duration::from_nanos(1))).contains("dedup_window 1ns"));
-        assert!(with(|b| b.dedup_window = Some(Duration::MAX)).contains("max_age_secs 604800"));
         assert!(with(|b| b.replicas = Some(2)).contains("replicas"));
         assert!(with(|b| b.max_message_size = Some(1)).contains("max_message_size"));
         assert!(with(|b| b.config.subject_prefix = "a.*".to_owned()).contains("subject_prefix"));
