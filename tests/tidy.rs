@@ -264,10 +264,7 @@ fn unchecked_time(line: &str) -> Option<String> {
         }
         let is_time = match operator.trim() {
             // What is taken from a point in time may be a point in time: that is checked by the standard library.
-            "-" | "-=" => {
-                right.iter().any(|name| *name == "Duration")
-                    || SPAN_ENDS.iter().any(|end| after.contains(end))
-            }
+            "-" | "-=" => right.contains(&"Duration") || SPAN_ENDS.iter().any(|end| after.contains(end)),
             "+" | "+=" => {
                 INSTANTS.contains(&left) || is_span(left) || right.last().is_some_and(|name| is_span(name))
             }

@@ -4,7 +4,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use a3s_event::consumer::{Backoff, ConsumerHandle, ConsumerState, RetryPolicy};
-use a3s_event::{DeliverPolicy, Delivery, ErrorKind, EventBus, SubscribeOptions, SubscriptionEnd};
+use a3s_event::{
+    DeliverPolicy, Delivery, ErrorKind, EventBus, EventError, SubscribeOptions, SubscriptionEnd,
+};
 
 use super::scripted::{Script, Scripted};
 use super::support::{Handled, counted, publish};
@@ -25,13 +27,19 @@ async fn a_deleted_consumer_ends_and_is_not_made_again(backend: Backend) {
         eventually("five are handled", async || handled.events() == 5).await;
         let name = bus.consumers().await.unwrap()[0].name.clone();
         bus.provider().unsubscribe(&name).await.unwrap();
-        let error = consumer.stopped().await.unwrap_err();
+        let error = end_of(&consumer).await;
         assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
         assert!(error.to_string().contains(&name), "{error}");
         assert_eq!(consumer.state(), ConsumerState::Failed);
         assert!(bus.consumers().await.unwrap().is_empty(), "nobody made it again");
         assert!(handled.all_once());
     }
+}
+
+/// The error that ends a consumer.
+async fn end_of(consumer: &ConsumerHandle) -> EventError {
+    let ended = tokio::time::timeout(Duration::from_secs(30), consumer.stopped()).await;
+    ended.expect("it goes on").unwrap_err()
 }
 
 /// Handles what comes, and notes it in order.
@@ -68,7 +76,7 @@ async fn a_deletion_that_the_provider_tells_ends_the_consumer() {
         publish(&bus, "events.a", 1..=20).await;
         until_noted(&noted, 20).await;
         script.end(Some(SubscriptionEnd::Deleted)).await;
-        let error = consumer.stopped().await.unwrap_err().to_string();
+        let error = end_of(&consumer).await.to_string();
         assert!(error.contains("worker-") && error.contains("was deleted"), "{error}");
         assert_eq!(noted.lock().unwrap().len(), 20);
     }
@@ -90,12 +98,12 @@ async fn a_lost_consumer_goes_on_behind_what_was_handled() {
             assert_eq!(*noted.lock().unwrap(), (1..=25).collect::<Vec<_>>(), "each once, none lost");
             assert_eq!(consumer.state(), ConsumerState::Running);
             let opened_with = script.last_opened().deliver_policy;
-            match moves {
-                true => {
-                    assert_eq!(opened_with, deliver_policy, "whoever opens it later finds the same policy")
-                }
-                false => assert_eq!(opened_with, DeliverPolicy::ByStartSequence { sequence: 21 }),
-            }
+            // Moved, so that whoever opens it later finds the same policy.
+            let made_with = match moves {
+                true => deliver_policy,
+                false => DeliverPolicy::ByStartSequence { sequence: 21 },
+            };
+            assert_eq!(opened_with, made_with);
             consumer.shutdown().await.unwrap();
         }
     }
@@ -142,7 +150,7 @@ async fn a_consumer_whose_position_nobody_knows_ends() {
     let (consumer, noted) = noting(&bus, None).await;
     script.end(Some(SubscriptionEnd::Lost)).await;
     publish(&bus, "events.a", 1..=5).await;
-    let error = consumer.stopped().await.unwrap_err();
+    let error = end_of(&consumer).await;
     assert!(error.to_string().contains("lost"), "{error}");
     assert_eq!((error.kind(), noted.lock().unwrap().len()), (ErrorKind::NotFound, 0));
 }
@@ -155,7 +163,7 @@ async fn an_end_without_a_reason_is_found_out_about_or_ends_the_consumer() {
         publish(&bus, "events.a", 1..=5).await;
         until_noted(&noted, 5).await;
         script.end(None).await;
-        let error = consumer.stopped().await.unwrap_err();
+        let error = end_of(&consumer).await;
         let kind = if lists { ErrorKind::NotFound } else { ErrorKind::Backend };
         assert_eq!(error.kind(), kind, "{error}");
         assert_eq!(noted.lock().unwrap().len(), 5, "nothing again");

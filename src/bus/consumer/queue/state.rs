@@ -344,8 +344,13 @@ impl State {
         let is_its = |origin: &Origin| origin.source == source;
         // A lane whose first event is forgotten goes on with what it has from other subscriptions.
         let mut headless: HashSet<Arc<str>> = HashSet::new();
-        let forgotten = self.delayed.extract_if(.., |_, job| is_its(&job.origin)).map(|(_, job)| job);
-        headless.extend(forgotten.filter_map(|job| job.lane));
+        self.delayed.retain(|_, job| {
+            let is_kept = !is_its(&job.origin);
+            if !is_kept {
+                headless.extend(job.lane.clone());
+            }
+            is_kept
+        });
         self.ready.retain(|slot| match slot {
             Slot::Event(waiting) => !is_its(&waiting.origin),
             Slot::Again(job) if is_its(&job.origin) => {
