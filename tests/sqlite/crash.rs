@@ -218,7 +218,7 @@ async fn a_disk_that_syncs_again_is_written_again() {
         let about = |who: &str| -> HashMap<u64, String> {
             let lines = said.iter().filter_map(|line| line.strip_prefix(who)?.strip_prefix(' '));
             lines
-                .filter_map(|line| Some(line.split_once(' ')?))
+                .filter_map(|line| line.split_once(' '))
                 .map(|(n, id)| (n.parse().unwrap(), id.to_owned()))
                 .collect()
         };

@@ -104,7 +104,7 @@ pub struct SqliteConfig {
     /// How wrong the clock is in a test.
     #[cfg(test)]
     pub(super) skew: super::clock::Skew,
-    /// Most bytes of the file that the writer keeps in memory. Default 64 MiB, of which a smaller file takes its own size.
+    /// Most bytes of the file that the writer keeps in memory. Default 16 MiB, of which a smaller file takes its own size.
     pub cache_size: u64,
 }
 
@@ -128,7 +128,7 @@ impl SqliteConfig {
             group_delay: Duration::from_millis(1),
             #[cfg(test)]
             skew: super::clock::Skew::default(),
-            cache_size: 64 * 1024 * 1024,
+            cache_size: 16 * 1024 * 1024,
         }
     }
 
