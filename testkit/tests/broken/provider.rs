@@ -503,7 +503,7 @@ impl EventProvider for Faulty {
             Some(Defect::PagesEndEarly) => page.next = None,
             Some(Defect::PagesOverlap) => page.next = page.next.map(|next| next + 1),
             Some(Defect::PagesLeaveGaps) => {
-                page.next = page.next.map(|next| next.saturating_sub(1)).filter(|next| *next > 0)
+                page.next = page.next.map(|next| next.saturating_sub(1)).filter(|next| *next > 0);
             }
             Some(Defect::HidesUnreadable) => page.unreadable.clear(),
             Some(Defect::UnreadableTakesRoom) if !page.unreadable.is_empty() => drop(page.events.pop()),
