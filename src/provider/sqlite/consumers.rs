@@ -587,7 +587,7 @@ mod tests {
     #[test]
     fn a_failed_transaction_leaves_an_ephemeral_consumer_as_it_was() {
         let config = SqliteConfig::in_memory();
-        let mut store = Store::new(open_writer(&config).unwrap(), Arc::new(config));
+        let mut store = Store::new(open_writer(&config, true).unwrap(), None, Arc::new(config));
         let options = SubscribeOptions { deliver_policy: DeliverPolicy::New, ..Default::default() };
         let open = |store: &mut Store| {
             let config = ConsumerConfig::new("events.>", &options).unwrap();

@@ -88,7 +88,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let config = SqliteConfig::file(folder.path().join("events.db"));
         let other = SqliteProvider::open(config.clone()).await.unwrap();
-        let mut store = Store::new(open_writer(&config).unwrap(), Arc::new(config));
+        let mut store = Store::new(open_writer(&config, true).unwrap(), None, Arc::new(config));
         let mut first = other.subscribe_durable("first", "events.a").await.unwrap();
         let _second = other.subscribe_durable("second", "events.a").await.unwrap();
         assert!(look(&mut store, &[1, 2]).everyone, "nothing is known yet");

@@ -195,6 +195,7 @@ impl Store {
         self.stream += 1;
         self.consumers = Consumers::default();
         self.forget();
+        self.told = None;
         self.wakeups.stream_replaced = true;
     }
 
