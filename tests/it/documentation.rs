@@ -212,6 +212,23 @@ fn every_block_of_code_is_compiled_or_run() {
 }
 
 #[test]
+fn the_guide_to_other_users_of_sqlite_shows_lines_of_programs_that_run() {
+    let page = read("src/docs/choosing_a_provider.md");
+    let section = page.split_once("## Beside sqlx").unwrap().1.split_once("\n## ").unwrap().0;
+    let programs =
+        ["diesel", "sea-orm", "sqlx"].map(|name| read(&format!("tests/neighbours/{name}/src/main.rs")));
+    let mut checked = 0;
+    for block in section.split("```text\n").skip(1) {
+        let shown: Vec<&str> = block.split_once("```").unwrap().0.lines().map(str::trim).collect();
+        let is_shown =
+            |program: &String| shown.iter().all(|line| program.lines().any(|own| own.trim() == *line));
+        assert!(programs.iter().any(is_shown), "no program has all of these lines: {shown:#?}");
+        checked += 1;
+    }
+    assert_eq!(checked, programs.len());
+}
+
+#[test]
 fn what_pages_name_exists() {
     let recipes = read("justfile");
     let mut checked = 0;
