@@ -98,8 +98,9 @@ fn every_field_of_a_config_is_in_the_reference() {
         let (_, body) = source.split_once(&format!("struct {name} {{")).expect("the struct");
         let body = body.split("\n}").next().unwrap();
         let mut fields = 0;
-        for line in body.lines().filter_map(|line| line.trim().strip_prefix("pub")) {
-            let field = line.trim_start_matches("(crate)").trim().split(':').next().unwrap();
+        let visible = |line: &str| line.strip_prefix("pub ").or(line.strip_prefix("pub(crate) "));
+        for line in body.lines().filter_map(|line| visible(line.trim()).map(str::to_owned)) {
+            let field = line.split(':').next().unwrap();
             assert!(known.contains(field), "{name}::{field} is not in src/docs/configuration.md");
             fields += 1;
         }

@@ -299,7 +299,8 @@ impl Fixture for Running {
 }
 
 impl Drop for Running {
-    /// Deletes the stream of the case. The runtime ends soon after, so it is waited for here.
+    /// Deletes the stream of the case, and closes the provider before its folder goes. The runtime ends soon after, so it is
+    /// waited for here.
     fn drop(&mut self) {
         let provider = Arc::clone(&self.provider);
         let delete = async move {
@@ -307,6 +308,7 @@ impl Drop for Running {
                 let stream = nats.client().config().stream_name.clone();
                 let _ = nats.client().jetstream_context().delete_stream(stream).await;
             }
+            let _ = provider.close().await;
         };
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             tokio::task::block_in_place(|| runtime.block_on(delete));

@@ -221,7 +221,7 @@ impl ProviderDlq {
             }
             let failed = |error| (Some(Box::new(letter.clone())), error);
             let others = self.others_of(&letter, &mut letters).await.map_err(failed)?;
-            let mut case = Case { letter: &letter, others, is_meant: &is_meant };
+            let mut case = Case { letter: &letter, others, is_meant: &is_meant, replay };
             case.others.retain(|other| !done.contains(&other.id));
             done.extend(case.all().map(|letter| letter.id));
             match self.replay_event(target, &case, replay, pace.as_mut()).await {
@@ -292,7 +292,7 @@ impl ProviderDlq {
         let before = case.replays();
         let (event, is_due) = match case.shown_event() {
             Err(why) => return Ok(Err(why)),
-            Ok(event) => (event, case.is_due(before, replay)),
+            Ok(event) => (event, case.is_due(before)),
         };
         let replays = before.saturating_add(u64::from(is_due));
         let mut replayed = ReplayedEvent {
@@ -347,6 +347,7 @@ struct Case<'a> {
     /// Oldest first.
     others: Vec<StoredLetter>,
     is_meant: &'a HashSet<u64>,
+    replay: &'a Replay,
 }
 
 impl Case<'_> {
@@ -358,8 +359,10 @@ impl Case<'_> {
         self.all().filter(|letter| self.is_meant.contains(&letter.id))
     }
 
+    /// What another replay has marked since the queue was read is not meant any more.
     fn is_open_or_meant(&self, letter: &StoredLetter) -> bool {
-        letter.status == LetterStatus::Open || self.is_meant.contains(&letter.id)
+        letter.status == LetterStatus::Open
+            || (self.is_meant.contains(&letter.id) && self.replay.still_means(letter))
     }
 
     fn to_mark(&self) -> impl Iterator<Item = &StoredLetter> {
@@ -377,8 +380,8 @@ impl Case<'_> {
 
     /// Whether it is to be published: not where that was done since all its open letters were written, and nobody has asked for
     /// it by number or for letters that are not open.
-    fn is_due(&self, replays: u64, replay: &Replay) -> bool {
-        matches!(replay.which, Which::Numbers(_))
+    fn is_due(&self, replays: u64) -> bool {
+        matches!(self.replay.which, Which::Numbers(_))
             || self
                 .to_mark()
                 .any(|letter| letter.status != LetterStatus::Open || letter.event_replays() >= replays)
