@@ -98,8 +98,8 @@ fn every_field_of_a_config_is_in_the_reference() {
         let (_, body) = source.split_once(&format!("struct {name} {{")).expect("the struct");
         let body = body.split("\n}").next().unwrap();
         let mut fields = 0;
-        let visible = |line: &str| line.strip_prefix("pub ").or(line.strip_prefix("pub(crate) "));
-        for line in body.lines().filter_map(|line| visible(line.trim()).map(str::to_owned)) {
+        for line in body.lines().map(str::trim) {
+            let Some(line) = line.strip_prefix("pub ").or(line.strip_prefix("pub(crate) ")) else { continue };
             let field = line.split(':').next().unwrap();
             assert!(known.contains(field), "{name}::{field} is not in src/docs/configuration.md");
             fields += 1;
