@@ -247,7 +247,8 @@ pub trait EventProvider: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`Unsupported`](crate::EventError::Unsupported) by default; [`NotFound`](crate::EventError::NotFound) when there is
+    /// [`Unsupported`](crate::EventError::Unsupported) by default, and where a provider cannot move a consumer that has this
+    /// start policy, which stays as it is then; [`NotFound`](crate::EventError::NotFound) when there is
     /// no durable consumer of this name; otherwise the backend's error.
     async fn reset_consumer(&self, consumer_name: &str, position: ConsumerPosition) -> Result<()> {
         let _ = (consumer_name, position);

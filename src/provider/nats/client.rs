@@ -303,7 +303,10 @@ impl Shared {
     pub(super) async fn consumer(&self, name: &str) -> Result<Option<consumer::Info>> {
         let subject = format!("CONSUMER.INFO.{}.{name}", self.stream_name());
         match self.ask("consumer info", subject, Vec::new()).await? {
-            Ok(info) => Ok(Some(info)),
+            Ok(info) => {
+                self.note_settings(&info);
+                Ok(Some(info))
+            }
             Err(error)
                 if matches!(
                     error.error_code(),
@@ -350,6 +353,7 @@ impl Shared {
             let (listed, missing) = (page.consumers.unwrap_or_default(), page.missing.unwrap_or_default());
             offset += listed.len() + missing.len();
             let is_last = (listed.is_empty() && missing.is_empty()) || offset >= page.total;
+            listed.iter().for_each(|info| self.note_settings(info));
             found.extend(listed);
             for name in missing {
                 // Deleted in the meantime, if there is none.

@@ -22,6 +22,10 @@ const EPHEMERAL_IDLE: Duration = Duration::from_secs(60 * 60);
 /// uses them.
 const BACKOFF_KEY: &str = "a3s-event-backoff-secs";
 
+/// The latest start time, in Unix milliseconds, in the year 2262: the server counts nanoseconds in 63 bits, and starts with
+/// everything where they do not suffice.
+const LAST_START: u64 = i64::MAX.unsigned_abs() / 1_000_000;
+
 /// What to do with a consumer of this name.
 enum Action {
     Create,
@@ -42,8 +46,7 @@ impl Shared {
         loop {
             let stream = self.stream_or_made_again().await?;
             let opened = |info: &consumer::Info, config: ConsumerConfig| {
-                let life = self.life(info, &stream, &config.deliver_policy);
-                NatsSubscription::new(self, info, life, config, true)
+                NatsSubscription::new(self, info, self.life(info, &stream, config), true)
             };
             let Some(existing) = self.consumer(name).await? else {
                 let native = self.native(&wanted, name, true)?;
@@ -54,7 +57,7 @@ impl Shared {
                 }
             };
             self.check_adoptable(name, &existing.config)?;
-            let in_force = self.consumer_config_of(&existing.config)?;
+            let in_force = self.settings_of(&existing)?;
             in_force.check_filter(name, &wanted.filter)?;
             if options.is_none() {
                 return Ok(opened(&existing, in_force));
@@ -86,9 +89,9 @@ impl Shared {
         let stream = self.stream_or_made_again().await?;
         match self.put_consumer(Action::Create, &name, native).await? {
             Some(info) => {
-                let life = self.life(&info, &stream, &wanted.deliver_policy);
                 let in_force = self.in_force(&info, wanted)?;
-                Ok(NatsSubscription::new(self, &info, life, in_force, false))
+                let life = self.life(&info, &stream, in_force);
+                Ok(NatsSubscription::new(self, &info, life, false))
             }
             None => Err(EventError::Consumer(format!("consumer '{name}' could not be made"))),
         }
@@ -106,7 +109,11 @@ impl Shared {
     fn consumer_config(&self, filter: &str, options: Option<&SubscribeOptions>) -> Result<ConsumerConfig> {
         validate_filter_under(filter, self.prefix())?;
         let filter = under_prefix(filter, self.prefix());
-        ConsumerConfig::new(&filter, options.unwrap_or(&SubscribeOptions::default()))
+        let mut config = ConsumerConfig::new(&filter, options.unwrap_or(&SubscribeOptions::default()))?;
+        if let DeliverPolicy::ByStartTime { timestamp } = &mut config.deliver_policy {
+            *timestamp = (*timestamp).min(LAST_START);
+        }
+        Ok(config)
     }
 
     /// The consumer that the server is to make.
@@ -185,7 +192,18 @@ impl Shared {
         Ok(())
     }
 
-    /// The settings of an existing consumer in our terms.
+    /// The settings of an existing consumer. Where the server keeps no metadata, the backoff is the one known here.
+    pub(super) fn settings_of(&self, info: &consumer::Info) -> Result<ConsumerConfig> {
+        let mut config = self.consumer_config_of(&info.config)?;
+        if !self.link.client().is_server_compatible(2, 10, 0)
+            && let Some(life) = self.lives.get(&info.name).filter(|life| life.is_of(info))
+        {
+            config.backoff.clone_from(&life.config().backoff);
+        }
+        Ok(config)
+    }
+
+    /// The same of its configuration, in our terms.
     fn consumer_config_of(&self, native: &consumer::Config) -> Result<ConsumerConfig> {
         let mut config = ConsumerConfig::new(">", &SubscribeOptions::default())?;
         config.filter = self.filter_of(native);
@@ -255,7 +273,8 @@ fn policy_of(native: &NativePolicy) -> DeliverPolicy {
         }
         NativePolicy::ByStartTime { start_time } => {
             let millis = start_time.unix_timestamp_nanos() / 1_000_000;
-            DeliverPolicy::ByStartTime { timestamp: u64::try_from(millis).unwrap_or_default() }
+            let timestamp = u64::try_from(millis).unwrap_or_default().min(LAST_START);
+            DeliverPolicy::ByStartTime { timestamp }
         }
         NativePolicy::LastPerSubject => DeliverPolicy::LastPerSubject,
     }
@@ -317,10 +336,10 @@ mod tests {
             DeliverPolicy::New,
             DeliverPolicy::ByStartSequence { sequence: 7 },
             DeliverPolicy::ByStartTime { timestamp: 1_700_000_000_123 },
+            DeliverPolicy::ByStartTime { timestamp: LAST_START },
             DeliverPolicy::LastPerSubject,
         ] {
             assert_eq!(policy_of(&native_policy(&policy).unwrap()), policy);
         }
-        assert!(native_policy(&DeliverPolicy::ByStartTime { timestamp: u64::MAX }).is_err());
     }
 }

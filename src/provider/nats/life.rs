@@ -15,6 +15,7 @@ use super::parked::Parked;
 use super::position::{Position, Seen};
 use crate::error::Result;
 use crate::provider::SubscriptionEnd;
+use crate::provider::consumer::ConsumerConfig;
 use crate::types::DeliverPolicy;
 
 /// Servers before 2.10 tell a time of creation that differs by some fraction of a millisecond after a restart.
@@ -31,21 +32,31 @@ pub(super) struct Life {
     is_kept: bool,
     end: OnceLock<SubscriptionEnd>,
     resets: AtomicU64,
+    /// Where it starts with a time that was in the future when it was made, that time: the server starts it at the end of
+    /// the stream, at once.
+    waits_until: Option<u64>,
     state: Mutex<State>,
     /// Deliveries that this process cannot receive.
     pub(super) parked: Parked,
 }
 
 struct State {
+    /// The settings in force, as last read.
+    config: Arc<ConsumerConfig>,
     /// What was delivered before this time is forgotten: the consumer was reset.
     valid_from: Option<Instant>,
     seen: Option<Seen>,
 }
 
 impl Life {
-    fn new(shared: &Shared, info: &consumer::Info, stream: &stream::Info, policy: &DeliverPolicy) -> Self {
+    fn new(
+        shared: &Shared,
+        info: &consumer::Info,
+        stream: &stream::Info,
+        config: Arc<ConsumerConfig>,
+    ) -> Self {
         let is_new = info.delivered.consumer_sequence == 0;
-        let sequence = match policy {
+        let sequence = match config.deliver_policy {
             // What it begins with are the newest events of their subjects: what lies between them is not missing.
             DeliverPolicy::LastPerSubject if is_new => stream.state.last_sequence,
             _ => info.delivered.stream_sequence,
@@ -60,7 +71,8 @@ impl Life {
             is_kept: info.config.durable_name.is_some() && !info.config.memory_storage,
             end: OnceLock::new(),
             resets: AtomicU64::new(0),
-            state: Mutex::new(State { valid_from: None, seen: Some(seen) }),
+            waits_until: waits_until(&config.deliver_policy, info),
+            state: Mutex::new(State { config, valid_from: None, seen: Some(seen) }),
             parked: Parked::default(),
         }
     }
@@ -70,6 +82,20 @@ impl Life {
         let apart =
             (info.created.unix_timestamp_nanos() - self.created.unix_timestamp_nanos()).unsigned_abs();
         apart <= self.tolerance.as_nanos()
+    }
+
+    /// The settings in force, as last read.
+    pub(super) fn config(&self) -> Arc<ConsumerConfig> {
+        Arc::clone(&self.state().config)
+    }
+
+    fn set_config(&self, config: Arc<ConsumerConfig>) {
+        self.state().config = config;
+    }
+
+    /// Whether the record was stored before the time at which the consumer starts.
+    pub(super) fn is_before_start(&self, position: Position) -> bool {
+        self.waits_until.is_some_and(|start| position.stored_at < start)
     }
 
     /// Why it has ended.
@@ -137,22 +163,39 @@ impl Lives {
     }
 }
 
+fn waits_until(policy: &DeliverPolicy, info: &consumer::Info) -> Option<u64> {
+    let DeliverPolicy::ByStartTime { timestamp } = policy else { return None };
+    let is_later = i128::from(*timestamp) * 1_000_000 > info.created.unix_timestamp_nanos();
+    is_later.then_some(*timestamp)
+}
+
 impl Shared {
+    /// Takes note of the settings of a consumer that was asked for: another program may have changed them.
+    pub(super) fn note_settings(&self, info: &consumer::Info) {
+        let Some(life) = self.lives.get(&info.name).filter(|life| life.is_of(info)) else { return };
+        match self.settings_of(info) {
+            Ok(config) => life.set_config(Arc::new(config)),
+            Err(error) => tracing::debug!(%error, consumer = info.name, "settings that cannot be read"),
+        }
+    }
+
     /// The life of a consumer that was just opened. Another one of the same name has ended then.
     pub(super) fn life(
         &self,
         info: &consumer::Info,
         stream: &stream::Info,
-        policy: &DeliverPolicy,
+        config: ConsumerConfig,
     ) -> Arc<Life> {
+        let config = Arc::new(config);
         if let Some(life) = self.lives.get(&info.name) {
             if life.is_of(info) {
+                life.set_config(config);
                 return life;
             }
             let replaced = life.stream_created != stream.created;
             life.end_as(if replaced { SubscriptionEnd::StreamReplaced } else { SubscriptionEnd::Deleted });
         }
-        let life = Arc::new(Life::new(self, info, stream, policy));
+        let life = Arc::new(Life::new(self, info, stream, config));
         let mut known = self.lives.known();
         known.retain(|_, life| life.strong_count() > 0);
         known.insert(info.name.clone(), Arc::downgrade(&life));

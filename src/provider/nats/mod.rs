@@ -181,6 +181,9 @@ impl EventProvider for NatsProvider {
         capabilities.fenced_settlement = Support::No;
         capabilities.uncounted_release = Support::No;
         capabilities.counted_loss = Support::No;
+        if !shared.resets_consumers() {
+            capabilities.reset_consumer = Support::No;
+        }
         capabilities.max_payload = Some(shared.max_payload);
         capabilities.dedup_window = Some(shared.dedup_window);
         capabilities

@@ -59,8 +59,6 @@ pub(super) enum Pulled {
 pub(super) struct Puller {
     shared: Arc<Shared>,
     life: Arc<Life>,
-    /// How long a delivery that this process keeps is leased.
-    lease: Duration,
     inbox: Option<Inbox>,
     state: State,
     /// Received and not taken.
@@ -152,13 +150,12 @@ enum State {
 
 impl Puller {
     /// Asks for the deliveries behind the one with the number `last`.
-    pub(super) fn new(shared: Arc<Shared>, life: Arc<Life>, lease: Duration, last: u64) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, life: Arc<Life>, last: u64) -> Self {
         Self {
             known_on: shared.link.connection(),
             resets: life.resets(),
             shared,
             life,
-            lease,
             inbox: None,
             state: State::Idle,
             fetched: VecDeque::new(),
@@ -209,7 +206,7 @@ impl Puller {
                 }
                 continue;
             }
-            if let Some(unreadable) = self.life.parked.take_due(self.lease) {
+            if let Some(unreadable) = self.life.parked.take_due(self.life.config().ack_wait) {
                 return Ok(Pulled::Unreadable(unreadable));
             }
             self.give_back_outdated();

@@ -11,14 +11,17 @@ use super::position::Seen;
 use crate::error::{EventError, Result};
 use crate::provider::{ConsumerPosition, unsupported};
 use crate::subject::validate_consumer_name;
-use crate::types::unix_millis;
 
 impl Shared {
+    pub(super) fn resets_consumers(&self) -> bool {
+        self.link.client().is_server_compatible(2, 14, 0)
+    }
+
     /// Moves a durable consumer. Its settings and its open subscriptions stay.
     pub(super) async fn reset_consumer(&self, name: &str, position: ConsumerPosition) -> Result<()> {
         self.check_open()?;
         validate_consumer_name(name)?;
-        if !self.link.client().is_server_compatible(2, 14, 0) {
+        if !self.resets_consumers() {
             return Err(unsupported("reset_consumer on nats-server before 2.14", PROVIDER));
         }
         let info = self.consumer(name).await?.filter(|info| info.config.durable_name.is_some());
@@ -56,11 +59,9 @@ impl Shared {
         match position {
             ConsumerPosition::First => Ok(first),
             ConsumerPosition::Last => Ok(end),
-            // What lies before the first one was dropped before, and is not missed again.
-            ConsumerPosition::Sequence(sequence) => Ok(sequence.max(first)),
-            ConsumerPosition::Time(unix_ms) if unix_ms > unix_millis() => {
-                Err(unsupported("reset_consumer to a time in the future", PROVIDER))
-            }
+            // What lies before the first one was dropped before, and is not missed again. The server takes a sequence far
+            // behind the last one for what it says, and would wait for it.
+            ConsumerPosition::Sequence(sequence) => Ok(sequence.min(end).max(first)),
             ConsumerPosition::Time(unix_ms) => self.first_stored_since(unix_ms, first, end.max(first)).await,
         }
     }

@@ -14,7 +14,6 @@ use super::link::NoAnswer;
 use super::wire::nanos;
 use crate::error::{EventError, Result, shorten};
 use crate::provider::AckHandler;
-use crate::provider::consumer::ConsumerConfig;
 
 /// A settlement that takes longer may be on its way to a server that has forgotten the delivery: then it is found out.
 const PATIENCE: Duration = Duration::from_millis(50);
@@ -28,7 +27,6 @@ pub(super) struct ConsumerHandle {
     pub(super) shared: Arc<Shared>,
     pub(super) life: Arc<Life>,
     pub(super) stream: Arc<str>,
-    pub(super) config: ConsumerConfig,
 }
 
 /// Where a delivery is settled.
@@ -146,7 +144,7 @@ impl ConsumerHandle {
 
     fn delay(&self, delay: Option<Duration>, num_delivered: u64) -> Duration {
         let attempt = u32::try_from(num_delivered).unwrap_or(u32::MAX);
-        delay.unwrap_or_else(|| self.config.backoff_after(attempt))
+        delay.unwrap_or_else(|| self.life.config().backoff_after(attempt))
     }
 }
 
@@ -204,7 +202,7 @@ impl AckHandler for ParkedHandler {
 
     async fn extend(&self) -> Result<()> {
         let Handler { consumer, .. } = &self.delivery;
-        consumer.life.parked.delay(self.sequence, consumer.config.ack_wait);
+        consumer.life.parked.delay(self.sequence, consumer.life.config().ack_wait);
         Ok(())
     }
 }

@@ -98,18 +98,12 @@ enum CallFor {
 }
 
 impl NatsSubscription {
-    pub(super) fn new(
-        shared: &Arc<Shared>,
-        info: &consumer::Info,
-        life: Arc<Life>,
-        config: ConsumerConfig,
-        durable: bool,
-    ) -> Self {
-        let counts_losses = config.filter == format!("{}.>", shared.prefix());
+    pub(super) fn new(shared: &Arc<Shared>, info: &consumer::Info, life: Arc<Life>, durable: bool) -> Self {
+        let counts_losses = life.config().filter == format!("{}.>", shared.prefix());
         let last = info.delivered.consumer_sequence;
-        let puller = Puller::new(Arc::clone(shared), Arc::clone(&life), config.ack_wait, last);
+        let puller = Puller::new(Arc::clone(shared), Arc::clone(&life), last);
         let stream = shared.stream_name().into();
-        let consumer = ConsumerHandle { shared: Arc::clone(shared), life, stream, config };
+        let consumer = ConsumerHandle { shared: Arc::clone(shared), life, stream };
         Self {
             puller,
             consumer: Arc::new(consumer),
@@ -135,7 +129,8 @@ impl NatsSubscription {
 
     async fn hold(&mut self, call: CallFor) -> Result<bool> {
         // What is fetched ahead counts as delivered, which may be the only delivery that is allowed.
-        let may_fetch_ahead = matches!(call, CallFor::One) && self.consumer.config.max_deliver.is_none();
+        let may_fetch_ahead =
+            matches!(call, CallFor::One) && self.consumer.life.config().max_deliver.is_none();
         loop {
             if self.end.is_some() {
                 return Ok(false);
@@ -165,7 +160,7 @@ impl NatsSubscription {
                 continue;
             }
             self.tell_missed().await?;
-            if self.renew_lease().await? && self.end_undecodable().await? {
+            if self.renew_lease().await? && self.pass_early().await? && self.end_undecodable().await? {
                 return Ok(true);
             }
         }
@@ -175,7 +170,8 @@ impl NatsSubscription {
     async fn tell_missed(&mut self) -> Result<()> {
         let Some(held) = &self.held else { return Ok(()) };
         let (position, life) = (held.position, &self.consumer.life);
-        if self.missing_before(position) == 0 {
+        // What was dropped before the start would not have been delivered.
+        if self.is_early(position) || self.missing_before(position) == 0 {
             life.see(position, 0);
             return Ok(());
         }
@@ -190,12 +186,12 @@ impl NatsSubscription {
     async fn renew_lease(&mut self) -> Result<bool> {
         let Some(held) = &mut self.held else { return Ok(false) };
         let waited = held.since.elapsed();
-        if waited >= self.consumer.config.ack_wait {
+        if waited >= self.consumer.life.config().ack_wait {
             self.held = None;
             return Ok(false);
         }
         if held.parking == Parking::ToDo {
-            let long = PARKED_FOR.max(self.consumer.config.ack_wait.saturating_mul(2));
+            let long = PARKED_FOR.max(self.consumer.life.config().ack_wait.saturating_mul(2));
             self.consumer.nak(&held.settling, long).await?;
             held.parking = Parking::Done;
         }
@@ -204,11 +200,25 @@ impl NatsSubscription {
             if held.parking == Parking::No {
                 self.consumer.extend(&held.settling).await?;
             } else {
-                self.consumer.life.parked.delay(held.position.sequence, self.consumer.config.ack_wait);
+                self.consumer.life.parked.delay(held.position.sequence, self.consumer.life.config().ack_wait);
             }
             held.since = from;
         }
         Ok(true)
+    }
+
+    /// Settles a held record that was stored before the consumer starts. `false` when it was.
+    async fn pass_early(&mut self) -> Result<bool> {
+        let Some(held) = self.held.as_ref().filter(|held| self.is_early(held.position)) else {
+            return Ok(true);
+        };
+        self.consumer.ack(&held.settling).await?;
+        self.held = None;
+        Ok(false)
+    }
+
+    fn is_early(&self, position: Position) -> bool {
+        self.consumer.life.is_before_start(position)
     }
 
     /// Terminates a held record that is not an event and not to be kept, and returns it as an error; `true` when there is
@@ -244,7 +254,8 @@ impl NatsSubscription {
         };
         let life = &self.consumer.life;
         let is_plain = !self.puller.doubts() && life.end().is_none() && life.is_in_force(fetched.received);
-        if !is_plain || self.missing_before(fetched.position) > 0 {
+        let waits = self.is_early(fetched.position) || self.missing_before(fetched.position) > 0;
+        if !is_plain || waits {
             self.puller.unpop(fetched);
             return false;
         }
@@ -313,8 +324,8 @@ impl Held {
 
     fn unreadable(unreadable: Unreadable) -> Self {
         let Unreadable { sequence, subject, raw, reason, reply, attempts } = unreadable;
-        // Which delivery it was is not known.
-        let position = Position { sequence, delivery: 0, num_delivered: attempts, stored_at: 0 };
+        // Which delivery it was is not known, nor when it was stored.
+        let position = Position { sequence, delivery: 0, num_delivered: attempts, stored_at: u64::MAX };
         let since = Instant::now();
         Self {
             decoded: Err(UndecodableRecord::new(raw, reason)),
@@ -403,7 +414,7 @@ impl Subscription for NatsSubscription {
     }
 
     fn settings(&self) -> Option<ConsumerConfig> {
-        Some(self.consumer.config.clone())
+        Some(ConsumerConfig::clone(&self.consumer.life.config()))
     }
 
     fn end(&self) -> Option<SubscriptionEnd> {

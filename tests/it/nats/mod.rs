@@ -15,6 +15,7 @@ mod network;
 mod overtaken;
 mod resets;
 mod security;
+mod settings;
 mod strays;
 #[cfg(feature = "cloudevents")]
 mod wire;
