@@ -221,7 +221,13 @@ impl ProviderDlq {
             }
             let failed = |error| (Some(Box::new(letter.clone())), error);
             let others = self.others_of(&letter, &mut letters).await.map_err(failed)?;
-            let mut case = Case { letter: &letter, others, is_meant: &is_meant };
+            // Others may be marked meanwhile, too: who replays what was open does not ask for what is replayed already.
+            let still_meant = std::iter::once(&letter)
+                .chain(&others)
+                .filter(|letter| is_meant.contains(&letter.id) && replay.still_means(letter))
+                .map(|letter| letter.id)
+                .collect();
+            let mut case = Case { letter: &letter, others, is_meant: &still_meant };
             case.others.retain(|other| !done.contains(&other.id));
             done.extend(case.all().map(|letter| letter.id));
             match self.replay_event(target, &case, replay, pace.as_mut()).await {
