@@ -5,8 +5,7 @@ use a3s_event::DeliverPolicy;
 use super::*;
 
 fn unix_millis() -> u64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    u64::try_from(now.as_millis()).unwrap()
+    event("now", 0).timestamp
 }
 
 fn starts_at(timestamp: u64) -> SubscribeOptions {
