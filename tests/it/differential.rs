@@ -212,7 +212,7 @@ impl Oddities {
             0 => Value::Null,
             1 => json!(number),
             2 => json!({ (text): number }),
-            3 => json!([1.5, -0.0, 1e300, i64::MIN, 0.1, 123456789.123456789]),
+            3 => json!([1.5, -0.0, 1e300, i64::MIN, 0.1, 123_456_789.123_456_78]),
             4 => nested(self.pick(&[1, 99, 100, 101])),
             5 => json!({ "encrypted": true, "keyId": text }),
             6 => json!({ "specversion": "1.0", "id": text, "source": "/s", "type": "t" }),
@@ -430,8 +430,7 @@ async fn consume(providers: &mut Providers, odd: &mut Oddities, last: u64) {
     let expected = Some(reference.len());
     let deliveries =
         [reference, fetch(&mut sqlite, max, expected).await, fetch(&mut nats, max, expected).await];
-    let mut same =
-        providers.compare(|| format!("deliveries of {what}"), &deliveries.each_ref().map(|one| shown(one)));
+    let mut same = providers.compare(|| format!("deliveries of {what}"), &deliveries.each_ref().map(shown));
     if same {
         let delays = [
             Duration::ZERO,
@@ -462,7 +461,7 @@ async fn consume(providers: &mut Providers, odd: &mut Oddities, last: u64) {
             for rest in &mut rest {
                 rest.sort_by_key(|item| item.as_ref().map(Delivery::sequence).unwrap_or_default());
             }
-            providers.compare(|| format!("the rest after {what}"), &rest.each_ref().map(|one| shown(one)));
+            providers.compare(|| format!("the rest after {what}"), &rest.each_ref().map(shown));
         }
     }
     for subscription in [&mut memory, &mut sqlite, &mut nats] {

@@ -396,7 +396,7 @@ fn fail(
     for _ in 0..what % 5 {
         consumer.fetch(now, model.first_retained(), |cursor| model.next_match(cursor));
     }
-    if what % 7 == 0 {
+    if what.is_multiple_of(7) {
         consumer.reset(Start::backlog([1], 2));
         consumer.fetch(now, 1, |_| None);
     }

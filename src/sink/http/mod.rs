@@ -238,7 +238,8 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
         text.parse().unwrap_or(u64::MAX)
     } else {
         let at = httpdate::parse_http_date(text).ok()?;
-        at.duration_since(SystemTime::now()).map_or(0, |wait| wait.as_secs())
+        let at = at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        at.saturating_sub(unix_millis() / 1_000)
     };
     Some(Duration::from_secs(seconds).min(MAX_RETRY_AFTER))
 }
