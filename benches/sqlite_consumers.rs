@@ -1,7 +1,8 @@
-//! What many consumers of a SQLite file cost those who publish to it, each figure beside the same without them.
+//! What many consumers cost those who publish, mostly to a SQLite file, each figure beside the same without them.
 //!
 //! `cargo bench --bench sqlite_consumers --features sqlite [-- FILTER]`. Each figure is the median of its seconds, between
-//! the lowest and the highest; the share of a core is printed in percent.
+//! the lowest and the highest; the share of a core is printed in percent, and what a bound is set for as a ratio. The
+//! files lie in `TMPDIR`: a folder in memory, such as `/dev/shm`, takes the disk out of the figures.
 
 #![allow(
     missing_docs,
@@ -13,16 +14,25 @@
 )]
 
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use a3s_event::provider::PublishRequest;
 use a3s_event::provider::sqlite::{SqliteConfig, SqliteProvider, Synchronous};
-use a3s_event::{DeliverPolicy, Event, EventProvider, SubscribeOptions, Subscription};
+use a3s_event::{DeliverPolicy, Event, EventProvider, MemoryProvider, SubscribeOptions, Subscription};
+
+/// The first argument of the process that writes for [`foreign_writer`]; the second is the folder.
+const WRITER: &str = "--write-beside";
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [first, folder] = arguments.as_slice()
+        && first == WRITER
+    {
+        return write_beside(Path::new(folder));
+    }
     let filter = arguments.iter().find(|argument| !argument.starts_with("--")).cloned().unwrap_or_default();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     for (name, measure) in [
@@ -38,11 +48,23 @@ fn main() {
     }
 }
 
-fn report(name: &str, seconds: &mut [f64]) {
+/// Prints the lowest, the median and the highest, and returns the last two.
+fn report(name: &str, seconds: &mut [f64]) -> (f64, f64) {
     seconds.sort_by(f64::total_cmp);
-    let [low, middle, high] =
-        [0, seconds.len() / 2, seconds.len() - 1].map(|at| format!("{:.2} us", seconds[at] * 1e6));
+    let found = [0, seconds.len() / 2, seconds.len() - 1].map(|at| seconds[at]);
+    let [low, middle, high] = found.map(|seconds| format!("{:.2} us", seconds * 1e6));
     println!("{name:<70} time: [{low} {middle} {high}]");
+    (found[1], found[2])
+}
+
+fn report_ratio(name: &str, what: &str, ratio: f64) {
+    println!("{name:<70} {what}: {ratio:.2}");
+}
+
+/// The middle one of some numbers.
+fn median(numbers: &mut [f64]) -> f64 {
+    numbers.sort_by(f64::total_cmp);
+    numbers[numbers.len() / 2]
 }
 
 fn event(subject: &str) -> Event {
@@ -54,7 +76,7 @@ async fn open(path: &Path, max_events: u64) -> SqliteProvider {
     SqliteProvider::open(config.max_events(max_events)).await.unwrap()
 }
 
-async fn fill(provider: &SqliteProvider, events: usize, subject: impl Fn(usize) -> String) {
+async fn fill(provider: &dyn EventProvider, events: usize, subject: impl Fn(usize) -> String) {
     for from in (0..events).step_by(1_000) {
         let events: Vec<_> = (from..events.min(from + 1_000)).map(|number| event(&subject(number))).collect();
         let batch: Vec<_> = events.iter().map(PublishRequest::from).collect();
@@ -64,7 +86,7 @@ async fn fill(provider: &SqliteProvider, events: usize, subject: impl Fn(usize) 
     }
 }
 
-async fn publishes(provider: &SqliteProvider, subject: &str, count: usize) -> Vec<f64> {
+async fn publishes(provider: &dyn EventProvider, subject: &str, count: usize) -> Vec<f64> {
     let event = event(subject);
     let mut seconds = Vec::new();
     for _ in 0..count {
@@ -75,53 +97,89 @@ async fn publishes(provider: &SqliteProvider, subject: &str, count: usize) -> Ve
     seconds
 }
 
+/// Rounds of a figure about the longest of many publishes, which a single hiccup of the machine decides.
+const ROUNDS: usize = 7;
+
 /// 100 durable consumers, each behind by 100,000 subjects.
 fn beside_a_listing(name: &str, runtime: &tokio::runtime::Runtime) {
     runtime.block_on(async {
         let folder = tempfile::tempdir().unwrap();
-        let provider = Arc::new(open(folder.path(), 0).await);
-        fill(&provider, 100_000, |number| format!("events.s.u{number}")).await;
+        // As it is set by default: each publish waits for the disk.
+        let config = SqliteConfig::file(folder.path().join("events.db"));
+        let provider = Arc::new(SqliteProvider::open(config.max_events(0)).await.unwrap());
+        fill(&*provider, 100_000, |number| format!("events.s.u{number}")).await;
         for number in 0..100 {
             drop(provider.subscribe_durable(&format!("c{number}"), "events.s.*").await.unwrap());
         }
-        report(&format!("{name}/baseline_alone"), &mut publishes(&provider, "events.s.u1", 2_000).await);
-        let stops = Arc::new(AtomicBool::new(false));
-        let listing = tokio::spawn({
-            let (provider, stops) = (Arc::clone(&provider), Arc::clone(&stops));
-            async move {
+        let mut ratios = [Vec::new(), Vec::new()];
+        let mut listings = Vec::new();
+        for round in 1..=ROUNDS {
+            for (kind, lists) in [("baseline_alone", false), ("100_durables", true)] {
+                let stops = Arc::new(AtomicBool::new(false));
+                let until = Instant::now() + Duration::from_secs(2);
+                let listing =
+                    tokio::spawn(list_until(Arc::clone(&provider), until, Arc::clone(&stops), lists));
                 let mut seconds = Vec::new();
                 while !stops.load(Ordering::Relaxed) {
-                    let begin = Instant::now();
-                    assert_eq!(provider.consumers().await.unwrap().len(), 100);
-                    seconds.push(begin.elapsed().as_secs_f64());
+                    seconds.extend(publishes(&*provider, "events.s.u1", 1).await);
                 }
-                seconds
+                listings.extend(listing.await.unwrap());
+                let (median, longest) = report(&format!("{name}/{kind}/{round}"), &mut seconds);
+                ratios[usize::from(lists)].push(longest / median);
             }
-        });
-        report(&format!("{name}/100_durables"), &mut publishes(&provider, "events.s.u1", 4_000).await);
-        stops.store(true, Ordering::Relaxed);
-        report(&format!("{name}/the_listing_itself"), &mut listing.await.unwrap());
+        }
+        report(&format!("{name}/the_listing_itself"), &mut listings);
+        let what = format!("longest / median publish, median of {ROUNDS} rounds");
+        for (ratios, kind) in ratios.iter_mut().zip(["baseline_alone", "100_durables"]) {
+            report_ratio(&format!("{name}/{kind}"), &what, median(ratios));
+        }
     });
+}
+
+/// Lists the consumers over and over until then, if it is to, and returns how long each took.
+async fn list_until(
+    provider: Arc<SqliteProvider>,
+    until: Instant,
+    stops: Arc<AtomicBool>,
+    lists: bool,
+) -> Vec<f64> {
+    let mut seconds = Vec::new();
+    while lists && Instant::now() < until {
+        let begin = Instant::now();
+        assert_eq!(provider.consumers().await.unwrap().len(), 100);
+        seconds.push(begin.elapsed().as_secs_f64());
+    }
+    tokio::time::sleep_until(until.into()).await;
+    stops.store(true, Ordering::Relaxed);
+    seconds
 }
 
 /// 5,000 durable consumers that nobody reads, at three kinds of filters.
 fn full_stream(name: &str, runtime: &tokio::runtime::Runtime) {
     runtime.block_on(async {
-        for (kind, filter) in [
-            ("baseline_no_consumers", None),
-            ("5000_abandoned_of_everything", Some("events.>")),
-            ("5000_abandoned_of_one_filter", Some("events.test.*")),
-            ("5000_abandoned_of_as_many_filters", Some("events.test.c#")),
-        ] {
-            let folder = tempfile::tempdir().unwrap();
-            let provider = open(folder.path(), 1_000).await;
-            fill(&provider, 1_000, |_| "events.test.a".to_owned()).await;
-            for number in 0..5_000 {
-                let Some(filter) = filter else { break };
-                let filter = filter.replace('#', &number.to_string());
-                drop(provider.subscribe_durable(&format!("c{number}"), &filter).await.unwrap());
+        for store in ["sqlite", "memory"] {
+            let mut baseline = None;
+            for (kind, filter) in [
+                ("baseline_no_consumers", None),
+                ("5000_abandoned_of_everything", Some("events.>")),
+                ("5000_abandoned_of_one_filter", Some("events.test.*")),
+                ("5000_abandoned_of_as_many_filters", Some("events.test.c#")),
+            ] {
+                let folder = tempfile::tempdir().unwrap();
+                let provider: Box<dyn EventProvider> = match store {
+                    "memory" => Box::new(MemoryProvider::builder().max_events(1_000).build().unwrap()),
+                    _ => Box::new(open(folder.path(), 1_000).await),
+                };
+                fill(&*provider, 1_000, |_| "events.test.a".to_owned()).await;
+                for number in 0..5_000 {
+                    let Some(filter) = filter else { break };
+                    let filter = filter.replace('#', &number.to_string());
+                    drop(provider.subscribe_durable(&format!("c{number}"), &filter).await.unwrap());
+                }
+                let name = format!("{name}/{store}/{kind}");
+                let (median, _) = report(&name, &mut publishes(&*provider, "events.test.a", 4_000).await);
+                report_ratio(&name, "median / median without", median / *baseline.get_or_insert(median));
             }
-            report(&format!("{name}/{kind}"), &mut publishes(&provider, "events.test.a", 4_000).await);
         }
     });
 }
@@ -134,13 +192,37 @@ fn processor_seconds() -> Option<f64> {
     Some((ticks(11)? + ticks(12)?) / 100.0)
 }
 
-/// 1,000 subscriptions that wait for other subjects than the writer, 20 times a second, writes.
+/// Writes 20 times a second until standard input ends.
+fn write_beside(folder: &Path) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    std::thread::spawn(|| {
+        // What is read is nothing: the other process only ever closes it.
+        let _ = std::io::stdin().read_line(&mut String::new());
+        std::process::exit(0);
+    });
+    runtime.block_on(async {
+        let provider = open(folder, 0).await;
+        let mut ticks = tokio::time::interval(Duration::from_millis(50));
+        loop {
+            ticks.tick().await;
+            provider.publish(&event("events.other")).await.unwrap();
+        }
+    });
+}
+
+fn spawn_writer(folder: &Path) -> Child {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.arg(WRITER).arg(folder).stdin(Stdio::piped()).spawn().unwrap()
+}
+
+/// 1,000 subscriptions that wait for other subjects than another process, 20 times a second, writes. What that process
+/// uses does not count.
 fn foreign_writer(name: &str, runtime: &tokio::runtime::Runtime) {
     runtime.block_on(async {
         const SECONDS: u64 = 10;
         for subscriptions in [0, 1_000] {
             let folder = tempfile::tempdir().unwrap();
-            let (here, there) = (open(folder.path(), 0).await, open(folder.path(), 0).await);
+            let here = open(folder.path(), 0).await;
             let mut waiting = Vec::new();
             for number in 0..subscriptions {
                 let mut subscription: Box<dyn Subscription> = here
@@ -149,16 +231,19 @@ fn foreign_writer(name: &str, runtime: &tokio::runtime::Runtime) {
                     .unwrap();
                 waiting.push(tokio::spawn(async move { subscription.next_delivery().await.map(drop) }));
             }
+            let mut writer = spawn_writer(folder.path());
             tokio::time::sleep(Duration::from_secs(2)).await;
-            let begin = processor_seconds();
-            let mut ticks = tokio::time::interval(Duration::from_millis(50));
-            for _ in 0..SECONDS * 20 {
-                ticks.tick().await;
-                there.publish(&event("events.other")).await.unwrap();
-            }
+            let (begin, stored) = (processor_seconds(), here.info().await.unwrap().messages);
+            tokio::time::sleep(Duration::from_secs(SECONDS)).await;
             let used =
                 processor_seconds().zip(begin).map(|(end, begin)| (end - begin) * 100.0 / SECONDS as f64);
-            println!("{name}/{subscriptions}_subscriptions: {:.1} %", used.unwrap_or(f64::NAN));
+            let written = here.info().await.unwrap().messages - stored;
+            drop(writer.stdin.take());
+            writer.wait().unwrap();
+            let used = used.unwrap_or(f64::NAN);
+            println!(
+                "{name}/{subscriptions}_subscriptions: {used:.1} % beside {written} writes in {SECONDS} s"
+            );
             waiting.iter().for_each(tokio::task::JoinHandle::abort);
         }
     });
@@ -167,6 +252,7 @@ fn foreign_writer(name: &str, runtime: &tokio::runtime::Runtime) {
 /// Ephemeral consumers that begin with the newest event of each subject.
 fn many_waiting(name: &str, runtime: &tokio::runtime::Runtime) {
     runtime.block_on(async {
+        let mut baseline = None;
         for subjects in [1_000, 100_000] {
             let folder = tempfile::tempdir().unwrap();
             let provider = open(folder.path(), 0).await;
@@ -180,7 +266,9 @@ fn many_waiting(name: &str, runtime: &tokio::runtime::Runtime) {
                 subscription.next_delivery().await.unwrap().unwrap().ack().await.unwrap();
                 seconds.push(begin.elapsed().as_secs_f64());
             }
-            report(&format!("{name}/{subjects}"), &mut seconds);
+            let name = format!("{name}/{subjects}");
+            let (median, _) = report(&name, &mut seconds);
+            report_ratio(&name, "median / median of 1000", median / *baseline.get_or_insert(median));
         }
     });
 }
@@ -191,9 +279,16 @@ fn lowered_limit(name: &str, runtime: &tokio::runtime::Runtime) {
         let folder = tempfile::tempdir().unwrap();
         let provider = open(folder.path(), 0).await;
         fill(&provider, 300_000, |number| format!("events.s.u{}", number % 1_000)).await;
-        report(&format!("{name}/baseline_no_limit"), &mut publishes(&provider, "events.s.u1", 1_000).await);
+        let alone = report(
+            &format!("{name}/baseline_no_limit"),
+            &mut publishes(&provider, "events.s.u1", 1_000).await,
+        );
         provider.close().await.unwrap();
         let provider = open(folder.path(), 1_000).await;
-        report(&format!("{name}/1000_events"), &mut publishes(&provider, "events.s.u1", 1_000).await);
+        let name = format!("{name}/1000_events");
+        let beside = report(&name, &mut publishes(&provider, "events.s.u1", 1_000).await);
+        report_ratio(&name, "median / median without", beside.0 / alone.0);
+        report_ratio(&name, "longest / longest without", beside.1 / alone.1);
+        println!("{name}: {} events are left to be removed", provider.info().await.unwrap().messages - 1_000);
     });
 }

@@ -203,3 +203,61 @@ impl Drop for End {
         self.cells.wake_all();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::provider::EventProvider;
+    use crate::provider::sqlite::SqliteProvider;
+    use crate::types::Event;
+
+    /// A writer that is asked what it would do, and has no thread.
+    fn writer(config: SqliteConfig) -> Writer {
+        let config = Arc::new(config);
+        let (connection, place) = open(&config).unwrap();
+        let readers = Arc::new(Readers::new(&config));
+        let limits = Size { events: config.group_events, bytes: config.group_bytes };
+        Writer {
+            store: Store::new(connection, place, config),
+            queue: Arc::new(Queue::new()),
+            cells: Arc::default(),
+            readers,
+            limits,
+            delay: Duration::ZERO,
+            expected: 0,
+            poll: POLL_ACTIVE,
+        }
+    }
+
+    /// One turn with nothing to do.
+    fn idle_turn(writer: &mut Writer) {
+        writer.look_around();
+        writer.wake();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_file_is_looked_at_every_50_ms_and_every_5_after_a_write_of_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = SqliteConfig::file(folder.path().join("events.db"));
+        let other = SqliteProvider::open(config.clone()).await.unwrap();
+        let mut writer = writer(config);
+        idle_turn(&mut writer);
+        assert_eq!(writer.patience(), None, "nobody waits");
+
+        let filter = crate::provider::consumer::ConsumerConfig::new("events.>", &Default::default()).unwrap();
+        let opened = writer.store.open_ephemeral(filter).unwrap().unwrap();
+        let cell = writer.cells.join(opened.key, opened.settings);
+        for _ in 0..20 {
+            idle_turn(&mut writer);
+        }
+        assert_eq!(writer.patience(), Some(Duration::from_millis(50)));
+
+        let woken = cell.wakeup.notified();
+        tokio::pin!(woken);
+        other.publish(&Event::new("events.a", "", "", "", serde_json::Value::Null)).await.unwrap();
+        assert!(!woken.as_mut().enable(), "nobody looked yet");
+        idle_turn(&mut writer);
+        assert!(woken.as_mut().enable(), "one look at the file wakes whom it concerns");
+        assert_eq!(writer.patience(), Some(Duration::from_millis(5)));
+    }
+}
