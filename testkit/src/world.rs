@@ -9,6 +9,7 @@ use a3s_event::{
     Delivery, Event, EventError, EventProvider, PublishOptions, ReceivedEvent, Result, SubscribeOptions,
     Subscription,
 };
+use tokio::time::Instant;
 
 use crate::{Fixture, Harness, Need, Settings, refusals};
 
@@ -18,6 +19,8 @@ pub(crate) const SOON: Duration = Duration::from_secs(10);
 pub(crate) const AT_ONCE: Duration = Duration::from_secs(2);
 /// How long to look for something that must not come, when nothing in the case says it better.
 pub(crate) const A_WHILE: Duration = Duration::from_millis(400);
+/// By how much the clock of a server may be ahead of ours, or coarser.
+const CLOCK_STEP: Duration = Duration::from_millis(20);
 /// No call may take longer.
 const CALL_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -249,6 +252,15 @@ impl<'h> World<'h> {
         }
     }
 
+    /// What has just come must not have come before this time had passed since then.
+    #[track_caller]
+    pub(crate) fn not_before(&self, since: Instant, time: Duration, why: &str) {
+        let passed = since.elapsed();
+        if passed + CLOCK_STEP < time {
+            self.fail(&format!("{why}: expected nothing within {time:?}, but it came after {passed:?}"));
+        }
+    }
+
     #[track_caller]
     pub(crate) fn fail(&self, what: &dyn Display) -> ! {
         panic!("promise broken: {}\n  {what}", self.promise)
@@ -332,6 +344,15 @@ impl Reader<'_> {
         if let Ok(answer) = tokio::time::timeout(time, self.subscription.next_delivery()).await {
             self.world.fail(&format!("{why}: expected nothing within {time:?}, found {answer:?}"));
         }
+    }
+
+    /// The next delivery, which must not come before this time has passed since then.
+    ///
+    /// A slow machine cannot break this promise: it only makes the delivery come later.
+    pub(crate) async fn next_not_before(&mut self, since: Instant, time: Duration, why: &str) -> Delivery {
+        let delivery = self.next_within(time + SOON).await;
+        self.world.not_before(since, time, why);
+        delivery
     }
 
     /// The subscription must have ended, and say so every time.

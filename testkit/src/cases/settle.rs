@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use a3s_event::{Delivery, ErrorKind, SubscribeOptions};
+use tokio::time::Instant;
 
 use crate::world::{A_WHILE, Reader, World, ms};
 
@@ -85,21 +86,25 @@ fn backoff(secs: &[u64]) -> SubscribeOptions {
 pub(super) async fn nak_waits_for_the_backoff_of_its_attempt(w: &World<'_>) {
     let mut reader = w.subscribe_with(backoff(&[1, 2])).await;
     w.publish("a").await;
-    for (attempt, quiet) in [(1, 700), (2, 1_700), (3, 1_700)] {
-        let delivery = reader.next().await;
+    let mut delivery = reader.next().await;
+    for (attempt, pause) in [(1, ms(1_000)), (2, ms(2_000)), (3, ms(2_000))] {
         w.check_eq("num_delivered", &delivery.num_delivered(), &attempt);
+        let refused = Instant::now();
         w.ok("nak", delivery.nak().await);
-        reader.silent_for(ms(quiet), &format!("the backoff after attempt {attempt} is not over")).await;
+        let why = format!("the backoff after attempt {attempt} is not over");
+        delivery = reader.next_not_before(refused, pause, &why).await;
     }
-    w.check_eq("num_delivered", &reader.next().await.num_delivered(), &4);
+    w.check_eq("num_delivered", &delivery.num_delivered(), &4);
 }
 
 pub(super) async fn nak_after_waits_its_delay(w: &World<'_>) {
     let mut reader = w.subscribe().await;
     w.publish("a").await;
-    w.ok("nak_after", reader.next().await.nak_after(ms(1_000)).await);
-    reader.silent_for(ms(700), "the delay is not over").await;
-    w.check_eq("num_delivered", &reader.next().await.num_delivered(), &2);
+    let delivery = reader.next().await;
+    let refused = Instant::now();
+    w.ok("nak_after", delivery.nak_after(ms(1_000)).await);
+    let again = reader.next_not_before(refused, ms(1_000), "the delay is not over").await;
+    w.check_eq("num_delivered", &again.num_delivered(), &2);
 }
 
 pub(super) async fn nak_after_goes_before_the_backoff(w: &World<'_>) {
@@ -124,15 +129,15 @@ pub(super) async fn term_settles(w: &World<'_>) {
 }
 
 pub(super) async fn extend_restarts_the_lease(w: &World<'_>) {
-    let mut reader = w.subscribe_with(ack_wait(1)).await;
+    let mut reader = w.subscribe_with(ack_wait(2)).await;
     w.publish("a").await;
     let delivery = reader.next().await;
-    for _ in 0..3 {
-        reader.silent_for(ms(600), "the lease was extended").await;
+    for _ in 0..4 {
+        reader.silent_for(ms(700), "the lease was extended").await;
         w.ok("extend", delivery.extend().await);
     }
     w.ok("ack", delivery.ack().await);
-    reader.silent_for(AFTER_THE_LEASE, "the event is settled").await;
+    reader.silent_for(ms(3_000), "the event is settled").await;
 }
 
 /// Drops one delivery in each view: nothing may happen at once, and each must come again after the lease.
@@ -153,13 +158,14 @@ pub(super) async fn dropping_a_delivery_is_not_an_ack(w: &World<'_>) {
 }
 
 pub(super) async fn dropping_a_delivery_is_not_a_nak(w: &World<'_>) {
+    let before = Instant::now();
     let (mut reader, _) = dropped(w).await;
-    reader.silent_for(ms(600), "the lease of a dropped delivery still holds").await;
+    reader.next_not_before(before, ms(1_000), "the lease of a dropped delivery still holds").await;
 }
 
 /// A delivery whose lease ran out, and the delivery that took its place.
 async fn overdue<'w>(w: &'w World<'_>) -> (Reader<'w>, Delivery, Delivery) {
-    let mut reader = w.subscribe_with(ack_wait(1)).await;
+    let mut reader = w.subscribe_with(ack_wait(2)).await;
     w.publish("a").await;
     let late = reader.next().await;
     let newer = reader.next().await;
@@ -182,7 +188,7 @@ pub(super) async fn a_late_settlement_says_so(w: &World<'_>) {
     let error = w.refused("a late ack", late.ack().await);
     w.check_eq("kind of the error", &error.kind(), &ErrorKind::Ack);
     w.ok("ack of the newer delivery", newer.ack().await);
-    reader.silent_for(AFTER_THE_LEASE, "the event is settled").await;
+    reader.silent_for(ms(3_000), "the event is settled").await;
 }
 
 pub(super) async fn a_late_nak_leaves_the_newer_delivery_alone(w: &World<'_>) {
