@@ -24,8 +24,9 @@ use crate::deadline::After;
 use crate::error::{BackendError, ErrorKind, EventError, Result};
 use crate::provider::SubscriptionEnd;
 
-/// How long the server keeps one request.
-const EXPIRES: Duration = Duration::from_secs(30);
+/// How long the server keeps one request. It differs from the ack wait by default: server 2.9.10 delivers an event whose lease
+/// ends in the moment in which a request expires as if for the first time.
+const EXPIRES: Duration = Duration::from_secs(27);
 /// How often it says that it still does.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Silence after which the request counts as lost: three heartbeats and some.
