@@ -1,12 +1,13 @@
 //! Three nats-servers that keep streams together: a leader can be killed, and the others go on.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::NatsServer;
 use crate::nats_protocol::request;
+use crate::nats_server::free_port;
 
 const NODES: usize = 3;
 /// Longer than three servers take to choose a leader, on a slow machine.
@@ -158,9 +159,7 @@ fn node_config(index: usize, address: SocketAddr, routes: &[SocketAddr]) -> Stri
     )
 }
 
-/// Addresses that were free a moment ago. The servers have to know those of each other before any of them runs.
+/// The servers have to know the addresses of each other before any of them runs.
 fn free_addresses() -> Vec<SocketAddr> {
-    let bind = |_| TcpListener::bind(("127.0.0.1", 0)).expect("loopback has a free port");
-    let listeners: Vec<_> = (0..NODES).map(bind).collect();
-    listeners.iter().map(|listener| listener.local_addr().expect("a bound socket has an address")).collect()
+    (0..NODES).map(|_| (Ipv4Addr::LOCALHOST, free_port()).into()).collect()
 }

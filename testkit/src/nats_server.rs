@@ -2,10 +2,10 @@
 
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// The server that `scripts/fetch-nats-server` unpacks.
@@ -53,10 +53,10 @@ impl NatsServer {
     pub async fn start_binary(binary: &Path, config: &str) -> Self {
         let folder = new_folder();
         fs::write(folder.join("nats.conf"), config).expect("the folder was just made");
-        // Port -1 is any free one; the server tells which.
-        let child = spawn(binary, &folder, -1);
-        let mut server = Self { binary: binary.to_owned(), folder, port: 0, child };
-        server.port = server.ready().await;
+        let port = free_port();
+        let child = spawn(binary, &folder, port);
+        let mut server = Self { binary: binary.to_owned(), folder, port, child };
+        server.ready().await;
         server
     }
 
@@ -92,8 +92,8 @@ impl NatsServer {
     ///
     /// When it does not get ready.
     pub async fn start_again(&mut self) {
-        self.child = spawn(&self.binary, &self.folder, i32::from(self.port));
-        self.port = self.ready().await;
+        self.child = spawn(&self.binary, &self.folder, self.port);
+        self.ready().await;
     }
 
     /// Ends it in good order (SIGTERM), so that it writes what it has, and starts it again.
@@ -149,12 +149,14 @@ impl NatsServer {
         assert!(status.is_ok_and(|status| status.success()), "kill -s {signal} failed");
     }
 
-    /// Waits for the file in which the server tells its port once it serves.
-    async fn ready(&mut self) -> u16 {
+    /// Waits for the file that the server writes once it serves.
+    async fn ready(&mut self) {
+        let name = self.binary.file_name().expect("a binary has a name").to_string_lossy();
+        let serves = self.folder.join(format!("{name}_{}.ports", self.child.id()));
         let mut waited = Duration::ZERO;
         while waited < START_DEADLINE {
-            if let Some(port) = self.announced_port() {
-                return port;
+            if fs::metadata(&serves).is_ok_and(|file| file.len() > 0) {
+                return;
             }
             if let Ok(Some(status)) = self.child.try_wait() {
                 panic!("nats-server ended with {status}:\n{}", self.log());
@@ -163,13 +165,6 @@ impl NatsServer {
             waited += POLL;
         }
         panic!("nats-server was not ready after {START_DEADLINE:?}:\n{}", self.log());
-    }
-
-    fn announced_port(&self) -> Option<u16> {
-        let name = self.binary.file_name()?.to_string_lossy();
-        let file = self.folder.join(format!("{name}_{}.ports", self.child.id()));
-        let ports: serde_json::Value = serde_json::from_slice(&fs::read(file).ok()?).ok()?;
-        ports["nats"][0].as_str()?.rsplit(':').next()?.parse().ok()
     }
 
     fn log(&self) -> String {
@@ -185,7 +180,7 @@ impl Drop for NatsServer {
     }
 }
 
-fn spawn(binary: &Path, folder: &Path, port: i32) -> Child {
+fn spawn(binary: &Path, folder: &Path, port: u16) -> Child {
     let log = fs::OpenOptions::new().create(true).append(true).open(folder.join("log"));
     let log = log.expect("the server's folder can be written to");
     let spawned = Command::new(binary)
@@ -201,6 +196,24 @@ fn spawn(binary: &Path, folder: &Path, port: i32) -> Child {
         .stderr(log)
         .spawn();
     spawned.unwrap_or_else(|error| panic!("{} cannot be run: {error}", binary.display()))
+}
+
+/// A port that nobody listens on. It lies below those that the system gives to whoever asks for any: one of those could go to
+/// somebody else before a server listens on it, or while that server restarts.
+pub(crate) fn free_port() -> u16 {
+    const FIRST: u32 = 10_000;
+    const COUNT: u32 = 22_000;
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    // Programs that run at the same time begin at different places.
+    let begin = std::process::id().wrapping_mul(7_919);
+    loop {
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let port = FIRST + begin.wrapping_add(number) % COUNT;
+        let port = u16::try_from(port).expect("the range ends below the highest port");
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 fn new_folder() -> PathBuf {
