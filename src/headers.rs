@@ -1,5 +1,6 @@
 //! Header fields that come in several lines: some are a list, all others are given once (RFC 9110, 5.3).
 
+#[cfg(any(feature = "webhook", test))]
 use std::borrow::Cow;
 
 /// Why a field cannot be read.
