@@ -110,6 +110,20 @@ impl Process {
         said
     }
 
+    /// Collects what it says until it says this, kills it, and returns everything it said until it was dead.
+    #[allow(dead_code, reason = "not every test program says when")]
+    pub(crate) fn kill_when(mut self, wanted: &str) -> Vec<String> {
+        let deadline = Instant::now() + DEADLINE;
+        let mut said: Vec<String> = Vec::new();
+        while said.last().is_none_or(|line| line != wanted) {
+            let line = self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+            said.push(line.unwrap_or_else(|_| panic!("it did not say '{wanted}': {said:?}")));
+        }
+        self.kill();
+        said.extend(self.lines.iter());
+        said
+    }
+
     /// Everything it says until it ends by itself, if it does within the deadline.
     #[allow(dead_code, reason = "not every test binary has a process that ends")]
     pub(crate) fn until_it_ends(mut self) -> Option<Vec<String>> {

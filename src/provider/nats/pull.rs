@@ -77,6 +77,9 @@ pub(super) struct Puller {
     /// When a delivery with a lower number came.
     fell_back: Option<Instant>,
     pace: Pace,
+    /// Whether a request stays open when its caller has gone, for the next one: nobody else could get the event, and it may
+    /// be delivered more than once.
+    lingers: bool,
 }
 
 /// How fast the caller takes events: the time between two calls that got one, as a moving average.
@@ -150,9 +153,10 @@ enum State {
 }
 
 impl Puller {
-    /// Asks for the deliveries behind the one with the number `last`.
-    pub(super) fn new(shared: Arc<Shared>, life: Arc<Life>, last: u64) -> Self {
+    /// Asks for the deliveries behind the one with the number `last`. The only member of a consumer says so.
+    pub(super) fn new(shared: Arc<Shared>, life: Arc<Life>, last: u64, is_alone: bool) -> Self {
         Self {
+            lingers: is_alone && life.config().max_deliver.is_none(),
             known_on: shared.link.connection(),
             resets: life.resets(),
             shared,
@@ -173,6 +177,7 @@ impl Puller {
     /// fast shares one request among several of them.
     pub(super) async fn next(&mut self, may_fetch_ahead: bool) -> Result<Pulled> {
         let ahead = if may_fetch_ahead { self.pace.ahead() } else { 1 };
+        self.take_arrived();
         let call = Call { puller: self };
         let pulled = call.puller.run(ahead).await?;
         call.puller.pace.note(Instant::now());
@@ -463,6 +468,25 @@ impl Puller {
         }
     }
 
+    /// Takes what the open request has brought since its caller has gone. It came after the server was heard of last.
+    fn take_arrived(&mut self) {
+        while let State::Waiting(heard) = self.state
+            && let Some(inbox) = &mut self.inbox
+            && let Some(Some(message)) = now(inbox.messages.next())
+        {
+            inbox.taken += 1;
+            match message.status {
+                Some(StatusCode::IDLE_HEARTBEAT) => self.state = State::Waiting(Instant::now()),
+                Some(status) if status != StatusCode::OK => self.state = State::Idle,
+                _ => {
+                    let connection = inbox.connection;
+                    self.state = State::Idle;
+                    self.take_message(message, heard, connection);
+                }
+            }
+        }
+    }
+
     /// Cancels the open request, without waiting: the server drops a request when nobody listens to its inbox.
     ///
     /// What it sends until it gets to know is not lost. The unsubscription counts messages, on the server as here, and the
@@ -571,14 +595,17 @@ pub(super) fn retry_delay(count: u32) -> Duration {
     FIRST_RETRY.saturating_mul(1 << count.min(16)).min(LAST_RETRY)
 }
 
-/// A call that waits. When it is dropped before its end, its request is cancelled.
+/// A call that waits. When it is dropped before its end, its request is cancelled, unless it lingers for the next call: a
+/// server that has sent an event and finds nobody listening any more delivers it again behind later ones.
 struct Call<'a> {
     puller: &'a mut Puller,
 }
 
 impl Drop for Call<'_> {
     fn drop(&mut self) {
-        self.puller.cancel();
+        if !self.puller.lingers {
+            self.puller.cancel();
+        }
     }
 }
 

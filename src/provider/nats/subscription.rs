@@ -101,7 +101,7 @@ impl NatsSubscription {
     pub(super) fn new(shared: &Arc<Shared>, info: &consumer::Info, life: Arc<Life>, durable: bool) -> Self {
         let counts_losses = life.config().filter == format!("{}.>", shared.prefix());
         let last = info.delivered.consumer_sequence;
-        let puller = Puller::new(Arc::clone(shared), Arc::clone(&life), last);
+        let puller = Puller::new(Arc::clone(shared), Arc::clone(&life), last, !durable);
         let stream = shared.stream_name().into();
         let consumer = ConsumerHandle { shared: Arc::clone(shared), life, stream };
         Self {

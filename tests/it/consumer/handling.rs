@@ -126,18 +126,21 @@ async fn events_of_a_key_keep_their_order_and_hold_no_other_key_up(backend: Back
 
 async fn members_share_the_work(backend: Backend) {
     let handled = Arc::new(Handled::default());
+    let is_busy = tokio::sync::watch::Sender::new([false; 2]);
     let mut members = Vec::new();
-    for _ in 0..2 {
+    for member in 0..2 {
         let bus = backend.bus().await;
-        let handled = Arc::clone(&handled);
+        let (handled, is_busy) = (Arc::clone(&handled), is_busy.clone());
         let member = bus
             .consumer("worker")
             .subject("events.>")
             .concurrency(4)
             .handle(move |delivery: Delivery| {
-                let handled = Arc::clone(&handled);
+                let (handled, is_busy) = (Arc::clone(&handled), is_busy.clone());
                 async move {
-                    tokio::time::sleep(Duration::from_millis(2)).await;
+                    is_busy.send_modify(|is_busy| is_busy[member] = true);
+                    // However fast one is, it leaves something to the other.
+                    is_busy.subscribe().wait_for(|is_busy| *is_busy == [true; 2]).await.unwrap();
                     handled.count(number(&delivery));
                     Ok(())
                 }
