@@ -56,7 +56,7 @@ pub(super) enum Pulled {
     Closed,
 }
 
-/// Asks for the events of one consumer. At most one request is open, and only while a call waits.
+/// Asks for the events of one consumer. At most one request is open, and only while a call waits, unless it lingers.
 pub(super) struct Puller {
     shared: Arc<Shared>,
     life: Arc<Life>,
