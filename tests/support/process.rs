@@ -95,7 +95,7 @@ impl Process {
     }
 
     /// Collects what it says for this long, kills it, and returns everything it said until it was dead.
-    pub(crate) fn kill_after(mut self, time: Duration) -> Vec<String> {
+    pub(crate) fn kill_after(self, time: Duration) -> Vec<String> {
         let deadline = Instant::now() + time;
         let mut said = Vec::new();
         loop {
@@ -105,20 +105,23 @@ impl Process {
                 Err(RecvTimeoutError::Disconnected) => panic!("the other process ended by itself: {said:?}"),
             }
         }
-        self.kill();
-        said.extend(self.lines.iter());
-        said
+        self.killed(said)
     }
 
     /// Collects what it says until it says this, kills it, and returns everything it said until it was dead.
     #[allow(dead_code, reason = "not every test program says when")]
-    pub(crate) fn kill_when(mut self, wanted: &str) -> Vec<String> {
+    pub(crate) fn kill_when(self, wanted: &str) -> Vec<String> {
         let deadline = Instant::now() + DEADLINE;
         let mut said: Vec<String> = Vec::new();
         while said.last().is_none_or(|line| line != wanted) {
             let line = self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now()));
             said.push(line.unwrap_or_else(|_| panic!("it did not say '{wanted}': {said:?}")));
         }
+        self.killed(said)
+    }
+
+    /// Kills it, and returns what it had said with what it said until it was dead.
+    fn killed(mut self, mut said: Vec<String>) -> Vec<String> {
         self.kill();
         said.extend(self.lines.iter());
         said

@@ -107,7 +107,7 @@ pub(super) async fn a_reset_forgets_what_was_to_come_first(w: &World<'_>) -> Out
 
 pub(super) async fn what_was_delivered_before_a_reset_cannot_be_settled(w: &World<'_>) {
     let name = w.name("moved");
-    let options = SubscribeOptions { ack_wait_secs: Some(1), ..Default::default() };
+    let options = SubscribeOptions { ack_wait_secs: Some(3), ..Default::default() };
     w.publish_many("a", 2).await;
     let mut reader = w.durable_with(&name, options).await;
     let (acked, refused) = (reader.next().await, reader.next().await);

@@ -11,8 +11,10 @@ fn ack_wait(secs: u64) -> SubscribeOptions {
     SubscribeOptions { ack_wait_secs: Some(secs), ..Default::default() }
 }
 
-/// Long enough for a lease of one second to run out, had it not been settled.
-const AFTER_THE_LEASE: Duration = ms(2_000);
+/// Long enough for a lease of so many seconds to run out, had it not been settled.
+const fn after_a_lease_of(secs: u64) -> Duration {
+    Duration::from_secs(secs + 1)
+}
 
 pub(super) async fn first_deliveries_come_in_order(w: &World<'_>) {
     let mut live = w.subscribe().await;
@@ -66,7 +68,7 @@ pub(super) async fn ack_settles(w: &World<'_>) {
     let mut reader = w.subscribe_with(ack_wait(1)).await;
     w.publish_many("a", 2).await;
     reader.ack_many(2).await;
-    reader.silent_for(AFTER_THE_LEASE, "acked events do not come again").await;
+    reader.silent_for(after_a_lease_of(1), "acked events do not come again").await;
 }
 
 pub(super) async fn nak_redelivers_at_once(w: &World<'_>) {
@@ -125,19 +127,19 @@ pub(super) async fn term_settles(w: &World<'_>) {
     let mut reader = w.subscribe_with(ack_wait(1)).await;
     w.publish("a").await;
     w.ok("term", reader.next().await.term("not for us").await);
-    reader.silent_for(AFTER_THE_LEASE, "a terminated event does not come again").await;
+    reader.silent_for(after_a_lease_of(1), "a terminated event does not come again").await;
 }
 
 pub(super) async fn extend_restarts_the_lease(w: &World<'_>) {
-    let mut reader = w.subscribe_with(ack_wait(2)).await;
+    let mut reader = w.subscribe_with(ack_wait(3)).await;
     w.publish("a").await;
     let delivery = reader.next().await;
     for _ in 0..4 {
-        reader.silent_for(ms(700), "the lease was extended").await;
+        reader.silent_for(ms(1_000), "the lease was extended").await;
         w.ok("extend", delivery.extend().await);
     }
     w.ok("ack", delivery.ack().await);
-    reader.silent_for(ms(3_000), "the event is settled").await;
+    reader.silent_for(after_a_lease_of(3), "the event is settled").await;
 }
 
 /// Drops one delivery in each view: nothing may happen at once, and each must come again after the lease.
@@ -188,7 +190,7 @@ pub(super) async fn a_late_settlement_says_so(w: &World<'_>) {
     let error = w.refused("a late ack", late.ack().await);
     w.check_eq("kind of the error", &error.kind(), &ErrorKind::Ack);
     w.ok("ack of the newer delivery", newer.ack().await);
-    reader.silent_for(ms(3_000), "the event is settled").await;
+    reader.silent_for(after_a_lease_of(2), "the event is settled").await;
 }
 
 pub(super) async fn a_late_nak_leaves_the_newer_delivery_alone(w: &World<'_>) {
@@ -236,5 +238,5 @@ pub(super) async fn a_delay_may_have_any_length(w: &World<'_>) {
     w.ok("nak_after", delivery.nak_after(Duration::MAX).await);
     let other = w.publish("a").await;
     w.check_eq("another event", &reader.ack_next().await, &other);
-    reader.silent_for(AFTER_THE_LEASE, "it was refused for ever").await;
+    reader.silent_for(after_a_lease_of(1), "it was refused for ever").await;
 }

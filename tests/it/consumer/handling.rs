@@ -8,10 +8,11 @@ use a3s_event::consumer::layers::{self, RecentEvents, StoredEvents};
 use a3s_event::consumer::{Backoff, ConsumerState};
 use a3s_event::dlq::LetterFilter;
 use a3s_event::{
-    Delivery, DlqHandler, ErrorKind, EventBus, MemoryDlqHandler, MemoryProvider, SubscriptionFilter,
+    Delivery, DlqHandler, ErrorKind, EventBus, MemoryDlqHandler, MemoryProvider, SubscribeOptions,
+    SubscriptionFilter,
 };
 
-use super::support::{Handled, assert_settled, counted, is_settled, policy, publish, short_lease};
+use super::support::{Handled, assert_settled, counted, is_settled, policy, publish};
 use crate::backend::{Backend, on_every_provider};
 use crate::{event, eventually, number};
 
@@ -65,7 +66,7 @@ async fn a_lease_is_kept_alive_while_its_handler_runs(backend: Backend) {
         let member = bus
             .consumer("worker")
             .subject("events.>")
-            .options(short_lease())
+            .options(SubscribeOptions { ack_wait_secs: Some(4), ..SubscribeOptions::default() })
             // In lanes, so that the second event waits for the first and its lease has to be kept too.
             .ordered_by_key()
             .concurrency(2)
@@ -74,7 +75,7 @@ async fn a_lease_is_kept_alive_while_its_handler_runs(backend: Backend) {
                 let handled = Arc::clone(&handled);
                 async move {
                     handled.count(number(&delivery));
-                    tokio::time::sleep(Duration::from_millis(1_600)).await;
+                    tokio::time::sleep(Duration::from_millis(5_000)).await;
                     Ok(())
                 }
             })

@@ -201,7 +201,8 @@ async fn behind_a_crash_nothing_is_lost_and_newer_events_may_come_first(backend:
     let crashed = bus
         .consumer("worker")
         .subject("events.>")
-        .options(super::support::short_lease())
+        // Longer than a slow machine takes for what has to happen within it.
+        .options(SubscribeOptions { ack_wait_secs: Some(8), ..SubscribeOptions::default() })
         .ordered_by_key()
         .concurrency(2)
         .handle(move |_| {
