@@ -73,6 +73,10 @@ impl Backend {
     }
 
     /// Stores a record that is no event, where that is possible.
+    #[cfg_attr(
+        not(any(feature = "sqlite", feature = "nats")),
+        expect(unused_variables, reason = "memory has none")
+    )]
     pub(crate) async fn store_undecodable(&self, subject: &str, raw: &[u8]) -> Option<u64> {
         match &self.storage {
             Storage::Process => None,

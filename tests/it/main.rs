@@ -52,6 +52,7 @@ mod state;
 mod stress;
 mod subscriptions;
 mod telemetry;
+mod traced;
 
 use std::time::Duration;
 

@@ -275,7 +275,7 @@ impl tracing::Subscriber for Recorder {
 
 #[tokio::test(start_paused = true)]
 async fn the_span_covers_the_awaited_work() {
-    let _recorded = tracing::subscriber::set_default(Recorder::default());
+    let _recorded = crate::traced::traced(Recorder::default());
     let spans = Arc::default();
     let bus = EventBus::new(Slow { inner: MemoryProvider::default(), spans: Arc::clone(&spans) });
     bus.publish_event(&event("events.a.b", 1)).await.unwrap();
@@ -286,7 +286,7 @@ async fn the_span_covers_the_awaited_work() {
 async fn options_of_unknown_effect_are_passed_with_one_warning() {
     let recorder = Recorder::default();
     let warnings = Arc::clone(&recorder.warnings);
-    let _recorded = tracing::subscriber::set_default(recorder);
+    let _recorded = crate::traced::traced(recorder);
     let bus = EventBus::new(Slow { inner: MemoryProvider::default(), spans: Arc::default() });
     let options = PublishOptions { msg_id: Some("m".into()), ..PublishOptions::default() };
     for _ in 0..3 {

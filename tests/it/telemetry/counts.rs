@@ -246,7 +246,7 @@ async fn a_scrape_waits_for_nobody_and_shows_an_outage() {
 async fn what_is_given_up_is_counted_and_said_apart_from_what_is_tried_again() {
     for has_letters in [true, false] {
         let log = Log::default();
-        let _logged = tracing::subscriber::set_default(tracing_subscriber::registry().with(log.clone()));
+        let _logged = crate::traced::traced(tracing_subscriber::registry().with(log.clone()));
         let provider = Arc::new(MemoryProvider::builder().subject_prefix("letters").build().unwrap());
         let mut bus = bus();
         if has_letters {

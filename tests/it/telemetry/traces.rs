@@ -108,7 +108,7 @@ impl tracing::Subscriber for Spans {
 #[tokio::test(start_paused = true)]
 async fn spans_have_the_names_of_the_conventions_and_the_context() {
     let spans = Spans::default();
-    let _recorded = tracing::subscriber::set_default(spans.clone());
+    let _recorded = crate::traced::traced(spans.clone());
     let bus = crate::bus();
     let mut subscription = subscribe(&bus).await;
     let published =
@@ -171,7 +171,7 @@ mod otel {
         let provider = SdkTracerProvider::builder().with_simple_exporter(exporter.clone()).build();
         let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("it"));
         let subscriber = tracing_subscriber::registry().with(layer);
-        Traced { exporter, provider, _subscriber: tracing::subscriber::set_default(subscriber) }
+        Traced { exporter, provider, _subscriber: crate::traced::traced(subscriber) }
     }
 
     impl Traced {
