@@ -26,6 +26,15 @@ const TOLERATED: u64 = 3;
 /// What was refused and due this long ago was delivered to somebody, if the provider has nothing more to deliver.
 const CERTAINLY_DUE: Duration = Duration::from_secs(5);
 
+/// Gives back what nobody handles any more.
+async fn release(batch: Vec<Result<Incoming>>) {
+    for incoming in batch.into_iter().flatten() {
+        if let Err(error) = incoming.stored.release().await {
+            tracing::debug!(%error, "not given back; its lease decides");
+        }
+    }
+}
+
 /// Where the lag is to be sent.
 pub(super) type LagRequest = oneshot::Sender<Result<u64>>;
 
@@ -69,11 +78,14 @@ impl Fetcher {
             if command >= Command::Drain {
                 break;
             }
-            match self.next(command == Command::Pause).await {
+            match self.next(command >= Command::Pause).await {
                 Next::Look => {}
                 Next::Lag(request) => {
                     // Whoever asked may have gone.
                     let _ = request.send(self.subscription.lag().await);
+                }
+                Next::Fetched { batch: Some(batch), .. } if *self.command.borrow() == Command::Gone => {
+                    release(batch).await;
                 }
                 Next::Fetched { asked_for, batch: Some(batch) } => self.take(batch, asked_for).await?,
                 Next::Fetched { batch: None, .. } => self.go_on_behind_end("it was closed").await?,

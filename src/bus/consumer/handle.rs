@@ -254,6 +254,14 @@ fn has_ended() -> EventError {
 
 impl Drop for ConsumerHandle {
     fn drop(&mut self) {
+        // The tasks end at their next step. What they take until then would wait for the end of its lease.
+        self.command.send_if_modified(|command| {
+            let runs = *command < Command::Gone;
+            if runs {
+                *command = Command::Gone;
+            }
+            runs
+        });
         self.supervisor.abort();
     }
 }

@@ -74,6 +74,8 @@ where
 enum Command {
     Run,
     Pause,
+    /// The handle is gone, and the tasks are about to be.
+    Gone,
     Drain,
     Abort,
 }

@@ -161,3 +161,18 @@ async fn run_until_ends_with_what_it_waits_for() {
     consumer.run_until(|| tokio::time::sleep(Duration::from_secs(3))).await.unwrap_err();
     assert!(begin.elapsed() < Duration::from_secs(8), "{:?}", begin.elapsed());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_published_behind_the_drop_of_a_handle_waits_for_no_lease() {
+    let bus = crate::bus();
+    for round in 1..=300 {
+        let handled = Arc::new(Handled::default());
+        let dropped = counted(bus.consumer("worker").subject("events.>"), &handled).await;
+        drop(dropped);
+        publish(&bus, "events.a", round..=round).await;
+        let handled_next = Arc::new(Handled::default());
+        let next = counted(bus.consumer("worker").subject("events.>"), &handled_next).await;
+        eventually("somebody handles it", async || handled.events() + handled_next.events() == 1).await;
+        next.shutdown().await.unwrap();
+    }
+}
