@@ -1,5 +1,7 @@
 //! Moving a consumer to another position, which the server does itself since 2.14.
 
+use std::time::Duration;
+
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::stream::State;
 use serde_json::{Value, json};
@@ -11,6 +13,10 @@ use super::position::Seen;
 use crate::error::{EventError, Result};
 use crate::provider::{ConsumerPosition, unsupported};
 use crate::subject::validate_consumer_name;
+
+/// By then the server has written the new position. It writes a consumer's state at most every 100 ms, and when it is stopped
+/// before the next time, it may keep the state from before a reset that came while it was writing (seen with 2.15.1).
+const WRITTEN: Duration = Duration::from_millis(1_000);
 
 impl Shared {
     pub(super) fn resets_consumers(&self) -> bool {
@@ -49,6 +55,7 @@ impl Shared {
         if let Some(life) = self.lives.get(name).filter(|life| life.is_of(&info)) {
             life.reset(asked, Some(Seen { sequence: sequence - 1, delivery: 0 }));
         }
+        tokio::time::sleep(WRITTEN).await;
         Ok(())
     }
 
