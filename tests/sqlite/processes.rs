@@ -83,7 +83,7 @@ async fn processes_share_the_work_of_a_durable_consumer() {
         worker
     });
     let worker = worker.await.unwrap();
-    let mut subscription = durable(&provider, "shared").await;
+    let mut subscription = provider.subscribe_durable("shared", FILTER).await.unwrap();
     let mut published = BTreeSet::new();
     let publishing = async {
         for _ in 0..EVENTS {
