@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 
 use super::fetch::LagRequest;
 use super::queue::Counts;
-use super::{Command, Runtime};
+use super::{Command, Runtime, raise};
 use crate::error::{EventError, Result};
 
 /// What a consumer does.
@@ -255,13 +255,7 @@ fn has_ended() -> EventError {
 impl Drop for ConsumerHandle {
     fn drop(&mut self) {
         // The tasks end at their next step. What they take until then would wait for the end of its lease.
-        self.command.send_if_modified(|command| {
-            let runs = *command < Command::Gone;
-            if runs {
-                *command = Command::Gone;
-            }
-            runs
-        });
+        raise(&self.command, Command::Gone);
         self.supervisor.abort();
     }
 }

@@ -85,6 +85,17 @@ async fn told(commands: &mut watch::Receiver<Command>, least: Command) {
     let _ = commands.wait_for(|command| *command >= least).await;
 }
 
+/// Gives a command, unless one that is at least as strong was given.
+fn raise(commands: &watch::Sender<Command>, to: Command) {
+    commands.send_if_modified(|command| {
+        let is_weaker = *command < to;
+        if is_weaker {
+            *command = to;
+        }
+        is_weaker
+    });
+}
+
 /// What the tasks of a consumer share.
 struct Runtime {
     queue: Queue,

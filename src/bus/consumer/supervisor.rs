@@ -8,7 +8,7 @@ use tokio::task::{JoinError, JoinSet};
 
 use super::handle::{ConsumerState, GRACE};
 use super::worker::give_back;
-use super::{Command, Runtime, told};
+use super::{Command, Runtime, raise, told};
 use crate::deadline::After;
 use crate::error::{EventError, Result};
 
@@ -49,13 +49,7 @@ impl Supervisor {
     async fn supervise(&mut self) -> std::result::Result<(), Ending> {
         let failed = self.until_drained().await;
         self.state.send_replace(ConsumerState::Draining);
-        self.command.send_if_modified(|command| {
-            let changes = *command < Command::Drain;
-            if changes {
-                *command = Command::Drain;
-            }
-            changes
-        });
+        raise(&self.command, Command::Drain);
         let interrupted = self.drain().await;
         failed.map_err(Ending::Failed)?;
         match interrupted {

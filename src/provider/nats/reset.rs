@@ -14,9 +14,9 @@ use crate::error::{EventError, Result};
 use crate::provider::{ConsumerPosition, unsupported};
 use crate::subject::validate_consumer_name;
 
-/// By then the server has written the new position. It writes a consumer's state at most every 100 ms, and when it is stopped
-/// before the next time, it may keep the state from before a reset that came while it was writing (seen with 2.15.1).
-const WRITTEN: Duration = Duration::from_millis(1_000);
+/// By then the server has written the new position. It writes a consumer's state behind its answers, and one that is stopped
+/// at once in good order may keep the state from before the reset (seen with 2.15.1).
+const WRITTEN: Duration = Duration::from_secs(1);
 
 impl Shared {
     pub(super) fn resets_consumers(&self) -> bool {
