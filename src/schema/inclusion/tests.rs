@@ -478,14 +478,18 @@ fn close(mut schema: Value) -> Value {
                     *part = close(part.take());
                 }
             }
-            ("items" | "additionalProperties", value) => *value = close(value.take()),
+            ("items", value) => *value = close(value.take()),
+            ("additionalProperties", value) if !is_anything(value) => *value = close(value.take()),
             _ => {}
         }
     }
-    let described = ["unevaluatedProperties", "patternProperties", "additionalProperties"];
-    let elsewhere = ["enum", "const", "anyOf", "oneOf", "allOf", "$ref"];
+    let elsewhere = ["patternProperties", "enum", "const", "anyOf", "oneOf", "allOf", "$ref"];
+    // A schema that allows further fields with any value says no more than one without the keyword.
+    let says_something_of_others = ["unevaluatedProperties", "additionalProperties"]
+        .into_iter()
+        .any(|keyword| keywords.get(keyword).is_some_and(|others| !is_anything(others)));
     let is_closed_elsewhere =
-        described.into_iter().chain(elsewhere).any(|keyword| keywords.contains_key(keyword));
+        says_something_of_others || elsewhere.into_iter().any(|keyword| keywords.contains_key(keyword));
     if Types::of(keywords).has(Types::OBJECT) && !is_closed_elsewhere && !writes_others(keywords) {
         let spoken_of: Vec<&str> = ["a", "b", "c"]
             .into_iter()
