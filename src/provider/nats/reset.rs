@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::stream::State;
+use async_nats::jetstream::{ErrorCode, consumer};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -14,9 +14,8 @@ use crate::error::{EventError, Result};
 use crate::provider::{ConsumerPosition, unsupported};
 use crate::subject::validate_consumer_name;
 
-/// By then the server has written the new position. It writes a consumer's state behind its answers, and one that is stopped
-/// at once in good order may keep the state from before the reset (seen with 2.15.1).
-const WRITTEN: Duration = Duration::from_secs(1);
+/// How long the server may take to write a consumer's state: it does so at most every 100 ms, in a task of its own.
+const WRITTEN: Duration = Duration::from_millis(500);
 
 impl Shared {
     pub(super) fn resets_consumers(&self) -> bool {
@@ -31,10 +30,25 @@ impl Shared {
             return Err(unsupported("reset_consumer on nats-server before 2.14", PROVIDER));
         }
         let info = self.consumer(name).await?.filter(|info| info.config.durable_name.is_some());
-        let Some(info) = info else {
-            return Err(EventError::NotFound(format!("durable consumer '{name}'")));
-        };
+        let info = info.ok_or_else(|| unknown(name))?;
         let sequence = self.sequence_of(position).await?;
+        self.move_consumer(&info, sequence).await?;
+        // While the server writes the state of an earlier delivery, it does not write the new position, and does not make up
+        // for it before the next delivery (`consumerFileStore::writeState` of nats-server 2.15). A restart before that would
+        // bring the old position back. So a consumer that has delivered nothing since is moved once more.
+        tokio::time::sleep(WRITTEN).await;
+        match self.consumer(name).await? {
+            Some(info) if info.delivered.consumer_sequence == 0 => self.move_consumer(&info, sequence).await,
+            Some(_) => {
+                tokio::time::sleep(WRITTEN).await;
+                Ok(())
+            }
+            None => Err(unknown(name)),
+        }
+    }
+
+    async fn move_consumer(&self, info: &consumer::Info, sequence: u64) -> Result<()> {
+        let name = &info.name;
         // What arrives from here on may come from the new position already.
         let asked = Instant::now();
         let subject = format!("CONSUMER.RESET.{}.{name}", self.stream_name());
@@ -47,15 +61,12 @@ impl Shared {
                     format!("reset_consumer to sequence {sequence} of a consumer that starts {policy:?}");
                 return Err(unsupported(&option, PROVIDER));
             }
-            Err(error) if error.error_code() == ErrorCode::CONSUMER_NOT_FOUND => {
-                return Err(EventError::NotFound(format!("durable consumer '{name}'")));
-            }
+            Err(error) if error.error_code() == ErrorCode::CONSUMER_NOT_FOUND => return Err(unknown(name)),
             Err(error) => return Err(refused("consumer reset", error)),
         }
-        if let Some(life) = self.lives.get(name).filter(|life| life.is_of(&info)) {
+        if let Some(life) = self.lives.get(name).filter(|life| life.is_of(info)) {
             life.reset(asked, Some(Seen { sequence: sequence - 1, delivery: 0 }));
         }
-        tokio::time::sleep(WRITTEN).await;
         Ok(())
     }
 
@@ -72,4 +83,8 @@ impl Shared {
             ConsumerPosition::Time(unix_ms) => self.first_stored_since(unix_ms, first, end.max(first)).await,
         }
     }
+}
+
+fn unknown(name: &str) -> EventError {
+    EventError::NotFound(format!("durable consumer '{name}'"))
 }
