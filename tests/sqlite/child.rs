@@ -78,9 +78,9 @@ async fn share(file: &Path) {
     say("ready");
     loop {
         let delivery = subscription.next_delivery().await.unwrap().unwrap();
-        let sequence = delivery.sequence();
+        // Said first, so that whatever is settled was told.
+        say(&format!("took {}", delivery.sequence()));
         delivery.ack().await.unwrap();
-        say(&format!("acked {sequence}"));
     }
 }
 
