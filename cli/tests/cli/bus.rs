@@ -81,12 +81,6 @@ impl Bus {
         json_lines(&self.prints(&[arguments, &["--output", "ndjson"]].concat()))
     }
 
-    /// Whether there are events of these subjects.
-    pub(crate) fn holds(&self, filter: &str) -> bool {
-        let ran = self.run(&["history", filter, "--limit", "1", "--output", "ndjson"]);
-        ran.code == 0 && !ran.stdout.is_empty()
-    }
-
     /// Publishes numbered events under one subject.
     pub(crate) fn publish(&self, subject: &str, events: u64) {
         let lines: String = (1..=events).map(|n| format!("{{\"n\":{n}}}\n")).collect();

@@ -1,9 +1,11 @@
 //! How runs end that do not succeed, and what may not be seen in the output.
 
-use std::io::Write as _;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
-use crate::bus::{Bus, Ran, ended, program};
+use a3s_event_testkit::fault_proxy::{Direction, FaultProxy, Verdict};
+use a3s_event_testkit::nats_protocol::frame_length;
+
+use crate::bus::{Bus, ended, program};
 
 #[test]
 fn usage_is_2_and_on_stderr() {
@@ -86,27 +88,36 @@ fn an_unreachable_server_is_4() {
     assert_eq!(ran.code, 4, "{}", ran.stderr);
 }
 
-#[tokio::test]
+/// A way to a server that answers no more from a certain publish on, which it stores.
+struct CutOff {
+    url: String,
+    _proxy: FaultProxy,
+}
+
+impl CutOff {
+    async fn at_publish(number: u64, bus: &Bus) -> Self {
+        let address = bus.server.as_ref().unwrap().address();
+        let proxy = FaultProxy::start(address, frame_length, 1).await;
+        let mut published = 0;
+        proxy.filter(move |frame| match frame.direction {
+            Direction::ToServer => {
+                let is_publish = ["PUB events.", "HPUB events."].map(str::as_bytes);
+                published += u64::from(is_publish.iter().any(|begin| frame.bytes.starts_with(begin)));
+                Verdict::Forward
+            }
+            Direction::ToClient if published >= number => Verdict::Drop,
+            Direction::ToClient => Verdict::Forward,
+        });
+        Self { url: format!("nats://{}?request_timeout_secs=3", proxy.address()), _proxy: proxy }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_outcome_is_5_and_names_the_event() {
     let bus = Bus::nats().await;
-    let url = format!("{}?request_timeout_secs=1", bus.url);
-    let mut child = bus
-        .command(&["pub", "--many", "-", "events.a", "--id", "{id}", "--batch", "1"])
-        .env("A3S_EVENT_URL", url)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    stdin.write_all(b"{\"id\": \"order-16\"}\n").unwrap();
-    while !bus.holds("events.>") {}
-    let server = bus.server.as_ref().unwrap();
-    server.freeze().await;
-    stdin.write_all(b"{\"id\": \"order-17\"}\n").unwrap();
-    drop(stdin);
-    let ran = ended(child.wait_with_output().unwrap());
-    server.thaw();
+    let to = CutOff::at_publish(2, &bus).await;
+    let arguments = ["pub", "--many", "-", "events.a", "--id", "{id}", "--batch", "1", "--url", &to.url];
+    let ran = bus.run_with_stdin(&arguments, "{\"id\": \"order-16\"}\n{\"id\": \"order-17\"}\n");
     assert_eq!(ran.code, 5, "{}", ran.stderr);
     assert!(ran.stderr.contains("may have been stored") && ran.stderr.contains("order-17"), "{}", ran.stderr);
     assert!(!ran.stderr.contains("order-16"), "{}", ran.stderr);
@@ -114,26 +125,15 @@ async fn an_unknown_outcome_is_5_and_names_the_event() {
     assert_eq!(bus.rows(&["history"]).len(), 2);
 }
 
-/// Runs a command that writes to a server, which answers no more as soon as it holds events of these subjects.
-async fn cut_off(command: &mut Command, target: &Bus, filter: &str) -> Ran {
-    let writing = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    while !target.holds(filter) {}
-    let server = target.server.as_ref().unwrap();
-    server.freeze().await;
-    let ran = ended(writing.wait_with_output().unwrap());
-    server.thaw();
-    ran
-}
-
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_replay_without_an_answer_is_5_and_can_be_repeated() {
     let bus = Bus::nats().await;
     bus.publish("events.other", 1);
     let letters = Bus::sqlite();
     crate::letters::keep(&letters, &["events.a", "events.b"]).await;
-    let url = format!("{}?request_timeout_secs=1", bus.url);
-    let replay = ["dlq", "replay", "--all", "--per-second", "1", "--dlq-url", &letters.url];
-    let ran = cut_off(bus.command(&replay).env("A3S_EVENT_URL", &url), &bus, "events.a").await;
+    let to = CutOff::at_publish(2, &bus).await;
+    let replay = ["dlq", "replay", "--all", "--dlq-url", &letters.url];
+    let ran = bus.run(&[&replay[..], &["--url", &to.url]].concat());
     assert_eq!(ran.code, 5, "{}", ran.stderr);
     assert!(
         ran.stderr.contains("was not replayed, 1 before it were") && ran.stderr.contains("evt-"),
@@ -145,12 +145,12 @@ async fn a_replay_without_an_answer_is_5_and_can_be_repeated() {
     assert_eq!(bus.rows(&["history", "events.b"]).len(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_copy_without_an_answer_is_5_and_goes_on() {
     let (from, to) = (Bus::sqlite(), Bus::nats().await);
-    from.publish("events.a", 20_000);
-    let url = format!("{}?request_timeout_secs=1", to.url);
-    let ran = cut_off(&mut from.command(&["copy", &from.url, &url]), &to, "events.>").await;
+    from.publish("events.a", 2_000);
+    let cut_off = CutOff::at_publish(700, &to).await;
+    let ran = from.run(&["copy", &from.url, &cut_off.url]);
     assert!(ran.code == 5 && ran.stderr.contains("The same copy again"), "{}: {}", ran.code, ran.stderr);
     from.prints(&["copy", &from.url, &to.url]);
     from.prints(&["diff", &from.url, &to.url]);
