@@ -14,7 +14,7 @@ use crate::error::{EventError, Result};
 use crate::provider::{ConsumerPosition, unsupported};
 use crate::subject::validate_consumer_name;
 
-/// How long the server may take to write a consumer's state: it does so at most every 100 ms, in a task of its own.
+/// By then the server has written a consumer's state: it does so at most every 100 ms, in a task of its own.
 const WRITTEN: Duration = Duration::from_millis(500);
 
 impl Shared {
@@ -37,14 +37,12 @@ impl Shared {
         // for it before the next delivery (`consumerFileStore::writeState` of nats-server 2.15). A restart before that would
         // bring the old position back. So a consumer that has delivered nothing since is moved once more.
         tokio::time::sleep(WRITTEN).await;
-        match self.consumer(name).await? {
-            Some(info) if info.delivered.consumer_sequence == 0 => self.move_consumer(&info, sequence).await,
-            Some(_) => {
-                tokio::time::sleep(WRITTEN).await;
-                Ok(())
-            }
-            None => Err(unknown(name)),
+        let now = self.consumer(name).await?.filter(|now| now.created == info.created);
+        if now.ok_or_else(|| unknown(name))?.delivered.consumer_sequence == 0 {
+            return self.move_consumer(&info, sequence).await;
         }
+        tokio::time::sleep(WRITTEN).await;
+        Ok(())
     }
 
     async fn move_consumer(&self, info: &consumer::Info, sequence: u64) -> Result<()> {

@@ -45,6 +45,26 @@ async fn a_consumer_moves_and_its_open_subscriptions_go_on_there() {
     assert_eq!(subscription.settings().unwrap().max_deliver, Some(3));
 }
 
+/// A reset looks at its consumer once more before it ends; by then the name can be that of another one.
+#[tokio::test]
+async fn a_consumer_that_is_made_anew_during_a_reset_is_not_moved() {
+    let server = NatsServer::start().await;
+    let (provider, other) = (connect(&server).await, connect(&server).await);
+    publish_all(&provider, &[event("a", 1), event("a", 2)]).await;
+    let mut subscription = provider.subscribe_durable("mover", "events.>").await.unwrap();
+    for number in 1..=2 {
+        assert_eq!(ack_next(&mut *subscription).await, number);
+    }
+    drop(subscription);
+    let (_, new) = tokio::join!(provider.reset_consumer("mover", ConsumerPosition::Sequence(2)), async {
+        while other.consumers().await.unwrap()[0].lag == 0 {}
+        other.unsubscribe("mover").await.unwrap();
+        other.subscribe_durable("mover", "events.>").await.unwrap()
+    });
+    assert_eq!(other.consumers().await.unwrap()[0].lag, 2);
+    drop(new);
+}
+
 #[tokio::test]
 async fn a_waiting_member_gets_what_a_reset_brings_and_can_settle_it() {
     let server = NatsServer::start().await;
