@@ -8,7 +8,7 @@ use a3s_event::provider::sqlite::{SqliteConfig, SqliteProvider};
 use a3s_event::{EventError, EventProvider, PublishOptions};
 
 use crate::process::{Process, Role, role_to_play, say};
-use crate::{FILTER, durable, event, open, publish};
+use crate::{FILTER, durable, event, next_unless_settled, open, publish};
 
 /// Retention takes part in the crashes.
 pub(crate) const MAX_EVENTS: u64 = 300;
@@ -136,10 +136,11 @@ async fn publish_through_an_outage(file: &Path) {
         }
     }
     say(&format!("healthy {}", provider.health().await.unwrap()));
-    for (who, subscription) in [("worker", &mut worker), ("ephemeral", &mut ephemeral)] {
+    for (who, is_durable, subscription) in
+        [("worker", true, &mut worker), ("ephemeral", false, &mut ephemeral)]
+    {
         // What was leased in the failed transaction comes again.
-        while let Ok(next) = tokio::time::timeout(Duration::from_secs(2), subscription.next_delivery()).await
-        {
+        while let Some(next) = next_unless_settled(&provider, is_durable, &mut **subscription).await {
             let delivery = next.unwrap().unwrap();
             say(&format!("{who} {} {}", delivery.sequence(), delivery.event().id));
             delivery.ack().await.unwrap();

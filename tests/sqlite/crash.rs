@@ -9,7 +9,7 @@ use a3s_event::provider::sqlite::SqliteProvider;
 use a3s_event::{EventError, EventProvider, HistoryQuery};
 
 use crate::child;
-use crate::{DEADLINE, durable, open, publish};
+use crate::{DEADLINE, durable, next_unless_settled, open, publish};
 
 /// How often the process is killed; the slow tier asks for more.
 const KILLS: &str = "A3S_EVENT_CRASHES";
@@ -246,7 +246,7 @@ async fn a_disk_that_syncs_again_is_written_again() {
 async fn drain(path: &Path, mut ledger: Ledger, kills: u64) {
     let provider = open(path).await;
     let mut worker = durable(&provider, "worker").await;
-    while let Ok(answer) = tokio::time::timeout(Duration::from_millis(2_500), worker.next_delivery()).await {
+    while let Some(answer) = next_unless_settled(&provider, true, &mut *worker).await {
         match answer {
             Ok(Some(delivery)) => {
                 ledger.deliver(delivery.sequence(), delivery.num_delivered());

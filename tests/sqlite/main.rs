@@ -26,7 +26,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use a3s_event::provider::sqlite::{SqliteConfig, SqliteProvider};
-use a3s_event::{Event, EventProvider, SubscribeOptions, Subscription};
+use a3s_event::{Delivery, Event, EventProvider, Result, SubscribeOptions, Subscription};
 
 /// No wait of these tests is longer.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -42,6 +42,29 @@ fn event(topic: &str) -> Event {
 
 async fn publish(provider: &SqliteProvider, topic: &str) -> u64 {
     provider.publish(&event(topic)).await.unwrap()
+}
+
+/// The next delivery; `None` when the consumer of this process's file, the durable or the ephemeral one, has settled all that
+/// is stored.
+async fn next_unless_settled(
+    provider: &SqliteProvider,
+    is_durable: bool,
+    subscription: &mut dyn Subscription,
+) -> Option<Result<Option<Delivery>>> {
+    let next = async {
+        loop {
+            let next = tokio::time::timeout(Duration::from_millis(100), subscription.next_delivery());
+            if let Ok(answer) = next.await {
+                return Some(answer);
+            }
+            let consumers = provider.consumers().await.unwrap();
+            let consumer = consumers.iter().find(|consumer| consumer.durable == is_durable).unwrap();
+            if consumer.lag == 0 && consumer.pending == 0 {
+                return None;
+            }
+        }
+    };
+    tokio::time::timeout(DEADLINE, next).await.expect("a delivery, or everything settled")
 }
 
 /// A durable consumer whose leases last a second.

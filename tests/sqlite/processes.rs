@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use a3s_event::EventProvider;
 
 use crate::child;
-use crate::{DEADLINE, FILTER, durable, event, open, publish};
+use crate::{DEADLINE, FILTER, durable, event, next_unless_settled, open, publish};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_can_make_a_new_file_at_once() {
@@ -92,20 +92,15 @@ async fn processes_share_the_work_of_a_durable_consumer() {
     let mut here = BTreeSet::new();
     let working = async {
         loop {
-            match tokio::time::timeout(Duration::from_millis(100), subscription.next_delivery()).await {
-                Ok(answer) => {
-                    let delivery = answer.unwrap().unwrap();
-                    assert_eq!(delivery.num_delivered(), 1);
-                    here.insert(delivery.sequence());
-                    delivery.ack().await.unwrap();
-                }
-                Err(_) => {
-                    let stored = provider.info().await.unwrap().messages;
-                    let consumer = provider.consumers().await.unwrap().remove(0);
-                    if stored == EVENTS && consumer.lag == 0 && consumer.pending == 0 {
-                        break;
-                    }
-                }
+            let all_are_stored = provider.info().await.unwrap().messages == EVENTS;
+            while let Some(answer) = next_unless_settled(&provider, true, &mut *subscription).await {
+                let delivery = answer.unwrap().unwrap();
+                assert_eq!(delivery.num_delivered(), 1);
+                here.insert(delivery.sequence());
+                delivery.ack().await.unwrap();
+            }
+            if all_are_stored {
+                break;
             }
         }
     };
