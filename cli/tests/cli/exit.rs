@@ -3,7 +3,7 @@
 use std::process::Stdio;
 
 use a3s_event_testkit::fault_proxy::{Direction, FaultProxy, Verdict};
-use a3s_event_testkit::nats_protocol::frame_length;
+use a3s_event_testkit::nats_protocol::{Message, frame_length};
 
 use crate::bus::{Bus, ended, program};
 
@@ -101,8 +101,8 @@ impl CutOff {
         let mut published = 0;
         proxy.filter(move |frame| match frame.direction {
             Direction::ToServer => {
-                let is_publish = ["PUB events.", "HPUB events."].map(str::as_bytes);
-                published += u64::from(is_publish.iter().any(|begin| frame.bytes.starts_with(begin)));
+                let message = Message::parse(frame.bytes);
+                published += u64::from(message.is_some_and(|message| message.subject.starts_with("events.")));
                 Verdict::Forward
             }
             Direction::ToClient if published >= number => Verdict::Drop,
