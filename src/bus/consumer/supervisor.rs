@@ -84,7 +84,7 @@ impl Supervisor {
         if self.runtime.releases_uncounted {
             self.runtime.queue.stop();
         }
-        self.runtime.queue.close();
+        self.runtime.queue.close(deadline);
         let working = tokio::time::timeout_at(deadline, join_all(&mut self.workers));
         tokio::select! {
             _ = working => {}

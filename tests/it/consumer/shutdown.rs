@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use a3s_event::consumer::ConsumerState;
+use a3s_event::consumer::{ConsumerState, HandlerError};
 use a3s_event::{Delivery, ErrorKind, EventBus, EventProvider, MemoryProvider};
 use tokio::sync::Notify;
 
@@ -15,6 +15,7 @@ use crate::{eventually, number};
 on_every_provider! {
     a_drain_ends_what_runs_and_gives_the_rest_back
     a_second_shutdown_interrupts_and_gives_back
+    a_shutdown_waits_for_no_attempt_behind_its_deadline
     a_closed_provider_fails_the_consumer
 }
 
@@ -85,6 +86,27 @@ async fn a_second_shutdown_interrupts_and_gives_back(backend: Backend) {
     // Counted after it is settled.
     next.shutdown().await.unwrap();
     assert_eq!(next.stats().handled, 2);
+}
+
+async fn a_shutdown_waits_for_no_attempt_behind_its_deadline(backend: Backend) {
+    let bus = backend.bus().await;
+    publish(&bus, "events.a.b", 1..=3).await;
+    let consumer = bus
+        .consumer("worker")
+        .subject("events.>")
+        .ordered_by_key()
+        .drain_deadline(Duration::from_secs(600))
+        .handle(|_| async { Err(HandlerError::retry_after("later", Duration::MAX)) })
+        .await
+        .unwrap();
+    eventually("the first has failed", async || consumer.stats().parked == 3).await;
+    tokio::time::timeout(Duration::from_secs(60), consumer.shutdown()).await.expect("it waits").unwrap();
+
+    let handled = Arc::new(Handled::default());
+    let next = counted(bus.consumer("worker").subject("events.>").ordered_by_key(), &handled).await;
+    assert_settled(&bus).await;
+    next.shutdown().await.unwrap();
+    assert!(handled.events() == 3 && handled.all_once());
 }
 
 async fn a_closed_provider_fails_the_consumer(backend: Backend) {

@@ -339,9 +339,9 @@ impl Queue {
         self.room.notify_waiters();
     }
 
-    /// Nothing is pushed any more: workers end when nothing is left to start.
-    pub(super) fn close(&self) {
-        self.lock().closed = true;
+    /// Nothing is pushed any more: workers end when nothing is left to start before this time.
+    pub(super) fn close(&self, until: Instant) {
+        self.lock().closed_until = Some(until);
         self.work.notify_waiters();
     }
 

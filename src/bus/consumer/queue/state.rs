@@ -60,8 +60,8 @@ pub(super) struct State {
     pub(super) idle: usize,
     /// One of them was woken and is not here yet. It wakes the next one, so that a burst of quick jobs wakes few.
     pub(super) waking: bool,
-    /// Nothing is pushed any more.
-    pub(super) closed: bool,
+    /// Nothing is pushed any more, and what is due later than this is not waited for.
+    pub(super) closed_until: Option<Instant>,
     /// Nothing is started any more.
     pub(super) stopped: bool,
 }
@@ -151,7 +151,7 @@ impl State {
             running: BTreeMap::new(),
             idle: 0,
             waking: false,
-            closed: false,
+            closed_until: None,
             stopped: false,
         }
     }
@@ -163,7 +163,8 @@ impl State {
 
     /// Whether nothing will become ready that is not ready now.
     pub(super) fn nothing_follows(&self) -> bool {
-        self.stopped || self.closed && self.delayed.is_empty()
+        let next_due = self.delayed.first_key_value().map(|((at, _), _)| *at);
+        self.stopped || self.closed_until.is_some_and(|until| next_due.is_none_or(|at| at > until))
     }
 
     pub(super) fn enqueue(&mut self, mut waiting: Waiting) {
