@@ -237,11 +237,25 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
         // More digits than fit are a time that is further than any that is waited for.
         text.parse().unwrap_or(u64::MAX)
     } else {
-        let at = httpdate::parse_http_date(text).ok()?;
+        let at = http_date(text)?;
         let at = at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
         at.saturating_sub(unix_millis() / 1_000)
     };
     Some(Duration::from_secs(seconds).min(MAX_RETRY_AFTER))
+}
+
+/// A date in one of the three forms of RFC 9110, section 5.6.7.
+fn http_date(text: &str) -> Option<SystemTime> {
+    let of_this_century = || {
+        // The form of RFC 850 has two digits for the year, of which the parser takes 70 to 99 for the century before.
+        let (weekday, date_and_time) = text.split_once(", ")?;
+        let (date, time) = date_and_time.split_once(' ')?;
+        let (day, month_and_year) = date.split_once('-')?;
+        let (month, year) = month_and_year.split_once('-')?;
+        let weekday = weekday.get(..3)?;
+        httpdate::parse_http_date(&format!("{weekday}, {day} {month} 20{year} {time}")).ok()
+    };
+    httpdate::parse_http_date(text).ok().or_else(of_this_century)
 }
 
 /// The beginning of the body, as far as it is wanted; the rest is not read.

@@ -175,6 +175,9 @@ async fn each_status_has_its_class() {
         ("429 Too Many Requests", "retry-after: 7\r\nretry-after: 8\r\n", true, None),
         ("429 Too Many Requests", "retry-after: 99999999999999999999\r\n", true, Some(3_600)),
         ("503 Service Unavailable", "retry-after: Sunday, 06-Nov-94 08:49:37 GMT\r\n", true, Some(0)),
+        // 1999-12-01 was a Wednesday: it is 2099 that is meant.
+        ("503 Service Unavailable", "retry-after: Tuesday, 01-Dec-99 10:00:00 GMT\r\n", true, Some(3_600)),
+        ("503 Service Unavailable", "retry-after: Friday, 01-Dec-99 10:00:00 GMT\r\n", true, None),
         ("503 Service Unavailable", "retry-after: Tue Dec  1 10:00:00 2099\r\n", true, Some(3_600)),
         ("429 Too Many Requests", "retry-after: 99999999\r\n", true, Some(3_600)),
         ("503 Service Unavailable", "retry-after: Wed, 21 Oct 2015 07:28:00 GMT\r\n", true, Some(0)),
