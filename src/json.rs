@@ -20,7 +20,7 @@ use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor}
 use serde_json::map::Entry;
 use serde_json::{Map, Number, Value};
 
-use crate::error::shorten;
+use crate::text::shorten;
 
 /// Reads one JSON text without repeated keys, nested at most as deep as `serde_json` allows.
 ///

@@ -49,6 +49,7 @@ pub mod sink;
 pub mod source;
 pub mod state;
 pub mod subject;
+mod text;
 pub mod timestamp;
 pub mod trace;
 pub mod types;

@@ -103,7 +103,7 @@ impl BrokerHandle {
     pub async fn forget(&self, name: &str, subject_pattern: Option<&str>) -> Result<()> {
         if self.broker.read().contains(name) {
             return Err(EventError::Conflict {
-                resource: format!("trigger '{}'", crate::error::shorten(name)),
+                resource: format!("trigger '{}'", crate::text::shorten(name)),
                 field: "state".to_owned(),
                 existing: "in use".to_owned(),
                 requested: "forgotten".to_owned(),

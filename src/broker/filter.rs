@@ -4,8 +4,9 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
-use crate::error::{EventError, Result, shorten};
+use crate::error::{EventError, Result};
 use crate::subject::{subject_matches, validate_filter};
+use crate::text::shorten;
 use crate::timestamp;
 use crate::types::Event;
 

@@ -7,9 +7,10 @@ use std::time::Duration;
 use super::filter::{EventFilter, TriggerFilter};
 use super::index::ANY_SUBJECT;
 use crate::bus::consumer::Backoff;
-use crate::error::{EventError, Result, shorten};
+use crate::error::{EventError, Result};
 use crate::provider::consumer::ConsumerConfig;
 use crate::sink::EventSink;
+use crate::text::shorten;
 use crate::types::{DeliverPolicy, SubscribeOptions};
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);

@@ -260,7 +260,7 @@ impl EventBus {
     fn no_answer(&self, id: &str, deadline: Duration) -> EventError {
         EventError::Timeout(format!(
             "publish of event '{}' on provider '{}' gave no answer within {deadline:?}; it may have been stored",
-            crate::error::shorten(id),
+            crate::text::shorten(id),
             self.provider.name()
         ))
     }

@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use crate::error::{Result, shorten};
+use crate::error::Result;
 use crate::hash::fnv1a_128;
 use crate::state::{InvalidSubscription, StateStore};
 use crate::subject::{MAX_NAME_LEN, validate_consumer_name};
+use crate::text::shorten;
 use crate::types::SubscriptionFilter;
 
 /// The subscriptions of one bus.

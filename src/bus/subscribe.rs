@@ -7,10 +7,11 @@ use tracing::Instrument;
 use super::EventBus;
 use super::metered::Metered;
 use super::registry::{distinct_name, is_name_of};
-use crate::error::{EventError, Result, shorten};
+use crate::error::{EventError, Result};
 use crate::provider::consumer::ConsumerConfig;
 use crate::provider::{ConsumerInfo, Subscription, unsupported};
 use crate::state::InvalidSubscription;
+use crate::text::shorten;
 use crate::trace;
 use crate::types::SubscriptionFilter;
 

@@ -4,7 +4,8 @@ use std::borrow::Cow;
 
 use fluent_uri::{Uri, UriRef};
 
-use crate::error::{EventError, shorten};
+use crate::error::EventError;
+use crate::text::shorten;
 
 /// Longest name of an extension that is read or written. The specification advises at most 20 characters.
 pub const MAX_ATTRIBUTE_NAME_LEN: usize = 63;

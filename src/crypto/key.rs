@@ -8,8 +8,9 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroizing;
 
-use crate::error::{EventError, Result, shorten};
+use crate::error::{EventError, Result};
 use crate::private_file::{self, Owner};
+use crate::text::shorten;
 
 /// Most bytes in a key file: more than any form of a key with white space around it.
 const MAX_FILE_LEN: u64 = 1024;

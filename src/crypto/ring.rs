@@ -7,7 +7,8 @@ use aes_gcm::aead::KeyInit;
 use aes_gcm::{Aes256Gcm, Key as CipherKey};
 use zeroize::Zeroizing;
 
-use crate::error::{EncryptionFailure, shorten};
+use crate::error::EncryptionFailure;
+use crate::text::shorten;
 
 /// Most payloads that one key seals. With random nonces of 96 bits more would make a repeated nonce, and with it the end
 /// of all secrecy, too likely (NIST SP 800-38D, 8.3).

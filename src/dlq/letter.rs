@@ -5,8 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::{DeadLetterEvent, REPLAYS_KEY};
-use crate::error::shorten;
 use crate::hash::fnv1a_128;
+use crate::text::shorten;
 use crate::types::{ReceivedEvent, unix_millis};
 
 /// Why an event was given up.

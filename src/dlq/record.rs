@@ -5,10 +5,11 @@ use serde_json::Value;
 
 use super::letter::{DeadLetter, FailureClass};
 use super::provider::{LetterStatus, StoredLetter};
-use crate::error::{Result, shorten, without_values};
+use crate::error::Result;
 use crate::provider::StoredEvent;
 use crate::reserved::{self, LETTER_TYPE, MARK_TYPE};
 use crate::subject::validate_subject;
+use crate::text::{shorten, without_values};
 use crate::types::{Event, ReceivedEvent, unix_millis};
 
 /// Last token of a letter's subject where the original one does not fit.

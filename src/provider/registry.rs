@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use super::EventProvider;
 use super::memory;
-use crate::error::{EventError, Result, shorten, shorten_to};
+use crate::error::{EventError, Result};
+use crate::text::{shorten, shorten_to};
 
 /// Schemes that this crate knows, with the feature that brings them.
 const KNOWN_SCHEMES: [(&str, &str); 3] = [("sqlite", "sqlite"), ("nats", "nats"), ("tls", "nats")];

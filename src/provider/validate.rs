@@ -4,8 +4,9 @@ use std::io::{self, Write};
 
 use serde_json::Value;
 
-use crate::error::{EventError, Result, shorten};
-use crate::subject::{is_invisible, validate_published};
+use crate::error::{EventError, Result};
+use crate::subject::validate_published;
+use crate::text::{is_invisible, shorten};
 use crate::types::{Event, PublishOptions};
 
 /// Longest event id in bytes.

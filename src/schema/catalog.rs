@@ -7,7 +7,8 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use serde_json::Value;
 
 use super::{Compatibility, EventSchema, SchemaRules};
-use crate::error::{EventError, Result, shorten};
+use crate::error::{EventError, Result};
+use crate::text::shorten;
 use crate::types::Event;
 
 /// Most required fields that a schema may name.

@@ -10,10 +10,11 @@ use serde_json::{Value, json};
 use super::catalog::{Catalog, Definition, check_definition, leave_to_catalog, listed, refused};
 use super::inclusion::differences;
 use super::{Compatibility, EventSchema, SchemaRegistry, SchemaRules, references};
-use crate::error::{EventError, Result, shorten, shorten_to};
+use crate::error::{EventError, Result};
 use crate::json as strict;
 use crate::private_file;
 use crate::provider::validate::validate_payload;
+use crate::text::{shorten, shorten_to};
 use crate::types::Event;
 
 /// Largest schema in a file, in bytes.

@@ -6,7 +6,8 @@ use serde_json::Value;
 
 use super::catalog::{Catalog, Definition, check_definition, leave_to_catalog, listed};
 use super::{Compatibility, EventSchema, SchemaRegistry, SchemaRules};
-use crate::error::{Result, shorten};
+use crate::error::Result;
+use crate::text::shorten;
 use crate::types::Event;
 
 /// A registry of lists of required fields, in memory.

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 
-use crate::error::shorten;
+use crate::text::shorten;
 
 /// References and alternatives that are followed for one value. A validator follows them by recursion.
 const MAX_CHAIN: usize = 100;

@@ -306,7 +306,7 @@ async fn publish_one(bus: &EventBus, event: &Event, backoff: &Backoff, shared: &
             }
             Err(error) => error,
         };
-        let id = crate::error::shorten(&event.id);
+        let id = crate::text::shorten(&event.id);
         shared.failed(error.to_string());
         if error.is_closed() {
             tracing::error!(id, %error, "an event of a source is not stored: the bus is closed");

@@ -12,10 +12,11 @@ use serde_json::Value;
 
 use super::StateStore;
 use super::lock::{NotLocked, ProcessLock};
-use crate::error::{EventError, Result, without_values};
+use crate::error::{EventError, Result};
 use crate::hash::fnv1a_128;
 use crate::json;
 use crate::private_file::{self, Owner, Refusal};
+use crate::text::without_values;
 use crate::types::SubscriptionFilter;
 
 /// Largest state file in bytes: some hundred thousand subscriptions.

@@ -9,7 +9,8 @@ mod index;
 
 pub use index::SubjectIndex;
 
-use crate::error::{EventError, Result, shorten};
+use crate::error::{EventError, Result};
+use crate::text::{is_invisible, shorten};
 
 /// Longest subject, filter or prefix in bytes.
 pub const MAX_SUBJECT_LEN: usize = 256;
@@ -171,11 +172,6 @@ pub fn validate_consumer_name(name: &str) -> Result<()> {
         return Ok(());
     };
     Err(EventError::InvalidName { field: "consumer_name", value: shorten(name), rule })
-}
-
-/// Characters that print as nothing: two names that look the same must be the same.
-pub(crate) fn is_invisible(c: char) -> bool {
-    matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 #[derive(PartialEq)]

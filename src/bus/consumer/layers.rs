@@ -35,9 +35,10 @@ use tracing::Instrument;
 
 use super::Handler;
 use super::policy::{HandlerError, HandlerResult};
-use crate::error::{EventError, Result, without_values};
+use crate::error::{EventError, Result};
 use crate::provider::{Delivery, EventProvider, HistoryQuery, unsupported};
 use crate::reserved;
+use crate::text::without_values;
 use crate::types::{Event, PublishOptions};
 
 /// Fails what takes longer than this, for a part of a handler: the policy has one for the whole.

@@ -36,8 +36,9 @@ use super::in_force::InForce;
 use super::open::Opener;
 #[cfg(feature = "routing")]
 use crate::dlq::DlqHandler;
-use crate::error::{EventError, Result, shorten};
+use crate::error::{EventError, Result};
 use crate::provider::{Capabilities, Delivery};
+use crate::text::shorten;
 use crate::types::{Event, SubscribeOptions, SubscriptionFilter, unix_millis};
 
 /// Most handlers that run at a time.

@@ -12,7 +12,8 @@ use super::EventEncryptor;
 use super::base64::STANDARD;
 use super::envelope::{ALGORITHM, Envelope, VERSION, associated_data};
 use super::ring::{Key, KeyRing, KeyState};
-use crate::error::{EncryptionFailure, EventError, Result, shorten};
+use crate::error::{EncryptionFailure, EventError, Result};
+use crate::text::shorten;
 use crate::types::Event;
 
 /// Encrypts payloads with AES-256-GCM under a random nonce each.

@@ -12,8 +12,9 @@ use super::client::Shared;
 use super::life::Life;
 use super::link::NoAnswer;
 use super::wire::nanos;
-use crate::error::{EventError, Result, shorten};
+use crate::error::{EventError, Result};
 use crate::provider::AckHandler;
+use crate::text::shorten;
 
 /// A settlement that takes longer may be on its way to a server that has forgotten the delivery: then it is found out.
 const PATIENCE: Duration = Duration::from_millis(50);

@@ -15,11 +15,12 @@ use super::fetch::{Answer, Fetch, Item};
 use super::lag;
 use super::queue::{Access, GiveBack, Size, answered};
 use crate::deadline::After;
-use crate::error::{EventError, Result, without_values};
+use crate::error::{EventError, Result};
 use crate::provider::consumer::{ConsumerConfig, Lease, Time};
 use crate::provider::{
     AckHandler, DEFAULT_TIMEOUT, Delivery, PendingEvent, Subscription, SubscriptionEnd, UndecodableRecord,
 };
+use crate::text::without_values;
 use crate::types::{Event, ReceivedEvent};
 
 /// A lease that has waited here for longer than this is restarted before the event is handed out.

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::error::shorten;
+use crate::text::shorten;
 
 /// The drafts, oldest first. Without `$schema` it is the last.
 const DRAFTS: [&str; 5] = ["draft-04", "draft-06", "draft-07", "draft/2019-09", "draft/2020-12"];

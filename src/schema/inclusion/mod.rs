@@ -20,7 +20,7 @@ use self::parts::{
     is_anything, merge, names, resolve, speaks_of, writes_others,
 };
 use super::json::compile;
-use crate::error::shorten;
+use crate::text::shorten;
 
 /// Comparisons of two places in the schemas after which the whole is given up. Alternatives are tried each against each.
 const MAX_STEPS: usize = 20_000;

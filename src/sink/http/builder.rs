@@ -13,7 +13,8 @@ use super::resolver::{Lookup, system};
 use super::signature::Signer;
 use super::{HttpSink, PayloadForm};
 use crate::cloudevents::http::Mode;
-use crate::error::{EventError, Result, shorten};
+use crate::error::{EventError, Result};
+use crate::text::shorten;
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -8,7 +8,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use reqwest::Url;
 
-use crate::error::{EventError, Result, shorten};
+use crate::error::{EventError, Result};
+use crate::text::shorten;
 
 const MAX_URL_LEN: usize = 2_048;
 

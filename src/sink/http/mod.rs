@@ -24,8 +24,9 @@ use self::signature::{Signer, message_id};
 use super::{EventSink, PayloadForm, SinkFailure};
 use crate::cloudevents::http::{self, Mode};
 use crate::cloudevents::{CloudEvent, Message};
-use crate::error::{Result, shorten};
+use crate::error::Result;
 use crate::headers::single;
+use crate::text::shorten;
 use crate::types::{Event, unix_millis};
 use crate::webhooks::REQUEST_ORIGIN;
 

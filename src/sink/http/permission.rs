@@ -5,8 +5,9 @@ use reqwest::header::{HeaderMap, HeaderValue};
 use tokio::sync::OnceCell;
 
 use super::{HttpSink, SinkFailure};
-use crate::error::{EventError, Result, shorten};
+use crate::error::{EventError, Result};
 use crate::headers::single;
+use crate::text::shorten;
 use crate::webhooks::{ALLOWED_ORIGIN, ANY_ORIGIN, ORIGIN_RULE, REQUEST_ORIGIN, is_origin};
 
 /// The permission to send as this origin.

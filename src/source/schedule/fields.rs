@@ -3,7 +3,7 @@
 use croner::parser::CronParser;
 use croner::{Cron, Weekday};
 
-use crate::error::shorten_to;
+use crate::text::shorten_to;
 use crate::timestamp::{SECONDS_PER_DAY, date_of, days_until};
 
 const SHORTHANDS: [&str; 6] = ["@hourly", "@daily", "@weekly", "@monthly", "@yearly", "@annually"];

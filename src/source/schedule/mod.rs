@@ -9,7 +9,8 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use self::fields::Fields;
-use crate::error::{EventError, Result, shorten};
+use crate::error::{EventError, Result};
+use crate::text::shorten;
 use crate::timestamp::SECONDS_PER_DAY;
 use crate::types::unix_millis;
 

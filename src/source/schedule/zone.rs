@@ -2,7 +2,8 @@
 
 use jiff::tz::TimeZone;
 
-use crate::error::{EventError, Result, shorten};
+use crate::error::{EventError, Result};
+use crate::text::shorten;
 
 /// A zone of the time zone database by its name. Systems have other files beside those, whose names mean something else on each.
 pub(super) fn named(name: &str) -> Result<TimeZone> {

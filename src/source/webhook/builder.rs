@@ -10,8 +10,9 @@ use super::replay::Taken;
 use super::signature::Verifier;
 use super::{DEFAULT_MAX_BODY, Stop, WebhookReceiver, digest, window};
 use crate::bus::EventBus;
-use crate::error::{EventError, Result, shorten};
+use crate::error::{EventError, Result};
 use crate::subject::validate_subject;
+use crate::text::shorten;
 
 /// How long a body may take to come, and a request to be taken, unless configured otherwise.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);

@@ -6,7 +6,8 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
 use super::{Refusal, text};
-use crate::error::{EventError, Result, shorten};
+use crate::error::{EventError, Result};
+use crate::text::shorten;
 use crate::webhooks::{ALLOWED_ORIGIN, ANY_ORIGIN, ORIGIN_RULE, REQUEST_ORIGIN, is_origin};
 
 const REQUEST_RATE: &str = "webhook-request-rate";
