@@ -24,6 +24,7 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod backoff;
 #[cfg(feature = "routing")]
 #[cfg_attr(docsrs, doc(cfg(feature = "routing")))]
 pub mod broker;
@@ -40,6 +41,7 @@ mod hash;
 mod headers;
 pub mod json;
 pub mod metrics;
+mod poison;
 mod private_file;
 pub mod provider;
 mod reserved;
@@ -49,6 +51,7 @@ pub mod sink;
 pub mod source;
 pub mod state;
 pub mod subject;
+mod task;
 mod text;
 pub mod timestamp;
 pub mod trace;

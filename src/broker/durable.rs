@@ -13,11 +13,16 @@ use super::Broker;
 use super::dead_letter::{KeptBy, Letters};
 use super::hops::{HOP_LIMIT_REASON, Hops, LEFT_OUT, passed};
 use super::lane::Lane;
+use crate::backoff::Backoff;
 use crate::bus::EventBus;
-use crate::bus::consumer::{Backoff, ConsumerHandle, HandlerError, HandlerResult, RetryPolicy};
+use crate::bus::consumer::{ConsumerHandle, HandlerError, HandlerResult, RetryPolicy};
 use crate::error::{ErrorKind, EventError, Result};
-use crate::provider::{Delivery, poll_once};
+use crate::provider::Delivery;
 use crate::sink::{PayloadForm, SinkFailure};
+use crate::task::poll_once;
+
+/// Pauses between two consumers of a trigger.
+const REOPEN: Backoff = Backoff::exponential(Duration::from_secs(1), Duration::from_secs(30));
 
 impl Broker {
     /// Runs the durable triggers over this bus until the handle ends them: each reads the stream with a durable consumer of
@@ -248,7 +253,6 @@ struct Server {
 impl Server {
     /// Keeps a consumer open until it is told to stop.
     async fn serve(mut self, first: oneshot::Sender<Result<()>>, stopped: oneshot::Sender<Result<()>>) {
-        let backoff = Backoff::exponential(Duration::from_secs(1), Duration::from_secs(30));
         let mut first = Some(first);
         for attempt in 1.. {
             match self.open().await {
@@ -293,7 +297,7 @@ impl Server {
             }
             tokio::select! {
                 () = told(&mut self.stopping) => return,
-                () = tokio::time::sleep(backoff.delay(attempt)) => {}
+                () = tokio::time::sleep(REOPEN.delay(attempt)) => {}
             }
         }
     }

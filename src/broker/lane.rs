@@ -13,10 +13,8 @@ use super::dead_letter::letter_now;
 use super::filter::{EventFilter, indexable_type};
 use super::index::Key;
 use super::trigger::{DeliverySettings, Trigger, TriggerSpec};
-use crate::bus::panics::caught;
-use crate::bus::within;
-use crate::provider::poll_once;
 use crate::sink::{DeliveryKey, EventSink, SinkFailure};
+use crate::task::{caught, in_time, poll_once};
 use crate::types::Event;
 
 /// A sink that needs less is called by the publisher itself, which is cheaper than a task.
@@ -293,7 +291,7 @@ impl Lane {
     ) -> Result<(), SinkFailure> {
         // Called inside, so that a panic in the call is caught too.
         let call = caught(async { sink.deliver_keyed(event, key).await });
-        match within(self.settings.timeout, call).await {
+        match in_time(self.settings.timeout, call).await {
             Some(Ok(Ok(()))) => Ok(()),
             Some(Ok(Err(error))) => Err(SinkFailure::of(&error)),
             Some(Err(panic)) => Err(SinkFailure::retry(format!("panicked: {panic}"))),

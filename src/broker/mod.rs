@@ -13,7 +13,7 @@ mod trigger;
 
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore, watch};
@@ -30,6 +30,7 @@ use self::hops::{Hops, LEFT_OUT, passed};
 use self::index::Index;
 use self::lane::{Begun, Kept, Lane};
 use crate::error::{EventError, Result};
+use crate::poison::IgnorePoison;
 use crate::sink::{EventSink, PayloadForm};
 use crate::types::Event;
 
@@ -302,16 +303,16 @@ impl Broker {
     }
 
     fn running(&self) -> MutexGuard<'_, JoinSet<()>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+        self.running.lock().ignore_poison()
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Index> {
-        self.index.read().unwrap_or_else(PoisonError::into_inner)
+        self.index.read().ignore_poison()
     }
 
     /// No method panics half-way through a change, so that poison means nothing here.
     fn write(&self) -> RwLockWriteGuard<'_, Index> {
-        self.index.write().unwrap_or_else(PoisonError::into_inner)
+        self.index.write().ignore_poison()
     }
 }
 

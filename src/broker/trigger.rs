@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::filter::{EventFilter, TriggerFilter};
 use super::index::ANY_SUBJECT;
-use crate::bus::consumer::Backoff;
+use crate::backoff::Backoff;
 use crate::error::{EventError, Result};
 use crate::provider::consumer::ConsumerConfig;
 use crate::sink::EventSink;

@@ -8,11 +8,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::in_force::InForce;
-use super::panics::caught;
 use crate::dlq::{DeadLetter, DlqHandler, FailureClass, LetterReceipt};
 use crate::error::{EventError, Result};
 use crate::metrics::{BusMetrics, ConsumerMetrics};
 use crate::provider::{AckHandler, Delivery, Settlement};
+use crate::task::{caught, within};
 use crate::types::{Event, ReceivedEvent, unix_millis};
 
 /// Wait before an event is tried again that the dead-letter handler did not take.
@@ -43,19 +43,12 @@ impl LetterBox {
             log_given_up(letter, None, "event given up: a dead letter is not dead-lettered again");
             return Ok(Fate::Lost);
         }
-        let handling = tokio::time::timeout(self.timeout, caught(handler.keep_letter(letter.clone())));
-        let receipt = match handling.await {
-            Ok(Ok(handled)) => handled?,
-            Ok(Err(panic)) => {
-                return Err(EventError::Provider(format!("the dead-letter handler panicked: {panic}")));
-            }
-            Err(_elapsed) => {
-                let timeout = self.timeout;
-                return Err(EventError::Timeout(format!(
-                    "the dead-letter handler did not end within {timeout:?}"
-                )));
-            }
+        let keeping = async {
+            caught(handler.keep_letter(letter.clone())).await.unwrap_or_else(|panic| {
+                Err(EventError::Provider(format!("the dead-letter handler panicked: {panic}")))
+            })
         };
+        let receipt = within(self.timeout, || "the dead-letter handler".to_owned(), keeping).await?;
         log_given_up(letter, Some(&receipt), "event given up; its dead letter is kept");
         self.metrics.record_dlq();
         Ok(Fate::Kept)

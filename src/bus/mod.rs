@@ -11,7 +11,6 @@ mod in_force;
 mod metered;
 mod observe;
 mod open;
-pub(crate) mod panics;
 mod publish;
 mod records;
 mod registry;
@@ -36,10 +35,10 @@ use crate::error::{EventError, Result};
 use crate::metrics::{BusMetrics, EventMetrics};
 use crate::provider::{
     ConsumerInfo, EventProvider, HistoryPage, HistoryQuery, ProviderInfo, ProviderRegistry, StoredEvent,
-    poll_once,
 };
 use crate::schema::SchemaRegistry;
 use crate::state::StateStore;
+use crate::task::within;
 use crate::types::{Event, EventCounts, PublishOptions, SubscribeOptions};
 
 /// How long the bus waits for a provider when the call itself names no deadline. Providers have shorter deadlines of
@@ -431,27 +430,14 @@ impl EventBus {
     }
 }
 
-/// Waits at most this long; a call that answers at once needs no timer.
-pub(crate) async fn within<T>(deadline: Duration, call: impl Future<Output = T> + Send) -> Option<T> {
-    let mut call = std::pin::pin!(call);
-    match poll_once(&mut call).await {
-        Some(answer) => Some(answer),
-        None => tokio::time::timeout(deadline, call).await.ok(),
-    }
-}
-
 /// Waits at most this long for a provider's answer.
 async fn answer_within<T>(
-    deadline: Duration,
+    limit: Duration,
     operation: &str,
     provider: &str,
     call: impl Future<Output = Result<T>> + Send,
 ) -> Result<T> {
-    within(deadline, call).await.unwrap_or_else(|| {
-        Err(EventError::Timeout(format!(
-            "{operation} on provider '{provider}' gave no answer within {deadline:?}"
-        )))
-    })
+    within(limit, || format!("{operation} on provider '{provider}'"), call).await
 }
 
 impl fmt::Debug for EventBus {

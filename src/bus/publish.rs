@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use tracing::Instrument;
 
-use super::{EventBus, within};
+use super::EventBus;
 use crate::error::{EventError, Result};
 use crate::provider::validate::{validate_payload, validate_publish_options};
 use crate::provider::{PublishReceipt, PublishRequest};
 use crate::subject::{validate_category, validate_subject};
+use crate::task::in_time;
 use crate::trace;
 use crate::types::{Event, PublishOptions};
 
@@ -137,7 +138,7 @@ impl EventBus {
         trace::inject(&mut stored);
         let deadline = self.publish_deadline(options);
         let call = self.provider.publish_with_receipt(&stored, options);
-        let answered = within(deadline, call).await;
+        let answered = in_time(deadline, call).await;
         let receipt = answered.unwrap_or_else(|| Err(self.no_answer(&stored.id, deadline)))?;
         self.metrics.record_publish(start);
         #[cfg(feature = "routing")]
@@ -222,7 +223,7 @@ impl EventBus {
         let Some(deadline) = batch.iter().map(|entry| self.publish_deadline(&entry.options)).max() else {
             return Vec::new();
         };
-        match within(deadline, self.provider.publish_batch(batch)).await {
+        match in_time(deadline, self.provider.publish_batch(batch)).await {
             Some(answers) => answers,
             None => batch.iter().map(|entry| Err(self.no_answer(&entry.event.id, deadline))).collect(),
         }

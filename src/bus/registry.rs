@@ -1,10 +1,11 @@
 //! Who subscribes to what, which consumers that makes, and where it is kept.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 
 use crate::error::Result;
 use crate::hash::fnv1a_128;
+use crate::poison::IgnorePoison;
 use crate::state::{InvalidSubscription, StateStore};
 use crate::subject::{MAX_NAME_LEN, validate_consumer_name};
 use crate::text::shorten;
@@ -44,15 +45,15 @@ impl Registry {
                 }
             }
         }
-        let mut subscriptions = self.subscriptions.write().unwrap_or_else(PoisonError::into_inner);
-        *self.set_aside.write().unwrap_or_else(PoisonError::into_inner) = set_aside;
+        let mut subscriptions = self.subscriptions.write().ignore_poison();
+        *self.set_aside.write().ignore_poison() = set_aside;
         *subscriptions = valid;
     }
 
     /// Registers a subscription, and returns the one that it replaces.
     pub(super) fn insert(&self, filter: SubscriptionFilter) -> Option<SubscriptionFilter> {
-        let mut subscriptions = self.subscriptions.write().unwrap_or_else(PoisonError::into_inner);
-        self.set_aside.write().unwrap_or_else(PoisonError::into_inner).remove(&filter.subscriber_id);
+        let mut subscriptions = self.subscriptions.write().ignore_poison();
+        self.set_aside.write().ignore_poison().remove(&filter.subscriber_id);
         subscriptions.insert(filter.subscriber_id.clone(), filter)
     }
 
@@ -62,32 +63,32 @@ impl Registry {
         if let Some(filter) = self.get(subscriber_id) {
             return Some(if filter.durable { filter.subjects } else { Vec::new() });
         }
-        let consumers = self.consumers.lock().unwrap_or_else(PoisonError::into_inner);
+        let consumers = self.consumers.lock().ignore_poison();
         let opened = consumers.values().filter(|(id, _)| id == subscriber_id);
         let subjects: Vec<_> = opened.map(|(_, subject)| subject.clone()).collect();
         (!subjects.is_empty()).then_some(subjects)
     }
 
     pub(super) fn remove(&self, subscriber_id: &str) -> Option<SubscriptionFilter> {
-        let mut subscriptions = self.subscriptions.write().unwrap_or_else(PoisonError::into_inner);
-        let set_aside = self.set_aside.write().unwrap_or_else(PoisonError::into_inner).remove(subscriber_id);
+        let mut subscriptions = self.subscriptions.write().ignore_poison();
+        let set_aside = self.set_aside.write().ignore_poison().remove(subscriber_id);
         subscriptions.remove(subscriber_id).or(set_aside.map(|invalid| invalid.filter))
     }
 
     /// The stored subscriptions that are not in force, by id.
     pub(super) fn set_aside(&self) -> Vec<InvalidSubscription> {
-        let set_aside = self.set_aside.read().unwrap_or_else(PoisonError::into_inner);
+        let set_aside = self.set_aside.read().ignore_poison();
         let mut found: Vec<_> = set_aside.iter().collect();
         found.sort_unstable_by_key(|(id, _)| *id);
         found.into_iter().map(|(_, invalid)| invalid.clone()).collect()
     }
 
     pub(super) fn get(&self, subscriber_id: &str) -> Option<SubscriptionFilter> {
-        self.subscriptions.read().unwrap_or_else(PoisonError::into_inner).get(subscriber_id).cloned()
+        self.subscriptions.read().ignore_poison().get(subscriber_id).cloned()
     }
 
     pub(super) fn all(&self) -> Vec<SubscriptionFilter> {
-        self.subscriptions.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.subscriptions.read().ignore_poison().values().cloned().collect()
     }
 
     /// Writes the subscriptions to the store, outside the async runtime. A failure is logged: the subscription itself is
@@ -102,14 +103,14 @@ impl Registry {
     }
 
     fn save_now(&self, store: &dyn StateStore) -> Result<()> {
-        let _last_save_wins = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        let _last_save_wins = self.saving.lock().ignore_poison();
         store.save(&self.stored())
     }
 
     /// All that is to be in the store: what was set aside must not be lost by a save.
     fn stored(&self) -> HashMap<String, SubscriptionFilter> {
-        let subscriptions = self.subscriptions.read().unwrap_or_else(PoisonError::into_inner);
-        let set_aside = self.set_aside.read().unwrap_or_else(PoisonError::into_inner);
+        let subscriptions = self.subscriptions.read().ignore_poison();
+        let set_aside = self.set_aside.read().ignore_poison();
         let set_aside = set_aside.iter().map(|(id, invalid)| (id, &invalid.filter));
         set_aside.chain(&*subscriptions).map(|(id, filter)| (id.clone(), filter.clone())).collect()
     }
@@ -117,7 +118,7 @@ impl Registry {
     /// The name under which this bus opened, or can open, the durable consumer of a subscriber and subject. Where the
     /// plain name stands for another pair, it is the distinct one.
     pub(super) fn consumer_name(&self, subscriber_id: &str, subject: &str) -> String {
-        let consumers = self.consumers.lock().unwrap_or_else(PoisonError::into_inner);
+        let consumers = self.consumers.lock().ignore_poison();
         let is_ours = |(id, filter): &(String, String)| id == subscriber_id && filter == subject;
         let distinct = distinct_name(subscriber_id, subject);
         match plain_name(subscriber_id, subject) {
@@ -131,12 +132,12 @@ impl Registry {
     }
 
     pub(super) fn remember_consumer(&self, name: &str, subscriber_id: &str, subject: &str) {
-        let mut consumers = self.consumers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut consumers = self.consumers.lock().ignore_poison();
         consumers.insert(name.to_owned(), (subscriber_id.to_owned(), subject.to_owned()));
     }
 
     pub(super) fn forget_consumer(&self, name: &str) {
-        self.consumers.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+        self.consumers.lock().ignore_poison().remove(name);
     }
 }
 

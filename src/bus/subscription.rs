@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -11,6 +11,7 @@ use super::dead_letter::{DeadLetters, Failure};
 use crate::crypto::EventEncryptor;
 use crate::dlq::{FailureClass, forwarded_original};
 use crate::error::{EventError, Result};
+use crate::poison::IgnorePoison;
 use crate::provider::consumer::ConsumerConfig;
 use crate::provider::{
     AckHandler, Delivery, PendingEvent, SettlementObserver, Subscription, SubscriptionEnd, UndecodableRecord,
@@ -150,7 +151,7 @@ impl BusSubscription {
     }
 
     fn unfinished(&mut self) -> &mut Option<Unfinished> {
-        self.unfinished.get_mut().unwrap_or_else(PoisonError::into_inner)
+        self.unfinished.get_mut().ignore_poison()
     }
 
     /// Ends what a cancelled call had begun. An event is left over when that was an acknowledgement.

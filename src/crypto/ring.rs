@@ -1,13 +1,14 @@
 //! The keys of an encryptor, their states and how often each has sealed.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use aes_gcm::aead::KeyInit;
 use aes_gcm::{Aes256Gcm, Key as CipherKey};
 use zeroize::Zeroizing;
 
 use crate::error::EncryptionFailure;
+use crate::poison::IgnorePoison;
 use crate::text::shorten;
 
 /// Most payloads that one key seals. With random nonces of 96 bits more would make a repeated nonce, and with it the end
@@ -102,7 +103,7 @@ impl KeyRing {
 
     fn lock(&self) -> MutexGuard<'_, ()> {
         // Each change is one store, so that poison means nothing.
-        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.changes.lock().ignore_poison()
     }
 }
 

@@ -8,7 +8,7 @@ mod sink;
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use async_trait::async_trait;
 
@@ -19,6 +19,7 @@ pub use sink::SinkDlqHandler;
 pub(crate) use sink::forwarded_original;
 
 use crate::error::Result;
+use crate::poison::IgnorePoison;
 use crate::reserved;
 use crate::types::{Event, ReceivedEvent, unix_millis};
 
@@ -195,7 +196,7 @@ impl MemoryDlqHandler {
 
     /// No method panics half-way through a change, so that poison means nothing here.
     fn letters(&self) -> MutexGuard<'_, VecDeque<DeadLetterEvent>> {
-        self.letters.lock().unwrap_or_else(PoisonError::into_inner)
+        self.letters.lock().ignore_poison()
     }
 }
 

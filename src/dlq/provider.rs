@@ -16,6 +16,7 @@ use crate::error::{EventError, Result};
 use crate::provider::{EventProvider, HistoryQuery, PublishReceipt, StoredEvent, unsupported};
 use crate::reserved;
 use crate::subject::subject_matches;
+use crate::task::within;
 use crate::types::{Event, PublishOptions};
 
 /// How many stored events are read at a time.
@@ -334,7 +335,7 @@ impl ProviderDlq {
     }
 
     async fn query(&self, query: &HistoryQuery) -> Result<Vec<StoredEvent>> {
-        within_deadline("query", self.provider.query(query)).await
+        answer("query", self.provider.query(query)).await
     }
 
     /// Stores a letter and says where. One that is there already keeps its number.
@@ -359,15 +360,11 @@ pub(super) async fn publish_once(
 ) -> Result<PublishReceipt> {
     let msg_id = (!provider.capabilities().dedup.is_no()).then_some(msg_id);
     let options = PublishOptions { msg_id, ..PublishOptions::default() };
-    within_deadline("publish", provider.publish_with_receipt(event, &options)).await
+    answer("publish", provider.publish_with_receipt(event, &options)).await
 }
 
-async fn within_deadline<T>(operation: &str, call: impl Future<Output = Result<T>> + Send) -> Result<T> {
-    tokio::time::timeout(DEADLINE, call).await.unwrap_or_else(|_elapsed| {
-        Err(EventError::Timeout(format!(
-            "{operation} of the dead-letter queue gave no answer within {DEADLINE:?}"
-        )))
-    })
+async fn answer<T>(operation: &str, call: impl Future<Output = Result<T>> + Send) -> Result<T> {
+    within(DEADLINE, || format!("{operation} of the dead-letter queue"), call).await
 }
 
 impl fmt::Debug for ProviderDlq {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, RwLock};
 use std::time::Instant;
 
 use serde::Serialize;
@@ -11,6 +11,7 @@ use super::consumer::{ConsumerMetrics, ConsumerMetricsSnapshot};
 use super::histogram::LatencySnapshot;
 use super::instrument::{ExportedCounter, Labels, Observed, Timer};
 use super::{EventMetrics, MetricsSnapshot, prometheus};
+use crate::poison::IgnorePoison;
 use crate::trace::semconv;
 use crate::types::unix_millis;
 
@@ -144,20 +145,20 @@ impl BusMetrics {
 
     /// The counters of a subscriber and filter, at zero when there were none.
     pub(crate) fn consumer(&self, group: &str, filter: &str) -> Arc<ConsumerMetrics> {
-        let mut consumers = self.consumers.write().unwrap_or_else(PoisonError::into_inner);
+        let mut consumers = self.consumers.write().ignore_poison();
         let new = || Arc::new(ConsumerMetrics::new(&self.system, group, filter));
         Arc::clone(consumers.entry((group.to_owned(), filter.to_owned())).or_insert_with(new))
     }
 
     /// The counters of every subscription that was opened and not removed, by subscriber and filter.
     pub fn consumers(&self) -> Vec<Arc<ConsumerMetrics>> {
-        let consumers = self.consumers.read().unwrap_or_else(PoisonError::into_inner);
+        let consumers = self.consumers.read().ignore_poison();
         consumers.values().map(Arc::clone).collect()
     }
 
     /// Forgets the counters of a subscriber: without it, subscribers that come and go would add up.
     pub(crate) fn forget(&self, group: &str) {
-        let mut consumers = self.consumers.write().unwrap_or_else(PoisonError::into_inner);
+        let mut consumers = self.consumers.write().ignore_poison();
         consumers.retain(|(known, _), _| known != group);
     }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use super::capability::unsupported;
 use super::consumer::Lease;
 use crate::error::{EventError, Result};
+use crate::poison::IgnorePoison;
 use crate::types::{Event, ReceivedEvent};
 
 /// Settles one delivery. Providers implement it; users call it through [`Delivery`] and [`PendingEvent`].
@@ -546,7 +547,7 @@ struct ClosureHandler {
 
 impl ClosureHandler {
     fn take(&self) -> Result<Closures> {
-        let taken = self.closures.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let taken = self.closures.lock().ignore_poison().take();
         taken.ok_or_else(|| EventError::Ack("the delivery was already settled".to_owned()))
     }
 }

@@ -22,9 +22,6 @@ pub mod sqlite;
 pub mod validate;
 
 use std::any::Any;
-use std::future::Future;
-use std::pin::Pin;
-use std::task::Poll;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -39,6 +36,7 @@ pub use receipt::PublishReceipt;
 pub use registry::{ProviderRegistry, ProviderUrl};
 
 use crate::error::Result;
+use crate::task::poll_once;
 use crate::types::{Event, PublishOptions, ReceivedEvent, SubscribeOptions};
 
 /// Deadline of a provider's call when nothing else was said. The bus's own deadline is longer: it is for providers that
@@ -406,15 +404,4 @@ pub trait Subscription: Send + Sync {
     async fn close(&mut self) -> Result<()> {
         Ok(())
     }
-}
-
-/// Polls a future once and drops it.
-pub(crate) async fn poll_once<F: Future + Unpin>(mut future: F) -> Option<F::Output> {
-    std::future::poll_fn(|cx| {
-        Poll::Ready(match Pin::new(&mut future).poll(cx) {
-            Poll::Ready(output) => Some(output),
-            Poll::Pending => None,
-        })
-    })
-    .await
 }

@@ -11,7 +11,7 @@ mod http;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
 
@@ -22,6 +22,7 @@ pub use failure::SinkFailure;
 pub use http::{HttpSink, HttpSinkBuilder};
 
 use crate::error::{EventError, Result};
+use crate::poison::IgnorePoison;
 use crate::provider::EventProvider;
 use crate::types::{Event, PublishOptions};
 
@@ -284,7 +285,7 @@ impl CollectorSink {
 
     /// A push is the only change, so that poison means nothing here.
     fn collected(&self) -> MutexGuard<'_, Vec<Event>> {
-        self.events.lock().unwrap_or_else(PoisonError::into_inner)
+        self.events.lock().ignore_poison()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -10,10 +10,11 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::EventSource;
+use crate::backoff::Backoff;
 use crate::bus::EventBus;
-use crate::bus::consumer::Backoff;
 use crate::deadline::After;
 use crate::error::{EventError, Result};
+use crate::poison::IgnorePoison;
 use crate::types::{Event, PublishOptions};
 
 /// Shortest wait before a new start or a new publish, whatever is configured.
@@ -146,11 +147,11 @@ struct Shared {
 
 impl Shared {
     fn set(&self, state: SourceState) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).0 = state;
+        self.state.lock().ignore_poison().0 = state;
     }
 
     fn failed(&self, error: String) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).1 = Some(error);
+        self.state.lock().ignore_poison().1 = Some(error);
     }
 }
 
@@ -167,7 +168,7 @@ pub struct RunningSource {
 impl RunningSource {
     /// How it is doing.
     pub fn status(&self) -> SourceStatus {
-        let (state, last_error) = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (state, last_error) = self.shared.state.lock().ignore_poison().clone();
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         SourceStatus {
             state,

@@ -5,9 +5,10 @@ use std::fmt;
 use std::fs::{File, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
+use crate::poison::IgnorePoison;
 use crate::private_file;
 
 /// The locks that this process holds. The system's lock is between processes; within one, stores share it.
@@ -72,7 +73,7 @@ impl Drop for ProcessLock {
 
 fn held() -> MutexGuard<'static, BTreeMap<PathBuf, Held>> {
     // Counting cannot panic, so that poison means nothing.
-    HELD.lock().unwrap_or_else(PoisonError::into_inner)
+    HELD.lock().ignore_poison()
 }
 
 /// The one name of a file that may not exist yet, in a folder that does.

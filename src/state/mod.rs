@@ -4,11 +4,12 @@ mod file;
 mod lock;
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 pub use file::FileStateStore;
 
 use crate::error::Result;
+use crate::poison::IgnorePoison;
 use crate::types::SubscriptionFilter;
 
 /// Keeps the subscriptions of a bus. Both methods may block: async code calls them on a thread for blocking work.
@@ -65,12 +66,12 @@ impl StateStore for MemoryStateStore {
     fn save(&self, subscriptions: &HashMap<String, SubscriptionFilter>) -> Result<()> {
         let copy = subscriptions.clone();
         // One assignment is the only change, so that poison means nothing.
-        *self.subscriptions.lock().unwrap_or_else(PoisonError::into_inner) = copy;
+        *self.subscriptions.lock().ignore_poison() = copy;
         Ok(())
     }
 
     fn load(&self) -> Result<HashMap<String, SubscriptionFilter>> {
-        Ok(self.subscriptions.lock().unwrap_or_else(PoisonError::into_inner).clone())
+        Ok(self.subscriptions.lock().ignore_poison().clone())
     }
 }
 

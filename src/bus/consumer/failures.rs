@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use super::queue::{Job, Place};
 use crate::bus::dead_letter::Failure;
 use crate::dlq::FailureClass;
+use crate::poison::IgnorePoison;
 use crate::types::unix_millis;
 
 /// Most events remembered. For those beyond it a dead letter does not say when they failed first.
@@ -69,6 +70,6 @@ impl Failures {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Place, Remembered>> {
-        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
+        self.remembered.lock().ignore_poison()
     }
 }

@@ -7,9 +7,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::health::Part;
-use super::policy::Backoff;
 use super::queue::{Origin, Waiting};
 use super::{Command, KeyFn, Runtime, told};
+use crate::backoff::Backoff;
 use crate::bus::in_force::InForce;
 use crate::bus::open::Opener;
 use crate::bus::subscription::{BusSubscription, Incoming};
@@ -23,6 +23,8 @@ const MAX_BATCH: usize = 128;
 const WAIT: Duration = Duration::from_secs(30);
 /// Errors in a row after which the subscription may be opened again.
 const TOLERATED: u64 = 3;
+/// Pauses behind what went wrong.
+const FETCH_AGAIN: Backoff = Backoff::exponential(Duration::from_millis(100), Duration::from_secs(30));
 /// What was refused and due this long ago was delivered to somebody, if the provider has nothing more to deliver.
 const CERTAINLY_DUE: Duration = Duration::from_secs(5);
 
@@ -213,8 +215,7 @@ impl Fetcher {
 
     /// Waits longer each time something goes wrong, unless the consumer drains.
     pub(super) async fn pause(&mut self) {
-        let delay =
-            Backoff::exponential(Duration::from_millis(100), Duration::from_secs(30)).delay(self.trouble);
-        let _ = tokio::time::timeout(delay, told(&mut self.command, Command::Drain)).await;
+        let told = told(&mut self.command, Command::Drain);
+        let _ = tokio::time::timeout(FETCH_AGAIN.delay(self.trouble), told).await;
     }
 }

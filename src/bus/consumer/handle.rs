@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -12,6 +12,7 @@ use super::fetch::LagRequest;
 use super::queue::Counts;
 use super::{Command, Runtime, raise};
 use crate::error::{EventError, Result};
+use crate::poison::IgnorePoison;
 
 /// What a consumer does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -207,7 +208,7 @@ impl ConsumerHandle {
         if state.wait_for(ended).await.is_err() {
             return Err(EventError::Consumer("the consumer's task has ended".to_owned()));
         }
-        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failure = self.failure.lock().ignore_poison();
         match failure.take() {
             None => Ok(()),
             Some(error) => {

@@ -1,8 +1,10 @@
 //! What of a running consumer fails at the moment.
 
 use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+
+use crate::poison::IgnorePoison;
 
 /// What a consumer needs to go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,14 +25,14 @@ pub(super) struct Health {
 
 impl Health {
     pub(super) fn failed(&self, part: Part, error: &impl ToString) {
-        let mut errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut errors = self.errors.lock().ignore_poison();
         errors.insert(part, error.to_string());
         self.any.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn works(&self, part: Part) {
         if self.any.load(Ordering::Relaxed) {
-            let mut errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut errors = self.errors.lock().ignore_poison();
             errors.remove(&part);
             self.any.store(!errors.is_empty(), Ordering::Relaxed);
         }
@@ -38,7 +40,7 @@ impl Health {
 
     /// The first of the errors.
     pub(super) fn error(&self) -> Option<String> {
-        let errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
+        let errors = self.errors.lock().ignore_poison();
         errors.values().next().cloned()
     }
 }

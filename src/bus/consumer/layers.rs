@@ -25,7 +25,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -36,6 +36,7 @@ use tracing::Instrument;
 use super::Handler;
 use super::policy::{HandlerError, HandlerResult};
 use crate::error::{EventError, Result};
+use crate::poison::IgnorePoison;
 use crate::provider::{Delivery, EventProvider, HistoryQuery, unsupported};
 use crate::reserved;
 use crate::text::without_values;
@@ -176,11 +177,11 @@ impl RecentEvents {
 #[async_trait]
 impl HandledEvents for RecentEvents {
     async fn contains(&self, event_id: &str) -> Result<bool> {
-        Ok(self.events.lock().unwrap_or_else(PoisonError::into_inner).ids.contains(event_id))
+        Ok(self.events.lock().ignore_poison().ids.contains(event_id))
     }
 
     async fn insert(&self, event_id: &str) -> Result<()> {
-        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut events = self.events.lock().ignore_poison();
         let Recent { ids, order } = &mut *events;
         let id: Arc<str> = event_id.into();
         if ids.insert(Arc::clone(&id)) {

@@ -21,8 +21,9 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
+pub use crate::backoff::Backoff;
 pub use handle::{ConsumerHandle, ConsumerState, ConsumerStats};
-pub use policy::{Backoff, HandlerError, HandlerResult, RetryPolicy};
+pub use policy::{HandlerError, HandlerResult, RetryPolicy};
 
 use self::failures::Failures;
 use self::fetch::Fetcher;

@@ -1,6 +1,6 @@
 //! Runs the tasks of a consumer and ends them in order.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -11,6 +11,7 @@ use super::worker::give_back;
 use super::{Command, Runtime, raise, told};
 use crate::deadline::After;
 use crate::error::{EventError, Result};
+use crate::poison::IgnorePoison;
 
 /// How long the leases of nothing are left alone.
 const LONGEST_LOOK: Duration = Duration::from_secs(30);
@@ -41,7 +42,7 @@ impl Supervisor {
         };
         if let Err(Ending::Failed(error) | Ending::Interrupted(error)) = ended {
             tracing::error!(%error, "consumer ended");
-            *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            *self.failure.lock().ignore_poison() = Some(error);
         }
         self.state.send_replace(state);
     }

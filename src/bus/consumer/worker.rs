@@ -9,20 +9,24 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use super::health::Part;
-use super::policy::{Backoff, ErrorClass, HandlerResult};
+use super::policy::{ErrorClass, HandlerResult};
 use super::queue::{Ended, Job, LeftOver};
 use super::{Command, Handler, Runtime, told};
+use crate::backoff::Backoff;
 use crate::bus::dead_letter::Failure;
-use crate::bus::panics::caught;
 use crate::deadline::After;
 use crate::dlq::FailureClass;
 use crate::error::{EventError, Result};
-use crate::provider::{AckHandler, Delivery, poll_once};
+use crate::provider::{AckHandler, Delivery};
+use crate::task::{caught, poll_once};
 use crate::trace::{TraceContext, process_span};
 use crate::types::Event;
 
 /// Further tries of a settlement that failed for a reason that may pass.
 const SETTLEMENT_RETRIES: u64 = 3;
+const SETTLE_AGAIN: Backoff = Backoff::exponential(Duration::from_millis(100), Duration::from_secs(1));
+/// Pauses while the dead letters cannot be reached.
+const WRITE_AGAIN: Backoff = Backoff::exponential(Duration::from_secs(1), Duration::from_secs(30));
 
 /// Takes one job after the other until there is none left.
 pub(super) async fn work<H: Handler>(
@@ -226,7 +230,6 @@ impl<H: Handler> Worker<H> {
     /// Takes an event out, and does not settle it before it is out: while the dead letters cannot be reached, this worker
     /// waits, and the event stays where it is.
     async fn dead_letter(&mut self, mut job: Job, failure: Failure) -> Ended {
-        let backoff = Backoff::exponential(Duration::from_secs(1), Duration::from_secs(30));
         let letter = job.guarded.letters.letter(&job.guarded.stored, failure);
         for attempt in 1.. {
             match job.guarded.letters.write(&job.guarded.stored, &letter).await {
@@ -238,7 +241,7 @@ impl<H: Handler> Worker<H> {
                     tracing::error!(sequence, %error, "event not dead-lettered; trying again");
                 }
             }
-            if !self.keep_alive(&mut job, backoff.delay(attempt), Command::Drain).await {
+            if !self.keep_alive(&mut job, WRITE_AGAIN.delay(attempt), Command::Drain).await {
                 return Ended::Failed(job);
             }
         }
@@ -305,13 +308,12 @@ async fn settle<F>(job: &Job, verb: &str, settlement: impl Fn() -> F) -> Result<
 where
     F: Future<Output = Result<()>>,
 {
-    let backoff = Backoff::exponential(Duration::from_millis(100), Duration::from_secs(1));
     let mut attempt = 1;
     loop {
         let settled = settlement().await;
         match &settled {
             Err(error) if attempt <= SETTLEMENT_RETRIES && error.is_retryable() => {
-                tokio::time::sleep(backoff.delay(attempt)).await;
+                tokio::time::sleep(SETTLE_AGAIN.delay(attempt)).await;
                 attempt += 1;
             }
             Err(error) => {

@@ -7,7 +7,7 @@ mod stream;
 mod subscription;
 
 use std::any::Any;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use async_trait::async_trait;
 
@@ -26,6 +26,7 @@ use super::{
 };
 use crate::deadline::After;
 use crate::error::{EventError, Result};
+use crate::poison::IgnorePoison;
 use crate::subject::{validate_consumer_name, validate_filter_under};
 use crate::types::{Event, PublishOptions, SubscribeOptions, unix_millis};
 
@@ -113,19 +114,19 @@ impl Drop for MemoryProvider {
 impl Shared {
     /// The stream for reading, without events that are too old.
     fn read(&self) -> RwLockReadGuard<'_, Stream> {
-        let stream = self.stream.read().unwrap_or_else(PoisonError::into_inner);
+        let stream = self.stream.read().ignore_poison();
         if !stream.log.has_age_limit() || !stream.log.has_expired(unix_millis()) {
             return stream;
         }
         drop(stream);
         let mut dropped = Dropped::default();
         self.write().enforce_retention(unix_millis(), &mut dropped);
-        self.stream.read().unwrap_or_else(PoisonError::into_inner)
+        self.stream.read().ignore_poison()
     }
 
     /// The stream for changing. No method panics half-way through a change, so that poison means nothing here.
     fn write(&self) -> RwLockWriteGuard<'_, Stream> {
-        self.stream.write().unwrap_or_else(PoisonError::into_inner)
+        self.stream.write().ignore_poison()
     }
 
     fn check_open(stream: &Stream) -> Result<()> {

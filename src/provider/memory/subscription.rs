@@ -1,7 +1,7 @@
 //! Subscriptions: members of a consumer that fetch, wait and settle.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -11,6 +11,7 @@ use super::stream::{Group, GroupId, Lifecycle, Stream};
 use super::{Clock, Shared};
 use crate::deadline::After;
 use crate::error::{EventError, Result};
+use crate::poison::IgnorePoison;
 use crate::provider::consumer::{Consumer, ConsumerConfig, Fetched, Lease, StaleLease, Start, Time};
 use crate::provider::{
     ConsumerInfo, ConsumerPosition, Delivery, LeaseHolder, PendingEvent, Subscription, SubscriptionEnd,
@@ -267,7 +268,7 @@ impl ConsumerCell {
 
     fn lock(&self) -> MutexGuard<'_, Position> {
         // The machine's methods leave no half-done state behind, so that a panic elsewhere does not matter here.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().ignore_poison()
     }
 }
 

@@ -3,7 +3,7 @@
 //! That is worth it where the server syncs every write. A batch is stored as a whole or not at all. Where the server refuses
 //! one, its events are published one by one, so that each has the answer that it would have had.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use async_nats::header::{NATS_BATCH_COMMIT, NATS_BATCH_COMMIT_FINAL, NATS_BATCH_ID, NATS_BATCH_SEQUENCE};
@@ -15,6 +15,7 @@ use super::client::Shared;
 use super::error::PROVIDER;
 use super::publish::{Acknowledged, stored};
 use crate::error::{BackendError, ErrorKind, EventError, Result};
+use crate::poison::IgnorePoison;
 use crate::provider::{PublishReceipt, PublishRequest};
 use crate::types::Event;
 
@@ -45,7 +46,7 @@ pub(super) struct Faster(Mutex<Option<(Way, Instant)>>);
 
 impl Faster {
     fn known(&self) -> Option<Way> {
-        let measured = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let measured = *self.0.lock().ignore_poison();
         measured.filter(|(_, at)| at.elapsed() < MEASURE_AGAIN).map(|(way, _)| way)
     }
 
@@ -54,7 +55,7 @@ impl Faster {
         let is_faster = pipelined.as_secs_f64() > atomic.as_secs_f64() * MUCH_FASTER;
         let way = if is_faster { Way::Atomic } else { Way::Pipelined };
         tracing::debug!(?way, ?pipelined, ?atomic, "measured how to publish batches");
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((way, Instant::now()));
+        *self.0.lock().ignore_poison() = Some((way, Instant::now()));
     }
 }
 

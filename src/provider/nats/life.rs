@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
 use async_nats::datetime::DateTime;
@@ -14,6 +14,7 @@ use super::client::Shared;
 use super::parked::Parked;
 use super::position::{Position, Seen};
 use crate::error::Result;
+use crate::poison::IgnorePoison;
 use crate::provider::SubscriptionEnd;
 use crate::provider::consumer::ConsumerConfig;
 use crate::types::DeliverPolicy;
@@ -144,7 +145,7 @@ impl Life {
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().ignore_poison()
     }
 }
 
@@ -154,7 +155,7 @@ pub(super) struct Lives(Mutex<HashMap<String, Weak<Life>>>);
 
 impl Lives {
     fn known(&self) -> std::sync::MutexGuard<'_, HashMap<String, Weak<Life>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().ignore_poison()
     }
 
     /// The consumer of this name, if it is open.

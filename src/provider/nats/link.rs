@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use async_nats::connection::State;
@@ -19,23 +19,26 @@ use tokio::time::{Instant, timeout_at};
 
 use super::config::NatsProviderBuilder;
 use super::error::{denied, not_connected, timeout, unanswered};
+use crate::backoff::Backoff;
 use crate::deadline::After;
 use crate::error::{EventError, Result};
+use crate::poison::IgnorePoison;
 
 /// A connection that does not answer this often is dead after three of them.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
-/// Longest pause between two attempts to connect again.
-const RECONNECT_DELAY: Duration = Duration::from_secs(1);
-/// Pause between two clients, which doubles as long as they do not last.
-const REBUILD_DELAY: Duration = Duration::from_millis(100);
-const LONGEST_REBUILD_DELAY: Duration = Duration::from_secs(30);
+/// Pauses between attempts to connect again: up to one second and some, because not all programs are to come back at once.
+const RECONNECT: Backoff =
+    Backoff::exponential(Duration::from_micros(1_500), Duration::from_millis(1_500)).jitter(1.0 / 3.0);
+/// Pauses between clients as long as they do not last.
+const REBUILD: Backoff =
+    Backoff::exponential(Duration::from_millis(100), Duration::from_secs(30)).jitter(0.0);
 /// A client that worked for this long has lasted.
 const LASTED: Duration = Duration::from_secs(60);
 /// An answer that takes longer may have been lost, or be none: then it is found out why.
 const PATIENCE: Duration = Duration::from_millis(50);
-/// Pause before a question is asked again, which doubles up to the longest.
-const ASK_AGAIN: Duration = Duration::from_millis(250);
-const LONGEST_ASK_AGAIN: Duration = Duration::from_secs(1);
+/// Pauses before a question is asked again.
+const ASK_AGAIN: Backoff =
+    Backoff::exponential(Duration::from_millis(250), Duration::from_secs(1)).jitter(0.0);
 /// Refusals that are remembered for those who wait for an answer.
 const MAX_DENIALS: usize = 64;
 
@@ -44,8 +47,8 @@ pub(super) struct Link {
     settings: NatsProviderBuilder,
     first: Connection,
     events: Arc<Events>,
-    /// Held by whoever makes the next client, with the pause after it.
-    rebuilding: tokio::sync::Mutex<(Option<Instant>, Duration)>,
+    /// Held by whoever makes the next client: when the last one was made, and how many did not last.
+    rebuilding: tokio::sync::Mutex<(Option<Instant>, u64)>,
 }
 
 /// A client and what was made from it. A chain, because the native handles are given out as references.
@@ -105,12 +108,7 @@ impl Link {
             denials: Denials::new(),
         });
         let first = Connection::new(settings, &events).await?;
-        Ok(Self {
-            settings: settings.clone(),
-            first,
-            events,
-            rebuilding: tokio::sync::Mutex::new((None, REBUILD_DELAY)),
-        })
+        Ok(Self { settings: settings.clone(), first, events, rebuilding: tokio::sync::Mutex::new((None, 0)) })
     }
 
     /// The newest client, which may have ended.
@@ -154,13 +152,13 @@ impl Link {
         if newest.works() {
             return Ok(&newest.client);
         }
-        let (last, delay) = &mut *rebuilding;
+        let (last, short_lived) = &mut *rebuilding;
         if let Some(last) = *last {
             if last.elapsed() > LASTED {
-                *delay = REBUILD_DELAY;
+                *short_lived = 0;
             }
-            tokio::time::sleep_until(last.after(*delay)).await;
-            *delay = (*delay * 2).min(LONGEST_REBUILD_DELAY);
+            tokio::time::sleep_until(last.after(REBUILD.delay(*short_lived + 1))).await;
+            *short_lived += 1;
         }
         *last = Some(Instant::now());
         tracing::warn!("the connection task of the nats client has ended: connecting anew");
@@ -173,7 +171,7 @@ impl Link {
     pub(super) fn forgive(&self) {
         // Whoever holds it is making a client already.
         if let Ok(mut rebuilding) = self.rebuilding.try_lock() {
-            rebuilding.1 = REBUILD_DELAY;
+            rebuilding.1 = 0;
         }
     }
 
@@ -190,14 +188,15 @@ impl Link {
     pub(super) async fn ask(&self, subject: &Subject, body: &[u8], deadline: Duration) -> Answer {
         let until = Instant::now().after(deadline);
         let mut asked = FuturesUnordered::new();
-        let mut pause = ASK_AGAIN;
+        let mut attempt = 0;
         loop {
+            attempt += 1;
             asked.push(self.request(subject, body, until.duration_since(Instant::now())));
             // Each ends by the deadline, so that this does.
             tokio::select! {
                 biased;
                 Some(answer) = asked.next() => return answer,
-                () = tokio::time::sleep(pause) => pause = (2 * pause).min(LONGEST_ASK_AGAIN),
+                () = tokio::time::sleep(ASK_AGAIN.delay(attempt)) => {}
             }
         }
     }
@@ -322,7 +321,7 @@ impl Denials {
 
     fn note(&self, error: &str) {
         let Some(subject) = denied_subject(error) else { return };
-        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut recent = self.recent.lock().ignore_poison();
         if recent.len() == MAX_DENIALS {
             recent.pop_front();
         }
@@ -335,7 +334,7 @@ impl Denials {
     async fn of(&self, subject: &str, since: Instant) {
         let mut count = self.count.subscribe();
         let is_denied = |_: &u64| {
-            let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+            let recent = self.recent.lock().ignore_poison();
             recent.iter().any(|(at, denied)| *at >= since && denied == subject)
         };
         // The sender lives as long as this.
@@ -389,14 +388,9 @@ async fn connect_options(settings: &NatsProviderBuilder) -> Result<ConnectOption
     Ok(options)
 }
 
-/// Doubles from one millisecond on, up to a second and some: not all programs come back at once.
+/// The first attempt is made at once.
 fn reconnect_delay(attempts: usize) -> Duration {
-    let Some(exponent) = attempts.checked_sub(1) else { return Duration::ZERO };
-    let exponent = u32::try_from(exponent).unwrap_or(u32::MAX);
-    let delay = Duration::from_millis(2_u64.saturating_pow(exponent)).min(RECONNECT_DELAY);
-    // The random bits at the end of an id.
-    let jitter = u32::from(uuid::Uuid::now_v7().as_bytes()[15]);
-    delay + delay * jitter / 512 // bounded: at most RECONNECT_DELAY
+    if attempts == 0 { Duration::ZERO } else { RECONNECT.delay(attempts as u64) }
 }
 
 #[cfg(test)]
@@ -429,14 +423,11 @@ mod tests {
     #[test]
     fn the_pause_before_a_reconnect_grows_up_to_a_limit() {
         assert_eq!(reconnect_delay(0), Duration::ZERO);
-        assert!(
-            reconnect_delay(3) >= Duration::from_millis(4) && reconnect_delay(3) < Duration::from_millis(6)
-        );
+        let third = reconnect_delay(3);
+        assert!(third >= Duration::from_millis(4) && third <= Duration::from_millis(6), "{third:?}");
         for attempts in [12, 1_000, usize::MAX] {
-            assert!(
-                reconnect_delay(attempts) >= RECONNECT_DELAY
-                    && reconnect_delay(attempts) < 2 * RECONNECT_DELAY
-            );
+            let delay = reconnect_delay(attempts);
+            assert!(delay >= Duration::from_secs(1) && delay < Duration::from_secs(2), "{delay:?}");
         }
     }
 }

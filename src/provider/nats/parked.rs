@@ -2,13 +2,14 @@
 //! hands it out instead: its own lease, its own delays. When the process dies, the server delivers it to another one.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_nats::Subject;
 use tokio::time::Instant;
 
 use crate::deadline::After;
+use crate::poison::IgnorePoison;
 
 /// A delivery that cannot be received.
 #[derive(Clone)]
@@ -42,7 +43,7 @@ struct Inner {
 
 impl Parked {
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().ignore_poison()
     }
 
     pub(super) fn examined(&self) -> u64 {

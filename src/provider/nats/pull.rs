@@ -20,6 +20,7 @@ use super::parked::Unreadable;
 use super::position::Position;
 use super::settle::Settling;
 use super::strays::Stray;
+use crate::backoff::Backoff;
 use crate::deadline::After;
 use crate::error::{BackendError, ErrorKind, EventError, Result};
 use crate::provider::SubscriptionEnd;
@@ -35,8 +36,9 @@ const LOST: Duration = Duration::from_millis(3_500);
 const END_DEADLINE: Duration = Duration::from_secs(5);
 /// Longest look for a consumer that nobody answers for.
 const LOOK_UP: Duration = Duration::from_millis(500);
-const FIRST_RETRY: Duration = Duration::from_millis(20);
-const LAST_RETRY: Duration = Duration::from_millis(250);
+/// Pauses behind failures in a row.
+pub(super) const RETRY: Backoff =
+    Backoff::exponential(Duration::from_millis(20), Duration::from_millis(250)).jitter(0.0);
 /// What is fetched ahead is taken within this time if the calls go on as they came.
 const AHEAD: Duration = Duration::from_millis(50);
 /// The most that is fetched ahead.
@@ -65,7 +67,7 @@ pub(super) struct Puller {
     /// Received and not taken.
     fetched: VecDeque<Fetched>,
     /// When what keeps going wrong began, and how often it has.
-    trouble: Option<(Instant, u32)>,
+    trouble: Option<(Instant, u64)>,
     /// Whether the connection has ended while events were on their way: one of them may be the reason.
     suspects: bool,
     /// The connection on which the consumer was last known to be the same.
@@ -568,9 +570,10 @@ impl Puller {
     /// Waits before the next try, longer each time; an error when it has gone on for longer than a call may take.
     async fn setback(&mut self, reason: &str) -> Result<()> {
         let (since, count) = self.trouble.unwrap_or((Instant::now(), 0));
-        self.trouble = Some((since, count + 1));
+        let count = count + 1;
+        self.trouble = Some((since, count));
         if since.elapsed() < self.deadline() {
-            tokio::time::sleep(retry_delay(count)).await;
+            tokio::time::sleep(RETRY.delay(count)).await;
             return Ok(());
         }
         self.trouble = None;
@@ -588,11 +591,6 @@ impl Puller {
 
 fn no_connection() -> EventError {
     EventError::Connection("there is no connection to nats-server".to_owned())
-}
-
-/// The pause behind the failure with this number in a row.
-pub(super) fn retry_delay(count: u32) -> Duration {
-    FIRST_RETRY.saturating_mul(1 << count.min(16)).min(LAST_RETRY)
 }
 
 /// A call that waits. When it is dropped before its end, its request is cancelled, unless it lingers for the next call: a

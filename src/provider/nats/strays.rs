@@ -1,7 +1,7 @@
 //! What the server sends to a subscription that is gone, until it gets to know: it is given back at once, instead of coming
 //! again when its lease ends.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use async_nats::{Subject, Subscriber};
@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use super::client::Shared;
 use super::life::Life;
 use super::pull::give_back;
+use crate::poison::IgnorePoison;
 
 /// Longest wait for the end of what is on its way to an inbox.
 const END_DEADLINE: Duration = Duration::from_secs(5);
@@ -53,7 +54,7 @@ impl Strays {
 
     /// Waits for the end of the task, after the provider was closed.
     pub(super) async fn ended(&self) {
-        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let task = self.task.lock().ignore_poison().take();
         if let Some(task) = task {
             // It has deadlines of its own.
             let _ = task.await;
@@ -63,7 +64,7 @@ impl Strays {
 
 impl Drop for Strays {
     fn drop(&mut self) {
-        if let Some(task) = self.task.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(task) = self.task.lock().ignore_poison().take() {
             task.abort();
         }
     }

@@ -13,7 +13,7 @@ use super::client::Shared;
 use super::life::Life;
 use super::parked::Unreadable;
 use super::position::Position;
-use super::pull::{Fetched, Pulled, Puller, give_back, now, retry_delay};
+use super::pull::{Fetched, Pulled, Puller, RETRY, give_back, now};
 use super::settle::{ConsumerHandle, Handler, ParkedHandler, Settling};
 use super::unreadable::PARKED_FOR;
 use super::wire::decode;
@@ -45,7 +45,7 @@ pub struct NatsSubscription {
 /// Calls that failed one after the other: each is followed by a pause, so that whoever calls again at once does not spin.
 #[derive(Default)]
 struct Failures {
-    count: u32,
+    count: u64,
     until: Option<Instant>,
 }
 
@@ -59,8 +59,8 @@ impl Failures {
     }
 
     fn note(&mut self) {
-        self.until = Some(Instant::now().after(retry_delay(self.count)));
         self.count = self.count.saturating_add(1);
+        self.until = Some(Instant::now().after(RETRY.delay(self.count)));
     }
 
     fn forget(&mut self) {

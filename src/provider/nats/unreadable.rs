@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::str::FromStr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use async_nats::{HeaderMap, HeaderName, HeaderValue};
@@ -18,6 +18,7 @@ use super::life::Life;
 use super::parked::Unreadable;
 use super::records::Encoded;
 use crate::error::Result;
+use crate::poison::IgnorePoison;
 
 /// Unsettled records that are looked at, at most.
 const MAX_LOOKED_AT: u64 = 10_000;
@@ -34,7 +35,7 @@ pub(super) struct Hostile(Mutex<BTreeSet<u64>>);
 
 impl Hostile {
     pub(super) fn add(&self, sequence: u64) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.0.lock().ignore_poison();
         known.insert(sequence);
         if known.len() > MAX_REMEMBERED {
             known.pop_first();
@@ -43,13 +44,13 @@ impl Hostile {
 
     /// Whether one is met when records are read from this sequence on.
     pub(super) fn any_from(&self, start: u64) -> bool {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.0.lock().ignore_poison();
         known.range(start..).next().is_some()
     }
 
     /// The stream is another one.
     pub(super) fn clear(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.0.lock().ignore_poison().clear();
     }
 }
 

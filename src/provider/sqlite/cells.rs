@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use tokio::sync::Notify;
 
+use crate::poison::IgnorePoison;
 use crate::provider::SubscriptionEnd;
 use crate::provider::consumer::{ConsumerConfig, Lease};
 use crate::subject::SubjectIndex;
@@ -112,7 +113,7 @@ impl Cell {
 
     fn lock_settings(&self) -> MutexGuard<'_, Settings> {
         // Nothing panics while it is held.
-        self.settings.lock().unwrap_or_else(PoisonError::into_inner)
+        self.settings.lock().ignore_poison()
     }
 }
 
@@ -240,6 +241,6 @@ impl Cells {
 
     fn lock(&self) -> MutexGuard<'_, Open> {
         // Nothing panics while it is held.
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock().ignore_poison()
     }
 }

@@ -17,11 +17,12 @@ use super::queue::Access;
 use super::readers::Readers;
 use super::schema::open_writer;
 use super::store::{Store, signed};
+use crate::backoff::Backoff;
 use crate::deadline::After;
 
 /// Pauses between attempts to end an outage.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+const RECOVER: Backoff =
+    Backoff::exponential(Duration::from_millis(100), Duration::from_secs(10)).jitter(0.0);
 /// So many transactions fail one after the other before the file is opened again.
 const MAX_FAILURES: u32 = 3;
 /// Frames of the log that are to be copied into the file; as many as SQLite takes by itself.
@@ -40,7 +41,8 @@ pub(super) struct Condition {
     /// Whether the file was opened again in this outage.
     is_reopened: bool,
     next_attempt: Instant,
-    pause: Duration,
+    /// Attempts that were made or are due.
+    attempts: u64,
     /// Transactions that failed one after the other in a way that opening the file again can mend.
     failures: u32,
     /// Bytes of what the disk had no room for: there is room again when those can be written.
@@ -82,13 +84,19 @@ impl Condition {
             is_closed: false,
             is_reopened: false,
             next_attempt: Instant::now(),
-            pause: FIRST_PAUSE,
+            attempts: 0,
             failures: 0,
             refused_bytes: 0,
             newest: 0,
             seen: None,
             checkpoint_failed: false,
         }
+    }
+
+    /// Puts the next attempt off, longer each time.
+    fn pause(&mut self) {
+        self.attempts += 1;
+        self.next_attempt = Instant::now().after(RECOVER.delay(self.attempts));
     }
 
     /// When the next attempt to end the outage is due, if there is one.
@@ -192,8 +200,8 @@ impl Store {
         }
         tracing::error!(path = %self.config.path.display(), reason = %outage, "a sqlite file cannot be written");
         (condition.is_reopened, condition.seen) = (false, None);
-        condition.pause = FIRST_PAUSE;
-        condition.next_attempt = Instant::now().after(FIRST_PAUSE);
+        condition.attempts = 0;
+        condition.pause();
         let is_replaced = outage.is_replaced();
         condition.outage = Some(outage);
         if is_replaced {
@@ -272,8 +280,7 @@ impl Store {
             }
             Err(error) => {
                 tracing::warn!(path = %self.config.path.display(), %error, "a sqlite file still cannot be written");
-                self.condition.pause = (self.condition.pause * 2).min(LONGEST_PAUSE);
-                self.condition.next_attempt = Instant::now().after(self.condition.pause);
+                self.condition.pause();
             }
         }
     }
@@ -506,10 +513,10 @@ mod tests {
         let mut pauses = Vec::new();
         for _ in 0..9 {
             recover(&mut store, &readers);
-            pauses.push(store.condition.pause);
+            pauses.push(RECOVER.delay(store.condition.attempts));
         }
-        assert!(pauses.is_sorted() && pauses[0] == 2 * FIRST_PAUSE, "{pauses:?}");
-        assert_eq!(pauses.last(), Some(&LONGEST_PAUSE));
+        assert!(pauses.is_sorted() && pauses[0] == Duration::from_millis(200), "{pauses:?}");
+        assert_eq!(pauses.last(), Some(&Duration::from_secs(10)));
         std::fs::rename(side_file(&store.config.path, "-away"), &store.config.path).unwrap();
         recover(&mut store, &readers);
         write(&mut store, "events.a").unwrap();

@@ -1,7 +1,7 @@
 //! The bounded queue between the runtime and the writer thread.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
@@ -10,6 +10,7 @@ use super::cells::ConsumerKey;
 use super::error::{Failure, Sql};
 use super::store::Store;
 use crate::error::{BackendError, ErrorKind, EventError, Result};
+use crate::poison::IgnorePoison;
 use crate::provider::consumer::Lease;
 
 /// What may wait: this many KiB, where a job counts as one and its events as their size.
@@ -285,10 +286,10 @@ impl Queue {
         waiting.asleep = true;
         let is_asleep = |waiting: &mut Waiting| waiting.asleep;
         let mut waiting = match patience {
-            None => self.arrived.wait_while(waiting, is_asleep).unwrap_or_else(PoisonError::into_inner),
+            None => self.arrived.wait_while(waiting, is_asleep).ignore_poison(),
             Some(patience) => {
                 let woken = self.arrived.wait_timeout_while(waiting, patience, is_asleep);
-                woken.unwrap_or_else(PoisonError::into_inner).0
+                woken.ignore_poison().0
             }
         };
         waiting.asleep = false;
@@ -330,7 +331,7 @@ impl Queue {
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         // Nothing panics while it is held.
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.lock().ignore_poison()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, InterruptHandle};
@@ -15,6 +15,7 @@ use super::queue::ended;
 use super::schema::open_reader;
 use crate::deadline::After;
 use crate::error::Result;
+use crate::poison::IgnorePoison;
 
 /// Reads at the same time; more wait for their turn.
 const MAX_READS: usize = 4;
@@ -137,7 +138,7 @@ impl Readers {
             // Once more each time: a statement that had not begun was not interrupted.
             pool.in_use.values().for_each(InterruptHandle::interrupt);
             let step = left.min(Duration::from_millis(10));
-            pool = self.returned.wait_timeout(pool, step).unwrap_or_else(PoisonError::into_inner).0;
+            pool = self.returned.wait_timeout(pool, step).ignore_poison().0;
         }
     }
 
@@ -160,7 +161,7 @@ impl Readers {
 
     fn lock(&self) -> MutexGuard<'_, Pool> {
         // Nothing panics while it is held.
-        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pool.lock().ignore_poison()
     }
 }
 

@@ -15,13 +15,13 @@ use super::queue::{Access, Group, Queue, Size, Work};
 use super::readers::Readers;
 use super::schema::open_writer;
 use super::store::Store;
+use crate::backoff::Backoff;
 use crate::deadline::After;
 use crate::error::Result;
 use crate::provider::DEFAULT_TIMEOUT;
 
 /// How often to look for the writes of other processes: often after one, seldom when nothing happens.
-const POLL_ACTIVE: Duration = Duration::from_millis(5);
-const POLL_IDLE: Duration = Duration::from_millis(50);
+const POLL: Backoff = Backoff::exponential(Duration::from_millis(5), Duration::from_millis(50)).jitter(0.0);
 /// How late an event may be dropped that is too old, while nothing else happens.
 const AGE_CHECK: Duration = Duration::from_millis(500);
 
@@ -36,7 +36,8 @@ pub(super) struct Writer {
     delay: Duration,
     /// Calls in the last transaction: whoever was answered may call again at once.
     expected: usize,
-    poll: Duration,
+    /// Looks that found nothing, since the last work and the last write of another process.
+    idle: u64,
 }
 
 impl Writer {
@@ -58,7 +59,7 @@ impl Writer {
             let limits = Size { events: config.group_events, bytes: config.group_bytes };
             let delay = config.group_delay;
             let store = Store::new(connection, place, config);
-            let writer = Self { store, queue, cells, readers, limits, delay, expected: 0, poll: POLL_ACTIVE };
+            let writer = Self { store, queue, cells, readers, limits, delay, expected: 0, idle: 0 };
             if opened.send(Ok(())).is_ok() {
                 writer.run();
             }
@@ -71,7 +72,7 @@ impl Writer {
             match group.access {
                 Some(access) => {
                     self.execute(group, access);
-                    self.poll = POLL_ACTIVE;
+                    self.idle = 0;
                 }
                 None => self.look_around(),
             }
@@ -88,7 +89,7 @@ impl Writer {
         if self.store.has_surplus() {
             return Some(Duration::ZERO);
         }
-        let poll = self.cells.any().then_some(self.poll);
+        let poll = self.cells.any().then(|| POLL.delay(self.idle + 1));
         let age = self.store.expires_by_age().then_some(AGE_CHECK);
         let attempt = self.store.condition.next_attempt();
         let attempt = attempt.map(|at| at.saturating_duration_since(Instant::now()));
@@ -154,7 +155,7 @@ impl Writer {
 
     /// With nothing to do: drops what is too old or too much, and wakes whom the writes of another process concern.
     fn look_around(&mut self) {
-        self.poll = (self.poll * 2).min(POLL_IDLE);
+        self.idle += 1;
         self.store.look_at_place();
         if self.store.refuse(Access::Write).is_err() {
             // There is no hurry until the outage ends.
@@ -174,7 +175,7 @@ impl Writer {
     fn wake(&mut self) {
         let mut wakeups = self.store.take_wakeups();
         if wakeups.foreign {
-            self.poll = POLL_ACTIVE;
+            self.idle = 0;
             let durables = self.cells.durables();
             if let Err(error) = self.store.add_foreign(&mut wakeups, &durables) {
                 tracing::debug!(%error, "cannot tell whom the writes of another process concern");
@@ -225,7 +226,7 @@ mod tests {
             limits,
             delay: Duration::ZERO,
             expected: 0,
-            poll: POLL_ACTIVE,
+            idle: 0,
         }
     }
 

@@ -37,7 +37,7 @@ mod signature;
 mod window;
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -62,6 +62,7 @@ use crate::error::{EventError, Result};
 use crate::hash::fnv1a_128;
 use crate::headers::{list, single};
 use crate::json;
+use crate::poison::IgnorePoison;
 use crate::provider::PublishRequest;
 use crate::reserved::is_reserved;
 use crate::subject::validate_subject;
@@ -347,7 +348,7 @@ impl WebhookReceiver {
     }
 
     async fn send(&self, events: Vec<Event>) -> std::result::Result<(), Refusal> {
-        let sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let sender = self.sender.lock().ignore_poison().clone();
         let Some(sender) = sender else { return Err(Refusal::unavailable("the receiver was not started")) };
         if events.len() > sender.max_capacity() {
             return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "the batch has too many events"));
@@ -371,7 +372,7 @@ impl EventSource for WebhookReceiver {
     ///
     /// None.
     async fn start(&self, sender: mpsc::Sender<Event>) -> Result<()> {
-        *self.sender.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender.clone());
+        *self.sender.lock().ignore_poison() = Some(sender.clone());
         let _end = Ended(self);
         self.stop.or(sender.closed()).await;
         Ok(())
@@ -392,7 +393,7 @@ struct Ended<'a>(&'a WebhookReceiver);
 
 impl Drop for Ended<'_> {
     fn drop(&mut self) {
-        *self.0.sender.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.0.sender.lock().ignore_poison() = None;
     }
 }
 

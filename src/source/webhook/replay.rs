@@ -1,10 +1,12 @@
 //! Which requests were taken already.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::time::Instant;
+
+use crate::poison::IgnorePoison;
 
 /// The ids of the requests of the last while; when there are too many, the oldest are forgotten first.
 pub(super) struct Taken {
@@ -82,7 +84,7 @@ impl Taken {
     }
 
     fn lock(&self) -> MutexGuard<'_, Ids> {
-        self.ids.lock().unwrap_or_else(PoisonError::into_inner)
+        self.ids.lock().ignore_poison()
     }
 }
 

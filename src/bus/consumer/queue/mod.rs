@@ -10,7 +10,7 @@
 mod state;
 
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use self::state::State;
 use crate::bus::dead_letter::{DeadLetters, Guarded};
 use crate::bus::subscription::{Incoming, Poison};
+use crate::poison::IgnorePoison;
 use crate::provider::{Delivery, LeaseRef};
 use crate::types::Event;
 
@@ -363,6 +364,6 @@ impl Queue {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // No method panics half-way through a change.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().ignore_poison()
     }
 }

@@ -1,0 +1,44 @@
+//! Locks that stay usable when a thread panicked while it held one.
+
+use std::sync::{LockResult, PoisonError};
+
+/// Takes a lock whether it is poisoned or not. Every lock of this crate guards changes that cannot end half-way by a panic,
+/// so that poison says nothing about what it guards; the schema registries, which promise an error, are the exception.
+pub(crate) trait IgnorePoison {
+    /// What the lock hands out.
+    type Guard;
+
+    /// The guard, also of a poisoned lock.
+    fn ignore_poison(self) -> Self::Guard;
+}
+
+impl<Guard> IgnorePoison for LockResult<Guard> {
+    type Guard = Guard;
+
+    fn ignore_poison(self) -> Guard {
+        self.unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[test]
+    #[allow(clippy::panic, reason = "that is what poisons a lock")]
+    fn a_lock_that_a_panic_poisoned_still_opens() {
+        let lock = Mutex::new(1);
+        let panicked = std::thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    let _held = lock.lock().unwrap();
+                    panic!("while it is held");
+                })
+                .join()
+        });
+        assert!(panicked.is_err() && lock.is_poisoned());
+        assert_eq!(*lock.lock().ignore_poison(), 1);
+    }
+}

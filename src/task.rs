@@ -1,0 +1,85 @@
+//! Calls to code of others: how long it may take, and what its panic means.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
+use std::task::Poll;
+use std::time::Duration;
+
+use crate::error::{EventError, Result};
+
+/// Waits at most this long for an answer; the error says what gave none.
+pub(crate) async fn within<T>(
+    limit: Duration,
+    what: impl FnOnce() -> String + Send,
+    call: impl Future<Output = Result<T>> + Send,
+) -> Result<T> {
+    let late = || Err(EventError::Timeout(format!("{} gave no answer within {limit:?}", what())));
+    in_time(limit, call).await.unwrap_or_else(late)
+}
+
+/// The output of a future that ends within this time. One that is ready at once needs no timer.
+pub(crate) async fn in_time<T>(limit: Duration, call: impl Future<Output = T> + Send) -> Option<T> {
+    let mut call = pin!(call);
+    match poll_once(&mut call).await {
+        Some(output) => Some(output),
+        None => tokio::time::timeout(limit, call).await.ok(),
+    }
+}
+
+/// Polls a future once and drops it.
+pub(crate) async fn poll_once<F: Future + Unpin>(mut future: F) -> Option<F::Output> {
+    std::future::poll_fn(|cx| {
+        Poll::Ready(match Pin::new(&mut future).poll(cx) {
+            Poll::Ready(output) => Some(output),
+            Poll::Pending => None,
+        })
+    })
+    .await
+}
+
+/// Awaits a future; the error is the message of its panic. A future that panicked is not polled again.
+pub(crate) async fn caught<F: Future>(future: F) -> std::result::Result<F::Output, String> {
+    let mut future = pin!(future);
+    std::future::poll_fn(|cx| {
+        // Whatever the future left half-done is dropped with it.
+        match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+            Ok(Poll::Pending) => Poll::Pending,
+            Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),
+            Err(panic) => Poll::Ready(Err(message_of(&*panic))),
+        }
+    })
+    .await
+}
+
+fn message_of(panic: &(dyn Any + Send)) -> String {
+    match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
+        (Some(text), _) => (*text).to_owned(),
+        (None, Some(text)) => text.clone(),
+        (None, None) => "a value that is no text".to_owned(),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::panic, reason = "what is tested are panics")]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_an_error_with_its_message() {
+        assert_eq!(caught(async { 1 }).await, Ok(1));
+        let name = "handler";
+        assert_eq!(caught(async { panic!("no {name}") }).await, Err::<(), _>("no handler".to_owned()));
+        assert_eq!(caught(async { panic!("no") }).await, Err::<(), _>("no".to_owned()));
+    }
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_hangs_ends_with_an_error_that_names_it() {
+        let limit = Duration::from_secs(3);
+        let what = || "query on provider 'memory'".to_owned();
+        assert_eq!(within(limit, what, async { Ok(1) }).await.unwrap(), 1);
+        let error = within(limit, what, std::future::pending::<Result<()>>()).await.unwrap_err();
+        assert!(
+            matches!(&error, EventError::Timeout(text) if text == "query on provider 'memory' gave no answer within 3s")
+        );
+    }
+}
