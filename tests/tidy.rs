@@ -2,6 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a checkout that cannot be read fails the test, as it should")]
 
+#[path = "tidy/circles.rs"]
+mod circles;
+#[path = "tidy/paths.rs"]
+mod paths;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};

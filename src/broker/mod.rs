@@ -3,6 +3,7 @@
 //! A trigger is fire-and-forget, and gets the events that are routed, or durable, and reads the stream by itself; see
 //! [`DeliverySettings`]. The guide is [`docs::routing`](crate::docs::routing). Needs the feature `routing`.
 
+mod bus;
 mod dead_letter;
 mod durable;
 mod filter;
@@ -202,23 +203,17 @@ impl Broker {
     ///
     /// Cancel-safe: what was begun goes on without its future.
     pub async fn route(&self, event: &Event) -> RouteResult {
-        self.route_published(event, event).await
+        self.route_all(&[(event, event)]).await
     }
 
-    /// The same for an event in clear and as it is stored; sinks get what they [ask for](EventSink::payload).
-    pub(crate) async fn route_published(&self, clear: &Event, stored: &Event) -> RouteResult {
-        let mut round = Round::default();
-        self.begin(clear, stored, &mut round).await;
-        round.end(self.route_deadline).await
-    }
-
-    /// The same for many events, with one deadline for all of them.
-    pub(crate) async fn route_batch<'a>(&self, events: impl Iterator<Item = (&'a Event, &'a Event)> + Send) {
+    /// The same for many events in clear and as they are stored, with one deadline for all of them; sinks get what they
+    /// [ask for](EventSink::payload).
+    async fn route_all(&self, events: &[(&Event, &Event)]) -> RouteResult {
         let mut round = Round::default();
         for (clear, stored) in events {
             self.begin(clear, stored, &mut round).await;
         }
-        round.end(self.route_deadline).await;
+        round.end(self.route_deadline).await
     }
 
     async fn begin(&self, clear: &Event, stored: &Event, round: &mut Round) {

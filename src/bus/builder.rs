@@ -5,8 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::EventBus;
-#[cfg(feature = "routing")]
-use crate::broker::Broker;
 use crate::crypto::EventEncryptor;
 use crate::dlq::DlqHandler;
 use crate::error::{EventError, Result};
@@ -65,10 +63,10 @@ impl EventBusBuilder {
         self
     }
 
-    /// As [`EventBus::set_broker`].
+    /// As [`EventBus::set_router`].
     #[cfg(feature = "routing")]
-    pub fn broker(mut self, broker: Arc<Broker>) -> Self {
-        self.bus.set_broker(broker);
+    pub(crate) fn router(mut self, router: Arc<dyn super::Router>) -> Self {
+        self.bus.set_router(router);
         self
     }
 

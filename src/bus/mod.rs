@@ -27,8 +27,6 @@ pub use observe::Observer;
 
 use self::open::Opener;
 use self::registry::Registry;
-#[cfg(feature = "routing")]
-use crate::broker::Broker;
 use crate::crypto::EventEncryptor;
 use crate::dlq::{DeadLetterEvent, DlqHandler};
 use crate::error::{EventError, Result};
@@ -77,7 +75,7 @@ pub struct EventBus {
     encryptor: Option<Arc<dyn EventEncryptor>>,
     dlq_handler: Option<Arc<dyn DlqHandler>>,
     #[cfg(feature = "routing")]
-    broker: Option<Arc<Broker>>,
+    router: Option<Arc<dyn Router>>,
     state_store: Option<Arc<dyn StateStore>>,
     registry: Arc<Registry>,
     metrics: Arc<BusMetrics>,
@@ -101,7 +99,7 @@ impl EventBus {
             encryptor: None,
             dlq_handler: None,
             #[cfg(feature = "routing")]
-            broker: None,
+            router: None,
             state_store: None,
             registry: Arc::default(),
             metrics,
@@ -184,10 +182,10 @@ impl EventBus {
         Ok(())
     }
 
-    /// Routes every published event through this broker.
+    /// Hands on to this router what is published.
     #[cfg(feature = "routing")]
-    pub fn set_broker(&mut self, broker: Arc<Broker>) {
-        self.broker = Some(broker);
+    pub(crate) fn set_router(&mut self, router: Arc<dyn Router>) {
+        self.router = Some(router);
     }
 
     /// The state store, if one is set.
@@ -216,10 +214,10 @@ impl EventBus {
         self.schema_registry.as_deref()
     }
 
-    /// The broker, if one is set.
+    /// The router, if one is set.
     #[cfg(feature = "routing")]
-    pub fn broker(&self) -> Option<&Broker> {
-        self.broker.as_deref()
+    pub(crate) fn router(&self) -> Option<&dyn Router> {
+        self.router.as_deref()
     }
 
     /// The bus's counters, as earlier versions have them; [`telemetry`](EventBus::telemetry) has all.
@@ -428,6 +426,14 @@ impl EventBus {
             );
         }
     }
+}
+
+/// Gets what a bus has published: the [broker](crate::broker), which builds on the bus.
+#[cfg(feature = "routing")]
+#[async_trait::async_trait]
+pub(crate) trait Router: std::any::Any + Send + Sync {
+    /// Routes events, each in clear and as it is stored.
+    async fn route_published(&self, published: &[(&Event, &Event)]);
 }
 
 /// Waits at most this long for a provider's answer.

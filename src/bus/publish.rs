@@ -142,8 +142,8 @@ impl EventBus {
         let receipt = answered.unwrap_or_else(|| Err(self.no_answer(&stored.id, deadline)))?;
         self.metrics.record_publish(start);
         #[cfg(feature = "routing")]
-        if let Some(broker) = self.broker.as_ref().filter(|_| !receipt.duplicate) {
-            broker.route_published(event, &stored).await;
+        if let Some(router) = self.router().filter(|_| !receipt.duplicate) {
+            router.route_published(&[(event, &*stored)]).await;
         }
         Ok((receipt, stored))
     }
@@ -240,7 +240,7 @@ impl EventBus {
         answers: &[Result<PublishReceipt>],
     ) {
         #[cfg(feature = "routing")]
-        if let Some(broker) = &self.broker {
+        if let Some(router) = self.router() {
             let sent = batch.iter().zip(sealed).filter_map(|(entry, sealed)| {
                 let stored: &Event = sealed.as_ref().ok()?;
                 Some((entry.event, stored))
@@ -248,7 +248,7 @@ impl EventBus {
             let is_new =
                 |answer: &Result<PublishReceipt>| answer.as_ref().is_ok_and(|receipt| !receipt.duplicate);
             let stored = sent.zip(answers).filter(|(_, answer)| is_new(answer)).map(|(sent, _)| sent);
-            broker.route_batch(stored).await;
+            router.route_published(&stored.collect::<Vec<_>>()).await;
         }
         #[cfg(not(feature = "routing"))]
         let _ = (batch, sealed, answers);
