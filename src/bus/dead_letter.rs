@@ -8,12 +8,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::in_force::InForce;
-use crate::dlq::{DeadLetter, DlqHandler, FailureClass, LetterReceipt};
+use super::verdict::Verdict;
+use crate::dlq::{DeadLetter, LetterReceipt, DlqHandler, FailureClass};
 use crate::error::{EventError, Result};
 use crate::metrics::{BusMetrics, ConsumerMetrics};
 use crate::provider::{AckHandler, Delivery, Settlement};
 use crate::task::{caught, within};
-use crate::types::{Event, ReceivedEvent, unix_millis};
+use crate::types::{Event, ReceivedEvent};
 
 /// Wait before an event is tried again that the dead-letter handler did not take.
 const RETRY_DELAY: Duration = Duration::from_secs(5);
@@ -79,34 +80,6 @@ fn log_given_up(letter: &DeadLetter, kept: Option<&LetterReceipt>, what: &str) {
     );
 }
 
-/// Why an event is given up.
-pub(super) struct Failure {
-    pub(super) class: FailureClass,
-    pub(super) reason: String,
-    pub(super) attempts: u64,
-    pub(super) first_failure_at: Option<u64>,
-    pub(super) last_failure_at: Option<u64>,
-}
-
-impl Failure {
-    /// Something that just failed for the first time.
-    pub(super) fn now(class: FailureClass, reason: impl Into<String>, attempts: u64) -> Self {
-        let now = Some(unix_millis());
-        Self { class, reason: reason.into(), attempts, first_failure_at: now, last_failure_at: now }
-    }
-
-    /// All allowed deliveries are used up.
-    pub(super) fn exhausted(attempts: u64) -> Self {
-        Self {
-            class: FailureClass::Exhausted,
-            reason: format!("not processed in {attempts} deliveries"),
-            attempts,
-            first_failure_at: None,
-            last_failure_at: None,
-        }
-    }
-}
-
 /// Where one subscription's failures go.
 pub(super) struct DeadLetters {
     pub(super) letter_box: LetterBox,
@@ -122,11 +95,6 @@ pub(super) struct DeadLetters {
 }
 
 impl DeadLetters {
-    /// Whether all allowed deliveries happened before this one.
-    pub(super) fn is_exhausted(&self, delivery: &Delivery) -> bool {
-        self.max_deliver.is_some_and(|max| delivery.num_delivered() > max)
-    }
-
     /// A lease this old is to be restarted.
     pub(super) fn extend_after(&self) -> Duration {
         self.in_force.extend_after()
@@ -151,16 +119,10 @@ impl DeadLetters {
         has_reached(attempt, self.max_deliver) || has_reached(delivery, self.in_force.max_deliver())
     }
 
-    /// Takes an event out after all its deliveries.
-    pub(super) async fn give_up(&self, delivery: &Delivery, attempts: u64) -> Result<()> {
-        self.take_out(delivery, Failure::exhausted(attempts)).await.map(drop)
-    }
-
     /// Takes an event out; `false` when the dead-letter handler did not take it and it comes again. Dropped half-way, the
     /// delivery keeps its lease and comes again too.
-    pub(super) async fn take_out(&self, delivery: &Delivery, failure: Failure) -> Result<bool> {
-        let letter = self.letter(delivery, failure);
-        match self.write(delivery, &letter).await {
+    pub(super) async fn take_out(&self, delivery: &Delivery, letter: &DeadLetter) -> Result<bool> {
+        match self.write(delivery, letter).await {
             Ok(_receipt) => delivery.term_or_ack(&letter.reason).await.map(|()| true),
             Err(error) => {
                 let sequence = delivery.sequence();
@@ -192,10 +154,9 @@ impl DeadLetters {
     }
 
     /// Writes a record that is settled already, and tries again until it is taken. Always `true`.
-    pub(super) async fn insist(&self, delivery: &Delivery, failure: Failure) -> bool {
-        let letter = self.letter(delivery, failure);
+    pub(super) async fn insist(&self, delivery: &Delivery, letter: &DeadLetter) -> bool {
         loop {
-            match self.letter_box.put(&letter).await {
+            match self.letter_box.put(letter).await {
                 Ok(fate) => break self.count(fate),
                 Err(error) => {
                     tracing::error!(sequence = delivery.sequence(), %error, "record not dead-lettered; trying again");
@@ -213,21 +174,45 @@ impl DeadLetters {
         }
     }
 
-    pub(super) fn letter(&self, delivery: &Delivery, failure: Failure) -> DeadLetter {
+    /// The letter about something that has just failed for the first time.
+    pub(super) fn failed(
+        &self,
+        delivery: &Delivery,
+        class: FailureClass,
+        reason: &str,
+        attempts: u64,
+    ) -> Box<DeadLetter> {
+        let mut letter = self.letter(delivery, class, reason, attempts);
+        letter.first_failure_at = Some(letter.dead_lettered_at);
+        letter.last_failure_at = letter.first_failure_at;
+        letter
+    }
+
+    /// The letter about an event whose allowed deliveries are used up.
+    pub(super) fn exhausted(&self, delivery: &Delivery, attempts: u64) -> Box<DeadLetter> {
+        let reason = format!("not processed in {attempts} deliveries");
+        self.letter(delivery, FailureClass::Exhausted, &reason, attempts)
+    }
+
+    fn letter(
+        &self,
+        delivery: &Delivery,
+        class: FailureClass,
+        reason: &str,
+        attempts: u64,
+    ) -> Box<DeadLetter> {
         let received = ReceivedEvent {
             event: delivery.event().clone(),
             sequence: delivery.sequence(),
-            num_delivered: failure.attempts,
+            num_delivered: attempts,
             stream: delivery.stream().to_owned(),
         };
-        let mut letter = DeadLetter::new(received, failure.class, failure.reason);
+        let mut letter = DeadLetter::new(received, class, reason);
         letter.consumer = Some(self.consumer.clone());
         letter.subscriber = Some(self.subscriber.clone());
-        letter.attempts = Some(failure.attempts);
-        letter.first_failure_at = failure.first_failure_at;
-        letter.last_failure_at = failure.last_failure_at;
+        letter.attempts = Some(attempts);
         letter.raw = delivery.undecodable_record().map(|record| record.raw.clone());
-        letter
+        Box::new(letter)
     }
 }
 
@@ -285,16 +270,16 @@ impl AckHandler for Guarded {
 
     async fn nak(&self, delay: Option<Duration>) -> Result<()> {
         let settlement = self.settling();
-        match self.is_last() {
-            true => self.letters.give_up(&self.stored, self.attempt()).await,
-            false => settlement.nak(delay).await,
+        match self.on_failure(None, None) {
+            Verdict::Deliver(()) => settlement.nak(delay).await,
+            Verdict::DeadLetter(letter) => self.letters.take_out(&self.stored, &letter).await.map(drop),
         }
     }
 
     async fn term(&self, reason: &str) -> Result<()> {
         self.settling();
-        let failure = Failure::now(FailureClass::Fatal, reason, self.attempt());
-        self.letters.take_out(&self.stored, failure).await.map(drop)
+        let letter = self.letters.failed(&self.stored, FailureClass::Fatal, reason, self.attempt());
+        self.letters.take_out(&self.stored, &letter).await.map(drop)
     }
 
     async fn extend(&self) -> Result<()> {

@@ -16,6 +16,7 @@ mod records;
 mod registry;
 mod subscribe;
 mod subscription;
+mod verdict;
 
 use std::fmt;
 use std::sync::Arc;

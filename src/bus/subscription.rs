@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::dead_letter::{DeadLetters, Failure};
+use super::dead_letter::DeadLetters;
+use super::verdict::Verdict;
 use crate::crypto::EventEncryptor;
 use crate::dlq::{FailureClass, forwarded_original};
 use crate::error::{EventError, Result};
@@ -176,21 +177,15 @@ impl BusSubscription {
             let Incoming { stored, content, is_settled } = self.incoming(delivered)?;
             self.look_at_settings();
             let letters = Arc::clone(&self.letters);
-            let (failure, error) = match content {
-                Err(poison) => {
-                    let Poison { class, reason, error } = *poison;
-                    (Failure::now(class, reason, stored.num_delivered()), Some(error))
-                }
-                Ok(_) if letters.is_exhausted(&stored) => {
-                    let attempts = letters.max_deliver.unwrap_or_else(|| stored.num_delivered());
-                    (Failure::exhausted(attempts), None)
-                }
-                Ok(event) => return Ok(Some(letters.guard(stored, event))),
+            let letter = match letters.on_arrival(&stored, &content) {
+                Verdict::Deliver(event) => return Ok(Some(letters.guard(stored, event))),
+                Verdict::DeadLetter(letter) => letter,
             };
+            let error = content.err().map(|poison| poison.error);
             let work = async move {
                 match is_settled {
-                    true => Ok(letters.insist(&stored, failure).await),
-                    false => letters.take_out(&stored, failure).await,
+                    true => Ok(letters.insist(&stored, &letter).await),
+                    false => letters.take_out(&stored, &letter).await,
                 }
             };
             *self.unfinished() = Some(Unfinished::TakeOut(Box::pin(work), error));

@@ -5,8 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use super::queue::{Job, Place};
-use crate::bus::dead_letter::Failure;
-use crate::dlq::FailureClass;
+use crate::dlq::DeadLetter;
 use crate::poison::IgnorePoison;
 use crate::types::unix_millis;
 
@@ -28,39 +27,27 @@ struct Remembered {
 }
 
 impl Failures {
-    /// Remembers a failure, or with a class turns it into what goes into the dead letter.
-    pub(super) fn note(
-        &self,
-        job: &Job,
-        class: Option<FailureClass>,
-        reason: String,
-        attempts: u64,
-    ) -> Option<Failure> {
+    /// Remembers why an event failed that is tried again.
+    pub(super) fn remember(&self, job: &Job, reason: String) {
         let now = unix_millis();
         let mut remembered = self.lock();
         let key = job.place();
-        let first_at = remembered.get(&key).map_or(now, |before| before.first_at);
-        if let Some(class) = class {
-            remembered.remove(&key);
-            let (first_failure_at, last_failure_at) = (Some(first_at), Some(now));
-            return Some(Failure { class, reason, attempts, first_failure_at, last_failure_at });
-        }
         self.any.store(true, Ordering::Relaxed);
-        if remembered.len() < CAPACITY || remembered.contains_key(&key) {
-            remembered.insert(key, Remembered { first_at, last_at: now, reason });
+        if let Some(before) = remembered.get_mut(&key) {
+            (before.last_at, before.reason) = (now, reason);
+        } else if remembered.len() < CAPACITY {
+            remembered.insert(key, Remembered { first_at: now, last_at: now, reason });
         }
-        None
     }
 
-    /// What goes into the dead letter of an event whose last attempt was not seen to end.
-    pub(super) fn exhausted(&self, job: &Job, attempts: u64) -> Failure {
-        let mut failure = Failure::exhausted(attempts);
-        if let Some(Remembered { first_at, last_at, reason }) = self.lock().remove(&job.place()) {
-            failure.reason = format!("{}; before that: {reason}", failure.reason);
-            failure.first_failure_at = Some(first_at);
-            failure.last_failure_at = Some(last_at);
+    /// Moves what is remembered of an event into its dead letter, which may not know how the last attempt ended.
+    pub(super) fn complete(&self, job: &Job, letter: &mut DeadLetter) {
+        let Some(Remembered { first_at, last_at, reason }) = self.lock().remove(&job.place()) else { return };
+        letter.first_failure_at = Some(first_at);
+        if letter.last_failure_at.is_none() {
+            letter.last_failure_at = Some(last_at);
+            letter.reason = format!("{}; before that: {reason}", letter.reason);
         }
-        failure
     }
 
     pub(super) fn forget(&self, job: &Job) {

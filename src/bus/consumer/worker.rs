@@ -13,9 +13,9 @@ use super::policy::{ErrorClass, HandlerResult};
 use super::queue::{Ended, Job, LeftOver};
 use super::{Command, Handler, Runtime, told};
 use crate::backoff::Backoff;
-use crate::bus::dead_letter::Failure;
+use crate::bus::verdict::Verdict;
 use crate::deadline::After;
-use crate::dlq::FailureClass;
+use crate::dlq::{DeadLetter, FailureClass};
 use crate::error::{EventError, Result};
 use crate::provider::{AckHandler, Delivery};
 use crate::task::{caught, poll_once};
@@ -64,21 +64,10 @@ struct Failed {
 
 impl<H: Handler> Worker<H> {
     async fn process(&mut self, job: Job) -> Ended {
-        let stored = &job.guarded.stored;
-        let delivered = stored.num_delivered();
-        let event = match &job.content {
-            Ok(event) => Arc::clone(event),
-            Err(poison) => {
-                let failure = Failure::now(poison.class, poison.reason.clone(), delivered);
-                return self.dead_letter(job, failure).await;
-            }
-        };
-        if job.guarded.tries() == 0 && job.guarded.letters.is_exhausted(stored) {
-            let attempts = self.runtime.attempts.unwrap_or(delivered);
-            let failure = self.runtime.failures.exhausted(&job, attempts);
-            return self.dead_letter(job, failure).await;
+        match job.guarded.letters.on_arrival(&job.guarded.stored, &job.content) {
+            Verdict::Deliver(event) => self.attempt(job, &event).await,
+            Verdict::DeadLetter(letter) => self.dead_letter(job, letter).await,
         }
-        self.attempt(job, &event).await
     }
 
     /// Makes one attempt, and settles the event or says when the next attempt is to be.
@@ -95,20 +84,25 @@ impl<H: Handler> Worker<H> {
             Outcome::Failed(failed) => failed,
         };
         self.runtime.stats.failed();
-        let class = match failed.class {
-            _ if job.guarded.is_settled() => None,
-            ErrorClass::Fatal => Some(FailureClass::Fatal),
-            ErrorClass::Mismatch => Some(FailureClass::Mismatch),
-            ErrorClass::Retry => job.guarded.is_last().then_some(FailureClass::Exhausted),
-        };
         let delay = failed.after.unwrap_or_else(|| self.runtime.policy.backoff.delay(attempt));
-        self.log_failure(&job, &failed.reason, attempt, class, delay);
         if job.guarded.is_settled() {
+            self.log_failure(&job, &failed.reason, attempt, None, delay);
             return Ended::Done(job);
         }
-        let failure = self.runtime.failures.note(&job, class, failed.reason, attempt);
-        if let Some(failure) = failure {
-            return self.dead_letter(job, failure).await;
+        let class = match failed.class {
+            ErrorClass::Fatal => Some(FailureClass::Fatal),
+            ErrorClass::Mismatch => Some(FailureClass::Mismatch),
+            ErrorClass::Retry => None,
+        };
+        match job.guarded.on_failure(class, Some(&failed.reason)) {
+            Verdict::DeadLetter(letter) => {
+                self.log_failure(&job, &failed.reason, attempt, Some(letter.class), delay);
+                return self.dead_letter(job, letter).await;
+            }
+            Verdict::Deliver(()) => {
+                self.log_failure(&job, &failed.reason, attempt, None, delay);
+                self.runtime.failures.remember(&job, failed.reason);
+            }
         }
         if !self.runtime.retries_here {
             self.refuse(&job, delay).await;
@@ -229,8 +223,8 @@ impl<H: Handler> Worker<H> {
 
     /// Takes an event out, and does not settle it before it is out: while the dead letters cannot be reached, this worker
     /// waits, and the event stays where it is.
-    async fn dead_letter(&mut self, mut job: Job, failure: Failure) -> Ended {
-        let letter = job.guarded.letters.letter(&job.guarded.stored, failure);
+    async fn dead_letter(&mut self, mut job: Job, mut letter: Box<DeadLetter>) -> Ended {
+        self.runtime.failures.complete(&job, &mut letter);
         for attempt in 1.. {
             match job.guarded.letters.write(&job.guarded.stored, &letter).await {
                 Ok(_receipt) => break,
@@ -249,7 +243,6 @@ impl<H: Handler> Worker<H> {
         if !job.is_settled {
             self.settle(&job, "term", || job.guarded.stored.term_or_ack(&letter.reason)).await;
         }
-        self.runtime.failures.forget(&job);
         self.runtime.stats.dead_lettered();
         Ended::Done(job)
     }
