@@ -80,7 +80,7 @@ pub use cloudevents::CloudEvent;
 pub use crypto::{Aes256GcmEncryptor, EncryptionKey, KeyState};
 pub use crypto::{EncryptedPayload, EventEncryptor};
 pub use dlq::{
-    DeadLetter, DeadLetterEvent, DlqHandler, FailureClass, MemoryDlqHandler, ProviderDlq, SinkDlqHandler,
+    DeadLetter, DeadLetterEvent, DlqHandler, FailureClass, MemoryDlqHandler, ProviderDlqHandler, SinkDlqHandler,
 };
 pub use error::{BackendError, EncryptionFailure, ErrorKind, EventError, Result};
 pub use metrics::{BusMetrics, ConsumerMetrics, EventMetrics, MetricsSnapshot};

@@ -3,7 +3,7 @@
 //!
 //! | place | type | what |
 //! |---|---|---|
-//! | `{prefix}.dlq.letters.>` | [`LETTER_TYPE`] | letters of a [`ProviderDlq`](crate::ProviderDlq) |
+//! | `{prefix}.dlq.letters.>` | [`LETTER_TYPE`] | letters of a [`ProviderDlqHandler`](crate::ProviderDlqHandler) |
 //! | `{prefix}.dlq.marks.*` | [`MARK_TYPE`] | what became of them |
 //! | `{prefix}.dlq.>` | [`FORWARDED_TYPE`] | letters that a [`SinkDlqHandler`](crate::SinkDlqHandler) forwards |
 //! | `{prefix}.handled.*.*` | [`HANDLED_TYPE`] | what [`StoredEvents`](crate::consumer::layers::StoredEvents) remembers |

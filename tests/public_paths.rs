@@ -51,12 +51,12 @@ mod runtime {
         RetryPolicy,
     };
     pub(crate) use a3s_event::dlq::{
-        DeadLetter, FailureClass, LetterFilter, LetterStatus, ProviderDlq, REPLAYS_KEY, Replay, ReplayError, ReplayReport,
-        StoredLetter,
+        DeadLetter, FailureClass, DeadLetterFilter, DeadLetterStatus, ProviderDlqHandler, REPLAYS_KEY, Replay, ReplayError, ReplayReport,
+        StoredDeadLetter,
     };
     pub(crate) use a3s_event::provider::UndecodableRecord;
     pub(crate) use a3s_event::provider::consumer::{ConsumerSnapshot, Lease, PendingState, StaleLease, Time};
-    pub(crate) use a3s_event::{DeadLetter as _, FailureClass as _, ProviderDlq as _};
+    pub(crate) use a3s_event::{DeadLetter as _, FailureClass as _, ProviderDlqHandler as _};
 }
 
 #[cfg(feature = "routing")]

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 
 use super::hops::passed;
 use super::lane::Lane;
-use crate::dlq::{DeadLetter, DeadLetterEvent, DlqHandler, LetterReceipt};
+use crate::dlq::{DeadLetter, DeadLetterEvent, DlqHandler, DeadLetterReceipt};
 use crate::error::Result;
 use crate::reserved;
 use crate::sink::EventSink;
@@ -55,7 +55,7 @@ impl DlqHandler for Letters {
         self.keep_letter(dead).await.map(drop)
     }
 
-    async fn keep_letter(&self, dead: DeadLetter) -> Result<LetterReceipt> {
+    async fn keep_letter(&self, dead: DeadLetter) -> Result<DeadLetterReceipt> {
         let receipt = match &self.kept_by {
             KeptBy::Bus(handler) => handler.keep_letter(dead).await?,
             KeptBy::Sink(sink) => {
@@ -66,7 +66,7 @@ impl DlqHandler for Letters {
                 let letter = letter(&self.lane, event, &dead.reason, attempts, at);
                 let subject = letter.subject.clone();
                 sink.deliver_keyed(Arc::new(letter), key).await?;
-                LetterReceipt::new(None, Some(subject))
+                DeadLetterReceipt::new(None, Some(subject))
             }
         };
         self.lane.count_failed();

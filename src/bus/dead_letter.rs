@@ -9,7 +9,7 @@ use async_trait::async_trait;
 
 use super::in_force::InForce;
 use super::verdict::Verdict;
-use crate::dlq::{DeadLetter, LetterReceipt, DlqHandler, FailureClass};
+use crate::dlq::{DeadLetter, DeadLetterReceipt, DlqHandler, FailureClass};
 use crate::error::{EventError, Result};
 use crate::metrics::{BusMetrics, ConsumerMetrics};
 use crate::provider::{AckHandler, Delivery, Settlement};
@@ -65,7 +65,7 @@ pub(super) enum Fate {
     Lost,
 }
 
-fn log_given_up(letter: &DeadLetter, kept: Option<&LetterReceipt>, what: &str) {
+fn log_given_up(letter: &DeadLetter, kept: Option<&DeadLetterReceipt>, what: &str) {
     tracing::error!(
         consumer = letter.consumer,
         stream = letter.event.stream,

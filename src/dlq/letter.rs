@@ -50,14 +50,14 @@ impl fmt::Display for FailureClass {
 /// Where a letter is kept, as far as its queue says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct LetterReceipt {
-    /// Its number in a queue that has numbers, by which [`ProviderDlq::show`](super::ProviderDlq::show) finds it.
+pub struct DeadLetterReceipt {
+    /// Its number in a queue that has numbers, by which [`ProviderDlqHandler::show`](super::ProviderDlqHandler::show) finds it.
     pub id: Option<u64>,
     /// The subject under which it is kept or was forwarded.
     pub subject: Option<String>,
 }
 
-impl LetterReceipt {
+impl DeadLetterReceipt {
     /// A letter with this number, under this subject.
     pub fn new(id: Option<u64>, subject: Option<String>) -> Self {
         Self { id, subject }
@@ -65,7 +65,7 @@ impl LetterReceipt {
 }
 
 /// `dead letter 17`, or as much of it as is known.
-impl fmt::Display for LetterReceipt {
+impl fmt::Display for DeadLetterReceipt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.id, &self.subject) {
             (Some(id), _) => write!(f, "dead letter {id}"),
@@ -125,7 +125,7 @@ impl DeadLetter {
     }
 
     /// How often its event was replayed before it was given up, as its metadata [`REPLAYS_KEY`] says.
-    /// [`StoredLetter::event_replays`](super::StoredLetter::event_replays) also counts what came after that.
+    /// [`StoredDeadLetter::event_replays`](super::StoredDeadLetter::event_replays) also counts what came after that.
     pub fn replays(&self) -> u64 {
         let counted = self.event.event.metadata.get(REPLAYS_KEY);
         counted.and_then(|replays| replays.parse().ok()).unwrap_or_default()

@@ -12,8 +12,8 @@ use std::sync::{Mutex, MutexGuard};
 
 use async_trait::async_trait;
 
-pub use letter::{DeadLetter, FailureClass, LetterReceipt};
-pub use provider::{LetterFilter, LetterStatus, ProviderDlq, StoredLetter};
+pub use letter::{DeadLetter, FailureClass, DeadLetterReceipt};
+pub use provider::{DeadLetterFilter, DeadLetterStatus, ProviderDlqHandler, StoredDeadLetter};
 pub use replay::{Replay, ReplayError, ReplayReport, ReplayedEvent};
 pub use sink::SinkDlqHandler;
 pub(crate) use sink::forwarded_original;
@@ -113,8 +113,8 @@ pub trait DlqHandler: Send + Sync {
     /// # Errors
     ///
     /// As [`handle`](DlqHandler::handle).
-    async fn keep_letter(&self, letter: DeadLetter) -> Result<LetterReceipt> {
-        self.handle_letter(letter).await.map(|()| LetterReceipt::default())
+    async fn keep_letter(&self, letter: DeadLetter) -> Result<DeadLetterReceipt> {
+        self.handle_letter(letter).await.map(|()| DeadLetterReceipt::default())
     }
 
     /// Whether an event that cannot be processed is a dead letter itself. The bus gives such an event up without another

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::letter::{DeadLetter, FailureClass};
 use super::record::{Mark, Record, letter_event, mark_event};
-use super::{DeadLetterEvent, DlqHandler, LetterReceipt};
+use super::{DeadLetterEvent, DlqHandler, DeadLetterReceipt};
 use crate::error::{EventError, Result};
 use crate::provider::{EventProvider, HistoryQuery, PublishReceipt, StoredEvent, unsupported};
 use crate::reserved;
@@ -28,7 +28,7 @@ pub(super) const DEADLINE: Duration = Duration::from_secs(30);
 /// `{prefix}.dlq.letters.{original subject}`, and what became of them as `{prefix}.dlq.marks.{key}`.
 ///
 /// Nothing is ever deleted: a letter that was replayed or discarded has a mark behind it and is no longer
-/// [open](LetterStatus::Open). Letters and marks go when the limits of the stream drop them, so give the queue a stream of
+/// [open](DeadLetterStatus::Open). Letters and marks go when the limits of the stream drop them, so give the queue a stream of
 /// its own, large enough; one that refuses new events when it is full, where the provider can, holds consumption up
 /// instead of dropping letters.
 ///
@@ -36,15 +36,15 @@ pub(super) const DEADLINE: Duration = Duration::from_secs(30);
 ///
 /// ```
 /// use std::sync::Arc;
-/// use a3s_event::dlq::{LetterFilter, ProviderDlq, Replay};
+/// use a3s_event::dlq::{DeadLetterFilter, ProviderDlqHandler, Replay};
 /// use a3s_event::{EventBus, MemoryProvider};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> a3s_event::Result<()> {
-/// let letters = Arc::new(ProviderDlq::new(Arc::new(MemoryProvider::default()))?);
+/// let letters = Arc::new(ProviderDlqHandler::new(Arc::new(MemoryProvider::default()))?);
 /// let bus = EventBus::builder(MemoryProvider::default()).dlq_handler(letters.clone()).build()?;
 ///
-/// for stored in letters.find(&LetterFilter::default().subject("events.orders.>"), 50).await? {
+/// for stored in letters.find(&DeadLetterFilter::default().subject("events.orders.>"), 50).await? {
 ///     println!("{}: {} ({})", stored.id, stored.letter.reason, stored.letter.class);
 /// }
 /// let report = letters.replay(bus.provider(), &Replay::default().dry_run()).await?;
@@ -52,7 +52,7 @@ pub(super) const DEADLINE: Duration = Duration::from_secs(30);
 /// # Ok(())
 /// # }
 /// ```
-pub struct ProviderDlq {
+pub struct ProviderDlqHandler {
     pub(super) provider: Arc<dyn EventProvider>,
 }
 
@@ -60,7 +60,7 @@ pub struct ProviderDlq {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
-pub enum LetterStatus {
+pub enum DeadLetterStatus {
     /// Nothing yet.
     Open,
     /// It was published again.
@@ -69,7 +69,7 @@ pub enum LetterStatus {
     Discarded,
 }
 
-impl fmt::Display for LetterStatus {
+impl fmt::Display for DeadLetterStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Open => "open",
@@ -82,7 +82,7 @@ impl fmt::Display for LetterStatus {
 /// A dead letter in the queue.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
-pub struct StoredLetter {
+pub struct StoredDeadLetter {
     /// Its number in the queue.
     pub id: u64,
     /// Identifies the failure; see [`DeadLetter::key`].
@@ -92,13 +92,13 @@ pub struct StoredLetter {
     /// Whether its payload was too large for the queue: it is only in the stream that it came from.
     pub omitted: bool,
     /// Whether something was done about it.
-    pub status: LetterStatus,
+    pub status: DeadLetterStatus,
     /// How often its event was replayed since it was given up, through this letter or another one of the same event.
     /// How often it was before, [`DeadLetter::replays`] says.
     pub replays: u64,
 }
 
-impl StoredLetter {
+impl StoredDeadLetter {
     /// How often its event was replayed so far: before it was given up, and since. A [`Replay`](super::Replay) refuses an
     /// event by the highest of these numbers over its letters.
     pub fn event_replays(&self) -> u64 {
@@ -109,7 +109,7 @@ impl StoredLetter {
 /// Which letters are meant; the default is all open ones.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
-pub struct LetterFilter {
+pub struct DeadLetterFilter {
     /// Filter of the original subject.
     pub subject: Option<String>,
     /// Only failures of this class.
@@ -123,10 +123,10 @@ pub struct LetterFilter {
     /// Only what was given up before this time, in Unix milliseconds.
     pub before: Option<u64>,
     /// Only letters with this status; `None` means all.
-    pub status: Option<LetterStatus>,
+    pub status: Option<DeadLetterStatus>,
 }
 
-impl Default for LetterFilter {
+impl Default for DeadLetterFilter {
     fn default() -> Self {
         Self {
             subject: None,
@@ -135,12 +135,12 @@ impl Default for LetterFilter {
             event_id: None,
             since: None,
             before: None,
-            status: Some(LetterStatus::Open),
+            status: Some(DeadLetterStatus::Open),
         }
     }
 }
 
-impl LetterFilter {
+impl DeadLetterFilter {
     /// Only letters whose original subject matches.
     #[must_use]
     pub fn subject(mut self, filter: impl Into<String>) -> Self {
@@ -186,13 +186,13 @@ impl LetterFilter {
 
     /// Letters with this status instead of open ones; `None` means all.
     #[must_use]
-    pub fn status(mut self, status: Option<LetterStatus>) -> Self {
+    pub fn status(mut self, status: Option<DeadLetterStatus>) -> Self {
         self.status = status;
         self
     }
 
     /// Whether a letter is meant.
-    pub fn matches(&self, stored: &StoredLetter) -> bool {
+    pub fn matches(&self, stored: &StoredDeadLetter) -> bool {
         let letter = &stored.letter;
         let subject = letter.original_subject.as_deref().unwrap_or(&letter.event.event.subject);
         self.subject.as_deref().is_none_or(|filter| subject_matches(subject, filter))
@@ -207,7 +207,7 @@ impl LetterFilter {
     }
 }
 
-impl ProviderDlq {
+impl ProviderDlqHandler {
     /// A queue in this provider, which holds all letters that it holds already.
     ///
     /// # Errors
@@ -225,7 +225,7 @@ impl ProviderDlq {
     /// # Errors
     ///
     /// As [`EventProvider::query`], and [`EventError::Timeout`].
-    pub async fn find(&self, filter: &LetterFilter, limit: usize) -> Result<Vec<StoredLetter>> {
+    pub async fn find(&self, filter: &DeadLetterFilter, limit: usize) -> Result<Vec<StoredDeadLetter>> {
         let mut found = Vec::new();
         if limit == 0 {
             return Ok(found);
@@ -244,8 +244,8 @@ impl ProviderDlq {
     ///
     /// # Errors
     ///
-    /// As [`find`](ProviderDlq::find).
-    pub async fn count_matching(&self, filter: &LetterFilter) -> Result<usize> {
+    /// As [`find`](ProviderDlqHandler::find).
+    pub async fn count_matching(&self, filter: &DeadLetterFilter) -> Result<usize> {
         let mut count = 0;
         self.visit(|letter| {
             count += usize::from(filter.matches(&letter));
@@ -260,8 +260,8 @@ impl ProviderDlq {
     /// # Errors
     ///
     /// [`EventError::NotFound`] when there is none, also when the stream's limits have dropped it; otherwise as
-    /// [`find`](ProviderDlq::find).
-    pub async fn show(&self, id: u64) -> Result<StoredLetter> {
+    /// [`find`](ProviderDlqHandler::find).
+    pub async fn show(&self, id: u64) -> Result<StoredDeadLetter> {
         let query = HistoryQuery::new(1).since_sequence(id).before_sequence(id.saturating_add(1));
         let stored = self.query(&query).await?;
         let read = |stored: &StoredEvent| Record::of(stored, self.provider.subject_prefix());
@@ -280,14 +280,14 @@ impl ProviderDlq {
     ///
     /// # Errors
     ///
-    /// As [`show`](ProviderDlq::show) and [`EventProvider::publish`].
+    /// As [`show`](ProviderDlqHandler::show) and [`EventProvider::publish`].
     pub async fn discard(&self, id: u64) -> Result<()> {
         let letter = self.show(id).await?;
-        if letter.status == LetterStatus::Discarded {
+        if letter.status == DeadLetterStatus::Discarded {
             return Ok(());
         }
         tracing::info!(id, event = letter.letter.event.event.id, "dead letter discarded");
-        let mark = Mark { key: letter.key, status: LetterStatus::Discarded, replays: letter.replays };
+        let mark = Mark { key: letter.key, status: DeadLetterStatus::Discarded, replays: letter.replays };
         self.mark(&mark).await
     }
 
@@ -297,7 +297,7 @@ impl ProviderDlq {
     }
 
     /// Shows every letter, newest first, until told to stop. What was written twice is shown once.
-    pub(super) async fn visit(&self, show: impl FnMut(StoredLetter) -> ControlFlow<()> + Send) -> Result<()> {
+    pub(super) async fn visit(&self, show: impl FnMut(StoredDeadLetter) -> ControlFlow<()> + Send) -> Result<()> {
         self.visit_below(format!("{}.dlq.>", self.provider.subject_prefix()), show).await
     }
 
@@ -305,7 +305,7 @@ impl ProviderDlq {
     pub(super) async fn visit_below(
         &self,
         filter: String,
-        mut show: impl FnMut(StoredLetter) -> ControlFlow<()> + Send,
+        mut show: impl FnMut(StoredDeadLetter) -> ControlFlow<()> + Send,
     ) -> Result<()> {
         // A mark lies behind its letter, so that it is met before it.
         let mut marks: HashMap<String, Mark> = HashMap::new();
@@ -339,7 +339,7 @@ impl ProviderDlq {
     }
 
     /// Stores a letter and says where. One that is there already keeps its number.
-    async fn store(&self, letter: &DeadLetter) -> Result<LetterReceipt> {
+    async fn store(&self, letter: &DeadLetter) -> Result<DeadLetterReceipt> {
         let prefix = self.provider.subject_prefix();
         let mut event = letter_event(letter, prefix, true)?;
         let mut stored = publish_once(&*self.provider, &event, event.id.clone()).await;
@@ -348,7 +348,7 @@ impl ProviderDlq {
             event = letter_event(letter, prefix, false)?;
             stored = publish_once(&*self.provider, &event, event.id.clone()).await;
         }
-        stored.map(|receipt| LetterReceipt::new(Some(receipt.sequence), Some(event.subject)))
+        stored.map(|receipt| DeadLetterReceipt::new(Some(receipt.sequence), Some(event.subject)))
     }
 }
 
@@ -367,14 +367,14 @@ async fn answer<T>(operation: &str, call: impl Future<Output = Result<T>> + Send
     within(DEADLINE, || format!("{operation} of the dead-letter queue"), call).await
 }
 
-impl fmt::Debug for ProviderDlq {
+impl fmt::Debug for ProviderDlqHandler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ProviderDlq").field("provider", &self.provider.name()).finish_non_exhaustive()
+        f.debug_struct("ProviderDlqHandler").field("provider", &self.provider.name()).finish_non_exhaustive()
     }
 }
 
 #[async_trait]
-impl DlqHandler for ProviderDlq {
+impl DlqHandler for ProviderDlqHandler {
     async fn handle(&self, event: DeadLetterEvent) -> Result<()> {
         self.handle_letter(event.into()).await
     }
@@ -383,7 +383,7 @@ impl DlqHandler for ProviderDlq {
         self.store(&letter).await.map(drop)
     }
 
-    async fn keep_letter(&self, letter: DeadLetter) -> Result<LetterReceipt> {
+    async fn keep_letter(&self, letter: DeadLetter) -> Result<DeadLetterReceipt> {
         self.store(&letter).await
     }
 
@@ -394,12 +394,12 @@ impl DlqHandler for ProviderDlq {
 
     /// Counts the open letters; reads the whole queue.
     async fn count(&self) -> Result<usize> {
-        self.count_matching(&LetterFilter::default()).await
+        self.count_matching(&DeadLetterFilter::default()).await
     }
 
     /// Lists the open letters.
     async fn list(&self, limit: usize) -> Result<Vec<DeadLetterEvent>> {
-        let letters = self.find(&LetterFilter::default(), limit).await?;
+        let letters = self.find(&DeadLetterFilter::default(), limit).await?;
         Ok(letters.into_iter().map(|stored| stored.letter.into()).collect())
     }
 }

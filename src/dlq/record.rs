@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::letter::{DeadLetter, FailureClass};
-use super::provider::{LetterStatus, StoredLetter};
+use super::provider::{DeadLetterStatus, StoredDeadLetter};
 use crate::error::Result;
 use crate::provider::StoredEvent;
 use crate::reserved::{self, LETTER_TYPE, MARK_TYPE};
@@ -59,14 +59,14 @@ struct Letter {
 #[serde(rename_all = "camelCase")]
 pub(super) struct Mark {
     pub(super) key: String,
-    pub(super) status: LetterStatus,
+    pub(super) status: DeadLetterStatus,
     /// How often it was replayed so far.
     pub(super) replays: u64,
 }
 
 /// An event of the queue, read.
 pub(super) enum Record {
-    Letter(Box<StoredLetter>),
+    Letter(Box<StoredDeadLetter>),
     Mark(Mark),
 }
 
@@ -178,7 +178,7 @@ fn check_key(key: &str) -> serde_json::Result<()> {
     Err(serde_json::Error::custom("the key is not one token"))
 }
 
-fn stored_letter(letter: Letter, id: u64) -> StoredLetter {
+fn stored_letter(letter: Letter, id: u64) -> StoredDeadLetter {
     let received = ReceivedEvent {
         event: letter.event,
         sequence: letter.sequence,
@@ -198,12 +198,12 @@ fn stored_letter(letter: Letter, id: u64) -> StoredLetter {
         (None, Some(hex)) => from_hex(&hex),
         (None, None) => None,
     };
-    StoredLetter {
+    StoredDeadLetter {
         id,
         key: letter.key,
         letter: dead,
         omitted: letter.omitted,
-        status: LetterStatus::Open,
+        status: DeadLetterStatus::Open,
         replays: 0,
     }
 }

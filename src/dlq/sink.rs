@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::{DeadLetter, DeadLetterEvent, DlqHandler, LetterReceipt, MemoryDlqHandler};
+use super::{DeadLetter, DeadLetterEvent, DlqHandler, DeadLetterReceipt, MemoryDlqHandler};
 use crate::crypto::EncryptedPayload;
 use crate::error::{EventError, Result};
 use crate::reserved::{self, FORWARDED_TYPE};
@@ -178,10 +178,10 @@ impl DlqHandler for SinkDlqHandler {
         self.keep_letter(letter).await.map(drop)
     }
 
-    async fn keep_letter(&self, letter: DeadLetter) -> Result<LetterReceipt> {
+    async fn keep_letter(&self, letter: DeadLetter) -> Result<DeadLetterReceipt> {
         let key = DeliveryKey::new(&[FORWARDED_TYPE, &letter.key()], letter.event.sequence);
         let subject = self.forward(letter.into(), Some(key)).await?;
-        Ok(LetterReceipt::new(None, Some(subject)))
+        Ok(DeadLetterReceipt::new(None, Some(subject)))
     }
 
     /// Also what lies below this queue's own prefix.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use a3s_event::{EventBus, EventProvider, MemoryProvider, ProviderDlq, ProviderRegistry};
+use a3s_event::{EventBus, EventProvider, MemoryProvider, ProviderDlqHandler, ProviderRegistry};
 
 /// A stream for events and one for dead letters.
 pub(crate) struct Backend {
@@ -54,8 +54,8 @@ impl Backend {
     }
 
     /// The stream of dead letters, as another process would open it.
-    pub(crate) async fn letters(&self) -> Arc<ProviderDlq> {
-        Arc::new(ProviderDlq::new(self.open(1).await).unwrap())
+    pub(crate) async fn letters(&self) -> Arc<ProviderDlqHandler> {
+        Arc::new(ProviderDlqHandler::new(self.open(1).await).unwrap())
     }
 
     async fn open(&self, which: usize) -> Arc<dyn EventProvider> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use a3s_event::consumer::HandlerError;
 use a3s_event::{
     AckHandler, CollectorSink, DeadLetter, DeadLetterEvent, Delivery, DlqHandler, Event, EventBus,
-    EventError, EventProvider, FailureClass, MemoryDlqHandler, MemoryProvider, PendingEvent, ProviderDlq,
+    EventError, EventProvider, FailureClass, MemoryDlqHandler, MemoryProvider, PendingEvent, ProviderDlqHandler,
     ProviderInfo, ReceivedEvent, Result, SinkDlqHandler, SubscribeOptions, Subscription, SubscriptionFilter,
     TopicSink,
 };
@@ -258,7 +258,7 @@ fn of_type(subject: &str, event_type: &str) -> Event {
 
 #[tokio::test]
 async fn no_type_keeps_an_event_from_the_dead_letters() {
-    let stored = || Arc::new(ProviderDlq::new(Arc::new(MemoryProvider::default())).unwrap());
+    let stored = || Arc::new(ProviderDlqHandler::new(Arc::new(MemoryProvider::default())).unwrap());
     let forwarding = || SinkDlqHandler::new(Arc::new(CollectorSink::new("dead")), 0);
     let handlers: [Arc<dyn DlqHandler>; 3] =
         [Arc::new(MemoryDlqHandler::default()), stored(), Arc::new(forwarding())];
@@ -317,7 +317,7 @@ async fn a_queue_says_where_it_keeps_a_letter() {
     let provider = Arc::new(MemoryProvider::default());
     let received = |event: Event| ReceivedEvent { event, sequence: 1, num_delivered: 1, stream: "s".into() };
     let letter = DeadLetter::new(received(event("events.a", 1)), FailureClass::Fatal, "no");
-    let letters = ProviderDlq::new(provider.clone()).unwrap();
+    let letters = ProviderDlqHandler::new(provider.clone()).unwrap();
     for _ in 0..2 {
         let receipt = letters.keep_letter(letter.clone()).await.unwrap();
         assert_eq!((receipt.id, receipt.to_string()), (Some(1), "dead letter 1".to_owned()));

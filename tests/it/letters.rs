@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use a3s_event::consumer::HandlerError;
-use a3s_event::dlq::{LetterFilter, LetterStatus, REPLAYS_KEY, Replay};
+use a3s_event::dlq::{DeadLetterFilter, DeadLetterStatus, REPLAYS_KEY, Replay};
 use a3s_event::provider::{Capabilities, HistoryPage, HistoryQuery};
 use a3s_event::{
     DeadLetter, DlqHandler, Event, EventBus, EventError, EventProvider, FailureClass, MemoryProvider,
-    ProviderDlq, ProviderInfo, PublishOptions, ReceivedEvent, Result, Subscription,
+    ProviderDlqHandler, ProviderInfo, PublishOptions, ReceivedEvent, Result, Subscription,
 };
 use async_trait::async_trait;
 use serde_json::json;
@@ -54,10 +54,10 @@ async fn letters_are_kept_with_everything_that_is_known(backend: Backend) {
 
     // Another process.
     let letters = backend.letters().await;
-    let found = letters.find(&LetterFilter::default(), 10).await.unwrap();
+    let found = letters.find(&DeadLetterFilter::default(), 10).await.unwrap();
     assert_eq!(found.len(), 1);
     let shown = letters.show(found[0].id).await.unwrap();
-    assert_eq!((shown.status, shown.replays, shown.omitted), (LetterStatus::Open, 0, false));
+    assert_eq!((shown.status, shown.replays, shown.omitted), (DeadLetterStatus::Open, 0, false));
     for stored in [&found[0].letter, &shown.letter] {
         assert_eq!(format!("{stored:?}"), format!("{kept:?}"), "nothing about a letter changes");
     }
@@ -69,7 +69,7 @@ async fn letters_are_kept_with_everything_that_is_known(backend: Backend) {
     let mut record = DeadLetter::new(received, FailureClass::Undecodable, "no JSON");
     record.raw = Some(raw.clone());
     letters.handle_letter(record).await.unwrap();
-    let filter = LetterFilter::default().class(FailureClass::Undecodable);
+    let filter = DeadLetterFilter::default().class(FailureClass::Undecodable);
     assert_eq!(letters.find(&filter, 1).await.unwrap()[0].letter.raw.as_ref(), Some(&raw));
 }
 
@@ -82,28 +82,28 @@ async fn letters_are_found_by_what_is_asked_for(backend: Backend) {
         let class = if number % 3 == 0 { FailureClass::Fatal } else { FailureClass::Exhausted };
         letters.handle_letter(letter(&received, class)).await.unwrap();
     }
-    let all = letters.find(&LetterFilter::default(), usize::MAX).await.unwrap();
+    let all = letters.find(&DeadLetterFilter::default(), usize::MAX).await.unwrap();
     let numbers: Vec<_> =
         all.iter().map(|stored| stored.letter.event.event.payload["number"].as_u64().unwrap()).collect();
     assert_eq!(numbers, (0..150).rev().collect::<Vec<_>>(), "newest first");
-    let newest = letters.find(&LetterFilter::default(), 2).await.unwrap();
+    let newest = letters.find(&DeadLetterFilter::default(), 2).await.unwrap();
     assert_eq!(newest.iter().map(|stored| stored.id).collect::<Vec<_>>(), [all[0].id, all[1].id]);
 
     let time = all[0].letter.dead_lettered_at;
     for (filter, expected) in [
-        (LetterFilter::default(), 150),
-        (LetterFilter::default().subject("events.*.even"), 75),
-        (LetterFilter::default().class(FailureClass::Fatal), 50),
-        (LetterFilter::default().subject("events.a.odd").class(FailureClass::Fatal), 25),
-        (LetterFilter::default().consumer("billing"), 150),
-        (LetterFilter::default().consumer("billing-events-a"), 150),
-        (LetterFilter::default().consumer("billing-events"), 0),
-        (LetterFilter::default().consumer("other"), 0),
-        (LetterFilter::default().event_id(all[7].letter.event.event.id.clone()), 1),
-        (LetterFilter::default().since(time + 1), 0),
-        (LetterFilter::default().before(time + 1), 150),
-        (LetterFilter::default().status(Some(LetterStatus::Discarded)), 0),
-        (LetterFilter::default().status(None), 150),
+        (DeadLetterFilter::default(), 150),
+        (DeadLetterFilter::default().subject("events.*.even"), 75),
+        (DeadLetterFilter::default().class(FailureClass::Fatal), 50),
+        (DeadLetterFilter::default().subject("events.a.odd").class(FailureClass::Fatal), 25),
+        (DeadLetterFilter::default().consumer("billing"), 150),
+        (DeadLetterFilter::default().consumer("billing-events-a"), 150),
+        (DeadLetterFilter::default().consumer("billing-events"), 0),
+        (DeadLetterFilter::default().consumer("other"), 0),
+        (DeadLetterFilter::default().event_id(all[7].letter.event.event.id.clone()), 1),
+        (DeadLetterFilter::default().since(time + 1), 0),
+        (DeadLetterFilter::default().before(time + 1), 150),
+        (DeadLetterFilter::default().status(Some(DeadLetterStatus::Discarded)), 0),
+        (DeadLetterFilter::default().status(None), 150),
     ] {
         assert_eq!(letters.count_matching(&filter).await.unwrap(), expected, "{filter:?}");
     }
@@ -129,7 +129,7 @@ async fn letters_are_found_by_the_name_that_the_program_gave_its_consumer(backen
         consumer.shutdown().await.unwrap();
     }
     let of = |name: &str| {
-        let (letters, filter) = (Arc::clone(&letters), LetterFilter::default().consumer(name));
+        let (letters, filter) = (Arc::clone(&letters), DeadLetterFilter::default().consumer(name));
         async move { letters.find(&filter, 10).await.unwrap() }
     };
     let found = of("billing").await;
@@ -144,7 +144,7 @@ async fn letters_are_found_by_the_name_that_the_program_gave_its_consumer(backen
 async fn a_failure_is_kept_once_whoever_reports_it(backend: Backend) {
     let received = published(&*backend.events().await, event("events.a", 1)).await;
     let (here, there) = (backend.letters().await, backend.letters().await);
-    let report = |letters: Arc<ProviderDlq>, letter| async move { letters.handle_letter(letter).await };
+    let report = |letters: Arc<ProviderDlqHandler>, letter| async move { letters.handle_letter(letter).await };
     let (first, second) = tokio::join!(
         report(here.clone(), letter(&received, FailureClass::Exhausted)),
         report(there, letter(&received, FailureClass::Exhausted)),
@@ -178,7 +178,7 @@ async fn a_replay_publishes_the_same_event_again(backend: Backend) {
     }
     assert_eq!(letters.count().await.unwrap(), 1);
     let shown = letters.show(report.replayed[0]).await.unwrap();
-    assert_eq!((shown.status, shown.replays), (LetterStatus::Replayed, 1));
+    assert_eq!((shown.status, shown.replays), (DeadLetterStatus::Replayed, 1));
 
     let rest = letters.replay(&*events, &Replay::default()).await.unwrap();
     assert_eq!(rest.replayed.len(), 1);
@@ -236,14 +236,14 @@ async fn a_discarded_letter_is_not_open_any_more(backend: Backend) {
     let (events, letters) = (backend.events().await, backend.letters().await);
     let received = published(&*events, event("events.a", 1)).await;
     letters.handle_letter(letter(&received, FailureClass::Fatal)).await.unwrap();
-    let id = letters.find(&LetterFilter::default(), 1).await.unwrap()[0].id;
+    let id = letters.find(&DeadLetterFilter::default(), 1).await.unwrap()[0].id;
     for _ in 0..2 {
         letters.discard(id).await.unwrap();
     }
     let letters = backend.letters().await;
     assert_eq!(letters.count().await.unwrap(), 0);
     assert!(letters.list(10).await.unwrap().is_empty());
-    assert_eq!(letters.show(id).await.unwrap().status, LetterStatus::Discarded);
+    assert_eq!(letters.show(id).await.unwrap().status, DeadLetterStatus::Discarded);
     assert!(letters.replay(&*events, &Replay::default()).await.unwrap().replayed.is_empty());
     assert!(matches!(letters.discard(id + 100).await, Err(EventError::NotFound(_))));
 }
@@ -254,7 +254,7 @@ async fn what_is_too_large_is_kept_without_its_payload_and_replayed_from_its_str
     large.payload = json!("x".repeat(1024 * 1024 - 400));
     let received = published(&*events, large).await;
     letters.handle_letter(letter(&received, FailureClass::Exhausted)).await.unwrap();
-    let found = letters.find(&LetterFilter::default(), 1).await.unwrap().remove(0);
+    let found = letters.find(&DeadLetterFilter::default(), 1).await.unwrap().remove(0);
     assert!(found.omitted && found.letter.event.event.payload.is_null());
     let report = letters.replay(&*events, &Replay::default()).await.unwrap();
     assert_eq!(report.replayed, [found.id]);
@@ -264,7 +264,7 @@ async fn what_is_too_large_is_kept_without_its_payload_and_replayed_from_its_str
 #[tokio::test]
 async fn the_stream_of_the_events_can_keep_the_letters_too() {
     let provider = Arc::new(MemoryProvider::default());
-    let letters = Arc::new(ProviderDlq::new(provider.clone()).unwrap());
+    let letters = Arc::new(ProviderDlqHandler::new(provider.clone()).unwrap());
     let mut bus = EventBus::from_provider(provider.clone());
     bus.set_dlq_handler(letters.clone());
     // It gets the letters too, and fails with them; they make no letters of their own.
@@ -328,7 +328,7 @@ impl EventProvider for Forgetful {
 async fn a_replay_that_dies_before_its_mark_stores_no_second_event() {
     let events = MemoryProvider::default();
     let provider = Arc::new(Forgetful(MemoryProvider::default(), AtomicUsize::new(0)));
-    let letters = ProviderDlq::new(provider.clone()).unwrap();
+    let letters = ProviderDlqHandler::new(provider.clone()).unwrap();
     let received = published(&events, event("events.a", 1)).await;
     letters.handle_letter(letter(&received, FailureClass::Exhausted)).await.unwrap();
     let error = letters.replay(&events, &Replay::default()).await.unwrap_err();
@@ -343,14 +343,14 @@ async fn a_replay_that_dies_before_its_mark_stores_no_second_event() {
 #[tokio::test]
 async fn what_is_written_again_behind_the_dedup_window_is_shown_once() {
     let provider = MemoryProvider::builder().dedup_window(Duration::from_millis(1)).build().unwrap();
-    let letters = ProviderDlq::new(Arc::new(provider)).unwrap();
+    let letters = ProviderDlqHandler::new(Arc::new(provider)).unwrap();
     let received = published(&MemoryProvider::default(), event("events.a", 1)).await;
     for _ in 0..2 {
         letters.handle_letter(letter(&received, FailureClass::Exhausted)).await.unwrap();
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(letters.count().await.unwrap(), 1);
-    let id = letters.find(&LetterFilter::default(), 1).await.unwrap()[0].id;
+    let id = letters.find(&DeadLetterFilter::default(), 1).await.unwrap()[0].id;
     letters.discard(id).await.unwrap();
     assert_eq!(letters.count().await.unwrap(), 0);
 }

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use a3s_event::consumer::layers::{self, StoredEvents};
-use a3s_event::dlq::LetterFilter;
+use a3s_event::dlq::DeadLetterFilter;
 use a3s_event::{
-    Delivery, DlqHandler, Event, EventBus, EventProvider, FailureClass, ProviderDlq, Subscription,
+    Delivery, DlqHandler, Event, EventBus, EventProvider, FailureClass, ProviderDlqHandler, Subscription,
     SubscriptionFilter,
 };
 
@@ -73,10 +73,10 @@ async fn subscriber(bus: &EventBus, id: &str, subject: &str) -> Box<dyn Subscrip
 
 /// An event, its letter and the mark of that, in one stream.
 async fn letter_and_mark(provider: &Arc<dyn EventProvider>) {
-    let letters = ProviderDlq::new(Arc::clone(provider)).unwrap();
+    let letters = ProviderDlqHandler::new(Arc::clone(provider)).unwrap();
     let received = published(&**provider, event("events.a", 1)).await;
     letters.handle_letter(letter(&received, FailureClass::Fatal)).await.unwrap();
-    let id = letters.find(&LetterFilter::default(), 1).await.unwrap()[0].id;
+    let id = letters.find(&DeadLetterFilter::default(), 1).await.unwrap()[0].id;
     letters.discard(id).await.unwrap();
 }
 

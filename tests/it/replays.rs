@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use a3s_event::dlq::{LetterFilter, LetterStatus, REPLAYS_KEY, Replay, ReplayReport};
+use a3s_event::dlq::{DeadLetterFilter, DeadLetterStatus, REPLAYS_KEY, Replay, ReplayReport};
 use a3s_event::{
-    DlqHandler, Event, EventError, EventProvider, FailureClass, HistoryQuery, MemoryProvider, ProviderDlq,
+    DlqHandler, Event, EventError, EventProvider, FailureClass, HistoryQuery, MemoryProvider, ProviderDlqHandler,
     ReceivedEvent,
 };
 use serde_json::json;
@@ -29,7 +29,7 @@ on_every_provider! {
 const CONSUMERS: [&str; 3] = ["billing", "audit", "mail"];
 
 /// Gives an event up for each of these consumers.
-async fn give_up(letters: &ProviderDlq, received: &ReceivedEvent, consumers: &[&str]) {
+async fn give_up(letters: &ProviderDlqHandler, received: &ReceivedEvent, consumers: &[&str]) {
     for consumer in consumers {
         let mut letter = letter(received, FailureClass::Exhausted);
         letter.consumer = Some((*consumer).to_owned());
@@ -53,8 +53,8 @@ async fn count(events: &dyn EventProvider) -> u64 {
     events.info().await.unwrap().messages
 }
 
-async fn numbers(letters: &ProviderDlq) -> Vec<u64> {
-    let all = letters.find(&LetterFilter::default().status(None), usize::MAX).await.unwrap();
+async fn numbers(letters: &ProviderDlqHandler) -> Vec<u64> {
+    let all = letters.find(&DeadLetterFilter::default().status(None), usize::MAX).await.unwrap();
     all.into_iter().rev().map(|letter| letter.id).collect()
 }
 
@@ -89,9 +89,9 @@ async fn every_way_to_a_letter_counts_towards_one_limit(backend: Backend) {
     give_up(&letters, &received, &CONSUMERS).await;
     let ids = numbers(&letters).await;
     for (round, replay) in [
-        Replay::matching(LetterFilter::default().consumer("audit")),
+        Replay::matching(DeadLetterFilter::default().consumer("audit")),
         Replay::one(ids[0]),
-        Replay::matching(LetterFilter::default().status(Some(LetterStatus::Replayed))),
+        Replay::matching(DeadLetterFilter::default().status(Some(DeadLetterStatus::Replayed))),
     ]
     .into_iter()
     .enumerate()
@@ -128,7 +128,7 @@ async fn replays_at_the_same_time_publish_once(backend: Backend) {
         give_up(&letters, &received, &CONSUMERS).await;
     }
     let other = backend.letters().await;
-    let (all, of_one) = (Replay::default(), Replay::matching(LetterFilter::default().consumer("mail")));
+    let (all, of_one) = (Replay::default(), Replay::matching(DeadLetterFilter::default().consumer("mail")));
     let (first, second) = tokio::join!(letters.replay(&*events, &all), other.replay(&*events, &of_one));
     first.unwrap();
     second.unwrap();
@@ -158,7 +158,7 @@ async fn a_discarded_letter_stays_discarded(backend: Backend) {
     letters.discard(ids[1]).await.unwrap();
     let report = letters.replay(&*events, &Replay::one(ids[0])).await.unwrap();
     assert_eq!(report.replayed, [ids[0], ids[2]]);
-    assert_eq!(letters.show(ids[1]).await.unwrap().status, LetterStatus::Discarded);
+    assert_eq!(letters.show(ids[1]).await.unwrap().status, DeadLetterStatus::Discarded);
 }
 
 async fn events_that_share_an_id_are_not_one_event(backend: Backend) {
@@ -189,7 +189,7 @@ async fn what_can_never_be_published_holds_no_other_up(backend: Backend) {
 /// Whoever may publish may choose a type: that makes no letter and no mark elsewhere than at their place.
 async fn a_letter_is_one_by_its_place(backend: Backend) {
     let provider = backend.events().await;
-    let letters = ProviderDlq::new(Arc::clone(&provider)).unwrap();
+    let letters = ProviderDlqHandler::new(Arc::clone(&provider)).unwrap();
     give_up(&letters, &published(&*provider, event("events.a", 1)).await, &["billing"]).await;
     let stored = newest(&*provider).await.event;
     for (subject, key) in [
@@ -218,7 +218,7 @@ async fn a_letter_is_one_by_its_place(backend: Backend) {
 async fn a_replay_that_dies_between_its_marks_is_not_done_again() {
     let events = MemoryProvider::default();
     let provider = Arc::new(Forgetful(MemoryProvider::default(), AtomicUsize::new(1)));
-    let letters = ProviderDlq::new(provider.clone()).unwrap();
+    let letters = ProviderDlqHandler::new(provider.clone()).unwrap();
     give_up(&letters, &published(&events, event("events.a", 1)).await, &CONSUMERS).await;
     let error = letters.replay(&events, &Replay::default()).await.unwrap_err();
     assert!(error.letter.is_some() && error.report.events.is_empty());
@@ -233,7 +233,7 @@ async fn a_replay_that_dies_between_its_marks_is_not_done_again() {
 #[tokio::test]
 async fn the_publisher_s_own_count_of_replays_forbids_no_more_than_its_own_event() {
     let events = MemoryProvider::default();
-    let letters = ProviderDlq::new(Arc::new(MemoryProvider::default())).unwrap();
+    let letters = ProviderDlqHandler::new(Arc::new(MemoryProvider::default())).unwrap();
     for count in [u64::MAX.to_string(), "-1".to_owned(), "many".to_owned()] {
         let received = published(&events, event("events.a", 1).with_metadata(REPLAYS_KEY, count)).await;
         give_up(&letters, &received, &CONSUMERS).await;

@@ -1,9 +1,9 @@
 //! `dlq`: dead letters.
 
 use a3s_event::dlq::{
-    FailureClass, LetterFilter, LetterStatus, Replay, ReplayError, ReplayReport, ReplayedEvent, StoredLetter,
+    FailureClass, DeadLetterFilter, DeadLetterStatus, Replay, ReplayError, ReplayReport, ReplayedEvent, StoredDeadLetter,
 };
-use a3s_event::{Event, ProviderDlq};
+use a3s_event::{Event, ProviderDlqHandler};
 use clap::{Subcommand, ValueEnum};
 use serde::Serialize;
 
@@ -165,8 +165,8 @@ impl Chosen {
 }
 
 impl Which {
-    fn filter(self) -> LetterFilter {
-        let mut filter = LetterFilter::default();
+    fn filter(self) -> DeadLetterFilter {
+        let mut filter = DeadLetterFilter::default();
         filter.subject = self.subject;
         filter.class = self.class.map(|class| match class {
             Class::Exhausted => FailureClass::Exhausted,
@@ -182,9 +182,9 @@ impl Which {
         filter.since = self.since;
         filter.before = self.before;
         filter.status(match self.status.unwrap_or(Status::Open) {
-            Status::Open => Some(LetterStatus::Open),
-            Status::Replayed => Some(LetterStatus::Replayed),
-            Status::Discarded => Some(LetterStatus::Discarded),
+            Status::Open => Some(DeadLetterStatus::Open),
+            Status::Replayed => Some(DeadLetterStatus::Replayed),
+            Status::Discarded => Some(DeadLetterStatus::Discarded),
             Status::All => None,
         })
     }
@@ -209,7 +209,7 @@ struct LetterRow<'a> {
 }
 
 impl<'a> LetterRow<'a> {
-    fn new(stored: &'a StoredLetter) -> Self {
+    fn new(stored: &'a StoredDeadLetter) -> Self {
         let letter = &stored.letter;
         Self {
             id: stored.id,
@@ -309,7 +309,7 @@ impl EventRow {
         Self { event: id, subject, letters: event.letters.clone(), what }
     }
 
-    fn refused(stored: &StoredLetter, why: &str) -> Self {
+    fn refused(stored: &StoredDeadLetter, why: &str) -> Self {
         let event = &stored.letter.event.event;
         let (id, subject) = (event.id.clone(), event.subject.clone());
         Self { event: id, subject, letters: vec![stored.id], what: format!("refused: {why}") }
@@ -355,7 +355,7 @@ struct Planned {
 }
 
 impl Planned {
-    fn new(stored: &StoredLetter, plan: String) -> Self {
+    fn new(stored: &StoredDeadLetter, plan: String) -> Self {
         let row = LetterRow::new(stored);
         Self { id: row.id, subject: row.event.subject.clone(), reason: row.reason.to_owned(), plan }
     }
@@ -435,7 +435,7 @@ async fn list(app: &mut App, queue: Option<String>, which: Which, limit: usize) 
 }
 
 /// What a replay did with each event.
-async fn show_replayed(app: &mut App, letters: &ProviderDlq, report: &ReplayReport) -> Outcome {
+async fn show_replayed(app: &mut App, letters: &ProviderDlqHandler, report: &ReplayReport) -> Outcome {
     let mut rows: Vec<_> = report.events.iter().map(EventRow::replayed).collect();
     for (id, why) in &report.refused {
         let row = EventRow::refused(&letters.show(*id).await?, why);
@@ -454,7 +454,7 @@ async fn show_replayed(app: &mut App, letters: &ProviderDlq, report: &ReplayRepo
 }
 
 /// What a replay would do with each letter, in the order of their numbers.
-async fn show_plan(app: &mut App, letters: &ProviderDlq, report: &ReplayReport) -> Outcome {
+async fn show_plan(app: &mut App, letters: &ProviderDlqHandler, report: &ReplayReport) -> Outcome {
     let plan = |event: &ReplayedEvent| match event.letters.as_slice() {
         [_] if event.published => "replayed".to_owned(),
         letters if event.published => {
@@ -477,7 +477,7 @@ async fn show_plan(app: &mut App, letters: &ProviderDlq, report: &ReplayReport) 
     app.out.rows(&rows)
 }
 
-async fn discard(app: &mut App, letters: &ProviderDlq, chosen: Chosen, dry_run: bool) -> Outcome {
+async fn discard(app: &mut App, letters: &ProviderDlqHandler, chosen: Chosen, dry_run: bool) -> Outcome {
     let mut meant = Vec::new();
     match chosen.ids.as_slice() {
         [] => meant = letters.find(&chosen.which.filter(), usize::MAX).await?,
@@ -488,7 +488,7 @@ async fn discard(app: &mut App, letters: &ProviderDlq, chosen: Chosen, dry_run: 
             }
         }
     }
-    let is_done = |letter: &StoredLetter| letter.status == LetterStatus::Discarded;
+    let is_done = |letter: &StoredDeadLetter| letter.status == DeadLetterStatus::Discarded;
     if dry_run && app.out.format == Format::Table {
         let plan = |letter| if is_done(letter) { "nothing: it is discarded already" } else { "discarded" };
         let rows: Vec<_> = meant.iter().map(|letter| Planned::new(letter, plan(letter).to_owned())).collect();
@@ -498,7 +498,7 @@ async fn discard(app: &mut App, letters: &ProviderDlq, chosen: Chosen, dry_run: 
     for letter in open.iter().filter(|_| !dry_run) {
         letters.discard(letter.id).await?;
     }
-    let ids = |letters: Vec<&StoredLetter>| letters.iter().map(|letter| letter.id).collect();
+    let ids = |letters: Vec<&StoredDeadLetter>| letters.iter().map(|letter| letter.id).collect();
     app.out.one(&Discarded { dry_run, discarded: ids(open), already_discarded: ids(already) })
 }
 
@@ -516,11 +516,11 @@ fn unreplayed(error: ReplayError) -> Failure {
 }
 
 /// The queue of this name or URL, or the bus that is meant.
-async fn open(app: &mut App, queue: Option<String>) -> Outcome<ProviderDlq> {
+async fn open(app: &mut App, queue: Option<String>) -> Outcome<ProviderDlqHandler> {
     let provider = match queue {
         // A queue that is not there has no letters.
         Some(bus) => app.connect_to(&bus).await?,
         None => app.connect().await?,
     };
-    Ok(ProviderDlq::new(provider)?)
+    Ok(ProviderDlqHandler::new(provider)?)
 }

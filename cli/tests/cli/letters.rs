@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use a3s_event::dlq::{DeadLetter, FailureClass, REPLAYS_KEY};
-use a3s_event::{DlqHandler as _, Event, ProviderDlq, ProviderRegistry, ReceivedEvent};
+use a3s_event::{DlqHandler as _, Event, ProviderDlqHandler, ProviderRegistry, ReceivedEvent};
 use serde_json::{Value, json};
 
 use crate::bus::Bus;
@@ -14,7 +14,7 @@ on_every_bus! { letters_are_listed_shown_replayed_and_discarded what_fails_again
 /// Publishes events and keeps letters of them, as a consumer does that gives events up.
 async fn give_up(bus: &Bus, subjects: &[&str], replays: u64) {
     let provider = ProviderRegistry::builtin().connect(&bus.url).await.unwrap();
-    let letters = ProviderDlq::new(Arc::clone(&provider)).unwrap();
+    let letters = ProviderDlqHandler::new(Arc::clone(&provider)).unwrap();
     for subject in subjects {
         let event = Event::new(*subject, "orders", "", "test", json!({"of": subject}))
             .with_metadata(REPLAYS_KEY, replays.to_string());
@@ -27,7 +27,7 @@ async fn give_up(bus: &Bus, subjects: &[&str], replays: u64) {
 /// Keeps letters of events that are elsewhere.
 pub(crate) async fn keep(bus: &Bus, subjects: &[&str]) {
     let provider = ProviderRegistry::builtin().connect(&bus.url).await.unwrap();
-    let letters = ProviderDlq::new(Arc::clone(&provider)).unwrap();
+    let letters = ProviderDlqHandler::new(Arc::clone(&provider)).unwrap();
     for subject in subjects {
         let event = Event::new(*subject, "orders", "", "test", json!({"of": subject}));
         letters.handle_letter(letter(event, 1)).await.unwrap();
@@ -101,7 +101,7 @@ async fn replay_wants_to_know_which(bus: &Bus) {
 
 async fn an_event_of_several_letters_is_one_row(bus: &Bus) {
     let provider = ProviderRegistry::builtin().connect(&bus.url).await.unwrap();
-    let letters = ProviderDlq::new(Arc::clone(&provider)).unwrap();
+    let letters = ProviderDlqHandler::new(Arc::clone(&provider)).unwrap();
     let event = Event::new("events.orders.a", "orders", "", "test", json!({"n": 1}));
     let sequence = provider.publish(&event).await.unwrap();
     for consumer in ["billing", "audit", "mail"] {

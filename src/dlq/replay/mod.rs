@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Interval;
 
 use self::same_event::{Letters, same_event};
-use super::provider::{LetterFilter, LetterStatus, ProviderDlq, StoredLetter, publish_once};
+use super::provider::{DeadLetterFilter, DeadLetterStatus, ProviderDlqHandler, StoredDeadLetter, publish_once};
 use super::record::Mark;
 use super::{FailureClass, REPLAYS_KEY};
 use crate::error::{ErrorKind, EventError, Result};
@@ -24,9 +24,9 @@ const DEFAULT_MAX_REPLAYS: u64 = 3;
 /// replayed 3 times already.
 ///
 /// ```
-/// use a3s_event::dlq::{LetterFilter, Replay};
+/// use a3s_event::dlq::{DeadLetterFilter, Replay};
 ///
-/// let paced = Replay::matching(LetterFilter::default().subject("events.orders.>")).per_second(50);
+/// let paced = Replay::matching(DeadLetterFilter::default().subject("events.orders.>")).per_second(50);
 /// let one = Replay::one(17).dry_run();
 /// ```
 #[derive(Debug, Clone)]
@@ -42,7 +42,7 @@ pub struct Replay {
 #[derive(Debug, Clone)]
 enum Which {
     Numbers(Vec<u64>),
-    Matching(LetterFilter),
+    Matching(DeadLetterFilter),
 }
 
 /// What a replay did, or with [`dry_run`](Replay::dry_run) would do.
@@ -87,7 +87,7 @@ pub struct ReplayError {
     /// The letter that was not replayed; `None` when the letters could not be listed. Its event may be stored when
     /// [`may_be_stored`](EventError::may_be_stored) is true of the source: within the dedup window of the target another
     /// replay stores no second one.
-    pub letter: Option<Box<StoredLetter>>,
+    pub letter: Option<Box<StoredDeadLetter>>,
     /// Why.
     pub source: EventError,
 }
@@ -110,7 +110,7 @@ impl From<ReplayError> for EventError {
 
 impl Default for Replay {
     fn default() -> Self {
-        Self::matching(LetterFilter::default())
+        Self::matching(DeadLetterFilter::default())
     }
 }
 
@@ -126,7 +126,7 @@ impl Replay {
     }
 
     /// All letters that are meant, oldest first.
-    pub fn matching(filter: LetterFilter) -> Self {
+    pub fn matching(filter: DeadLetterFilter) -> Self {
         Self::new(Which::Matching(filter))
     }
 
@@ -135,7 +135,7 @@ impl Replay {
     }
 
     /// Whether a letter is meant as it is now.
-    fn still_means(&self, letter: &StoredLetter) -> bool {
+    fn still_means(&self, letter: &StoredDeadLetter) -> bool {
         match &self.which {
             Which::Numbers(_) => true,
             Which::Matching(filter) => filter.matches(letter),
@@ -169,7 +169,7 @@ impl Replay {
     }
 }
 
-impl ProviderDlq {
+impl ProviderDlqHandler {
     /// Publishes the events of letters again: under their original subject, with their id, and one more in their metadata
     /// [`REPLAYS_KEY`].
     ///
@@ -185,7 +185,7 @@ impl ProviderDlq {
     ///
     /// # Errors
     ///
-    /// As [`show`](ProviderDlq::show) and [`EventProvider::publish_with_options`], with the letter at which the replay ended.
+    /// As [`show`](ProviderDlqHandler::show) and [`EventProvider::publish_with_options`], with the letter at which the replay ended.
     /// What was replayed before is marked: another call goes on behind it.
     pub async fn replay(
         &self,
@@ -204,7 +204,7 @@ impl ProviderDlq {
         target: &dyn EventProvider,
         replay: &Replay,
         report: &mut ReplayReport,
-    ) -> std::result::Result<(), (Option<Box<StoredLetter>>, EventError)> {
+    ) -> std::result::Result<(), (Option<Box<StoredDeadLetter>>, EventError)> {
         let mut pace = replay.per_second.map(|events| tokio::time::interval(Duration::from_secs(1) / events));
         let (meant, mut letters) = self.to_replay(replay).await.map_err(|error| (None, error))?;
         let is_meant: HashSet<u64> = meant.iter().copied().collect();
@@ -260,7 +260,7 @@ impl ProviderDlq {
     }
 
     /// The other letters of the same event, oldest first, with what became of them by now.
-    async fn others_of(&self, letter: &StoredLetter, letters: &mut Letters) -> Result<Vec<StoredLetter>> {
+    async fn others_of(&self, letter: &StoredDeadLetter, letters: &mut Letters) -> Result<Vec<StoredDeadLetter>> {
         if let Some(place) = letters.unread_place_of(letter, self.provider.subject_prefix()) {
             self.visit_below(place, |other| {
                 letters.add(&other);
@@ -333,7 +333,7 @@ impl ProviderDlq {
         }
         for letter in case.to_mark().filter(|_| !replay.dry_run) {
             let replays = replays.saturating_sub(letter.letter.replays());
-            let mark = Mark { key: letter.key.clone(), status: LetterStatus::Replayed, replays };
+            let mark = Mark { key: letter.key.clone(), status: DeadLetterStatus::Replayed, replays };
             self.mark(&mark).await?;
         }
         Ok(Ok(replayed))
@@ -343,39 +343,39 @@ impl ProviderDlq {
 /// An event to replay, and its letters.
 struct Case<'a> {
     /// The one that was come to first.
-    letter: &'a StoredLetter,
+    letter: &'a StoredDeadLetter,
     /// Oldest first.
-    others: Vec<StoredLetter>,
+    others: Vec<StoredDeadLetter>,
     is_meant: &'a HashSet<u64>,
     replay: &'a Replay,
 }
 
 impl Case<'_> {
-    fn all(&self) -> impl Iterator<Item = &StoredLetter> {
+    fn all(&self) -> impl Iterator<Item = &StoredDeadLetter> {
         std::iter::once(self.letter).chain(&self.others)
     }
 
-    fn meant(&self) -> impl Iterator<Item = &StoredLetter> {
+    fn meant(&self) -> impl Iterator<Item = &StoredDeadLetter> {
         self.all().filter(|letter| self.is_meant.contains(&letter.id))
     }
 
     /// What another replay has marked since the queue was read is not meant any more.
-    fn is_open_or_meant(&self, letter: &StoredLetter) -> bool {
-        letter.status == LetterStatus::Open
+    fn is_open_or_meant(&self, letter: &StoredDeadLetter) -> bool {
+        letter.status == DeadLetterStatus::Open
             || (self.is_meant.contains(&letter.id) && self.replay.still_means(letter))
     }
 
-    fn to_mark(&self) -> impl Iterator<Item = &StoredLetter> {
+    fn to_mark(&self) -> impl Iterator<Item = &StoredDeadLetter> {
         self.all().filter(|letter| self.is_open_or_meant(letter))
     }
 
-    fn oldest(&self) -> &StoredLetter {
+    fn oldest(&self) -> &StoredDeadLetter {
         self.others.first().filter(|other| other.id < self.letter.id).unwrap_or(self.letter)
     }
 
     /// How often the event was replayed so far, as far as any of its letters knows.
     fn replays(&self) -> u64 {
-        self.all().map(StoredLetter::event_replays).max().unwrap_or_default()
+        self.all().map(StoredDeadLetter::event_replays).max().unwrap_or_default()
     }
 
     /// Whether it is to be published: not where that was done since all its open letters were written, and nobody has asked for
@@ -384,7 +384,7 @@ impl Case<'_> {
         matches!(self.replay.which, Which::Numbers(_))
             || self
                 .to_mark()
-                .any(|letter| letter.status != LetterStatus::Open || letter.event_replays() >= replays)
+                .any(|letter| letter.status != DeadLetterStatus::Open || letter.event_replays() >= replays)
     }
 
     /// The event as its letter has it; an error for what is none.
@@ -416,7 +416,7 @@ impl Case<'_> {
 }
 
 /// The event as its own stream still holds it.
-async fn original(target: &dyn EventProvider, stored: &StoredLetter) -> Result<Option<Event>> {
+async fn original(target: &dyn EventProvider, stored: &StoredDeadLetter) -> Result<Option<Event>> {
     let received = &stored.letter.event;
     let query = HistoryQuery::new(1)
         .since_sequence(received.sequence)

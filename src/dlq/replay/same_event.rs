@@ -2,15 +2,15 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::super::provider::StoredLetter;
+use super::super::provider::StoredDeadLetter;
 use super::super::record::place_of;
 use crate::hash::fnv1a_128;
 use crate::types::Event;
 
 /// Whether two letters are about the same event: the copy that was published first or one that was replayed. An id alone
 /// does not tell, because publishers choose it.
-pub(super) fn same_event(one: &StoredLetter, other: &StoredLetter) -> bool {
-    let parts = |stored: &StoredLetter| {
+pub(super) fn same_event(one: &StoredDeadLetter, other: &StoredDeadLetter) -> bool {
+    let parts = |stored: &StoredDeadLetter| {
         let event = event(stored);
         let names = [&event.id, &event.source, &event.event_type, subject(stored)].map(str::to_owned);
         (names, event.version, event.timestamp, stored.letter.raw.clone())
@@ -19,11 +19,11 @@ pub(super) fn same_event(one: &StoredLetter, other: &StoredLetter) -> bool {
     same_payload && parts(one) == parts(other)
 }
 
-fn event(stored: &StoredLetter) -> &Event {
+fn event(stored: &StoredDeadLetter) -> &Event {
     &stored.letter.event.event
 }
 
-fn subject(stored: &StoredLetter) -> &str {
+fn subject(stored: &StoredDeadLetter) -> &str {
     stored.letter.original_subject.as_deref().unwrap_or(&event(stored).subject)
 }
 
@@ -41,23 +41,23 @@ impl Letters {
         Self { are_all: true, ..Self::default() }
     }
 
-    pub(super) fn add(&mut self, letter: &StoredLetter) {
+    pub(super) fn add(&mut self, letter: &StoredDeadLetter) {
         self.by_hash.entry(hash(letter)).or_default().push(letter.id);
     }
 
     /// Where the other letters of this one's event are, unless they were read.
-    pub(super) fn unread_place_of(&mut self, letter: &StoredLetter, prefix: &str) -> Option<String> {
+    pub(super) fn unread_place_of(&mut self, letter: &StoredDeadLetter, prefix: &str) -> Option<String> {
         let place = place_of(prefix, subject(letter));
         (!self.are_all && self.places.insert(place.clone())).then_some(place)
     }
 
     /// The numbers of the letters that may be about the same event.
-    pub(super) fn like(&self, letter: &StoredLetter) -> impl Iterator<Item = u64> {
+    pub(super) fn like(&self, letter: &StoredDeadLetter) -> impl Iterator<Item = u64> {
         self.by_hash.get(&hash(letter)).into_iter().flatten().copied()
     }
 }
 
-fn hash(letter: &StoredLetter) -> u128 {
+fn hash(letter: &StoredDeadLetter) -> u128 {
     let event = event(letter);
     fnv1a_128(&[&event.id, &event.source, &event.event_type, subject(letter)])
 }

@@ -4,11 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use a3s_event::consumer::HandlerError;
-use a3s_event::dlq::LetterFilter;
+use a3s_event::dlq::DeadLetterFilter;
 use a3s_event::provider::HistoryQuery;
 use a3s_event::{
     Aes256GcmEncryptor, Delivery, DlqHandler, EncryptionKey, Event, EventBus, EventProvider, EventSchema,
-    FileStateStore, JsonSchemaRegistry, MemoryProvider, MemorySchemaRegistry, NatsProvider, ProviderDlq,
+    FileStateStore, JsonSchemaRegistry, MemoryProvider, MemorySchemaRegistry, NatsProvider, ProviderDlqHandler,
     SchemaRegistry, StateStore,
 };
 use a3s_event_testkit::NatsServer;
@@ -143,7 +143,7 @@ async fn with_schemas(schemas: Arc<dyn SchemaRegistry>) {
     }
     let provider = Arc::new(MemoryProvider::default());
     let kept = Arc::new(MemoryProvider::default());
-    let letters = Arc::new(ProviderDlq::new(kept.clone()).unwrap());
+    let letters = Arc::new(ProviderDlqHandler::new(kept.clone()).unwrap());
     let bus = |validates: bool| {
         let mut bus = EventBus::from_provider(provider.clone());
         bus.set_encryptor(Arc::new(Aes256GcmEncryptor::new("k1", ENCRYPTION_KEY)));
@@ -174,7 +174,7 @@ async fn with_schemas(schemas: Arc<dyn SchemaRegistry>) {
         consumer.shutdown().await.unwrap();
     }
     show("letters", &letters);
-    for letter in letters.find(&LetterFilter::default(), 1_000).await.unwrap() {
+    for letter in letters.find(&DeadLetterFilter::default(), 1_000).await.unwrap() {
         show("stored dead letter", &letter);
     }
     for stored in kept.query(&HistoryQuery::new(1_000)).await.unwrap() {
@@ -211,12 +211,12 @@ async fn with_undecodable_records() {
     skipping.shutdown().await.unwrap();
 
     // The bytes of such a record are kept, and so the letters are not shown here: only their reasons are.
-    let letters = Arc::new(ProviderDlq::new(Arc::new(MemoryProvider::default())).unwrap());
+    let letters = Arc::new(ProviderDlqHandler::new(Arc::new(MemoryProvider::default())).unwrap());
     bus.set_dlq_handler(letters.clone());
     let keeping = bus.consumer("keeping").subject(CARDS).handle(|_| async { Ok(()) }).await.unwrap();
     eventually("all are kept", async || letters.count().await.unwrap() == records.len()).await;
     keeping.shutdown().await.unwrap();
-    for stored in letters.find(&LetterFilter::default(), 10).await.unwrap() {
+    for stored in letters.find(&DeadLetterFilter::default(), 10).await.unwrap() {
         show("reason", &stored.letter.reason);
     }
 }
@@ -224,7 +224,7 @@ async fn with_undecodable_records() {
 /// Events on the subjects of the dead-letter queue that are no letters.
 async fn with_unreadable_letters() {
     let provider = Arc::new(MemoryProvider::default());
-    let letters = ProviderDlq::new(provider.clone()).unwrap();
+    let letters = ProviderDlqHandler::new(provider.clone()).unwrap();
     for payload in [json!(PAYLOAD), json!({ "key": [PAYLOAD] }), json!({"key": "k", "event": PAYLOAD})] {
         for (event_type, subject) in
             [("a3s.dlq.letter", "events.dlq.letters.a"), ("a3s.dlq.mark", "events.dlq.marks.a")]
@@ -233,5 +233,5 @@ async fn with_unreadable_letters() {
             provider.publish(&event).await.unwrap();
         }
     }
-    assert!(letters.find(&LetterFilter::default(), 10).await.unwrap().is_empty());
+    assert!(letters.find(&DeadLetterFilter::default(), 10).await.unwrap().is_empty());
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use a3s_event::consumer::{Backoff, ConsumerHandle, HandlerError, RetryPolicy};
-use a3s_event::dlq::LetterFilter;
+use a3s_event::dlq::DeadLetterFilter;
 use a3s_event::{Delivery, EventBus, FailureClass};
 
 use tokio::sync::Notify;
@@ -108,7 +108,7 @@ async fn check(backend: &Backend, handled: &[u64]) {
     assert_eq!(first, good, "nothing is lost");
     println!("{} events handled, {} again", first.len(), handled.len() - first.len());
 
-    let letters = backend.letters().await.find(&LetterFilter::default(), usize::MAX).await.unwrap();
+    let letters = backend.letters().await.find(&DeadLetterFilter::default(), usize::MAX).await.unwrap();
     let dead: Vec<_> = letters
         .iter()
         .rev()

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use a3s_event::consumer::HandlerError;
-use a3s_event::dlq::LetterFilter;
+use a3s_event::dlq::DeadLetterFilter;
 use a3s_event::{
     DeadLetterEvent, Delivery, DlqHandler, Event, EventBus, EventError, EventSchema, FailureClass,
     MemoryProvider, MemorySchemaRegistry, Result, SchemaRegistry, SubscribeOptions, SubscriptionFilter,
@@ -54,7 +54,7 @@ async fn failures_past_the_policy_are_dead_lettered(backend: Backend) {
     eventually("one letter", async || letters.count().await.unwrap() == 1).await;
     assert_settled(&bus).await;
     consumer.shutdown().await.unwrap();
-    let stored = letters.find(&LetterFilter::default(), 10).await.unwrap().remove(0);
+    let stored = letters.find(&DeadLetterFilter::default(), 10).await.unwrap().remove(0);
     let letter = stored.letter;
     assert_eq!(letter.event.event.payload["number"], 3);
     assert_eq!((letter.class, letter.attempts), (FailureClass::Exhausted, Some(3)));
@@ -89,7 +89,7 @@ async fn what_no_retry_helps_is_dead_lettered_at_once(backend: Backend) {
     eventually("two letters", async || letters.count().await.unwrap() == 2).await;
     assert_settled(&bus).await;
     consumer.shutdown().await.unwrap();
-    for stored in letters.find(&LetterFilter::default(), 10).await.unwrap() {
+    for stored in letters.find(&DeadLetterFilter::default(), 10).await.unwrap() {
         assert_eq!((stored.letter.class, stored.letter.attempts), (FailureClass::Fatal, Some(1)));
     }
     assert_eq!(consumer.stats().failed, 2);
@@ -123,7 +123,7 @@ async fn a_payload_of_another_type_is_dead_lettered_at_once(backend: Backend) {
     })
     .await;
     consumer.shutdown().await.unwrap();
-    let stored = letters.find(&LetterFilter::default(), 1).await.unwrap().remove(0);
+    let stored = letters.find(&DeadLetterFilter::default(), 1).await.unwrap().remove(0);
     assert_eq!((stored.letter.class, stored.letter.attempts), (FailureClass::Mismatch, Some(1)));
     assert_eq!(stored.letter.reason, "invalid type: string, expected u64", "and no value");
 }
@@ -149,7 +149,7 @@ async fn panics_and_timeouts_are_failures(backend: Backend) {
     eventually("two letters", async || letters.count().await.unwrap() == 2).await;
     assert_settled(&bus).await;
     consumer.shutdown().await.unwrap();
-    let mut reasons: Vec<_> = letters.find(&LetterFilter::default(), 10).await.unwrap();
+    let mut reasons: Vec<_> = letters.find(&DeadLetterFilter::default(), 10).await.unwrap();
     reasons.sort_by_key(|stored| stored.letter.event.sequence);
     assert_eq!(reasons[0].letter.reason, "panicked: one too many");
     assert_eq!(reasons[1].letter.reason, "no result within 200ms");
@@ -167,7 +167,7 @@ async fn a_record_that_is_no_event_is_dead_lettered_with_its_bytes(backend: Back
     assert_settled(&bus).await;
     consumer.shutdown().await.unwrap();
     assert_eq!(handled.events(), 1, "the stream moves on");
-    let letters = backend.letters().await.find(&LetterFilter::default(), 10).await.unwrap();
+    let letters = backend.letters().await.find(&DeadLetterFilter::default(), 10).await.unwrap();
     assert_eq!(letters.len(), 1);
     let letter = &letters[0].letter;
     assert_eq!((letter.class, letter.event.sequence), (FailureClass::Undecodable, sequence));
@@ -207,7 +207,7 @@ async fn what_does_not_follow_its_schema_is_dead_lettered_once(backend: Backend)
     }
     assert_eq!(handled.events(), 2);
     assert!(handled.all_once());
-    let letter = letters.find(&LetterFilter::default(), 10).await.unwrap().remove(0).letter;
+    let letter = letters.find(&DeadLetterFilter::default(), 10).await.unwrap().remove(0).letter;
     assert_eq!((letter.class, letter.attempts), (FailureClass::SchemaInvalid, Some(1)));
     assert_eq!(letter.event.event.payload, json!({"id": "first"}));
     assert!(letter.reason.contains("'order' v1: missing required fields: number"), "{}", letter.reason);
@@ -247,7 +247,7 @@ async fn a_subscriber_without_the_runtime_dead_letters_too(backend: Backend) {
             }
         }
     }
-    let letters = backend.letters().await.find(&LetterFilter::default(), 10).await.unwrap();
+    let letters = backend.letters().await.find(&DeadLetterFilter::default(), 10).await.unwrap();
     let mut found: Vec<_> = letters
         .iter()
         .map(|stored| {
@@ -362,7 +362,7 @@ mod encrypted {
             .unwrap();
         assert_settled(&bus).await;
         consumer.shutdown().await.unwrap();
-        let mut letters = backend.letters().await.find(&LetterFilter::default(), 10).await.unwrap();
+        let mut letters = backend.letters().await.find(&DeadLetterFilter::default(), 10).await.unwrap();
         letters.sort_by_key(|stored| stored.letter.event.sequence);
         assert_eq!(letters[0].letter.class, FailureClass::Undecryptable);
         assert!(letters[0].letter.reason.contains("k1"), "{}", letters[0].letter.reason);

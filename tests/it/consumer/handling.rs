@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use a3s_event::consumer::layers::{self, RecentEvents, StoredEvents};
 use a3s_event::consumer::{Backoff, ConsumerState};
-use a3s_event::dlq::LetterFilter;
+use a3s_event::dlq::DeadLetterFilter;
 use a3s_event::{
     Delivery, DlqHandler, ErrorKind, EventBus, MemoryDlqHandler, MemoryProvider, SubscribeOptions,
     SubscriptionFilter,
@@ -206,7 +206,7 @@ async fn what_is_settled_by_hand_is_left_alone(backend: Backend) {
     eventually("one was released", async || released.load(Ordering::SeqCst)).await;
     assert_settled(&bus).await;
     consumer.shutdown().await.unwrap();
-    let letters = backend.letters().await.find(&LetterFilter::default(), 10).await.unwrap();
+    let letters = backend.letters().await.find(&DeadLetterFilter::default(), 10).await.unwrap();
     let reasons: Vec<_> = letters.iter().map(|stored| stored.letter.reason.as_str()).collect();
     // Where a release counts, the third one is exhausted.
     let expected = ["not processed in 1 deliveries", "not this one"];

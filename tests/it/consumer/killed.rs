@@ -5,8 +5,8 @@
 use std::time::Duration;
 
 use a3s_event::consumer::RetryPolicy;
-use a3s_event::dlq::LetterFilter;
-use a3s_event::{Delivery, DlqHandler, EventBus, FailureClass, ProviderDlq, ProviderRegistry};
+use a3s_event::dlq::DeadLetterFilter;
+use a3s_event::{Delivery, DlqHandler, EventBus, FailureClass, ProviderDlqHandler, ProviderRegistry};
 
 use super::support::{assert_settled, policy, publish, short_lease};
 use crate::backend::{Backend, on_every_server};
@@ -28,7 +28,7 @@ pub(crate) async fn bus_of(target: &str) -> EventBus {
     let (events, letters) = target.split_once(' ').unwrap();
     let connect = async |url: &str| ProviderRegistry::builtin().connect(url).await.unwrap();
     let mut bus = EventBus::from_provider(connect(events).await);
-    bus.set_dlq_handler(std::sync::Arc::new(ProviderDlq::new(connect(letters).await).unwrap()));
+    bus.set_dlq_handler(std::sync::Arc::new(ProviderDlqHandler::new(connect(letters).await).unwrap()));
     bus
 }
 
@@ -86,7 +86,7 @@ async fn what_dies_with_its_worker_in_the_last_attempt_is_dead_lettered_once(bac
     assert_settled(&bus).await;
     consumer.shutdown().await.unwrap();
     assert_eq!((consumer.stats().failed, consumer.stats().dead_lettered), (0, 1));
-    let letter = letters.find(&LetterFilter::default(), 10).await.unwrap().remove(0).letter;
+    let letter = letters.find(&DeadLetterFilter::default(), 10).await.unwrap().remove(0).letter;
     assert_eq!((letter.class, letter.attempts), (FailureClass::Exhausted, Some(ATTEMPTS)));
     assert_eq!((letter.event.sequence, letter.reason.as_str()), (1, "not processed in 2 deliveries"));
 

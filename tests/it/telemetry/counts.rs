@@ -7,7 +7,7 @@ use std::time::Duration;
 use a3s_event::consumer::{Backoff, RetryPolicy};
 use a3s_event::metrics::ConsumerMetricsSnapshot;
 use a3s_event::{
-    ConsumerInfo, Event, EventBus, EventProvider, MemoryDlqHandler, MemoryProvider, ProviderDlq,
+    ConsumerInfo, Event, EventBus, EventProvider, MemoryDlqHandler, MemoryProvider, ProviderDlqHandler,
     ProviderInfo, Result, SubscribeOptions, Subscription, SubscriptionFilter,
 };
 use async_trait::async_trait;
@@ -250,7 +250,7 @@ async fn what_is_given_up_is_counted_and_said_apart_from_what_is_tried_again() {
         let provider = Arc::new(MemoryProvider::builder().subject_prefix("letters").build().unwrap());
         let mut bus = bus();
         if has_letters {
-            bus.set_dlq_handler(Arc::new(ProviderDlq::new(provider).unwrap()));
+            bus.set_dlq_handler(Arc::new(ProviderDlqHandler::new(provider).unwrap()));
         }
         bus.publish_event(&event("events.a.b", 1)).await.unwrap();
         let consumer = bus
