@@ -29,6 +29,7 @@ mod backoff;
 #[cfg_attr(docsrs, doc(cfg(feature = "routing")))]
 pub mod broker;
 pub mod bus;
+mod clock;
 #[cfg(feature = "cloudevents")]
 #[cfg_attr(docsrs, doc(cfg(feature = "cloudevents")))]
 pub mod cloudevents;
@@ -80,7 +81,8 @@ pub use cloudevents::CloudEvent;
 pub use crypto::{Aes256GcmEncryptor, EncryptionKey, KeyState};
 pub use crypto::{EncryptedPayload, EventEncryptor};
 pub use dlq::{
-    DeadLetter, DeadLetterEvent, DlqHandler, FailureClass, MemoryDlqHandler, ProviderDlqHandler, SinkDlqHandler,
+    DeadLetter, DeadLetterEvent, DlqHandler, FailureClass, MemoryDlqHandler, ProviderDlqHandler,
+    SinkDlqHandler,
 };
 pub use error::{BackendError, EncryptionFailure, ErrorKind, EventError, Result};
 pub use metrics::{BusMetrics, ConsumerMetrics, EventMetrics, MetricsSnapshot};

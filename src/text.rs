@@ -1,7 +1,7 @@
 //! Text from outside, made fit for errors and logs.
 
-/// Makes a value fit for an error or a log line: at most 64 characters, control characters escaped.
-pub(crate) fn shorten(value: &str) -> String {
+/// Makes a value fit for an error or a log line: at most 64 characters, control and invisible characters escaped.
+pub fn shorten(value: &str) -> String {
     shorten_to(value, 64)
 }
 
@@ -24,7 +24,7 @@ pub(crate) fn shorten_to(value: &str, limit: usize) -> String {
 
 /// What serde says about JSON that it cannot read, without the values that it quotes: an error ends in logs and dead letters,
 /// and a payload may be secret. What is not known to be free of values is left out.
-pub(crate) fn without_values(error: &serde_json::Error) -> String {
+pub fn without_values(error: &serde_json::Error) -> String {
     let text = error.to_string();
     if !error.is_data() {
         return text;

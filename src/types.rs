@@ -3,9 +3,10 @@
 //! Nothing here performs I/O. Every serde form is camelCase and is part of the compatibility contract.
 
 use std::collections::HashMap;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+
+use crate::clock::unix_millis;
 
 /// One event: the envelope that every provider stores and delivers.
 ///
@@ -195,13 +196,6 @@ pub struct SubscribeOptions {
     /// How long a delivered event may stay unsettled before it is delivered again, in seconds; 30 when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ack_wait_secs: Option<u64>,
-}
-
-/// The current time in Unix milliseconds; 0 when the clock stands before 1970.
-pub(crate) fn unix_millis() -> u64 {
-    #[allow(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

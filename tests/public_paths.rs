@@ -55,6 +55,10 @@ mod runtime {
         StoredDeadLetter,
     };
     pub(crate) use a3s_event::provider::UndecodableRecord;
+    pub(crate) use a3s_event::provider::support::{
+        CLOCK_TOLERANCE_MS, answered_without_storing, check_max_bytes, check_max_payload, shorten, stand_in, unix_millis,
+        unsupported, without_values,
+    };
     pub(crate) use a3s_event::provider::consumer::{ConsumerSnapshot, Lease, PendingState, StaleLease, Time};
     pub(crate) use a3s_event::{DeadLetter as _, FailureClass as _, ProviderDlqHandler as _};
 }

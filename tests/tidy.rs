@@ -6,6 +6,8 @@
 mod circles;
 #[path = "tidy/paths.rs"]
 mod paths;
+#[path = "tidy/reach.rs"]
+mod reach;
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -6,11 +6,12 @@ use async_trait::async_trait;
 
 use super::hops::passed;
 use super::lane::Lane;
-use crate::dlq::{DeadLetter, DeadLetterEvent, DlqHandler, DeadLetterReceipt};
+use crate::clock::unix_millis;
+use crate::dlq::{DeadLetter, DeadLetterEvent, DeadLetterReceipt, DlqHandler};
 use crate::error::Result;
 use crate::reserved;
 use crate::sink::EventSink;
-use crate::types::{Event, ReceivedEvent, unix_millis};
+use crate::types::{Event, ReceivedEvent};
 
 /// The event itself, with what happened in its metadata.
 pub(super) fn letter(lane: &Lane, event: &Event, reason: &str, attempts: u64, at: u64) -> Event {

@@ -292,7 +292,7 @@ impl EventBus {
 
     fn check_query(&self) -> Result<()> {
         if self.provider.capabilities().history_query.is_no() {
-            return Err(crate::provider::unsupported("query", self.provider.name()));
+            return Err(crate::provider::support::unsupported("query", self.provider.name()));
         }
         Ok(())
     }

@@ -5,9 +5,10 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::{DeadLetterEvent, REPLAYS_KEY};
+use crate::clock::unix_millis;
 use crate::hash::fnv1a_128;
 use crate::text::shorten;
-use crate::types::{ReceivedEvent, unix_millis};
+use crate::types::ReceivedEvent;
 
 /// Why an event was given up.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]

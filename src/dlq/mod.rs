@@ -12,16 +12,17 @@ use std::sync::{Mutex, MutexGuard};
 
 use async_trait::async_trait;
 
-pub use letter::{DeadLetter, FailureClass, DeadLetterReceipt};
+pub use letter::{DeadLetter, DeadLetterReceipt, FailureClass};
 pub use provider::{DeadLetterFilter, DeadLetterStatus, ProviderDlqHandler, StoredDeadLetter};
 pub use replay::{Replay, ReplayError, ReplayReport, ReplayedEvent};
 pub use sink::SinkDlqHandler;
 pub(crate) use sink::forwarded_original;
 
+use crate::clock::unix_millis;
 use crate::error::Result;
 use crate::poison::IgnorePoison;
 use crate::reserved;
-use crate::types::{Event, ReceivedEvent, unix_millis};
+use crate::types::{Event, ReceivedEvent};
 
 /// Metadata key of an event that was replayed: how often.
 pub const REPLAYS_KEY: &str = "dlq_replays";

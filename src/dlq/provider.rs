@@ -11,9 +11,10 @@ use serde::{Deserialize, Serialize};
 
 use super::letter::{DeadLetter, FailureClass};
 use super::record::{Mark, Record, letter_event, mark_event};
-use super::{DeadLetterEvent, DlqHandler, DeadLetterReceipt};
+use super::{DeadLetterEvent, DeadLetterReceipt, DlqHandler};
 use crate::error::{EventError, Result};
-use crate::provider::{EventProvider, HistoryQuery, PublishReceipt, StoredEvent, unsupported};
+use crate::provider::support::unsupported;
+use crate::provider::{EventProvider, HistoryQuery, PublishReceipt, StoredEvent};
 use crate::reserved;
 use crate::subject::subject_matches;
 use crate::task::within;
@@ -297,7 +298,10 @@ impl ProviderDlqHandler {
     }
 
     /// Shows every letter, newest first, until told to stop. What was written twice is shown once.
-    pub(super) async fn visit(&self, show: impl FnMut(StoredDeadLetter) -> ControlFlow<()> + Send) -> Result<()> {
+    pub(super) async fn visit(
+        &self,
+        show: impl FnMut(StoredDeadLetter) -> ControlFlow<()> + Send,
+    ) -> Result<()> {
         self.visit_below(format!("{}.dlq.>", self.provider.subject_prefix()), show).await
     }
 

@@ -5,12 +5,13 @@ use serde_json::Value;
 
 use super::letter::{DeadLetter, FailureClass};
 use super::provider::{DeadLetterStatus, StoredDeadLetter};
+use crate::clock::unix_millis;
 use crate::error::Result;
 use crate::provider::StoredEvent;
 use crate::reserved::{self, LETTER_TYPE, MARK_TYPE};
 use crate::subject::validate_subject;
 use crate::text::{shorten, without_values};
-use crate::types::{Event, ReceivedEvent, unix_millis};
+use crate::types::{Event, ReceivedEvent};
 
 /// Last token of a letter's subject where the original one does not fit.
 const LONG_SUBJECT: &str = "long-subject";

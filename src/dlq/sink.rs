@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::{DeadLetter, DeadLetterEvent, DlqHandler, DeadLetterReceipt, MemoryDlqHandler};
+use super::{DeadLetter, DeadLetterEvent, DeadLetterReceipt, DlqHandler, MemoryDlqHandler};
 use crate::crypto::EncryptedPayload;
 use crate::error::{EventError, Result};
 use crate::reserved::{self, FORWARDED_TYPE};

@@ -11,9 +11,9 @@ use super::consumer::{ConsumerMetrics, ConsumerMetricsSnapshot};
 use super::histogram::LatencySnapshot;
 use super::instrument::{ExportedCounter, Labels, Observed, Timer};
 use super::{EventMetrics, MetricsSnapshot, prometheus};
+use crate::clock::unix_millis;
 use crate::poison::IgnorePoison;
 use crate::trace::semconv;
-use crate::types::unix_millis;
 
 /// What one bus measures: the [`EventMetrics`] of earlier versions, how long publishes take, and the counters of each
 /// subscription.

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::error::{EventError, Result};
+use super::support::unsupported;
+use crate::error::Result;
 use crate::types::{DeliverPolicy, PublishOptions, SubscribeOptions};
 
 /// Whether a provider has a capability.
@@ -200,14 +201,10 @@ fn refuse_first(provider: &str, used: &[(bool, &'static str, Support)]) -> Resul
     }
 }
 
-/// The refusal of an option or operation.
-pub(crate) fn unsupported(option: &str, provider: &str) -> EventError {
-    EventError::Unsupported { option: option.to_owned(), provider: provider.to_owned() }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::EventError;
 
     #[test]
     fn each_option_is_refused_by_its_own_capability() {

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::capability::unsupported;
 use super::consumer::Lease;
+use super::support::{stand_in, unsupported};
 use crate::error::{EventError, Result};
 use crate::poison::IgnorePoison;
 use crate::types::{Event, ReceivedEvent};
@@ -253,14 +253,6 @@ impl UndecodableRecord {
     pub fn new(raw: Vec<u8>, reason: impl Into<String>) -> Self {
         Self { raw, reason: reason.into() }
     }
-
-    /// What stands for the record where an event is needed.
-    pub(crate) fn stand_in(&self, subject: &str, sequence: u64) -> Event {
-        let raw = String::from_utf8_lossy(&self.raw).into_owned();
-        let mut event = Event::new(subject, "", "", "", serde_json::json!({ "raw": raw }));
-        event.id = format!("undecodable-{sequence}");
-        event
-    }
 }
 
 impl Delivery {
@@ -297,7 +289,7 @@ impl Delivery {
         stream: Arc<str>,
         handler: impl AckHandler + 'static,
     ) -> Self {
-        let event = Arc::new(record.stand_in(subject, sequence));
+        let event = Arc::new(stand_in(&record, subject, sequence));
         let delivery = Self::new(event, sequence, num_delivered, stream, handler);
         Self { undecodable: Some(Arc::new(record)), ..delivery }
     }

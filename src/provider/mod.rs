@@ -19,6 +19,7 @@ mod registry;
 #[cfg(feature = "sqlite")]
 #[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
 pub mod sqlite;
+pub mod support;
 pub mod validate;
 
 use std::any::Any;
@@ -26,7 +27,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-pub(crate) use capability::unsupported;
 pub use capability::{Capabilities, Durability, Support};
 pub use delivery::{AckHandler, Delivery, LeaseHolder, PendingEvent, UndecodableRecord};
 pub(crate) use delivery::{LeaseRef, Settle, Settlement, SettlementObserver};
@@ -35,6 +35,7 @@ pub use query::{ConsumerInfo, HistoryPage, HistoryQuery, StoredEvent, Unreadable
 pub use receipt::PublishReceipt;
 pub use registry::{ProviderRegistry, ProviderUrl};
 
+use self::support::unsupported;
 use crate::error::Result;
 use crate::task::poll_once;
 use crate::types::{Event, PublishOptions, ReceivedEvent, SubscribeOptions};
@@ -42,10 +43,6 @@ use crate::types::{Event, PublishOptions, ReceivedEvent, SubscribeOptions};
 /// Deadline of a provider's call when nothing else was said. The bus's own deadline is longer: it is for providers that
 /// hang.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How far the clock may be behind the newest storage time before that counts as wrong: a clock that is kept right by small
-/// steps is not further off.
-pub(crate) const CLOCK_TOLERANCE_MS: u64 = 1_000;
 
 /// A backend: it stores events and hands them out.
 ///

@@ -30,7 +30,11 @@ impl PublishReceipt {
 /// `first` is the sequence of an event with the same `msg_id` within the dedup window. Only the retry of a publish is a
 /// duplicate: one that expects what the first one expected, or the stream's present end. With any other expectation it is
 /// another publish, as on JetStream, which compares the expected sequence before it looks for the id.
-pub(super) fn answered_without_storing(
+///
+/// # Errors
+///
+/// [`EventError::Conflict`] when another sequence was expected.
+pub fn answered_without_storing(
     stream: &str,
     last: u64,
     expected: Option<u64>,

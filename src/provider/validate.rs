@@ -21,26 +21,6 @@ pub const MAX_PAYLOAD_DEPTH: usize = 100;
 const LONGEST_ESCAPE: usize = 6;
 /// Largest event in bytes of JSON unless the provider is configured otherwise; NATS has the same default.
 pub const DEFAULT_MAX_PAYLOAD: usize = 1024 * 1024;
-/// A limit of fewer bytes would take no event.
-const SMALLEST_LIMIT: usize = 256;
-
-/// Checks a provider's limit of an event's size in bytes.
-pub(super) fn check_max_payload(max: usize) -> Result<()> {
-    if max < SMALLEST_LIMIT {
-        return Err(EventError::Config(format!("max_payload {max}: must be at least {SMALLEST_LIMIT}")));
-    }
-    Ok(())
-}
-
-/// Checks a provider's limit of what is stored, in bytes.
-pub(super) fn check_max_bytes(max: u64) -> Result<()> {
-    if max != 0 && max < SMALLEST_LIMIT as u64 {
-        return Err(EventError::Config(format!(
-            "max_bytes {max}: must be 0 (unlimited) or at least {SMALLEST_LIMIT}"
-        )));
-    }
-    Ok(())
-}
 
 /// Checks an event for publishing on a stream with this prefix and returns its size in bytes of JSON: exact for a large
 /// event, and without the characters that escapes add for one that is far below the limit.

@@ -5,8 +5,9 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::schedule::Schedule;
+use crate::clock::unix_millis;
 use crate::error::{EventError, Result};
-use crate::types::{Event, unix_millis};
+use crate::types::Event;
 
 /// No sleep is longer, so that a clock that was set is noticed.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);

@@ -6,9 +6,9 @@ use std::time::Duration;
 use a3s_event::consumer::HandlerError;
 use a3s_event::{
     AckHandler, CollectorSink, DeadLetter, DeadLetterEvent, Delivery, DlqHandler, Event, EventBus,
-    EventError, EventProvider, FailureClass, MemoryDlqHandler, MemoryProvider, PendingEvent, ProviderDlqHandler,
-    ProviderInfo, ReceivedEvent, Result, SinkDlqHandler, SubscribeOptions, Subscription, SubscriptionFilter,
-    TopicSink,
+    EventError, EventProvider, FailureClass, MemoryDlqHandler, MemoryProvider, PendingEvent,
+    ProviderDlqHandler, ProviderInfo, ReceivedEvent, Result, SinkDlqHandler, SubscribeOptions, Subscription,
+    SubscriptionFilter, TopicSink,
 };
 use async_trait::async_trait;
 

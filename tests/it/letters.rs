@@ -144,7 +144,8 @@ async fn letters_are_found_by_the_name_that_the_program_gave_its_consumer(backen
 async fn a_failure_is_kept_once_whoever_reports_it(backend: Backend) {
     let received = published(&*backend.events().await, event("events.a", 1)).await;
     let (here, there) = (backend.letters().await, backend.letters().await);
-    let report = |letters: Arc<ProviderDlqHandler>, letter| async move { letters.handle_letter(letter).await };
+    let report =
+        |letters: Arc<ProviderDlqHandler>, letter| async move { letters.handle_letter(letter).await };
     let (first, second) = tokio::join!(
         report(here.clone(), letter(&received, FailureClass::Exhausted)),
         report(there, letter(&received, FailureClass::Exhausted)),

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use a3s_event::dlq::{DeadLetterFilter, DeadLetterStatus, REPLAYS_KEY, Replay, ReplayReport};
 use a3s_event::{
-    DlqHandler, Event, EventError, EventProvider, FailureClass, HistoryQuery, MemoryProvider, ProviderDlqHandler,
-    ReceivedEvent,
+    DlqHandler, Event, EventError, EventProvider, FailureClass, HistoryQuery, MemoryProvider,
+    ProviderDlqHandler, ReceivedEvent,
 };
 use serde_json::json;
 

@@ -1,7 +1,8 @@
 //! `dlq`: dead letters.
 
 use a3s_event::dlq::{
-    FailureClass, DeadLetterFilter, DeadLetterStatus, Replay, ReplayError, ReplayReport, ReplayedEvent, StoredDeadLetter,
+    DeadLetterFilter, DeadLetterStatus, FailureClass, Replay, ReplayError, ReplayReport, ReplayedEvent,
+    StoredDeadLetter,
 };
 use a3s_event::{Event, ProviderDlqHandler};
 use clap::{Subcommand, ValueEnum};

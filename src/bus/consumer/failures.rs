@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use super::queue::{Job, Place};
+use crate::clock::unix_millis;
 use crate::dlq::DeadLetter;
 use crate::poison::IgnorePoison;
-use crate::types::unix_millis;
 
 /// Most events remembered. For those beyond it a dead letter does not say when they failed first.
 const CAPACITY: usize = 10_000;

@@ -35,12 +35,13 @@ use self::supervisor::Supervisor;
 use super::EventBus;
 use super::in_force::InForce;
 use super::open::Opener;
+use crate::clock::unix_millis;
 #[cfg(feature = "routing")]
 use crate::dlq::DlqHandler;
 use crate::error::{EventError, Result};
 use crate::provider::{Capabilities, Delivery};
 use crate::text::shorten;
-use crate::types::{Event, SubscribeOptions, SubscriptionFilter, unix_millis};
+use crate::types::{Event, SubscribeOptions, SubscriptionFilter};
 
 /// Most handlers that run at a time.
 const MAX_CONCURRENCY: usize = 10_000;

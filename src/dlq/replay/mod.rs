@@ -10,7 +10,9 @@ use std::time::Duration;
 use tokio::time::Interval;
 
 use self::same_event::{Letters, same_event};
-use super::provider::{DeadLetterFilter, DeadLetterStatus, ProviderDlqHandler, StoredDeadLetter, publish_once};
+use super::provider::{
+    DeadLetterFilter, DeadLetterStatus, ProviderDlqHandler, StoredDeadLetter, publish_once,
+};
 use super::record::Mark;
 use super::{FailureClass, REPLAYS_KEY};
 use crate::error::{ErrorKind, EventError, Result};
@@ -260,7 +262,11 @@ impl ProviderDlqHandler {
     }
 
     /// The other letters of the same event, oldest first, with what became of them by now.
-    async fn others_of(&self, letter: &StoredDeadLetter, letters: &mut Letters) -> Result<Vec<StoredDeadLetter>> {
+    async fn others_of(
+        &self,
+        letter: &StoredDeadLetter,
+        letters: &mut Letters,
+    ) -> Result<Vec<StoredDeadLetter>> {
         if let Some(place) = letters.unread_place_of(letter, self.provider.subject_prefix()) {
             self.visit_below(place, |other| {
                 letters.add(&other);

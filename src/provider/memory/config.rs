@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::MemoryProvider;
 use crate::error::{EventError, Result};
-use crate::provider::validate::{DEFAULT_MAX_PAYLOAD, check_max_bytes, check_max_payload};
+use crate::provider::support::{check_max_bytes, check_max_payload};
+use crate::provider::validate::DEFAULT_MAX_PAYLOAD;
 use crate::provider::{EventProvider, ProviderUrl};
 use crate::subject::validate_prefix;
 

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
 
-use crate::provider::{CLOCK_TOLERANCE_MS, HistoryPage, HistoryQuery, StoredEvent};
+use crate::provider::support::CLOCK_TOLERANCE_MS;
+use crate::provider::{HistoryPage, HistoryQuery, StoredEvent};
 use crate::subject::subject_matches;
 use crate::types::Event;
 

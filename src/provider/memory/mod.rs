@@ -27,8 +27,9 @@ use super::{
 use crate::deadline::After;
 use crate::error::{EventError, Result};
 use crate::poison::IgnorePoison;
+use crate::provider::support::unix_millis;
 use crate::subject::{validate_consumer_name, validate_filter_under};
-use crate::types::{Event, PublishOptions, SubscribeOptions, unix_millis};
+use crate::types::{Event, PublishOptions, SubscribeOptions};
 
 /// The provider that keeps events in the memory of this process.
 #[derive(Debug)]

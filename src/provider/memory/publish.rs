@@ -8,11 +8,12 @@ use super::Shared;
 use super::log::SubjectId;
 use super::stream::{Dropped, Lifecycle, Stream};
 use crate::error::{EventError, Result};
+use crate::provider::PublishReceipt;
 use crate::provider::PublishRequest;
 use crate::provider::consumer::Time;
-use crate::provider::receipt::{PublishReceipt, answered_without_storing};
+use crate::provider::support::{answered_without_storing, unix_millis};
 use crate::provider::validate::{validate_event, validate_publish_options};
-use crate::types::{Event, PublishOptions, unix_millis};
+use crate::types::{Event, PublishOptions};
 
 /// The `msg_id`s of the dedup window and the sequences they were stored under.
 #[derive(Debug)]

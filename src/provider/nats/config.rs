@@ -10,10 +10,9 @@ use serde::{Deserialize, Serialize};
 use super::wire::Wire;
 use super::{NatsProvider, tls};
 use crate::error::{EventError, Result};
-use crate::provider::validate::check_max_bytes;
+use crate::provider::support::{check_max_bytes, shorten};
 use crate::provider::{EventProvider, ProviderUrl};
 use crate::subject::validate_prefix;
-use crate::text::shorten;
 
 /// Most publishes of a batch that wait for their acknowledgement at once, unless configured otherwise.
 pub const DEFAULT_MAX_IN_FLIGHT: usize = 256;

@@ -19,10 +19,10 @@ use tokio::time::{Instant, timeout_at};
 
 use super::config::NatsProviderBuilder;
 use super::error::{denied, not_connected, timeout, unanswered};
-use crate::backoff::Backoff;
 use crate::deadline::After;
 use crate::error::{EventError, Result};
 use crate::poison::IgnorePoison;
+use crate::provider::support::Backoff;
 
 /// A connection that does not answer this often is dead after three of them.
 const PING_INTERVAL: Duration = Duration::from_secs(5);

@@ -20,10 +20,10 @@ use super::parked::Unreadable;
 use super::position::Position;
 use super::settle::Settling;
 use super::strays::Stray;
-use crate::backoff::Backoff;
 use crate::deadline::After;
 use crate::error::{BackendError, ErrorKind, EventError, Result};
 use crate::provider::SubscriptionEnd;
+use crate::provider::support::Backoff;
 
 /// How long the server keeps one request. It differs from the ack wait by default: server 2.9.10 delivers an event whose lease
 /// ends in the moment in which a request expires as if for the first time.

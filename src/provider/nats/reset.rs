@@ -11,7 +11,8 @@ use super::client::Shared;
 use super::error::{PROVIDER, refused};
 use super::position::Seen;
 use crate::error::{EventError, Result};
-use crate::provider::{ConsumerPosition, unsupported};
+use crate::provider::ConsumerPosition;
+use crate::provider::support::unsupported;
 use crate::subject::validate_consumer_name;
 
 /// By then the server has written a consumer's state: it does so at most every 100 ms, in a task of its own.

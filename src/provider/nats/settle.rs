@@ -14,7 +14,7 @@ use super::link::NoAnswer;
 use super::wire::nanos;
 use crate::error::{EventError, Result};
 use crate::provider::AckHandler;
-use crate::text::shorten;
+use crate::provider::support::shorten;
 
 /// A settlement that takes longer may be on its way to a server that has forgotten the delivery: then it is found out.
 const PATIENCE: Duration = Duration::from_millis(50);

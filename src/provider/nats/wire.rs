@@ -10,7 +10,7 @@ use crate::cloudevents::{self, Accept, CloudEvent};
 #[cfg(feature = "cloudevents")]
 use crate::error::EventError;
 use crate::error::Result;
-use crate::text::without_values;
+use crate::provider::support::without_values;
 use crate::types::Event;
 
 /// The longest span that is sent to the server. Added to the present it still is a time that 63 bits of nanoseconds can say.

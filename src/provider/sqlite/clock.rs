@@ -1,7 +1,7 @@
 //! The clock: that of the wall, because times have to mean the same in every process. It may be wrong, and be corrected.
 
 use super::SqliteConfig;
-use crate::types::unix_millis;
+use crate::provider::support::unix_millis;
 
 impl SqliteConfig {
     /// The time, in Unix milliseconds.
@@ -45,8 +45,9 @@ mod tests {
     use std::time::Duration;
 
     use crate::provider::sqlite::{SqliteConfig, SqliteProvider};
+    use crate::provider::support::unix_millis;
     use crate::provider::{EventProvider, HistoryQuery, Subscription};
-    use crate::types::{Event, PublishOptions, SubscribeOptions, unix_millis};
+    use crate::types::{Event, PublishOptions, SubscribeOptions};
 
     const HOUR_MS: i64 = 3_600_000;
 

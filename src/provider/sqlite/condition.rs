@@ -17,8 +17,8 @@ use super::queue::Access;
 use super::readers::Readers;
 use super::schema::open_writer;
 use super::store::{Store, signed};
-use crate::backoff::Backoff;
 use crate::deadline::After;
+use crate::provider::support::Backoff;
 
 /// Pauses between attempts to end an outage.
 const RECOVER: Backoff =

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use super::SqliteProvider;
 use crate::error::{EventError, Result};
-use crate::provider::validate::{DEFAULT_MAX_PAYLOAD, check_max_bytes, check_max_payload};
+use crate::provider::support::{check_max_bytes, check_max_payload, shorten};
+use crate::provider::validate::DEFAULT_MAX_PAYLOAD;
 use crate::provider::{DEFAULT_TIMEOUT, EventProvider, ProviderUrl};
 use crate::subject::validate_prefix;
-use crate::text::shorten;
 
 /// How long a `msg_id` is remembered unless configured otherwise.
 pub const DEFAULT_DEDUP_WINDOW: Duration = Duration::from_secs(120);

@@ -8,9 +8,9 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::checksum;
 use super::error::Sql;
 use super::store::{signed, unsigned};
+use crate::provider::support::without_values;
 use crate::provider::{HistoryPage, HistoryQuery, StoredEvent, UnreadableRecord};
 use crate::subject::subject_matches;
-use crate::text::without_values;
 
 /// Records of one page that cannot be read; the next page goes on behind them.
 const MAX_UNREADABLE: usize = 1_000;

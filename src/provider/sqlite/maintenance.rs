@@ -157,7 +157,7 @@ impl SqliteProvider {
         let path: PathBuf = path.into();
         self.shared.check_open()?;
         if self.shared.readers.path().is_none() {
-            return Err(crate::provider::unsupported("backup of a database in memory", super::NAME));
+            return Err(crate::provider::support::unsupported("backup of a database in memory", super::NAME));
         }
         let target = path.clone();
         let copy = move |connection: &Connection| Ok(copy(connection, &path));

@@ -9,7 +9,7 @@ use super::positions::Dropped;
 use super::queue::Access;
 use super::store::{Counters, Store, signed, unsigned};
 use super::{checksum, history};
-use crate::provider::CLOCK_TOLERANCE_MS;
+use crate::provider::support::CLOCK_TOLERANCE_MS;
 
 /// How many events one transaction drops beside those that it makes room for, so that nobody waits long for it.
 const STEP: u64 = 64;

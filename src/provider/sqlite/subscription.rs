@@ -17,10 +17,10 @@ use super::queue::{Access, GiveBack, Size, answered};
 use crate::deadline::After;
 use crate::error::{EventError, Result};
 use crate::provider::consumer::{ConsumerConfig, Lease, Time};
+use crate::provider::support::{stand_in, without_values};
 use crate::provider::{
     AckHandler, DEFAULT_TIMEOUT, Delivery, PendingEvent, Subscription, SubscriptionEnd, UndecodableRecord,
 };
-use crate::text::without_values;
 use crate::types::{Event, ReceivedEvent};
 
 /// A lease that has waited here for longer than this is restarted before the event is handed out.
@@ -205,7 +205,7 @@ impl SqliteSubscription {
         let subject = self.shared.call("next", Access::Read, look).await?;
         Ok(match self.ready.pop_front() {
             Some(Ready::Undecodable(lease, record)) => {
-                let event = Arc::new(record.stand_in(&subject, sequence));
+                let event = Arc::new(stand_in(&record, &subject, sequence));
                 Some(Taken { lease, event, settled: false, undecodable: Some(record) })
             }
             _ => None,

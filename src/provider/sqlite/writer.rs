@@ -15,10 +15,10 @@ use super::queue::{Access, Group, Queue, Size, Work};
 use super::readers::Readers;
 use super::schema::open_writer;
 use super::store::Store;
-use crate::backoff::Backoff;
 use crate::deadline::After;
 use crate::error::Result;
 use crate::provider::DEFAULT_TIMEOUT;
+use crate::provider::support::Backoff;
 
 /// How often to look for the writes of other processes: often after one, seldom when nothing happens.
 const POLL: Backoff = Backoff::exponential(Duration::from_millis(5), Duration::from_millis(50)).jitter(0.0);

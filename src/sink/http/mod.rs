@@ -22,12 +22,13 @@ use self::guard::{Allowed, Blocked};
 use self::permission::Permission;
 use self::signature::{Signer, message_id};
 use super::{EventSink, PayloadForm, SinkFailure};
+use crate::clock::unix_millis;
 use crate::cloudevents::http::{self, Mode};
 use crate::cloudevents::{CloudEvent, Message};
 use crate::error::Result;
 use crate::headers::single;
 use crate::text::shorten;
-use crate::types::{Event, unix_millis};
+use crate::types::Event;
 use crate::webhooks::REQUEST_ORIGIN;
 
 /// Most that is read of a response.

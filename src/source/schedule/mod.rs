@@ -9,10 +9,10 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use self::fields::Fields;
+use crate::clock::unix_millis;
 use crate::error::{EventError, Result};
 use crate::text::shorten;
 use crate::timestamp::SECONDS_PER_DAY;
-use crate::types::unix_millis;
 
 /// Longest expression in bytes.
 const MAX_LEN: usize = 256;

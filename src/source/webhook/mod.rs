@@ -57,6 +57,7 @@ use self::replay::{Begun, Taken};
 use self::signature::{Signed, Verifier};
 use super::{EventSource, Stop, WebhookSource};
 use crate::bus::EventBus;
+use crate::clock::unix_millis;
 use crate::cloudevents::{Accept, CloudEvent, TIMESTAMP, http, is_json, is_utf8};
 use crate::error::{EventError, Result};
 use crate::hash::fnv1a_128;
@@ -67,7 +68,7 @@ use crate::provider::PublishRequest;
 use crate::reserved::is_reserved;
 use crate::subject::validate_subject;
 use crate::trace::{TRACEPARENT, TRACESTATE, TraceContext};
-use crate::types::{Event, PublishOptions, unix_millis};
+use crate::types::{Event, PublishOptions};
 
 /// Largest body in bytes unless configured otherwise.
 pub const DEFAULT_MAX_BODY: usize = 1024 * 1024;

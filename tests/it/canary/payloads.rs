@@ -8,8 +8,8 @@ use a3s_event::dlq::DeadLetterFilter;
 use a3s_event::provider::HistoryQuery;
 use a3s_event::{
     Aes256GcmEncryptor, Delivery, DlqHandler, EncryptionKey, Event, EventBus, EventProvider, EventSchema,
-    FileStateStore, JsonSchemaRegistry, MemoryProvider, MemorySchemaRegistry, NatsProvider, ProviderDlqHandler,
-    SchemaRegistry, StateStore,
+    FileStateStore, JsonSchemaRegistry, MemoryProvider, MemorySchemaRegistry, NatsProvider,
+    ProviderDlqHandler, SchemaRegistry, StateStore,
 };
 use a3s_event_testkit::NatsServer;
 use base64::Engine;

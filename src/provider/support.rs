@@ -1,0 +1,61 @@
+//! What the built-in providers share, so that those of others can use it too: checks of settings, common answers, and texts
+//! and times as the library writes them. Checks of events and options are in [`validate`](super::validate).
+
+use super::UndecodableRecord;
+pub use super::receipt::answered_without_storing;
+pub use crate::backoff::Backoff;
+pub use crate::clock::unix_millis;
+use crate::error::{EventError, Result};
+pub use crate::text::{shorten, without_values};
+use crate::types::Event;
+
+/// How far the clock may be behind the newest storage time before that counts as wrong: a clock that is kept right by small
+/// steps is not further off.
+pub const CLOCK_TOLERANCE_MS: u64 = 1_000;
+/// A limit of fewer bytes would take no event.
+const SMALLEST_LIMIT: usize = 256;
+
+/// Checks a provider's limit of an event's size in bytes.
+///
+/// # Errors
+///
+/// [`EventError::Config`] for a limit that would take no event.
+pub fn check_max_payload(max: usize) -> Result<()> {
+    if max < SMALLEST_LIMIT {
+        return Err(EventError::Config(format!("max_payload {max}: must be at least {SMALLEST_LIMIT}")));
+    }
+    Ok(())
+}
+
+/// Checks a provider's limit of what is stored, in bytes; 0 means no limit.
+///
+/// # Errors
+///
+/// [`EventError::Config`] for a limit that would take no event.
+pub fn check_max_bytes(max: u64) -> Result<()> {
+    if max != 0 && max < SMALLEST_LIMIT as u64 {
+        return Err(EventError::Config(format!(
+            "max_bytes {max}: must be 0 (unlimited) or at least {SMALLEST_LIMIT}"
+        )));
+    }
+    Ok(())
+}
+
+/// Refuses an option or operation, named as in the API.
+///
+/// ```
+/// use a3s_event::provider::support::unsupported;
+///
+/// assert_eq!(unsupported("lag", "mine").to_string(), "lag is not supported by provider 'mine'");
+/// ```
+pub fn unsupported(option: &str, provider: &str) -> EventError {
+    EventError::Unsupported { option: option.to_owned(), provider: provider.to_owned() }
+}
+
+/// Makes the event that stands for a stored record which is not one, where an event is needed.
+pub fn stand_in(record: &UndecodableRecord, subject: &str, sequence: u64) -> Event {
+    let raw = String::from_utf8_lossy(&record.raw).into_owned();
+    let mut event = Event::new(subject, "", "", "", serde_json::json!({ "raw": raw }));
+    event.id = format!("undecodable-{sequence}");
+    event
+}
