@@ -6,7 +6,7 @@
 //! | `{prefix}.dlq.letters.>` | [`LETTER_TYPE`] | letters of a [`ProviderDlqHandler`](crate::ProviderDlqHandler) |
 //! | `{prefix}.dlq.marks.*` | [`MARK_TYPE`] | what became of them |
 //! | `{prefix}.dlq.>` | [`FORWARDED_TYPE`] | letters that a [`SinkDlqHandler`](crate::SinkDlqHandler) forwards |
-//! | `{prefix}.handled.*.*` | [`HANDLED_TYPE`] | what [`StoredEvents`](crate::consumer::layers::StoredEvents) remembers |
+//! | `{prefix}.handled.*.*` | [`HANDLED_TYPE`] | what [`ProviderIdempotencyStore`](crate::consumer::layers::ProviderIdempotencyStore) remembers |
 //!
 //! Letters are for readers. Marks and what is remembered are *records*: they mean something to the library only.
 

@@ -44,7 +44,7 @@ use async_trait::async_trait;
 mod runtime {
     pub(crate) use a3s_event::bus::consumer::ConsumerHandle as _;
     pub(crate) use a3s_event::consumer::layers::{
-        HandledEvents, RecentEvents, StoredEvents, concurrency_limit, idempotent, timeout, traced, typed,
+        IdempotencyStore, MemoryIdempotencyStore, ProviderIdempotencyStore, concurrency_limit, idempotent, timeout, traced, typed,
     };
     pub(crate) use a3s_event::consumer::{
         Backoff, ConsumerBuilder, ConsumerHandle, ConsumerState, ConsumerStats, Handler, HandlerError, HandlerResult,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use a3s_event::consumer::layers::{self, StoredEvents};
+use a3s_event::consumer::layers::{self, ProviderIdempotencyStore};
 use a3s_event::dlq::DeadLetterFilter;
 use a3s_event::{
     Delivery, DlqHandler, Event, EventBus, EventProvider, FailureClass, ProviderDlqHandler, Subscription,
@@ -29,8 +29,8 @@ async fn remembering_in_its_own_stream_calls_a_handler_once(backend: Backend) {
 
 async fn remembering_what_is_remembered_ends(backend: Backend) {
     let provider = backend.events().await;
-    let other = StoredEvents::new(Arc::clone(&provider), "other").unwrap();
-    layers::HandledEvents::insert(&other, "evt-1").await.unwrap();
+    let other = ProviderIdempotencyStore::new(Arc::clone(&provider), "other").unwrap();
+    layers::IdempotencyStore::insert(&other, "evt-1").await.unwrap();
     let (calls, stored) = remember(&backend, "events.handled.>").await;
     assert_eq!((calls, stored), (0, 2));
 }
@@ -46,7 +46,7 @@ async fn remember(backend: &Backend, filter: &str) -> (u64, u64) {
         counted.fetch_add(1, Ordering::SeqCst);
         async { Ok(()) }
     };
-    let memory = Arc::new(StoredEvents::new(Arc::clone(&provider), "mail").unwrap());
+    let memory = Arc::new(ProviderIdempotencyStore::new(Arc::clone(&provider), "mail").unwrap());
     let consumer =
         bus.consumer("mailer").subject(filter).handle(layers::idempotent(memory, handler)).await.unwrap();
     bus.publish_event(&event("events.a", 1)).await.unwrap();

@@ -5,7 +5,7 @@
 //!
 //! ```
 //! use std::{sync::Arc, time::Duration};
-//! use a3s_event::consumer::layers::{self, RecentEvents};
+//! use a3s_event::consumer::layers::{self, MemoryIdempotencyStore};
 //! use a3s_event::{Delivery, EventBus};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
@@ -16,7 +16,7 @@
 //!     Ok(())
 //! };
 //! // From the inside out: no mail twice, and no more than four at a time over all consumers that share the limit.
-//! let send = layers::idempotent(Arc::new(RecentEvents::new(10_000)), send);
+//! let send = layers::idempotent(Arc::new(MemoryIdempotencyStore::new(10_000)), send);
 //! let send = layers::concurrency_limit(4, send);
 //! let consumer = bus.consumer("mailer").subject("events.orders.>").concurrency(16).handle(send).await?;
 //! consumer.shutdown().await
@@ -111,7 +111,7 @@ where
 /// do not trust each other, give each a stream, or subjects and a consumer, of its own.
 ///
 /// What the memory itself has written passes without being handled, and is not remembered.
-pub fn idempotent(handled: Arc<dyn HandledEvents>, handler: impl Handler) -> impl Handler {
+pub fn idempotent(handled: Arc<dyn IdempotencyStore>, handler: impl Handler) -> impl Handler {
     let handler = Arc::new(handler);
     move |delivery: Delivery| {
         let (handled, handler) = (Arc::clone(&handled), Arc::clone(&handler));
@@ -132,7 +132,7 @@ pub fn idempotent(handled: Arc<dyn HandledEvents>, handler: impl Handler) -> imp
 
 /// Remembers which events were handled.
 #[async_trait]
-pub trait HandledEvents: Send + Sync {
+pub trait IdempotencyStore: Send + Sync {
     /// Whether this event was handled.
     ///
     /// # Errors
@@ -156,7 +156,7 @@ pub trait HandledEvents: Send + Sync {
 }
 
 /// Remembers the newest events of this process.
-pub struct RecentEvents {
+pub struct MemoryIdempotencyStore {
     capacity: usize,
     events: Mutex<Recent>,
 }
@@ -168,7 +168,7 @@ struct Recent {
     order: VecDeque<Arc<str>>,
 }
 
-impl RecentEvents {
+impl MemoryIdempotencyStore {
     /// A memory of this many events, at least one; an older one is forgotten for each that comes.
     pub fn new(capacity: usize) -> Self {
         Self { capacity: capacity.max(1), events: Mutex::default() }
@@ -176,7 +176,7 @@ impl RecentEvents {
 }
 
 #[async_trait]
-impl HandledEvents for RecentEvents {
+impl IdempotencyStore for MemoryIdempotencyStore {
     async fn contains(&self, event_id: &str) -> Result<bool> {
         Ok(self.events.lock().ignore_poison().ids.contains(event_id))
     }
@@ -197,9 +197,9 @@ impl HandledEvents for RecentEvents {
     }
 }
 
-impl fmt::Debug for RecentEvents {
+impl fmt::Debug for MemoryIdempotencyStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RecentEvents").field("capacity", &self.capacity).finish_non_exhaustive()
+        f.debug_struct("MemoryIdempotencyStore").field("capacity", &self.capacity).finish_non_exhaustive()
     }
 }
 
@@ -209,12 +209,12 @@ impl fmt::Debug for RecentEvents {
 /// That can be the stream of the events: what is remembered comes to no consumer unless its filter names the place, such as
 /// `events.handled.>`. Whoever may publish below `{prefix}.handled` can say of any event that it was handled: leave that
 /// to the consumers.
-pub struct StoredEvents {
+pub struct ProviderIdempotencyStore {
     provider: Arc<dyn EventProvider>,
     scope: String,
 }
 
-impl StoredEvents {
+impl ProviderIdempotencyStore {
     /// A memory in this provider. The scope, one token of a subject, tells consumers apart that handle the same events.
     ///
     /// # Errors
@@ -241,7 +241,7 @@ impl StoredEvents {
 }
 
 #[async_trait]
-impl HandledEvents for StoredEvents {
+impl IdempotencyStore for ProviderIdempotencyStore {
     async fn contains(&self, event_id: &str) -> Result<bool> {
         let found = self.provider.query(&HistoryQuery::new(1).filter(self.subject(event_id))).await?;
         let is_record = |event: &Event| self.is_record(event) && event.payload.as_str() == Some(event_id);
@@ -266,9 +266,9 @@ impl HandledEvents for StoredEvents {
     }
 }
 
-impl fmt::Debug for StoredEvents {
+impl fmt::Debug for ProviderIdempotencyStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StoredEvents")
+        f.debug_struct("ProviderIdempotencyStore")
             .field("provider", &self.provider.name())
             .field("scope", &self.scope)
             .finish()

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use a3s_event::consumer::layers::{self, RecentEvents, StoredEvents};
+use a3s_event::consumer::layers::{self, MemoryIdempotencyStore, ProviderIdempotencyStore};
 use a3s_event::consumer::{Backoff, ConsumerState};
 use a3s_event::dlq::DeadLetterFilter;
 use a3s_event::{
@@ -217,7 +217,7 @@ async fn events_handled_before_are_skipped_across_restarts(backend: Backend) {
     let handled = Arc::new(Handled::default());
     for round in 0..2 {
         let bus = backend.bus().await;
-        let memory = Arc::new(StoredEvents::new(backend.events().await, "mailer").unwrap());
+        let memory = Arc::new(ProviderIdempotencyStore::new(backend.events().await, "mailer").unwrap());
         let counting = Arc::clone(&handled);
         let handler = layers::idempotent(memory, move |delivery: Delivery| {
             counting.count(number(&delivery));
@@ -293,7 +293,7 @@ async fn layers_limit_and_time_and_remember() {
         }
     };
     let handler = layers::timeout(Duration::from_secs(10), handler);
-    let handler = layers::idempotent(Arc::new(RecentEvents::new(100)), handler);
+    let handler = layers::idempotent(Arc::new(MemoryIdempotencyStore::new(100)), handler);
     let handler = layers::traced("work", layers::concurrency_limit(3, handler));
     let consumer = bus
         .consumer("worker")
