@@ -123,7 +123,7 @@ async fn by_runtime(provider: Arc<MemoryProvider>, ordered: bool, tally: Arc<Tal
     let bus = EventBus::from_provider(provider);
     let start = Instant::now();
     let builder = bus.consumer("w").subject(FILTER).concurrency(WORKERS);
-    let builder = if ordered { builder.ordered_by_key() } else { builder };
+    let builder = if ordered { builder.ordered_by_subject() } else { builder };
     let counting = Arc::clone(&tally);
     let handler = move |delivery: Delivery| {
         let tally = Arc::clone(&counting);

@@ -316,7 +316,7 @@ impl Server {
             .concurrency(settings.concurrency_or_default())
             .policy(policy);
         if settings.ordered {
-            consumer = consumer.ordered_by_key();
+            consumer = consumer.ordered_by_subject();
         }
         if self.lane.sink().payload() == PayloadForm::AsStored {
             consumer = consumer.sealed();

@@ -207,9 +207,9 @@ impl ConsumerBuilder<'_> {
     }
 
     /// Handles events of the same subject one after the other, in the order of the stream; see
-    /// [`ordered_by`](ConsumerBuilder::ordered_by).
-    pub fn ordered_by_key(self) -> Self {
-        self.ordered_by(|event| event.subject.clone())
+    /// [`ordered_by_key`](ConsumerBuilder::ordered_by_key).
+    pub fn ordered_by_subject(self) -> Self {
+        self.ordered_by_key(|event| event.subject.clone())
     }
 
     /// Handles events of the same key one after the other, in the order of the stream: the next one starts when the one
@@ -218,7 +218,7 @@ impl ConsumerBuilder<'_> {
     /// A failed event keeps its place: its worker tries it again, and keeps its lease alive meanwhile. These attempts are
     /// counted by the process; after a crash the count goes on from the deliveries. The order holds within one process: run
     /// one per set of keys.
-    pub fn ordered_by(mut self, key: impl Fn(&Event) -> String + Send + Sync + 'static) -> Self {
+    pub fn ordered_by_key(mut self, key: impl Fn(&Event) -> String + Send + Sync + 'static) -> Self {
         self.key = Some(Arc::new(key));
         self
     }

@@ -63,7 +63,7 @@ async fn start(bus: &EventBus, report: impl Fn(u64) + Send + Sync + 'static) -> 
     bus.consumer("worker")
         .subject("events.lane.*")
         .concurrency(usize::try_from(LANES).unwrap())
-        .ordered_by_key()
+        .ordered_by_subject()
         .policy(policy)
         .handle(move |delivery: Delivery| {
             let (tried, report) = (Arc::clone(&tried), Arc::clone(&report));

@@ -61,7 +61,7 @@ async fn a_delay_may_be_of_any_length() {
                 let policy = RetryPolicy::default().attempts(3).backoff(Backoff::list([delay]));
                 let mut consumer = bus.consumer("worker").subject("events.>").policy(policy);
                 if is_ordered {
-                    consumer = consumer.ordered_by_key();
+                    consumer = consumer.ordered_by_subject();
                 }
                 let handler = move |_| async move {
                     Err(match is_said_by_handler {

@@ -68,7 +68,7 @@ async fn a_lease_is_kept_alive_while_its_handler_runs(backend: Backend) {
             .subject("events.>")
             .options(SubscribeOptions { ack_wait_secs: Some(4), ..SubscribeOptions::default() })
             // In lanes, so that the second event waits for the first and its lease has to be kept too.
-            .ordered_by_key()
+            .ordered_by_subject()
             .concurrency(2)
             .policy(policy(1))
             .handle(move |delivery: Delivery| {
@@ -103,7 +103,7 @@ async fn events_of_a_key_keep_their_order_and_hold_no_other_key_up(backend: Back
     let consumer = bus
         .consumer("worker")
         .subject("events.>")
-        .ordered_by_key()
+        .ordered_by_subject()
         .concurrency(2)
         .policy(policy(5).backoff(Backoff::list([Duration::from_millis(300)])))
         .handle(move |delivery: Delivery| {

@@ -30,7 +30,7 @@ async fn with_a_failing_key(backlog: u64, concurrency: usize, options: Subscribe
         .consumer("worker")
         .subject("events.>")
         .options(options)
-        .ordered_by_key()
+        .ordered_by_subject()
         .concurrency(concurrency)
         .policy(patient())
         .handle(move |delivery: Delivery| {
@@ -80,7 +80,7 @@ async fn more_keys_may_fail_than_there_are_workers() {
     let consumer = bus
         .consumer("worker")
         .subject("events.>")
-        .ordered_by_key()
+        .ordered_by_subject()
         .concurrency(2)
         .policy(patient())
         .handle(move |delivery: Delivery| {
@@ -107,7 +107,7 @@ async fn what_is_held_for_failing_keys_is_bounded_by_what_may_be_unsettled() {
         .consumer("worker")
         .subject("events.>")
         .options(SubscribeOptions { max_ack_pending: Some(100), ..SubscribeOptions::default() })
-        .ordered_by_key()
+        .ordered_by_subject()
         .concurrency(4)
         .policy(patient())
         .handle(move |delivery: Delivery| {
@@ -139,7 +139,7 @@ async fn a_handler_sees_which_attempt_it_is() {
         let name = format!("worker{is_ordered}");
         let mut consumer = bus.consumer(&name).subject("events.>").policy(policy(4));
         if is_ordered {
-            consumer = consumer.ordered_by_key();
+            consumer = consumer.ordered_by_subject();
         }
         let handler = move |delivery: Delivery| {
             noting.lock().unwrap().push(delivery.num_delivered());
@@ -164,7 +164,7 @@ async fn what_waits_for_another_attempt_is_given_back_by_a_shutdown_and_counts()
     let first = bus
         .consumer("worker")
         .subject("events.>")
-        .ordered_by_key()
+        .ordered_by_subject()
         .policy(patient())
         .handle(|_| async { Err("not yet".into()) })
         .await
@@ -177,7 +177,7 @@ async fn what_waits_for_another_attempt_is_given_back_by_a_shutdown_and_counts()
     let second = bus
         .consumer("worker")
         .subject("events.>")
-        .ordered_by_key()
+        .ordered_by_subject()
         .handle(move |delivery: Delivery| {
             noting.lock().unwrap().push((number(&delivery), delivery.num_delivered()));
             async { Ok(()) }
@@ -203,7 +203,7 @@ async fn behind_a_crash_nothing_is_lost_and_newer_events_may_come_first(backend:
         .subject("events.>")
         // Longer than a slow machine takes for what has to happen within it.
         .options(SubscribeOptions { ack_wait_secs: Some(8), ..SubscribeOptions::default() })
-        .ordered_by_key()
+        .ordered_by_subject()
         .concurrency(2)
         .handle(move |_| {
             starting.fetch_add(1, Ordering::SeqCst);
@@ -223,7 +223,7 @@ async fn behind_a_crash_nothing_is_lost_and_newer_events_may_come_first(backend:
     let next = bus
         .consumer("worker")
         .subject("events.>")
-        .ordered_by_key()
+        .ordered_by_subject()
         .concurrency(2)
         .handle(move |delivery: Delivery| {
             noting.lock().unwrap().push(number(&delivery));

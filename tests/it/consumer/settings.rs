@@ -43,7 +43,7 @@ async fn a_lease_that_somebody_else_made_short_is_kept_alive() {
         .consumer("worker")
         .concurrency(4)
         // The second event waits for the first, and its lease has to be kept, too.
-        .ordered_by_key()
+        .ordered_by_subject()
         .handle(move |_| {
             counting.fetch_add(1, Ordering::SeqCst);
             async {
