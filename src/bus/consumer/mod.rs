@@ -148,7 +148,7 @@ impl EventBus {
             durable: true,
             options: None,
             concurrency: 1,
-            buffer: None,
+            prefetch: None,
             key: None,
             policy: RetryPolicy::default(),
             drain_deadline: None,
@@ -169,7 +169,7 @@ pub struct ConsumerBuilder<'a> {
     durable: bool,
     options: Option<SubscribeOptions>,
     concurrency: usize,
-    buffer: Option<usize>,
+    prefetch: Option<usize>,
     key: Option<Arc<KeyFn>>,
     policy: RetryPolicy,
     drain_deadline: Option<Duration>,
@@ -226,8 +226,8 @@ impl ConsumerBuilder<'_> {
     /// Most events fetched and not settled, per subject, running ones included; never fewer than run at a time. Default
     /// twice as many as run, 8 times as many in ordered lanes; without an order and where giving back counts as an attempt,
     /// as many as run. Where giving back costs nothing the default grows up to 128 while events are handled quickly.
-    pub fn buffer(mut self, events: usize) -> Self {
-        self.buffer = Some(events);
+    pub fn prefetch(mut self, events: usize) -> Self {
+        self.prefetch = Some(events);
         self
     }
 
@@ -408,7 +408,7 @@ impl ConsumerBuilder<'_> {
         let capacity = self.capacity(&capabilities);
         let lane_bounds =
             LaneBounds { most_counted: (capacity / concurrency).max(1), parks_busy: releases_uncounted };
-        let grows = self.buffer.is_none() && releases_uncounted;
+        let grows = self.prefetch.is_none() && releases_uncounted;
         let settings_changed = Arc::new(Notify::new());
         let as_asked_for = || Arc::new(InForce::new(filter.options.as_ref(), Arc::clone(&settings_changed)));
         Ok(Runtime {
@@ -433,7 +433,7 @@ impl ConsumerBuilder<'_> {
             // What waits here would count as delivered when it is given back.
             (None, false) => self.concurrency,
         };
-        self.buffer.unwrap_or(default).max(self.concurrency)
+        self.prefetch.unwrap_or(default).max(self.concurrency)
     }
 
     fn attempts(&self, options: Option<&SubscribeOptions>, has_dead_letters: bool) -> Option<u64> {
