@@ -150,7 +150,7 @@ fn route_beside_a_slow_sink(c: &mut Criterion) {
     group.bench_function("baseline_idle", |b| b.iter_custom(|iters| routes(&runtime, iters, &idle)));
 
     let busy = runtime.block_on(async {
-        let busy = broker(10).await.with_route_deadline(Duration::from_millis(1));
+        let busy = broker(10).await.with_route_timeout(Duration::from_millis(1));
         let settings = DeliverySettings::fire_and_forget().concurrency(32).queue(0);
         let slow = Trigger::new("slow", TriggerFilter::by_type("slow"), hanging());
         busy.put_trigger(slow.with_delivery(settings)).await.unwrap();
@@ -168,7 +168,7 @@ fn route_beside_a_slow_sink(c: &mut Criterion) {
 
 /// A bus whose events go to ten triggers, of which one matches, and to a sink that sleeps for a second.
 async fn slow_bus(deadline: Duration) -> EventBus {
-    let broker = broker(10).await.with_route_deadline(deadline);
+    let broker = broker(10).await.with_route_timeout(deadline);
     let settings = DeliverySettings::fire_and_forget().queue(0);
     let slow = Trigger::new("slow", TriggerFilter::default(), hanging());
     broker.put_trigger(slow.with_delivery(settings)).await.unwrap();

@@ -221,9 +221,9 @@ const SPANS: [&str; 26] = [
     "every",
     "keep",
     "backoff",
-    "drain_deadline",
+    "drain_timeout",
     "operation_timeout",
-    "route_deadline",
+    "route_timeout",
     "Duration",
 ];
 const SPAN_ENDS: [&str; 6] = ["_WAIT", "_TIMEOUT", "_DEADLINE", "_DELAY", "_INTERVAL", "_PERIOD"];

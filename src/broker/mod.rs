@@ -36,7 +36,7 @@ use crate::sink::{EventSink, PayloadForm};
 use crate::types::Event;
 
 /// How long a route waits for its sinks when nothing else was said.
-const DEFAULT_ROUTE_DEADLINE: Duration = Duration::from_secs(5);
+const DEFAULT_ROUTE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How many deliveries of all triggers together wait for their turn when nothing else was said.
 const DEFAULT_QUEUE: usize = 65_536;
 
@@ -80,7 +80,7 @@ pub struct Broker {
     /// Counts the changes of durable triggers.
     changes: watch::Sender<u64>,
     running: Mutex<JoinSet<()>>,
-    route_deadline: Duration,
+    route_timeout: Duration,
     hop_limit: u32,
     dead_letter: Option<Arc<dyn EventSink>>,
     /// One for each delivery that waits for its turn.
@@ -94,7 +94,7 @@ impl Broker {
             index: RwLock::default(),
             changes: watch::Sender::new(0),
             running: Mutex::default(),
-            route_deadline: DEFAULT_ROUTE_DEADLINE,
+            route_timeout: DEFAULT_ROUTE_TIMEOUT,
             hop_limit: hops::DEFAULT_HOP_LIMIT,
             dead_letter: None,
             waiting_room: Arc::new(Semaphore::new(DEFAULT_QUEUE)),
@@ -104,8 +104,8 @@ impl Broker {
     /// Sets how long a route, and with it a publisher, waits for sinks. Default 5 s. What has not ended then goes on
     /// without being waited for.
     #[must_use]
-    pub fn with_route_deadline(mut self, deadline: Duration) -> Self {
-        self.route_deadline = deadline;
+    pub fn with_route_timeout(mut self, timeout: Duration) -> Self {
+        self.route_timeout = timeout;
         self
     }
 
@@ -194,11 +194,11 @@ impl Broker {
     }
 
     /// Delivers the event to the sinks of all fire-and-forget triggers that match, and waits until each one has taken it or
-    /// failed for the last time, but no longer than the [route deadline](Broker::with_route_deadline). A failure is logged
+    /// failed for the last time, but no longer than the [route timeout](Broker::with_route_timeout). A failure is logged
     /// and touches no other sink.
     ///
     /// What has not ended by then counts as failed here and goes on in the background. While that lasts, later routes do
-    /// not wait for this trigger: a sink that hangs holds up a publisher once. The deadline also holds against a sink that
+    /// not wait for this trigger: a sink that hangs holds up a publisher once. The timeout also holds against a sink that
     /// blocks its thread, unless it used to be quick before.
     ///
     /// Cancel-safe: what was begun goes on without its future.
@@ -206,14 +206,14 @@ impl Broker {
         self.route_all(&[(event, event)]).await
     }
 
-    /// The same for many events in clear and as they are stored, with one deadline for all of them; sinks get what they
+    /// The same for many events in clear and as they are stored, with one timeout for all of them; sinks get what they
     /// [ask for](EventSink::payload).
     async fn route_all(&self, events: &[(&Event, &Event)]) -> RouteResult {
         let mut round = Round::default();
         for (clear, stored) in events {
             self.begin(clear, stored, &mut round).await;
         }
-        round.end(self.route_deadline).await
+        round.end(self.route_timeout).await
     }
 
     async fn begin(&self, clear: &Event, stored: &Event, round: &mut Round) {
@@ -253,21 +253,21 @@ impl Broker {
         }
     }
 
-    /// Ends the broker's deliveries: waits for those that run or wait, and after `deadline` interrupts them. Routes that
+    /// Ends the broker's deliveries: waits for those that run or wait, and after `timeout` interrupts them. Routes that
     /// come later begin new ones.
     ///
     /// # Errors
     ///
     /// [`EventError::Timeout`] with the number of deliveries that were interrupted.
-    pub async fn shutdown(&self, deadline: Duration) -> Result<()> {
+    pub async fn shutdown(&self, timeout: Duration) -> Result<()> {
         let mut running = std::mem::take(&mut *self.running());
         let all = async { while running.join_next().await.is_some() {} };
-        if tokio::time::timeout(deadline, all).await.is_ok() {
+        if tokio::time::timeout(timeout, all).await.is_ok() {
             return Ok(());
         }
         let left = running.len();
         running.shutdown().await;
-        Err(EventError::Timeout(format!("{left} deliveries did not end within {deadline:?}")))
+        Err(EventError::Timeout(format!("{left} deliveries did not end within {timeout:?}")))
     }
 
     fn lane(&self, spec: TriggerSpec) -> Arc<Lane> {
@@ -397,14 +397,14 @@ impl Round {
         Ticket(Arc::clone(tally))
     }
 
-    async fn end(mut self, deadline: Duration) -> RouteResult {
+    async fn end(mut self, timeout: Duration) -> RouteResult {
         if let Some(tally) = self.tally.take() {
             let all_over = async {
                 while tally.open.load(Ordering::Acquire) > 0 {
                     tally.all_over.notified().await;
                 }
             };
-            if tokio::time::timeout(deadline, all_over).await.is_err() {
+            if tokio::time::timeout(timeout, all_over).await.is_err() {
                 self.waited_for.iter().for_each(|lane| lane.note_late());
             }
             self.delivered += tally.delivered.load(Ordering::Relaxed);

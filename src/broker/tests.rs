@@ -46,7 +46,7 @@ fn result(delivered: usize, failed: usize) -> RouteResult {
 
 #[tokio::test]
 async fn an_event_goes_to_the_sinks_of_matching_triggers_only() {
-    let broker = Broker::new().with_route_deadline(Duration::MAX);
+    let broker = Broker::new().with_route_timeout(Duration::MAX);
     let [wanted, other] = ["wanted", "other"].map(|name| Arc::new(CollectorSink::new(name)));
     for (event_type, sink) in [("order.created", &wanted), ("order.paid", &other)] {
         let filter = TriggerFilter::by_type(event_type);
@@ -136,7 +136,7 @@ async fn sinks_run_side_by_side() {
 
 #[tokio::test(start_paused = true)]
 async fn a_sink_that_hangs_holds_up_a_publisher_once_and_no_other_trigger() {
-    for (broker, seconds) in [(Broker::new(), 5), (Broker::new().with_route_deadline(2 * SECOND), 2)] {
+    for (broker, seconds) in [(Broker::new(), 5), (Broker::new().with_route_timeout(2 * SECOND), 2)] {
         add(&broker, "hangs", hanging_sink()).await;
         let working = working_sink();
         add(&broker, "works", working.clone()).await;
@@ -152,7 +152,7 @@ async fn a_sink_that_hangs_holds_up_a_publisher_once_and_no_other_trigger() {
 
 #[tokio::test(start_paused = true)]
 async fn a_delivery_goes_on_behind_the_deadline_and_a_publisher_waits_again_when_it_has_ended() {
-    let broker = Broker::new().with_route_deadline(SECOND);
+    let broker = Broker::new().with_route_timeout(SECOND);
     let sink = InProcessSink::new("slow", |_| async {
         tokio::time::sleep(3 * SECOND / 2).await;
         Ok(())
@@ -171,7 +171,7 @@ async fn a_delivery_goes_on_behind_the_deadline_and_a_publisher_waits_again_when
 
 #[tokio::test(start_paused = true)]
 async fn what_does_not_fit_is_dropped_and_counted() {
-    let broker = Broker::new().with_route_deadline(SECOND);
+    let broker = Broker::new().with_route_timeout(SECOND);
     let settings = DeliverySettings::fire_and_forget().concurrency(2).queue(3).timeout(100 * SECOND);
     broker.put_trigger(all("hangs", hanging_sink(), settings)).await.unwrap();
     for _ in 0..9 {
@@ -183,7 +183,7 @@ async fn what_does_not_fit_is_dropped_and_counted() {
 
 #[tokio::test(start_paused = true)]
 async fn what_waits_is_bounded_over_all_triggers_and_a_quick_one_needs_no_place() {
-    let broker = Broker::new().with_route_deadline(SECOND).with_queue(5);
+    let broker = Broker::new().with_route_timeout(SECOND).with_queue(5);
     let settings = || DeliverySettings::fire_and_forget().concurrency(1).timeout(100 * SECOND);
     for name in ["a", "b", "c"] {
         broker.put_trigger(all(name, hanging_sink(), settings())).await.unwrap();
@@ -226,7 +226,7 @@ async fn a_sink_that_blocks_its_thread_does_not_hold_the_route() {
             Ok(())
         }
     });
-    let broker = Arc::new(Broker::new().with_route_deadline(Duration::from_millis(20)));
+    let broker = Arc::new(Broker::new().with_route_timeout(Duration::from_millis(20)));
     add(&broker, "blocks", Arc::new(sink)).await;
     let routed = tokio::spawn(async move { broker.route(&event()).await });
     assert_eq!(routed.await.unwrap(), result(0, 1));
@@ -263,7 +263,7 @@ async fn dropping_a_broker_stops_its_sinks() {
             }
         }
     });
-    let broker = Broker::new().with_route_deadline(Duration::from_millis(10));
+    let broker = Broker::new().with_route_timeout(Duration::from_millis(10));
     add(&broker, "hangs", Arc::new(sink)).await;
     assert_eq!(broker.route(&event()).await, result(0, 1));
     assert_eq!(Arc::strong_count(&alive), 3);
@@ -290,7 +290,7 @@ async fn ordered_deliveries_keep_the_order_of_routes_through_failures() {
             }
         }
     });
-    let broker = Broker::new().with_route_deadline(Duration::from_millis(1));
+    let broker = Broker::new().with_route_timeout(Duration::from_millis(1));
     let settings = DeliverySettings::fire_and_forget().ordered().retries(2);
     broker.put_trigger(all("ordered", Arc::new(sink), settings)).await.unwrap();
     for number in 0..20 {
@@ -315,7 +315,7 @@ async fn a_sink_says_when_to_try_again_and_that_no_retry_helps() {
                 async move { Err(error) }
             }
         });
-        let broker = Broker::new().with_route_deadline(Duration::MAX);
+        let broker = Broker::new().with_route_timeout(Duration::MAX);
         broker
             .put_trigger(all("t", Arc::new(sink), DeliverySettings::fire_and_forget().retries(3)))
             .await
@@ -356,7 +356,7 @@ struct Row {
 async fn row(durable: bool, broker_has: bool, trigger_has: bool, failures: u64, retries: u32) -> Row {
     let sinks = ["subscriber", "broker", "trigger"].map(|name| Arc::new(CollectorSink::new(name)));
     let [taken, of_broker, of_trigger] = &sinks;
-    let mut broker = Broker::new().with_route_deadline(Duration::MAX);
+    let mut broker = Broker::new().with_route_timeout(Duration::MAX);
     if broker_has {
         broker = broker.with_dead_letter_sink(of_broker.clone());
     }

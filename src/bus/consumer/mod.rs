@@ -49,7 +49,7 @@ const MAX_CONCURRENCY: usize = 10_000;
 const LANE_BUFFER: usize = 8;
 
 /// How long a shutdown waits by default, or longer.
-const LEAST_DRAIN_DEADLINE: Duration = Duration::from_secs(30);
+const LEAST_DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 
 type KeyFn = dyn Fn(&Event) -> String + Send + Sync;
 
@@ -151,7 +151,7 @@ impl EventBus {
             prefetch: None,
             key: None,
             policy: RetryPolicy::default(),
-            drain_deadline: None,
+            drain_timeout: None,
             #[cfg(feature = "routing")]
             letters_to: None,
             #[cfg(feature = "routing")]
@@ -172,7 +172,7 @@ pub struct ConsumerBuilder<'a> {
     prefetch: Option<usize>,
     key: Option<Arc<KeyFn>>,
     policy: RetryPolicy,
-    drain_deadline: Option<Duration>,
+    drain_timeout: Option<Duration>,
     #[cfg(feature = "routing")]
     letters_to: Option<Arc<dyn DlqHandler>>,
     #[cfg(feature = "routing")]
@@ -239,8 +239,8 @@ impl ConsumerBuilder<'_> {
 
     /// How long a shutdown waits for handlers. Default as long as the policy lets a handler take, so that none has to be
     /// interrupted, and at least 30 s.
-    pub fn drain_deadline(mut self, deadline: Duration) -> Self {
-        self.drain_deadline = Some(deadline);
+    pub fn drain_timeout(mut self, timeout: Duration) -> Self {
+        self.drain_timeout = Some(timeout);
         self
     }
 
@@ -326,7 +326,7 @@ impl ConsumerBuilder<'_> {
         for _ in 0..self.concurrency {
             working.spawn(worker::work(Arc::clone(&runtime), Arc::clone(&handler), commands.clone()));
         }
-        let default_deadline = self.policy.timeout.unwrap_or_default().max(LEAST_DRAIN_DEADLINE);
+        let default_timeout = self.policy.timeout.unwrap_or_default().max(LEAST_DRAIN_TIMEOUT);
         let supervisor = Supervisor {
             runtime: Arc::clone(&runtime),
             fetchers: fetching,
@@ -334,7 +334,7 @@ impl ConsumerBuilder<'_> {
             command: command.clone(),
             state: state_sender,
             failure: Arc::clone(&failure),
-            drain_deadline: self.drain_deadline.unwrap_or(default_deadline),
+            drain_timeout: self.drain_timeout.unwrap_or(default_timeout),
         };
         let supervisor = tokio::spawn(supervisor.run());
         Ok(ConsumerHandle { runtime, command, state, failure, lag_requests, supervisor })

@@ -24,7 +24,7 @@ pub(super) struct Supervisor {
     pub(super) command: watch::Sender<Command>,
     pub(super) state: watch::Sender<ConsumerState>,
     pub(super) failure: Arc<Mutex<Option<EventError>>>,
-    pub(super) drain_deadline: Duration,
+    pub(super) drain_timeout: Duration,
 }
 
 impl Supervisor {
@@ -73,7 +73,7 @@ impl Supervisor {
 
     /// Ends everything; returns how many handlers had to be interrupted.
     async fn drain(&mut self) -> u64 {
-        let deadline = tokio::time::Instant::now().after(self.drain_deadline);
+        let deadline = tokio::time::Instant::now().after(self.drain_timeout);
         let mut command = self.command.subscribe();
         // Fetchers end soon: none of them waits for a handler.
         let closing = tokio::time::timeout_at(deadline, join_all(&mut self.fetchers));

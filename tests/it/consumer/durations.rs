@@ -22,7 +22,7 @@ async fn slow(_delivery: Delivery) -> a3s_event::consumer::HandlerResult {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_timeout_and_a_drain_deadline_may_be_of_any_length() {
+async fn a_timeout_and_a_drain_timeout_may_be_of_any_length() {
     for timeout in [Duration::MAX, Duration::from_secs(100 * 365 * 86_400)] {
         let bus = bus();
         let policy = RetryPolicy::default().timeout(timeout);
@@ -44,7 +44,7 @@ async fn a_timeout_and_a_drain_deadline_may_be_of_any_length() {
     for deadline in EDGES {
         let bus = crate::bus();
         let consumer =
-            bus.consumer("w").subject("events.>").drain_deadline(deadline).handle(slow).await.unwrap();
+            bus.consumer("w").subject("events.>").drain_timeout(deadline).handle(slow).await.unwrap();
         publish(&bus, "events.a", 1..=1).await;
         eventually("it runs", async || consumer.stats().running == 1).await;
         let ended = consumer.shutdown().await;
@@ -145,7 +145,7 @@ async fn a_broker_may_wait_for_any_time() {
     use a3s_event::{Broker, CollectorSink, Trigger, TriggerFilter};
 
     for wait in EDGES {
-        let broker = Broker::new().with_route_deadline(wait);
+        let broker = Broker::new().with_route_timeout(wait);
         let sink = Arc::new(CollectorSink::new("sink"));
         let trigger = |settings| {
             Trigger::new("t", TriggerFilter::by_subject("events.>"), sink.clone()).with_delivery(settings)

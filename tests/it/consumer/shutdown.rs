@@ -71,7 +71,7 @@ async fn a_second_shutdown_interrupts_and_gives_back(backend: Backend) {
         .subject("events.>")
         .concurrency(2)
         .policy(policy(5).no_timeout())
-        .drain_deadline(Duration::from_secs(600))
+        .drain_timeout(Duration::from_secs(600))
         .handle(|_| std::future::pending())
         .await
         .unwrap();
@@ -127,7 +127,7 @@ async fn a_handler_that_does_not_end_is_interrupted_at_the_deadline() {
         .consumer("worker")
         .subject("events.>")
         .policy(policy(1).no_timeout())
-        .drain_deadline(Duration::from_secs(5))
+        .drain_timeout(Duration::from_secs(5))
         .handle(|_| std::future::pending())
         .await
         .unwrap();
