@@ -11,7 +11,7 @@
 
 use std::hint::black_box;
 
-use a3s_event::cloudevents::{Accept, from_json_batch, http, to_json_batch};
+use a3s_event::cloudevents::{AcceptedFormats, from_json_batch, http, to_json_batch};
 use a3s_event::{CloudEvent, Event};
 use cloudevents::{EventBuilder, EventBuilderV10};
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
@@ -93,7 +93,7 @@ fn there_and_back(c: &mut Criterion) {
     let body = message.body.clone().unwrap();
     group.bench_function("http_binary", |b| {
         let headers = || message.headers.iter().map(|(name, value)| (name, value));
-        b.iter(|| http::from_message(headers(), black_box(&body), Accept::Conformant).unwrap());
+        b.iter(|| http::from_message(headers(), black_box(&body), AcceptedFormats::Conformant).unwrap());
     });
     group.finish();
 }
@@ -108,7 +108,9 @@ fn batch(c: &mut Criterion) {
         b.iter(|| serde_json::from_slice::<Vec<Sdk>>(&serde_json::to_vec(black_box(&sdk)).unwrap()).unwrap());
     });
     group.bench_function("json", |b| {
-        b.iter(|| from_json_batch(&to_json_batch(black_box(&events)).unwrap(), Accept::Conformant).unwrap());
+        b.iter(|| {
+            from_json_batch(&to_json_batch(black_box(&events)).unwrap(), AcceptedFormats::Conformant).unwrap()
+        });
     });
     group.finish();
 }

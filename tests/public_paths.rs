@@ -343,8 +343,9 @@ mod cloudevents {
     use std::collections::HashMap;
 
     use a3s_event::cloudevents::{
-        Accept, CloudEvent, DATA_BASE64, DEFAULT_DATA_CONTENT_TYPE, MAX_ATTRIBUTE_NAME_LEN, MAX_BATCH_EVENTS,
-        Message, SPEC_VERSION, from_json_batch, http, kafka, nats, to_json_batch,
+        AcceptedFormats, BoundMessage, CloudEvent, DATA_BASE64, DEFAULT_DATA_CONTENT_TYPE,
+        MAX_ATTRIBUTE_NAME_LEN, MAX_BATCH_EVENTS, SPEC_VERSION, from_json_batch, http, kafka, nats,
+        to_json_batch,
     };
     use a3s_event::{Event, EventError, Result};
     use serde_json::{Value, json};
@@ -379,23 +380,23 @@ mod cloudevents {
     fn signatures(event: &CloudEvent) -> Result<()> {
         let _: Vec<u8> = event.to_json()?;
         let _: CloudEvent = CloudEvent::from_json(b"")?;
-        let _: CloudEvent = CloudEvent::from_json_accepting(b"", Accept::KnownDivergences)?;
+        let _: CloudEvent = CloudEvent::from_json_accepting(b"", AcceptedFormats::KnownDivergences)?;
         let _: Option<Vec<u8>> = event.binary_data()?;
         event.validate()?;
-        let _: Vec<CloudEvent> = from_json_batch(&to_json_batch(&[])?, Accept::Conformant)?;
-        let message: Message = http::to_binary(event)?;
+        let _: Vec<CloudEvent> = from_json_batch(&to_json_batch(&[])?, AcceptedFormats::Conformant)?;
+        let message: BoundMessage = http::to_binary(event)?;
         let _: (Vec<(String, String)>, Option<Vec<u8>>) = (message.headers, message.body);
-        let _: Message = http::to_structured(event)?;
-        let _: Message = http::to_batch(&[])?;
+        let _: BoundMessage = http::to_structured(event)?;
+        let _: BoundMessage = http::to_batch(&[])?;
         let headers = || [("ce-id", "1")];
-        let _: CloudEvent = http::from_message(headers(), b"", Accept::Conformant)?;
-        let _: Vec<CloudEvent> = http::from_batch(headers(), b"", Accept::Conformant)?;
-        let _: http::Mode = http::mode(None);
+        let _: CloudEvent = http::from_message(headers(), b"", AcceptedFormats::Conformant)?;
+        let _: Vec<CloudEvent> = http::from_batch(headers(), b"", AcceptedFormats::Conformant)?;
+        let _: http::ContentMode = http::mode(None);
         let _: u16 = http::status(&EventError::Config(String::new()));
-        let (_, _): (Message, Message) = (nats::to_binary(event)?, nats::to_structured(event)?);
-        let _: CloudEvent = nats::from_message(headers(), b"", Accept::Conformant)?;
-        let (_, _): (Message, Message) = (kafka::to_binary(event)?, kafka::to_structured(event)?);
-        let _: CloudEvent = kafka::from_record(headers(), None, Accept::Conformant)?;
+        let (_, _): (BoundMessage, BoundMessage) = (nats::to_binary(event)?, nats::to_structured(event)?);
+        let _: CloudEvent = nats::from_message(headers(), b"", AcceptedFormats::Conformant)?;
+        let (_, _): (BoundMessage, BoundMessage) = (kafka::to_binary(event)?, kafka::to_structured(event)?);
+        let _: CloudEvent = kafka::from_record(headers(), None, AcceptedFormats::Conformant)?;
         let _: Option<&str> = kafka::key(event);
         let _: (&str, usize, usize) = (DATA_BASE64, MAX_ATTRIBUTE_NAME_LEN, MAX_BATCH_EVENTS);
         Ok(())

@@ -1,15 +1,15 @@
 //! What holds for every CloudEvent that a reader let in.
 
-use a3s_event::cloudevents::{Accept, http, kafka, nats};
+use a3s_event::cloudevents::{AcceptedFormats, http, kafka, nats};
 use a3s_event::{CloudEvent, Event, Result};
 use serde_json::{Value, from_slice, to_value};
 
 use super::check_error;
 
 /// Reads strictly and with known divergences, and checks what came in. The body may be a JSON document of the event.
-pub(crate) fn check_reader(body: &[u8], read: impl Fn(Accept) -> Result<CloudEvent>) {
+pub(crate) fn check_reader(body: &[u8], read: impl Fn(AcceptedFormats) -> Result<CloudEvent>) {
     let document = from_slice(body).unwrap_or(Value::Null);
-    let (strict, lenient) = (read(Accept::Conformant), read(Accept::KnownDivergences));
+    let (strict, lenient) = (read(AcceptedFormats::Conformant), read(AcceptedFormats::KnownDivergences));
     assert!(strict.is_err() || lenient.is_ok(), "what conforms is never refused: {strict:?}, {lenient:?}");
     for result in [strict, lenient] {
         match result {
@@ -31,7 +31,7 @@ pub(crate) fn check_event_of(document: &Value, event: &CloudEvent) {
 /// The event can be written in every way, is the same when it is read again, and survives as an [`Event`].
 fn check_event(event: &CloudEvent) {
     event.validate().expect("what was read can be written");
-    let strict = Accept::Conformant;
+    let strict = AcceptedFormats::Conformant;
     let json = event.to_json().expect("written as JSON");
     same(event, CloudEvent::from_json(&json));
 

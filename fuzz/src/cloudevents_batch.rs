@@ -1,12 +1,12 @@
 //! CloudEvents in the JSON batch format: all or nothing, and the same again.
 
-use a3s_event::cloudevents::{Accept, from_json_batch, http, to_json_batch};
+use a3s_event::cloudevents::{AcceptedFormats, from_json_batch, http, to_json_batch};
 
 use super::check_error;
 use super::cloudevents::check_event_of;
 
 pub fn check(data: &[u8]) {
-    for accept in [Accept::Conformant, Accept::KnownDivergences] {
+    for accept in [AcceptedFormats::Conformant, AcceptedFormats::KnownDivergences] {
         let events = match from_json_batch(data, accept) {
             Ok(events) => events,
             Err(error) => {
@@ -21,7 +21,10 @@ pub fn check(data: &[u8]) {
             continue;
         }
         let json = to_json_batch(&events).expect("every one can be written");
-        assert_eq!(from_json_batch(&json, Accept::Conformant).expect("what was written is read"), events);
+        assert_eq!(
+            from_json_batch(&json, AcceptedFormats::Conformant).expect("what was written is read"),
+            events
+        );
         let message = http::to_batch(&events).expect("what was read can be sent");
         assert_eq!(message.body.as_deref(), Some(json.as_slice()));
     }

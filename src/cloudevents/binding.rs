@@ -8,7 +8,7 @@ use super::attributes::{NAME_RULE, invalid, is_json, is_textual};
 use super::read::Raw;
 use super::types::{self, Types};
 use super::wire::{Data, Scalar, TYPES, Wire};
-use super::{Accept, CloudEvent, DATA_BASE64, DEFAULT_DATA_CONTENT_TYPE, SPEC_VERSION};
+use super::{AcceptedFormats, CloudEvent, DATA_BASE64, DEFAULT_DATA_CONTENT_TYPE, SPEC_VERSION};
 use crate::error::Result;
 use crate::headers::Unreadable;
 use crate::json;
@@ -29,14 +29,14 @@ pub(super) const ABSENT: &str = "absent";
 /// A message as a client takes it: headers and a body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Message {
+pub struct BoundMessage {
     /// Header names and values. The names are lower-case; the values are ASCII except in Kafka, where they are UTF-8.
     pub headers: Vec<(String, String)>,
     /// The body. `None` when the event has no data in binary mode: an empty body, and in Kafka no value.
     pub body: Option<Vec<u8>>,
 }
 
-impl Message {
+impl BoundMessage {
     pub(super) fn with_content_type(content_type: &str, body: Vec<u8>) -> Self {
         Self { headers: vec![("content-type".to_owned(), content_type.to_owned())], body: Some(body) }
     }
@@ -60,7 +60,7 @@ pub(super) struct Spelling {
 }
 
 /// Writes the binary mode.
-pub(super) fn to_binary(event: &CloudEvent, spelling: &Spelling) -> Result<Message> {
+pub(super) fn to_binary(event: &CloudEvent, spelling: &Spelling) -> Result<BoundMessage> {
     let wire = Wire::of(event)?;
     let mut types = Types::default();
     let mut content_type = wire.datacontenttype;
@@ -126,11 +126,15 @@ pub(super) fn to_binary(event: &CloudEvent, spelling: &Spelling) -> Result<Messa
         let value = if is_attribute { (spelling.encode)(content_type) } else { Cow::Borrowed(content_type) };
         headers.push((spelling.content_type.to_owned(), value.into_owned()));
     }
-    Ok(Message { headers, body })
+    Ok(BoundMessage { headers, body })
 }
 
 /// Reads the binary mode from attributes that are decoded already.
-pub(super) fn from_binary(attributes: Attributes, body: Option<&[u8]>, accept: Accept) -> Result<CloudEvent> {
+pub(super) fn from_binary(
+    attributes: Attributes,
+    body: Option<&[u8]>,
+    accept: AcceptedFormats,
+) -> Result<CloudEvent> {
     let Attributes { mut raw, content_type, types } = attributes;
     let body = body.filter(|body| !body.is_empty());
     let kind = types.as_deref().and_then(types::parse).and_then(|types| {
@@ -145,7 +149,7 @@ pub(super) fn from_binary(attributes: Attributes, body: Option<&[u8]>, accept: A
             // What nobody said to be JSON may be anything else. A key that is given twice is JSON, and in none of its readers'
             // right.
             Err(error) if content_type.is_none() && !error.is_data() => raw.put(DATA_BASE64, encoded(body)),
-            Err(error) if !error.is_data() && accept == Accept::KnownDivergences => {
+            Err(error) if !error.is_data() && accept == AcceptedFormats::KnownDivergences => {
                 match std::str::from_utf8(body) {
                     Ok(text) => raw.put("data", Value::from(text)),
                     Err(_) => raw.put(DATA_BASE64, encoded(body)),
@@ -250,10 +254,10 @@ impl Sorted {
     /// # Errors
     ///
     /// `InvalidEvent`, also for a `datacontenttype` beside the content type: some writers send both, which says the same twice.
-    pub(super) fn into_binary(mut self, body: Option<&[u8]>, accept: Accept) -> Result<CloudEvent> {
+    pub(super) fn into_binary(mut self, body: Option<&[u8]>, accept: AcceptedFormats) -> Result<CloudEvent> {
         match (self.content_type, &self.attributes.content_type) {
             (Some(content_type), None) => self.attributes.put("datacontenttype", content_type),
-            (Some(one), Some(other)) if accept == Accept::Conformant || one != *other => {
+            (Some(one), Some(other)) if accept == AcceptedFormats::Conformant || one != *other => {
                 return Err(invalid("header", "datacontenttype", "must not be beside content-type"));
             }
             _ => {}
@@ -302,12 +306,13 @@ pub(super) fn percent_encode(value: &str) -> Cow<'_, str> {
 
 /// Reads a header's value: a quoted string loses its quotes, then `%XY` become bytes. `None` when an escape is incomplete,
 /// or the bytes are no UTF-8; divergent writers mean what they wrote then.
-pub(super) fn percent_decode(value: &str, accept: Accept) -> Option<String> {
+pub(super) fn percent_decode(value: &str, accept: AcceptedFormats) -> Option<String> {
     let value = unquote(value.trim_matches([' ', '\t']));
     if !value.contains('%') {
         return Some(value.into_owned());
     }
-    decode_escapes(&value).or_else(|| (accept == Accept::KnownDivergences).then(|| value.into_owned()))
+    decode_escapes(&value)
+        .or_else(|| (accept == AcceptedFormats::KnownDivergences).then(|| value.into_owned()))
 }
 
 fn decode_escapes(value: &str) -> Option<String> {

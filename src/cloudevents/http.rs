@@ -5,7 +5,7 @@
 //!
 //! ```
 //! use a3s_event::CloudEvent;
-//! use a3s_event::cloudevents::{Accept, http};
+//! use a3s_event::cloudevents::{AcceptedFormats, http};
 //!
 //! let event = CloudEvent::new("1", "/rates", "forex.rate").with_data(serde_json::json!({"rate": 7.35}));
 //! let message = http::to_binary(&event)?;
@@ -13,15 +13,16 @@
 //! assert_eq!(message.header("content-type"), Some("application/json"));
 //!
 //! let body = message.body.unwrap_or_default();
-//! assert_eq!(http::from_message(message.headers, &body, Accept::Conformant)?, event);
+//! assert_eq!(http::from_message(message.headers, &body, AcceptedFormats::Conformant)?, event);
 //! # Ok::<(), a3s_event::EventError>(())
 //! ```
 
 use super::attributes::{essence, invalid};
 use super::binding::{
-    self, JSON, JSON_BATCH, Message, Spelling, is_of_format, percent_decode, percent_encode, sort_headers,
+    self, BoundMessage, JSON, JSON_BATCH, Spelling, is_of_format, percent_decode, percent_encode,
+    sort_headers,
 };
-use super::{Accept, CloudEvent, from_json_batch, to_json_batch};
+use super::{AcceptedFormats, CloudEvent, from_json_batch, to_json_batch};
 use crate::error::{EventError, Result};
 use crate::headers::single;
 
@@ -30,7 +31,7 @@ const SPELLING: Spelling = Spelling { prefix: "ce-", content_type: "content-type
 /// The three ways in which HTTP carries CloudEvents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Mode {
+pub enum ContentMode {
     /// Attributes are headers, the body is the data.
     Binary,
     /// The body is the event in the JSON format.
@@ -40,14 +41,14 @@ pub enum Mode {
 }
 
 /// The mode of a message with this `Content-Type`.
-pub fn mode(content_type: Option<&str>) -> Mode {
+pub fn mode(content_type: Option<&str>) -> ContentMode {
     let content_type = content_type.unwrap_or_default().trim();
     if !is_of_format(content_type) {
-        Mode::Binary
+        ContentMode::Binary
     } else if essence(content_type).eq_ignore_ascii_case(JSON_BATCH) {
-        Mode::Batch
+        ContentMode::Batch
     } else {
-        Mode::Structured
+        ContentMode::Structured
     }
 }
 
@@ -56,7 +57,7 @@ pub fn mode(content_type: Option<&str>) -> Mode {
 /// # Errors
 ///
 /// [`EventError::InvalidEvent`] that names the attribute that does not conform.
-pub fn to_binary(event: &CloudEvent) -> Result<Message> {
+pub fn to_binary(event: &CloudEvent) -> Result<BoundMessage> {
     binding::to_binary(event, &SPELLING)
 }
 
@@ -65,8 +66,8 @@ pub fn to_binary(event: &CloudEvent) -> Result<Message> {
 /// # Errors
 ///
 /// [`EventError::InvalidEvent`] that names the attribute that does not conform.
-pub fn to_structured(event: &CloudEvent) -> Result<Message> {
-    Ok(Message::with_content_type(JSON, event.to_json()?))
+pub fn to_structured(event: &CloudEvent) -> Result<BoundMessage> {
+    Ok(BoundMessage::with_content_type(JSON, event.to_json()?))
 }
 
 /// Writes the batched mode. The specification allows it only where the receiver asked for it.
@@ -74,8 +75,8 @@ pub fn to_structured(event: &CloudEvent) -> Result<Message> {
 /// # Errors
 ///
 /// As [`to_json_batch`].
-pub fn to_batch(events: &[CloudEvent]) -> Result<Message> {
-    Ok(Message::with_content_type(JSON_BATCH, to_json_batch(events)?))
+pub fn to_batch(events: &[CloudEvent]) -> Result<BoundMessage> {
+    Ok(BoundMessage::with_content_type(JSON_BATCH, to_json_batch(events)?))
 }
 
 /// Reads a message in binary or structured mode. Headers that are none of CloudEvents are passed over.
@@ -87,7 +88,7 @@ pub fn to_batch(events: &[CloudEvent]) -> Result<Message> {
 pub fn from_message<N: AsRef<str>, V: AsRef<[u8]>>(
     headers: impl IntoIterator<Item = (N, V)>,
     body: &[u8],
-    accept: Accept,
+    accept: AcceptedFormats,
 ) -> Result<CloudEvent> {
     let sorted = sort_headers(headers, SPELLING.prefix, |value| percent_decode(value, accept))?;
     if sorted.is_structured()? {
@@ -105,14 +106,14 @@ pub fn from_message<N: AsRef<str>, V: AsRef<[u8]>>(
 pub fn from_batch<N: AsRef<str>, V: AsRef<[u8]>>(
     headers: impl IntoIterator<Item = (N, V)>,
     body: &[u8],
-    accept: Accept,
+    accept: AcceptedFormats,
 ) -> Result<Vec<CloudEvent>> {
     let headers = headers.into_iter().filter(|(name, _)| name.as_ref().eq_ignore_ascii_case("content-type"));
     let content_types: Vec<V> = headers.map(|(_, value)| value).collect();
     let content_type = single(&content_types)
         .map_err(|unreadable| invalid("header", "content-type", unreadable.rule()))?
         .unwrap_or_default();
-    if mode(Some(content_type)) != Mode::Batch {
+    if mode(Some(content_type)) != ContentMode::Batch {
         return Err(invalid("content-type", content_type, format!("must be {JSON_BATCH}")));
     }
     from_json_batch(body, accept)
@@ -138,12 +139,12 @@ mod tests {
     #[test]
     fn the_content_type_decides_the_mode() {
         for (content_type, expected) in [
-            (None, Mode::Binary),
-            (Some("application/json"), Mode::Binary),
-            (Some("application/cloudevents+json"), Mode::Structured),
-            (Some("Application/CloudEvents+JSON; charset=utf-8"), Mode::Structured),
-            (Some("application/cloudevents-batch+json"), Mode::Batch),
-            (Some("application/cloudevents-batch+json;charset=UTF-8"), Mode::Batch),
+            (None, ContentMode::Binary),
+            (Some("application/json"), ContentMode::Binary),
+            (Some("application/cloudevents+json"), ContentMode::Structured),
+            (Some("Application/CloudEvents+JSON; charset=utf-8"), ContentMode::Structured),
+            (Some("application/cloudevents-batch+json"), ContentMode::Batch),
+            (Some("application/cloudevents-batch+json;charset=UTF-8"), ContentMode::Batch),
         ] {
             assert_eq!(mode(content_type), expected, "{content_type:?}");
         }
@@ -154,11 +155,11 @@ mod tests {
         for content_type in
             ["application/cloudevents+avro", "application/cloudevents-batch+json", "application/cloudevents"]
         {
-            let error =
-                from_message([("Content-Type", content_type)], b"{}", Accept::Conformant).unwrap_err();
+            let error = from_message([("Content-Type", content_type)], b"{}", AcceptedFormats::Conformant)
+                .unwrap_err();
             assert_eq!(status(&error), 415, "{error}");
         }
-        let error = from_batch([("Content-Type", JSON)], b"[]", Accept::Conformant).unwrap_err();
+        let error = from_batch([("Content-Type", JSON)], b"[]", AcceptedFormats::Conformant).unwrap_err();
         assert_eq!(status(&error), 415, "{error}");
     }
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use super::attributes::invalid;
 use super::read::Raw;
 use super::wire::{Data, Wire};
-use super::{Accept, CloudEvent, DATA_BASE64, SPEC_VERSION};
+use super::{AcceptedFormats, CloudEvent, DATA_BASE64, SPEC_VERSION};
 use crate::error::{EventError, Result};
 use crate::json::StrictValue;
 
@@ -26,7 +26,7 @@ impl CloudEvent {
         Ok(serde_json::to_vec(&Wire::of(self)?)?)
     }
 
-    /// Reads the JSON format, strictly: [`Accept::Conformant`]. A key that is given twice is refused, also in the data. The
+    /// Reads the JSON format, strictly: [`AcceptedFormats::Conformant`]. A key that is given twice is refused, also in the data. The
     /// nested form of version 0.2 is read too.
     ///
     /// # Errors
@@ -34,7 +34,7 @@ impl CloudEvent {
     /// [`EventError::Serialization`] for what is not JSON or has a key twice, and [`EventError::InvalidEvent`] that names the attribute that
     /// does not conform.
     pub fn from_json(json: &[u8]) -> Result<Self> {
-        Self::from_json_accepting(json, Accept::Conformant)
+        Self::from_json_accepting(json, AcceptedFormats::Conformant)
     }
 
     /// Reads the JSON format, and takes what `accept` says.
@@ -42,7 +42,7 @@ impl CloudEvent {
     /// # Errors
     ///
     /// As [`from_json`](CloudEvent::from_json).
-    pub fn from_json_accepting(json: &[u8], accept: Accept) -> Result<Self> {
+    pub fn from_json_accepting(json: &[u8], accept: AcceptedFormats) -> Result<Self> {
         serde_json::from_slice::<Raw>(json)?.into_event(accept)
     }
 }
@@ -64,7 +64,7 @@ pub fn to_json_batch(events: &[CloudEvent]) -> Result<Vec<u8>> {
 ///
 /// [`EventError::Serialization`] for what is no JSON array, [`EventError::InvalidEvent`] for `batch` when there are more
 /// than [`MAX_BATCH_EVENTS`], and [`EventError::CloudEventConversion`] that has the index of the first bad event, and why.
-pub fn from_json_batch(json: &[u8], accept: Accept) -> Result<Vec<CloudEvent>> {
+pub fn from_json_batch(json: &[u8], accept: AcceptedFormats) -> Result<Vec<CloudEvent>> {
     let Batch { entries, count } = serde_json::from_slice(json)?;
     if count > MAX_BATCH_EVENTS {
         let rule = format!("at most {MAX_BATCH_EVENTS} are allowed");
@@ -128,7 +128,7 @@ impl Serialize for CloudEvent {
 
 impl<'de> Deserialize<'de> for CloudEvent {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        Raw::deserialize(deserializer)?.into_event(Accept::Conformant).map_err(de::Error::custom)
+        Raw::deserialize(deserializer)?.into_event(AcceptedFormats::Conformant).map_err(de::Error::custom)
     }
 }
 

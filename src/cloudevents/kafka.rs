@@ -5,7 +5,7 @@
 //!
 //! ```
 //! use a3s_event::CloudEvent;
-//! use a3s_event::cloudevents::{Accept, kafka};
+//! use a3s_event::cloudevents::{AcceptedFormats, kafka};
 //!
 //! let event = CloudEvent::new("1", "/rates", "forex.rate").with_extension("partitionkey", "usd");
 //! assert_eq!(kafka::key(&event), Some("usd"));
@@ -13,7 +13,7 @@
 //! assert_eq!(message.header("ce_type"), Some("forex.rate"));
 //! assert_eq!(message.body, None); // without data: a tombstone where the topic is compacted
 //!
-//! assert_eq!(kafka::from_record(message.headers, message.body.as_deref(), Accept::Conformant)?, event);
+//! assert_eq!(kafka::from_record(message.headers, message.body.as_deref(), AcceptedFormats::Conformant)?, event);
 //! # Ok::<(), a3s_event::EventError>(())
 //! ```
 
@@ -21,8 +21,8 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
-use super::binding::{self, JSON, Message, Spelling, percent_decode, sort_headers};
-use super::{Accept, CloudEvent};
+use super::binding::{self, BoundMessage, JSON, Spelling, percent_decode, sort_headers};
+use super::{AcceptedFormats, CloudEvent};
 use crate::error::Result;
 
 const SPELLING: Spelling = Spelling { prefix: "ce_", content_type: "content-type", encode: as_is };
@@ -41,7 +41,7 @@ pub fn key(event: &CloudEvent) -> Option<&str> {
 /// # Errors
 ///
 /// [`EventError::InvalidEvent`](crate::EventError::InvalidEvent) that names the attribute that does not conform.
-pub fn to_binary(event: &CloudEvent) -> Result<Message> {
+pub fn to_binary(event: &CloudEvent) -> Result<BoundMessage> {
     binding::to_binary(event, &SPELLING)
 }
 
@@ -50,8 +50,8 @@ pub fn to_binary(event: &CloudEvent) -> Result<Message> {
 /// # Errors
 ///
 /// [`EventError::InvalidEvent`](crate::EventError::InvalidEvent) that names the attribute that does not conform.
-pub fn to_structured(event: &CloudEvent) -> Result<Message> {
-    Ok(Message::with_content_type(JSON, event.to_json()?))
+pub fn to_structured(event: &CloudEvent) -> Result<BoundMessage> {
+    Ok(BoundMessage::with_content_type(JSON, event.to_json()?))
 }
 
 /// Reads a record in either mode.
@@ -62,7 +62,7 @@ pub fn to_structured(event: &CloudEvent) -> Result<Message> {
 pub fn from_record<N: AsRef<str>, V: AsRef<[u8]>>(
     headers: impl IntoIterator<Item = (N, V)>,
     value: Option<&[u8]>,
-    accept: Accept,
+    accept: AcceptedFormats,
 ) -> Result<CloudEvent> {
     let headers: Vec<(N, V)> = headers.into_iter().collect();
     let read = |decode: fn(&str) -> Option<String>| {
@@ -75,11 +75,11 @@ pub fn from_record<N: AsRef<str>, V: AsRef<[u8]>>(
     };
     let read_as_is = || read(|value| Some(value.to_owned()));
     match accept {
-        Accept::Conformant => read_as_is(),
+        AcceptedFormats::Conformant => read_as_is(),
         // Some writers percent-encode here as in HTTP. What is legal only as it stands was not encoded, such as a URI with
         // an escape.
-        Accept::KnownDivergences => {
-            let decoded = read(|value| percent_decode(value, Accept::KnownDivergences));
+        AcceptedFormats::KnownDivergences => {
+            let decoded = read(|value| percent_decode(value, AcceptedFormats::KnownDivergences));
             decoded.or_else(|error| read_as_is().map_err(|_| error))
         }
     }

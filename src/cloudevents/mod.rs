@@ -30,7 +30,7 @@ pub(crate) use self::{
     wire::TIMESTAMP,
 };
 pub use attributes::MAX_ATTRIBUTE_NAME_LEN;
-pub use binding::Message;
+pub use binding::BoundMessage;
 pub use json::{MAX_BATCH_EVENTS, from_json_batch, to_json_batch};
 
 /// The version of the specification, the value of `specversion`.
@@ -103,7 +103,7 @@ pub struct CloudEvent {
 /// write what conforms, or fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
-pub enum Accept {
+pub enum AcceptedFormats {
     /// What conforms to the specification.
     #[default]
     Conformant,

@@ -4,19 +4,19 @@
 //!
 //! ```
 //! use a3s_event::CloudEvent;
-//! use a3s_event::cloudevents::{Accept, nats};
+//! use a3s_event::cloudevents::{AcceptedFormats, nats};
 //!
 //! let event = CloudEvent::new("1", "/rates", "forex.rate").with_data(serde_json::json!({"rate": 7.35}));
 //! let message = nats::to_binary(&event)?;
 //! assert_eq!(message.header("ce-datacontenttype"), Some("application/json"));
 //!
 //! let body = message.body.unwrap_or_default();
-//! assert_eq!(nats::from_message(message.headers, &body, Accept::Conformant)?, event);
+//! assert_eq!(nats::from_message(message.headers, &body, AcceptedFormats::Conformant)?, event);
 //! # Ok::<(), a3s_event::EventError>(())
 //! ```
 
-use super::binding::{self, JSON, Message, Spelling, percent_decode, percent_encode, sort_headers};
-use super::{Accept, CloudEvent};
+use super::binding::{self, BoundMessage, JSON, Spelling, percent_decode, percent_encode, sort_headers};
+use super::{AcceptedFormats, CloudEvent};
 use crate::error::Result;
 
 const SPELLING: Spelling =
@@ -27,7 +27,7 @@ const SPELLING: Spelling =
 /// # Errors
 ///
 /// [`EventError::InvalidEvent`](crate::EventError::InvalidEvent) that names the attribute that does not conform.
-pub fn to_binary(event: &CloudEvent) -> Result<Message> {
+pub fn to_binary(event: &CloudEvent) -> Result<BoundMessage> {
     binding::to_binary(event, &SPELLING)
 }
 
@@ -36,8 +36,8 @@ pub fn to_binary(event: &CloudEvent) -> Result<Message> {
 /// # Errors
 ///
 /// [`EventError::InvalidEvent`](crate::EventError::InvalidEvent) that names the attribute that does not conform.
-pub fn to_structured(event: &CloudEvent) -> Result<Message> {
-    Ok(Message::with_content_type(JSON, event.to_json()?))
+pub fn to_structured(event: &CloudEvent) -> Result<BoundMessage> {
+    Ok(BoundMessage::with_content_type(JSON, event.to_json()?))
 }
 
 /// Reads a message in either mode. One that has neither `ce-specversion` nor the content type of a format is read as
@@ -49,7 +49,7 @@ pub fn to_structured(event: &CloudEvent) -> Result<Message> {
 pub fn from_message<N: AsRef<str>, V: AsRef<[u8]>>(
     headers: impl IntoIterator<Item = (N, V)>,
     body: &[u8],
-    accept: Accept,
+    accept: AcceptedFormats,
 ) -> Result<CloudEvent> {
     let mut sorted = sort_headers(headers, SPELLING.prefix, |value| percent_decode(value, accept))?;
     if sorted.is_structured()? || !sorted.has_version {

@@ -15,7 +15,7 @@ use super::wire::{
     TIME_RULE, TIMESTAMP, TYPE, TYPES, URI_RULE, VERSION, check_data, escaped, text_of, timestamp_of,
     version_of,
 };
-use super::{Accept, CloudEvent, DATA_BASE64, SPEC_VERSION, not_base64, types};
+use super::{AcceptedFormats, CloudEvent, DATA_BASE64, SPEC_VERSION, not_base64, types};
 use crate::error::{EventError, Result};
 use crate::{json, timestamp};
 
@@ -67,11 +67,11 @@ impl Raw {
     /// # Errors
     ///
     /// `InvalidEvent` that names what does not conform.
-    pub(super) fn into_event(self, accept: Accept) -> Result<CloudEvent> {
+    pub(super) fn into_event(self, accept: AcceptedFormats) -> Result<CloudEvent> {
         if let Some(name) = self.duplicate {
             return Err(invalid(name, "…", "is given twice"));
         }
-        let is_lenient = accept == Accept::KnownDivergences;
+        let is_lenient = accept == AcceptedFormats::KnownDivergences;
         // Version 0.2 wrote the free text of an event as it was.
         let is_free_text = self.is_of_version_0_2();
         let specversion =

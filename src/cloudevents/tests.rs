@@ -300,17 +300,17 @@ fn attributes_of_ours_that_are_malformed_are_named() {
 fn a_batch_is_read_as_a_whole_or_not_at_all() {
     let events: Vec<CloudEvent> = (0..3).map(|n| CloudEvent::new(n.to_string(), "/s", "t")).collect();
     let json = to_json_batch(&events).unwrap();
-    assert_eq!(from_json_batch(&json, Accept::Conformant).unwrap(), events);
-    assert_eq!(from_json_batch(b"[]", Accept::Conformant).unwrap(), []);
+    assert_eq!(from_json_batch(&json, AcceptedFormats::Conformant).unwrap(), events);
+    assert_eq!(from_json_batch(b"[]", AcceptedFormats::Conformant).unwrap(), []);
 
     let bad = br#"[{"specversion":"1.0","id":"1","source":"/s","type":"t"},{"specversion":"1.0","source":"/s","type":"t"}]"#;
-    let error = from_json_batch(bad, Accept::Conformant).unwrap_err();
+    let error = from_json_batch(bad, AcceptedFormats::Conformant).unwrap_err();
     assert!(
         error.to_string().contains(r#"event 1 of the batch: invalid event id "": is missing"#),
         "{error}"
     );
     assert_eq!(http::status(&error), 400);
-    let error = from_json_batch(b"[5]", Accept::Conformant).unwrap_err();
+    let error = from_json_batch(b"[5]", AcceptedFormats::Conformant).unwrap_err();
     assert!(error.to_string().contains("event 0 of the batch"), "{error}");
     assert_eq!(http::status(&error), 400);
     let error =
@@ -318,7 +318,7 @@ fn a_batch_is_read_as_a_whole_or_not_at_all() {
     assert!(error.to_string().contains("event 1 of the batch"), "{error}");
 
     let many = format!("[{}{{}}]", "{},".repeat(MAX_BATCH_EVENTS));
-    let error = from_json_batch(many.as_bytes(), Accept::Conformant).unwrap_err();
+    let error = from_json_batch(many.as_bytes(), AcceptedFormats::Conformant).unwrap_err();
     assert!(error.to_string().contains("10001 events"), "{error}");
     assert_eq!(http::status(&error), 413);
 }
@@ -331,12 +331,12 @@ fn headers_are_percent_encoded_as_the_binding_says() {
     assert_eq!(message.header("ce-subject"), Some("Euro%20%E2%82%AC%20%F0%9F%98%80"));
     assert_eq!(message.header("ce-note"), Some("100%25%20%22sure%22"));
     assert!(message.headers.iter().all(|(_, value)| value.bytes().all(|byte| (0x21..=0x7e).contains(&byte))));
-    assert_eq!(http::from_message(message.headers, b"", Accept::Conformant).unwrap(), event);
+    assert_eq!(http::from_message(message.headers, b"", AcceptedFormats::Conformant).unwrap(), event);
     let message = kafka::to_binary(&event).unwrap();
     assert_eq!(message.header("ce_subject"), Some("Euro € 😀"));
 }
 
-fn read_subject(subject: &[u8], accept: Accept) -> Result<Option<String>> {
+fn read_subject(subject: &[u8], accept: AcceptedFormats) -> Result<Option<String>> {
     let headers: [(&str, &[u8]); 5] = [
         ("CE-SpecVersion", b"1.0"),
         ("ce-id", b"1"),
@@ -358,15 +358,15 @@ fn headers_are_read_in_every_spelling_that_is_allowed() {
         ("ü", "ü"),
     ] {
         assert_eq!(
-            read_subject(header.as_bytes(), Accept::Conformant).unwrap().unwrap(),
+            read_subject(header.as_bytes(), AcceptedFormats::Conformant).unwrap().unwrap(),
             expected,
             "{header}"
         );
     }
     for header in [&b"%C0%A0"[..], b"100%", b"%4", b"%zz", b"%E2%82", b"\xff"] {
-        assert_refused(read_subject(header, Accept::Conformant), "header");
+        assert_refused(read_subject(header, AcceptedFormats::Conformant), "header");
     }
-    assert_eq!(read_subject(b"100%", Accept::KnownDivergences).unwrap().unwrap(), "100%");
+    assert_eq!(read_subject(b"100%", AcceptedFormats::KnownDivergences).unwrap().unwrap(), "100%");
 }
 
 #[test]
@@ -381,26 +381,35 @@ fn known_divergences_are_read_on_request() {
         ];
         http::from_message(headers, body, accept)
     };
-    assert_refused(binary(b"bare text", Accept::Conformant), "data");
-    assert_eq!(binary(b"bare text", Accept::KnownDivergences).unwrap().data, Some(json!("bare text")));
-    assert_eq!(binary(b"\xff", Accept::KnownDivergences).unwrap().binary_data().unwrap().unwrap(), b"\xff");
+    assert_refused(binary(b"bare text", AcceptedFormats::Conformant), "data");
+    assert_eq!(
+        binary(b"bare text", AcceptedFormats::KnownDivergences).unwrap().data,
+        Some(json!("bare text"))
+    );
+    assert_eq!(
+        binary(b"\xff", AcceptedFormats::KnownDivergences).unwrap().binary_data().unwrap().unwrap(),
+        b"\xff"
+    );
 
     let json = json!({"specversion": "1.0", "id": "1", "source": "/s", "type": "t", "subject": "", "myExt": 5_000_000_000_i64});
     let json = json.to_string();
     assert!(CloudEvent::from_json(json.as_bytes()).is_err());
-    let event = CloudEvent::from_json_accepting(json.as_bytes(), Accept::KnownDivergences).unwrap();
+    let event = CloudEvent::from_json_accepting(json.as_bytes(), AcceptedFormats::KnownDivergences).unwrap();
     assert_eq!((event.subject.as_deref(), &event.extensions["myext"]), (None, &json!("5000000000")));
 
     let encoded = [("ce_specversion", "1.0"), ("ce_id", "a%20b"), ("ce_source", "/s"), ("ce_type", "t")];
-    assert_eq!(kafka::from_record(encoded, None, Accept::Conformant).unwrap().id, "a%20b");
-    assert_eq!(kafka::from_record(encoded, None, Accept::KnownDivergences).unwrap().id, "a b");
+    assert_eq!(kafka::from_record(encoded, None, AcceptedFormats::Conformant).unwrap().id, "a%20b");
+    assert_eq!(kafka::from_record(encoded, None, AcceptedFormats::KnownDivergences).unwrap().id, "a b");
 }
 
 #[test]
 fn nats_without_headers_is_structured() {
     let event = CloudEvent::from(typed_event());
     let none: [(&str, &str); 0] = [];
-    assert_eq!(nats::from_message(none, &event.to_json().unwrap(), Accept::Conformant).unwrap(), event);
+    assert_eq!(
+        nats::from_message(none, &event.to_json().unwrap(), AcceptedFormats::Conformant).unwrap(),
+        event
+    );
 }
 
 #[test]
@@ -422,7 +431,7 @@ fn data_is_no_header() {
             ("ce-type", "t"),
             (name, "aGk="),
         ];
-        assert_refused(http::from_message(headers, b"", Accept::KnownDivergences), "extension");
+        assert_refused(http::from_message(headers, b"", AcceptedFormats::KnownDivergences), "extension");
     }
 }
 
@@ -443,20 +452,31 @@ fn through_bindings(event: &CloudEvent) -> Vec<CloudEvent> {
     for message in [http::to_binary(event), http::to_structured(event)] {
         let message = message.unwrap();
         read.push(
-            http::from_message(message.headers, &message.body.unwrap_or_default(), Accept::Conformant)
-                .unwrap(),
+            http::from_message(
+                message.headers,
+                &message.body.unwrap_or_default(),
+                AcceptedFormats::Conformant,
+            )
+            .unwrap(),
         );
     }
     for message in [nats::to_binary(event), nats::to_structured(event)] {
         let message = message.unwrap();
         read.push(
-            nats::from_message(message.headers, &message.body.unwrap_or_default(), Accept::Conformant)
-                .unwrap(),
+            nats::from_message(
+                message.headers,
+                &message.body.unwrap_or_default(),
+                AcceptedFormats::Conformant,
+            )
+            .unwrap(),
         );
     }
     for message in [kafka::to_binary(event), kafka::to_structured(event)] {
         let message = message.unwrap();
-        read.push(kafka::from_record(message.headers, message.body.as_deref(), Accept::Conformant).unwrap());
+        read.push(
+            kafka::from_record(message.headers, message.body.as_deref(), AcceptedFormats::Conformant)
+                .unwrap(),
+        );
     }
     read
 }
@@ -648,11 +668,11 @@ proptest! {
     #[test]
     fn no_input_panics(json in any::<Vec<u8>>(), name in text(), value in json_value(), headers in prop::collection::vec((metadata_key(), any::<Vec<u8>>()), 0..6)) {
         let _ = CloudEvent::from_json(&json);
-        let _ = from_json_batch(&json, Accept::KnownDivergences);
+        let _ = from_json_batch(&json, AcceptedFormats::KnownDivergences);
         if let Ok(event) = read_with(&name, value) {
             let _ = Event::try_from(event);
         }
-        let _ = http::from_message(headers.clone(), &json, Accept::KnownDivergences);
-        let _ = kafka::from_record(headers, Some(&json), Accept::Conformant);
+        let _ = http::from_message(headers.clone(), &json, AcceptedFormats::KnownDivergences);
+        let _ = kafka::from_record(headers, Some(&json), AcceptedFormats::Conformant);
     }
 }

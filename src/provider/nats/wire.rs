@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_nats::HeaderMap;
 
 #[cfg(feature = "cloudevents")]
-use crate::cloudevents::{self, Accept, CloudEvent};
+use crate::cloudevents::{self, AcceptedFormats, CloudEvent};
 #[cfg(feature = "cloudevents")]
 use crate::error::EventError;
 use crate::error::Result;
@@ -126,7 +126,7 @@ fn is_cloud_event(headers: &HeaderMap) -> bool {
     headers.iter().any(|(name, values)| {
         let name: &str = name.as_ref();
         let is_format = |content_type: &str| {
-            cloudevents::http::mode(Some(content_type)) != cloudevents::http::Mode::Binary
+            cloudevents::http::mode(Some(content_type)) != cloudevents::http::ContentMode::Binary
         };
         name.eq_ignore_ascii_case("ce-specversion")
             || name.eq_ignore_ascii_case("content-type")
@@ -144,7 +144,7 @@ fn from_cloud_event(
         let name: &str = name.as_ref();
         values.iter().map(move |value| (name, value.as_str()))
     });
-    let read = cloudevents::nats::from_message(flat, payload, Accept::KnownDivergences);
+    let read = cloudevents::nats::from_message(flat, payload, AcceptedFormats::KnownDivergences);
     let mut event = read.and_then(Event::try_from).map_err(|error| match error {
         EventError::Serialization(error) => without_values(&error),
         error => error.to_string(),

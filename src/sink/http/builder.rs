@@ -12,7 +12,7 @@ use super::permission::Permission;
 use super::resolver::{Lookup, system};
 use super::signature::Signer;
 use super::{HttpSink, PayloadForm};
-use crate::cloudevents::http::Mode;
+use crate::cloudevents::http::ContentMode;
 use crate::error::{EventError, Result};
 use crate::text::shorten;
 
@@ -38,7 +38,7 @@ const RESERVED_PREFIXES: [&str; 3] = ["ce-", "webhook-", "proxy-"];
 pub struct HttpSinkBuilder {
     name: String,
     url: String,
-    mode: Mode,
+    mode: ContentMode,
     timeout: Duration,
     payload: PayloadForm,
     allowed: Allowed,
@@ -55,7 +55,7 @@ impl HttpSinkBuilder {
         Self {
             name,
             url,
-            mode: Mode::Binary,
+            mode: ContentMode::Binary,
             timeout: DEFAULT_TIMEOUT,
             payload: PayloadForm::AsStored,
             allowed: Allowed::default(),
@@ -69,7 +69,7 @@ impl HttpSinkBuilder {
 
     /// Sends the whole event as the body, in the JSON format. Default is the binary mode, whose body is the payload.
     pub fn structured(mut self) -> Self {
-        self.mode = Mode::Structured;
+        self.mode = ContentMode::Structured;
         self
     }
 

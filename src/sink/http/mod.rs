@@ -23,8 +23,8 @@ use self::permission::Permission;
 use self::signature::{Signer, message_id};
 use super::{EventSink, PayloadForm, SinkFailure};
 use crate::clock::unix_millis;
-use crate::cloudevents::http::{self, Mode};
-use crate::cloudevents::{CloudEvent, Message};
+use crate::cloudevents::http::{self, ContentMode};
+use crate::cloudevents::{BoundMessage, CloudEvent};
 use crate::error::Result;
 use crate::headers::single;
 use crate::text::shorten;
@@ -75,7 +75,7 @@ pub struct HttpSink {
     url: Url,
     client: Client,
     allowed: Allowed,
-    mode: Mode,
+    mode: ContentMode,
     headers: HeaderMap,
     signer: Signer,
     permission: Option<Permission>,
@@ -100,15 +100,15 @@ impl HttpSink {
         self.is_disabled.store(false, Ordering::Relaxed);
     }
 
-    fn message(&self, event: &Event) -> Result<Message> {
+    fn message(&self, event: &Event) -> Result<BoundMessage> {
         let event = CloudEvent::from(event.clone());
         match self.mode {
-            Mode::Structured => http::to_structured(&event),
+            ContentMode::Structured => http::to_structured(&event),
             _ => http::to_binary(&event),
         }
     }
 
-    fn headers(&self, event: &Event, message: &Message) -> std::result::Result<HeaderMap, SinkFailure> {
+    fn headers(&self, event: &Event, message: &BoundMessage) -> std::result::Result<HeaderMap, SinkFailure> {
         let mut headers = self.headers.clone();
         for (name, value) in &message.headers {
             set(&mut headers, name, value)?;

@@ -58,7 +58,7 @@ use self::signature::{Signed, Verifier};
 use super::{EventSource, Stop, WebhookSource};
 use crate::bus::EventBus;
 use crate::clock::unix_millis;
-use crate::cloudevents::{Accept, CloudEvent, TIMESTAMP, http, is_json, is_utf8};
+use crate::cloudevents::{AcceptedFormats, CloudEvent, TIMESTAMP, http, is_json, is_utf8};
 use crate::error::{EventError, Result};
 use crate::hash::fnv1a_128;
 use crate::headers::{list, single};
@@ -232,14 +232,18 @@ impl WebhookReceiver {
         }
         let pairs = || headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
         let mode = http::mode(content_type);
-        let is_cloud_event = mode != http::Mode::Binary || headers.contains_key("ce-specversion");
+        let is_cloud_event = mode != http::ContentMode::Binary || headers.contains_key("ce-specversion");
         let mut events = if !is_cloud_event {
             vec![self.plain(content_type, body)?]
-        } else if mode == http::Mode::Batch {
-            let batch = http::from_batch(pairs(), body, Accept::Conformant).map_err(Refusal::of)?;
+        } else if mode == http::ContentMode::Batch {
+            let batch = http::from_batch(pairs(), body, AcceptedFormats::Conformant).map_err(Refusal::of)?;
             batch.into_iter().map(|event| self.own(event)).collect::<std::result::Result<_, _>>()?
         } else {
-            vec![self.own(http::from_message(pairs(), body, Accept::Conformant).map_err(Refusal::of)?)?]
+            vec![
+                self.own(
+                    http::from_message(pairs(), body, AcceptedFormats::Conformant).map_err(Refusal::of)?,
+                )?,
+            ]
         };
         let context = context(headers);
         for event in &mut events {

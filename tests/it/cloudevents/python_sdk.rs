@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use a3s_event::CloudEvent;
-use a3s_event::cloudevents::{Accept, Message, from_json_batch, http, to_json_batch};
+use a3s_event::cloudevents::{AcceptedFormats, BoundMessage, from_json_batch, http, to_json_batch};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
@@ -20,7 +20,7 @@ fn packages() -> PathBuf {
     folder
 }
 
-fn packed(form: &str, message: Message) -> Value {
+fn packed(form: &str, message: BoundMessage) -> Value {
     let headers: Map<String, Value> =
         message.headers.into_iter().map(|(name, value)| (name, Value::from(value))).collect();
     json!({"form": form, "headers": headers, "body": STANDARD.encode(message.body.unwrap_or_default())})
@@ -53,7 +53,7 @@ fn read(message: &Value) -> CloudEvent {
     }
     let headers = message["headers"].as_object().unwrap();
     let headers = headers.iter().map(|(name, value)| (name, value.as_str().unwrap()));
-    http::from_message(headers, &body(message), Accept::Conformant).unwrap()
+    http::from_message(headers, &body(message), AcceptedFormats::Conformant).unwrap()
 }
 
 /// What the SDK understood is what we meant. In binary mode every value is a string to it.
@@ -124,7 +124,7 @@ fn a_batch_is_understood_both_ways() {
         |entry: &Value| json!({"form": "json", "headers": {}, "body": STANDARD.encode(entry.to_string())});
     let answer = ask(&batch.iter().map(entry).collect::<Vec<_>>());
     let back = STANDARD.decode(answer["batch"].as_str().unwrap()).unwrap();
-    let back = from_json_batch(&back, Accept::Conformant).unwrap();
+    let back = from_json_batch(&back, AcceptedFormats::Conformant).unwrap();
     assert_eq!(back.len(), events.len());
     for (back, event) in back.into_iter().zip(events) {
         assert_eq!(comparable(back), comparable(event));

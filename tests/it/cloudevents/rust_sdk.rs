@@ -1,7 +1,7 @@
 //! Events exchanged with the official Rust SDK.
 
 use a3s_event::CloudEvent;
-use a3s_event::cloudevents::{Accept, Message, from_json_batch, http as ours, to_json_batch};
+use a3s_event::cloudevents::{AcceptedFormats, BoundMessage, from_json_batch, http as ours, to_json_batch};
 use cloudevents::binding::http::{Builder, Serializer, to_event};
 use cloudevents::event::ExtensionValue;
 use cloudevents::message::{BinaryDeserializer, StructuredDeserializer};
@@ -60,7 +60,7 @@ fn chrono_like(time: &str) -> i64 {
     event.time().unwrap().timestamp_millis()
 }
 
-fn header_map(message: &Message) -> HeaderMap {
+fn header_map(message: &BoundMessage) -> HeaderMap {
     let header = |(name, value): &(String, String)| {
         (HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap())
     };
@@ -87,7 +87,7 @@ impl Builder<Request<Option<Vec<u8>>>> for Sent {
     }
 }
 
-fn read_request(request: Request<Option<Vec<u8>>>, accept: Accept) -> CloudEvent {
+fn read_request(request: Request<Option<Vec<u8>>>, accept: AcceptedFormats) -> CloudEvent {
     let body = request.body().clone().unwrap_or_default();
     ours::from_message(request.headers().iter().map(|(name, value)| (name.as_str(), value)), &body, accept)
         .unwrap()
@@ -95,7 +95,8 @@ fn read_request(request: Request<Option<Vec<u8>>>, accept: Accept) -> CloudEvent
 
 fn percent_decoded(text: &str) -> String {
     let headers = [("ce-specversion", "1.0"), ("ce-source", "/s"), ("ce-type", "t"), ("ce-id", text)];
-    ours::from_message(headers, b"", Accept::Conformant).map_or_else(|_| text.to_owned(), |event| event.id)
+    ours::from_message(headers, b"", AcceptedFormats::Conformant)
+        .map_or_else(|_| text.to_owned(), |event| event.id)
 }
 
 #[test]
@@ -113,7 +114,7 @@ fn a_batch_is_understood_both_ways() {
     let events = cloud_events();
     let sdk: Vec<Sdk> = serde_json::from_slice(&to_json_batch(&events).unwrap()).unwrap();
     assert_eq!(sdk.len(), events.len());
-    let back = from_json_batch(&serde_json::to_vec(&sdk).unwrap(), Accept::Conformant).unwrap();
+    let back = from_json_batch(&serde_json::to_vec(&sdk).unwrap(), AcceptedFormats::Conformant).unwrap();
     for ((sdk, back), event) in sdk.iter().zip(back).zip(events) {
         assert_understood(sdk, &event, str::to_owned);
         assert_eq!(comparable(back), comparable(event));
@@ -128,7 +129,7 @@ fn structured_http_is_understood_both_ways() {
         assert_understood(&sdk, &event, str::to_owned);
         let serializer = Serializer::new(Sent::default());
         let request = StructuredDeserializer::deserialize_structured(sdk, serializer).unwrap();
-        assert_eq!(comparable(read_request(request, Accept::Conformant)), comparable(event));
+        assert_eq!(comparable(read_request(request, AcceptedFormats::Conformant)), comparable(event));
     }
 }
 
@@ -140,7 +141,7 @@ fn binary_http_is_understood_both_ways() {
         let sdk = to_event(&header_map(&message), message.body.unwrap()).unwrap();
         assert_understood(&sdk, &event, percent_decoded);
         let request = BinaryDeserializer::deserialize_binary(sdk, Request::builder()).unwrap();
-        assert_eq!(comparable(read_request(request, Accept::Conformant)), comparable(event));
+        assert_eq!(comparable(read_request(request, AcceptedFormats::Conformant)), comparable(event));
     }
 }
 
@@ -160,9 +161,9 @@ fn what_the_sdk_makes_itself_is_understood() {
     let json = serde_json::to_vec(&sdk).unwrap();
     // An Integer of CloudEvents has 32 bits.
     assert!(CloudEvent::from_json(&json).is_err());
-    let from_json = CloudEvent::from_json_accepting(&json, Accept::KnownDivergences).unwrap();
+    let from_json = CloudEvent::from_json_accepting(&json, AcceptedFormats::KnownDivergences).unwrap();
     let request = BinaryDeserializer::deserialize_binary(sdk, Request::builder()).unwrap();
-    let from_http = read_request(request, Accept::KnownDivergences);
+    let from_http = read_request(request, AcceptedFormats::KnownDivergences);
     for event in [from_json, from_http] {
         assert_eq!((event.id.as_str(), event.subject.as_deref()), ("100% sure", Some("two words")));
         assert_eq!(event.extensions["large"], "5000000000");

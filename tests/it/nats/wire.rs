@@ -1,6 +1,6 @@
 //! CloudEvents on the wire: written on request, read always.
 
-use a3s_event::cloudevents::{Accept, nats};
+use a3s_event::cloudevents::{AcceptedFormats, nats};
 use a3s_event::provider::nats::Wire;
 use a3s_event::{CloudEvent, Delivery};
 
@@ -53,7 +53,7 @@ async fn what_is_written_is_a_cloud_event_for_everybody() {
     let raw = stream.get_raw_message(1).await.unwrap();
     assert_eq!(raw.headers.get("content-type").unwrap().as_str(), "application/cloudevents+json");
     let none: [(&str, &str); 0] = [];
-    let read = nats::from_message(none, &raw.payload, Accept::Conformant).unwrap();
+    let read = nats::from_message(none, &raw.payload, AcceptedFormats::Conformant).unwrap();
     assert_eq!(read, CloudEvent::from(event));
 }
 
