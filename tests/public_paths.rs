@@ -26,11 +26,11 @@ use a3s_event::source::webhook::{
     WebhookReceiverBuilder,
 };
 use a3s_event::source::{
-    CronSource, Crossing, EventSource, MetricsSource, RunningSource, Side, SourceRunner, SourceState,
-    SourceStatus, ThresholdSource, WebhookSource,
+    CronSource, Direction, EventSource, MetricsSource, RunningSource, SourceRunner, SourceState,
+    SourceStatus, ThresholdAlert, ThresholdSource, WebhookSource,
 };
 #[cfg(feature = "cron")]
-use a3s_event::source::{MissedTicks, Schedule, Tick};
+use a3s_event::source::{MissedTickBehavior, Schedule, Tick};
 use a3s_event::state::{FileStateStore, InvalidSubscription, MemoryStateStore, StateStore};
 use a3s_event::store::EventBus;
 use a3s_event::subject::subject_matches;

@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::mpsc;
-use tokio::time::MissedTickBehavior;
 
 #[cfg(feature = "cron")]
-use super::scheduled::{MissedTicks, Scheduled, Tick};
+use super::scheduled::{MissedTickBehavior, Scheduled, Tick};
 use super::{EventSource, Stop};
 use crate::deadline::period;
 use crate::error::{EventError, Result};
@@ -71,7 +70,7 @@ impl CronSource {
     /// A source that sends what `factory` makes at each time of a schedule.
     ///
     /// It fires at most once per time, also when the clock is set back; what becomes of times that passed unseen says
-    /// [`missed_ticks`](CronSource::missed_ticks).
+    /// [`missed_tick_behavior`](CronSource::missed_tick_behavior).
     ///
     /// ```
     /// use a3s_event::source::Schedule;
@@ -100,7 +99,7 @@ impl CronSource {
     #[cfg(feature = "cron")]
     #[cfg_attr(docsrs, doc(cfg(feature = "cron")))]
     #[must_use]
-    pub fn missed_ticks(mut self, policy: MissedTicks) -> Self {
+    pub fn missed_tick_behavior(mut self, policy: MissedTickBehavior) -> Self {
         if let When::On(scheduled) = &mut self.when {
             scheduled.missed = policy;
         }
@@ -141,7 +140,7 @@ impl CronSource {
 /// Sends events until the receiver is gone.
 async fn every(interval: Duration, factory: &(dyn Fn() -> Event + Send + Sync), sender: mpsc::Sender<Event>) {
     let mut ticks = tokio::time::interval(period(interval));
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     // The first tick comes at once.
     ticks.tick().await;
     loop {

@@ -26,8 +26,8 @@ pub use runner::{RunningSource, SourceRunner, SourceState, SourceStatus};
 pub use schedule::Schedule;
 #[cfg(feature = "cron")]
 #[cfg_attr(docsrs, doc(cfg(feature = "cron")))]
-pub use scheduled::{MissedTicks, Tick};
-pub use threshold::{Crossing, Side, ThresholdSource};
+pub use scheduled::{MissedTickBehavior, Tick};
+pub use threshold::{Direction, ThresholdAlert, ThresholdSource};
 
 use crate::error::Result;
 use crate::types::Event;

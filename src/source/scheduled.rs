@@ -30,7 +30,7 @@ pub struct Tick {
 /// slept, or the clock was set forward.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum MissedTicks {
+pub enum MissedTickBehavior {
     /// One event for all of them, for the latest. The default.
     #[default]
     Coalesce,
@@ -42,7 +42,7 @@ pub enum MissedTicks {
 
 pub(super) struct Scheduled {
     pub(super) schedule: Schedule,
-    pub(super) missed: MissedTicks,
+    pub(super) missed: MissedTickBehavior,
     pub(super) resume_after: Option<u64>,
     factory: Box<dyn Fn(Tick) -> Event + Send + Sync>,
     clock: Box<dyn Fn() -> u64 + Send + Sync>,
@@ -50,7 +50,7 @@ pub(super) struct Scheduled {
 
 impl Scheduled {
     pub(super) fn new(schedule: Schedule, factory: Box<dyn Fn(Tick) -> Event + Send + Sync>) -> Self {
-        let missed = MissedTicks::default();
+        let missed = MissedTickBehavior::default();
         Self { schedule, missed, resume_after: None, factory, clock: Box::new(unix_millis) }
     }
 
@@ -110,13 +110,13 @@ impl Scheduled {
     fn wanted(&self, mut ticks: Vec<Tick>) -> Vec<Tick> {
         let now = (self.clock)();
         match self.missed {
-            MissedTicks::Coalesce => ticks.split_off(ticks.len().saturating_sub(1)),
-            MissedTicks::Skip => {
+            MissedTickBehavior::Coalesce => ticks.split_off(ticks.len().saturating_sub(1)),
+            MissedTickBehavior::Skip => {
                 let mut last = ticks.split_off(ticks.len().saturating_sub(1));
                 last.retain(|tick| now.saturating_sub(tick.scheduled_ms) <= LATE_MS);
                 last
             }
-            MissedTicks::Each(most) => {
+            MissedTickBehavior::Each(most) => {
                 let first = ticks.len().saturating_sub(most.clamp(1, MOST_MISSED));
                 let mut wanted = ticks.split_off(first);
                 // What has an event of its own was not missed.
@@ -148,7 +148,7 @@ mod tests {
         source: Arc<CronSource>,
     }
 
-    fn start(policy: MissedTicks, capacity: usize) -> Bench {
+    fn start(policy: MissedTickBehavior, capacity: usize) -> Bench {
         let begin = Instant::now();
         let set_by = Arc::new(AtomicI64::new(0));
         let set = Arc::clone(&set_by);
@@ -185,7 +185,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn each_time_comes_once_and_on_time() {
         let begin = Instant::now();
-        let mut bench = start(MissedTicks::Coalesce, 1);
+        let mut bench = start(MissedTickBehavior::Coalesce, 1);
         for minute in 1..=3 {
             assert_eq!(bench.next().await, (minute, 0));
             assert_eq!(begin.elapsed().as_secs(), minute * 60);
@@ -196,7 +196,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_clock_set_back_repeats_no_time() {
-        let mut bench = start(MissedTicks::Coalesce, 1);
+        let mut bench = start(MissedTickBehavior::Coalesce, 1);
         assert_eq!(bench.next().await, (1, 0));
         bench.set_clock(-60);
         let begin = Instant::now();
@@ -206,18 +206,18 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn times_that_a_clock_set_forward_passed_follow_the_policy() {
-        let mut bench = start(MissedTicks::Coalesce, 1);
+        let mut bench = start(MissedTickBehavior::Coalesce, 1);
         assert_eq!(bench.next().await, (1, 0));
         bench.set_clock(10);
         assert_eq!(bench.next().await, (11, 9), "one for all of them");
         assert_eq!(bench.next().await, (12, 0));
 
-        let mut bench = start(MissedTicks::Skip, 1);
+        let mut bench = start(MissedTickBehavior::Skip, 1);
         assert_eq!(bench.next().await, (1, 0));
         bench.set_clock(10);
         assert_eq!(bench.next().await, (12, 0), "none for them");
 
-        let mut bench = start(MissedTicks::Each(3), 1);
+        let mut bench = start(MissedTickBehavior::Each(3), 1);
         assert_eq!(bench.next().await, (1, 0));
         bench.set_clock(10);
         for expected in [(9, 7), (10, 0), (11, 0), (12, 0)] {
@@ -229,7 +229,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_slow_receiver_misses_times_and_not_the_latest() {
-        let mut bench = start(MissedTicks::Coalesce, 1);
+        let mut bench = start(MissedTickBehavior::Coalesce, 1);
         tokio::time::sleep(Duration::from_millis(10 * MINUTE + 1)).await;
         assert_eq!(bench.next().await, (1, 0), "it had a place");
         assert_eq!(bench.next().await, (10, 8));

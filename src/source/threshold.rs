@@ -19,36 +19,36 @@ const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
 /// Type of the events that a threshold source makes.
 const EVENT_TYPE: &str = "a3s.metrics.threshold";
 
-/// On which side of the threshold the value matters.
+/// The direction in which a value passes the threshold that raises an alert.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Side {
-    /// The threshold and above. The default.
+pub enum Direction {
+    /// Up: the threshold and above raise it. The default.
     #[default]
     Above,
-    /// The threshold and below.
+    /// Down: the threshold and below raise it.
     Below,
 }
 
-/// A value that passed the threshold.
+/// An alert that is raised or cleared: a value that passed the threshold.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
-pub struct Crossing {
+pub struct ThresholdAlert {
     /// What is measured.
     pub metric: String,
     /// The value that was read: the difference per second for a [rate](ThresholdSource::per_second).
     pub value: f64,
     /// The threshold.
     pub threshold: f64,
-    /// Whether the value came to the side that matters, or left it.
+    /// Whether the alert is raised, or cleared.
     pub raised: bool,
 }
 
 type Read = Box<dyn Fn() -> f64 + Send + Sync>;
-type Make = Box<dyn Fn(&Crossing) -> Event + Send + Sync>;
+type Make = Box<dyn Fn(&ThresholdAlert) -> Event + Send + Sync>;
 
-/// Reads a value at an interval and makes an event when it comes to the side of the threshold that matters, and another when
-/// it has left it.
+/// Reads a value at an interval and makes an event when it passes the threshold in the [`Direction`] that matters, and another
+/// when it is clear of it again.
 ///
 /// Between both lies a margin, so that a value that swings around the threshold makes no stream of events: it has left
 /// only beyond [`clear_at`](ThresholdSource::clear_at), and it may have to stay for
@@ -79,7 +79,7 @@ pub struct ThresholdSource {
     metric: String,
     threshold: f64,
     clear_at: f64,
-    side: Side,
+    direction: Direction,
     readings: u32,
     per_second: bool,
     interval: Duration,
@@ -103,25 +103,25 @@ impl ThresholdSource {
             metric: metric.into(),
             threshold,
             clear_at: threshold,
-            side: Side::default(),
+            direction: Direction::default(),
             readings: 1,
             per_second: false,
             interval: DEFAULT_INTERVAL,
             read: Box::new(read),
-            make: Box::new(move |crossing| threshold_event(crossing, &source)),
+            make: Box::new(move |alert| threshold_event(alert, &source)),
             stop: Stop::new(),
         }
     }
 
-    /// The side of the threshold that matters. Default [`Side::Above`].
+    /// The direction that raises the alert. Default [`Direction::Above`].
     #[must_use]
-    pub fn side(mut self, side: Side) -> Self {
-        self.side = side;
+    pub fn direction(mut self, direction: Direction) -> Self {
+        self.direction = direction;
         self
     }
 
-    /// The value has left the side that matters only when it is beyond this one: less for [`Side::Above`], more for
-    /// [`Side::Below`]. Default is the threshold itself.
+    /// The alert is cleared only when the value is beyond this one: less for [`Direction::Above`], more for
+    /// [`Direction::Below`]. Default is the threshold itself.
     #[must_use]
     pub fn clear_at(mut self, value: f64) -> Self {
         self.clear_at = value;
@@ -154,16 +154,16 @@ impl ThresholdSource {
     #[must_use]
     pub fn events<F>(mut self, make: F) -> Self
     where
-        F: Fn(&Crossing) -> Event + Send + Sync + 'static,
+        F: Fn(&ThresholdAlert) -> Event + Send + Sync + 'static,
     {
         self.make = Box::new(make);
         self
     }
 
     fn check(&self) -> Result<()> {
-        let margin_fits = match self.side {
-            Side::Above => self.clear_at <= self.threshold,
-            Side::Below => self.clear_at >= self.threshold,
+        let margin_fits = match self.direction {
+            Direction::Above => self.clear_at <= self.threshold,
+            Direction::Below => self.clear_at >= self.threshold,
         };
         let rule = if !self.threshold.is_finite() || !self.clear_at.is_finite() {
             "threshold and clear_at must be numbers"
@@ -187,9 +187,9 @@ impl ThresholdSource {
             tokio::select! {
                 () = sender.closed() => return,
                 now = ticks.tick() => {
-                    let Some(crossing) = state.take((self.read)(), now) else { continue };
+                    let Some(alert) = state.take((self.read)(), now) else { continue };
                     // Read again only when this one has a place: none is lost.
-                    if sender.send((self.make)(&crossing)).await.is_err() {
+                    if sender.send((self.make)(&alert)).await.is_err() {
                         return;
                     }
                 }
@@ -212,17 +212,17 @@ impl<'a> State<'a> {
         Self { source, raised: false, against: 0, before: None }
     }
 
-    fn take(&mut self, read: f64, now: Instant) -> Option<Crossing> {
+    fn take(&mut self, read: f64, now: Instant) -> Option<ThresholdAlert> {
         if !read.is_finite() {
             return None;
         }
         let value = if self.source.per_second { self.rate(read, now)? } else { read };
         let (threshold, clear_at) = (self.source.threshold, self.source.clear_at);
-        let turns = match (self.source.side, self.raised) {
-            (Side::Above, false) => value >= threshold,
-            (Side::Above, true) => value < clear_at,
-            (Side::Below, false) => value <= threshold,
-            (Side::Below, true) => value > clear_at,
+        let turns = match (self.source.direction, self.raised) {
+            (Direction::Above, false) => value >= threshold,
+            (Direction::Above, true) => value < clear_at,
+            (Direction::Below, false) => value <= threshold,
+            (Direction::Below, true) => value > clear_at,
         };
         self.against = if turns { self.against.saturating_add(1) } else { 0 };
         if self.against < self.source.readings {
@@ -230,7 +230,7 @@ impl<'a> State<'a> {
         }
         self.raised = !self.raised;
         self.against = 0;
-        Some(Crossing { metric: self.source.metric.clone(), value, threshold, raised: self.raised })
+        Some(ThresholdAlert { metric: self.source.metric.clone(), value, threshold, raised: self.raised })
     }
 
     fn rate(&mut self, read: f64, now: Instant) -> Option<f64> {
@@ -240,8 +240,8 @@ impl<'a> State<'a> {
     }
 }
 
-fn threshold_event(crossing: &Crossing, source: &str) -> Event {
-    let Crossing { metric, value, threshold, raised } = crossing;
+fn threshold_event(alert: &ThresholdAlert, source: &str) -> Event {
+    let ThresholdAlert { metric, value, threshold, raised } = alert;
     let verb = if *raised { "passed" } else { "left" };
     let summary = format!("{metric} {verb} {threshold}: {value}");
     let payload = json!({ "metric": metric, "value": value, "threshold": threshold, "raised": raised });
@@ -286,7 +286,7 @@ impl fmt::Debug for ThresholdSource {
             .field("metric", &self.metric)
             .field("threshold", &self.threshold)
             .field("clear_at", &self.clear_at)
-            .field("side", &self.side)
+            .field("direction", &self.direction)
             .finish_non_exhaustive()
     }
 }
@@ -310,7 +310,7 @@ mod tests {
             let now = begin + Duration::from_secs(2) * index;
             (index as usize, state.take(*value, now))
         });
-        read.filter_map(|(index, crossing)| Some((index, crossing?.raised))).collect()
+        read.filter_map(|(index, alert)| Some((index, alert?.raised))).collect()
     }
 
     #[tokio::test(start_paused = true)]
@@ -326,7 +326,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_other_side_can_matter() {
-        let source = source().side(Side::Below).clear_at(12.0);
+        let source = source().direction(Direction::Below).clear_at(12.0);
         assert_eq!(crossings(&source, &[15.0, 10.0, 12.0, 12.1, 9.0]), [(1, true), (3, false), (4, true)]);
     }
 
@@ -372,7 +372,7 @@ mod tests {
     async fn settings_that_make_no_sense_are_refused() {
         for wrong in [
             source().clear_at(11.0),
-            source().side(Side::Below).clear_at(9.0),
+            source().direction(Direction::Below).clear_at(9.0),
             source().clear_at(f64::NAN),
             source().readings(0),
             source().interval(Duration::ZERO),
