@@ -26,8 +26,8 @@ use a3s_event::source::webhook::{
     WebhookReceiverBuilder,
 };
 use a3s_event::source::{
-    CronSource, Direction, EventSource, MetricsSource, RunningSource, SourceRunner, SourceState,
-    SourceStatus, ThresholdAlert, ThresholdSource, WebhookSource,
+    CronSource, Direction, EventSource, MetricsSource, SourceHandle, SourceRunner, SourceState, SourceStatus,
+    ThresholdAlert, ThresholdSource, WebhookSource,
 };
 #[cfg(feature = "cron")]
 use a3s_event::source::{MissedTickBehavior, Schedule, Tick};

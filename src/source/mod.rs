@@ -20,7 +20,7 @@ use async_trait::async_trait;
 use tokio::sync::{mpsc, watch};
 
 pub use cron::CronSource;
-pub use runner::{RunningSource, SourceRunner, SourceState, SourceStatus};
+pub use runner::{SourceHandle, SourceRunner, SourceState, SourceStatus};
 #[cfg(feature = "cron")]
 #[cfg_attr(docsrs, doc(cfg(feature = "cron")))]
 pub use schedule::Schedule;

@@ -29,7 +29,7 @@ const DEFAULT_BUFFER: usize = 64;
 /// What the source produces is published in order, each event until it is stored: a failure that a retry can help is tried
 /// again, with growing delays, and holds the source back. With a provider that deduplicates, the event's id is its `msg_id`,
 /// so that a retry stores it once. An event that can never be stored is logged, counted and left out. When the bus is closed,
-/// what is left is handed back by [`stop`](RunningSource::stop). A source that fails or panics is started again, with growing
+/// what is left is handed back by [`shutdown`](SourceHandle::shutdown). A source that fails or panics is started again, with growing
 /// delays, too.
 ///
 /// ```
@@ -47,7 +47,7 @@ const DEFAULT_BUFFER: usize = 64;
 /// let running = SourceRunner::new(Arc::new(heartbeat)).start(Arc::clone(&bus));
 /// # while bus.info().await?.messages == 0 { tokio::time::sleep(Duration::from_millis(1)).await; }
 ///
-/// let not_published = running.stop(Duration::from_secs(5)).await?;
+/// let not_published = running.shutdown(Duration::from_secs(5)).await?;
 /// assert!(not_published.is_empty());
 /// # Ok(())
 /// # }
@@ -82,12 +82,12 @@ impl SourceRunner {
         self
     }
 
-    /// Starts the source. Dropping what is returned ends it at once; [`stop`](RunningSource::stop) ends it in good order.
+    /// Starts the source. Dropping what is returned ends it at once; [`shutdown`](SourceHandle::shutdown) ends it in good order.
     ///
     /// # Panics
     ///
     /// Outside a tokio runtime.
-    pub fn start(self, bus: Arc<EventBus>) -> RunningSource {
+    pub fn start(self, bus: Arc<EventBus>) -> SourceHandle {
         let (sender, events) = mpsc::channel(self.buffer);
         let source = Arc::clone(&self.source);
         let shared = Arc::new(Shared::default());
@@ -95,7 +95,7 @@ impl SourceRunner {
         let producing = tokio::spawn(produce(Arc::clone(&source), sender, backoff, Arc::clone(&shared)));
         let (give_up, given_up) = watch::channel(false);
         let publishing = tokio::spawn(publish(bus, events, self.backoff, Arc::clone(&shared), given_up));
-        RunningSource { source, shared, producing, publishing: Some(publishing), give_up }
+        SourceHandle { source, shared, producing, publishing: Some(publishing), give_up }
     }
 }
 
@@ -157,7 +157,7 @@ impl Shared {
 
 /// A source that runs. Dropping it ends the source at once, with what it holds.
 #[must_use = "dropping it ends the source"]
-pub struct RunningSource {
+pub struct SourceHandle {
     source: Arc<dyn EventSource>,
     shared: Arc<Shared>,
     producing: JoinHandle<()>,
@@ -165,7 +165,7 @@ pub struct RunningSource {
     give_up: watch::Sender<bool>,
 }
 
-impl RunningSource {
+impl SourceHandle {
     /// How it is doing.
     pub fn status(&self) -> SourceStatus {
         let (state, last_error) = self.shared.state.lock().ignore_poison().clone();
@@ -180,14 +180,14 @@ impl RunningSource {
         }
     }
 
-    /// Stops the source and publishes what it has produced. What could not be published before the deadline is handed back,
-    /// in order; the first of it may have been stored.
+    /// Stops the source and publishes what it has produced. What could not be published within the timeout is handed back, in
+    /// order; the first of it may have been stored.
     ///
     /// # Errors
     ///
     /// [`EventError::Source`] when the source cannot be told to stop; it is ended all the same.
-    pub async fn stop(mut self, deadline: Duration) -> Result<Vec<Event>> {
-        let deadline = Instant::now().after(deadline);
+    pub async fn shutdown(mut self, timeout: Duration) -> Result<Vec<Event>> {
+        let deadline = Instant::now().after(timeout);
         let told = match tokio::time::timeout_at(deadline, self.source.stop()).await {
             Ok(told) => told,
             Err(_elapsed) => {
@@ -211,7 +211,7 @@ impl RunningSource {
     }
 }
 
-impl Drop for RunningSource {
+impl Drop for SourceHandle {
     fn drop(&mut self) {
         self.producing.abort();
         if let Some(publishing) = &self.publishing {
@@ -220,9 +220,9 @@ impl Drop for RunningSource {
     }
 }
 
-impl fmt::Debug for RunningSource {
+impl fmt::Debug for SourceHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RunningSource")
+        f.debug_struct("SourceHandle")
             .field("source", &self.source.name())
             .field("status", &self.status())
             .finish_non_exhaustive()
@@ -450,7 +450,7 @@ mod tests {
         let status = running.status();
         assert_eq!((status.state, status.restarts), (SourceState::Running, 3));
         assert!(status.last_error.is_some_and(|error| error.contains("a bad day")));
-        assert!(running.stop(Duration::from_secs(1)).await.unwrap().is_empty());
+        assert!(running.shutdown(Duration::from_secs(1)).await.unwrap().is_empty());
         assert_eq!(stored(&bus).await, [0, 1, 2, 3]);
     }
 
@@ -460,7 +460,7 @@ mod tests {
         let running = SourceRunner::new(Moody::new(&["ends"])).start(Arc::clone(&bus));
         until(|| running.status().state == SourceState::Ended).await;
         assert_eq!(running.status().restarts, 0);
-        assert!(running.stop(Duration::from_secs(1)).await.unwrap().is_empty());
+        assert!(running.shutdown(Duration::from_secs(1)).await.unwrap().is_empty());
         assert_eq!(stored(&bus).await, [0]);
     }
 
@@ -480,7 +480,7 @@ mod tests {
         fails.store(false, Ordering::SeqCst);
         until(|| running.status().published >= 10).await;
         assert!(running.status().retries >= 3);
-        assert!(running.stop(Duration::from_secs(1)).await.unwrap().is_empty());
+        assert!(running.shutdown(Duration::from_secs(1)).await.unwrap().is_empty());
         let stored = stored(&bus).await;
         assert_eq!(stored, (0..stored.len() as u64).collect::<Vec<_>>());
     }
@@ -492,7 +492,7 @@ mod tests {
         let running = SourceRunner::new(ticker()).start(Arc::clone(&bus));
         tokio::time::sleep(Duration::from_millis(5_500)).await;
         let begin = Instant::now();
-        let left = running.stop(Duration::from_secs(3)).await.unwrap();
+        let left = running.shutdown(Duration::from_secs(3)).await.unwrap();
         assert_eq!(begin.elapsed(), Duration::from_secs(3));
         let left: Vec<_> = left.iter().map(|event| event.payload.as_u64().unwrap()).collect();
         assert_eq!(left, [0, 1, 2, 3, 4]);
@@ -505,7 +505,7 @@ mod tests {
         until(|| running.status().published == 2).await;
         bus.close().await.unwrap();
         until(|| running.status().state == SourceState::Ended).await;
-        let left = running.stop(Duration::from_secs(1)).await.unwrap();
+        let left = running.shutdown(Duration::from_secs(1)).await.unwrap();
         assert_eq!(left.iter().map(|event| event.payload.as_u64().unwrap()).collect::<Vec<_>>(), [2]);
     }
 

@@ -185,7 +185,7 @@ async fn a_source_may_wait_for_any_time() {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 assert_eq!(running.status().restarts, 0, "{:?}", running.status());
                 assert_eq!(running.status().last_error, None);
-                let stopped = running.stop(deadline).await;
+                let stopped = running.shutdown(deadline).await;
                 assert!(stopped.is_ok() || deadline < Duration::MAX, "{stopped:?}");
             }
         }
