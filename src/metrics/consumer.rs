@@ -30,7 +30,7 @@ pub struct ConsumerMetrics {
     dead_lettered: Counter,
     given_up: Counter,
     receive_errors: Counter,
-    overtaken: Counter,
+    lagged_events: Counter,
     in_flight: Gauge,
     processing: Gauge,
     lag: Gauge,
@@ -60,7 +60,7 @@ impl ConsumerMetrics {
             dead_lettered: counter("a3s_event.consumer.dead_lettered"),
             given_up: counter("a3s_event.consumer.given_up"),
             receive_errors: counter("a3s_event.consumer.receive_errors"),
-            overtaken: counter("a3s_event.consumer.overtaken"),
+            lagged_events: counter("a3s_event.consumer.lagged_events"),
             in_flight: Gauge::new("a3s_event.consumer.in_flight", labels),
             processing: Gauge::new("a3s_event.consumer.processing", labels),
             lag: Gauge::new("a3s_event.consumer.lag", labels),
@@ -127,10 +127,10 @@ impl ConsumerMetrics {
         }
     }
 
-    fn record_receive_error(&self, overtaken: u64) {
+    fn record_receive_error(&self, lagged_events: u64) {
         self.receive_errors.one();
-        if overtaken > 0 {
-            self.overtaken.add(overtaken);
+        if lagged_events > 0 {
+            self.lagged_events.add(lagged_events);
         }
     }
 
@@ -149,7 +149,7 @@ impl ConsumerMetrics {
             dead_lettered: self.dead_lettered.get(),
             given_up: self.given_up.get(),
             receive_errors: self.receive_errors.get(),
-            overtaken: self.overtaken.get(),
+            lagged_events: self.lagged_events.get(),
             in_flight: self.in_flight.get(),
             processing: self.processing.get(),
             lag: self.lag.get(),
@@ -230,7 +230,7 @@ pub struct ConsumerMetricsSnapshot {
     /// Calls for the next event that failed.
     pub receive_errors: u64,
     /// Events that retention dropped before they were delivered.
-    pub overtaken: u64,
+    pub lagged_events: u64,
     /// Deliveries that the program holds and has not settled now.
     pub in_flight: u64,
     /// Events that a handler works on now.

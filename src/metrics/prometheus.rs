@@ -67,7 +67,9 @@ fn write_consumers(text: &mut String, snapshot: &BusMetricsSnapshot) -> fmt::Res
         ("dead_lettered_total", "counter", "Events written to the dead letters.", |c| c.dead_lettered),
         ("given_up_total", "counter", "Events given up, with or without a dead letter.", |c| c.given_up),
         ("receive_errors_total", "counter", "Calls for the next event that failed.", |c| c.receive_errors),
-        ("overtaken_total", "counter", "Events dropped by retention before delivery.", |c| c.overtaken),
+        ("lagged_events_total", "counter", "Events dropped by retention before delivery.", |c| {
+            c.lagged_events
+        }),
         ("in_flight", "gauge", "Deliveries not settled yet.", |c| c.in_flight),
         ("processing", "gauge", "Events that handlers work on.", |c| c.processing),
         ("lag", "gauge", "Events waiting when the lag was last asked for.", |c| c.lag),

@@ -118,7 +118,7 @@ async fn events_that_retention_took_are_counted() {
     }
     assert!(subscription.next_delivery().await.is_err());
     let counts = counts(&bus);
-    assert_eq!((counts.overtaken, counts.receive_errors), (8, 1));
+    assert_eq!((counts.lagged_events, counts.receive_errors), (8, 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -161,7 +161,7 @@ async fn a_snapshot_has_its_promised_json() {
             "consumers": [{
                 "group": "worker", "filter": "events.>", "delivered": 0, "redelivered": 0, "acked": 0, "nacked": 0,
                 "terminated": 0, "released": 0, "settleErrors": 0, "deadLettered": 0, "givenUp": 0,
-                "receiveErrors": 0, "overtaken": 0, "inFlight": 0, "processing": 0, "lag": 0, "processLatency": latency
+                "receiveErrors": 0, "laggedEvents": 0, "inFlight": 0, "processing": 0, "lag": 0, "processLatency": latency
             }],
             "connected": null,
             "observedAt": null
