@@ -40,7 +40,7 @@ pub enum EventError {
     #[error("Serialization error: {0}")]
     Serialization(#[from] serde_json::Error),
     /// What was asked for does not exist.
-    #[error("Event not found: {0}")]
+    #[error("Not found: {0}")]
     NotFound(String),
     /// A setting is wrong.
     #[error("Configuration error: {0}")]
@@ -463,7 +463,7 @@ mod tests {
                 "Failed to subscribe to subject 's': r".to_owned(),
             ),
             (EventError::Serialization(json_error), format!("Serialization error: {json_text}")),
-            (EventError::NotFound("x".into()), "Event not found: x".to_owned()),
+            (EventError::NotFound("x".into()), "Not found: x".to_owned()),
             (EventError::Config("x".into()), "Configuration error: x".to_owned()),
             (EventError::Stream("x".into()), "Stream error: x".to_owned()),
             (EventError::Consumer("x".into()), "Consumer error: x".to_owned()),
