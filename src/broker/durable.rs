@@ -186,13 +186,13 @@ impl Manager {
         loop {
             tokio::select! {
                 biased;
-                () = told(&mut stopping) => break,
+                () = wait_for_stop(&mut stopping) => break,
                 changed = changes.changed() => if changed.is_err() { break },
             }
             let version = *changes.borrow_and_update();
             for change in self.reconcile() {
                 tokio::select! {
-                    () = told(&mut stopping) => break,
+                    () = wait_for_stop(&mut stopping) => break,
                     outcome = change => if let Ok(Err(error)) = outcome {
                         tracing::error!(%error, "consumer of a durable trigger not opened; trying again");
                     },
@@ -260,7 +260,7 @@ impl Server {
                     report(&mut first, Ok(()));
                     tokio::select! {
                         biased;
-                        () = told(&mut self.stopping) => {
+                        () = wait_for_stop(&mut self.stopping) => {
                             let mut ending = pin!(consumer.shutdown());
                             // It fetches no more from here on; what runs is not waited for.
                             let at_once = poll_once(&mut ending).await;
@@ -296,7 +296,7 @@ impl Server {
                 }
             }
             tokio::select! {
-                () = told(&mut self.stopping) => return,
+                () = wait_for_stop(&mut self.stopping) => return,
                 () = tokio::time::sleep(REOPEN.delay(attempt)) => {}
             }
         }
@@ -335,7 +335,7 @@ impl Server {
 }
 
 /// Waits until it is told to stop, or nobody is left to tell it.
-async fn told(stop: &mut watch::Receiver<bool>) {
+async fn wait_for_stop(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 

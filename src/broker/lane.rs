@@ -197,22 +197,27 @@ impl Lane {
     }
 
     /// Begins a delivery. What the sink did not settle at once is left to a task.
-    pub(super) async fn begin(self: &Arc<Self>, place: Place, event: Arc<Event>, kept: Kept) -> Begun {
-        let delivery = Delivery { lane: Arc::clone(self), key: self.next_key(), event, kept };
+    pub(super) async fn start(
+        self: &Arc<Self>,
+        place: Place,
+        event: Arc<Event>,
+        snapshot: Snapshot,
+    ) -> Started {
+        let delivery = Delivery { lane: Arc::clone(self), key: self.next_key(), event, snapshot };
         let mut turn: Turn = match Arc::clone(&self.turns).try_acquire_owned() {
             Ok(turn) if self.is_quick.load(Ordering::Relaxed) => {
                 let mut work: Work = Box::pin(delivery.run(place, turn));
                 return match self.timed(&mut work).await {
-                    Some(delivered) => Begun::Over(delivered),
-                    None => Begun::Running(work),
+                    Some(delivered) => Started::Over(delivered),
+                    None => Started::Running(work),
                 };
             }
             Ok(turn) => Box::pin(std::future::ready(Some(turn))),
             Err(_none_free) => {
                 let Ok(seat) = Arc::clone(&self.waiting_room).try_acquire_owned() else {
-                    let (id, subject) = delivery.kept.name();
+                    let (id, subject) = delivery.snapshot.name();
                     self.count_dropped(id, subject, "the broker's queue is full");
-                    return Begun::Over(false);
+                    return Started::Over(false);
                 };
                 let turns = Arc::clone(&self.turns);
                 Box::pin(async move {
@@ -223,7 +228,7 @@ impl Lane {
         };
         // Its place among those that wait is taken now, so that they stay in order.
         let ready = poll_once(&mut turn).await;
-        Begun::Running(Box::pin(async move {
+        Started::Running(Box::pin(async move {
             let turn = match ready {
                 Some(turn) => turn,
                 None => turn.await,
@@ -254,10 +259,10 @@ impl Lane {
 
     /// What has to be kept of an event that may be given up: all of it only where its dead letter goes somewhere. Dead
     /// letters of encrypted events stay encrypted.
-    pub(super) fn keep(&self, stored: &Arc<Event>) -> Kept {
+    pub(super) fn snapshot(&self, stored: &Arc<Event>) -> Snapshot {
         match self.dead_letter {
-            Some(_) => Kept::Whole(Arc::clone(stored)),
-            None => Kept::Named { id: stored.id.clone(), subject: stored.subject.clone() },
+            Some(_) => Snapshot::Whole(Arc::clone(stored)),
+            None => Snapshot::Named { id: stored.id.clone(), subject: stored.subject.clone() },
         }
     }
 
@@ -303,15 +308,15 @@ impl Lane {
     }
 
     /// Gives up an event that is not delivered at all.
-    pub(super) async fn give_up_at_once(self: Arc<Self>, _place: Place, event: Kept, reason: &str) {
+    pub(super) async fn give_up_at_once(self: Arc<Self>, _place: Place, event: Snapshot, reason: &str) {
         let key = self.next_key();
         self.give_up(&event, reason, 0, key).await;
     }
 
-    async fn give_up(&self, event: &Kept, reason: &str, attempts: u64, key: DeliveryKey) {
+    async fn give_up(&self, event: &Snapshot, reason: &str, attempts: u64, key: DeliveryKey) {
         self.count_failed();
         let (id, subject) = event.name();
-        let (Some(sink), Kept::Whole(stored)) = (&self.dead_letter, event) else {
+        let (Some(sink), Snapshot::Whole(stored)) = (&self.dead_letter, event) else {
             self.log(id, subject, reason, attempts, "event was not delivered to a sink");
             return;
         };
@@ -353,7 +358,7 @@ type Work = Pin<Box<dyn Future<Output = bool> + Send>>;
 type Turn = Pin<Box<dyn Future<Output = Option<OwnedSemaphorePermit>> + Send>>;
 
 /// A delivery that was begun.
-pub(super) enum Begun {
+pub(super) enum Started {
     /// Whether the sink has taken the event.
     Over(bool),
     /// The rest of it, which says the same.
@@ -361,7 +366,7 @@ pub(super) enum Begun {
 }
 
 /// What is kept of an event while its delivery runs, as it is stored.
-pub(super) enum Kept {
+pub(super) enum Snapshot {
     Whole(Arc<Event>),
     /// Enough for the log.
     Named {
@@ -370,7 +375,7 @@ pub(super) enum Kept {
     },
 }
 
-impl Kept {
+impl Snapshot {
     fn name(&self) -> (&str, &str) {
         match self {
             Self::Whole(event) => (&event.id, &event.subject),
@@ -383,13 +388,13 @@ struct Delivery {
     lane: Arc<Lane>,
     key: DeliveryKey,
     event: Arc<Event>,
-    kept: Kept,
+    snapshot: Snapshot,
 }
 
 impl Delivery {
     /// Tries until the sink has taken the event or it is given up. Holds its place and its turn meanwhile.
     async fn run(self, _place: Place, _turn: OwnedSemaphorePermit) -> bool {
-        let Self { lane, key, event, kept } = self;
+        let Self { lane, key, event, snapshot } = self;
         let attempts = u64::from(lane.settings.retries.unwrap_or(0)) + 1;
         // The last attempt hands the event over, so that a sink that wants it for itself need not copy it.
         let mut event = Some(event);
@@ -404,7 +409,7 @@ impl Delivery {
                 Err(failure) => failure,
             };
             if attempt >= attempts || !failure.is_retryable() {
-                lane.give_up(&kept, &failure.to_string(), attempt, key).await;
+                lane.give_up(&snapshot, &failure.to_string(), attempt, key).await;
                 break;
             }
             lane.count_retried();

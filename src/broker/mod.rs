@@ -29,7 +29,7 @@ pub use trigger::{DeliverySettings, Trigger, TriggerSpec};
 
 use self::hops::{Hops, LEFT_OUT, passed};
 use self::index::Index;
-use self::lane::{Begun, Kept, Lane};
+use self::lane::{Lane, Snapshot, Started};
 use crate::error::{EventError, Result};
 use crate::poison::IgnorePoison;
 use crate::sink::{EventSink, PayloadForm};
@@ -230,19 +230,19 @@ impl Broker {
         if hops == Hops::AtLimit {
             let stored = Arc::new(stored.clone());
             for (place, lane) in placed {
-                let kept = lane.keep(&stored);
-                self.spawn(lane.give_up_at_once(place, kept, HOP_LIMIT_REASON));
+                let snapshot = lane.snapshot(&stored);
+                self.spawn(lane.give_up_at_once(place, snapshot, HOP_LIMIT_REASON));
             }
             return;
         }
         let mut outgoing = Outgoing { clear, stored, shared: None };
         let mut placed = placed.into_iter();
         while let Some((place, lane)) = placed.next() {
-            let (event, kept) = outgoing.for_lane(&lane, placed.len() == 0);
-            match lane.begin(place, event, kept).await {
-                Begun::Over(delivered) => round.delivered += usize::from(delivered),
-                Begun::Running(work) if lane.is_late() => self.spawn(async move { _ = work.await }),
-                Begun::Running(work) => {
+            let (event, snapshot) = outgoing.for_lane(&lane, placed.len() == 0);
+            match lane.start(place, event, snapshot).await {
+                Started::Over(delivered) => round.delivered += usize::from(delivered),
+                Started::Running(work) if lane.is_late() => self.spawn(async move { _ = work.await }),
+                Started::Running(work) => {
                     let ticket = round.ticket(lane);
                     self.spawn(async move {
                         let delivered = work.await;
@@ -336,7 +336,7 @@ struct Outgoing<'a> {
 
 impl Outgoing<'_> {
     /// The event in the form that the sink wants, and what is kept of it. The last one shares it with nobody.
-    fn for_lane(&mut self, lane: &Lane, is_last: bool) -> (Arc<Event>, Kept) {
+    fn for_lane(&mut self, lane: &Lane, is_last: bool) -> (Arc<Event>, Snapshot) {
         let shared = self.shared.take().unwrap_or_else(|| {
             let stored = Arc::new(passed(self.stored));
             let is_one = std::ptr::eq(self.clear, self.stored);
@@ -347,12 +347,12 @@ impl Outgoing<'_> {
             self.shared = Some(shared.clone());
         }
         let (clear, stored) = shared;
-        let kept = lane.keep(&stored);
+        let snapshot = lane.snapshot(&stored);
         let event = match lane.sink().payload() {
             PayloadForm::Clear => clear,
             PayloadForm::AsStored => stored,
         };
-        (event, kept)
+        (event, snapshot)
     }
 }
 

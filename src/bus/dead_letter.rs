@@ -154,7 +154,7 @@ impl DeadLetters {
     }
 
     /// Writes a record that is settled already, and tries again until it is taken. Always `true`.
-    pub(super) async fn insist(&self, delivery: &Delivery, letter: &DeadLetter) -> bool {
+    pub(super) async fn retry_until_stored(&self, delivery: &Delivery, letter: &DeadLetter) -> bool {
         loop {
             match self.letter_box.put(letter).await {
                 Ok(fate) => break self.count(fate),

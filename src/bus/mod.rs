@@ -314,7 +314,9 @@ impl EventBus {
     /// [`EventError::Timeout`].
     pub async fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetterEvent>> {
         let Some(handler) = &self.dlq_handler else {
-            return Err(EventError::NotFound("a dead-letter handler; EventBus::set_dlq_handler sets one".to_owned()));
+            return Err(EventError::NotFound(
+                "a dead-letter handler; EventBus::set_dlq_handler sets one".to_owned(),
+            ));
         };
         let mut letters = self.within_deadline("dead letters", handler.list(limit)).await?;
         for letter in &mut letters {

@@ -184,7 +184,7 @@ impl BusSubscription {
             let error = content.err().map(|poison| poison.error);
             let work = async move {
                 match is_settled {
-                    true => Ok(letters.insist(&stored, &letter).await),
+                    true => Ok(letters.retry_until_stored(&stored, &letter).await),
                     false => letters.take_out(&stored, &letter).await,
                 }
             };

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::health::Part;
 use super::queue::{Origin, Waiting};
-use super::{Command, KeyFn, Runtime, told};
+use super::{Command, KeyFn, Runtime, wait_for_stop};
 use crate::backoff::Backoff;
 use crate::bus::in_force::InForce;
 use crate::bus::open::Opener;
@@ -215,7 +215,7 @@ impl Fetcher {
 
     /// Waits longer each time something goes wrong, unless the consumer drains.
     pub(super) async fn pause(&mut self) {
-        let told = told(&mut self.command, Command::Drain);
-        let _ = tokio::time::timeout(FETCH_AGAIN.delay(self.trouble), told).await;
+        let stop = wait_for_stop(&mut self.command, Command::Drain);
+        let _ = tokio::time::timeout(FETCH_AGAIN.delay(self.trouble), stop).await;
     }
 }

@@ -84,7 +84,7 @@ enum Command {
 }
 
 /// Waits until a command is given that is at least as strong, or nobody is left to give one.
-async fn told(commands: &mut watch::Receiver<Command>, least: Command) {
+async fn wait_for_stop(commands: &mut watch::Receiver<Command>, least: Command) {
     let _ = commands.wait_for(|command| *command >= least).await;
 }
 

@@ -8,7 +8,7 @@ use tokio::task::{JoinError, JoinSet};
 
 use super::handle::{ConsumerState, GRACE};
 use super::worker::give_back;
-use super::{Command, Runtime, raise, told};
+use super::{Command, Runtime, raise, wait_for_stop};
 use crate::deadline::After;
 use crate::error::{EventError, Result};
 use crate::poison::IgnorePoison;
@@ -65,7 +65,7 @@ impl Supervisor {
     async fn until_drained(&mut self) -> Result<()> {
         let mut command = self.command.subscribe();
         tokio::select! {
-            () = told(&mut command, Command::Drain) => Ok(()),
+            () = wait_for_stop(&mut command, Command::Drain) => Ok(()),
             Some(ended) = self.fetchers.join_next() => ended.unwrap_or_else(|broken| Err(died(&broken))),
             Some(Err(broken)) = self.workers.join_next() => Err(died(&broken)),
         }
@@ -79,7 +79,7 @@ impl Supervisor {
         let closing = tokio::time::timeout_at(deadline, join_all(&mut self.fetchers));
         tokio::select! {
             _ = closing => {}
-            () = told(&mut command, Command::Abort) => {}
+            () = wait_for_stop(&mut command, Command::Abort) => {}
         }
         self.fetchers.abort_all();
         if self.runtime.releases_uncounted {
@@ -89,7 +89,7 @@ impl Supervisor {
         let working = tokio::time::timeout_at(deadline, join_all(&mut self.workers));
         tokio::select! {
             _ = working => {}
-            () = told(&mut command, Command::Abort) => {}
+            () = wait_for_stop(&mut command, Command::Abort) => {}
         }
         self.runtime.queue.stop();
         self.command.send_replace(Command::Abort);

@@ -11,7 +11,7 @@ use tracing::Instrument;
 use super::health::Part;
 use super::policy::{ErrorClass, HandlerResult};
 use super::queue::{Ended, Job, LeftOver};
-use super::{Command, Handler, Runtime, told};
+use super::{Command, Handler, Runtime, wait_for_stop};
 use crate::backoff::Backoff;
 use crate::bus::verdict::Verdict;
 use crate::deadline::After;
@@ -182,7 +182,7 @@ impl<H: Handler> Worker<H> {
             tokio::select! {
                 biased;
                 done = &mut call => return outcome(&self.runtime, done),
-                () = told(&mut self.command, Command::Abort) => return Outcome::Interrupted,
+                () = wait_for_stop(&mut self.command, Command::Abort) => return Outcome::Interrupted,
                 () = at(deadline) => {
                     let reason = format!("no result within {:?}", timeout.unwrap_or_default());
                     return Outcome::Failed(Failed { class: ErrorClass::Retry, reason, after: None });
@@ -255,7 +255,7 @@ impl<H: Handler> Worker<H> {
             let extend_at = job.leased_at.after(letters.extend_after());
             tokio::select! {
                 biased;
-                () = told(&mut self.command, until) => return false,
+                () = wait_for_stop(&mut self.command, until) => return false,
                 () = tokio::time::sleep_until(end) => return true,
                 () = letters.in_force.changed() => {}
                 () = tokio::time::sleep_until(extend_at) => extend(job).await,
