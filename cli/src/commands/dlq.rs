@@ -251,43 +251,8 @@ impl Row for LetterRow<'_> {
 #[serde(rename_all = "camelCase")]
 struct Replayed {
     dry_run: bool,
-    replayed: Vec<u64>,
-    refused: Vec<(u64, String)>,
-    events: Vec<Published>,
-}
-
-impl Replayed {
-    fn new(dry_run: bool, report: ReplayReport) -> Self {
-        let events = report.events.into_iter().map(Published::new).collect();
-        Self { dry_run, replayed: report.replayed, refused: report.refused, events }
-    }
-}
-
-/// An event that was replayed.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Published {
-    id: String,
-    subject: String,
-    letters: Vec<u64>,
-    /// How often it was replayed so far, this time included.
-    replays: u64,
-    /// Whether it was published now, or had been since its letters were written.
-    published: bool,
-    sequence: Option<u64>,
-}
-
-impl Published {
-    fn new(event: ReplayedEvent) -> Self {
-        Self {
-            id: event.id,
-            subject: event.subject,
-            letters: event.letters,
-            replays: event.replays,
-            published: event.published,
-            sequence: event.sequence,
-        }
-    }
+    #[serde(flatten)]
+    report: ReplayReport,
 }
 
 /// What became of an event, to people.
@@ -406,7 +371,7 @@ pub(crate) async fn run(app: &mut App, Args { dlq_url, command }: Args) -> Outco
             match (app.out.format, dry_run) {
                 (Format::Table, true) => show_plan(app, &letters, &report).await,
                 (Format::Table, false) => show_replayed(app, &letters, &report).await,
-                _ => app.out.one(&Replayed::new(dry_run, report)),
+                _ => app.out.one(&Replayed { dry_run, report }),
             }
         }
         Command::Discard { chosen, dry_run } => {

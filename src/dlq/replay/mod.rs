@@ -7,6 +7,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Serialize;
 use tokio::time::Interval;
 
 use self::same_event::{Letters, same_event};
@@ -48,7 +49,8 @@ enum Which {
 }
 
 /// What a replay did, or with [`dry_run`](Replay::dry_run) would do.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct ReplayReport {
     /// Numbers of the letters that are replayed now, in that order: those that were meant, and every other open one of the
@@ -61,7 +63,8 @@ pub struct ReplayReport {
 }
 
 /// An event of which letters were replayed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct ReplayedEvent {
     /// Its id.
