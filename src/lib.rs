@@ -36,6 +36,7 @@ pub mod cloudevents;
 pub mod crypto;
 mod deadline;
 pub mod dlq;
+pub mod duration;
 pub mod error;
 mod hash;
 #[cfg(feature = "cloudevents")]

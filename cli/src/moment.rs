@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use a3s_event::{Event, timestamp};
+use a3s_event::{Event, duration, timestamp};
 use serde_json::Value;
 
 /// Now, in Unix milliseconds, by the clock that stamps events.
@@ -20,7 +20,7 @@ pub(crate) fn parse(text: &str) -> Result<u64, String> {
     if let Ok(unix_ms) = text.parse() {
         return Ok(unix_ms);
     }
-    if let Ok(ago) = span(text) {
+    if let Some(ago) = duration::parse(text) {
         let ago = u64::try_from(ago.as_millis()).unwrap_or(u64::MAX);
         return Ok(now().saturating_sub(ago));
     }
@@ -30,21 +30,9 @@ pub(crate) fn parse(text: &str) -> Result<u64, String> {
     u64::try_from(unix_ms).map_err(|_| "lies before 1970".to_owned())
 }
 
-/// A span of time: a number and its unit.
-pub(crate) fn span(text: &str) -> Result<Duration, String> {
-    let wrong = || "is no span of time: write for instance 500ms, 90s, 15m, 6h or 7d".to_owned();
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at_checked(digits).ok_or_else(wrong)?;
-    let number: u64 = number.parse().map_err(|_| wrong())?;
-    let unit_ms = match unit {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        "d" => 86_400_000,
-        _ => return Err(wrong()),
-    };
-    number.checked_mul(unit_ms).map(Duration::from_millis).ok_or_else(wrong)
+/// A duration: a number and its unit.
+pub(crate) fn span(text: &str) -> Result<Duration, &'static str> {
+    duration::parse(text).ok_or(duration::RULE)
 }
 
 #[cfg(test)]
