@@ -89,7 +89,7 @@ fn each(count: usize, work: impl FnOnce()) -> f64 {
 
 fn open(runtime: &Runtime, path: &Path, synchronous: Synchronous) -> Arc<SqliteProvider> {
     let config = SqliteConfig::file(path.join("events.db")).synchronous(synchronous);
-    Arc::new(runtime.block_on(SqliteProvider::open(config)).unwrap())
+    Arc::new(runtime.block_on(SqliteProvider::connect(config)).unwrap())
 }
 
 async fn publish_batches(provider: &SqliteProvider, batches: usize, event: &Event) {

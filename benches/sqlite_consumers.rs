@@ -73,7 +73,7 @@ fn event(subject: &str) -> Event {
 
 async fn open(path: &Path, max_events: u64) -> SqliteProvider {
     let config = SqliteConfig::file(path.join("events.db")).synchronous(Synchronous::Normal);
-    SqliteProvider::open(config.max_events(max_events)).await.unwrap()
+    SqliteProvider::connect(config.max_events(max_events)).await.unwrap()
 }
 
 async fn fill(provider: &dyn EventProvider, events: usize, subject: impl Fn(usize) -> String) {
@@ -106,7 +106,7 @@ fn beside_a_listing(name: &str, runtime: &tokio::runtime::Runtime) {
         let folder = tempfile::tempdir().unwrap();
         // As it is set by default: each publish waits for the disk.
         let config = SqliteConfig::file(folder.path().join("events.db"));
-        let provider = Arc::new(SqliteProvider::open(config.max_events(0)).await.unwrap());
+        let provider = Arc::new(SqliteProvider::connect(config.max_events(0)).await.unwrap());
         fill(&*provider, 100_000, |number| format!("events.s.u{number}")).await;
         for number in 0..100 {
             drop(provider.subscribe_durable(&format!("c{number}"), "events.s.*").await.unwrap());

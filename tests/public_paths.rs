@@ -481,7 +481,7 @@ mod sqlite {
             .group_bytes(4_096)
             .group_delay(Duration::from_millis(1))
             .cache_size(1_048_576);
-        let provider: SqliteProvider = SqliteProvider::open(config.clone()).await?;
+        let provider: SqliteProvider = SqliteProvider::connect(config.clone()).await?;
         assert_eq!(provider.config(), &config);
         let _: Vec<String> = provider.integrity_check().await?;
         let FileInfo { file_bytes, wal_bytes, free_bytes, .. } = provider.file_info().await?;

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 mod sqlite_file;
 
 async fn open(config: SqliteConfig) -> Arc<SqliteProvider> {
-    Arc::new(SqliteProvider::open(config).await.expect("a provider"))
+    Arc::new(SqliteProvider::connect(config).await.expect("a provider"))
 }
 
 fn with(settings: &Settings, mut config: SqliteConfig) -> SqliteConfig {

@@ -86,7 +86,7 @@ async fn share(file: &Path) {
 
 /// Publishes until the disk fails, and says what still works then.
 async fn publish_until_it_fails(file: &Path) {
-    let provider = match SqliteProvider::open(SqliteConfig::file(file)).await {
+    let provider = match SqliteProvider::connect(SqliteConfig::file(file)).await {
         Ok(provider) => provider,
         Err(error) => return say(&format!("not opened {}", error.kind())),
     };
@@ -152,7 +152,7 @@ async fn publish_through_an_outage(file: &Path) {
 /// Publishes and consumes as fast as it can, and says what it was told.
 async fn work_until_killed(file: &Path, name: &str) {
     let config = SqliteConfig::file(file).max_events(MAX_EVENTS);
-    let provider = std::sync::Arc::new(SqliteProvider::open(config).await.unwrap());
+    let provider = std::sync::Arc::new(SqliteProvider::connect(config).await.unwrap());
     say("ready");
     for publisher in 0..4 {
         let (provider, name) = (provider.clone(), name.to_owned());

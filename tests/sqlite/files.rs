@@ -20,7 +20,7 @@ pub(crate) fn folder() -> (TempDir, PathBuf) {
 }
 
 async fn refused(path: &Path) -> EventError {
-    SqliteProvider::open(SqliteConfig::file(path)).await.unwrap_err()
+    SqliteProvider::connect(SqliteConfig::file(path)).await.unwrap_err()
 }
 
 /// The text of an error with its causes.
@@ -79,7 +79,7 @@ async fn what_is_no_database_is_refused_and_left_alone() {
 async fn another_prefix_is_a_conflict() {
     let (_folder, path) = folder();
     open(&path).await.close().await.unwrap();
-    let error = SqliteProvider::open(SqliteConfig::file(&path).subject_prefix("acme")).await.unwrap_err();
+    let error = SqliteProvider::connect(SqliteConfig::file(&path).subject_prefix("acme")).await.unwrap_err();
     assert!(matches!(&error, EventError::Conflict { field, .. } if field == "subject_prefix"), "{error}");
 }
 
@@ -104,7 +104,7 @@ async fn files_and_folders_are_made_for_their_owner_alone() {
 async fn a_file_locked_by_another_writer_is_a_timeout_and_reading_goes_on() {
     let (_folder, path) = folder();
     let config = SqliteConfig::file(&path).busy_timeout(Duration::from_millis(100));
-    let provider = SqliteProvider::open(config).await.unwrap();
+    let provider = SqliteProvider::connect(config).await.unwrap();
     publish(&provider, "before").await;
     let other = Connection::open(&path).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();

@@ -33,7 +33,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 const FILTER: &str = "events.>";
 
 async fn open(path: &Path) -> SqliteProvider {
-    SqliteProvider::open(SqliteConfig::file(path)).await.unwrap()
+    SqliteProvider::connect(SqliteConfig::file(path)).await.unwrap()
 }
 
 fn event(topic: &str) -> Event {

@@ -17,7 +17,7 @@ async fn take(subscription: &mut dyn Subscription) -> Result<u64, EventError> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_is_overtaken_in_the_middle_is_told_and_goes_on() {
-    let provider = SqliteProvider::open(SqliteConfig::in_memory().max_events(5)).await.unwrap();
+    let provider = SqliteProvider::connect(SqliteConfig::in_memory().max_events(5)).await.unwrap();
     for filter in ["events.>", "events.test.*"] {
         let before = provider.info().await.unwrap().messages;
         let mut durable =
@@ -49,7 +49,7 @@ async fn who_is_overtaken_in_the_middle_is_told_and_goes_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_too_old_is_gone_without_anyone_doing_anything() {
     let config = SqliteConfig::in_memory().max_age(Duration::from_millis(300));
-    let provider = SqliteProvider::open(config).await.unwrap();
+    let provider = SqliteProvider::connect(config).await.unwrap();
     for _ in 0..3 {
         publish(&provider, "a").await;
     }
@@ -68,7 +68,7 @@ async fn what_is_too_old_is_gone_without_anyone_doing_anything() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rare_filter_is_found_behind_many_other_events() {
-    let provider = SqliteProvider::open(SqliteConfig::in_memory()).await.unwrap();
+    let provider = SqliteProvider::connect(SqliteConfig::in_memory()).await.unwrap();
     let mut rare = Vec::new();
     for round in 0..4 {
         rare.push(publish(&provider, "rare").await);
@@ -91,7 +91,7 @@ async fn a_rare_filter_is_found_behind_many_other_events() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_call_that_fails_does_not_fail_those_beside_it() {
-    let provider = SqliteProvider::open(SqliteConfig::in_memory()).await.unwrap();
+    let provider = SqliteProvider::connect(SqliteConfig::in_memory()).await.unwrap();
     let provider = std::sync::Arc::new(provider);
     let calls: Vec<_> = (0..50)
         .map(|_| {
@@ -138,8 +138,10 @@ async fn everyone_is_told_exactly_what_it_missed() {
     const KEPT: u64 = 30;
     let folder = tempfile::tempdir().unwrap();
     let config = SqliteConfig::file(folder.path().join("events.db")).max_events(KEPT);
-    let providers =
-        [SqliteProvider::open(config.clone()).await.unwrap(), SqliteProvider::open(config).await.unwrap()];
+    let providers = [
+        SqliteProvider::connect(config.clone()).await.unwrap(),
+        SqliteProvider::connect(config).await.unwrap(),
+    ];
     let filters = [
         ("events.>", ""),
         ("events.test.a", "a"),

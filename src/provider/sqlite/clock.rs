@@ -67,7 +67,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         for (name, reopens) in [("same", false), ("next", true)] {
             let config = SqliteConfig::file(folder.path().join(name));
-            let mut provider = SqliteProvider::open(config.clone()).await.unwrap();
+            let mut provider = SqliteProvider::connect(config.clone()).await.unwrap();
             config.skew.set(HOUR_MS);
             for _ in 0..4 {
                 provider.publish(&event()).await.unwrap();
@@ -86,7 +86,7 @@ mod tests {
             if reopens {
                 drop(subscription);
                 provider.close().await.unwrap();
-                provider = SqliteProvider::open(config.clone()).await.unwrap();
+                provider = SqliteProvider::connect(config.clone()).await.unwrap();
                 subscription = durable(&provider).await;
             }
             let mut came = Vec::new();
@@ -106,7 +106,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_clock_that_was_ahead_keeps_no_id() {
         let config = SqliteConfig::in_memory();
-        let provider = SqliteProvider::open(config.clone()).await.unwrap();
+        let provider = SqliteProvider::connect(config.clone()).await.unwrap();
         let publish = async |msg_id: &str| {
             let options = PublishOptions { msg_id: Some(msg_id.to_owned()), ..Default::default() };
             provider.publish_with_receipt(&event(), &options).await.unwrap().duplicate
@@ -125,7 +125,7 @@ mod tests {
         // More than are brought back in one step.
         const EVENTS: usize = 700;
         let config = SqliteConfig::in_memory().max_age(Duration::from_secs(100));
-        let provider = SqliteProvider::open(config.clone()).await.unwrap();
+        let provider = SqliteProvider::connect(config.clone()).await.unwrap();
         config.skew.set(HOUR_MS);
         for _ in 0..EVENTS {
             provider.publish(&event()).await.unwrap();

@@ -63,7 +63,7 @@ impl FromStr for Synchronous {
 /// # let folder = tempfile::tempdir().unwrap();
 /// # let path = folder.path().join("events.db");
 /// let config = SqliteConfig::file(path).max_events(1_000_000).max_age(Duration::from_secs(7 * 24 * 3_600));
-/// let provider = SqliteProvider::open(config).await?;
+/// let provider = SqliteProvider::connect(config).await?;
 /// # Ok(())
 /// # }
 /// ```
@@ -260,7 +260,7 @@ impl SqliteConfig {
 
 /// Connects to `sqlite:///path/to/file[?key=value&…]`, `sqlite:relative/path` or `sqlite::memory:`.
 pub(in crate::provider) async fn connect(url: ProviderUrl) -> Result<Arc<dyn EventProvider>> {
-    Ok(Arc::new(SqliteProvider::open(from_url(&url)?).await?))
+    Ok(Arc::new(SqliteProvider::connect(from_url(&url)?).await?))
 }
 
 fn from_url(url: &ProviderUrl) -> Result<SqliteConfig> {

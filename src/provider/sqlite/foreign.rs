@@ -87,7 +87,7 @@ mod tests {
     async fn only_those_are_woken_whom_it_concerns() {
         let folder = tempfile::tempdir().unwrap();
         let config = SqliteConfig::file(folder.path().join("events.db"));
-        let other = SqliteProvider::open(config.clone()).await.unwrap();
+        let other = SqliteProvider::connect(config.clone()).await.unwrap();
         let mut store = Store::new(open_writer(&config, true).unwrap(), None, Arc::new(config));
         let mut first = other.subscribe_durable("first", "events.a").await.unwrap();
         let _second = other.subscribe_durable("second", "events.a").await.unwrap();

@@ -332,7 +332,7 @@ mod tests {
     async fn stream() -> (tempfile::TempDir, SqliteProvider, Connection) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("e.db");
-        let provider = SqliteProvider::open(SqliteConfig::file(&path)).await.unwrap();
+        let provider = SqliteProvider::connect(SqliteConfig::file(&path)).await.unwrap();
         for number in 1..=12 {
             let subject = if number % 2 == 0 { "events.a" } else { "events.b.x" };
             provider.publish(&Event::new(subject, "", "", "", serde_json::json!(number))).await.unwrap();

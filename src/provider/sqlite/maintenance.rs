@@ -118,7 +118,7 @@ impl SqliteProvider {
     /// # async fn main() -> a3s_event::Result<()> {
     /// # let folder = tempfile::tempdir().unwrap();
     /// # let path = folder.path().join("events.db");
-    /// let provider = SqliteProvider::open(SqliteConfig::file(path)).await?;
+    /// let provider = SqliteProvider::connect(SqliteConfig::file(path)).await?;
     /// for finding in provider.integrity_check().await? {
     ///     eprintln!("{finding}");
     /// }
@@ -143,12 +143,12 @@ impl SqliteProvider {
     /// # async fn main() -> a3s_event::Result<()> {
     /// # let folder = tempfile::tempdir().unwrap();
     /// # let path = folder.path().join("events.db");
-    /// let provider = SqliteProvider::open(SqliteConfig::file(path)).await?;
+    /// let provider = SqliteProvider::connect(SqliteConfig::file(path)).await?;
     /// let copy = folder.path().join("events-monday.db");
     /// provider.backup(&copy).await?;
     ///
     /// // A copy is a file like any other.
-    /// let restored = SqliteProvider::open(SqliteConfig::file(copy)).await?;
+    /// let restored = SqliteProvider::connect(SqliteConfig::file(copy)).await?;
     /// assert_eq!(restored.info().await?.messages, provider.info().await?.messages);
     /// # Ok(())
     /// # }
@@ -183,7 +183,7 @@ impl SqliteProvider {
     /// # #[tokio::main]
     /// # async fn main() -> a3s_event::Result<()> {
     /// # let folder = tempfile::tempdir().unwrap();
-    /// # let provider = SqliteProvider::open(SqliteConfig::file(folder.path().join("events.db"))).await?;
+    /// # let provider = SqliteProvider::connect(SqliteConfig::file(folder.path().join("events.db"))).await?;
     /// provider.publish(&Event::new("events.a", "a", "", "doc", serde_json::json!(1))).await?;
     /// assert!(provider.file_info().await?.wal_bytes > 0);
     /// provider.checkpoint().await?;
@@ -212,7 +212,7 @@ impl SqliteProvider {
     /// # #[tokio::main]
     /// # async fn main() -> a3s_event::Result<()> {
     /// # let folder = tempfile::tempdir().unwrap();
-    /// # let provider = SqliteProvider::open(SqliteConfig::file(folder.path().join("events.db"))).await?;
+    /// # let provider = SqliteProvider::connect(SqliteConfig::file(folder.path().join("events.db"))).await?;
     /// let sizes = provider.file_info().await?;
     /// println!("{} bytes, {} in the log, {} free", sizes.file_bytes, sizes.wal_bytes, sizes.free_bytes);
     /// # Ok(())

@@ -84,7 +84,7 @@ impl SqliteProvider {
     /// [`EventError::Config`] for a wrong setting, a directory, a file of another program or of a newer version of this
     /// one; [`EventError::Conflict`] for a file that was made with another prefix; a [`Backend`](EventError::Backend)
     /// error of the kind [`Storage`](crate::ErrorKind::Storage) that names the file when it cannot be opened or read.
-    pub async fn open(mut config: SqliteConfig) -> Result<Self> {
+    pub async fn connect(mut config: SqliteConfig) -> Result<Self> {
         config.check()?;
         if let Some(path) = config.file_path() {
             // It stays the same file when the program changes its folder, and SQLite does not take it for a URI.

@@ -204,7 +204,7 @@ mod tests {
     async fn close_interrupts_who_reads_and_the_writer_closes_last() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("e.db");
-        let provider = SqliteProvider::open(SqliteConfig::file(&path)).await.unwrap();
+        let provider = SqliteProvider::connect(SqliteConfig::file(&path)).await.unwrap();
         provider.publish(&Event::new("events.a", "", "", "", serde_json::json!(1))).await.unwrap();
         let (begins, has_begun) = tokio::sync::oneshot::channel();
         let shared = std::sync::Arc::clone(&provider.shared);

@@ -240,7 +240,7 @@ mod tests {
     async fn the_file_is_looked_at_every_50_ms_and_every_5_after_a_write_of_others() {
         let folder = tempfile::tempdir().unwrap();
         let config = SqliteConfig::file(folder.path().join("events.db"));
-        let other = SqliteProvider::open(config.clone()).await.unwrap();
+        let other = SqliteProvider::connect(config.clone()).await.unwrap();
         let mut writer = writer(config);
         idle_turn(&mut writer);
         assert_eq!(writer.patience(), None, "nobody waits");
