@@ -12,7 +12,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use a3s_event::provider::validate::{DEFAULT_MAX_PAYLOAD, validate_event};
+use a3s_event::provider::validate::{DEFAULT_MAX_EVENT_BYTES, validate_event};
 use a3s_event::subject::{subject_matches, validate_consumer_name, validate_filter_under};
 use a3s_event::{
     AckHandler, Capabilities, Delivery, Durability, Event, EventBus, EventError, EventProvider, PendingEvent,
@@ -62,7 +62,7 @@ fn closed() -> EventError {
 #[async_trait]
 impl EventProvider for VecProvider {
     async fn publish(&self, event: &Event) -> Result<u64> {
-        let size = validate_event(event, PREFIX, DEFAULT_MAX_PAYLOAD)?;
+        let size = validate_event(event, PREFIX, DEFAULT_MAX_EVENT_BYTES)?;
         let mut stored = Err(closed());
         self.log.send_if_modified(|log| {
             if !log.closed {
@@ -129,7 +129,7 @@ impl EventProvider for VecProvider {
 
     fn capabilities(&self) -> Capabilities {
         let mut capabilities = Capabilities::none(Durability::Process);
-        capabilities.max_payload = Some(DEFAULT_MAX_PAYLOAD);
+        capabilities.max_event_bytes = Some(DEFAULT_MAX_EVENT_BYTES);
         capabilities
     }
 

@@ -56,7 +56,7 @@ mod runtime {
     };
     pub(crate) use a3s_event::provider::UndecodableRecord;
     pub(crate) use a3s_event::provider::support::{
-        CLOCK_TOLERANCE_MS, answered_without_storing, check_max_bytes, check_max_payload, shorten, stand_in, unix_millis,
+        CLOCK_TOLERANCE_MS, answered_without_storing, shorten, stand_in, unix_millis,
         unsupported, without_values,
     };
     pub(crate) use a3s_event::provider::consumer::{ConsumerSnapshot, Lease, PendingState, StaleLease, Time};
@@ -407,7 +407,7 @@ mod cloudevents {
 mod nats {
     use a3s_event::provider::EventProvider;
     use a3s_event::provider::nats::{
-        NatsClient, NatsConfig, NatsProvider, NatsSubscription, StorageType, StreamInfo, Wire,
+        EventFormat, NatsClient, NatsConfig, NatsProvider, NatsSubscription, StorageType, StreamInfo,
     };
     use a3s_event::{Event, PublishOptions, Result, SubscribeOptions};
 
@@ -473,13 +473,13 @@ mod sqlite {
             .max_events(0)
             .max_bytes(0)
             .max_age(Duration::ZERO)
-            .max_payload(1_024)
+            .max_event_bytes(1_024)
             .dedup_window(DEFAULT_DEDUP_WINDOW)
             .synchronous(Synchronous::Normal)
             .busy_timeout(DEFAULT_BUSY_TIMEOUT)
-            .group_events(1_000)
-            .group_bytes(4_096)
-            .group_delay(Duration::from_millis(1))
+            .commit_max_events(1_000)
+            .commit_max_bytes(4_096)
+            .commit_delay(Duration::from_millis(1))
             .cache_size(1_048_576);
         let provider: SqliteProvider = SqliteProvider::connect(config.clone()).await?;
         assert_eq!(provider.config(), &config);

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use a3s_event::EventProvider;
-use a3s_event::provider::{ProviderRegistry, ProviderUrl};
+use a3s_event::provider::settings::Kind;
+use a3s_event::provider::{ProviderRegistry, ProviderUrl, Scheme};
 
 use crate::args::Global;
 use crate::config::{Config, Origin};
@@ -16,40 +17,6 @@ use crate::output::Output;
 const LEAVE: Duration = Duration::from_secs(2);
 /// Longest wait for a connection; the providers' own deadlines are shorter.
 const CONNECT: Duration = Duration::from_secs(30);
-
-/// Settings whose values are shown. What is not here, a secret among it, is not.
-const HARMLESS: [&str; 30] = [
-    "atomic_batches",
-    "busy_timeout_ms",
-    "cache_size",
-    "channel_capacity",
-    "client_certificate",
-    "client_name",
-    "compression",
-    "connect_timeout_secs",
-    "create",
-    "dedup_window_secs",
-    "discard_new",
-    "group_bytes",
-    "group_delay_us",
-    "group_events",
-    "max_age_secs",
-    "max_bytes",
-    "max_events",
-    "max_in_flight",
-    "max_message_size",
-    "max_payload",
-    "publish_deadline_secs",
-    "replicas",
-    "request_timeout_secs",
-    "root_certificates",
-    "storage",
-    "stream_name",
-    "subject_prefix",
-    "synchronous",
-    "tls_first",
-    "wire",
-];
 
 /// What a command works with.
 pub(crate) struct App {
@@ -135,60 +102,56 @@ pub(crate) async fn connect(url: &str) -> Outcome<Arc<dyn EventProvider>> {
     }
 }
 
-/// The URL with the setting that nothing is made, where its provider knows that and the URL says nothing of it.
+/// The URL with the setting that nothing is created, where its provider has that setting and the URL does not.
 fn existing(url: &str) -> String {
-    let is_open = |parsed: &ProviderUrl| {
-        matches!(parsed.scheme(), "sqlite" | "nats" | "tls")
-            && matches!(parsed.setting::<String>("create"), Ok(None))
+    const CREATE: &str = "create_if_missing";
+    let registry = ProviderRegistry::builtin();
+    let can_create = |parsed: &ProviderUrl| {
+        let scheme = registry.scheme(parsed.scheme());
+        parsed.setting(CREATE).is_none()
+            && scheme.is_some_and(|scheme| scheme.settings().any(|setting| setting.key() == CREATE))
     };
     match ProviderUrl::parse(url) {
-        Ok(parsed) if is_open(&parsed) => {
+        Ok(parsed) if can_create(&parsed) => {
             let separator = if url.contains('?') { '&' } else { '?' };
-            format!("{url}{separator}create=false")
+            format!("{url}{separator}{CREATE}=false")
         }
         _ => url.to_owned(),
     }
 }
 
-/// A URL as it may be shown: without credentials, and of its settings only the values that are known to be no secret.
+/// A URL as it may be shown: without credentials, and of its settings only the values that the provider declares no secret.
 pub(crate) fn redacted(url: &str) -> String {
     let Ok(url) = ProviderUrl::parse(url) else { return "a URL that cannot be read".to_owned() };
-    let mut shown = url.to_string();
+    let shown = ProviderRegistry::builtin().redacted(&url);
     if url.authority().is_empty() && url.username().is_none() {
-        shown = shown.replacen("://", ":", 1);
+        return shown.replacen("://", ":", 1);
     }
-    let Some((place, settings)) = shown.rsplit_once('?') else { return shown };
-    let settings: Vec<_> = settings.split('&').map(|setting| with_value(&url, setting)).collect();
-    format!("{place}?{}", settings.join("&"))
-}
-
-/// A setting whose value the library hides, with that value when it is harmless.
-fn with_value(url: &ProviderUrl, hidden: &str) -> String {
-    // Behind a separator that was not escaped, a harmless value would go on with another one.
-    let is_one_value = |value: &str| {
-        let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '/');
-        value.len() <= 64 && value.chars().all(is_plain)
-    };
-    let name = hidden.strip_suffix("=***").filter(|name| HARMLESS.contains(name));
-    match name.map(|name| (name, url.setting::<String>(name))) {
-        Some((name, Ok(Some(value)))) if is_one_value(&value) => format!("{name}={value}"),
-        _ => hidden.to_owned(),
-    }
+    shown
 }
 
 /// Every user of the machine can read the command lines of its processes. What stands in the variable was not on it.
 pub(crate) fn warn_of_credentials(url: &str, variable: Option<&str>) {
-    let is_set = |url: &ProviderUrl, name| matches!(url.setting::<String>(name), Ok(Some(_)));
-    let has_credentials = ProviderUrl::parse(url)
-        .is_ok_and(|url| url.username().is_some() || is_set(&url, "token") || is_set(&url, "nkey"));
     let is_of_environment = variable.and_then(std::env::var_os).is_some_and(|value| value == url);
-    if has_credentials && !is_of_environment {
+    if has_credentials(url) && !is_of_environment {
         let variable = variable.map_or(String::new(), |variable| format!("{variable} or "));
         let _ = writeln!(
             std::io::stderr(),
             "warning: credentials on the command line can be seen by others: use {variable}the config file"
         );
     }
+}
+
+/// Returns `true` if the text of the URL is enough to authenticate. The path of a secret file is not.
+fn has_credentials(url: &str) -> bool {
+    let Ok(url) = ProviderUrl::parse(url) else { return false };
+    let registry = ProviderRegistry::builtin();
+    let mut settings = registry.scheme(url.scheme()).into_iter().flat_map(Scheme::settings);
+    url.username().is_some()
+        || settings.any(|setting| {
+            let is_file = matches!(setting.kind(), Kind::File);
+            setting.is_secret() && !is_file && url.setting(setting.key()).is_some()
+        })
 }
 
 /// Waits until something is closed, but neither long nor beyond a second signal: a bus forgets by itself who went away.
@@ -256,6 +219,40 @@ mod tests {
             ("memory://", "memory:"),
         ] {
             assert_eq!(redacted(url), shown, "{url}");
+        }
+    }
+
+    #[test]
+    fn no_setting_that_a_provider_declares_secret_is_shown() {
+        let registry = ProviderRegistry::builtin();
+        let mut secrets = Vec::new();
+        for name in registry.schemes() {
+            for setting in registry.scheme(name).unwrap().settings() {
+                let url = format!("{name}://h?{}=s3cret", setting.key());
+                if setting.is_in_query() && setting.is_secret() {
+                    assert_eq!(redacted(&url), format!("{name}://h?{}=***", setting.key()));
+                    assert_eq!(has_credentials(&url), !matches!(setting.kind(), Kind::File), "{url}");
+                    secrets.push(setting.key());
+                } else {
+                    assert!(!has_credentials(&url), "{url}");
+                }
+            }
+        }
+        for key in ["token", "nkey", "credentials_path", "client_key"] {
+            assert!(secrets.contains(&key), "{key} is not among {secrets:?}");
+        }
+    }
+
+    #[test]
+    fn a_command_that_only_looks_creates_nothing() {
+        for (url, existing_url) in [
+            ("sqlite:a.db", "sqlite:a.db?create_if_missing=false"),
+            ("tls://h/S?max_events=1", "tls://h/S?max_events=1&create_if_missing=false"),
+            ("nats://h?create_if_missing=true", "nats://h?create_if_missing=true"),
+            ("memory://", "memory://"),
+            ("mine://h", "mine://h"),
+        ] {
+            assert_eq!(existing(url), existing_url);
         }
     }
 }

@@ -17,12 +17,8 @@ pub fn check(data: &[u8]) {
         Err(error) => return check_error(&error),
     };
     let settings = settings(text);
-    for (key, value) in &settings {
-        let found: Option<String> = url.setting(key).expect("a text");
-        assert_eq!(found.as_ref(), Some(value), "{key:?} in {text:?}");
-    }
-    let keys: Vec<&str> = settings.iter().map(|(key, _)| key.as_str()).collect();
-    url.allow_settings(&keys).expect("there are no other settings");
+    let found: Settings = url.settings().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+    assert_eq!(found, settings, "{text:?}");
 
     let credentials = url.username().map(|name| (name, url.password()));
     let again = written(&url, credentials, &settings);
@@ -31,11 +27,28 @@ pub fn check(data: &[u8]) {
     // What is shown does not depend on what is secret.
     let shown = url.to_string();
     assert!(!shown.chars().any(char::is_control), "{shown:?}");
-    let other_settings: Settings = settings.into_iter().map(|(key, _)| (key, "other".to_owned())).collect();
+    let other_settings: Settings =
+        settings.iter().map(|(key, _)| (key.clone(), "other".to_owned())).collect();
     let others = credentials.map(|_| ("other", Some("other")));
     let other = ProviderUrl::parse(&written(&url, others, &other_settings)).expect("only values differ");
     assert_eq!(other.to_string().len(), shown.len(), "{shown:?} shows a secret");
     assert_eq!(format!("{url:?}"), format!("ProviderUrl({shown})"));
+
+    // What is shown of a setting is what its provider declares no secret.
+    let registry = ProviderRegistry::builtin();
+    let scheme = registry.scheme(url.scheme());
+    let is_open = |key: &str| {
+        scheme.is_some_and(|scheme| {
+            scheme.settings().any(|setting| setting.key() == key && !setting.is_secret())
+        })
+    };
+    let hidden = |(key, value): (String, String)| {
+        let value = if is_open(&key) { value } else { "other".to_owned() };
+        (key, value)
+    };
+    let other_secrets: Settings = settings.into_iter().map(hidden).collect();
+    let other = ProviderUrl::parse(&written(&url, others, &other_secrets)).expect("only values differ");
+    assert_eq!(registry.redacted(&other), registry.redacted(&url), "a secret is shown");
 
     if url.scheme() == "memory" {
         check_memory(text);

@@ -281,7 +281,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_does_not_fit_is_forwarded_all_the_same() {
-        let provider = Arc::new(MemoryProvider::builder().max_payload(1_000).build().unwrap());
+        let provider = Arc::new(MemoryProvider::builder().max_event_bytes(1_000).build().unwrap());
         let queue = SinkDlqHandler::new(Arc::new(TopicSink::new("dead", provider.clone())), 10);
         let long = format!("events.{}", "x".repeat(245));
         queue.handle(letter(&long)).await.unwrap();

@@ -98,8 +98,8 @@ pub struct Capabilities {
     pub counted_loss: Support,
     /// `reset_consumer` moves a durable consumer to another position.
     pub reset_consumer: Support,
-    /// Largest event in bytes of JSON; `None` when there is no limit or it is not known.
-    pub max_payload: Option<usize>,
+    /// Maximum size of one event in bytes of JSON; `None` when there is no limit or it is not known.
+    pub max_event_bytes: Option<usize>,
     /// How long a `msg_id` is remembered, at least; `None` when it is not known.
     pub dedup_window: Option<Duration>,
 }
@@ -140,7 +140,7 @@ impl Capabilities {
             uncounted_release: support,
             counted_loss: support,
             reset_consumer: support,
-            max_payload: None,
+            max_event_bytes: None,
             dedup_window: None,
         }
     }

@@ -16,6 +16,7 @@ mod position;
 mod query;
 mod receipt;
 mod registry;
+pub mod settings;
 #[cfg(feature = "sqlite")]
 #[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
 pub mod sqlite;
@@ -33,7 +34,7 @@ pub(crate) use delivery::{LeaseRef, Settle, Settlement, SettlementObserver};
 pub use position::{ConsumerPosition, SubscriptionEnd};
 pub use query::{ConsumerInfo, HistoryPage, HistoryQuery, StoredEvent, UnreadableRecord};
 pub use receipt::PublishReceipt;
-pub use registry::{ProviderRegistry, ProviderUrl};
+pub use registry::{ProviderRegistry, ProviderUrl, Scheme};
 
 use self::support::unsupported;
 use crate::error::Result;

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::str::FromStr;
 use std::sync::Arc;
 
 use super::EventProvider;
 use super::memory;
+use super::settings::Setting;
 use crate::error::{EventError, Result};
 use crate::text::{shorten, shorten_to};
 
@@ -17,6 +17,51 @@ const KNOWN_SCHEMES: [(&str, &str); 3] = [("sqlite", "sqlite"), ("nats", "nats")
 
 type Connecting = Pin<Box<dyn Future<Output = Result<Arc<dyn EventProvider>>> + Send>>;
 type Connect = Arc<dyn Fn(ProviderUrl) -> Connecting + Send + Sync>;
+
+/// A URL scheme: its name, the settings that its URLs take, and how to connect.
+#[derive(Clone)]
+pub struct Scheme {
+    name: String,
+    settings: Arc<[&'static Setting]>,
+    connect: Connect,
+}
+
+impl Scheme {
+    /// A scheme, whose name is not case-sensitive. The settings are those of the provider's
+    /// [table](crate::provider::settings::Settings::iter).
+    pub fn new<F, Fut>(
+        name: impl Into<String>,
+        settings: impl IntoIterator<Item = &'static Setting>,
+        connect: F,
+    ) -> Self
+    where
+        F: Fn(ProviderUrl) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Arc<dyn EventProvider>>> + Send + 'static,
+    {
+        Self {
+            name: name.into().to_ascii_lowercase(),
+            settings: settings.into_iter().collect(),
+            connect: Arc::new(move |url| Box::pin(connect(url))),
+        }
+    }
+
+    /// The name, in lower case.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The settings that URLs of this scheme take.
+    pub fn settings(&self) -> impl Iterator<Item = &'static Setting> {
+        self.settings.iter().copied()
+    }
+}
+
+impl fmt::Debug for Scheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let keys: Vec<_> = self.settings().map(Setting::key).collect();
+        f.debug_struct("Scheme").field("name", &self.name).field("settings", &keys).finish_non_exhaustive()
+    }
+}
 
 /// An ordinary value that maps URL schemes to providers. There is no global registry.
 ///
@@ -32,7 +77,7 @@ type Connect = Arc<dyn Fn(ProviderUrl) -> Connecting + Send + Sync>;
 /// ```
 #[derive(Clone, Default)]
 pub struct ProviderRegistry {
-    schemes: BTreeMap<String, Connect>,
+    schemes: BTreeMap<String, Scheme>,
 }
 
 impl ProviderRegistry {
@@ -44,29 +89,51 @@ impl ProviderRegistry {
     /// A registry of the providers that are compiled in.
     pub fn builtin() -> Self {
         let mut registry = Self::new();
-        registry.register("memory", memory::connect);
+        registry.register(Scheme::new("memory", memory::SETTINGS.iter(), memory::connect));
         #[cfg(feature = "sqlite")]
-        registry.register("sqlite", super::sqlite::connect);
+        registry.register(Scheme::new("sqlite", super::sqlite::SETTINGS.iter(), super::sqlite::connect));
         #[cfg(feature = "nats")]
-        for scheme in ["nats", "tls"] {
-            registry.register(scheme, super::nats::connect);
+        for name in ["nats", "tls"] {
+            registry.register(Scheme::new(name, super::nats::SETTINGS.iter(), super::nats::connect));
         }
         registry
     }
 
-    /// Adds or replaces the provider of a scheme, which is not case-sensitive.
-    pub fn register<F, Fut>(&mut self, scheme: impl Into<String>, connect: F)
-    where
-        F: Fn(ProviderUrl) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<Arc<dyn EventProvider>>> + Send + 'static,
-    {
-        let scheme = scheme.into().to_ascii_lowercase();
-        self.schemes.insert(scheme, Arc::new(move |url| Box::pin(connect(url))));
+    /// Adds or replaces a scheme.
+    pub fn register(&mut self, scheme: Scheme) {
+        self.schemes.insert(scheme.name.clone(), scheme);
     }
 
     /// The schemes that can be connected to.
     pub fn schemes(&self) -> impl Iterator<Item = &str> {
         self.schemes.keys().map(String::as_str)
+    }
+
+    /// The scheme of this name, in lower case.
+    pub fn scheme(&self, name: &str) -> Option<&Scheme> {
+        self.schemes.get(name)
+    }
+
+    /// Writes a URL as it may be shown: without credentials, and of its settings only the values that the provider declares
+    /// no secret. A value of an unknown scheme is not shown.
+    ///
+    /// ```
+    /// use a3s_event::provider::{ProviderRegistry, ProviderUrl};
+    ///
+    /// # fn main() -> a3s_event::Result<()> {
+    /// let url = ProviderUrl::parse("memory://orders?max_events=5&pasword=s3cret")?;
+    /// assert_eq!(ProviderRegistry::builtin().redacted(&url), "memory://orders?max_events=5&pasword=***");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn redacted(&self, url: &ProviderUrl) -> String {
+        let settings = self.scheme(url.scheme()).map(|scheme| &*scheme.settings).unwrap_or_default();
+        let is_open = |key: &str| {
+            settings
+                .iter()
+                .any(|setting| setting.key() == key && setting.is_in_query() && !setting.is_secret())
+        };
+        Shown { url, is_open: &is_open }.to_string()
     }
 
     /// Connects to the provider that a URL names. The path is the primary name, the query holds the provider's settings.
@@ -79,7 +146,7 @@ impl ProviderRegistry {
     pub async fn connect(&self, url: &str) -> Result<Arc<dyn EventProvider>> {
         let url = ProviderUrl::parse(url)?;
         match self.schemes.get(url.scheme()) {
-            Some(connect) => connect(url).await,
+            Some(scheme) => (scheme.connect)(url).await,
             None => Err(self.unknown_scheme(url.scheme())),
         }
     }
@@ -199,39 +266,14 @@ impl ProviderUrl {
         self.password.as_deref()
     }
 
-    /// The value of a setting, parsed.
-    ///
-    /// # Errors
-    ///
-    /// [`EventError::Config`] that names the setting, its value and what is wrong with it.
-    pub fn setting<T>(&self, key: &str) -> Result<Option<T>>
-    where
-        T: FromStr,
-        T::Err: fmt::Display,
-    {
-        let Some((_, value)) = self.query.iter().find(|(known, _)| known == key) else {
-            return Ok(None);
-        };
-        value.parse().map(Some).map_err(|error| {
-            EventError::Config(format!("{key} \"{}\" in the provider URL: {error}", shorten(value)))
-        })
+    /// The settings in the query, percent-decoded, in the order of the text.
+    pub fn settings(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.query.iter().map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
-    /// Refuses settings other than these.
-    ///
-    /// # Errors
-    ///
-    /// [`EventError::Config`] that names the unknown setting and lists the valid ones.
-    pub fn allow_settings(&self, valid: &[&str]) -> Result<()> {
-        match self.query.iter().find(|(key, _)| !valid.contains(&key.as_str())) {
-            None => Ok(()),
-            Some((key, _)) => Err(EventError::Config(format!(
-                "unknown setting '{}' in a {} URL: valid are {}",
-                shown_key(key),
-                self.scheme,
-                valid.join(", ")
-            ))),
-        }
+    /// The text of a setting in the query, percent-decoded.
+    pub fn setting(&self, key: &str) -> Option<&str> {
+        self.settings().find(|(known, _)| *known == key).map(|(_, value)| value)
     }
 
     /// Refuses a user name and a password, which a provider without accounts would ignore.
@@ -253,16 +295,35 @@ impl ProviderUrl {
 
 impl fmt::Display for ProviderUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let credentials = if self.username.is_some() { "***@" } else { "" };
+        Shown { url: self, is_open: &|_| false }.fmt(f)
+    }
+}
+
+/// A URL without its secrets, and the test for keys whose values are none.
+struct Shown<'a> {
+    url: &'a ProviderUrl,
+    is_open: &'a dyn Fn(&str) -> bool,
+}
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { url, is_open } = self;
+        let credentials = if url.username.is_some() { "***@" } else { "" };
         // What an escape stood for may be no part of a printable line.
         let shown = |part| shorten_to(part, usize::MAX);
-        write!(f, "{}://{credentials}{}{}", self.scheme, shown(&self.authority), shown(&self.path))?;
-        for (number, (key, _)) in self.query.iter().enumerate() {
-            // Values may be secrets and the keys say enough.
-            write!(f, "{}{}=***", if number == 0 { '?' } else { '&' }, shown_key(key))?;
+        write!(f, "{}://{credentials}{}{}", url.scheme, shown(&url.authority), shown(&url.path))?;
+        for (number, (key, value)) in url.settings().enumerate() {
+            let value = if is_open(key) && is_one_value(value) { value } else { "***" };
+            write!(f, "{}{}={value}", if number == 0 { '?' } else { '&' }, shown_key(key))?;
         }
         Ok(())
     }
+}
+
+/// Behind a separator that was not escaped, the value of one setting would go on with another one, perhaps a secret.
+fn is_one_value(value: &str) -> bool {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '/');
+    value.len() <= 64 && value.chars().all(is_plain)
 }
 
 impl fmt::Debug for ProviderUrl {
@@ -272,7 +333,7 @@ impl fmt::Debug for ProviderUrl {
 }
 
 /// A key as it is shown. What has not the form of one is the rest of a value in which an `&` was not escaped.
-fn shown_key(key: &str) -> &str {
+pub(super) fn shown_key(key: &str) -> &str {
     let is_key = |byte: u8| byte.is_ascii_lowercase() || byte == b'_';
     if key.len() <= 40 && key.bytes().all(is_key) { key } else { "***" }
 }
@@ -312,9 +373,8 @@ mod tests {
             .unwrap();
         assert_eq!((url.scheme(), url.authority(), url.path()), ("nats", "127.0.0.1:4222", "/ORDERS"));
         assert_eq!((url.username(), url.password()), (Some("us@er"), Some("p:w")));
-        assert_eq!(url.setting::<u32>("max_events").unwrap(), Some(5));
-        assert_eq!(url.setting::<u32>("absent").unwrap(), None);
-        assert!(url.setting::<u32>("storage").unwrap_err().to_string().contains("storage \"file\""));
+        assert_eq!((url.setting("max_events"), url.setting("absent")), (Some("5"), None));
+        assert_eq!(url.settings().collect::<Vec<_>>(), [("max_events", "5"), ("storage", "file")]);
         let memory = ProviderUrl::parse("sqlite::memory:").unwrap();
         assert_eq!((memory.scheme(), memory.path()), ("sqlite", ":memory:"));
         assert_eq!(ProviderUrl::parse("sqlite:///var/lib/e.db").unwrap().path(), "/var/lib/e.db");
@@ -352,9 +412,9 @@ mod tests {
     #[tokio::test]
     async fn a_program_can_register_its_own_scheme() {
         let mut registry = ProviderRegistry::new();
-        registry.register("mine", |_url| async {
+        registry.register(Scheme::new("Mine", [], |_url| async {
             Ok(Arc::new(memory::MemoryProvider::default()) as Arc<dyn EventProvider>)
-        });
+        }));
         assert_eq!(registry.connect("mine://").await.unwrap().name(), "memory");
     }
 }

@@ -5,42 +5,13 @@ use super::UndecodableRecord;
 pub use super::receipt::answered_without_storing;
 pub use crate::backoff::Backoff;
 pub use crate::clock::unix_millis;
-use crate::error::{EventError, Result};
+use crate::error::EventError;
 pub use crate::text::{shorten, without_values};
 use crate::types::Event;
 
 /// How far the clock may be behind the newest storage time before that counts as wrong: a clock that is kept right by small
 /// steps is not further off.
 pub const CLOCK_TOLERANCE_MS: u64 = 1_000;
-/// A limit of fewer bytes would take no event.
-const SMALLEST_LIMIT: usize = 256;
-
-/// Checks a provider's limit of an event's size in bytes.
-///
-/// # Errors
-///
-/// [`EventError::Config`] for a limit that would take no event.
-pub fn check_max_payload(max: usize) -> Result<()> {
-    if max < SMALLEST_LIMIT {
-        return Err(EventError::Config(format!("max_payload {max}: must be at least {SMALLEST_LIMIT}")));
-    }
-    Ok(())
-}
-
-/// Checks a provider's limit of what is stored, in bytes; 0 means no limit.
-///
-/// # Errors
-///
-/// [`EventError::Config`] for a limit that would take no event.
-pub fn check_max_bytes(max: u64) -> Result<()> {
-    if max != 0 && max < SMALLEST_LIMIT as u64 {
-        return Err(EventError::Config(format!(
-            "max_bytes {max}: must be 0 (unlimited) or at least {SMALLEST_LIMIT}"
-        )));
-    }
-    Ok(())
-}
-
 /// Refuses an option or operation, named as in the API.
 ///
 /// ```

@@ -20,7 +20,9 @@ pub const MAX_PAYLOAD_DEPTH: usize = 100;
 /// How many bytes one byte of text takes at most in JSON: `\u0000`.
 const LONGEST_ESCAPE: usize = 6;
 /// Largest event in bytes of JSON unless the provider is configured otherwise; NATS has the same default.
-pub const DEFAULT_MAX_PAYLOAD: usize = 1024 * 1024;
+pub const DEFAULT_MAX_EVENT_BYTES: usize = 1024 * 1024;
+/// A limit of fewer bytes would take no event.
+pub const SMALLEST_LIMIT: i128 = 256;
 
 /// Checks an event for publishing on a stream with this prefix and returns its size in bytes of JSON: exact for a large
 /// event, and without the characters that escapes add for one that is far below the limit.
@@ -29,7 +31,7 @@ pub const DEFAULT_MAX_PAYLOAD: usize = 1024 * 1024;
 ///
 /// [`EventError::InvalidSubject`], [`EventError::InvalidEvent`] for the id, version or payload depth, and
 /// [`EventError::TooLarge`] for the metadata or the whole event.
-pub fn validate_event(event: &Event, prefix: &str, max_payload: usize) -> Result<usize> {
+pub fn validate_event(event: &Event, prefix: &str, max_event_bytes: usize) -> Result<usize> {
     validate_published(&event.subject, prefix)?;
     validate_id(&event.id)?;
     if event.version == 0 || event.version == u32::MAX {
@@ -45,12 +47,12 @@ pub fn validate_event(event: &Event, prefix: &str, max_payload: usize) -> Result
     }
     let unescaped = unescaped_len(event)?;
     // Only near the limit does the exact size matter, which takes several times as long to find.
-    if unescaped <= max_payload / LONGEST_ESCAPE {
+    if unescaped <= max_event_bytes / LONGEST_ESCAPE {
         return Ok(unescaped);
     }
     let size = encoded_len(event)?;
-    if size > max_payload {
-        return Err(EventError::TooLarge { what: "event", actual: size, limit: max_payload });
+    if size > max_event_bytes {
+        return Err(EventError::TooLarge { what: "event", actual: size, limit: max_event_bytes });
     }
     Ok(size)
 }
@@ -260,27 +262,30 @@ mod tests {
 
     #[test]
     fn escapes_count_at_the_limit() {
-        let event = event(json!("\u{1}".repeat(DEFAULT_MAX_PAYLOAD / 6)));
-        let error = validate_event(&event, "events", DEFAULT_MAX_PAYLOAD).unwrap_err();
-        assert!(matches!(error, EventError::TooLarge { actual, .. } if actual > DEFAULT_MAX_PAYLOAD));
+        let event = event(json!("\u{1}".repeat(DEFAULT_MAX_EVENT_BYTES / 6)));
+        let error = validate_event(&event, "events", DEFAULT_MAX_EVENT_BYTES).unwrap_err();
+        assert!(matches!(error, EventError::TooLarge { actual, .. } if actual > DEFAULT_MAX_EVENT_BYTES));
     }
 
     #[test]
     fn the_limit_itself_is_accepted_and_one_byte_more_is_not() {
         let mut event = event(json!(""));
         let empty = encoded_len(&event).unwrap();
-        event.payload = json!("x".repeat(DEFAULT_MAX_PAYLOAD - empty));
-        assert_eq!(validate_event(&event, "events", DEFAULT_MAX_PAYLOAD).unwrap(), DEFAULT_MAX_PAYLOAD);
-        event.payload = json!("x".repeat(DEFAULT_MAX_PAYLOAD - empty + 1));
+        event.payload = json!("x".repeat(DEFAULT_MAX_EVENT_BYTES - empty));
+        assert_eq!(
+            validate_event(&event, "events", DEFAULT_MAX_EVENT_BYTES).unwrap(),
+            DEFAULT_MAX_EVENT_BYTES
+        );
+        event.payload = json!("x".repeat(DEFAULT_MAX_EVENT_BYTES - empty + 1));
         assert!(matches!(
-            validate_event(&event, "events", DEFAULT_MAX_PAYLOAD),
+            validate_event(&event, "events", DEFAULT_MAX_EVENT_BYTES),
             Err(EventError::TooLarge { what: "event", actual, limit }) if actual == limit + 1
         ));
     }
 
     #[test]
     fn bad_ids_versions_and_metadata_are_refused() {
-        let check = |event: &Event| validate_event(event, "events", DEFAULT_MAX_PAYLOAD);
+        let check = |event: &Event| validate_event(event, "events", DEFAULT_MAX_EVENT_BYTES);
         for id in [String::new(), "x".repeat(1024), "a\rb".to_owned()] {
             let bad = Event { id, ..event(json!(1)) };
             assert!(matches!(check(&bad), Err(EventError::InvalidEvent { field: "id", .. })), "{:?}", bad.id);

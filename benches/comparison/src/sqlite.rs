@@ -35,8 +35,7 @@ struct Sides {
 impl Sides {
     async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let ours =
-            SqliteProvider::connect(SqliteConfig::file(folder.path().join("events.db"))).await.unwrap();
+        let ours = SqliteProvider::connect(SqliteConfig::file(folder.path().join("events.db"))).await.unwrap();
         let raw = Raw::new();
         raw.connection
             .execute_batch("CREATE TABLE position (name TEXT PRIMARY KEY, sequence INTEGER NOT NULL) STRICT, WITHOUT ROWID")

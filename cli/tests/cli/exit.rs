@@ -84,7 +84,7 @@ fn wrong_input_is_3() {
 
 #[test]
 fn an_unreachable_server_is_4() {
-    let ran = Bus::sqlite().run(&["info", "--url", "nats://127.0.0.1:1?connect_timeout_secs=1"]);
+    let ran = Bus::sqlite().run(&["info", "--url", "nats://127.0.0.1:1?connect_timeout=1s"]);
     assert_eq!(ran.code, 4, "{}", ran.stderr);
 }
 
@@ -108,7 +108,7 @@ impl CutOff {
             Direction::ToClient if published >= number => Verdict::Drop,
             Direction::ToClient => Verdict::Forward,
         });
-        Self { url: format!("nats://{}?request_timeout_secs=3", proxy.address()), _proxy: proxy }
+        Self { url: format!("nats://{}?request_timeout=3s", proxy.address()), _proxy: proxy }
     }
 }
 
@@ -159,7 +159,7 @@ async fn a_copy_without_an_answer_is_5_and_goes_on() {
 #[test]
 fn a_warning_of_credentials_is_for_those_on_the_command_line() {
     let bus = Bus::sqlite();
-    let secret = "nats://u:s3cret@127.0.0.1:1?connect_timeout_secs=1";
+    let secret = "nats://u:s3cret@127.0.0.1:1?connect_timeout=1s";
     let list = |variable: &str, more: &[&str]| {
         let mut command = bus.command(&[&["dlq", "list"], more].concat());
         let ran = ended(command.env(variable, secret).output().unwrap());

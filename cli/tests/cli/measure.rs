@@ -79,7 +79,7 @@ async fn doctor_says_what_it_found(bus: &Bus) {
     let ran = bus.run(&["doctor", "--url", "nats://127.0.0.1:1"]);
     assert_eq!(ran.code, 4);
     assert!(ran.stdout.contains("FAIL") && ran.stdout.contains("nothing listens there"), "{}", ran.stdout);
-    let ran = bus.run(&["doctor", "--url", "nats://no-such-host.invalid:4222?connect_timeout_secs=1"]);
+    let ran = bus.run(&["doctor", "--url", "nats://no-such-host.invalid:4222?connect_timeout=1s"]);
     assert_eq!(ran.code, 4);
     assert!(ran.stdout.contains("the name is not known"), "{}", ran.stdout);
     let ran = bus.run(&["doctor", "--config", &bus.file("wrong.toml", "urll = 1")]);
@@ -96,8 +96,8 @@ async fn doctor_says_what_to_do_about_a_server() {
     let port = bus.server.as_ref().unwrap().port();
     for (url, advice) in [
         (without.url(), "start nats-server with -js"),
-        (format!("{}/OTHER?create=true", bus.url), "name that stream in the URL"),
-        (format!("tls://127.0.0.1:{port}?connect_timeout_secs=2"), "write nats:// if"),
+        (format!("{}/OTHER?create_if_missing=true", bus.url), "name that stream in the URL"),
+        (format!("tls://127.0.0.1:{port}?connect_timeout=2s"), "write nats:// if"),
     ] {
         let ran = bus.run(&["doctor", "--url", &url]);
         assert!(ran.code != 0 && ran.stdout.contains(advice), "{}{}", ran.stdout, ran.stderr);

@@ -207,7 +207,7 @@ const SOON: Duration = Duration::from_secs(10);
 async fn a_server_that_is_gone_keeps_nobody_from_leaving() {
     let bus = Bus::nats().await;
     bus.publish("events.a", 1);
-    let url = format!("{}?request_timeout_secs=30", bus.url);
+    let url = format!("{}?request_timeout=30s", bus.url);
     for command in [&["sub", "events.a", "--from", "all"][..], &["tail", "events.a"]] {
         let mut child =
             bus.command(command).env("A3S_EVENT_URL", &url).stdout(Stdio::piped()).spawn().unwrap();

@@ -40,7 +40,7 @@ async fn server(bus: &Bus, name: &str, more: &str) -> NatsServer {
 fn publish(bus: &Bus, port: u16, settings: &[(&str, &str)]) -> Ran {
     let settings = settings.iter().map(|(name, file)| format!("{name}={}", bus.path(file).display()));
     let settings = settings.collect::<Vec<_>>().join("&");
-    let url = format!("tls://127.0.0.1:{port}?connect_timeout_secs=5&{settings}");
+    let url = format!("tls://127.0.0.1:{port}?connect_timeout=5s&{settings}");
     ended(bus.command(&["pub", "events.a", "1"]).env("A3S_EVENT_URL", url).output().unwrap())
 }
 

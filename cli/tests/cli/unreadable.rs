@@ -144,7 +144,7 @@ async fn a_subscription_of_its_own_shows_what_it_cannot_read(bus: &Bus) {
 async fn cloud_events_are_read_like_others() {
     let (bus, to) = (Bus::nats().await, Bus::sqlite());
     bus.publish("events.a", 1);
-    let url = format!("{}?wire=cloudevents", bus.url);
+    let url = format!("{}?format=cloudevents", bus.url);
     bus.prints(&["pub", "events.a", "{\"n\": 2}", "--url", &url]);
     assert_eq!(crate::bus::numbers(&bus.rows(&["history"])), [2, 1]);
     assert_eq!(crate::bus::numbers(&bus.rows(&["sub", "--durable", "d", "--count", "2"])), [1, 2]);

@@ -74,7 +74,7 @@ async fn watch_says_that_the_server_does_not_answer_and_ends() {
     bus.publish("events.a", 1);
     // Longer than the test waits for the end.
     let line = format!(
-        "export A3S_EVENT_URL='{}?request_timeout_secs=120'; {} watch --every 100ms",
+        "export A3S_EVENT_URL='{}?request_timeout=120s'; {} watch --every 100ms",
         bus.url,
         env!("CARGO_BIN_EXE_a3s-event")
     );

@@ -1,24 +1,65 @@
 //! Settings of the memory provider.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::MemoryProvider;
-use crate::error::{EventError, Result};
-use crate::provider::support::{check_max_bytes, check_max_payload};
-use crate::provider::validate::DEFAULT_MAX_PAYLOAD;
+use crate::error::Result;
+use crate::provider::settings::{Setting, Settings, row};
+use crate::provider::validate::{DEFAULT_MAX_EVENT_BYTES, SMALLEST_LIMIT};
 use crate::provider::{EventProvider, ProviderUrl};
 use crate::subject::validate_prefix;
 
 /// How long a `msg_id` is remembered unless configured otherwise.
 pub const DEFAULT_DEDUP_WINDOW: Duration = Duration::from_secs(120);
 
+pub(in crate::provider) static SETTINGS: Settings<MemoryProviderBuilder> = Settings::new(&[
+    row!(
+        "(path)" = stream_name,
+        Setting::text()
+            .rule(|name| !name.is_empty(), "not be empty")
+            .doc("name of the stream, as it appears in received events")
+    ),
+    row!("subject_prefix" = config.subject_prefix, Setting::text().doc("first tokens of every subject")),
+    row!(
+        "max_events" = config.max_events,
+        Setting::count("events")
+            .zero("unlimited")
+            .doc("maximum number of stored events; the oldest are dropped")
+    ),
+    row!(
+        "max_bytes" = max_bytes,
+        Setting::size("bytes of JSON")
+            .least(SMALLEST_LIMIT)
+            .zero("unlimited")
+            .doc("maximum size of all stored events; the oldest are dropped, but never the newest")
+    ),
+    row!("max_age" = max_age, Setting::duration().zero("for ever").doc("how long an event is kept")),
+    row!(
+        "max_event_bytes" = max_event_bytes,
+        Setting::size("bytes of JSON")
+            .least(SMALLEST_LIMIT)
+            .formerly(&["max_payload"])
+            .doc("maximum size of one event")
+    ),
+    row!(
+        "dedup_window" = dedup_window,
+        Setting::duration().zero("no deduplication").doc("how long a `msg_id` is remembered")
+    ),
+    row!(
+        "channel_capacity" = config.channel_capacity,
+        Setting::count("events")
+            .doc("without effect: consumers read the stored events, so that no channel overflows")
+    ),
+]);
+
 /// The basic settings; [`MemoryProvider::builder`] has the rest.
 #[derive(Debug, Clone)]
 pub struct MemoryConfig {
-    /// What every subject begins with. Default `events`.
+    /// First tokens of every subject. Default `events`.
     pub subject_prefix: String,
-    /// Most stored events; the oldest are dropped. 0 is unlimited. Default 100,000.
+    /// Maximum number of stored events; the oldest are dropped. 0 is unlimited. Default 100,000.
     pub max_events: usize,
     /// Default 10,000. Subscribers read from the store itself, so that there is no channel that could overflow: any
     /// capacity is honoured.
@@ -42,14 +83,14 @@ impl Default for MemoryConfig {
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 #[must_use]
 pub struct MemoryProviderBuilder {
     pub(super) config: MemoryConfig,
     pub(super) stream_name: String,
     pub(super) max_bytes: u64,
     pub(super) max_age: Duration,
-    pub(super) max_payload: usize,
+    pub(super) max_event_bytes: usize,
     pub(super) dedup_window: Duration,
 }
 
@@ -60,12 +101,12 @@ impl MemoryProviderBuilder {
             stream_name: "memory".to_owned(),
             max_bytes: 0,
             max_age: Duration::ZERO,
-            max_payload: DEFAULT_MAX_PAYLOAD,
+            max_event_bytes: DEFAULT_MAX_EVENT_BYTES,
             dedup_window: DEFAULT_DEDUP_WINDOW,
         }
     }
 
-    /// What every subject begins with. Default `events`.
+    /// First tokens of every subject. Default `events`.
     pub fn subject_prefix(mut self, prefix: impl Into<String>) -> Self {
         self.config.subject_prefix = prefix.into();
         self
@@ -77,13 +118,14 @@ impl MemoryProviderBuilder {
         self
     }
 
-    /// Most stored events; the oldest are dropped. 0 is unlimited. Default 100,000.
+    /// Maximum number of stored events; the oldest are dropped. 0 is unlimited. Default 100,000.
     pub fn max_events(mut self, max: usize) -> Self {
         self.config.max_events = max;
         self
     }
 
-    /// Most stored bytes of JSON; the oldest events are dropped, but never the newest. 0 is unlimited, the default.
+    /// Maximum size of all stored events in bytes of JSON; the oldest are dropped, but never the newest. 0 is unlimited,
+    /// the default.
     pub fn max_bytes(mut self, max: u64) -> Self {
         self.max_bytes = max;
         self
@@ -95,9 +137,9 @@ impl MemoryProviderBuilder {
         self
     }
 
-    /// Largest event in bytes of JSON. Default 1 MiB, as on NATS.
-    pub fn max_payload(mut self, max: usize) -> Self {
-        self.max_payload = max;
+    /// Maximum size of one event in bytes of JSON. Default 1 MiB, as on NATS.
+    pub fn max_event_bytes(mut self, max: usize) -> Self {
+        self.max_event_bytes = max;
         self
     }
 
@@ -111,63 +153,37 @@ impl MemoryProviderBuilder {
     ///
     /// # Errors
     ///
-    /// [`EventError::Config`] for a prefix that is not a subject, an empty stream name, or a `max_payload` or
+    /// [`EventError::Config`] for a prefix that is not a subject, an empty stream name, or a `max_event_bytes` or
     /// `max_bytes` too small for any event.
     pub fn build(self) -> Result<MemoryProvider> {
+        SETTINGS.check(&self)?;
         validate_prefix(&self.config.subject_prefix)?;
-        if self.stream_name.is_empty() {
-            return Err(EventError::Config("stream_name \"\": must not be empty".to_owned()));
-        }
-        check_max_payload(self.max_payload)?;
-        check_max_bytes(self.max_bytes)?;
         Ok(MemoryProvider::from_builder(self))
+    }
+}
+
+impl fmt::Debug for MemoryProviderBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        SETTINGS.debug("MemoryProviderBuilder", self, f)
     }
 }
 
 /// Connects to `memory://[stream name][?subject_prefix=…&max_events=…&…]`: a new, empty provider.
 pub(in crate::provider) async fn connect(url: ProviderUrl) -> Result<Arc<dyn EventProvider>> {
-    url.allow_settings(&[
-        "subject_prefix",
-        "max_events",
-        "channel_capacity",
-        "max_bytes",
-        "max_age_secs",
-        "max_payload",
-        "dedup_window_secs",
-    ])?;
     url.refuse_credentials()?;
     let mut builder = MemoryProvider::builder();
     let name = format!("{}{}", url.authority(), url.path());
     if !name.trim_matches('/').is_empty() {
         builder = builder.stream_name(name.trim_matches('/'));
     }
-    if let Some(prefix) = url.setting::<String>("subject_prefix")? {
-        builder = builder.subject_prefix(prefix);
-    }
-    if let Some(max) = url.setting("max_events")? {
-        builder = builder.max_events(max);
-    }
-    if let Some(capacity) = url.setting("channel_capacity")? {
-        builder.config.channel_capacity = capacity;
-    }
-    if let Some(max) = url.setting("max_bytes")? {
-        builder = builder.max_bytes(max);
-    }
-    if let Some(secs) = url.setting("max_age_secs")? {
-        builder = builder.max_age(Duration::from_secs(secs));
-    }
-    if let Some(max) = url.setting("max_payload")? {
-        builder = builder.max_payload(max);
-    }
-    if let Some(secs) = url.setting("dedup_window_secs")? {
-        builder = builder.dedup_window(Duration::from_secs(secs));
-    }
+    SETTINGS.read(&url, &mut builder)?;
     Ok(Arc::new(builder.build()?))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::EventError;
 
     #[test]
     fn the_defaults_are_the_promised_ones() {
@@ -185,7 +201,7 @@ mod tests {
             (MemoryProvider::builder().subject_prefix("events."), "subject_prefix"),
             (MemoryProvider::builder().subject_prefix("a.*"), "subject_prefix"),
             (MemoryProvider::builder().stream_name(""), "stream_name"),
-            (MemoryProvider::builder().max_payload(10), "max_payload"),
+            (MemoryProvider::builder().max_event_bytes(10), "max_event_bytes"),
             (MemoryProvider::builder().max_bytes(10), "max_bytes"),
         ] {
             let error = builder.build().unwrap_err();
@@ -196,14 +212,14 @@ mod tests {
     #[tokio::test]
     async fn every_setting_of_the_url_takes_effect() {
         let url = "memory://orders?subject_prefix=acme.events&max_events=7&channel_capacity=1&max_bytes=9000\
-                   &max_age_secs=60&max_payload=2000&dedup_window_secs=5";
+                   &max_age=1m&max_event_bytes=2000&dedup_window=5s";
         let provider = connect(ProviderUrl::parse(url).unwrap()).await.unwrap();
         let memory = provider.as_any().unwrap().downcast_ref::<MemoryProvider>().unwrap();
         let settings = memory.settings();
         assert_eq!(settings.stream_name, "orders");
         assert_eq!(settings.config.subject_prefix, "acme.events");
         assert_eq!((settings.config.max_events, settings.config.channel_capacity), (7, 1));
-        assert_eq!((settings.max_bytes, settings.max_payload), (9000, 2000));
+        assert_eq!((settings.max_bytes, settings.max_event_bytes), (9000, 2000));
         assert_eq!((settings.max_age.as_secs(), settings.dedup_window.as_secs()), (60, 5));
 
         let refused =

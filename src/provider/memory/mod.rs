@@ -11,8 +11,8 @@ use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use async_trait::async_trait;
 
-pub(super) use config::connect;
 pub use config::{DEFAULT_DEDUP_WINDOW, MemoryConfig, MemoryProviderBuilder};
+pub(super) use config::{SETTINGS, connect};
 pub use subscription::MemorySubscription;
 
 use self::log::Limits;
@@ -321,7 +321,7 @@ impl EventProvider for MemoryProvider {
 
     fn capabilities(&self) -> Capabilities {
         let mut capabilities = Capabilities::all(Durability::Process);
-        capabilities.max_payload = Some(self.shared.settings.max_payload);
+        capabilities.max_event_bytes = Some(self.shared.settings.max_event_bytes);
         capabilities.dedup_window = Some(self.shared.settings.dedup_window);
         capabilities
     }

@@ -100,7 +100,8 @@ impl Shared {
 
     fn prepare<'a>(&self, event: &Event, options: &'a PublishOptions) -> Result<Prepared<'a>> {
         validate_publish_options(options)?;
-        let size = validate_event(event, &self.settings.config.subject_prefix, self.settings.max_payload)?;
+        let size =
+            validate_event(event, &self.settings.config.subject_prefix, self.settings.max_event_bytes)?;
         Ok(Prepared { event: Arc::new(event.clone()), size, options })
     }
 

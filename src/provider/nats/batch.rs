@@ -88,7 +88,7 @@ impl Sending<'_> {
 
     fn headers(&self, place: usize) -> HeaderMap {
         let mut headers = HeaderMap::new();
-        self.shared.settings.wire.announce(&mut headers);
+        self.shared.settings.format.announce(&mut headers);
         headers.insert(NATS_BATCH_ID, self.id.as_str());
         headers.insert(NATS_BATCH_SEQUENCE, place.to_string().as_str());
         headers

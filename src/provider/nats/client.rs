@@ -39,7 +39,7 @@ pub(super) struct Shared {
     pub(super) closed: watch::Sender<bool>,
     pub(super) durability: Durability,
     pub(super) replicas: usize,
-    pub(super) max_payload: usize,
+    pub(super) max_event_bytes: usize,
     /// How long the server remembers ids.
     pub(super) dedup_window: Duration,
     /// Whether events can be read without a consumer, many at a time.
@@ -86,7 +86,7 @@ impl NatsClient {
         let link = Link::connect(&settings).await?;
         let closed = watch::Sender::new(false);
         let mut shared = Shared {
-            max_payload: link.client().max_payload(),
+            max_event_bytes: link.client().max_payload(),
             settings,
             link,
             closed,
@@ -108,9 +108,10 @@ impl NatsClient {
         shared.batched_direct_get =
             stream.allow_direct && shared.link.client().is_server_compatible(2, 11, 0);
         shared.atomic_batches = stream.allow_atomic_publish;
-        let max_message_size = shared.settings.max_message_size.unwrap_or(stream.max_message_size);
-        if let Ok(max @ 1..) = usize::try_from(max_message_size) {
-            shared.max_payload = shared.max_payload.min(max);
+        // The server counts the headers too, and says -1 where it has no limit.
+        let of_stream = usize::try_from(stream.max_message_size).ok().filter(|max| *max > 0);
+        if let Some(max) = shared.settings.max_event_bytes.or(of_stream) {
+            shared.max_event_bytes = shared.max_event_bytes.min(max);
         }
         let shared = Arc::new(shared);
         let strays = Strays::start(Arc::downgrade(&shared), shared.closed.subscribe());

@@ -7,18 +7,16 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::wire::Wire;
+use super::settings::SETTINGS;
+use super::wire::EventFormat;
 use super::{NatsProvider, tls};
 use crate::error::{EventError, Result};
-use crate::provider::support::{check_max_bytes, shorten};
+use crate::provider::settings::Choice;
 use crate::provider::{EventProvider, ProviderUrl};
 use crate::subject::validate_prefix;
 
-/// Most publishes of a batch that wait for their acknowledgement at once, unless configured otherwise.
+/// Maximum number of publishes of a batch that wait for their acknowledgement, unless configured otherwise.
 pub const DEFAULT_MAX_IN_FLIGHT: usize = 256;
-
-/// The server takes no shorter one.
-const SHORTEST_DEDUP_WINDOW: Duration = Duration::from_millis(100);
 
 /// Where the server keeps the events of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +26,10 @@ pub enum StorageType {
     File,
     /// In memory: gone when the server restarts.
     Memory,
+}
+
+impl Choice for StorageType {
+    const ALL: &'static [(&'static str, Self)] = &[("file", Self::File), ("memory", Self::Memory)];
 }
 
 /// The basic settings; [`NatsProvider::builder`] has the rest.
@@ -47,19 +49,19 @@ pub struct NatsConfig {
     pub credentials_path: Option<String>,
     /// Name of the stream. Default `A3S_EVENTS`.
     pub stream_name: String,
-    /// What every subject begins with. Default `events`.
+    /// First tokens of every subject. Default `events`.
     pub subject_prefix: String,
-    /// Where a new stream keeps its events. Default files.
+    /// Storage of a new stream. Default files.
     pub storage: StorageType,
-    /// Most events in a new stream; the oldest are dropped. 0 is unlimited. Default 100,000.
+    /// Maximum number of events in a new stream; the oldest are dropped. 0 is unlimited. Default 100,000.
     pub max_events: i64,
-    /// How long a new stream keeps an event. 0 is for ever. Default 604,800, a week.
+    /// How long a new stream keeps an event, in seconds. 0 is for ever. Default 604,800, a week.
     pub max_age_secs: u64,
-    /// Most bytes in a new stream; the oldest events are dropped. 0 is unlimited, the default.
+    /// Maximum bytes in a new stream; the oldest events are dropped. 0 is unlimited, the default.
     pub max_bytes: i64,
-    /// How long connecting may take. Default 5.
+    /// Timeout of connecting in seconds. Default 5.
     pub connect_timeout_secs: u64,
-    /// How long any other call may take. Default 10.
+    /// Timeout of every other call in seconds. Default 10.
     pub request_timeout_secs: u64,
 }
 
@@ -106,46 +108,15 @@ impl NatsConfig {
     }
 }
 
-/// The URL without what stands before the `@` of each server.
-fn without_credentials(urls: &str) -> String {
-    let shown = urls.split(',').map(|url| match url.rsplit_once('@') {
-        Some((before, host)) => {
-            format!(
-                "{}***@{host}",
-                before.split_once("://").map_or(String::new(), |(s, _)| format!("{s}://"))
-            )
-        }
-        // Nor what no server's URL has.
-        None => url.split(['?', '#']).next().unwrap_or_default().to_owned(),
-    });
-    shown.collect::<Vec<_>>().join(",")
-}
-
-fn secret<T>(value: Option<&T>) -> Option<&'static str> {
-    value.map(|_| "***")
-}
-
 impl fmt::Debug for NatsConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("NatsConfig")
-            .field("url", &without_credentials(&self.url))
-            .field("token", &secret(self.token.as_ref()))
-            .field("credentials_path", &secret(self.credentials_path.as_ref()))
-            .field("stream_name", &self.stream_name)
-            .field("subject_prefix", &self.subject_prefix)
-            .field("storage", &self.storage)
-            .field("max_events", &self.max_events)
-            .field("max_age_secs", &self.max_age_secs)
-            .field("max_bytes", &self.max_bytes)
-            .field("connect_timeout_secs", &self.connect_timeout_secs)
-            .field("request_timeout_secs", &self.request_timeout_secs)
-            .finish()
+        SETTINGS.debug_config("NatsConfig", &NatsProviderBuilder::new(self.clone()), f)
     }
 }
 
 /// Connects a [`NatsProvider`] with settings that [`NatsConfig`] lacks. Debug shows no credentials.
 ///
-/// What describes the stream (`replicas`, `dedup_window`, `max_message_size`, `compression`, `discard_new`, `atomic_batches`) makes a new
+/// What describes the stream (`replicas`, `dedup_window`, `max_event_bytes`, `compression`, `discard_new`, `atomic_batches`) makes a new
 /// one. Where it is set and the stream exists with another value, connecting is a
 /// [`Conflict`](EventError::Conflict) that names the field; where it is left out, the existing stream keeps its own.
 ///
@@ -168,20 +139,21 @@ impl fmt::Debug for NatsConfig {
 #[must_use]
 pub struct NatsProviderBuilder {
     pub(super) config: NatsConfig,
-    pub(super) create: bool,
+    pub(super) create_if_missing: bool,
     pub(super) user_and_password: Option<(String, String)>,
     pub(super) nkey: Option<String>,
     pub(super) root_certificates: Option<PathBuf>,
-    pub(super) client_certificate: Option<(PathBuf, PathBuf)>,
+    pub(super) client_certificate: Option<PathBuf>,
+    pub(super) client_key: Option<PathBuf>,
     pub(super) require_tls: bool,
     pub(super) tls_first: bool,
     pub(super) client_name: Option<String>,
-    pub(super) publish_deadline: Option<Duration>,
+    pub(super) publish_timeout: Option<Duration>,
     pub(super) max_in_flight: usize,
-    pub(super) wire: Wire,
+    pub(super) format: EventFormat,
     pub(super) replicas: Option<usize>,
     pub(super) dedup_window: Option<Duration>,
-    pub(super) max_message_size: Option<i32>,
+    pub(super) max_event_bytes: Option<usize>,
     pub(super) compression: Option<bool>,
     pub(super) discard_new: Option<bool>,
     pub(super) atomic_batches: Option<bool>,
@@ -191,29 +163,30 @@ impl NatsProviderBuilder {
     pub(super) fn new(config: NatsConfig) -> Self {
         Self {
             config,
-            create: true,
+            create_if_missing: true,
             user_and_password: None,
             nkey: None,
             root_certificates: None,
             client_certificate: None,
+            client_key: None,
             require_tls: false,
             tls_first: false,
             client_name: None,
-            publish_deadline: None,
+            publish_timeout: None,
             max_in_flight: DEFAULT_MAX_IN_FLIGHT,
-            wire: Wire::default(),
+            format: EventFormat::default(),
             replicas: None,
             dedup_window: None,
-            max_message_size: None,
+            max_event_bytes: None,
             compression: None,
             discard_new: None,
             atomic_batches: None,
         }
     }
 
-    /// Whether to make the stream when it does not exist. Default true; where it should be there, false finds a wrong name.
-    pub fn create(mut self, create: bool) -> Self {
-        self.create = create;
+    /// Creates the stream if it does not exist. Default true; with false, a wrong name is an error.
+    pub fn create_if_missing(mut self, create: bool) -> Self {
+        self.create_if_missing = create;
         self
     }
 
@@ -243,7 +216,8 @@ impl NatsProviderBuilder {
 
     /// PEM files of the client's certificate, with its chain, and of its key, one and the one of the certificate.
     pub fn client_certificate(mut self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
-        self.client_certificate = Some((certificate.into(), key.into()));
+        self.client_certificate = Some(certificate.into());
+        self.client_key = Some(key.into());
         self
     }
 
@@ -265,21 +239,21 @@ impl NatsProviderBuilder {
         self
     }
 
-    /// How long a publish may take whose options say nothing of it. The request timeout by default.
-    pub fn publish_deadline(mut self, deadline: Duration) -> Self {
-        self.publish_deadline = Some(deadline);
+    /// Timeout of a publish whose options have none. Default is the request timeout.
+    pub fn publish_timeout(mut self, timeout: Duration) -> Self {
+        self.publish_timeout = Some(timeout);
         self
     }
 
-    /// Most publishes of a batch that wait for their acknowledgement at once. Default 256.
+    /// Maximum number of publishes of a batch that wait for their acknowledgement. Default 256.
     pub fn max_in_flight(mut self, max: usize) -> Self {
         self.max_in_flight = max;
         self
     }
 
     /// What is written: the event's own JSON, the default, or CloudEvents. Either is read, whatever is set here.
-    pub fn wire(mut self, wire: Wire) -> Self {
-        self.wire = wire;
+    pub fn format(mut self, format: EventFormat) -> Self {
+        self.format = format;
         self
     }
 
@@ -295,9 +269,9 @@ impl NatsProviderBuilder {
         self
     }
 
-    /// Largest event in bytes of JSON, below the server's own limit.
-    pub fn max_message_size(mut self, max: i32) -> Self {
-        self.max_message_size = Some(max);
+    /// Maximum size of one event in bytes of JSON, below the server's own limit.
+    pub fn max_event_bytes(mut self, max: usize) -> Self {
+        self.max_event_bytes = Some(max);
         self
     }
 
@@ -372,41 +346,11 @@ impl NatsProviderBuilder {
     }
 
     fn validate(&self) -> Result<()> {
-        let wrong = |text: String| Err(EventError::Config(text));
+        SETTINGS.check(self)?;
         let config = &self.config;
         validate_prefix(&config.subject_prefix)?;
-        let name = &config.stream_name;
-        let breaks_name = |c: char| c.is_whitespace() || c.is_control() || ".*>/\\".contains(c);
-        if name.is_empty() || name.len() > 255 || name.contains(breaks_name) {
-            return wrong(format!(
-                "stream_name \"{}\": must have 1 to 255 characters, without white space and . * > / \\",
-                shorten(name)
-            ));
-        }
-        if config.max_events < 0 || config.max_bytes < 0 {
-            return wrong(format!(
-                "max_events {} and max_bytes {}: must be 0 (unlimited) or more",
-                config.max_events, config.max_bytes
-            ));
-        }
-        check_max_bytes(config.max_bytes.unsigned_abs())?;
-        if config.connect_timeout_secs == 0 || config.request_timeout_secs == 0 {
-            return wrong("connect_timeout_secs and request_timeout_secs: must be at least 1".to_owned());
-        }
-        if self.publish_deadline.is_some_and(|deadline| deadline.is_zero()) {
-            return wrong("publish_deadline: must be more than 0".to_owned());
-        }
-        if let Some(window) = self.dedup_window.filter(|window| *window < SHORTEST_DEDUP_WINDOW) {
-            return wrong(format!("dedup_window {window:?}: must be at least {SHORTEST_DEDUP_WINDOW:?}"));
-        }
-        if self.max_in_flight == 0 {
-            return wrong("max_in_flight 0: must be at least 1".to_owned());
-        }
-        if self.replicas.is_some_and(|replicas| !matches!(replicas, 1 | 3 | 5)) {
-            return wrong("replicas: must be 1, 3 or 5".to_owned());
-        }
-        if self.max_message_size.is_some_and(|max| max < 256) {
-            return wrong("max_message_size: must be at least 256".to_owned());
+        if self.client_certificate.is_some() != self.client_key.is_some() {
+            return Err(EventError::Config("client_certificate and client_key: need each other".to_owned()));
         }
         let ways = [
             config.token.is_some(),
@@ -427,26 +371,7 @@ fn only_one_way() -> EventError {
 
 impl fmt::Debug for NatsProviderBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("NatsProviderBuilder")
-            .field("config", &self.config)
-            .field("user_and_password", &secret(self.user_and_password.as_ref()))
-            .field("nkey", &secret(self.nkey.as_ref()))
-            .field("root_certificates", &self.root_certificates)
-            .field("client_certificate", &secret(self.client_certificate.as_ref()))
-            .field("require_tls", &self.require_tls)
-            .field("create", &self.create)
-            .field("tls_first", &self.tls_first)
-            .field("client_name", &self.client_name)
-            .field("publish_deadline", &self.publish_deadline)
-            .field("max_in_flight", &self.max_in_flight)
-            .field("wire", &self.wire)
-            .field("replicas", &self.replicas)
-            .field("dedup_window", &self.dedup_window)
-            .field("max_message_size", &self.max_message_size)
-            .field("compression", &self.compression)
-            .field("discard_new", &self.discard_new)
-            .field("atomic_batches", &self.atomic_batches)
-            .finish()
+        SETTINGS.debug("NatsProviderBuilder", self, f)
     }
 }
 
@@ -456,80 +381,19 @@ pub(in crate::provider) async fn connect(url: ProviderUrl) -> Result<Arc<dyn Eve
 }
 
 fn from_url(url: &ProviderUrl) -> Result<NatsProviderBuilder> {
-    url.allow_settings(&[
-        "create",
-        "token",
-        "credentials_path",
-        "subject_prefix",
-        "storage",
-        "max_events",
-        "max_age_secs",
-        "max_bytes",
-        "connect_timeout_secs",
-        "request_timeout_secs",
-        "nkey",
-        "root_certificates",
-        "client_certificate",
-        "client_key",
-        "tls_first",
-        "client_name",
-        "publish_deadline_secs",
-        "max_in_flight",
-        "wire",
-        "replicas",
-        "dedup_window_secs",
-        "max_message_size",
-        "compression",
-        "discard_new",
-        "atomic_batches",
-    ])?;
     let mut config = NatsConfig { url: servers(url), ..NatsConfig::default() };
     let stream = url.path().trim_matches('/');
     if !stream.is_empty() {
         stream.clone_into(&mut config.stream_name);
     }
-    config.token = url.setting("token")?;
-    config.credentials_path = url.setting("credentials_path")?;
-    set(&mut config.subject_prefix, url.setting("subject_prefix")?);
-    set(&mut config.storage, url.setting("storage")?);
-    set(&mut config.max_events, url.setting("max_events")?);
-    set(&mut config.max_age_secs, url.setting("max_age_secs")?);
-    set(&mut config.max_bytes, url.setting("max_bytes")?);
-    set(&mut config.connect_timeout_secs, url.setting("connect_timeout_secs")?);
-    set(&mut config.request_timeout_secs, url.setting("request_timeout_secs")?);
-    let mut builder = NatsProviderBuilder::new(config);
+    let mut builder = NatsProviderBuilder::new(config).require_tls(url.scheme() == "tls");
     match (url.username(), url.password()) {
         (Some(user), Some(password)) => builder = builder.user_and_password(user, password),
         (Some(token), None) => builder.config.token = Some(token.to_owned()),
         (None, _) => {}
     }
-    builder.nkey = url.setting("nkey")?;
-    builder.root_certificates = url.setting("root_certificates")?;
-    builder.client_certificate = match (url.setting("client_certificate")?, url.setting("client_key")?) {
-        (Some(certificate), Some(key)) => Some((certificate, key)),
-        (None, None) => None,
-        _ => return Err(EventError::Config("client_certificate and client_key: need each other".to_owned())),
-    };
-    builder.require_tls = url.scheme() == "tls";
-    set(&mut builder.create, url.setting("create")?);
-    set(&mut builder.tls_first, url.setting("tls_first")?);
-    builder.client_name = url.setting("client_name")?;
-    builder.publish_deadline = url.setting("publish_deadline_secs")?.map(Duration::from_secs);
-    set(&mut builder.max_in_flight, url.setting("max_in_flight")?);
-    set(&mut builder.wire, url.setting("wire")?);
-    builder.replicas = url.setting("replicas")?;
-    builder.dedup_window = url.setting("dedup_window_secs")?.map(Duration::from_secs);
-    builder.max_message_size = url.setting("max_message_size")?;
-    builder.compression = url.setting("compression")?;
-    builder.discard_new = url.setting("discard_new")?;
-    builder.atomic_batches = url.setting("atomic_batches")?;
+    SETTINGS.read(url, &mut builder)?;
     Ok(builder)
-}
-
-fn set<T>(field: &mut T, value: Option<T>) {
-    if let Some(value) = value {
-        *field = value;
-    }
 }
 
 /// The servers of the authority, each with the scheme.
@@ -537,18 +401,6 @@ fn servers(url: &ProviderUrl) -> String {
     let hosts = if url.authority().is_empty() { "127.0.0.1:4222" } else { url.authority() };
     let servers = hosts.split(',').map(|host| format!("{}://{host}", url.scheme()));
     servers.collect::<Vec<_>>().join(",")
-}
-
-impl std::str::FromStr for StorageType {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> std::result::Result<Self, Self::Err> {
-        match text {
-            "file" => Ok(Self::File),
-            "memory" => Ok(Self::Memory),
-            _ => Err("must be file or memory"),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -585,9 +437,9 @@ mod tests {
     #[test]
     fn every_setting_of_the_url_takes_effect() {
         let url = "tls://us%40er:pass@one:1,two:2/ORDERS?subject_prefix=acme&storage=memory&max_events=1\
-                   &max_age_secs=2&max_bytes=300&connect_timeout_secs=4&request_timeout_secs=5&root_certificates=ca.pem\
-                   &client_certificate=c.pem&client_key=k.pem&create=false&tls_first=true&client_name=me&publish_deadline_secs=9&max_in_flight=6\
-                   &replicas=3&dedup_window_secs=7&max_message_size=800&compression=true&discard_new=true&atomic_batches=false";
+                   &max_age=2s&max_bytes=300&connect_timeout=4s&request_timeout=5s&root_certificates=ca.pem\
+                   &client_certificate=c.pem&client_key=k.pem&create_if_missing=false&tls_first=true&client_name=me&publish_timeout=9s&max_in_flight=6\
+                   &replicas=3&dedup_window=7s&max_event_bytes=800&compression=true&discard_new=true&atomic_batches=false";
         let builder = from_url(&ProviderUrl::parse(url).unwrap()).unwrap();
         builder.validate().unwrap();
         let config = &builder.config;
@@ -596,14 +448,17 @@ mod tests {
         assert_eq!((config.max_events, config.max_age_secs, config.max_bytes), (1, 2, 300));
         assert_eq!((config.connect_timeout_secs, config.request_timeout_secs), (4, 5));
         assert_eq!(builder.user_and_password, Some(("us@er".to_owned(), "pass".to_owned())));
-        assert!(!builder.create);
+        assert!(!builder.create_if_missing);
         assert_eq!(builder.root_certificates, Some("ca.pem".into()));
-        assert_eq!(builder.client_certificate, Some(("c.pem".into(), "k.pem".into())));
+        assert_eq!(
+            (builder.client_certificate, builder.client_key),
+            (Some("c.pem".into()), Some("k.pem".into()))
+        );
         assert!(builder.require_tls && builder.tls_first);
         assert_eq!((builder.client_name.as_deref(), builder.max_in_flight), (Some("me"), 6));
-        assert_eq!(builder.publish_deadline, Some(Duration::from_secs(9)));
+        assert_eq!(builder.publish_timeout, Some(Duration::from_secs(9)));
         assert_eq!((builder.replicas, builder.dedup_window), (Some(3), Some(Duration::from_secs(7))));
-        assert_eq!((builder.max_message_size, builder.compression), (Some(800), Some(true)));
+        assert_eq!((builder.max_event_bytes, builder.compression), (Some(800), Some(true)));
         assert_eq!((builder.discard_new, builder.atomic_batches), (Some(true), Some(false)));
     }
 
@@ -657,10 +512,10 @@ mod tests {
         assert!(with(|b| b.config.max_bytes = 255).contains("max_bytes 255"));
         assert!(with(|b| b.config.request_timeout_secs = 0).contains("request_timeout_secs"));
         assert!(with(|b| b.max_in_flight = 0).contains("max_in_flight"));
-        assert!(with(|b| b.publish_deadline = Some(Duration::ZERO)).contains("publish_deadline"));
+        assert!(with(|b| b.publish_timeout = Some(Duration::ZERO)).contains("publish_timeout 0s"));
         assert!(with(|b| b.dedup_window = Some(Duration::from_nanos(1))).contains("dedup_window 1ns"));
         assert!(with(|b| b.replicas = Some(2)).contains("replicas"));
-        assert!(with(|b| b.max_message_size = Some(1)).contains("max_message_size"));
+        assert!(with(|b| b.max_event_bytes = Some(1)).contains("max_event_bytes 1"));
         assert!(with(|b| b.config.subject_prefix = "a.*".to_owned()).contains("subject_prefix"));
         let two = |b: &mut NatsProviderBuilder| {
             b.config.token = Some("t".to_owned());

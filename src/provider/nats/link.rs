@@ -379,7 +379,7 @@ async fn connect_options(settings: &NatsProviderBuilder) -> Result<ConnectOption
     if let Some(path) = &settings.root_certificates {
         options = options.add_root_certificates(path.clone());
     }
-    if let Some((certificate, key)) = &settings.client_certificate {
+    if let (Some(certificate), Some(key)) = (&settings.client_certificate, &settings.client_key) {
         options = options.add_client_certificate(certificate.clone(), key.clone());
     }
     if settings.tls_first {

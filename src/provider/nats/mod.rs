@@ -14,6 +14,7 @@ mod publish;
 mod pull;
 mod records;
 mod reset;
+mod settings;
 mod settle;
 mod strays;
 mod stream;
@@ -29,8 +30,9 @@ use async_trait::async_trait;
 pub use client::{NatsClient, StreamInfo};
 pub(super) use config::connect;
 pub use config::{DEFAULT_MAX_IN_FLIGHT, NatsConfig, NatsProviderBuilder, StorageType};
+pub(super) use settings::SETTINGS;
 pub use subscription::NatsSubscription;
-pub use wire::Wire;
+pub use wire::EventFormat;
 
 use super::{
     Capabilities, ConsumerInfo, ConsumerPosition, EventProvider, HistoryPage, HistoryQuery, ProviderInfo,
@@ -184,7 +186,7 @@ impl EventProvider for NatsProvider {
         if !shared.resets_consumers() {
             capabilities.reset_consumer = Support::No;
         }
-        capabilities.max_payload = Some(shared.max_payload);
+        capabilities.max_event_bytes = Some(shared.max_event_bytes);
         capabilities.dedup_window = Some(shared.dedup_window);
         capabilities
     }

@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout_at};
 use super::client::Shared;
 use super::error::{PROVIDER, refused};
 use super::link::NoAnswer;
-use super::wire::Wire;
+use super::wire::EventFormat;
 use crate::deadline::After;
 use crate::error::{BackendError, ErrorKind, EventError, Result};
 use crate::provider::validate::{validate_event, validate_publish_options};
@@ -77,7 +77,7 @@ impl Shared {
         let size = body.len();
         let mut request = Request::new().payload(body);
         let mut with_headers = size;
-        if let Some(headers) = headers(options, self.settings.wire) {
+        if let Some(headers) = headers(options, self.settings.format) {
             with_headers += header_len(&headers);
             request = request.headers(headers);
         }
@@ -145,16 +145,20 @@ impl Shared {
     /// The body of the message, after all checks.
     pub(super) fn encode(&self, event: &Event, options: &PublishOptions) -> Result<Bytes> {
         validate_publish_options(options)?;
-        let size = validate_event(event, self.prefix(), self.max_payload)?;
-        let body = self.settings.wire.encode(event, size)?;
-        if body.len() > self.max_payload {
-            return Err(EventError::TooLarge { what: "event", actual: body.len(), limit: self.max_payload });
+        let size = validate_event(event, self.prefix(), self.max_event_bytes)?;
+        let body = self.settings.format.encode(event, size)?;
+        if body.len() > self.max_event_bytes {
+            return Err(EventError::TooLarge {
+                what: "event",
+                actual: body.len(),
+                limit: self.max_event_bytes,
+            });
         }
         Ok(body.into())
     }
 
     pub(super) fn deadline_of(&self, options: &PublishOptions) -> Duration {
-        let usual = self.settings.publish_deadline.unwrap_or(self.settings.config.request_timeout());
+        let usual = self.settings.publish_timeout.unwrap_or(self.settings.config.request_timeout());
         options.timeout_secs.map_or(usual, Duration::from_secs)
     }
 
@@ -196,9 +200,9 @@ pub(super) fn stored(answer: &Message) -> Result<std::result::Result<Acknowledge
     }
 }
 
-fn headers(options: &PublishOptions, wire: Wire) -> Option<HeaderMap> {
+fn headers(options: &PublishOptions, format: EventFormat) -> Option<HeaderMap> {
     let mut headers = HeaderMap::new();
-    wire.announce(&mut headers);
+    format.announce(&mut headers);
     if let Some(msg_id) = &options.msg_id {
         headers.insert(header::NATS_MESSAGE_ID, msg_id.as_str());
     }
@@ -237,13 +241,13 @@ mod tests {
 
     #[test]
     fn options_become_the_headers_of_the_wire_contract() {
-        assert!(headers(&PublishOptions::default(), Wire::Native).is_none());
+        assert!(headers(&PublishOptions::default(), EventFormat::Native).is_none());
         let options = PublishOptions {
             msg_id: Some("order-1".to_owned()),
             expected_sequence: Some(7),
             timeout_secs: None,
         };
-        let headers = headers(&options, Wire::Native).unwrap();
+        let headers = headers(&options, EventFormat::Native).unwrap();
         assert_eq!(headers.get("Nats-Msg-Id").unwrap().as_str(), "order-1");
         assert_eq!(headers.get("Nats-Expected-Last-Sequence").unwrap().as_str(), "7");
         let on_the_wire = "NATS/1.0\r\nNats-Msg-Id: order-1\r\nNats-Expected-Last-Sequence: 7\r\n\r\n";

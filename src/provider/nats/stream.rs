@@ -60,8 +60,8 @@ impl Shared {
             return Ok(info);
         }
         let name = self.stream_name();
-        if !self.settings.create {
-            let reason = format!("stream '{name}' does not exist any more, and create is false");
+        if !self.settings.create_if_missing {
+            let reason = format!("stream '{name}' does not exist any more, and create_if_missing is false");
             return Err(BackendError::new(PROVIDER, "stream info", ErrorKind::NotFound, reason).into());
         }
         tracing::warn!(
@@ -108,9 +108,11 @@ impl Shared {
             self.ask("stream info", format!("STREAM.INFO.{name}"), Vec::new()).await?;
         let existing = match found {
             Ok(info) => info.config,
-            Err(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND && !self.settings.create => {
+            Err(error)
+                if error.error_code() == ErrorCode::STREAM_NOT_FOUND && !self.settings.create_if_missing =>
+            {
                 return Err(EventError::Config(format!(
-                    "stream '{name}': does not exist, and create is false"
+                    "stream '{name}': does not exist, and create_if_missing is false"
                 )));
             }
             Err(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
@@ -168,7 +170,7 @@ impl Shared {
             max_messages_per_subject: -1,
             max_consumers: -1,
             max_age: sent(Duration::from_secs(config.max_age_secs)),
-            max_message_size: self.settings.max_message_size.map_or(-1, with_headers),
+            max_message_size: self.settings.max_event_bytes.map_or(-1, with_headers),
             num_replicas: self.settings.replicas.unwrap_or(1),
             duplicate_window: sent(self.settings.dedup_window.unwrap_or_default()),
             compression: self.settings.compression.filter(|compress| *compress).map(|_| Compression::S2),
@@ -193,11 +195,7 @@ impl Shared {
         }
         self.same("replicas", settings.replicas, existing.num_replicas)?;
         self.same("dedup_window", settings.dedup_window.map(sent), existing.duplicate_window)?;
-        self.same(
-            "max_message_size",
-            settings.max_message_size.map(with_headers),
-            existing.max_message_size,
-        )?;
+        self.same("max_event_bytes", settings.max_event_bytes.map(with_headers), existing.max_message_size)?;
         self.same("compression", settings.compression, existing.compression == Some(Compression::S2))?;
         let atomic = settings.atomic_batches.filter(|atomic| *atomic);
         self.same("atomic_batches", atomic, existing.allow_atomic_publish)?;
@@ -253,8 +251,8 @@ fn takes_publishes(info: &stream::Info) -> bool {
 }
 
 /// The limit of the stream counts headers too, where the metadata of a message and its id stand.
-fn with_headers(max: i32) -> i32 {
-    max.saturating_add(i32::try_from(MAX_METADATA_BYTES).unwrap_or(i32::MAX))
+fn with_headers(max: usize) -> i32 {
+    i32::try_from(max.saturating_add(MAX_METADATA_BYTES)).unwrap_or(i32::MAX)
 }
 
 fn native_storage(storage: StorageType) -> stream::StorageType {

@@ -19,7 +19,8 @@ const MAX_BYTES: u64 = 1 << 20;
 
 /// Refuses files that cannot be used.
 pub(super) async fn check(settings: &NatsProviderBuilder) -> Result<()> {
-    let (roots, client) = (settings.root_certificates.clone(), settings.client_certificate.clone());
+    let roots = settings.root_certificates.clone();
+    let client = settings.client_certificate.clone().zip(settings.client_key.clone());
     if roots.is_none() && client.is_none() {
         return Ok(());
     }

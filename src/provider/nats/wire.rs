@@ -1,6 +1,5 @@
 //! What a message holds: the JSON of an event, or a CloudEvent. Either is read; one of them is written.
 
-use std::str::FromStr;
 use std::time::Duration;
 
 use async_nats::HeaderMap;
@@ -10,6 +9,7 @@ use crate::cloudevents::{self, AcceptedFormats, CloudEvent};
 #[cfg(feature = "cloudevents")]
 use crate::error::EventError;
 use crate::error::Result;
+use crate::provider::settings::Choice;
 use crate::provider::support::without_values;
 use crate::types::Event;
 
@@ -29,7 +29,7 @@ pub(super) fn nanos(duration: Duration) -> u128 {
 /// What the provider writes. It reads both, whatever is set here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
-pub enum Wire {
+pub enum EventFormat {
     /// The JSON of the event. The default.
     #[default]
     Native,
@@ -39,22 +39,17 @@ pub enum Wire {
     CloudEvents,
 }
 
-impl FromStr for Wire {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> std::result::Result<Self, Self::Err> {
-        match text {
-            "native" => Ok(Self::Native),
-            #[cfg(feature = "cloudevents")]
-            "cloudevents" => Ok(Self::CloudEvents),
-            #[cfg(not(feature = "cloudevents"))]
-            "cloudevents" => Err("needs the feature cloudevents"),
-            _ => Err("must be native or cloudevents"),
-        }
-    }
+impl Choice for EventFormat {
+    #[cfg(feature = "cloudevents")]
+    const ALL: &'static [(&'static str, Self)] =
+        &[("native", Self::Native), ("cloudevents", Self::CloudEvents)];
+    #[cfg(not(feature = "cloudevents"))]
+    const ALL: &'static [(&'static str, Self)] = &[("native", Self::Native)];
+    #[cfg(not(feature = "cloudevents"))]
+    const ABSENT: &'static [(&'static str, &'static str)] = &[("cloudevents", "cloudevents")];
 }
 
-impl Wire {
+impl EventFormat {
     /// Writes a body, for which this many bytes are expected.
     pub(super) fn encode(self, event: &Event, size: usize) -> Result<Vec<u8>> {
         match self {

@@ -1,23 +1,24 @@
 //! Settings of the SQLite provider.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::SqliteProvider;
 use crate::error::{EventError, Result};
-use crate::provider::support::{check_max_bytes, check_max_payload, shorten};
-use crate::provider::validate::DEFAULT_MAX_PAYLOAD;
+use crate::provider::settings::{Choice, Setting, Settings, row};
+use crate::provider::support::shorten;
+use crate::provider::validate::{DEFAULT_MAX_EVENT_BYTES, SMALLEST_LIMIT};
 use crate::provider::{DEFAULT_TIMEOUT, EventProvider, ProviderUrl};
 use crate::subject::validate_prefix;
 
 /// How long a `msg_id` is remembered unless configured otherwise.
 pub const DEFAULT_DEDUP_WINDOW: Duration = Duration::from_secs(120);
-/// How long to wait for a writer in another process unless configured otherwise.
+/// Timeout of waiting for a writer in another process unless configured otherwise.
 pub const DEFAULT_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-const MAX_GROUP_DELAY: Duration = Duration::from_secs(1);
+const MAX_COMMIT_DELAY: Duration = Duration::from_secs(1);
 const IN_MEMORY: &str = ":memory:";
 
 /// When a publish counts as stored.
@@ -31,26 +32,94 @@ pub enum Synchronous {
     Normal,
 }
 
-impl Synchronous {
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::Full => "FULL",
-            Self::Normal => "NORMAL",
-        }
-    }
+impl Choice for Synchronous {
+    const ALL: &'static [(&'static str, Self)] = &[("full", Self::Full), ("normal", Self::Normal)];
 }
 
-impl FromStr for Synchronous {
-    type Err = String;
-
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        match text.to_ascii_lowercase().as_str() {
-            "full" => Ok(Self::Full),
-            "normal" => Ok(Self::Normal),
-            _ => Err("must be full or normal".to_owned()),
-        }
-    }
-}
+pub(in crate::provider) static SETTINGS: Settings<SqliteConfig> = Settings::new(&[
+    row!(
+        "(path)" = path,
+        Setting::file()
+            .rule(|path| !path.is_empty(), "name a file, or be :memory:")
+            .doc("the file; `:memory:` is a database that is gone with the provider")
+    ),
+    row!(
+        "create_if_missing" = create_if_missing,
+        Setting::flag().formerly(&["create"]).doc("creates the file if it does not exist")
+    ),
+    row!(
+        "subject_prefix" = subject_prefix,
+        Setting::text()
+            .doc("first tokens of every subject; a file keeps the prefix that it was created with")
+    ),
+    row!(
+        "stream_name" = stream_name,
+        Setting::text()
+            .rule(|name| !name.is_empty(), "not be empty")
+            .doc("name of the stream, as it appears in received events")
+    ),
+    row!(
+        "max_events" = max_events,
+        Setting::count("events")
+            .zero("unlimited")
+            .doc("maximum number of stored events; the oldest are dropped")
+    ),
+    row!(
+        "max_bytes" = max_bytes,
+        Setting::size("bytes of JSON")
+            .least(SMALLEST_LIMIT)
+            .zero("unlimited")
+            .doc("maximum size of all stored events; the oldest are dropped, but never the newest")
+    ),
+    row!("max_age" = max_age, Setting::duration().zero("for ever").doc("how long an event is kept")),
+    row!(
+        "max_event_bytes" = max_event_bytes,
+        Setting::size("bytes of JSON")
+            .least(SMALLEST_LIMIT)
+            .formerly(&["max_payload"])
+            .doc("maximum size of one event")
+    ),
+    row!(
+        "dedup_window" = dedup_window,
+        Setting::duration().zero("no deduplication").doc("how long a `msg_id` is remembered")
+    ),
+    row!(
+        "synchronous" = synchronous,
+        Setting::choice::<Synchronous>()
+            .doc("when a publish is stored: `full` waits for the disk, `normal` for the operating system")
+    ),
+    row!(
+        "busy_timeout" = busy_timeout,
+        Setting::duration()
+            .shorter_than(DEFAULT_TIMEOUT)
+            .doc("timeout of waiting for a writer in another process; shorter than that of a call")
+    ),
+    row!(
+        "commit_max_events" = commit_max_events,
+        Setting::count("events")
+            .least(1)
+            .formerly(&["group_events"])
+            .doc("maximum number of events, published or settled, in one transaction that calls share")
+    ),
+    row!(
+        "commit_max_bytes" = commit_max_bytes,
+        Setting::size("bytes of JSON")
+            .formerly(&["group_bytes"])
+            .doc("maximum size of the events in one transaction that calls share")
+    ),
+    row!(
+        "commit_delay" = commit_delay,
+        Setting::duration().longest(MAX_COMMIT_DELAY).zero("never waits").formerly(&["group_delay"]).doc(
+            "maximum time that a transaction waits for further calls; no other process can write meanwhile"
+        )
+    ),
+    row!(
+        "cache_size" = cache_size,
+        Setting::size("bytes").doc(
+            "maximum part of the file that the writer keeps in memory; a smaller file takes its own size"
+        )
+    ),
+]);
 
 /// The settings of a [`SqliteProvider`].
 ///
@@ -67,45 +136,47 @@ impl FromStr for Synchronous {
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 #[must_use]
 pub struct SqliteConfig {
-    /// The database file; `:memory:` is a database that is gone with the provider.
+    /// Path of the database file; `:memory:` is a database that is gone with the provider.
     pub path: PathBuf,
-    /// Whether to make the file when it does not exist. Default true; where it should be there, false finds a wrong path.
-    pub create: bool,
-    /// What every subject begins with. Default `events`. A file keeps the prefix that it was made with.
+    /// Creates the file if it does not exist. Default true; with false, a wrong path is an error.
+    pub create_if_missing: bool,
+    /// First tokens of every subject. Default `events`. A file keeps the prefix that it was made with.
     pub subject_prefix: String,
     /// Name of the stream in [`ReceivedEvent::stream`](crate::ReceivedEvent::stream). Default `sqlite`.
     pub stream_name: String,
-    /// Most stored events; the oldest are dropped. 0 is unlimited, the default.
+    /// Maximum number of stored events; the oldest are dropped. 0 is unlimited, the default.
     pub max_events: u64,
-    /// Most stored bytes of JSON; the oldest events are dropped, but never the newest. 0 is unlimited, the default.
+    /// Maximum size of all stored events in bytes of JSON; the oldest are dropped, but never the newest. 0 is unlimited,
+    /// the default.
     pub max_bytes: u64,
     /// How long events are kept. Zero is for ever, the default.
     pub max_age: Duration,
-    /// Largest event in bytes of JSON. Default 1 MiB, as on NATS.
-    pub max_payload: usize,
+    /// Maximum size of one event in bytes of JSON. Default 1 MiB, as on NATS.
+    pub max_event_bytes: usize,
     /// How long a `msg_id` is remembered. Default 120 s; zero switches deduplication off.
     pub dedup_window: Duration,
     /// When a publish counts as stored. Default [`Synchronous::Full`].
     pub synchronous: Synchronous,
-    /// How long to wait for a writer in another process. Default 5 s.
+    /// Timeout of waiting for a writer in another process. Default 5 s.
     pub busy_timeout: Duration,
-    /// Most events, published or settled, in one transaction that calls share. Default 1,000.
-    pub group_events: usize,
-    /// Most bytes of JSON in one transaction that calls share. Default 4 MiB.
-    pub group_bytes: usize,
-    /// Longest time that a transaction waits for further calls before it is committed. Default 1 ms; zero never waits.
+    /// Maximum number of events, published or settled, in one transaction that calls share. Default 1,000.
+    pub commit_max_events: usize,
+    /// Maximum bytes of JSON in one transaction that calls share. Default 4 MiB.
+    pub commit_max_bytes: usize,
+    /// Maximum time that a transaction waits for further calls before it is committed. Default 1 ms; zero never waits.
     ///
     /// It waits only while it has fewer calls than the one before it had, and for each of them no longer than a commit
     /// takes here: a lone caller never waits, and many that call again as soon as they are answered share one commit.
-    pub group_delay: Duration,
+    pub commit_delay: Duration,
     /// How wrong the clock is in a test.
     #[cfg(test)]
     pub(super) skew: super::clock::Skew,
-    /// Most bytes of the file that the writer keeps in memory. Default 16 MiB, of which a smaller file takes its own size.
+    /// Maximum bytes of the file that the writer keeps in memory. Default 16 MiB, of which a smaller file takes its own
+    /// size.
     pub cache_size: u64,
 }
 
@@ -114,19 +185,19 @@ impl SqliteConfig {
     pub fn file(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
-            create: true,
+            create_if_missing: true,
             subject_prefix: "events".to_owned(),
             stream_name: "sqlite".to_owned(),
             max_events: 0,
             max_bytes: 0,
             max_age: Duration::ZERO,
-            max_payload: DEFAULT_MAX_PAYLOAD,
+            max_event_bytes: DEFAULT_MAX_EVENT_BYTES,
             dedup_window: DEFAULT_DEDUP_WINDOW,
             synchronous: Synchronous::Full,
             busy_timeout: DEFAULT_BUSY_TIMEOUT,
-            group_events: 1_000,
-            group_bytes: 4 * 1024 * 1024,
-            group_delay: Duration::from_millis(1),
+            commit_max_events: 1_000,
+            commit_max_bytes: 4 * 1024 * 1024,
+            commit_delay: Duration::from_millis(1),
             #[cfg(test)]
             skew: super::clock::Skew::default(),
             cache_size: 16 * 1024 * 1024,
@@ -138,13 +209,13 @@ impl SqliteConfig {
         Self::file(IN_MEMORY)
     }
 
-    /// Whether to make the file when it does not exist.
-    pub fn create(mut self, create: bool) -> Self {
-        self.create = create;
+    /// Creates the file if it does not exist.
+    pub fn create_if_missing(mut self, create: bool) -> Self {
+        self.create_if_missing = create;
         self
     }
 
-    /// What every subject begins with.
+    /// First tokens of every subject.
     pub fn subject_prefix(mut self, prefix: impl Into<String>) -> Self {
         self.subject_prefix = prefix.into();
         self
@@ -156,13 +227,13 @@ impl SqliteConfig {
         self
     }
 
-    /// Most stored events; 0 is unlimited.
+    /// Maximum number of stored events; 0 is unlimited.
     pub fn max_events(mut self, max: u64) -> Self {
         self.max_events = max;
         self
     }
 
-    /// Most stored bytes of JSON; 0 is unlimited.
+    /// Maximum size of all stored events in bytes of JSON; 0 is unlimited.
     pub fn max_bytes(mut self, max: u64) -> Self {
         self.max_bytes = max;
         self
@@ -174,9 +245,9 @@ impl SqliteConfig {
         self
     }
 
-    /// Largest event in bytes of JSON.
-    pub fn max_payload(mut self, max: usize) -> Self {
-        self.max_payload = max;
+    /// Maximum size of one event in bytes of JSON.
+    pub fn max_event_bytes(mut self, max: usize) -> Self {
+        self.max_event_bytes = max;
         self
     }
 
@@ -192,31 +263,31 @@ impl SqliteConfig {
         self
     }
 
-    /// How long to wait for a writer in another process.
+    /// Timeout of waiting for a writer in another process.
     pub fn busy_timeout(mut self, timeout: Duration) -> Self {
         self.busy_timeout = timeout;
         self
     }
 
-    /// Most events, published or settled, in one transaction that calls share.
-    pub fn group_events(mut self, events: usize) -> Self {
-        self.group_events = events;
+    /// Maximum number of events, published or settled, in one transaction that calls share.
+    pub fn commit_max_events(mut self, events: usize) -> Self {
+        self.commit_max_events = events;
         self
     }
 
-    /// Most bytes of JSON in one transaction that calls share.
-    pub fn group_bytes(mut self, bytes: usize) -> Self {
-        self.group_bytes = bytes;
+    /// Maximum bytes of JSON in one transaction that calls share.
+    pub fn commit_max_bytes(mut self, bytes: usize) -> Self {
+        self.commit_max_bytes = bytes;
         self
     }
 
-    /// Longest time that a transaction waits for further calls before it is committed; zero never waits.
-    pub fn group_delay(mut self, delay: Duration) -> Self {
-        self.group_delay = delay;
+    /// Maximum time that a transaction waits for further calls before it is committed; zero never waits.
+    pub fn commit_delay(mut self, delay: Duration) -> Self {
+        self.commit_delay = delay;
         self
     }
 
-    /// Most bytes of the file that the writer keeps in memory.
+    /// Maximum bytes of the file that the writer keeps in memory.
     pub fn cache_size(mut self, bytes: u64) -> Self {
         self.cache_size = bytes;
         self
@@ -229,32 +300,14 @@ impl SqliteConfig {
 
     /// Checks what can be checked without opening the file.
     pub(super) fn check(&self) -> Result<()> {
-        validate_prefix(&self.subject_prefix)?;
-        let refuse = |text: String| Err(EventError::Config(text));
-        if self.path.as_os_str().is_empty() {
-            return refuse("path \"\": must name a file, or be :memory:".to_owned());
-        }
-        if self.stream_name.is_empty() {
-            return refuse("stream_name \"\": must not be empty".to_owned());
-        }
-        check_max_payload(self.max_payload)?;
-        check_max_bytes(self.max_bytes)?;
-        if self.busy_timeout >= DEFAULT_TIMEOUT {
-            let (timeout, max) = (self.busy_timeout, DEFAULT_TIMEOUT);
-            return refuse(format!(
-                "busy_timeout {timeout:?}: must be below {max:?}, the deadline of a call"
-            ));
-        }
-        if self.group_events == 0 {
-            return refuse("group_events 0: must be at least 1".to_owned());
-        }
-        if self.group_delay > MAX_GROUP_DELAY {
-            let delay = self.group_delay;
-            return refuse(format!(
-                "group_delay {delay:?}: must be at most {MAX_GROUP_DELAY:?}, while which no other process can write"
-            ));
-        }
-        Ok(())
+        SETTINGS.check(self)?;
+        validate_prefix(&self.subject_prefix)
+    }
+}
+
+impl fmt::Debug for SqliteConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        SETTINGS.debug("SqliteConfig", self, f)
     }
 }
 
@@ -264,22 +317,6 @@ pub(in crate::provider) async fn connect(url: ProviderUrl) -> Result<Arc<dyn Eve
 }
 
 fn from_url(url: &ProviderUrl) -> Result<SqliteConfig> {
-    url.allow_settings(&[
-        "create",
-        "subject_prefix",
-        "stream_name",
-        "max_events",
-        "max_bytes",
-        "max_age_secs",
-        "max_payload",
-        "dedup_window_secs",
-        "synchronous",
-        "busy_timeout_ms",
-        "group_events",
-        "group_bytes",
-        "group_delay_us",
-        "cache_size",
-    ])?;
     url.refuse_credentials()?;
     if !url.authority().is_empty() {
         let path = shorten(&format!("{}{}", url.authority(), url.path()));
@@ -288,28 +325,8 @@ fn from_url(url: &ProviderUrl) -> Result<SqliteConfig> {
         )));
     }
     let mut config = SqliteConfig::file(url.path());
-    let secs = |key| Ok::<_, EventError>(url.setting(key)?.map(Duration::from_secs));
-    set(&mut config.create, url.setting("create")?);
-    set(&mut config.subject_prefix, url.setting("subject_prefix")?);
-    set(&mut config.stream_name, url.setting("stream_name")?);
-    set(&mut config.max_events, url.setting("max_events")?);
-    set(&mut config.max_bytes, url.setting("max_bytes")?);
-    set(&mut config.max_age, secs("max_age_secs")?);
-    set(&mut config.max_payload, url.setting("max_payload")?);
-    set(&mut config.dedup_window, secs("dedup_window_secs")?);
-    set(&mut config.synchronous, url.setting("synchronous")?);
-    set(&mut config.busy_timeout, url.setting("busy_timeout_ms")?.map(Duration::from_millis));
-    set(&mut config.group_events, url.setting("group_events")?);
-    set(&mut config.group_bytes, url.setting("group_bytes")?);
-    set(&mut config.group_delay, url.setting("group_delay_us")?.map(Duration::from_micros));
-    set(&mut config.cache_size, url.setting("cache_size")?);
+    SETTINGS.read(url, &mut config)?;
     Ok(config)
-}
-
-fn set<T>(setting: &mut T, value: Option<T>) {
-    if let Some(value) = value {
-        *setting = value;
-    }
 }
 
 #[cfg(test)]
@@ -318,24 +335,24 @@ mod tests {
 
     #[test]
     fn every_setting_of_the_url_takes_effect() {
-        let url = "sqlite:///data/e.db?create=false&subject_prefix=acme.events&stream_name=orders&max_events=7&max_bytes=9000\
-                   &max_age_secs=60&max_payload=2000&dedup_window_secs=5&synchronous=normal&busy_timeout_ms=250\
-                   &group_events=3&group_bytes=4000&group_delay_us=250\
+        let url = "sqlite:///data/e.db?create_if_missing=false&subject_prefix=acme.events&stream_name=orders&max_events=7&max_bytes=9000\
+                   &max_age=1m&max_event_bytes=2000&dedup_window=5s&synchronous=normal&busy_timeout=250ms\
+                   &commit_max_events=3&commit_max_bytes=4KiB&commit_delay=250us\
                    &cache_size=1000000";
         let expected = SqliteConfig::file("/data/e.db")
-            .create(false)
+            .create_if_missing(false)
             .subject_prefix("acme.events")
             .stream_name("orders")
             .max_events(7)
             .max_bytes(9_000)
             .max_age(Duration::from_secs(60))
-            .max_payload(2_000)
+            .max_event_bytes(2_000)
             .dedup_window(Duration::from_secs(5))
             .synchronous(Synchronous::Normal)
             .busy_timeout(Duration::from_millis(250))
-            .group_events(3)
-            .group_bytes(4_000)
-            .group_delay(Duration::from_micros(250))
+            .commit_max_events(3)
+            .commit_max_bytes(4_096)
+            .commit_delay(Duration::from_micros(250))
             .cache_size(1_000_000);
         assert_eq!(from_url(&ProviderUrl::parse(url).unwrap()).unwrap(), expected);
     }
@@ -359,11 +376,11 @@ mod tests {
         for (config, name) in [
             (config().subject_prefix("events."), "subject_prefix"),
             (config().stream_name(""), "stream_name"),
-            (config().max_payload(10), "max_payload"),
+            (config().max_event_bytes(10), "max_event_bytes"),
             (config().max_bytes(10), "max_bytes"),
             (config().busy_timeout(Duration::from_secs(60)), "busy_timeout"),
-            (config().group_events(0), "group_events"),
-            (config().group_delay(Duration::from_secs(2)), "group_delay"),
+            (config().commit_max_events(0), "commit_max_events"),
+            (config().commit_delay(Duration::from_secs(2)), "commit_delay"),
             (SqliteConfig::file(""), "path"),
         ] {
             let error = config.check().unwrap_err();

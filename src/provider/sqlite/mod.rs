@@ -32,8 +32,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-pub(super) use config::connect;
 pub use config::{DEFAULT_BUSY_TIMEOUT, DEFAULT_DEDUP_WINDOW, SqliteConfig, Synchronous};
+pub(super) use config::{SETTINGS, connect};
 pub use maintenance::FileInfo;
 pub use subscription::SqliteSubscription;
 
@@ -295,7 +295,7 @@ impl EventProvider for SqliteProvider {
             (Some(_), Synchronous::Full) => Durability::PowerLoss,
         };
         let mut capabilities = Capabilities::all(durability);
-        capabilities.max_payload = Some(self.shared.config.max_payload);
+        capabilities.max_event_bytes = Some(self.shared.config.max_event_bytes);
         capabilities.dedup_window = Some(self.shared.config.dedup_window);
         capabilities
     }

@@ -61,7 +61,7 @@ impl Shared {
 
     fn prepare(&self, event: &Event, options: &PublishOptions) -> Result<Prepared> {
         validate_publish_options(options)?;
-        let size = validate_event(event, &self.config.subject_prefix, self.config.max_payload)?;
+        let size = validate_event(event, &self.config.subject_prefix, self.config.max_event_bytes)?;
         let mut record = Vec::with_capacity(size);
         serde_json::to_writer(&mut record, event)?;
         Ok(Prepared {
@@ -126,7 +126,7 @@ impl Part {
 
     /// More would keep other callers waiting.
     fn is_full(&self, config: &SqliteConfig) -> bool {
-        self.entries.len() >= config.group_events || self.bytes >= config.group_bytes
+        self.entries.len() >= config.commit_max_events || self.bytes >= config.commit_max_bytes
     }
 }
 

@@ -24,7 +24,7 @@ const MIGRATIONS: [&str; NEWEST] = [include_str!("schema_1.sql"), include_str!("
 /// Prepared statements kept per connection; more than the provider has.
 const STATEMENTS: usize = 64;
 
-/// Opens the file for writing, bringing it up to date where needed. It is made where it does not exist, if `create` allows.
+/// Opens the file for writing, bringing it up to date where needed. It is made where it does not exist, if `create_if_missing` allows.
 pub(super) fn open_writer(config: &SqliteConfig, create: bool) -> Result<Connection> {
     check_sqlite_version(rusqlite::version_number())?;
     let (prefix, busy_timeout) = (config.subject_prefix.as_str(), config.busy_timeout);
@@ -36,7 +36,9 @@ pub(super) fn open_writer(config: &SqliteConfig, create: bool) -> Result<Connect
     };
     if !create && !path.exists() {
         let path = path.display();
-        return Err(EventError::Config(format!("sqlite file '{path}': does not exist, and create is false")));
+        return Err(EventError::Config(format!(
+            "sqlite file '{path}': does not exist, and create_if_missing is false"
+        )));
     }
     create_private(path)?;
     let fail = |error| file_failed("open", path, error);

@@ -17,6 +17,7 @@ use super::error::{Failure, Sql};
 use super::place::Place;
 use super::queue::Access;
 use crate::provider::consumer::Time;
+use crate::provider::settings::Choice as _;
 
 /// Subject ids known by heart. Programs with more subjects look some of them up.
 const MAX_KNOWN_SUBJECTS: usize = 10_000;
@@ -140,7 +141,7 @@ impl Store {
     fn set_synchronous(&mut self, access: Access) -> Sql<()> {
         let wanted = if access == Access::Sync { self.config.synchronous } else { Synchronous::Normal };
         if access != Access::Read && self.synchronous != Some(wanted) {
-            self.connection.pragma_update(None, "synchronous", wanted.as_str())?;
+            self.connection.pragma_update(None, "synchronous", wanted.name())?;
             self.synchronous = Some(wanted);
         }
         Ok(())

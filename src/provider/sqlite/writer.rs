@@ -56,8 +56,8 @@ impl Writer {
                 Err(error) => return drop(opened.send(Err(error))),
             };
             readers.renew(place.as_ref().map(Place::file));
-            let limits = Size { events: config.group_events, bytes: config.group_bytes };
-            let delay = config.group_delay;
+            let limits = Size { events: config.commit_max_events, bytes: config.commit_max_bytes };
+            let delay = config.commit_delay;
             let store = Store::new(connection, place, config);
             let writer = Self { store, queue, cells, readers, limits, delay, expected: 0, idle: 0 };
             if opened.send(Ok(())).is_ok() {
@@ -187,7 +187,7 @@ impl Writer {
 }
 
 fn open(config: &SqliteConfig) -> Result<(Connection, Option<Place>)> {
-    let connection = open_writer(config, config.create)?;
+    let connection = open_writer(config, config.create_if_missing)?;
     let place = config.file_path().map(Place::of).transpose();
     Ok((connection, place.map_err(|error| io_failed("open", &config.path, error))?))
 }
@@ -217,7 +217,7 @@ mod tests {
         let config = Arc::new(config);
         let (connection, place) = open(&config).unwrap();
         let readers = Arc::new(Readers::new(&config));
-        let limits = Size { events: config.group_events, bytes: config.group_bytes };
+        let limits = Size { events: config.commit_max_events, bytes: config.commit_max_bytes };
         Writer {
             store: Store::new(connection, place, config),
             queue: Arc::new(Queue::new()),

@@ -110,7 +110,7 @@ pub(super) async fn bad_events_are_refused(w: &World<'_>) {
 }
 
 pub(super) async fn an_event_over_the_size_limit_is_refused(w: &World<'_>) -> Outcome {
-    let Some(limit) = w.provider.capabilities().max_payload else {
+    let Some(limit) = w.provider.capabilities().max_event_bytes else {
         return Outcome::NotApplicable("the provider declares no size limit");
     };
     let mut event = w.event("a");

@@ -93,7 +93,7 @@ impl Fixture for Running {
 
 fn everything() -> Capabilities {
     let mut capabilities = Capabilities::all(Durability::Process);
-    capabilities.max_payload = Some(a3s_event::provider::validate::DEFAULT_MAX_PAYLOAD);
+    capabilities.max_event_bytes = Some(a3s_event::provider::validate::DEFAULT_MAX_EVENT_BYTES);
     capabilities
 }
 

@@ -120,7 +120,7 @@ impl Faulty {
             let repaired = Event::new(&event.subject, &event.category, "", "", serde_json::Value::Null);
             *event = repaired;
         }
-        let limit = self.capabilities.max_payload.unwrap_or(usize::MAX);
+        let limit = self.capabilities.max_event_bytes.unwrap_or(usize::MAX);
         if self.has(Defect::TruncatesLargeEvents)
             && matches!(
                 validate_event(event, self.prefix(), limit),

@@ -46,7 +46,7 @@ async fn every_setting_takes_durations_without_an_end() {
     };
     for _ in 0..2 {
         // The second time the stream exists with the same settings.
-        let builder = NatsProvider::builder(endless.clone()).publish_deadline(Duration::MAX);
+        let builder = NatsProvider::builder(endless.clone()).publish_timeout(Duration::MAX);
         let provider = builder.dedup_window(Duration::MAX).connect().await.unwrap();
         let options = PublishOptions { timeout_secs: Some(u64::MAX), ..PublishOptions::default() };
         provider.publish(&event("a", 1)).await.unwrap();
@@ -58,7 +58,7 @@ async fn every_setting_takes_durations_without_an_end() {
         assert_eq!(subscription.next_batch(1, Duration::MAX).await.unwrap().len(), 1);
         assert!(provider.history(None, 1).await.unwrap().len() == 1 && provider.health().await.unwrap());
     }
-    let shortest = NatsProvider::builder(config(&server)).publish_deadline(Duration::from_nanos(1));
+    let shortest = NatsProvider::builder(config(&server)).publish_timeout(Duration::from_nanos(1));
     // Over before anything can be said of it, unless the answer is as fast as the timer.
     if let Err(late) = shortest.connect().await.unwrap().publish(&event("a", 5)).await {
         assert!(late.kind() == ErrorKind::Timeout && late.may_be_stored(), "{late:?}");

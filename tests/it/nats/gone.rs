@@ -198,7 +198,7 @@ async fn a_stream_that_is_gone_is_not_healthy_and_whoever_waits_for_health_does_
 async fn a_stream_that_may_not_be_made_is_an_error_that_says_so() {
     let server = NatsServer::start().await;
     connect(&server).await;
-    let provider = NatsProvider::builder(config(&server)).create(false).connect().await.unwrap();
+    let provider = NatsProvider::builder(config(&server)).create_if_missing(false).connect().await.unwrap();
     jetstream(&server).await.delete_stream("A3S_EVENTS").await.unwrap();
     let publish = provider.publish(&event("a", 1)).await.unwrap_err();
     let subscribe = provider.subscribe("events.>").await.map(drop).unwrap_err();

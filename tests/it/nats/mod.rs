@@ -248,9 +248,9 @@ async fn no_server_is_an_error_in_time() {
 }
 
 #[tokio::test]
-async fn a_publish_deadline_of_the_provider_ends_a_publish() {
+async fn a_publish_timeout_of_the_provider_ends_a_publish() {
     let server = NatsServer::start().await;
-    let builder = NatsProvider::builder(config(&server)).publish_deadline(Duration::from_millis(300));
+    let builder = NatsProvider::builder(config(&server)).publish_timeout(Duration::from_millis(300));
     let provider = builder.connect().await.unwrap();
     assert_eq!(provider.client().replicas(), 1);
     server.freeze().await;
@@ -340,7 +340,8 @@ async fn a_stream_deleted_by_hand_ends_what_waits_on_it_and_can_be_made_again() 
     for server in servers().await {
         connect(&server).await;
         // One that may make the stream does so at its next publish; this one may not.
-        let provider = NatsProvider::builder(config(&server)).create(false).connect().await.unwrap();
+        let provider =
+            NatsProvider::builder(config(&server)).create_if_missing(false).connect().await.unwrap();
         let mut durable = provider.subscribe_durable("reader", "events.>").await.unwrap();
         let waiting = tokio::spawn(async move { durable.next_delivery().await.map(|next| next.is_none()) });
         provider.client().jetstream_context().delete_stream("A3S_EVENTS").await.unwrap();

@@ -1,13 +1,13 @@
 //! CloudEvents on the wire: written on request, read always.
 
 use a3s_event::cloudevents::{AcceptedFormats, nats};
-use a3s_event::provider::nats::Wire;
+use a3s_event::provider::nats::EventFormat;
 use a3s_event::{CloudEvent, Delivery};
 
 use super::*;
 
 async fn cloud_events(server: &NatsServer) -> NatsProvider {
-    NatsProvider::builder(config(server)).wire(Wire::CloudEvents).connect().await.unwrap()
+    NatsProvider::builder(config(server)).format(EventFormat::CloudEvents).connect().await.unwrap()
 }
 
 async fn next(subscription: &mut dyn Subscription) -> Delivery {
