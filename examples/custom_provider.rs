@@ -10,13 +10,14 @@
 #![allow(clippy::print_stdout, reason = "an example talks to the person who runs it")]
 
 use std::sync::Arc;
-use std::time::Duration;
 
+use a3s_event::provider::consumer::Lease;
 use a3s_event::provider::validate::{DEFAULT_MAX_EVENT_BYTES, validate_event};
+use a3s_event::provider::{AckFuture, Settlement};
 use a3s_event::subject::{subject_matches, validate_consumer_name, validate_filter_under};
 use a3s_event::{
-    AckHandler, Capabilities, Delivery, Durability, Event, EventBus, EventError, EventProvider, PendingEvent,
-    ProviderInfo, PublishOptions, ReceivedEvent, Result, Subscription,
+    AckHandler, AckKind, Capabilities, Delivery, Durability, Event, EventBus, EventError, EventProvider,
+    PendingEvent, ProviderInfo, PublishOptions, ReceivedEvent, Result, Subscription,
 };
 use async_trait::async_trait;
 use tokio::sync::watch;
@@ -174,8 +175,12 @@ impl Subscription for VecSubscription {
                     self.position += 1;
                     if subject_matches(&event.subject, &self.filter) {
                         let sequence = self.position as u64;
-                        let delivery =
-                            Delivery::new(Arc::clone(event), sequence, 1, NAME.into(), InOrderOnly);
+                        let delivery = Delivery::new(
+                            Arc::clone(event),
+                            Lease::new(sequence, 1),
+                            NAME.into(),
+                            Arc::new(InOrderOnly),
+                        );
                         return Ok(Some(delivery));
                     }
                 }
@@ -196,22 +201,12 @@ impl Subscription for VecSubscription {
 /// Settling an event: there is no lease, so an ack has nothing to do and nothing can come again.
 struct InOrderOnly;
 
-#[async_trait]
 impl AckHandler for InOrderOnly {
-    async fn ack(&self) -> Result<()> {
-        Ok(())
-    }
-
-    async fn nak(&self, _delay: Option<Duration>) -> Result<()> {
-        Err(unsupported("nak"))
-    }
-
-    async fn term(&self, _reason: &str) -> Result<()> {
-        Err(unsupported("term"))
-    }
-
-    async fn extend(&self) -> Result<()> {
-        Err(unsupported("extend"))
+    fn settle(&self, asked: Settlement) -> AckFuture<'_> {
+        AckFuture::ready(match asked.kind {
+            AckKind::Ack => Ok(()),
+            other => Err(unsupported(other.verb())),
+        })
     }
 }
 

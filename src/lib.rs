@@ -95,9 +95,9 @@ pub use provider::nats::{NatsClient, NatsConfig, NatsProvider, NatsSubscription,
 #[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
 pub use provider::sqlite::{SqliteConfig, SqliteProvider};
 pub use provider::{
-    AckHandler, Capabilities, ConsumerInfo, ConsumerPosition, Delivery, Durability, EventProvider,
-    HistoryPage, HistoryQuery, LeaseHolder, PendingEvent, ProviderInfo, ProviderRegistry, PublishReceipt,
-    PublishRequest, StoredEvent, Subscription, SubscriptionEnd, Support, UnreadableRecord,
+    AckHandler, AckKind, Capabilities, ConsumerInfo, ConsumerPosition, Delivery, Durability, EventProvider,
+    HistoryPage, HistoryQuery, PendingEvent, ProviderInfo, ProviderRegistry, PublishReceipt, PublishRequest,
+    StoredEvent, Subscription, SubscriptionEnd, Support, UnreadableRecord,
 };
 pub use scaling::{
     InstanceHealthPayload, InstanceReadyPayload, InstanceStoppedPayload, ScaleDownPayload, ScaleUpPayload,

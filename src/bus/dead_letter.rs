@@ -5,14 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use async_trait::async_trait;
 
 use super::in_force::InForce;
 use super::verdict::Verdict;
 use crate::dlq::{DeadLetter, DeadLetterReceipt, DlqHandler, FailureClass};
 use crate::error::{EventError, Result};
 use crate::metrics::{BusMetrics, ConsumerMetrics};
-use crate::provider::{AckHandler, Delivery, Settlement};
+use crate::provider::{AckFuture, AckHandler, AckKind, Delivery, Settlement};
 use crate::task::{caught, within};
 use crate::types::{Event, ReceivedEvent};
 
@@ -107,9 +106,9 @@ impl DeadLetters {
         if !self.is_last(attempt, attempt) && self.letter_box.handler.is_none() {
             return delivery.map_event(event);
         }
-        let (sequence, stream) = (delivery.sequence(), delivery.stream().into());
+        let (lease, stream) = (delivery.acker().lease, delivery.stream().into());
         let guarded = Guarded::new(delivery, Arc::clone(self));
-        Delivery::new(event, sequence, attempt, stream, guarded)
+        Delivery::new(event, lease, stream, Arc::new(guarded))
     }
 
     /// Whether no other attempt is allowed behind this one: the bus's own limit counts attempts, and one that somebody else
@@ -127,7 +126,7 @@ impl DeadLetters {
             Err(error) => {
                 let sequence = delivery.sequence();
                 tracing::error!(sequence, %error, "event not dead-lettered; it will be tried again");
-                match delivery.settlement().nak(Some(RETRY_DELAY)).await {
+                match delivery.settle(AckKind::Nak(Some(RETRY_DELAY))).await {
                     // Without delayed refusals the lease brings it back.
                     Err(EventError::Unsupported { .. }) => Ok(false),
                     refused => refused.map(|()| false),
@@ -256,37 +255,24 @@ impl Guarded {
         self.settled.load(Ordering::Relaxed)
     }
 
-    fn settling(&self) -> &Settlement {
-        self.settled.store(true, Ordering::Relaxed);
-        self.stored.settlement()
-    }
-}
-
-#[async_trait]
-impl AckHandler for Guarded {
-    async fn ack(&self) -> Result<()> {
-        self.settling().ack().await
-    }
-
-    async fn nak(&self, delay: Option<Duration>) -> Result<()> {
-        let settlement = self.settling();
-        match self.on_failure(None, None) {
-            Verdict::Deliver(()) => settlement.nak(delay).await,
+    async fn settle_stored(&self, kind: AckKind) -> Result<()> {
+        if kind != AckKind::Extend {
+            self.settled.store(true, Ordering::Relaxed);
+        }
+        let verdict = match &kind {
+            AckKind::Nak(_) => self.on_failure(None, None),
+            AckKind::Term(reason) => self.on_failure(Some(FailureClass::Fatal), Some(reason)),
+            _ => Verdict::Deliver(()),
+        };
+        match verdict {
+            Verdict::Deliver(()) => self.stored.settle(kind).await,
             Verdict::DeadLetter(letter) => self.letters.take_out(&self.stored, &letter).await.map(drop),
         }
     }
+}
 
-    async fn term(&self, reason: &str) -> Result<()> {
-        self.settling();
-        let letter = self.letters.failed(&self.stored, FailureClass::Fatal, reason, self.attempt());
-        self.letters.take_out(&self.stored, &letter).await.map(drop)
-    }
-
-    async fn extend(&self) -> Result<()> {
-        self.stored.extend().await
-    }
-
-    async fn release(&self) -> Result<()> {
-        self.settling().release().await
+impl AckHandler for Guarded {
+    fn settle(&self, asked: Settlement) -> AckFuture<'_> {
+        AckFuture::new(self.settle_stored(asked.kind))
     }
 }

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::deadline::After;
 use crate::error::Result;
 use crate::provider::consumer::ConsumerConfig;
-use crate::provider::{Delivery, PendingEvent, Subscription, SubscriptionEnd};
+use crate::provider::{AckKind, Delivery, PendingEvent, Subscription, SubscriptionEnd};
 use crate::reserved::{is_record, meets_records};
 use crate::types::ReceivedEvent;
 
@@ -34,7 +34,7 @@ impl WithoutRecords {
 
     async fn acknowledge(&mut self) {
         while let Some(record) = self.records.front() {
-            let acknowledged = record.settlement().ack().await;
+            let acknowledged = record.settle(AckKind::Ack).await;
             let sequence = record.sequence();
             match acknowledged {
                 Ok(()) => tracing::trace!(sequence, "record passed"),

@@ -13,9 +13,10 @@ use crate::crypto::EventEncryptor;
 use crate::dlq::{FailureClass, forwarded_original};
 use crate::error::{EventError, Result};
 use crate::poison::IgnorePoison;
-use crate::provider::consumer::ConsumerConfig;
+use crate::provider::consumer::{ConsumerConfig, Lease};
 use crate::provider::{
-    AckHandler, Delivery, PendingEvent, SettlementObserver, Subscription, SubscriptionEnd, UndecodableRecord,
+    AlreadyAcked, Delivery, PendingEvent, SettlementObserver, Subscription, SubscriptionEnd,
+    UndecodableRecord,
 };
 use crate::schema::SchemaRegistry;
 use crate::types::{Event, ReceivedEvent};
@@ -126,7 +127,13 @@ impl BusSubscription {
             Err(EventError::Undecodable { sequence, raw, reason }) if self.keeps_undecodable() => {
                 is_settled = true;
                 let record = UndecodableRecord::new(raw, reason);
-                Delivery::undecodable("unknown", record, sequence, 1, "unknown".into(), Settled)
+                Delivery::undecodable(
+                    "unknown",
+                    record,
+                    Lease::new(sequence, 1),
+                    "unknown".into(),
+                    Arc::new(AlreadyAcked),
+                )
             }
             delivered => delivered?,
         };
@@ -261,7 +268,8 @@ impl Subscription for BusSubscription {
     async fn next_delivery(&mut self) -> Result<Option<Delivery>> {
         match self.finish().await? {
             Some(ReceivedEvent { event, sequence, num_delivered, stream }) => {
-                Ok(Some(Delivery::new(Arc::new(event), sequence, num_delivered, stream.into(), Settled)))
+                let lease = Lease::new(sequence, u32::try_from(num_delivered).unwrap_or(u32::MAX));
+                Ok(Some(Delivery::new(Arc::new(event), lease, stream.into(), Arc::new(AlreadyAcked))))
             }
             None => self.fetch().await,
         }
@@ -283,27 +291,5 @@ impl Subscription for BusSubscription {
         let finished = self.finish().await;
         self.inner.close().await?;
         finished.map(drop)
-    }
-}
-
-/// Settles an event that a cancelled `next` has acknowledged already.
-struct Settled;
-
-#[async_trait]
-impl AckHandler for Settled {
-    async fn ack(&self) -> Result<()> {
-        Ok(())
-    }
-
-    async fn nak(&self, _delay: Option<Duration>) -> Result<()> {
-        Err(EventError::Ack("the event was acknowledged by an earlier call of next".to_owned()))
-    }
-
-    async fn term(&self, _reason: &str) -> Result<()> {
-        Ok(())
-    }
-
-    async fn extend(&self) -> Result<()> {
-        Ok(())
     }
 }

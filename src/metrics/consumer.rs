@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::histogram::LatencySnapshot;
 use super::instrument::{Counter, Gauge, Labels, Timer};
 use crate::error::EventError;
-use crate::provider::{Settle, SettlementObserver};
+use crate::provider::{AckKind, SettlementObserver};
 use crate::trace::semconv;
 
 /// Counters of one subscriber and filter on one bus: plain atomics, no lock.
@@ -163,13 +163,14 @@ impl SettlementObserver for ConsumerMetrics {
         self.in_flight.up();
     }
 
-    fn settled(&self, how: Settle, took_effect: bool) {
-        let counter = match how {
+    fn settled(&self, kind: &AckKind, took_effect: bool) {
+        let counter = match kind {
+            AckKind::Extend => return,
             _ if !took_effect => &self.settle_errors,
-            Settle::Ack => &self.acked,
-            Settle::Nak => &self.nacked,
-            Settle::Term => &self.terminated,
-            Settle::Release => &self.released,
+            AckKind::Ack => &self.acked,
+            AckKind::Nak(_) => &self.nacked,
+            AckKind::Term(_) => &self.terminated,
+            AckKind::Release => &self.released,
         };
         counter.one();
     }
@@ -248,11 +249,12 @@ mod tests {
     #[test]
     fn each_way_to_settle_has_its_counter() {
         let metrics = ConsumerMetrics::new("memory", "g", "events.>");
-        for (times, how) in [(1, Settle::Ack), (2, Settle::Nak), (3, Settle::Term), (4, Settle::Release)] {
+        let kinds = [AckKind::Ack, AckKind::Nak(None), AckKind::Term(String::new()), AckKind::Release];
+        for (times, kind) in (1..).zip(&kinds) {
             for _ in 0..times {
-                metrics.settled(how, true);
+                metrics.settled(kind, true);
             }
-            metrics.settled(how, false);
+            metrics.settled(kind, false);
         }
         let counts = metrics.snapshot();
         assert_eq!(

@@ -154,7 +154,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use crate::metrics::BusMetrics;
-    use crate::provider::{Settle, SettlementObserver};
+    use crate::provider::{AckKind, SettlementObserver};
 
     fn sample() -> String {
         let metrics = BusMetrics::new("memory");
@@ -162,7 +162,7 @@ mod tests {
         metrics.record_publish_error();
         let consumer = metrics.consumer("an \"odd\\one\"\n", "events.>");
         consumer.record_delivery(2);
-        consumer.settled(Settle::Ack, true);
+        consumer.settled(&AckKind::Ack, true);
         consumer.begun();
         consumer.record_given_up();
         metrics.record_connected(false);

@@ -1,214 +1,15 @@
 //! What a subscription hands out: an event together with the right to settle it.
 
 use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
-
+use super::ack::{AckHandler, AckKind, Acker, ClosureHandler, Observed, SettleFuture, SettlementObserver};
 use super::consumer::Lease;
 use super::support::{stand_in, unsupported};
 use crate::error::{EventError, Result};
 use crate::poison::IgnorePoison;
 use crate::types::{Event, ReceivedEvent};
-
-/// Settles one delivery. Providers implement it; users call it through [`Delivery`] and [`PendingEvent`].
-///
-/// A settlement that cannot take effect, because the lease has gone to another delivery, is an error, never a silent
-/// success.
-#[async_trait]
-pub trait AckHandler: Send + Sync {
-    /// Settles the event: it is not delivered to this consumer again.
-    async fn ack(&self) -> Result<()>;
-
-    /// Asks for redelivery after `delay`, or after the consumer's backoff for this attempt when it is `None`.
-    async fn nak(&self, delay: Option<Duration>) -> Result<()>;
-
-    /// Settles the event without redelivery because it cannot be processed. Needs the capability `term`.
-    async fn term(&self, reason: &str) -> Result<()> {
-        let _ = reason;
-        Err(unsupported("term", "unknown"))
-    }
-
-    /// Restarts the lease from now. Needs the capability `extend`.
-    async fn extend(&self) -> Result<()> {
-        Err(unsupported("extend", "unknown"))
-    }
-
-    /// Gives the event back for another delivery at once, as far as the backend can without counting an attempt.
-    async fn release(&self) -> Result<()> {
-        self.nak(Some(Duration::ZERO)).await
-    }
-}
-
-/// Settles deliveries at once: the form for providers that keep their consumers in memory, where one holder serves all
-/// deliveries and nothing waits. The promises are those of [`AckHandler`].
-pub trait LeaseHolder: Send + Sync {
-    /// Name of the stream that the leased events come from.
-    fn stream(&self) -> &str;
-
-    /// As [`AckHandler::ack`].
-    ///
-    /// # Errors
-    ///
-    /// [`EventError::Ack`] for a stale lease, as all methods here.
-    fn ack(&self, lease: Lease) -> Result<()>;
-
-    /// As [`AckHandler::nak`].
-    ///
-    /// # Errors
-    ///
-    /// As [`ack`](LeaseHolder::ack), and [`EventError::Closed`] when the consumer is gone.
-    fn nak(&self, lease: Lease, delay: Option<Duration>) -> Result<()>;
-
-    /// As [`AckHandler::term`].
-    ///
-    /// # Errors
-    ///
-    /// As [`ack`](LeaseHolder::ack).
-    fn term(&self, lease: Lease, reason: &str) -> Result<()>;
-
-    /// As [`AckHandler::extend`].
-    ///
-    /// # Errors
-    ///
-    /// As [`ack`](LeaseHolder::ack).
-    fn extend(&self, lease: Lease) -> Result<()>;
-
-    /// As [`AckHandler::release`].
-    ///
-    /// # Errors
-    ///
-    /// As [`ack`](LeaseHolder::ack).
-    fn release(&self, lease: Lease) -> Result<()>;
-}
-
-/// The ways to settle a delivery, and the one to give it back.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Settle {
-    Ack,
-    Nak,
-    Term,
-    Release,
-}
-
-/// Learns what becomes of deliveries.
-pub(crate) trait SettlementObserver: Send + Sync {
-    /// A delivery was handed out.
-    fn begun(&self);
-
-    /// It was asked to be settled, with or without effect.
-    fn settled(&self, how: Settle, took_effect: bool);
-
-    /// It was settled or dropped: nobody holds it any more.
-    fn ended(&self);
-}
-
-/// Tells an observer about one delivery.
-struct Observed(Arc<dyn SettlementObserver>);
-
-impl Drop for Observed {
-    fn drop(&mut self) {
-        self.0.ended();
-    }
-}
-
-/// Who settles a delivery, and who learns about it.
-pub(crate) struct Settlement {
-    route: Route,
-    observed: Option<Observed>,
-}
-
-#[derive(Clone)]
-enum Route {
-    Handler { handler: Arc<dyn AckHandler>, stream: Arc<str> },
-    Holder { holder: Arc<dyn LeaseHolder>, lease: Lease },
-}
-
-impl Route {
-    async fn extend(&self) -> Result<()> {
-        match self {
-            Self::Handler { handler, .. } => handler.extend().await,
-            Self::Holder { holder, lease } => holder.extend(*lease),
-        }
-    }
-}
-
-/// The lease of a delivery, apart from it.
-pub(crate) struct LeaseRef(Route);
-
-impl LeaseRef {
-    pub(crate) async fn extend(&self) -> Result<()> {
-        self.0.extend().await
-    }
-}
-
-impl Settlement {
-    fn handler(handler: Arc<dyn AckHandler>, stream: Arc<str>) -> Self {
-        Self { route: Route::Handler { handler, stream }, observed: None }
-    }
-
-    fn observe(&mut self, observer: Arc<dyn SettlementObserver>) {
-        observer.begun();
-        self.observed = Some(Observed(observer));
-    }
-
-    fn tell(&self, how: Settle, settled: Result<()>) -> Result<()> {
-        if let Some(Observed(observer)) = &self.observed {
-            observer.settled(how, settled.is_ok());
-        }
-        settled
-    }
-
-    fn stream(&self) -> &str {
-        match &self.route {
-            Route::Handler { stream, .. } => stream,
-            Route::Holder { holder, .. } => holder.stream(),
-        }
-    }
-
-    pub(crate) async fn ack(&self) -> Result<()> {
-        let settled = match &self.route {
-            Route::Handler { handler, .. } => handler.ack().await,
-            Route::Holder { holder, lease } => holder.ack(*lease),
-        };
-        self.tell(Settle::Ack, settled)
-    }
-
-    pub(crate) async fn nak(&self, delay: Option<Duration>) -> Result<()> {
-        let settled = match &self.route {
-            Route::Handler { handler, .. } => handler.nak(delay).await,
-            Route::Holder { holder, lease } => holder.nak(*lease, delay),
-        };
-        self.tell(Settle::Nak, settled)
-    }
-
-    pub(crate) async fn term(&self, reason: &str) -> Result<()> {
-        let settled = match &self.route {
-            Route::Handler { handler, .. } => handler.term(reason).await,
-            Route::Holder { holder, lease } => holder.term(*lease, reason),
-        };
-        self.tell(Settle::Term, settled)
-    }
-
-    pub(crate) async fn extend(&self) -> Result<()> {
-        self.route.extend().await
-    }
-
-    pub(crate) fn lease(&self) -> LeaseRef {
-        LeaseRef(self.route.clone())
-    }
-
-    pub(crate) async fn release(&self) -> Result<()> {
-        let settled = match &self.route {
-            Route::Handler { handler, .. } => handler.release().await,
-            Route::Holder { holder, lease } => holder.release(*lease),
-        };
-        self.tell(Settle::Release, settled)
-    }
-}
 
 /// One delivery of a shared event: the cheapest view, because the payload is never copied.
 ///
@@ -232,10 +33,10 @@ impl Settlement {
 /// ```
 pub struct Delivery {
     event: Arc<Event>,
-    sequence: u64,
-    num_delivered: u64,
-    settlement: Settlement,
+    stream: Arc<str>,
+    acker: Acker,
     undecodable: Option<Arc<UndecodableRecord>>,
+    observed: Option<Observed>,
 }
 
 /// A stored record that is not an event.
@@ -257,26 +58,10 @@ impl UndecodableRecord {
 
 impl Delivery {
     /// Puts a delivery together. For providers.
-    pub fn new(
-        event: Arc<Event>,
-        sequence: u64,
-        num_delivered: u64,
-        stream: Arc<str>,
-        handler: impl AckHandler + 'static,
-    ) -> Self {
-        Self::with_shared_handler(event, sequence, num_delivered, stream, Arc::new(handler))
-    }
-
-    /// As [`new`](Delivery::new), settled through a handler that others hold too.
-    pub(crate) fn with_shared_handler(
-        event: Arc<Event>,
-        sequence: u64,
-        num_delivered: u64,
-        stream: Arc<str>,
-        handler: Arc<dyn AckHandler>,
-    ) -> Self {
-        let settlement = Settlement::handler(handler, stream);
-        Self { event, sequence, num_delivered, settlement, undecodable: None }
+    ///
+    /// The handler is asked to settle `lease`; one handler can serve all deliveries of a subscription.
+    pub fn new(event: Arc<Event>, lease: Lease, stream: Arc<str>, handler: Arc<dyn AckHandler>) -> Self {
+        Self { event, stream, acker: Acker { handler, lease }, undecodable: None, observed: None }
     }
 
     /// The delivery of a record that is not an event. For providers, once they were asked to
@@ -284,26 +69,12 @@ impl Delivery {
     pub fn undecodable(
         subject: &str,
         record: UndecodableRecord,
-        sequence: u64,
-        num_delivered: u64,
+        lease: Lease,
         stream: Arc<str>,
-        handler: impl AckHandler + 'static,
+        handler: Arc<dyn AckHandler>,
     ) -> Self {
-        let event = Arc::new(stand_in(&record, subject, sequence));
-        let delivery = Self::new(event, sequence, num_delivered, stream, handler);
-        Self { undecodable: Some(Arc::new(record)), ..delivery }
-    }
-
-    /// Puts a delivery together that is settled through its consumer's holder. For providers.
-    pub fn with_lease(event: Arc<Event>, lease: Lease, holder: Arc<dyn LeaseHolder>) -> Self {
-        let settlement = Settlement { route: Route::Holder { holder, lease }, observed: None };
-        Self {
-            event,
-            sequence: lease.sequence,
-            num_delivered: lease.attempt.into(),
-            settlement,
-            undecodable: None,
-        }
+        let event = Arc::new(stand_in(&record, subject, lease.sequence));
+        Self { undecodable: Some(Arc::new(record)), ..Self::new(event, lease, stream, handler) }
     }
 
     /// The event.
@@ -318,17 +89,17 @@ impl Delivery {
 
     /// Sequence of the event in its stream.
     pub fn sequence(&self) -> u64 {
-        self.sequence
+        self.acker.lease.sequence
     }
 
     /// Which delivery this is to this consumer, starting at 1.
     pub fn num_delivered(&self) -> u64 {
-        self.num_delivered
+        self.acker.lease.attempt.into()
     }
 
     /// Name of the stream that holds the event.
     pub fn stream(&self) -> &str {
-        self.settlement.stream()
+        &self.stream
     }
 
     /// The record itself, when it is not an event: [`event`](Delivery::event) is then only a stand-in for it.
@@ -339,12 +110,12 @@ impl Delivery {
     /// The owned view; copies the event when it is still shared.
     pub fn into_pending(self) -> PendingEvent {
         let received = ReceivedEvent {
+            sequence: self.sequence(),
+            num_delivered: self.num_delivered(),
+            stream: self.stream.as_ref().to_owned(),
             event: Arc::unwrap_or_clone(self.event),
-            sequence: self.sequence,
-            num_delivered: self.num_delivered,
-            stream: self.settlement.stream().to_owned(),
         };
-        PendingEvent { received, settlement: self.settlement }
+        PendingEvent { received, acker: self.acker, observed: self.observed }
     }
 
     /// The owned event, leaving the settlement behind: the lease decides. Copies the event when it is still shared.
@@ -360,28 +131,28 @@ impl Delivery {
     ///
     /// # Cancel safety
     ///
-    /// Once the ack was sent, an event whose future is dropped does not come again. A [`LeaseHolder`] acks without waiting.
+    /// Once the ack was sent, an event whose future is dropped does not come again.
     pub async fn ack_into_received(self) -> Result<ReceivedEvent> {
-        self.settlement.ack().await?;
+        self.settle(AckKind::Ack).await?;
         Ok(self.into_received())
     }
 
     /// Ends an event for good: providers that cannot terminate can acknowledge.
     pub(crate) async fn term_or_ack(&self, reason: &str) -> Result<()> {
-        match self.settlement.term(reason).await {
-            Err(EventError::Unsupported { .. }) => self.settlement.ack().await,
+        match self.settle(AckKind::Term(reason.to_owned())).await {
+            Err(EventError::Unsupported { .. }) => self.settle(AckKind::Ack).await,
             settled => settled,
         }
     }
 
-    pub(crate) fn settlement(&self) -> &Settlement {
-        &self.settlement
+    /// The right to settle this delivery, apart from it.
+    pub(crate) fn acker(&self) -> &Acker {
+        &self.acker
     }
 
     /// Lets an observer learn what becomes of this delivery.
-    pub(crate) fn observed_by(mut self, observer: Arc<dyn SettlementObserver>) -> Self {
-        self.settlement.observe(observer);
-        self
+    pub(crate) fn observed_by(self, observer: Arc<dyn SettlementObserver>) -> Self {
+        Self { observed: Some(Observed::begin(observer)), ..self }
     }
 
     /// The same delivery of another form of the event, for instance its decrypted one.
@@ -397,8 +168,8 @@ impl fmt::Debug for Delivery {
         f.debug_struct("Delivery")
             .field("id", &self.event.id)
             .field("subject", &self.event.subject)
-            .field("sequence", &self.sequence)
-            .field("num_delivered", &self.num_delivered)
+            .field("sequence", &self.sequence())
+            .field("num_delivered", &self.num_delivered())
             .field("stream", &self.stream())
             .finish_non_exhaustive()
     }
@@ -406,13 +177,13 @@ impl fmt::Debug for Delivery {
 
 impl From<PendingEvent> for Delivery {
     fn from(pending: PendingEvent) -> Self {
-        let ReceivedEvent { event, sequence, num_delivered, .. } = pending.received;
+        let ReceivedEvent { event, stream, .. } = pending.received;
         Self {
             event: Arc::new(event),
-            sequence,
-            num_delivered,
-            settlement: pending.settlement,
+            stream: stream.into(),
+            acker: pending.acker,
             undecodable: None,
+            observed: pending.observed,
         }
     }
 }
@@ -424,10 +195,9 @@ impl From<PendingEvent> for Delivery {
 pub struct PendingEvent {
     /// The event as it arrived.
     pub received: ReceivedEvent,
-    settlement: Settlement,
+    acker: Acker,
+    observed: Option<Observed>,
 }
-
-type SettleFuture = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 
 impl PendingEvent {
     /// Makes a pending event from two closures, one of which is called at most once. It can be acked and naked, and
@@ -437,22 +207,19 @@ impl PendingEvent {
         ack_fn: impl FnOnce() -> SettleFuture + Send + 'static,
         nak_fn: impl FnOnce() -> SettleFuture + Send + 'static,
     ) -> Self {
-        let closures = Closures { ack: Box::new(ack_fn), nak: Box::new(nak_fn) };
-        Self::with_handler(received, ClosureHandler { closures: Mutex::new(Some(closures)) })
+        Self::with_handler(received, ClosureHandler::new(Box::new(ack_fn), Box::new(nak_fn)))
     }
 
     /// Makes a pending event that is settled through `handler`.
     pub fn with_handler(received: ReceivedEvent, handler: impl AckHandler + 'static) -> Self {
-        let stream = received.stream.as_str().into();
-        Self { received, settlement: Settlement::handler(Arc::new(handler), stream) }
+        let attempt = u32::try_from(received.num_delivered).unwrap_or(u32::MAX);
+        let lease = Lease::new(received.sequence, attempt);
+        Self { received, acker: Acker { handler: Arc::new(handler), lease }, observed: None }
     }
-}
 
-impl PendingEvent {
     /// As [`Delivery::observed_by`].
-    pub(crate) fn observed_by(mut self, observer: Arc<dyn SettlementObserver>) -> Self {
-        self.settlement.observe(observer);
-        self
+    pub(crate) fn observed_by(self, observer: Arc<dyn SettlementObserver>) -> Self {
+        Self { observed: Some(Observed::begin(observer)), ..self }
     }
 }
 
@@ -466,6 +233,11 @@ impl fmt::Debug for PendingEvent {
 macro_rules! settling {
     ($owner:ident) => {
         impl $owner {
+            /// Settles the event and keeps it.
+            pub(crate) async fn settle(&self, kind: AckKind) -> Result<()> {
+                self.acker.settle_observed(kind, self.observed.as_ref()).await
+            }
+
             /// Settles the event: it is not delivered to this consumer again.
             ///
             /// # Errors
@@ -473,7 +245,7 @@ macro_rules! settling {
             /// [`EventError::Ack`] when the lease was lost to another delivery (that delivery stays in force), or the backend's
             /// error. The event is then delivered again.
             pub async fn ack(self) -> Result<()> {
-                self.settlement.ack().await
+                self.settle(AckKind::Ack).await
             }
 
             /// Asks for redelivery after the consumer's backoff for this attempt; at once when it has none.
@@ -482,7 +254,7 @@ macro_rules! settling {
             ///
             /// As [`ack`](Self::ack).
             pub async fn nak(self) -> Result<()> {
-                self.settlement.nak(None).await
+                self.settle(AckKind::Nak(None)).await
             }
 
             /// Asks for redelivery after `delay`.
@@ -491,7 +263,7 @@ macro_rules! settling {
             ///
             /// As [`ack`](Self::ack); [`EventError::Unsupported`] without the capability `nak_with_delay`.
             pub async fn nak_after(self, delay: Duration) -> Result<()> {
-                self.settlement.nak(Some(delay)).await
+                self.settle(AckKind::Nak(Some(delay))).await
             }
 
             /// Settles the event without redelivery because it cannot be processed.
@@ -500,7 +272,7 @@ macro_rules! settling {
             ///
             /// As [`ack`](Self::ack); [`EventError::Unsupported`] without the capability `term`.
             pub async fn term(self, reason: &str) -> Result<()> {
-                self.settlement.term(reason).await
+                self.settle(AckKind::Term(reason.to_owned())).await
             }
 
             /// Restarts the lease: the ack wait counts from now.
@@ -509,7 +281,7 @@ macro_rules! settling {
             ///
             /// As [`ack`](Self::ack); [`EventError::Unsupported`] without the capability `extend`.
             pub async fn extend(&self) -> Result<()> {
-                self.settlement.extend().await
+                self.settle(AckKind::Extend).await
             }
 
             /// Gives the event back for another delivery at once, as far as the backend can without counting an attempt.
@@ -518,7 +290,7 @@ macro_rules! settling {
             ///
             /// As [`ack`](Self::ack).
             pub async fn release(self) -> Result<()> {
-                self.settlement.release().await
+                self.settle(AckKind::Release).await
             }
         }
     };
@@ -526,39 +298,6 @@ macro_rules! settling {
 
 settling!(Delivery);
 settling!(PendingEvent);
-
-struct Closures {
-    ack: Box<dyn FnOnce() -> SettleFuture + Send>,
-    nak: Box<dyn FnOnce() -> SettleFuture + Send>,
-}
-
-/// Settles through the two closures of [`PendingEvent::new`], of which one can be called once.
-struct ClosureHandler {
-    closures: Mutex<Option<Closures>>,
-}
-
-impl ClosureHandler {
-    fn take(&self) -> Result<Closures> {
-        let taken = self.closures.lock().ignore_poison().take();
-        taken.ok_or_else(|| EventError::Ack("the delivery was already settled".to_owned()))
-    }
-}
-
-#[async_trait]
-impl AckHandler for ClosureHandler {
-    async fn ack(&self) -> Result<()> {
-        let settle = (self.take()?.ack)();
-        settle.await
-    }
-
-    async fn nak(&self, delay: Option<Duration>) -> Result<()> {
-        if delay.is_some_and(|delay| !delay.is_zero()) {
-            return Err(unsupported("nak_with_delay", "unknown"));
-        }
-        let settle = (self.take()?.nak)();
-        settle.await
-    }
-}
 
 #[cfg(test)]
 mod tests {

@@ -5,6 +5,7 @@
 //! [the delivery contract](crate::docs::delivery). A provider is done when it passes the conformance kit; see
 //! [writing a provider](crate::docs::writing_a_provider).
 
+mod ack;
 mod capability;
 pub mod consumer;
 mod delivery;
@@ -28,9 +29,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+pub use ack::{AckFuture, AckHandler, AckKind, Settlement};
+pub(crate) use ack::{Acker, AlreadyAcked, SettlementObserver};
 pub use capability::{Capabilities, Durability, Support};
-pub use delivery::{AckHandler, Delivery, LeaseHolder, PendingEvent, UndecodableRecord};
-pub(crate) use delivery::{LeaseRef, Settle, Settlement, SettlementObserver};
+pub use delivery::{Delivery, PendingEvent, UndecodableRecord};
 pub use position::{ConsumerPosition, SubscriptionEnd};
 pub use query::{ConsumerInfo, HistoryPage, HistoryQuery, StoredEvent, UnreadableRecord};
 pub use receipt::PublishReceipt;

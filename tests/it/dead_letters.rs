@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use a3s_event::consumer::HandlerError;
+use a3s_event::provider::{AckFuture, Settlement};
 use a3s_event::{
-    AckHandler, CollectorSink, DeadLetter, DeadLetterEvent, Delivery, DlqHandler, Event, EventBus,
+    AckHandler, AckKind, CollectorSink, DeadLetter, DeadLetterEvent, Delivery, DlqHandler, Event, EventBus,
     EventError, EventProvider, FailureClass, MemoryDlqHandler, MemoryProvider, PendingEvent,
     ProviderDlqHandler, ProviderInfo, ReceivedEvent, Result, SinkDlqHandler, SubscribeOptions, Subscription,
     SubscriptionFilter, TopicSink,
@@ -169,14 +170,15 @@ struct SlowAckSubscription(Box<dyn Subscription>);
 
 struct SlowAck(Delivery);
 
-#[async_trait]
 impl AckHandler for SlowAck {
-    async fn ack(&self) -> Result<()> {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        self.0.extend().await
-    }
-    async fn nak(&self, _delay: Option<Duration>) -> Result<()> {
-        Ok(())
+    fn settle(&self, asked: Settlement) -> AckFuture<'_> {
+        AckFuture::new(async move {
+            if asked.kind == AckKind::Ack {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                self.0.extend().await?;
+            }
+            Ok(())
+        })
     }
 }
 

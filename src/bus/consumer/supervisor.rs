@@ -12,6 +12,7 @@ use super::{Command, Runtime, raise, wait_for_stop};
 use crate::deadline::After;
 use crate::error::{EventError, Result};
 use crate::poison::IgnorePoison;
+use crate::provider::AckKind;
 
 /// How long the leases of nothing are left alone.
 const LONGEST_LOOK: Duration = Duration::from_secs(30);
@@ -135,7 +136,7 @@ async fn keep_leases(runtime: &Runtime) {
             () = runtime.settings_changed.notified() => {}
         }
         for lease in runtime.queue.to_extend() {
-            if let Err(error) = lease.extend().await {
+            if let Err(error) = lease.settle(AckKind::Extend).await {
                 tracing::debug!(%error, "lease of a waiting event not extended");
             }
         }

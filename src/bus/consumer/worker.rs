@@ -17,7 +17,8 @@ use crate::bus::verdict::Verdict;
 use crate::deadline::After;
 use crate::dlq::{DeadLetter, FailureClass};
 use crate::error::{EventError, Result};
-use crate::provider::{AckHandler, Delivery};
+use crate::provider::consumer::Lease;
+use crate::provider::{AckHandler, AckKind, Delivery};
 use crate::task::{caught, poll_once};
 use crate::trace::{TraceContext, process_span};
 use crate::types::Event;
@@ -152,14 +153,9 @@ impl<H: Handler> Worker<H> {
     /// One attempt. Its lease is kept alive, and whatever the handler does ends here.
     async fn run(&mut self, job: &mut Job, event: &Arc<Event>, attempt: u64) -> Outcome {
         let sequence = job.sequence();
+        let lease = Lease::new(sequence, u32::try_from(attempt).unwrap_or(u32::MAX));
         let guarded = Arc::clone(&job.guarded) as Arc<dyn AckHandler>;
-        let delivery = Delivery::with_shared_handler(
-            Arc::clone(event),
-            sequence,
-            attempt,
-            Arc::clone(&job.origin.stream),
-            guarded,
-        );
+        let delivery = Delivery::new(Arc::clone(event), lease, Arc::clone(&job.origin.stream), guarded);
         let counters = &job.guarded.letters.counters;
         let span = process_span(counters.system(), counters.group(), &delivery);
         let _processing = counters.begin_processing();
@@ -195,7 +191,7 @@ impl<H: Handler> Worker<H> {
 
     async fn acknowledge(&self, job: Job) -> Ended {
         if !job.guarded.is_settled() {
-            self.settle(&job, "ack", || job.guarded.stored.settlement().ack()).await;
+            self.settle(&job, "ack", || job.guarded.stored.settle(AckKind::Ack)).await;
         }
         self.runtime.failures.forget(&job);
         self.runtime.stats.handled();
@@ -206,7 +202,7 @@ impl<H: Handler> Worker<H> {
     async fn refuse(&self, job: &Job, delay: Duration) {
         let lease = job.guarded.letters.extend_after().saturating_mul(2);
         self.runtime.queue.note_refused(job, Instant::now().after(delay.max(lease)));
-        self.settle(job, "nak", || job.guarded.stored.settlement().nak(Some(delay))).await;
+        self.settle(job, "nak", || job.guarded.stored.settle(AckKind::Nak(Some(delay)))).await;
     }
 
     async fn settle<F>(&self, job: &Job, verb: &str, settlement: impl Fn() -> F)
@@ -287,13 +283,9 @@ pub(super) async fn give_back(left_over: &LeftOver) {
     if job.is_settled || job.guarded.is_settled() {
         return;
     }
-    let settlement = job.guarded.stored.settlement();
+    let kind = if left_over.counts { AckKind::Nak(Some(Duration::ZERO)) } else { AckKind::Release };
     // What fails is logged, and the lease decides.
-    let _ = if left_over.counts {
-        settle(job, "nak", || settlement.nak(Some(Duration::ZERO))).await
-    } else {
-        settle(job, "release", || settlement.release()).await
-    };
+    let _ = settle(job, kind.verb(), || job.guarded.stored.settle(kind.clone())).await;
 }
 
 /// Settles, and tries again what may pass. What fails in the end is logged: the lease brings the event back.

@@ -37,6 +37,7 @@ pub use snapshot::{ConsumerSnapshot, PendingState};
 
 use self::pending::{Pending, PendingEvents};
 use self::undo::Undo;
+use super::ack::AckKind;
 use crate::error::EventError;
 
 /// A point in time: nanoseconds since an origin that the provider chooses and keeps.
@@ -274,6 +275,25 @@ impl Consumer {
                 self.hand_out(sequence, 1)
             }
             None => Fetched::Idle,
+        }
+    }
+
+    /// Does what a delivery's holder asks for. `now` is called when the time matters.
+    ///
+    /// # Errors
+    ///
+    /// [`StaleLease`] when the event is settled or was delivered again.
+    pub fn settle(
+        &mut self,
+        lease: Lease,
+        kind: &AckKind,
+        now: impl FnOnce() -> Time,
+    ) -> Result<(), StaleLease> {
+        match kind {
+            AckKind::Ack | AckKind::Term(_) => self.ack(lease),
+            AckKind::Nak(delay) => self.nak(lease, *delay, now()),
+            AckKind::Extend => self.extend(lease, now()),
+            AckKind::Release => self.release(lease, now()),
         }
     }
 

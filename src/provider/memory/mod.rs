@@ -191,7 +191,7 @@ impl Shared {
             ConsumerCell::new(
                 name,
                 durable,
-                self.settings.stream_name.clone(),
+                self.settings.stream_name.as_str().into(),
                 self.clock,
                 group,
                 machine,

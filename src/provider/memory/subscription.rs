@@ -12,9 +12,10 @@ use super::{Clock, Shared};
 use crate::deadline::After;
 use crate::error::{EventError, Result};
 use crate::poison::IgnorePoison;
-use crate::provider::consumer::{Consumer, ConsumerConfig, Fetched, Lease, StaleLease, Start, Time};
+use crate::provider::consumer::{Consumer, ConsumerConfig, Fetched, Lease, Start, Time};
 use crate::provider::{
-    ConsumerInfo, ConsumerPosition, Delivery, LeaseHolder, PendingEvent, Subscription, SubscriptionEnd,
+    AckFuture, AckHandler, AckKind, ConsumerInfo, ConsumerPosition, Delivery, PendingEvent, Settlement,
+    Subscription, SubscriptionEnd,
 };
 use crate::types::{Event, ReceivedEvent};
 
@@ -23,7 +24,7 @@ use crate::types::{Event, ReceivedEvent};
 pub(super) struct ConsumerCell {
     name: String,
     /// Name of the stream it reads.
-    stream: String,
+    stream: Arc<str>,
     durable: bool,
     group: GroupId,
     /// Open subscriptions.
@@ -61,7 +62,7 @@ impl ConsumerCell {
     pub(super) fn new(
         name: String,
         durable: bool,
-        stream: String,
+        stream: Arc<str>,
         clock: Clock,
         group: GroupId,
         machine: Consumer,
@@ -238,30 +239,27 @@ impl ConsumerCell {
         }
     }
 
-    /// Refuses what only makes sense when the event can come again.
-    fn check_delivers(&self) -> Result<()> {
-        if self.gone.load(Ordering::Relaxed) {
+    /// Settles a delivery and wakes a member when that makes work for it.
+    fn settle_now(&self, lease: Lease, kind: AckKind) -> Result<()> {
+        let delivers_again = matches!(kind, AckKind::Nak(_) | AckKind::Extend | AckKind::Release);
+        if delivers_again && self.gone.load(Ordering::Relaxed) {
             let name = &self.name;
             return Err(EventError::Closed(format!("consumer '{name}' is gone and delivers nothing again")));
         }
-        Ok(())
-    }
-
-    /// Settles a delivery and wakes a member when that makes work for it.
-    fn settle(
-        &self,
-        change: impl FnOnce(&mut Consumer, Clock) -> std::result::Result<(), StaleLease>,
-    ) -> Result<()> {
         let wakes = {
             let mut state = self.lock();
             let was_full = state.machine.is_full();
             // The time is taken under the lock, so that the machine sees none that is before an earlier one.
-            change(&mut state.machine, self.clock)?;
+            state.machine.settle(lease, &kind, || self.clock.now())?;
+            let gives_back = matches!(kind, AckKind::Nak(_) | AckKind::Release);
             // A member that waits for the end of an abandoned stream waits for the last settlement.
-            was_full || state.machine.pending() == 0
+            gives_back || was_full || state.machine.pending() == 0
         };
         if wakes {
             self.wake_one();
+        }
+        if let AckKind::Term(reason) = &kind {
+            tracing::debug!(consumer = self.name, sequence = lease.sequence, reason, "event terminated");
         }
         Ok(())
     }
@@ -320,7 +318,8 @@ impl MemorySubscription {
     }
 
     fn delivery(&self, (lease, event): Leased) -> Delivery {
-        Delivery::with_lease(event, lease, Arc::clone(&self.cell) as Arc<dyn LeaseHolder>)
+        let handler = Arc::clone(&self.cell) as Arc<dyn AckHandler>;
+        Delivery::new(event, lease, Arc::clone(&self.cell.stream), handler)
     }
 
     async fn wait(&self, until: Option<Time>) {
@@ -385,7 +384,7 @@ impl Subscription for MemorySubscription {
             event: Arc::unwrap_or_clone(event),
             sequence: lease.sequence,
             num_delivered: lease.attempt.into(),
-            stream: self.cell.stream.clone(),
+            stream: self.cell.stream.as_ref().to_owned(),
         }))
     }
 
@@ -432,36 +431,8 @@ impl Drop for MemorySubscription {
     }
 }
 
-impl LeaseHolder for ConsumerCell {
-    fn stream(&self) -> &str {
-        &self.stream
-    }
-
-    fn ack(&self, lease: Lease) -> Result<()> {
-        self.settle(|machine, _| machine.ack(lease))
-    }
-
-    fn nak(&self, lease: Lease, delay: Option<Duration>) -> Result<()> {
-        self.check_delivers()?;
-        self.settle(|machine, clock| machine.nak(lease, delay, clock.now()))?;
-        self.wake_one();
-        Ok(())
-    }
-
-    fn term(&self, lease: Lease, reason: &str) -> Result<()> {
-        tracing::debug!(consumer = self.name, sequence = lease.sequence, reason, "event terminated");
-        LeaseHolder::ack(self, lease)
-    }
-
-    fn extend(&self, lease: Lease) -> Result<()> {
-        self.check_delivers()?;
-        self.settle(|machine, clock| machine.extend(lease, clock.now()))
-    }
-
-    fn release(&self, lease: Lease) -> Result<()> {
-        self.check_delivers()?;
-        self.settle(|machine, clock| machine.release(lease, clock.now()))?;
-        self.wake_one();
-        Ok(())
+impl AckHandler for ConsumerCell {
+    fn settle(&self, asked: Settlement) -> AckFuture<'_> {
+        AckFuture::ready(self.settle_now(asked.lease, asked.kind))
     }
 }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::{RequestErrorKind, Subject};
-use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::client::Shared;
@@ -13,8 +12,8 @@ use super::life::Life;
 use super::link::NoAnswer;
 use super::wire::nanos;
 use crate::error::{EventError, Result};
-use crate::provider::AckHandler;
 use crate::provider::support::shorten;
+use crate::provider::{AckFuture, AckHandler, AckKind, Settlement};
 
 /// A settlement that takes longer may be on its way to a server that has forgotten the delivery: then it is found out.
 const PATIENCE: Duration = Duration::from_millis(50);
@@ -116,36 +115,36 @@ impl ConsumerHandle {
         }
     }
 
-    pub(super) async fn ack(&self, settling: &Settling) -> Result<()> {
-        self.settle(settling, "ack", b"+ACK").await
-    }
-
-    pub(super) async fn term(&self, settling: &Settling, reason: &str) -> Result<()> {
-        tracing::debug!(consumer = self.life.name, reason = shorten(reason), "event terminated");
-        // Older servers know the bare word only.
-        let body = if self.shared.link.client().is_server_compatible(2, 10, 4) {
-            format!("+TERM {}", shorten(reason))
-        } else {
-            "+TERM".to_owned()
+    pub(super) async fn apply(&self, settling: &Settling, num_delivered: u64, kind: &AckKind) -> Result<()> {
+        let body = match kind {
+            AckKind::Ack => "+ACK".to_owned(),
+            AckKind::Extend => "+WPI".to_owned(),
+            AckKind::Release | AckKind::Nak(_) => match self.delay(kind, num_delivered) {
+                Duration::ZERO => "-NAK".to_owned(),
+                delay => format!(r#"-NAK {{"delay":{}}}"#, nanos(delay)),
+            },
+            AckKind::Term(reason) => {
+                tracing::debug!(consumer = self.life.name, reason = shorten(reason), "event terminated");
+                // Older servers know the bare word only.
+                match self.shared.link.client().is_server_compatible(2, 10, 4) {
+                    true => format!("+TERM {}", shorten(reason)),
+                    false => "+TERM".to_owned(),
+                }
+            }
         };
-        self.settle(settling, "term", body.as_bytes()).await
+        self.settle(settling, kind.verb(), body.as_bytes()).await
     }
 
-    pub(super) async fn nak(&self, settling: &Settling, delay: Duration) -> Result<()> {
-        if delay.is_zero() {
-            return self.settle(settling, "nak", b"-NAK").await;
+    /// After which time the event is to come again.
+    fn delay(&self, kind: &AckKind, num_delivered: u64) -> Duration {
+        match kind {
+            AckKind::Nak(Some(delay)) => *delay,
+            AckKind::Nak(None) => {
+                self.life.config().backoff_after(u32::try_from(num_delivered).unwrap_or(u32::MAX))
+            }
+            AckKind::Extend => self.life.config().ack_wait,
+            AckKind::Ack | AckKind::Term(_) | AckKind::Release => Duration::ZERO,
         }
-        let body = format!(r#"-NAK {{"delay":{}}}"#, nanos(delay));
-        self.settle(settling, "nak", body.as_bytes()).await
-    }
-
-    pub(super) async fn extend(&self, settling: &Settling) -> Result<()> {
-        self.settle(settling, "extend", b"+WPI").await
-    }
-
-    fn delay(&self, delay: Option<Duration>, num_delivered: u64) -> Duration {
-        let attempt = u32::try_from(num_delivered).unwrap_or(u32::MAX);
-        delay.unwrap_or_else(|| self.life.config().backoff_after(attempt))
     }
 }
 
@@ -153,57 +152,28 @@ impl ConsumerHandle {
 pub(super) struct Handler {
     pub(super) consumer: Arc<ConsumerHandle>,
     pub(super) settling: Settling,
-    pub(super) num_delivered: u64,
+    /// The sequence of a record that the server keeps to itself, because it cannot be received: what does not end it stays
+    /// here.
+    pub(super) parked: Option<u64>,
 }
 
-#[async_trait]
 impl AckHandler for Handler {
-    async fn ack(&self) -> Result<()> {
-        self.consumer.ack(&self.settling).await
-    }
-
-    async fn nak(&self, delay: Option<Duration>) -> Result<()> {
-        self.consumer.nak(&self.settling, self.consumer.delay(delay, self.num_delivered)).await
-    }
-
-    async fn term(&self, reason: &str) -> Result<()> {
-        self.consumer.term(&self.settling, reason).await
-    }
-
-    async fn extend(&self) -> Result<()> {
-        self.consumer.extend(&self.settling).await
-    }
-}
-
-/// Settles a delivery that the server keeps to itself, because it cannot be received: what does not end it stays here.
-pub(super) struct ParkedHandler {
-    pub(super) delivery: Handler,
-    pub(super) sequence: u64,
-}
-
-#[async_trait]
-impl AckHandler for ParkedHandler {
-    async fn ack(&self) -> Result<()> {
-        self.delivery.ack().await?;
-        self.delivery.consumer.life.parked.settled(self.sequence);
-        Ok(())
-    }
-
-    async fn nak(&self, delay: Option<Duration>) -> Result<()> {
-        let Handler { consumer, num_delivered, .. } = &self.delivery;
-        consumer.life.parked.delay(self.sequence, consumer.delay(delay, *num_delivered));
-        Ok(())
-    }
-
-    async fn term(&self, reason: &str) -> Result<()> {
-        self.delivery.term(reason).await?;
-        self.delivery.consumer.life.parked.settled(self.sequence);
-        Ok(())
-    }
-
-    async fn extend(&self) -> Result<()> {
-        let Handler { consumer, .. } = &self.delivery;
-        consumer.life.parked.delay(self.sequence, consumer.life.config().ack_wait);
-        Ok(())
+    fn settle(&self, Settlement { lease, kind }: Settlement) -> AckFuture<'_> {
+        let Self { consumer, settling, parked } = self;
+        let num_delivered = lease.attempt.into();
+        AckFuture::new(async move {
+            let Some(sequence) = *parked else {
+                return consumer.apply(settling, num_delivered, &kind).await;
+            };
+            let parked = &consumer.life.parked;
+            match kind {
+                AckKind::Ack | AckKind::Term(_) => {
+                    consumer.apply(settling, num_delivered, &kind).await?;
+                    parked.settled(sequence);
+                }
+                _ => parked.delay(sequence, consumer.delay(&kind, num_delivered)),
+            }
+            Ok(())
+        })
     }
 }

@@ -14,13 +14,13 @@ use super::life::Life;
 use super::parked::Unreadable;
 use super::position::Position;
 use super::pull::{Fetched, Pulled, Puller, RETRY, give_back, now};
-use super::settle::{ConsumerHandle, Handler, ParkedHandler, Settling};
+use super::settle::{ConsumerHandle, Handler, Settling};
 use super::unreadable::PARKED_FOR;
 use super::wire::decode;
 use crate::deadline::After;
 use crate::error::{EventError, Result};
-use crate::provider::consumer::ConsumerConfig;
-use crate::provider::{Delivery, PendingEvent, Subscription, SubscriptionEnd, UndecodableRecord};
+use crate::provider::consumer::{ConsumerConfig, Lease};
+use crate::provider::{AckKind, Delivery, PendingEvent, Subscription, SubscriptionEnd, UndecodableRecord};
 use crate::types::{Event, ReceivedEvent};
 
 /// An event that waited here for longer than this has its lease restarted before it is handed out.
@@ -192,13 +192,13 @@ impl NatsSubscription {
         }
         if held.parking == Parking::ToDo {
             let long = PARKED_FOR.max(self.consumer.life.config().ack_wait.saturating_mul(2));
-            self.consumer.nak(&held.settling, long).await?;
+            self.consumer.apply(&held.settling, 1, &AckKind::Nak(Some(long))).await?;
             held.parking = Parking::Done;
         }
         if waited > FRESH {
             let from = Instant::now();
             if held.parking == Parking::No {
-                self.consumer.extend(&held.settling).await?;
+                self.consumer.apply(&held.settling, 1, &AckKind::Extend).await?;
             } else {
                 self.consumer.life.parked.delay(held.position.sequence, self.consumer.life.config().ack_wait);
             }
@@ -212,7 +212,7 @@ impl NatsSubscription {
         let Some(held) = self.held.as_ref().filter(|held| self.is_early(held.position)) else {
             return Ok(true);
         };
-        self.consumer.ack(&held.settling).await?;
+        self.consumer.apply(&held.settling, 1, &AckKind::Ack).await?;
         self.held = None;
         Ok(false)
     }
@@ -236,7 +236,7 @@ impl NatsSubscription {
         let Some(Held { decoded: Err(undecodable), position, settling, .. }) = &self.held else {
             return Ok(());
         };
-        self.consumer.term(settling, &undecodable.reason).await?;
+        self.consumer.apply(settling, 1, &AckKind::Term(undecodable.reason.clone())).await?;
         self.consumer.life.parked.settled(position.sequence);
         let error = EventError::Undecodable {
             sequence: position.sequence,
@@ -275,17 +275,13 @@ impl NatsSubscription {
     fn take_delivery(&mut self) -> Option<Delivery> {
         let Held { decoded, subject, position, settling, parking, .. } = self.held.take()?;
         let Position { sequence, num_delivered, .. } = position;
-        let handler = Handler { consumer: Arc::clone(&self.consumer), settling, num_delivered };
+        let lease = Lease::new(sequence, u32::try_from(num_delivered).unwrap_or(u32::MAX));
+        let parked = (parking != Parking::No).then_some(sequence);
+        let handler = Arc::new(Handler { consumer: Arc::clone(&self.consumer), settling, parked });
         let stream = Arc::clone(&self.consumer.stream);
         Some(match decoded {
-            Ok(event) => Delivery::new(event, sequence, num_delivered, stream, handler),
-            Err(record) if parking == Parking::No => {
-                Delivery::undecodable(&subject, record, sequence, num_delivered, stream, handler)
-            }
-            Err(record) => {
-                let handler = ParkedHandler { delivery: handler, sequence };
-                Delivery::undecodable(&subject, record, sequence, num_delivered, stream, handler)
-            }
+            Ok(event) => Delivery::new(event, lease, stream, handler),
+            Err(record) => Delivery::undecodable(&subject, record, lease, stream, handler),
         })
     }
 
@@ -299,14 +295,14 @@ impl NatsSubscription {
     async fn give_back(&mut self) -> Result<()> {
         if let Some(held) = &self.held {
             if held.parking == Parking::No {
-                self.consumer.nak(&held.settling, Duration::ZERO).await?;
+                self.consumer.apply(&held.settling, 1, &AckKind::Release).await?;
             } else {
                 self.consumer.life.parked.delay(held.position.sequence, Duration::ZERO);
             }
             self.held = None;
         }
         while let Some(fetched) = self.puller.take_left_over().await {
-            self.consumer.nak(&fetched.settling(), Duration::ZERO).await?;
+            self.consumer.apply(&fetched.settling(), 1, &AckKind::Release).await?;
         }
         Ok(())
     }
@@ -347,7 +343,7 @@ impl Subscription for NatsSubscription {
             }
             self.end_held().await?;
             if let Some(held) = &self.held {
-                let settled = self.consumer.ack(&held.settling).await;
+                let settled = self.consumer.apply(&held.settling, 1, &AckKind::Ack).await;
                 if settled.is_err() {
                     // Not handed over: the lease decides, and it comes again.
                     self.held = None;

@@ -1,7 +1,6 @@
 //! Consumers in the file: the shared state machine, loaded when it is needed and written where it changed.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::time::Duration;
 
 use rusqlite::{OptionalExtension, params};
 
@@ -9,12 +8,12 @@ use super::cells::{ConsumerKey, Settings};
 use super::consumer_row::{COLUMNS, check_row, identity, options_to_json, row_checksum, save, snapshot_of};
 use super::error::{Sql, failed, is_damage};
 use super::positions::Positions;
-use super::queue::{Access, GiveBack};
+use super::queue::GiveBack;
 use super::store::{Store, signed, unsigned};
 use super::{history, pending};
 use crate::error::{EventError, Result};
-use crate::provider::ConsumerPosition;
-use crate::provider::consumer::{Consumer, ConsumerConfig, Lease, StaleLease, Start, Time};
+use crate::provider::consumer::{Consumer, ConsumerConfig, Lease, Start};
+use crate::provider::{AckKind, ConsumerPosition};
 use crate::types::DeliverPolicy;
 
 /// A consumer that is known by heart.
@@ -61,27 +60,6 @@ impl Known {
         let Self { machine, identity, version, .. } = self;
         let numbers = [machine.cursor(), machine.missed(), machine.exhausted()].map(signed);
         row_checksum(*identity, numbers, *version, machine.generation().into(), self.starts_at.map(signed))
-    }
-}
-
-/// How a delivery is settled.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Settlement {
-    Ack,
-    Nak(Option<Duration>),
-    Extend,
-    Release,
-}
-
-impl Settlement {
-    /// What it takes to settle for this consumer. Only an ack must not be forgotten: what is lost of the others makes
-    /// the event come again.
-    pub(super) fn access(self, consumer: ConsumerKey) -> Access {
-        match self {
-            _ if consumer.id < 0 => Access::Read,
-            Self::Ack => Access::Sync,
-            Self::Nak(_) | Self::Extend | Self::Release => Access::Write,
-        }
     }
 }
 
@@ -349,7 +327,7 @@ impl Store {
     }
 
     /// Settles one delivery.
-    pub(super) fn settle(&mut self, key: ConsumerKey, lease: Lease, how: Settlement) -> Sql<Result<()>> {
+    pub(super) fn settle(&mut self, key: ConsumerKey, lease: Lease, kind: &AckKind) -> Sql<Result<()>> {
         let now = self.now();
         let Some(id) = self.id_of(key) else {
             return Ok(Err(gone("its stream was replaced")));
@@ -358,20 +336,20 @@ impl Store {
             Ok(Some(Known { machine, .. })) => machine,
             // What was delivered before it was forgotten can be acked; nothing will come again.
             Ok(None) => {
-                return Ok(match how {
-                    Settlement::Ack => Ok(()),
+                return Ok(match kind {
+                    AckKind::Ack | AckKind::Term(_) => Ok(()),
                     _ => Err(gone("it delivers nothing again")),
                 });
             }
             Err(damaged) => return Ok(Err(damaged)),
         };
         let was_full = machine.is_full();
-        if let Err(stale) = apply(machine, lease, how, now) {
+        if let Err(stale) = machine.settle(lease, kind, || now) {
             return Ok(Err(stale.into()));
         }
         self.consumers.note_full(id);
         self.mark_changed(id);
-        if was_full || matches!(how, Settlement::Nak(_) | Settlement::Release) {
+        if was_full || matches!(kind, AckKind::Nak(_) | AckKind::Release) {
             self.wakeups.consumers.push(id);
         }
         Ok(Ok(()))
@@ -381,7 +359,7 @@ impl Store {
     pub(super) fn take_back(&mut self, what: &GiveBack) -> Sql<()> {
         for lease in &what.leases {
             // A lease that is lost in the meantime needs no release.
-            let _ = self.settle(what.consumer, *lease, Settlement::Release)?;
+            let _ = self.settle(what.consumer, *lease, &AckKind::Release)?;
         }
         if let Some(id) = self.id_of(what.consumer).filter(|id| what.forget && *id < 0) {
             self.forget_position(id)?;
@@ -556,20 +534,6 @@ impl Store {
 
 fn gone(why: &str) -> EventError {
     EventError::Closed(format!("the consumer is gone: {why}"))
-}
-
-fn apply(
-    machine: &mut Consumer,
-    lease: Lease,
-    how: Settlement,
-    now: Time,
-) -> std::result::Result<(), StaleLease> {
-    match how {
-        Settlement::Ack => machine.ack(lease),
-        Settlement::Nak(delay) => machine.nak(lease, delay, now),
-        Settlement::Extend => machine.extend(lease, now),
-        Settlement::Release => machine.release(lease, now),
-    }
 }
 
 #[cfg(test)]

@@ -10,7 +10,6 @@ use tokio::time::Instant;
 
 use super::Shared;
 use super::cells::{Cell, ConsumerKey};
-use super::consumers::Settlement;
 use super::fetch::{Answer, Fetch, Item};
 use super::lag;
 use super::queue::{Access, GiveBack, Size, answered};
@@ -19,7 +18,8 @@ use crate::error::{EventError, Result};
 use crate::provider::consumer::{ConsumerConfig, Lease, Time};
 use crate::provider::support::{stand_in, without_values};
 use crate::provider::{
-    AckHandler, DEFAULT_TIMEOUT, Delivery, PendingEvent, Subscription, SubscriptionEnd, UndecodableRecord,
+    AckFuture, AckHandler, AckKind, AlreadyAcked, DEFAULT_TIMEOUT, Delivery, PendingEvent, Settlement,
+    Subscription, SubscriptionEnd, UndecodableRecord,
 };
 use crate::types::{Event, ReceivedEvent};
 
@@ -34,6 +34,8 @@ pub struct SqliteSubscription {
     shared: Arc<Shared>,
     cell: Arc<Cell>,
     stream: Arc<str>,
+    /// Settles what it hands out.
+    handler: Arc<Handler>,
     /// The answer to a request for events.
     asked: Option<oneshot::Receiver<Result<Answer>>>,
     /// The answer to the settlement of the first of `ready`.
@@ -116,10 +118,12 @@ struct Taken {
 impl SqliteSubscription {
     pub(super) fn new(shared: Arc<Shared>, cell: Arc<Cell>) -> Self {
         let stream = shared.config.stream_name.as_str().into();
+        let handler = Arc::new(Handler { shared: Arc::clone(&shared), consumer: cell.key });
         Self {
             shared,
             cell,
             stream,
+            handler,
             asked: None,
             settling: None,
             ready: VecDeque::new(),
@@ -215,8 +219,8 @@ impl SqliteSubscription {
     /// Settles the front of `ready`, or goes on with the settlement that was begun.
     async fn settle_front(&mut self, lease: Lease, step: Step) -> Result<()> {
         if self.settling.is_none() {
-            let how = if step == Step::Ack { Settlement::Ack } else { Settlement::Extend };
-            let answer = self.shared.settle(self.cell.key, lease, how).await?;
+            let kind = if step == Step::Ack { AckKind::Ack } else { AckKind::Extend };
+            let answer = self.shared.send_settlement(self.cell.key, lease, kind).await?;
             self.settling = Some((step, answer));
         }
         let Some((step, answer)) = &mut self.settling else {
@@ -331,11 +335,13 @@ impl SqliteSubscription {
 
     fn delivery(&self, taken: Taken) -> Delivery {
         let Taken { lease, event, settled, undecodable } = taken;
-        let handler = Handler { shared: Arc::clone(&self.shared), consumer: self.cell.key, lease, settled };
-        let (sequence, attempt, stream) = (lease.sequence, lease.attempt.into(), Arc::clone(&self.stream));
+        let handler: Arc<dyn AckHandler> =
+            if settled { Arc::new(AlreadyAcked) } else { Arc::clone(&self.handler) as _ };
         match undecodable {
-            None => Delivery::new(event, sequence, attempt, stream, handler),
-            Some(record) => Delivery::undecodable(&event.subject, record, sequence, attempt, stream, handler),
+            None => Delivery::new(event, lease, Arc::clone(&self.stream), handler),
+            Some(record) => {
+                Delivery::undecodable(&event.subject, record, lease, Arc::clone(&self.stream), handler)
+            }
         }
     }
 
@@ -490,55 +496,40 @@ impl Drop for SqliteSubscription {
 
 impl Shared {
     /// Sends a settlement to the writer thread.
-    pub(super) async fn settle(
+    async fn send_settlement(
         &self,
         consumer: ConsumerKey,
         lease: Lease,
-        how: Settlement,
+        kind: AckKind,
     ) -> Result<oneshot::Receiver<Result<()>>> {
-        let work = move |store: &mut super::store::Store| store.settle(consumer, lease, how);
-        self.queue.call("settle", how.access(consumer), Size::ONE, DEFAULT_TIMEOUT, work).await
+        // Only the end of an event must not be forgotten: what is lost of the others makes it come again.
+        let access = match kind {
+            _ if consumer.id < 0 => Access::Read,
+            AckKind::Ack | AckKind::Term(_) => Access::Sync,
+            AckKind::Nak(_) | AckKind::Extend | AckKind::Release => Access::Write,
+        };
+        let work = move |store: &mut super::store::Store| store.settle(consumer, lease, &kind);
+        self.queue.call("settle", access, Size::ONE, DEFAULT_TIMEOUT, work).await
     }
 }
 
-/// Settles one delivery.
+/// Settles the deliveries of one subscription.
+#[derive(Debug)]
 struct Handler {
     shared: Arc<Shared>,
     consumer: ConsumerKey,
-    lease: Lease,
-    /// Acked before it was handed out, by a call of `next` that was dropped.
-    settled: bool,
 }
 
-impl Handler {
-    async fn settle(&self, how: Settlement) -> Result<()> {
-        let mut answer = self.shared.settle(self.consumer, self.lease, how).await?;
-        answered("settle", DEFAULT_TIMEOUT, &mut answer).await
-    }
-}
-
-#[async_trait]
 impl AckHandler for Handler {
-    async fn ack(&self) -> Result<()> {
-        if self.settled { Ok(()) } else { self.settle(Settlement::Ack).await }
-    }
-
-    async fn nak(&self, delay: Option<Duration>) -> Result<()> {
-        self.settle(Settlement::Nak(delay)).await
-    }
-
-    async fn term(&self, reason: &str) -> Result<()> {
-        let sequence = self.lease.sequence;
-        tracing::debug!(consumer = self.consumer.id, sequence, reason, "event terminated");
-        self.ack().await
-    }
-
-    async fn extend(&self) -> Result<()> {
-        self.settle(Settlement::Extend).await
-    }
-
-    async fn release(&self) -> Result<()> {
-        self.settle(Settlement::Release).await
+    fn settle(&self, Settlement { lease, kind }: Settlement) -> AckFuture<'_> {
+        if let AckKind::Term(reason) = &kind {
+            let sequence = lease.sequence;
+            tracing::debug!(consumer = self.consumer.id, sequence, reason, "event terminated");
+        }
+        AckFuture::new(async move {
+            let mut answer = self.shared.send_settlement(self.consumer, lease, kind).await?;
+            answered("settle", DEFAULT_TIMEOUT, &mut answer).await
+        })
     }
 }
 

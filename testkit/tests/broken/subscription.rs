@@ -8,11 +8,11 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use a3s_event::provider::SubscriptionEnd;
-use a3s_event::provider::consumer::ConsumerConfig;
+use a3s_event::provider::consumer::{ConsumerConfig, Lease};
+use a3s_event::provider::{AckFuture, Settlement, SubscriptionEnd};
 use a3s_event::subject::subject_matches;
 use a3s_event::{
-    AckHandler, Capabilities, DeliverPolicy, Delivery, ErrorKind, Event, EventError, PendingEvent,
+    AckHandler, AckKind, Capabilities, DeliverPolicy, Delivery, ErrorKind, Event, EventError, PendingEvent,
     ReceivedEvent, Result, SubscribeOptions, Subscription,
 };
 use async_trait::async_trait;
@@ -310,10 +310,11 @@ impl FaultySubscription {
 
     fn hand_out(&self, delivery: Delivery, settling_takes: Duration) -> Delivery {
         let event = delivery.shared_event();
-        let (mut sequence, mut num_delivered) = (delivery.sequence(), delivery.num_delivered());
+        let mut sequence = delivery.sequence();
+        let mut attempt = u32::try_from(delivery.num_delivered()).unwrap();
         let stream = delivery.stream().into();
         if self.has(Defect::ResetsNumDelivered) {
-            num_delivered = 1;
+            attempt = 1;
         }
         let slot = Arc::new(Slot::new(Some(delivery)));
         self.state.kept.newest.lock().unwrap().insert(sequence, Arc::clone(&slot));
@@ -329,7 +330,7 @@ impl FaultySubscription {
         if self.has(Defect::DeliversOtherSequence) {
             sequence += 1;
         }
-        Delivery::new(event, sequence, num_delivered, stream, handler)
+        Delivery::new(event, Lease::new(sequence, attempt), stream, Arc::new(handler))
     }
 
     fn leave(&mut self) {
@@ -510,8 +511,21 @@ impl FaultyAck {
     }
 }
 
-#[async_trait]
 impl AckHandler for FaultyAck {
+    fn settle(&self, asked: Settlement) -> AckFuture<'_> {
+        AckFuture::new(async move {
+            match asked.kind {
+                AckKind::Nak(delay) => self.nak(delay).await,
+                AckKind::Term(reason) => self.term(&reason).await,
+                AckKind::Extend => self.extend().await,
+                AckKind::Release => self.release().await,
+                _ => self.ack().await,
+            }
+        })
+    }
+}
+
+impl FaultyAck {
     async fn ack(&self) -> Result<()> {
         let delivery = self.delivery().await?;
         if self.has(Defect::AckDoesNothing) {

@@ -20,7 +20,7 @@ use self::state::State;
 use crate::bus::dead_letter::{DeadLetters, Guarded};
 use crate::bus::subscription::{Incoming, Poison};
 use crate::poison::IgnorePoison;
-use crate::provider::{Delivery, LeaseRef};
+use crate::provider::{Acker, Delivery};
 use crate::types::Event;
 
 /// Most events held for a subscription whose events are handled quickly; more where more are asked for.
@@ -291,13 +291,13 @@ impl Queue {
 
     /// The leases of events that do not run, and that are so old that they are to be restarted. They count as restarted from
     /// now on.
-    pub(super) fn to_extend(&self) -> Vec<LeaseRef> {
+    pub(super) fn to_extend(&self) -> Vec<Acker> {
         let now = Instant::now();
         let mut due = Vec::new();
         self.lock().for_each_lease(|leased_at, origin, stored: &Delivery| {
             if now.duration_since(*leased_at) >= origin.letters.extend_after() {
                 *leased_at = now;
-                due.push(stored.settlement().lease());
+                due.push(stored.acker().clone());
             }
         });
         due
