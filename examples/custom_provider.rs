@@ -9,21 +9,21 @@
 
 #![allow(clippy::print_stdout, reason = "an example talks to the person who runs it")]
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use a3s_event::provider::consumer::Lease;
-use a3s_event::provider::validate::{DEFAULT_MAX_EVENT_BYTES, validate_event};
+use a3s_event::provider::driver::{Checked, ConsumerSpec, Driver};
+use a3s_event::provider::receiver::{Ask, Fetch, Item};
 use a3s_event::provider::{AckFuture, Settlement};
-use a3s_event::subject::{subject_matches, validate_consumer_name, validate_filter_under};
+use a3s_event::subject::subject_matches;
 use a3s_event::{
-    AckHandler, AckKind, Capabilities, Delivery, Durability, Event, EventBus, EventError, EventProvider,
-    PendingEvent, ProviderInfo, PublishOptions, ReceivedEvent, Result, Subscription,
+    AckHandler, AckKind, Capabilities, Durability, Event, EventBus, EventError, HistoryPage, HistoryQuery,
+    ProviderInfo, PublishOptions, PublishReceipt, Result, StoredEvent, SubscriptionEnd,
 };
-use async_trait::async_trait;
 use tokio::sync::watch;
 
 const NAME: &str = "vec";
-const PREFIX: &str = "events";
 
 /// Keeps every event in a `Vec` until it is dropped. The channel holds the `Vec` and wakes whoever waits for a change.
 #[derive(Debug)]
@@ -52,69 +52,55 @@ impl Default for VecProvider {
     }
 }
 
-fn unsupported(option: &str) -> EventError {
-    EventError::Unsupported { option: option.to_owned(), provider: NAME.to_owned() }
-}
-
 fn closed() -> EventError {
     EventError::Closed(format!("the {NAME} provider was closed"))
 }
 
-#[async_trait]
-impl EventProvider for VecProvider {
-    async fn publish(&self, event: &Event) -> Result<u64> {
-        let size = validate_event(event, PREFIX, DEFAULT_MAX_EVENT_BYTES)?;
+impl Driver for VecProvider {
+    type Fetch = Reader;
+
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::none(Durability::Process)
+    }
+
+    async fn store(&self, checked: Checked<'_>) -> Result<PublishReceipt> {
         let mut stored = Err(closed());
         self.log.send_if_modified(|log| {
             if !log.closed {
-                log.events.push(Arc::new(event.clone()));
-                log.bytes += size;
-                stored = Ok(log.events.len() as u64);
+                log.events.push(Arc::new(checked.event().clone()));
+                log.bytes += checked.size();
+                stored = Ok(PublishReceipt::stored(log.events.len() as u64));
             }
             stored.is_ok()
         });
         stored
     }
 
-    async fn subscribe(&self, filter_subject: &str) -> Result<Box<dyn Subscription>> {
-        validate_filter_under(filter_subject, PREFIX)?;
+    async fn open(&self, consumer: ConsumerSpec) -> Result<Reader> {
         if self.log.borrow().closed {
             return Err(closed());
         }
-        Ok(Box::new(VecSubscription {
-            log: self.log.subscribe(),
-            filter: filter_subject.to_owned(),
-            position: 0,
-            closed: false,
-        }))
+        Ok(Reader { log: self.log.subscribe(), filter: consumer.config.filter, position: 0 })
     }
 
-    async fn subscribe_durable(
-        &self,
-        consumer_name: &str,
-        filter_subject: &str,
-    ) -> Result<Box<dyn Subscription>> {
-        validate_consumer_name(consumer_name)?;
-        validate_filter_under(filter_subject, PREFIX)?;
-        Err(unsupported("durable"))
-    }
-
-    async fn history(&self, filter_subject: Option<&str>, limit: usize) -> Result<Vec<Event>> {
-        if let Some(filter) = filter_subject {
-            validate_filter_under(filter, PREFIX)?;
-        }
+    async fn page(&self, query: &HistoryQuery) -> Result<HistoryPage> {
         let log = self.log.borrow();
-        let newest_first = log.events.iter().rev();
-        let matching = newest_first
-            .filter(|event| filter_subject.is_none_or(|filter| subject_matches(&event.subject, filter)));
-        Ok(matching.take(limit).map(|event| Event::clone(event)).collect())
+        let matches = |event: &Event| {
+            query.filter.as_ref().is_none_or(|filter| subject_matches(&event.subject, filter))
+        };
+        let newest_first = log.events.iter().enumerate().rev().filter(|(_, event)| matches(event));
+        let stored = |(index, event): (usize, &Arc<Event>)| {
+            StoredEvent::new(Arc::clone(event), index as u64 + 1, event.timestamp)
+        };
+        let events = newest_first.take(query.limit).map(stored).collect();
+        Ok(HistoryPage::new(events, Vec::new(), Some(1), 1))
     }
 
-    async fn unsubscribe(&self, _consumer_name: &str) -> Result<()> {
-        Ok(()) // there are no durable consumers to forget
-    }
-
-    async fn info(&self) -> Result<ProviderInfo> {
+    async fn count(&self) -> Result<ProviderInfo> {
         let log = self.log.borrow();
         Ok(ProviderInfo {
             provider: NAME.to_owned(),
@@ -124,21 +110,11 @@ impl EventProvider for VecProvider {
         })
     }
 
-    fn name(&self) -> &str {
-        NAME
+    async fn is_healthy(&self) -> bool {
+        !self.log.borrow().closed
     }
 
-    fn capabilities(&self) -> Capabilities {
-        let mut capabilities = Capabilities::none(Durability::Process);
-        capabilities.max_event_bytes = Some(DEFAULT_MAX_EVENT_BYTES);
-        capabilities
-    }
-
-    async fn health(&self) -> Result<bool> {
-        Ok(!self.log.borrow().closed)
-    }
-
-    async fn close(&self) -> Result<()> {
+    async fn shut(&self) -> Result<()> {
         self.log.send_modify(|log| log.closed = true);
         Ok(())
     }
@@ -146,56 +122,46 @@ impl EventProvider for VecProvider {
 
 /// Walks through the `Vec`, and waits at its end.
 #[derive(Debug)]
-struct VecSubscription {
+pub struct Reader {
     log: watch::Receiver<Log>,
     filter: String,
     /// How many events lie behind us.
     position: usize,
-    closed: bool,
 }
 
-#[async_trait]
-impl Subscription for VecSubscription {
-    async fn next(&mut self) -> Result<Option<ReceivedEvent>> {
-        Ok(self.next_delivery().await?.map(Delivery::into_received))
-    }
-
-    async fn next_manual_ack(&mut self) -> Result<Option<PendingEvent>> {
-        Ok(self.next_delivery().await?.map(Delivery::into_pending))
-    }
-
-    async fn next_delivery(&mut self) -> Result<Option<Delivery>> {
+impl Fetch for Reader {
+    async fn fetch(&mut self, ask: Ask, taken: &mut VecDeque<Item>) -> Result<Option<SubscriptionEnd>> {
         loop {
             {
                 let log = self.log.borrow_and_update();
-                if self.closed || log.closed {
-                    return Ok(None);
+                if log.closed {
+                    return Ok(Some(SubscriptionEnd::Closed));
                 }
-                while let Some(event) = log.events.get(self.position) {
+                while taken.len() < ask.max
+                    && let Some(event) = log.events.get(self.position)
+                {
                     self.position += 1;
                     if subject_matches(&event.subject, &self.filter) {
-                        let sequence = self.position as u64;
-                        let delivery = Delivery::new(
-                            Arc::clone(event),
-                            Lease::new(sequence, 1),
-                            NAME.into(),
-                            Arc::new(InOrderOnly),
-                        );
-                        return Ok(Some(delivery));
+                        let lease = Lease::new(self.position as u64, 1);
+                        taken.push_back(Item::event(lease, Arc::clone(event), Arc::new(InOrderOnly)));
                     }
                 }
             }
+            if !taken.is_empty() {
+                return Ok(None);
+            }
             // The only await: whoever drops the future here has not taken anything.
             if self.log.changed().await.is_err() {
-                return Ok(None); // the provider is gone, and everything it held was delivered
+                return Ok(Some(SubscriptionEnd::Closed)); // nobody can publish any more
             }
         }
     }
 
-    async fn close(&mut self) -> Result<()> {
-        self.closed = true;
-        Ok(())
+    fn stream(&self) -> Arc<str> {
+        NAME.into()
     }
+
+    fn leave(&mut self, _unused: Vec<Lease>) {} // nobody else would get them
 }
 
 /// Settling an event: there is no lease, so an ack has nothing to do and nothing can come again.
@@ -205,7 +171,7 @@ impl AckHandler for InOrderOnly {
     fn settle(&self, asked: Settlement) -> AckFuture<'_> {
         AckFuture::ready(match asked.kind {
             AckKind::Ack => Ok(()),
-            other => Err(unsupported(other.verb())),
+            other => Err(EventError::Unsupported { option: other.verb().into(), provider: NAME.into() }),
         })
     }
 }

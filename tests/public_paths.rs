@@ -461,8 +461,7 @@ mod sqlite {
 
     use a3s_event::Result;
     use a3s_event::provider::sqlite::{
-        DEFAULT_BUSY_TIMEOUT, DEFAULT_DEDUP_WINDOW, FileInfo, SqliteConfig, SqliteProvider,
-        SqliteSubscription, Synchronous,
+        DEFAULT_BUSY_TIMEOUT, DEFAULT_DEDUP_WINDOW, FileInfo, SqliteConfig, SqliteProvider, Synchronous,
     };
 
     #[tokio::test]
@@ -488,7 +487,6 @@ mod sqlite {
         assert_eq!((file_bytes, wal_bytes, free_bytes), (0, 0, 0));
         provider.checkpoint().await?;
         assert!(provider.backup("never made").await.is_err(), "there is no file to copy");
-        let _: Option<SqliteSubscription> = None;
         Ok(())
     }
 }

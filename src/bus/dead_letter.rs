@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-
 use super::in_force::InForce;
 use super::verdict::Verdict;
 use crate::dlq::{DeadLetter, DeadLetterReceipt, DlqHandler, FailureClass};

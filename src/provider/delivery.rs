@@ -54,6 +54,11 @@ impl UndecodableRecord {
     pub fn new(raw: Vec<u8>, reason: impl Into<String>) -> Self {
         Self { raw, reason: reason.into() }
     }
+
+    /// What a reader is told who does not keep such records.
+    pub(crate) fn into_error(self, sequence: u64) -> EventError {
+        EventError::Undecodable { sequence, raw: self.raw, reason: self.reason }
+    }
 }
 
 impl Delivery {

@@ -9,6 +9,8 @@ mod ack;
 mod capability;
 pub mod consumer;
 mod delivery;
+pub mod driver;
+pub mod members;
 pub mod memory;
 #[cfg(feature = "nats")]
 #[cfg_attr(docsrs, doc(cfg(feature = "nats")))]
@@ -16,6 +18,7 @@ pub mod nats;
 mod position;
 mod query;
 mod receipt;
+pub mod receiver;
 mod registry;
 pub mod settings;
 #[cfg(feature = "sqlite")]
@@ -227,17 +230,7 @@ pub trait EventProvider: Send + Sync {
     ///
     /// As [`query_page`](EventProvider::query_page).
     async fn query(&self, query: &HistoryQuery) -> Result<Vec<StoredEvent>> {
-        let mut page = self.query_page(query).await?;
-        let mut found = page.events;
-        while let Some(next) = page.next
-            && found.len() < query.limit
-        {
-            let mut rest = query.clone().before_sequence(next);
-            rest.limit = query.limit - found.len();
-            page = self.query_page(&rest).await?;
-            found.append(&mut page.events);
-        }
-        Ok(found)
+        all_pages(query.clone(), |query| async move { self.query_page(&query).await }).await
     }
 
     /// Moves a durable consumer to another position. What was delivered and not settled is forgotten: a settlement of it
@@ -403,5 +396,21 @@ pub trait Subscription: Send + Sync {
     /// The backend's error. The default does nothing.
     async fn close(&mut self) -> Result<()> {
         Ok(())
+    }
+}
+
+/// The newest events that a query asks for, from as many pages as it takes.
+async fn all_pages<F: Future<Output = Result<HistoryPage>>>(
+    query: HistoryQuery,
+    page: impl Fn(HistoryQuery) -> F,
+) -> Result<Vec<StoredEvent>> {
+    let mut found = Vec::new();
+    let mut rest = query.clone();
+    loop {
+        let mut page = page(rest).await?;
+        found.append(&mut page.events);
+        let Some(next) = page.next.filter(|_| found.len() < query.limit) else { return Ok(found) };
+        rest = query.clone().before_sequence(next);
+        rest.limit = query.limit - found.len();
     }
 }

@@ -1,35 +1,33 @@
 #![doc = include_str!("docs.md")]
 
 mod config;
+mod consumer;
+mod fetch;
 mod log;
 mod publish;
 mod stream;
-mod subscription;
 
-use std::any::Any;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
-
-use async_trait::async_trait;
 
 pub use config::{DEFAULT_DEDUP_WINDOW, MemoryConfig, MemoryProviderBuilder};
 pub(super) use config::{SETTINGS, connect};
-pub use subscription::MemorySubscription;
+pub use fetch::MemoryFetch;
 
+use self::consumer::ConsumerCell;
 use self::log::Limits;
 use self::publish::Dedup;
 use self::stream::{Dropped, Lifecycle, Stream};
-use self::subscription::ConsumerCell;
 use super::consumer::{Consumer, ConsumerConfig, Time};
+use super::driver::{Checked, ConsumerSpec, Driver};
 use super::{
-    Capabilities, ConsumerInfo, ConsumerPosition, Durability, EventProvider, HistoryPage, HistoryQuery,
-    ProviderInfo, PublishReceipt, PublishRequest, Subscription,
+    Capabilities, ConsumerInfo, ConsumerPosition, Durability, HistoryPage, HistoryQuery, ProviderInfo,
+    PublishReceipt,
 };
 use crate::deadline::After;
 use crate::error::{EventError, Result};
 use crate::poison::IgnorePoison;
 use crate::provider::support::unix_millis;
-use crate::subject::{validate_consumer_name, validate_filter_under};
-use crate::types::{Event, PublishOptions, SubscribeOptions};
 
 /// The provider that keeps events in the memory of this process.
 #[derive(Debug)]
@@ -137,41 +135,29 @@ impl Shared {
         }
     }
 
-    /// Opens a durable consumer; `options` are `None` to take an existing one as it is.
-    fn open_durable(
-        &self,
-        name: &str,
-        filter: &str,
-        options: Option<&SubscribeOptions>,
-    ) -> Result<Arc<ConsumerCell>> {
-        validate_consumer_name(name)?;
-        let config = self.consumer_config(filter, options)?;
+    /// Opens a consumer, which is made when it does not exist.
+    fn open(&self, wanted: ConsumerSpec) -> Result<Arc<ConsumerCell>> {
+        let ConsumerSpec { name, config, applies, .. } = wanted;
         loop {
             let existing = {
                 let mut stream = self.write();
                 Self::check_open(&stream)?;
-                match stream.durable(name) {
+                match name.as_deref().and_then(|name| stream.durable(name)) {
                     Some(existing) => existing,
-                    None => return self.add(&mut stream, Some(name.to_owned()), config),
+                    None => return self.add(&mut stream, name, config),
                 }
             };
-            existing.with_machine(|machine| match options {
-                Some(_) => machine.reconfigure(name, config.clone()),
-                None => machine.config().check_filter(name, filter),
+            let name = existing.name();
+            existing.with_machine(|machine| match applies {
+                true => machine.reconfigure(name, config.clone()),
+                false => machine.config().check_filter(name, &config.filter),
             })?;
-            existing.wake_one();
+            existing.members.wake_one();
             // Forgotten in the meantime: open it anew.
-            if !existing.gone.load(std::sync::atomic::Ordering::Relaxed) {
+            if !existing.gone.load(Ordering::Relaxed) {
                 return Ok(existing);
             }
         }
-    }
-
-    fn open_ephemeral(&self, filter: &str, options: &SubscribeOptions) -> Result<Arc<ConsumerCell>> {
-        let config = self.consumer_config(filter, Some(options))?;
-        let mut stream = self.write();
-        Self::check_open(&stream)?;
-        self.add(&mut stream, None, config)
     }
 
     /// Adds a consumer: durable under its name, ephemeral without one.
@@ -199,119 +185,12 @@ impl Shared {
             )
         })
     }
-
-    fn consumer_config(&self, filter: &str, options: Option<&SubscribeOptions>) -> Result<ConsumerConfig> {
-        validate_filter_under(filter, &self.settings.config.subject_prefix)?;
-        ConsumerConfig::new(filter, options.unwrap_or(&SubscribeOptions::default()))
-    }
 }
 
-#[async_trait]
-impl EventProvider for MemoryProvider {
-    async fn publish(&self, event: &Event) -> Result<u64> {
-        self.shared.publish(event, &PublishOptions::default()).map(|receipt| receipt.sequence)
-    }
+impl Driver for MemoryProvider {
+    type Fetch = MemoryFetch;
 
-    async fn publish_with_options(&self, event: &Event, opts: &PublishOptions) -> Result<u64> {
-        self.shared.publish(event, opts).map(|receipt| receipt.sequence)
-    }
-
-    async fn publish_with_receipt(&self, event: &Event, opts: &PublishOptions) -> Result<PublishReceipt> {
-        self.shared.publish(event, opts)
-    }
-
-    async fn publish_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<PublishReceipt>> {
-        self.shared.publish_batch(batch)
-    }
-
-    async fn subscribe_durable(
-        &self,
-        consumer_name: &str,
-        filter_subject: &str,
-    ) -> Result<Box<dyn Subscription>> {
-        let cell = self.shared.open_durable(consumer_name, filter_subject, None)?;
-        Ok(Box::new(MemorySubscription::new(Arc::clone(&self.shared), cell)))
-    }
-
-    async fn subscribe_durable_with_options(
-        &self,
-        consumer_name: &str,
-        filter_subject: &str,
-        opts: &SubscribeOptions,
-    ) -> Result<Box<dyn Subscription>> {
-        let cell = self.shared.open_durable(consumer_name, filter_subject, Some(opts))?;
-        Ok(Box::new(MemorySubscription::new(Arc::clone(&self.shared), cell)))
-    }
-
-    async fn subscribe(&self, filter_subject: &str) -> Result<Box<dyn Subscription>> {
-        self.subscribe_with_options(filter_subject, &SubscribeOptions::default()).await
-    }
-
-    async fn subscribe_with_options(
-        &self,
-        filter_subject: &str,
-        opts: &SubscribeOptions,
-    ) -> Result<Box<dyn Subscription>> {
-        let cell = self.shared.open_ephemeral(filter_subject, opts)?;
-        Ok(Box::new(MemorySubscription::new(Arc::clone(&self.shared), cell)))
-    }
-
-    async fn history(&self, filter_subject: Option<&str>, limit: usize) -> Result<Vec<Event>> {
-        let mut query = HistoryQuery::new(limit);
-        query.filter = filter_subject.map(str::to_owned);
-        let found = self.query(&query).await?;
-        Ok(found.into_iter().map(|stored| Arc::unwrap_or_clone(stored.event)).collect())
-    }
-
-    async fn query_page(&self, query: &HistoryQuery) -> Result<HistoryPage> {
-        if let Some(filter) = &query.filter {
-            validate_filter_under(filter, &self.shared.settings.config.subject_prefix)?;
-        }
-        Ok(self.shared.read().log.page(query))
-    }
-
-    async fn unsubscribe(&self, consumer_name: &str) -> Result<()> {
-        let mut stream = self.shared.write();
-        if let Some(cell) = stream.durable(consumer_name) {
-            stream.remove_consumer(&cell);
-        }
-        Ok(())
-    }
-
-    async fn reset_consumer(&self, consumer_name: &str, position: ConsumerPosition) -> Result<()> {
-        let found = {
-            let stream = self.shared.read();
-            Shared::check_open(&stream)?;
-            stream.durable(consumer_name)
-        };
-        match found {
-            Some(cell) => cell.reset(&self.shared, position),
-            None => Err(EventError::NotFound(format!("consumer '{consumer_name}'"))),
-        }
-    }
-
-    async fn info(&self) -> Result<ProviderInfo> {
-        let stream = self.shared.read();
-        Ok(ProviderInfo {
-            provider: self.name().to_owned(),
-            messages: stream.log.len() as u64,
-            bytes: stream.log.bytes(),
-            consumers: stream.consumer_count(),
-        })
-    }
-
-    async fn consumers(&self) -> Result<Vec<ConsumerInfo>> {
-        let cells = self.shared.read().consumers();
-        let mut consumers: Vec<_> = cells.iter().map(|cell| cell.info(&self.shared)).collect();
-        consumers.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(consumers)
-    }
-
-    async fn health(&self) -> Result<bool> {
-        Ok(self.shared.read().lifecycle == Lifecycle::Open)
-    }
-
-    fn name(&self) -> &str {
+    fn name(&self) -> &'static str {
         "memory"
     }
 
@@ -326,11 +205,67 @@ impl EventProvider for MemoryProvider {
         capabilities
     }
 
-    fn as_any(&self) -> Option<&dyn Any> {
-        Some(self)
+    fn max_event_bytes(&self) -> usize {
+        self.shared.settings.max_event_bytes
     }
 
-    async fn close(&self) -> Result<()> {
+    async fn store(&self, event: Checked<'_>) -> Result<PublishReceipt> {
+        self.shared.publish(event)
+    }
+
+    async fn store_batch(&self, batch: Vec<Checked<'_>>) -> Vec<Result<PublishReceipt>> {
+        self.shared.publish_batch(&batch)
+    }
+
+    async fn open(&self, consumer: ConsumerSpec) -> Result<MemoryFetch> {
+        let cell = self.shared.open(consumer)?;
+        Ok(MemoryFetch::new(Arc::clone(&self.shared), cell))
+    }
+
+    async fn page(&self, query: &HistoryQuery) -> Result<HistoryPage> {
+        Ok(self.shared.read().log.page(query))
+    }
+
+    async fn delete_consumer(&self, name: &str) -> Result<()> {
+        let mut stream = self.shared.write();
+        if let Some(cell) = stream.durable(name) {
+            stream.remove_consumer(&cell);
+        }
+        Ok(())
+    }
+
+    async fn move_consumer(&self, name: &str, position: ConsumerPosition) -> Result<()> {
+        let found = {
+            let stream = self.shared.read();
+            Shared::check_open(&stream)?;
+            stream.durable(name)
+        };
+        match found {
+            Some(cell) => cell.reset(&self.shared, position),
+            None => Err(EventError::NotFound(format!("consumer '{name}'"))),
+        }
+    }
+
+    async fn count(&self) -> Result<ProviderInfo> {
+        let stream = self.shared.read();
+        Ok(ProviderInfo {
+            provider: Driver::name(self).to_owned(),
+            messages: stream.log.len() as u64,
+            bytes: stream.log.bytes(),
+            consumers: stream.consumer_count(),
+        })
+    }
+
+    async fn list_consumers(&self) -> Result<Vec<ConsumerInfo>> {
+        let cells = self.shared.read().consumers();
+        Ok(cells.iter().map(|cell| cell.info(&self.shared)).collect())
+    }
+
+    async fn is_healthy(&self) -> bool {
+        self.shared.read().lifecycle == Lifecycle::Open
+    }
+
+    async fn shut(&self) -> Result<()> {
         self.end(Lifecycle::Closed);
         Ok(())
     }

@@ -9,11 +9,10 @@ use super::log::SubjectId;
 use super::stream::{Dropped, Lifecycle, Stream};
 use crate::error::{EventError, Result};
 use crate::provider::PublishReceipt;
-use crate::provider::PublishRequest;
 use crate::provider::consumer::Time;
+use crate::provider::driver::Checked;
 use crate::provider::support::{answered_without_storing, unix_millis};
-use crate::provider::validate::{validate_event, validate_publish_options};
-use crate::types::{Event, PublishOptions};
+use crate::types::Event;
 
 /// The `msg_id`s of the dedup window and the sequences they were stored under.
 #[derive(Debug)]
@@ -50,11 +49,16 @@ impl Dedup {
 /// Most events of a batch that are stored under one lock.
 const EVENTS_PER_SECTION: usize = 16;
 
-/// An event that passed all checks that need no lock.
+/// An event as it is kept, copied outside the lock.
 struct Prepared<'a> {
     event: Arc<Event>,
-    size: usize,
-    options: &'a PublishOptions,
+    checked: Checked<'a>,
+}
+
+impl<'a> From<Checked<'a>> for Prepared<'a> {
+    fn from(checked: Checked<'a>) -> Self {
+        Self { event: Arc::new(checked.event().clone()), checked }
+    }
 }
 
 enum Stored {
@@ -63,50 +67,41 @@ enum Stored {
 }
 
 impl Shared {
-    pub(super) fn publish(&self, event: &Event, options: &PublishOptions) -> Result<PublishReceipt> {
-        let prepared = self.prepare(event, options)?;
+    pub(super) fn publish(&self, event: Checked<'_>) -> Result<PublishReceipt> {
+        let prepared = Prepared::from(event);
         let mut dropped = Dropped::default();
         let stored = self.store(&mut self.write(), prepared, &mut dropped)?;
         if let Stored::New { subject, has_readers: true, .. } = stored {
-            self.read().wake_readers(subject, &event.subject);
+            self.read().wake_readers(subject, &event.event().subject);
         }
         Ok(stored.receipt())
     }
 
     /// Stores a batch in few exclusive sections, each short enough to keep nobody waiting.
-    pub(super) fn publish_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<PublishReceipt>> {
+    pub(super) fn publish_batch(&self, batch: &[Checked<'_>]) -> Vec<Result<PublishReceipt>> {
         batch.chunks(EVENTS_PER_SECTION).flat_map(|section| self.publish_section(section)).collect()
     }
 
-    fn publish_section(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<PublishReceipt>> {
-        let prepared: Vec<_> = batch.iter().map(|entry| self.prepare(entry.event, &entry.options)).collect();
+    fn publish_section(&self, batch: &[Checked<'_>]) -> Vec<Result<PublishReceipt>> {
+        let prepared: Vec<_> = batch.iter().copied().map(Prepared::from).collect();
         let mut dropped = Dropped::default();
         let stored: Vec<Result<Stored>> = {
             let mut stream = self.write();
-            prepared
-                .into_iter()
-                .map(|prepared| prepared.and_then(|prepared| self.store(&mut stream, prepared, &mut dropped)))
-                .collect()
+            prepared.into_iter().map(|prepared| self.store(&mut stream, prepared, &mut dropped)).collect()
         };
         let stream = self.read();
         for (entry, stored) in batch.iter().zip(&stored) {
             if let Ok(Stored::New { subject, has_readers: true, .. }) = stored {
-                stream.wake_readers(*subject, &entry.event.subject);
+                stream.wake_readers(*subject, &entry.event().subject);
             }
         }
         drop(stream);
         stored.into_iter().map(|stored| stored.map(|stored| stored.receipt())).collect()
     }
 
-    fn prepare<'a>(&self, event: &Event, options: &'a PublishOptions) -> Result<Prepared<'a>> {
-        validate_publish_options(options)?;
-        let size =
-            validate_event(event, &self.settings.config.subject_prefix, self.settings.max_event_bytes)?;
-        Ok(Prepared { event: Arc::new(event.clone()), size, options })
-    }
-
     fn store(&self, stream: &mut Stream, prepared: Prepared<'_>, dropped: &mut Dropped) -> Result<Stored> {
-        let Prepared { event, size, options } = prepared;
+        let Prepared { event, checked } = prepared;
+        let options = checked.options();
         if stream.lifecycle == Lifecycle::Closed {
             return Err(EventError::Closed("the memory provider was closed".to_owned()));
         }
@@ -116,7 +111,7 @@ impl Shared {
         if let Some(duplicate) = answered_without_storing(name, last, options.expected_sequence, first)? {
             return Ok(Stored::Duplicate(duplicate));
         }
-        let (sequence, subject, has_readers) = stream.append(event, size, unix_millis(), dropped);
+        let (sequence, subject, has_readers) = stream.append(event, checked.size(), unix_millis(), dropped);
         if let Some(msg_id) = &options.msg_id {
             stream.dedup.remember(msg_id, sequence, self.clock.now());
         }

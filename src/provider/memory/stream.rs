@@ -4,9 +4,10 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::consumer::ConsumerCell;
 use super::log::{Appended, Limits, Log, SubjectId};
 use super::publish::Dedup;
-use super::subscription::ConsumerCell;
+
 use crate::error::Result;
 use crate::provider::ConsumerPosition;
 use crate::provider::consumer::Start;
@@ -202,7 +203,11 @@ impl Stream {
 
     /// Wakes everyone, for instance to see that the stream is closed.
     pub(super) fn wake_all(&self) {
-        self.groups.iter().flatten().flat_map(|group| &group.members).for_each(|member| member.wake_one());
+        self.groups
+            .iter()
+            .flatten()
+            .flat_map(|group| &group.members)
+            .for_each(|member| member.members.wake_one());
     }
 
     pub(super) fn group(&self, id: GroupId) -> Option<&Group> {
@@ -338,7 +343,7 @@ impl Stream {
             *slot = None;
             self.free_groups.push(cell.group());
         }
-        cell.wake_one();
+        cell.members.wake_one();
     }
 
     fn group_of(&mut self, filter: &str) -> Result<GroupId> {

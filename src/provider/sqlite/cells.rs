@@ -1,14 +1,12 @@
 //! The consumers that have subscriptions in this process, and how those are woken.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
-
-use tokio::sync::Notify;
 
 use crate::poison::IgnorePoison;
 use crate::provider::SubscriptionEnd;
 use crate::provider::consumer::{ConsumerConfig, Lease};
+use crate::provider::members::Members;
 use crate::subject::SubjectIndex;
 
 /// A consumer of one stream: another stream in the same place may have one with the same id.
@@ -59,8 +57,7 @@ impl Wakeups {
 #[derive(Debug)]
 pub(super) struct Cell {
     pub(super) key: ConsumerKey,
-    members: AtomicUsize,
-    pub(super) wakeup: Notify,
+    pub(super) members: Members,
     settings: Mutex<Settings>,
     /// Why it ended while it had subscriptions.
     end: OnceLock<SubscriptionEnd>,
@@ -69,18 +66,6 @@ pub(super) struct Cell {
 impl Cell {
     pub(super) fn is_durable(&self) -> bool {
         self.key.id > 0
-    }
-
-    /// Lets one waiting member look again, or the next one that is about to wait.
-    pub(super) fn wake_one(&self) {
-        self.wakeup.notify_one();
-    }
-
-    /// Wakes another member, if there is one.
-    pub(super) fn pass_on(&self) {
-        if self.members.load(Ordering::Relaxed) > 1 {
-            self.wake_one();
-        }
     }
 
     /// The settings in force.
@@ -108,7 +93,7 @@ impl Cell {
     /// Ends the consumer. The first reason stays.
     pub(super) fn end_as(&self, end: SubscriptionEnd) {
         let _ = self.end.set(end);
-        self.wake_one();
+        self.members.wake_one();
     }
 
     fn lock_settings(&self) -> MutexGuard<'_, Settings> {
@@ -165,8 +150,7 @@ impl Cells {
                 let filter = settings.config.filter.clone();
                 let cell = Arc::new(Cell {
                     key,
-                    members: AtomicUsize::new(0),
-                    wakeup: Notify::new(),
+                    members: Members::default(),
                     settings: Mutex::new(settings.clone()),
                     end: OnceLock::new(),
                 });
@@ -175,17 +159,17 @@ impl Cells {
             }
         };
         cell.update(&settings);
-        cell.members.fetch_add(1, Ordering::Relaxed);
+        cell.members.join();
         cell
     }
 
     /// Takes a member away.
     pub(super) fn leave(&self, cell: &Cell) {
         let mut open = self.lock();
-        if cell.members.fetch_sub(1, Ordering::Relaxed) == 1 {
+        if cell.members.leave() {
             open.remove(cell);
         } else {
-            cell.wake_one();
+            cell.members.wake_one();
         }
     }
 
@@ -221,12 +205,12 @@ impl Cells {
             }
         }
         if *everyone {
-            open.cells.values().for_each(|cell| cell.wake_one());
+            open.cells.values().for_each(|cell| cell.members.wake_one());
             return;
         }
         let wake = |id: &i64| {
             if let Some(cell) = open.cells.get(id) {
-                cell.wake_one();
+                cell.members.wake_one();
             }
         };
         consumers.iter().for_each(wake);

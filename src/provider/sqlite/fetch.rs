@@ -13,6 +13,7 @@ use super::store::{Store, signed, unsigned};
 use super::{checksum, history};
 use crate::error::{EventError, Result};
 use crate::provider::consumer::{Fetched, Lease, Time};
+use crate::provider::receiver::Ask;
 use crate::provider::{SubscriptionEnd, UndecodableRecord};
 use crate::subject::subject_matches;
 
@@ -29,7 +30,7 @@ pub(super) enum Item {
         /// As it is stored; whoever takes it decodes it, so that the writer thread has less to do.
         record: Vec<u8>,
         /// Acked already, for a member that takes events at most once.
-        settled: bool,
+        acked: bool,
     },
     /// A damaged record, for a member that keeps those.
     Damaged {
@@ -37,6 +38,16 @@ pub(super) enum Item {
         record: UndecodableRecord,
     },
     Error(EventError),
+}
+
+impl Item {
+    /// The lease of what nobody was given.
+    pub(super) fn unused_lease(&self) -> Option<Lease> {
+        match self {
+            Self::Event { lease, acked: false, .. } | Self::Damaged { lease, .. } => Some(*lease),
+            Self::Event { .. } | Self::Error(_) => None,
+        }
+    }
 }
 
 /// What a member gets when it asks.
@@ -52,27 +63,19 @@ pub(super) struct Answer {
 impl Answer {
     /// The leases of events that nobody was given.
     pub(super) fn unused_leases(self) -> Vec<Lease> {
-        let unused = |item| match item {
-            Item::Event { lease, settled: false, .. } | Item::Damaged { lease, .. } => Some(lease),
-            Item::Event { .. } | Item::Error(_) => None,
-        };
-        self.items.into_iter().filter_map(unused).collect()
+        self.items.into_iter().filter_map(|item| item.unused_lease()).collect()
     }
 }
 
-/// A member asks for up to `max` events.
-pub(super) struct Fetch {
+/// A member asks for events.
+pub(super) struct Request {
     pub(super) consumer: ConsumerKey,
-    pub(super) max: usize,
-    /// Whether to ack what is handed out.
-    pub(super) settle: bool,
-    /// Whether records that are not events are leased instead of settled.
-    pub(super) keep_undecodable: bool,
+    pub(super) ask: Ask,
     pub(super) done: Result<Answer>,
     pub(super) reply: oneshot::Sender<Result<Answer>>,
 }
 
-impl Work for Fetch {
+impl Work for Request {
     fn run(&mut self, store: &mut Store) -> Sql<()> {
         self.done = store.fetch(self)?;
         Ok(())
@@ -105,7 +108,7 @@ fn hand_out(
     known: &mut Known,
     now: Time,
     first: u64,
-    asked: &Fetch,
+    ask: Ask,
     room: &mut Room,
     answer: &mut Answer,
 ) -> Sql<bool> {
@@ -125,9 +128,9 @@ fn hand_out(
             }
         };
         let record = read_record(&mut read, lease.sequence)?;
-        let keeps = asked.keep_undecodable && !asked.settle;
+        let keeps = ask.keep_undecodable && !ask.ack;
         let is_over = match &record {
-            Ok(_) => asked.settle,
+            Ok(_) => ask.ack,
             Err(Unreadable::Damaged(_)) => !keeps,
             Err(Unreadable::Gone) => true,
         };
@@ -139,7 +142,7 @@ fn hand_out(
             Ok(record) => {
                 room.events -= 1;
                 room.bytes = room.bytes.saturating_sub(record.len());
-                answer.items.push(Item::Event { lease, record, settled: asked.settle });
+                answer.items.push(Item::Event { lease, record, acked: ask.ack });
             }
             Err(Unreadable::Damaged(raw)) if keeps => {
                 room.events -= 1;
@@ -182,7 +185,7 @@ fn read_record(read: &mut Statement<'_>, sequence: u64) -> Sql<std::result::Resu
 }
 
 impl Store {
-    fn fetch(&mut self, asked: &Fetch) -> Sql<Result<Answer>> {
+    fn fetch(&mut self, asked: &Request) -> Sql<Result<Answer>> {
         let mut answer = Answer::default();
         let Some(id) = self.id_of(asked.consumer) else {
             answer.end = Some(SubscriptionEnd::StreamReplaced);
@@ -193,7 +196,7 @@ impl Store {
             return Ok(Err(damaged));
         }
         self.overtake(id)?;
-        let mut room = Room { events: asked.max, bytes: MAX_BYTES };
+        let mut room = Room { events: asked.ask.max, bytes: MAX_BYTES };
         loop {
             self.look_ahead(id)?;
             let Some(known) = self.consumers.known_mut(id) else {
@@ -202,7 +205,7 @@ impl Store {
             };
             let exhausted = known.machine.exhausted();
             let before = answer.items.len();
-            let goes_on = hand_out(&self.connection, known, now, first, asked, &mut room, &mut answer)?;
+            let goes_on = hand_out(&self.connection, known, now, first, asked.ask, &mut room, &mut answer)?;
             if answer.items.len() > before || known.machine.exhausted() != exhausted {
                 self.mark_changed(id);
             }

@@ -15,6 +15,7 @@ mod integrity;
 mod lag;
 mod log;
 mod maintenance;
+mod member;
 mod pending;
 mod place;
 mod positions;
@@ -24,34 +25,27 @@ mod readers;
 mod retention;
 mod schema;
 mod store;
-mod subscription;
 mod writer;
 
-use std::any::Any;
 use std::sync::Arc;
-
-use async_trait::async_trait;
 
 pub use config::{DEFAULT_BUSY_TIMEOUT, DEFAULT_DEDUP_WINDOW, SqliteConfig, Synchronous};
 pub(super) use config::{SETTINGS, connect};
 pub use maintenance::FileInfo;
-pub use subscription::SqliteSubscription;
+pub use member::SqliteFetch;
 
 use self::cells::Cells;
-use self::consumers::Opened;
 use self::error::{Sql, io_failed};
 use self::queue::{Access, Queue, Size, answered, ended};
 use self::readers::Readers;
 use self::store::Store;
 use self::writer::Writer;
-use super::consumer::ConsumerConfig;
+use super::driver::{Checked, ConsumerSpec, Driver};
 use super::{
-    Capabilities, ConsumerInfo, ConsumerPosition, DEFAULT_TIMEOUT, Durability, EventProvider, HistoryPage,
-    HistoryQuery, ProviderInfo, PublishReceipt, PublishRequest, Subscription,
+    Capabilities, ConsumerInfo, ConsumerPosition, DEFAULT_TIMEOUT, Durability, HistoryPage, HistoryQuery,
+    ProviderInfo, PublishReceipt,
 };
 use crate::error::{EventError, Result};
-use crate::subject::{validate_consumer_name, validate_filter_under};
-use crate::types::{Event, PublishOptions, SubscribeOptions};
 
 const NAME: &str = "sqlite";
 
@@ -105,42 +99,6 @@ impl SqliteProvider {
     pub fn config(&self) -> &SqliteConfig {
         &self.shared.config
     }
-
-    async fn open_durable(
-        &self,
-        name: &str,
-        filter: &str,
-        options: Option<&SubscribeOptions>,
-    ) -> Result<Box<dyn Subscription>> {
-        validate_consumer_name(name)?;
-        let config = self.consumer_config(filter, options)?;
-        let change = options.is_some();
-        let owned = name.to_owned();
-        let work = move |store: &mut Store| store.open_durable(&owned, config, change);
-        let opened = self.shared.call("subscribe_durable", Access::Sync, work).await?;
-        Ok(self.member(opened))
-    }
-
-    async fn open_ephemeral(
-        &self,
-        filter: &str,
-        options: &SubscribeOptions,
-    ) -> Result<Box<dyn Subscription>> {
-        let config = self.consumer_config(filter, Some(options))?;
-        let work = move |store: &mut Store| store.open_ephemeral(config);
-        let opened = self.shared.call("subscribe", Access::Read, work).await?;
-        Ok(self.member(opened))
-    }
-
-    fn member(&self, Opened { key, settings }: Opened) -> Box<dyn Subscription> {
-        let cell = self.shared.cells.join(key, settings);
-        Box::new(SqliteSubscription::new(Arc::clone(&self.shared), cell))
-    }
-
-    fn consumer_config(&self, filter: &str, options: Option<&SubscribeOptions>) -> Result<ConsumerConfig> {
-        validate_filter_under(filter, &self.shared.config.subject_prefix)?;
-        ConsumerConfig::new(filter, options.unwrap_or(&SubscribeOptions::default()))
-    }
 }
 
 impl Shared {
@@ -153,6 +111,11 @@ impl Shared {
     ) -> Result<T> {
         let mut answer = self.queue.call(operation, access, Size::ONE, DEFAULT_TIMEOUT, work).await?;
         answered(operation, DEFAULT_TIMEOUT, &mut answer).await
+    }
+
+    /// The filter of everything in the stream.
+    fn everything(&self) -> String {
+        format!("{}.>", self.config.subject_prefix)
     }
 
     fn check_open(&self) -> Result<()> {
@@ -171,116 +134,10 @@ impl Shared {
     }
 }
 
-#[async_trait]
-impl EventProvider for SqliteProvider {
-    async fn publish(&self, event: &Event) -> Result<u64> {
-        self.shared.publish(event, &PublishOptions::default()).await.map(|receipt| receipt.sequence)
-    }
+impl Driver for SqliteProvider {
+    type Fetch = SqliteFetch;
 
-    async fn publish_with_options(&self, event: &Event, opts: &PublishOptions) -> Result<u64> {
-        self.shared.publish(event, opts).await.map(|receipt| receipt.sequence)
-    }
-
-    async fn publish_with_receipt(&self, event: &Event, opts: &PublishOptions) -> Result<PublishReceipt> {
-        self.shared.publish(event, opts).await
-    }
-
-    async fn publish_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<PublishReceipt>> {
-        self.shared.publish_batch(batch).await
-    }
-
-    async fn subscribe_durable(
-        &self,
-        consumer_name: &str,
-        filter_subject: &str,
-    ) -> Result<Box<dyn Subscription>> {
-        self.open_durable(consumer_name, filter_subject, None).await
-    }
-
-    async fn subscribe_durable_with_options(
-        &self,
-        consumer_name: &str,
-        filter_subject: &str,
-        opts: &SubscribeOptions,
-    ) -> Result<Box<dyn Subscription>> {
-        self.open_durable(consumer_name, filter_subject, Some(opts)).await
-    }
-
-    async fn subscribe(&self, filter_subject: &str) -> Result<Box<dyn Subscription>> {
-        self.open_ephemeral(filter_subject, &SubscribeOptions::default()).await
-    }
-
-    async fn subscribe_with_options(
-        &self,
-        filter_subject: &str,
-        opts: &SubscribeOptions,
-    ) -> Result<Box<dyn Subscription>> {
-        self.open_ephemeral(filter_subject, opts).await
-    }
-
-    async fn history(&self, filter_subject: Option<&str>, limit: usize) -> Result<Vec<Event>> {
-        let mut query = HistoryQuery::new(limit);
-        query.filter = filter_subject.map(str::to_owned);
-        let found = self.query(&query).await?;
-        Ok(found.into_iter().map(|stored| Arc::unwrap_or_clone(stored.event)).collect())
-    }
-
-    async fn query_page(&self, query: &HistoryQuery) -> Result<HistoryPage> {
-        if let Some(filter) = &query.filter {
-            validate_filter_under(filter, &self.shared.config.subject_prefix)?;
-        }
-        let query = self.shared.retained(query);
-        let everything = format!("{}.>", self.shared.config.subject_prefix);
-        self.shared.read("history", move |connection| history::page(connection, &query, &everything)).await
-    }
-
-    async fn unsubscribe(&self, consumer_name: &str) -> Result<()> {
-        let name = consumer_name.to_owned();
-        let work = move |store: &mut Store| store.unsubscribe(&name).map(Ok);
-        self.shared.call("unsubscribe", Access::Sync, work).await
-    }
-
-    async fn reset_consumer(&self, consumer_name: &str, position: ConsumerPosition) -> Result<()> {
-        let name = consumer_name.to_owned();
-        let work = move |store: &mut Store| store.reset_durable(&name, position);
-        self.shared.call("reset_consumer", Access::Sync, work).await
-    }
-
-    async fn info(&self) -> Result<ProviderInfo> {
-        let ephemerals = self.shared.cells.ephemerals();
-        let read = |connection: &rusqlite::Connection| {
-            connection
-                .prepare_cached("SELECT messages, bytes, (SELECT count(*) FROM consumers) FROM stream")?
-                .query_row([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
-        };
-        let (messages, bytes, durables) = self.shared.read("info", read).await?;
-        Ok(ProviderInfo {
-            provider: NAME.to_owned(),
-            messages: store::unsigned(messages),
-            bytes: store::unsigned(bytes),
-            consumers: usize::try_from(store::unsigned(durables)).unwrap_or(usize::MAX) + ephemerals,
-        })
-    }
-
-    async fn consumers(&self) -> Result<Vec<ConsumerInfo>> {
-        let ephemerals = |store: &mut Store| store.ephemerals().map(Ok);
-        let ephemerals = self.shared.call("consumers", Access::Read, ephemerals).await?;
-        let everything = format!("{}.>", self.shared.config.subject_prefix);
-        let read = move |connection: &rusqlite::Connection| lag::infos(connection, &everything, ephemerals);
-        self.shared.read("consumers", read).await
-    }
-
-    /// Whether an event can be stored: one is written and taken back, of the size of what the disk had no room for last.
-    async fn health(&self) -> Result<bool> {
-        let probe = |store: &mut Store| Ok(store.probe().map_err(|failure| failure.to_error("health")));
-        let proven = self.shared.call("health", Access::Own, probe).await;
-        if let Err(error) = &proven {
-            tracing::debug!(%error, "the sqlite provider cannot store an event");
-        }
-        Ok(proven.is_ok())
-    }
-
-    fn name(&self) -> &str {
+    fn name(&self) -> &'static str {
         NAME
     }
 
@@ -300,12 +157,88 @@ impl EventProvider for SqliteProvider {
         capabilities
     }
 
-    fn as_any(&self) -> Option<&dyn Any> {
-        Some(self)
+    fn max_event_bytes(&self) -> usize {
+        self.shared.config.max_event_bytes
+    }
+
+    async fn store(&self, event: Checked<'_>) -> Result<PublishReceipt> {
+        self.shared.publish(event).await
+    }
+
+    async fn store_batch(&self, batch: Vec<Checked<'_>>) -> Vec<Result<PublishReceipt>> {
+        self.shared.publish_batch(&batch).await
+    }
+
+    async fn open(&self, consumer: ConsumerSpec) -> Result<SqliteFetch> {
+        let ConsumerSpec { name, config, applies, .. } = consumer;
+        let opened = match name {
+            Some(name) => {
+                let work = move |store: &mut Store| store.open_durable(&name, config, applies);
+                self.shared.call("subscribe_durable", Access::Sync, work).await?
+            }
+            None => {
+                let work = move |store: &mut Store| store.open_ephemeral(config);
+                self.shared.call("subscribe", Access::Read, work).await?
+            }
+        };
+        let cell = self.shared.cells.join(opened.key, opened.settings);
+        Ok(SqliteFetch::new(Arc::clone(&self.shared), cell))
+    }
+
+    async fn delete_consumer(&self, name: &str) -> Result<()> {
+        let name = name.to_owned();
+        let work = move |store: &mut Store| store.unsubscribe(&name).map(Ok);
+        self.shared.call("unsubscribe", Access::Sync, work).await
+    }
+
+    async fn move_consumer(&self, name: &str, position: ConsumerPosition) -> Result<()> {
+        let name = name.to_owned();
+        let work = move |store: &mut Store| store.reset_durable(&name, position);
+        self.shared.call("reset_consumer", Access::Sync, work).await
+    }
+
+    async fn page(&self, query: &HistoryQuery) -> Result<HistoryPage> {
+        let query = self.shared.retained(query);
+        let everything = self.shared.everything();
+        self.shared.read("history", move |connection| history::page(connection, &query, &everything)).await
+    }
+
+    async fn count(&self) -> Result<ProviderInfo> {
+        let ephemerals = self.shared.cells.ephemerals();
+        let read = |connection: &rusqlite::Connection| {
+            connection
+                .prepare_cached("SELECT messages, bytes, (SELECT count(*) FROM consumers) FROM stream")?
+                .query_row([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+        };
+        let (messages, bytes, durables) = self.shared.read("info", read).await?;
+        Ok(ProviderInfo {
+            provider: NAME.to_owned(),
+            messages: store::unsigned(messages),
+            bytes: store::unsigned(bytes),
+            consumers: usize::try_from(store::unsigned(durables)).unwrap_or(usize::MAX) + ephemerals,
+        })
+    }
+
+    async fn list_consumers(&self) -> Result<Vec<ConsumerInfo>> {
+        let ephemerals = |store: &mut Store| store.ephemerals().map(Ok);
+        let ephemerals = self.shared.call("consumers", Access::Read, ephemerals).await?;
+        let everything = self.shared.everything();
+        let read = move |connection: &rusqlite::Connection| lag::infos(connection, &everything, ephemerals);
+        self.shared.read("consumers", read).await
+    }
+
+    /// Whether an event can be stored: one is written and taken back, of the size of what the disk had no room for last.
+    async fn is_healthy(&self) -> bool {
+        let probe = |store: &mut Store| Ok(store.probe().map_err(|failure| failure.to_error("health")));
+        let proven = self.shared.call("health", Access::Own, probe).await;
+        if let Err(error) = &proven {
+            tracing::debug!(%error, "the sqlite provider cannot store an event");
+        }
+        proven.is_ok()
     }
 
     /// Finishes what is queued and closes the file. Whoever reads at the moment is interrupted.
-    async fn close(&self) -> Result<()> {
+    async fn shut(&self) -> Result<()> {
         self.shared.queue.stop();
         tokio::time::timeout(DEFAULT_TIMEOUT, self.shared.queue.ended())
             .await

@@ -12,18 +12,34 @@ use super::error::Sql;
 use super::queue::{Access, Size, answered, ended};
 use super::store::{Store, signed, unsigned};
 use crate::error::{BackendError, EventError, Result};
-use crate::provider::PublishReceipt;
+use crate::provider::driver::Checked;
 use crate::provider::support::answered_without_storing;
-use crate::provider::validate::{validate_event, validate_publish_options};
-use crate::provider::{DEFAULT_TIMEOUT, PublishRequest};
-use crate::types::{Event, PublishOptions};
+use crate::provider::{DEFAULT_TIMEOUT, PublishReceipt};
 
-/// An event that passed all checks that need no file.
+/// An event as it is stored, encoded by the caller.
 struct Prepared {
     subject: String,
     record: Vec<u8>,
     msg_id: Option<String>,
     expected_sequence: Option<u64>,
+}
+
+impl Prepared {
+    fn new(checked: Checked<'_>) -> Result<Self> {
+        let (event, options) = (checked.event(), checked.options());
+        let mut record = Vec::with_capacity(checked.size());
+        serde_json::to_writer(&mut record, event)?;
+        Ok(Self {
+            subject: event.subject.clone(),
+            record,
+            msg_id: options.msg_id.clone(),
+            expected_sequence: options.expected_sequence,
+        })
+    }
+}
+
+fn patience(event: Checked<'_>) -> Duration {
+    event.options().timeout_secs.map_or(DEFAULT_TIMEOUT, Duration::from_secs)
 }
 
 /// The part of a batch that goes to the writer thread at once.
@@ -35,44 +51,27 @@ struct Part {
 }
 
 impl Shared {
-    pub(super) async fn publish(&self, event: &Event, options: &PublishOptions) -> Result<PublishReceipt> {
-        let prepared = self.prepare(event, options)?;
+    pub(super) async fn publish(&self, event: Checked<'_>) -> Result<PublishReceipt> {
+        let prepared = Prepared::new(event)?;
         let bytes = prepared.record.len();
-        let patience = options.timeout_secs.map_or(DEFAULT_TIMEOUT, Duration::from_secs);
-        let mut stored = self.send(vec![prepared], bytes, patience).await?;
+        let mut stored = self.send(vec![prepared], bytes, patience(event)).await?;
         stored.pop().unwrap_or_else(|| Err(ended()))
     }
 
-    pub(super) async fn publish_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<PublishReceipt>> {
+    pub(super) async fn publish_batch(&self, batch: &[Checked<'_>]) -> Vec<Result<PublishReceipt>> {
         let mut results = Vec::with_capacity(batch.len());
         let mut part = Part::default();
-        for PublishRequest { event, options } in batch {
+        for event in batch {
             if part.is_full(&self.config) {
                 results.extend(self.store(std::mem::take(&mut part)).await);
             }
-            match self.prepare(event, options) {
-                Ok(prepared) => part.add(prepared, options),
-                Err(error) => part.entries.push(Err(error)),
-            }
+            part.add(Prepared::new(*event), patience(*event));
         }
         results.extend(self.store(part).await);
         results
     }
 
-    fn prepare(&self, event: &Event, options: &PublishOptions) -> Result<Prepared> {
-        validate_publish_options(options)?;
-        let size = validate_event(event, &self.config.subject_prefix, self.config.max_event_bytes)?;
-        let mut record = Vec::with_capacity(size);
-        serde_json::to_writer(&mut record, event)?;
-        Ok(Prepared {
-            subject: event.subject.clone(),
-            record,
-            msg_id: options.msg_id.clone(),
-            expected_sequence: options.expected_sequence,
-        })
-    }
-
-    /// Stores the entries that passed their checks and puts the answers in the places of all.
+    /// Stores the entries that could be encoded and puts the answers in the places of all.
     async fn store(&self, part: Part) -> Vec<Result<PublishReceipt>> {
         let Part { entries, bytes, patience } = part;
         let mut results = Vec::with_capacity(entries.len());
@@ -117,11 +116,10 @@ impl Shared {
 }
 
 impl Part {
-    fn add(&mut self, prepared: Prepared, options: &PublishOptions) {
-        self.bytes += prepared.record.len();
-        let patience = options.timeout_secs.map_or(DEFAULT_TIMEOUT, Duration::from_secs);
+    fn add(&mut self, prepared: Result<Prepared>, patience: Duration) {
+        self.bytes += prepared.as_ref().map_or(0, |prepared| prepared.record.len());
         self.patience = self.patience.max(patience);
-        self.entries.push(Ok(prepared));
+        self.entries.push(prepared);
     }
 
     /// More would keep other callers waiting.

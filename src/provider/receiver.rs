@@ -1,0 +1,428 @@
+//! The receive side of every provider: takes what a backend delivers, holds it until somebody asks, and hands it out.
+//!
+//! A backend writes a [`Fetch`]; [`Receiver`] makes a [`Subscription`] of it. Here stands, once for all providers: no await
+//! point loses an event, `next` acknowledges before it hands over, a lease that has waited here starts anew, a record that
+//! is no event is kept or ended, what retention took is told, and what was not handed out is given back.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::time::Instant;
+
+use super::ack::{AckHandler, AckKind, AlreadyAcked, Settlement};
+use super::support::unsupported;
+use super::consumer::{ConsumerConfig, Lease};
+use super::{Delivery, PendingEvent, Subscription, SubscriptionEnd, UndecodableRecord};
+use crate::deadline::After;
+use crate::error::{EventError, Result};
+use crate::types::{Event, ReceivedEvent};
+
+/// A lease that has waited here for longer than this starts anew before its event is handed out.
+const FRESH: Duration = Duration::from_millis(50);
+
+/// What a backend does for one member of a consumer. [`Receiver`] does the rest.
+pub trait Fetch: Send + Sync + 'static {
+    /// Waits until there is something for this member, and puts it behind what `taken` holds, oldest first. At the end of
+    /// the subscription it returns why.
+    ///
+    /// Cancel-safe: once it was taken from the backend, an item is in `taken` or comes with the next call.
+    ///
+    /// # Errors
+    ///
+    /// The backend's error; the next call tries again.
+    fn fetch(
+        &mut self,
+        ask: Ask,
+        taken: &mut VecDeque<Item>,
+    ) -> impl Future<Output = Result<Option<SubscriptionEnd>>> + Send;
+
+    /// Name of the stream that is read.
+    fn stream(&self) -> Arc<str>;
+
+    /// Another member can take over what this one has not: called when something was taken, for backends that wake one
+    /// member at a time.
+    fn pass_on(&self) {}
+
+    /// Whether a lease was lost, as far as is known here: its event is not handed out.
+    fn is_stale(&self, lease: Lease) -> bool {
+        let _ = lease;
+        false
+    }
+
+    /// Leaves the consumer, and gives back what was leased to this member and not handed out, without waiting. Called once.
+    fn leave(&mut self, unused: Vec<Lease>);
+
+    /// How many matching retained events were not delivered to this consumer yet. Needs the capability `consumer_info`.
+    ///
+    /// # Errors
+    ///
+    /// The backend's error.
+    fn lag(&self) -> impl Future<Output = Result<u64>> + Send {
+        async { Err(unsupported("lag", "unknown")) }
+    }
+
+    /// The settings in force, as far as they are known.
+    fn settings(&self) -> Option<ConsumerConfig> {
+        None
+    }
+}
+
+/// What a member asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Ask {
+    /// Most events.
+    pub max: usize,
+    /// Acknowledge what is taken, where that costs nothing extra; [`Item::acked`] tells the receiver that it was done.
+    pub ack: bool,
+    /// Lease records that are no events like others, instead of ending them.
+    pub keep_undecodable: bool,
+}
+
+/// What a backend has for a member.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Item {
+    /// A delivery.
+    Leased(Leased),
+    /// What the member is to be told, for instance that it [fell behind](EventError::Lagged) retention.
+    Error(EventError),
+}
+
+impl Item {
+    /// A delivery of an event, to be settled through `handler`.
+    pub fn event(lease: Lease, event: Arc<Event>, handler: Arc<dyn AckHandler>) -> Self {
+        Self::Leased(Leased { lease, content: Content::Event(event), handler: Some(handler) })
+    }
+
+    /// A delivery of an event that was acknowledged as it was taken.
+    pub fn acked(lease: Lease, event: Arc<Event>) -> Self {
+        Self::Leased(Leased { lease, content: Content::Event(event), handler: None })
+    }
+
+    /// A delivery of a record that is no event, with the subject that it is stored under.
+    pub fn undecodable(
+        lease: Lease,
+        subject: &str,
+        record: UndecodableRecord,
+        handler: Arc<dyn AckHandler>,
+    ) -> Self {
+        let content = Content::Undecodable { subject: subject.into(), record };
+        Self::Leased(Leased { lease, content, handler: Some(handler) })
+    }
+}
+
+/// A delivery that waits to be handed out.
+pub struct Leased {
+    lease: Lease,
+    content: Content,
+    /// `None` when it is acknowledged already.
+    handler: Option<Arc<dyn AckHandler>>,
+}
+
+impl fmt::Debug for Leased {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Leased").field("lease", &self.lease).finish_non_exhaustive()
+    }
+}
+
+enum Content {
+    Event(Arc<Event>),
+    Undecodable { subject: Box<str>, record: UndecodableRecord },
+}
+
+/// What has to be done with the first item before it is handed out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Ack,
+    Extend,
+}
+
+/// In a mutex that is never locked, because a future alone cannot be shared between threads.
+type Settling = Mutex<Pin<Box<dyn Future<Output = Result<()>> + Send>>>;
+
+/// A [`Subscription`] on top of a backend's [`Fetch`].
+pub struct Receiver<F: Fetch> {
+    fetch: F,
+    stream: Arc<str>,
+    /// Leased to this member and not handed out.
+    taken: VecDeque<Item>,
+    /// When `taken` was leased, or its leases restarted.
+    leased_at: Instant,
+    /// What is being done with the first of `taken`. Kept here, so that a call that goes on behind a dropped one does not do
+    /// it twice.
+    settling: Option<(Step, Settling)>,
+    keeps_undecodable: bool,
+    /// Why it ended, once it has.
+    end: Option<SubscriptionEnd>,
+    has_left: bool,
+}
+
+impl<F: Fetch> Receiver<F> {
+    /// A subscription that receives through `fetch`.
+    pub fn new(fetch: F) -> Self {
+        Self {
+            stream: fetch.stream(),
+            fetch,
+            taken: VecDeque::new(),
+            leased_at: Instant::now(),
+            settling: None,
+            keeps_undecodable: false,
+            end: None,
+            has_left: false,
+        }
+    }
+
+    /// Waits until there is something to hand out, which is then the first of `taken` and ready to be popped. `false` at the
+    /// end.
+    async fn ready(&mut self, max: usize, ack: bool) -> Result<bool> {
+        loop {
+            let step = if self.taken.is_empty() {
+                if self.end.is_some() {
+                    return Ok(false);
+                }
+                let ask = Ask { max, ack, keep_undecodable: self.keeps_undecodable };
+                self.end = self.fetch.fetch(ask, &mut self.taken).await?;
+                self.fetch.pass_on();
+                let step = self.settlement_before(ack);
+                if self.taken.len() > 1 || step.is_some() {
+                    // What goes out at once needs no time.
+                    self.leased_at = Instant::now();
+                }
+                step
+            } else {
+                self.drop_stale();
+                self.settlement_before(ack).or_else(|| self.restart_before())
+            };
+            match step {
+                Some(step) => self.settle_first(step).await?,
+                None if self.taken.is_empty() => {}
+                None => return Ok(true),
+            }
+        }
+    }
+
+    fn drop_stale(&mut self) {
+        while self.settling.is_none()
+            && let Some(Item::Leased(Leased { lease, handler: Some(_), .. })) = self.taken.front()
+            && self.fetch.is_stale(*lease)
+        {
+            self.taken.pop_front();
+        }
+    }
+
+    /// What has to be done with the first item whether or not it has waited.
+    fn settlement_before(&self, ack: bool) -> Option<Step> {
+        if let Some((step, _)) = &self.settling {
+            return Some(*step);
+        }
+        match self.taken.front()? {
+            Item::Leased(Leased { handler: None, .. }) | Item::Error(_) => None,
+            Item::Leased(Leased { content: Content::Event(_), .. }) => ack.then_some(Step::Ack),
+            Item::Leased(Leased { content: Content::Undecodable { .. }, .. }) => {
+                (ack || !self.keeps_undecodable).then_some(Step::Ack)
+            }
+        }
+    }
+
+    /// Whether the lease of the first item has waited here and is to start anew.
+    fn restart_before(&self) -> Option<Step> {
+        let is_leased = matches!(self.taken.front(), Some(Item::Leased(Leased { handler: Some(_), .. })));
+        (is_leased && self.leased_at.elapsed() > FRESH).then_some(Step::Extend)
+    }
+
+    /// Acknowledges the first item, or restarts its lease.
+    async fn settle_first(&mut self, step: Step) -> Result<()> {
+        if self.settling.is_none()
+            && let Some(Item::Leased(Leased { lease, content, handler: Some(handler) })) = self.taken.front()
+        {
+            let kind = match (step, content) {
+                (Step::Extend, _) => AckKind::Extend,
+                (Step::Ack, Content::Event(_)) => AckKind::Ack,
+                (Step::Ack, Content::Undecodable { record, .. }) => AckKind::Term(record.reason.clone()),
+            };
+            let (handler, lease) = (Arc::clone(handler), *lease);
+            let settling = Box::pin(async move {
+                match handler.settle(Settlement::new(lease, kind)).await {
+                    // Who cannot terminate a record can acknowledge it.
+                    Err(EventError::Unsupported { .. }) if step == Step::Ack => {
+                        handler.settle(Settlement::new(lease, AckKind::Ack)).await
+                    }
+                    // Who cannot restart a lease hands the event out with what is left of it.
+                    Err(EventError::Unsupported { .. }) => Ok(()),
+                    settled => settled,
+                }
+            });
+            self.settling = Some((step, Mutex::new(settling)));
+        }
+        let Some((_, settling)) = &mut self.settling else { return Ok(()) };
+        let outcome = settling.get_mut().ignore_poison().await;
+        self.settling = None;
+        match outcome {
+            Ok(()) if step == Step::Extend => self.leased_at = Instant::now(),
+            Ok(()) => self.note_acked(),
+            // The lease was lost while the event lay here: it goes, or went, to another delivery.
+            Err(EventError::Ack(_) | EventError::Closed(_)) => drop(self.taken.pop_front()),
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// The first item is settled: an event is still to be handed out, and of another record its reader is told.
+    fn note_acked(&mut self) {
+        let Some(Item::Leased(first)) = self.taken.front_mut() else { return };
+        match &mut first.content {
+            Content::Event(_) => first.handler = None,
+            Content::Undecodable { record, .. } => {
+                let told = record.clone().into_error(first.lease.sequence);
+                self.taken[0] = Item::Error(told);
+            }
+        }
+    }
+}
+
+impl<F: Fetch> Receiver<F> {
+    /// The first item, which [`ready`](Self::ready) has prepared.
+    fn pop(&mut self) -> Option<Result<Leased>> {
+        Some(match self.taken.pop_front()? {
+            Item::Leased(leased) => Ok(leased),
+            Item::Error(error) => Err(error),
+        })
+    }
+
+    fn delivery(&self, leased: Leased) -> Delivery {
+        let Leased { lease, content, handler } = leased;
+        let (handler, stream) = (handler.unwrap_or_else(|| Arc::new(AlreadyAcked)), Arc::clone(&self.stream));
+        match content {
+            Content::Event(event) => Delivery::new(event, lease, stream, handler),
+            Content::Undecodable { subject, record } => {
+                Delivery::undecodable(&subject, record, lease, stream, handler)
+            }
+        }
+    }
+
+    fn leave(&mut self) {
+        if std::mem::replace(&mut self.has_left, true) {
+            return;
+        }
+        self.end.get_or_insert(SubscriptionEnd::Closed);
+        // What is being acknowledged is not given back: the ack may have been done.
+        let in_doubt = usize::from(self.settling.take().is_some_and(|(step, _)| step == Step::Ack));
+        let unused = |item| match item {
+            Item::Leased(Leased { lease, handler: Some(_), .. }) => Some(lease),
+            Item::Leased(_) | Item::Error(_) => None,
+        };
+        let unused = self.taken.drain(..).skip(in_doubt).filter_map(unused).collect();
+        self.fetch.leave(unused);
+    }
+}
+
+#[async_trait]
+impl<F: Fetch> Subscription for Receiver<F> {
+    async fn next(&mut self) -> Result<Option<ReceivedEvent>> {
+        loop {
+            if !self.ready(1, true).await? {
+                return Ok(None);
+            }
+            let Some(leased) = self.pop().transpose()? else { continue };
+            match leased.content {
+                Content::Event(event) => {
+                    return Ok(Some(ReceivedEvent {
+                        event: Arc::unwrap_or_clone(event),
+                        sequence: leased.lease.sequence,
+                        num_delivered: leased.lease.attempt.into(),
+                        stream: self.stream.as_ref().to_owned(),
+                    }));
+                }
+                Content::Undecodable { record, .. } => {
+                    return Err(record.into_error(leased.lease.sequence));
+                }
+            }
+        }
+    }
+
+    async fn next_manual_ack(&mut self) -> Result<Option<PendingEvent>> {
+        Ok(self.next_delivery().await?.map(Delivery::into_pending))
+    }
+
+    async fn next_delivery(&mut self) -> Result<Option<Delivery>> {
+        loop {
+            if !self.ready(1, false).await? {
+                return Ok(None);
+            }
+            if let Some(leased) = self.pop().transpose()? {
+                return Ok(Some(self.delivery(leased)));
+            }
+        }
+    }
+
+    async fn next_batch(&mut self, max: usize, wait: Duration) -> Option<Vec<Result<Delivery>>> {
+        let mut batch = Vec::new();
+        if max == 0 {
+            return Some(batch);
+        }
+        match tokio::time::timeout_at(Instant::now().after(wait), self.ready(max, false)).await {
+            Err(_elapsed) => return Some(batch),
+            Ok(Err(error)) => return Some(vec![Err(error)]),
+            Ok(Ok(false)) => return None,
+            Ok(Ok(true)) => {}
+        }
+        // The rest came with the first one: nothing is awaited once that was taken.
+        while batch.len() < max
+            && let Some(item) = self.pop()
+        {
+            let is_error = item.is_err();
+            batch.push(item.map(|leased| self.delivery(leased)));
+            if is_error || self.settlement_before(false).is_some() {
+                break;
+            }
+        }
+        Some(batch)
+    }
+
+    fn keep_undecodable(&mut self) -> bool {
+        self.keeps_undecodable = true;
+        true
+    }
+
+    async fn lag(&self) -> Result<u64> {
+        self.fetch.lag().await
+    }
+
+    fn settings(&self) -> Option<ConsumerConfig> {
+        self.fetch.settings()
+    }
+
+    fn end(&self) -> Option<SubscriptionEnd> {
+        self.end
+    }
+
+    async fn close(&mut self) -> Result<()> {
+        self.leave();
+        Ok(())
+    }
+}
+
+impl<F: Fetch> Drop for Receiver<F> {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+impl<F: Fetch> fmt::Debug for Receiver<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Receiver")
+            .field("stream", &self.stream)
+            .field("taken", &self.taken.len())
+            .field("end", &self.end)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;
