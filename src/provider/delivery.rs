@@ -6,9 +6,8 @@ use std::time::Duration;
 
 use super::ack::{AckHandler, AckKind, Acker, ClosureHandler, Observed, SettleFuture, SettlementObserver};
 use super::consumer::Lease;
-use super::support::{stand_in, unsupported};
+use super::support::stand_in;
 use crate::error::{EventError, Result};
-use crate::poison::IgnorePoison;
 use crate::types::{Event, ReceivedEvent};
 
 /// One delivery of a shared event: the cheapest view, because the payload is never copied.

@@ -13,9 +13,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::support::unsupported;
 use super::consumer::ConsumerConfig;
 use super::receiver::{Fetch, Receiver};
+use super::support::unsupported;
 use super::validate::{DEFAULT_MAX_EVENT_BYTES, validate_event, validate_publish_options};
 use super::{
     Capabilities, ConsumerInfo, ConsumerPosition, EventProvider, HistoryPage, HistoryQuery, ProviderInfo,
@@ -44,7 +44,7 @@ pub trait Driver: Send + Sync + 'static {
     fn capabilities(&self) -> Capabilities;
 
     /// Largest event in bytes of JSON: that of the [capabilities](Driver::capabilities), else
-    /// [`DEFAULT_MAX_EVENT_BYTES`](super::validate::DEFAULT_MAX_PAYLOAD).
+    /// [`DEFAULT_MAX_EVENT_BYTES`](super::validate::DEFAULT_MAX_EVENT_BYTES).
     fn max_event_bytes(&self) -> usize {
         Driver::capabilities(self).max_event_bytes.unwrap_or(DEFAULT_MAX_EVENT_BYTES)
     }
@@ -212,14 +212,15 @@ impl ConsumerSpec {
     }
 }
 
-async fn open<D: Driver>(
+/// As the `subscribe` methods of [`EventProvider`], whose names and options this takes.
+pub(super) async fn open<D: Driver>(
     driver: &D,
     name: Option<&str>,
     filter: &str,
     options: Option<&SubscribeOptions>,
-) -> Result<Box<dyn Subscription>> {
+) -> Result<Receiver<D::Fetch>> {
     let fetch = driver.open(ConsumerSpec::new(driver, name, filter, options)?).await?;
-    Ok(Box::new(Receiver::new(fetch)))
+    Ok(Receiver::new(fetch))
 }
 
 async fn page<D: Driver>(driver: &D, query: HistoryQuery) -> Result<HistoryPage> {
@@ -267,7 +268,7 @@ impl<D: Driver> EventProvider for D {
         consumer_name: &str,
         filter_subject: &str,
     ) -> Result<Box<dyn Subscription>> {
-        open(self, Some(consumer_name), filter_subject, None).await
+        Ok(Box::new(open(self, Some(consumer_name), filter_subject, None).await?))
     }
 
     async fn subscribe_durable_with_options(
@@ -276,11 +277,11 @@ impl<D: Driver> EventProvider for D {
         filter_subject: &str,
         opts: &SubscribeOptions,
     ) -> Result<Box<dyn Subscription>> {
-        open(self, Some(consumer_name), filter_subject, Some(opts)).await
+        Ok(Box::new(open(self, Some(consumer_name), filter_subject, Some(opts)).await?))
     }
 
     async fn subscribe(&self, filter_subject: &str) -> Result<Box<dyn Subscription>> {
-        open(self, None, filter_subject, None).await
+        Ok(Box::new(open(self, None, filter_subject, None).await?))
     }
 
     async fn subscribe_with_options(
@@ -288,7 +289,7 @@ impl<D: Driver> EventProvider for D {
         filter_subject: &str,
         opts: &SubscribeOptions,
     ) -> Result<Box<dyn Subscription>> {
-        open(self, None, filter_subject, Some(opts)).await
+        Ok(Box::new(open(self, None, filter_subject, Some(opts)).await?))
     }
 
     async fn history(&self, filter_subject: Option<&str>, limit: usize) -> Result<Vec<Event>> {
@@ -306,13 +307,15 @@ impl<D: Driver> EventProvider for D {
     }
 
     async fn unsubscribe(&self, consumer_name: &str) -> Result<()> {
-        if Driver::capabilities(self).durable.is_no() {
+        // Nothing can have a name that is not one.
+        if Driver::capabilities(self).durable.is_no() || validate_consumer_name(consumer_name).is_err() {
             return Ok(());
         }
         self.delete_consumer(consumer_name).await
     }
 
     async fn reset_consumer(&self, consumer_name: &str, position: ConsumerPosition) -> Result<()> {
+        validate_consumer_name(consumer_name)?;
         self.move_consumer(consumer_name, position).await
     }
 

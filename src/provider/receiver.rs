@@ -2,7 +2,10 @@
 //!
 //! A backend writes a [`Fetch`]; [`Receiver`] makes a [`Subscription`] of it. Here stands, once for all providers: no await
 //! point loses an event, `next` acknowledges before it hands over, a lease that has waited here starts anew, a record that
-//! is no event is kept or ended, what retention took is told, and what was not handed out is given back.
+//! is no event is kept or ended, what retention took is told, calls that fail do not spin, and what was not handed out is
+//! given back.
+
+mod failures;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -14,12 +17,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::Instant;
 
+use self::failures::Failures;
 use super::ack::{AckHandler, AckKind, AlreadyAcked, Settlement};
-use super::support::unsupported;
 use super::consumer::{ConsumerConfig, Lease};
+use super::support::unsupported;
 use super::{Delivery, PendingEvent, Subscription, SubscriptionEnd, UndecodableRecord};
 use crate::deadline::After;
-use crate::error::{EventError, Result};
+use crate::error::{ErrorKind, EventError, Result};
+use crate::poison::IgnorePoison;
 use crate::types::{Event, ReceivedEvent};
 
 /// A lease that has waited here for longer than this starts anew before its event is handed out.
@@ -48,14 +53,26 @@ pub trait Fetch: Send + Sync + 'static {
     /// member at a time.
     fn pass_on(&self) {}
 
-    /// Whether a lease was lost, as far as is known here: its event is not handed out.
-    fn is_stale(&self, lease: Lease) -> bool {
-        let _ = lease;
+    /// Whether a lease that began, or started anew, at this time was lost, as far as is known here: its event is not handed
+    /// out.
+    fn is_stale(&self, lease: Lease, since: Instant) -> bool {
+        let _ = (lease, since);
         false
     }
 
     /// Leaves the consumer, and gives back what was leased to this member and not handed out, without waiting. Called once.
     fn leave(&mut self, unused: Vec<Lease>);
+
+    /// Does what [`leave`](Fetch::leave) does and waits until the backend has confirmed it. When it fails or is dropped on
+    /// the way, it or `leave` is called again.
+    ///
+    /// # Errors
+    ///
+    /// The backend's error.
+    fn close(&mut self, unused: Vec<Lease>) -> impl Future<Output = Result<()>> + Send {
+        self.leave(unused);
+        async { Ok(()) }
+    }
 
     /// How many matching retained events were not delivered to this consumer yet. Needs the capability `consumer_info`.
     ///
@@ -97,12 +114,12 @@ pub enum Item {
 impl Item {
     /// A delivery of an event, to be settled through `handler`.
     pub fn event(lease: Lease, event: Arc<Event>, handler: Arc<dyn AckHandler>) -> Self {
-        Self::Leased(Leased { lease, content: Content::Event(event), handler: Some(handler) })
+        Self::Leased(Leased { lease, content: Content::Event(event), handler: Some(handler), since: None })
     }
 
     /// A delivery of an event that was acknowledged as it was taken.
     pub fn acked(lease: Lease, event: Arc<Event>) -> Self {
-        Self::Leased(Leased { lease, content: Content::Event(event), handler: None })
+        Self::Leased(Leased { lease, content: Content::Event(event), handler: None, since: None })
     }
 
     /// A delivery of a record that is no event, with the subject that it is stored under.
@@ -113,7 +130,15 @@ impl Item {
         handler: Arc<dyn AckHandler>,
     ) -> Self {
         let content = Content::Undecodable { subject: subject.into(), record };
-        Self::Leased(Leased { lease, content, handler: Some(handler) })
+        Self::Leased(Leased { lease, content, handler: Some(handler), since: None })
+    }
+
+    /// Says when its lease began, where that was before it is put into `taken`.
+    pub fn leased_since(mut self, since: Instant) -> Self {
+        if let Self::Leased(leased) = &mut self {
+            leased.since = Some(since);
+        }
+        self
     }
 }
 
@@ -123,6 +148,8 @@ pub struct Leased {
     content: Content,
     /// `None` when it is acknowledged already.
     handler: Option<Arc<dyn AckHandler>>,
+    /// When the lease began or started anew, where that is not when it was put into `taken`.
+    since: Option<Instant>,
 }
 
 impl fmt::Debug for Leased {
@@ -158,6 +185,7 @@ pub struct Receiver<F: Fetch> {
     /// it twice.
     settling: Option<(Step, Settling)>,
     keeps_undecodable: bool,
+    failures: Failures,
     /// Why it ended, once it has.
     end: Option<SubscriptionEnd>,
     has_left: bool,
@@ -173,6 +201,7 @@ impl<F: Fetch> Receiver<F> {
             leased_at: Instant::now(),
             settling: None,
             keeps_undecodable: false,
+            failures: Failures::default(),
             end: None,
             has_left: false,
         }
@@ -181,6 +210,13 @@ impl<F: Fetch> Receiver<F> {
     /// Waits until there is something to hand out, which is then the first of `taken` and ready to be popped. `false` at the
     /// end.
     async fn ready(&mut self, max: usize, ack: bool) -> Result<bool> {
+        self.failures.pause().await;
+        let is_ready = self.prepare(max, ack).await;
+        self.failures.note(is_ready.is_err());
+        is_ready
+    }
+
+    async fn prepare(&mut self, max: usize, ack: bool) -> Result<bool> {
         loop {
             let step = if self.taken.is_empty() {
                 if self.end.is_some() {
@@ -194,10 +230,10 @@ impl<F: Fetch> Receiver<F> {
                     // What goes out at once needs no time.
                     self.leased_at = Instant::now();
                 }
-                step
+                step.or_else(|| self.restart_before(None))
             } else {
                 self.drop_stale();
-                self.settlement_before(ack).or_else(|| self.restart_before())
+                self.settlement_before(ack).or_else(|| self.restart_before(Some(self.leased_at)))
             };
             match step {
                 Some(step) => self.settle_first(step).await?,
@@ -209,8 +245,8 @@ impl<F: Fetch> Receiver<F> {
 
     fn drop_stale(&mut self) {
         while self.settling.is_none()
-            && let Some(Item::Leased(Leased { lease, handler: Some(_), .. })) = self.taken.front()
-            && self.fetch.is_stale(*lease)
+            && let Some(Item::Leased(Leased { lease, handler: Some(_), since, .. })) = self.taken.front()
+            && self.fetch.is_stale(*lease, since.unwrap_or(self.leased_at))
         {
             self.taken.pop_front();
         }
@@ -231,15 +267,20 @@ impl<F: Fetch> Receiver<F> {
     }
 
     /// Whether the lease of the first item has waited here and is to start anew.
-    fn restart_before(&self) -> Option<Step> {
-        let is_leased = matches!(self.taken.front(), Some(Item::Leased(Leased { handler: Some(_), .. })));
-        (is_leased && self.leased_at.elapsed() > FRESH).then_some(Step::Extend)
+    fn restart_before(&self, taken_at: Option<Instant>) -> Option<Step> {
+        match self.taken.front()? {
+            Item::Leased(Leased { handler: Some(_), since, .. }) => {
+                (since.or(taken_at)?.elapsed() > FRESH).then_some(Step::Extend)
+            }
+            Item::Leased(_) | Item::Error(_) => None,
+        }
     }
 
     /// Acknowledges the first item, or restarts its lease.
     async fn settle_first(&mut self, step: Step) -> Result<()> {
         if self.settling.is_none()
-            && let Some(Item::Leased(Leased { lease, content, handler: Some(handler) })) = self.taken.front()
+            && let Some(Item::Leased(Leased { lease, content, handler: Some(handler), .. })) =
+                self.taken.front()
         {
             let kind = match (step, content) {
                 (Step::Extend, _) => AckKind::Extend,
@@ -264,23 +305,36 @@ impl<F: Fetch> Receiver<F> {
         let outcome = settling.get_mut().ignore_poison().await;
         self.settling = None;
         match outcome {
-            Ok(()) if step == Step::Extend => self.leased_at = Instant::now(),
+            Ok(()) if step == Step::Extend => self.note_restarted(),
             Ok(()) => self.note_acked(),
+            // Not confirmed: it may have been done, and the next call asks again.
+            Err(error) if error.is_retryable() => return Err(error),
             // The lease was lost while the event lay here: it goes, or went, to another delivery.
-            Err(EventError::Ack(_) | EventError::Closed(_)) => drop(self.taken.pop_front()),
+            Err(error) if matches!(error.kind(), ErrorKind::Ack | ErrorKind::Closed) => {
+                self.taken.pop_front();
+            }
             Err(error) => return Err(error),
         }
         Ok(())
     }
 
+    fn note_restarted(&mut self) {
+        let now = Instant::now();
+        match self.taken.front_mut() {
+            Some(Item::Leased(Leased { since: Some(since), .. })) => *since = now,
+            _ => self.leased_at = now,
+        }
+    }
+
     /// The first item is settled: an event is still to be handed out, and of another record its reader is told.
     fn note_acked(&mut self) {
-        let Some(Item::Leased(first)) = self.taken.front_mut() else { return };
+        let Some(front) = self.taken.front_mut() else { return };
+        let Item::Leased(first) = front else { return };
         match &mut first.content {
             Content::Event(_) => first.handler = None,
             Content::Undecodable { record, .. } => {
                 let told = record.clone().into_error(first.lease.sequence);
-                self.taken[0] = Item::Error(told);
+                *front = Item::Error(told);
             }
         }
     }
@@ -296,7 +350,7 @@ impl<F: Fetch> Receiver<F> {
     }
 
     fn delivery(&self, leased: Leased) -> Delivery {
-        let Leased { lease, content, handler } = leased;
+        let Leased { lease, content, handler, .. } = leased;
         let (handler, stream) = (handler.unwrap_or_else(|| Arc::new(AlreadyAcked)), Arc::clone(&self.stream));
         match content {
             Content::Event(event) => Delivery::new(event, lease, stream, handler),
@@ -306,19 +360,21 @@ impl<F: Fetch> Receiver<F> {
         }
     }
 
-    fn leave(&mut self) {
-        if std::mem::replace(&mut self.has_left, true) {
-            return;
-        }
-        self.end.get_or_insert(SubscriptionEnd::Closed);
+    /// What was leased to this member and not handed out.
+    fn unused(&self) -> Vec<Lease> {
         // What is being acknowledged is not given back: the ack may have been done.
-        let in_doubt = usize::from(self.settling.take().is_some_and(|(step, _)| step == Step::Ack));
-        let unused = |item| match item {
-            Item::Leased(Leased { lease, handler: Some(_), .. }) => Some(lease),
+        let is_in_doubt = matches!(&self.settling, Some((Step::Ack, _)));
+        let unused = |item: &Item| match item {
+            Item::Leased(Leased { lease, handler: Some(_), .. }) => Some(*lease),
             Item::Leased(_) | Item::Error(_) => None,
         };
-        let unused = self.taken.drain(..).skip(in_doubt).filter_map(unused).collect();
-        self.fetch.leave(unused);
+        self.taken.iter().skip(usize::from(is_in_doubt)).filter_map(unused).collect()
+    }
+
+    fn forget(&mut self) {
+        self.has_left = true;
+        self.taken.clear();
+        self.settling = None;
     }
 }
 
@@ -367,6 +423,8 @@ impl<F: Fetch> Subscription for Receiver<F> {
             return Some(batch);
         }
         match tokio::time::timeout_at(Instant::now().after(wait), self.ready(max, false)).await {
+            // The first one came in time, and what was to come with it did not.
+            Err(_elapsed) if !self.taken.is_empty() && self.settlement_before(false).is_none() => {}
             Err(_elapsed) => return Some(batch),
             Ok(Err(error)) => return Some(vec![Err(error)]),
             Ok(Ok(false)) => return None,
@@ -403,14 +461,23 @@ impl<F: Fetch> Subscription for Receiver<F> {
     }
 
     async fn close(&mut self) -> Result<()> {
-        self.leave();
+        if self.has_left {
+            return Ok(());
+        }
+        self.end.get_or_insert(SubscriptionEnd::Closed);
+        let unused = self.unused();
+        self.fetch.close(unused).await?;
+        self.forget();
         Ok(())
     }
 }
 
 impl<F: Fetch> Drop for Receiver<F> {
     fn drop(&mut self) {
-        self.leave();
+        if !self.has_left {
+            let unused = self.unused();
+            self.fetch.leave(unused);
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use super::stream::{GroupId, Lifecycle};
 use super::{Clock, Shared};
 use crate::error::{EventError, Result};
+use crate::poison::IgnorePoison;
 use crate::provider::consumer::{Consumer, Fetched, Lease, Start, Time};
 use crate::provider::members::Members;
 use crate::provider::receiver::{Ask, Item};

@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use super::Shared;
 use super::consumer::{ConsumerCell, Look};
 use crate::error::Result;
@@ -53,7 +55,7 @@ impl Fetch for MemoryFetch {
         self.cell.members.pass_on();
     }
 
-    fn is_stale(&self, lease: Lease) -> bool {
+    fn is_stale(&self, lease: Lease, _since: Instant) -> bool {
         self.cell.with_machine(|machine| lease.generation < machine.generation())
     }
 

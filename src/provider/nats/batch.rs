@@ -16,7 +16,8 @@ use super::error::PROVIDER;
 use super::publish::{Acknowledged, stored};
 use crate::error::{BackendError, ErrorKind, EventError, Result};
 use crate::poison::IgnorePoison;
-use crate::provider::{PublishReceipt, PublishRequest};
+use crate::provider::PublishReceipt;
+use crate::provider::driver::Checked;
 use crate::types::Event;
 
 /// Most events in a batch; the server's own limit unless it is configured.
@@ -117,8 +118,8 @@ impl Sending<'_> {
 
 /// Entries that become one batch.
 struct Chunk<'a> {
-    entries: &'a [PublishRequest<'a>],
-    /// Those that fail the checks, with their places.
+    entries: &'a [Checked<'a>],
+    /// Those that cannot be sent, with their places.
     refused: Vec<(usize, EventError)>,
     /// `None` when it could not be sent.
     sending: Option<Sending<'a>>,
@@ -128,10 +129,10 @@ struct Chunk<'a> {
 
 impl Shared {
     /// Publishes the entries in order and answers for each.
-    pub(super) async fn publish_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<PublishReceipt>> {
+    pub(super) async fn publish_batch(&self, batch: &[Checked<'_>]) -> Vec<Result<PublishReceipt>> {
         // A batch is stored as a whole or not at all: what the server may say of a single entry must not be possible.
-        let is_plain = |entry: &PublishRequest<'_>| {
-            entry.options.msg_id.is_none() && entry.options.expected_sequence.is_none()
+        let is_plain = |entry: &Checked<'_>| {
+            entry.options().msg_id.is_none() && entry.options().expected_sequence.is_none()
         };
         let may_be_atomic = self.atomic_batches && batch.len() > 1 && batch.iter().all(is_plain);
         let way = match self.settings.atomic_batches {
@@ -147,7 +148,7 @@ impl Shared {
         }
     }
 
-    async fn publish_and_measure(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<PublishReceipt>> {
+    async fn publish_and_measure(&self, batch: &[Checked<'_>]) -> Vec<Result<PublishReceipt>> {
         let (sample, rest) = batch.split_at(SAMPLE);
         let per_event =
             |begun: Instant, count: usize| begun.elapsed() / u32::try_from(count).unwrap_or(u32::MAX);
@@ -165,7 +166,7 @@ impl Shared {
 
     /// Publishes the entries in few writes and answers for each, in order. While the server commits a batch, the next one
     /// is on its way, all but its commit.
-    async fn publish_atomically(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<PublishReceipt>> {
+    async fn publish_atomically(&self, batch: &[Checked<'_>]) -> Vec<Result<PublishReceipt>> {
         let mut results = Vec::with_capacity(batch.len());
         let mut left = batch;
         let mut on_its_way: Option<Chunk<'_>> = None;
@@ -187,13 +188,13 @@ impl Shared {
     }
 
     /// Sends all but the last of the first entries, as many as fit into a batch.
-    async fn send<'a>(&'a self, entries: &'a [PublishRequest<'a>]) -> Chunk<'a> {
+    async fn send<'a>(&'a self, entries: &'a [Checked<'a>]) -> Chunk<'a> {
         let entries = entries.get(..MAX_EVENTS).unwrap_or(entries);
         let mut chunk = Chunk {
             entries,
             refused: Vec::new(),
             sending: None,
-            deadline: entries.iter().map(|entry| self.deadline_of(&entry.options)).max().unwrap_or_default(),
+            deadline: entries.iter().map(|entry| self.deadline_of(entry.options())).max().unwrap_or_default(),
         };
         let begun = Instant::now();
         let sending = tokio::time::timeout(chunk.deadline, self.send_all(&mut chunk)).await;
@@ -202,21 +203,21 @@ impl Shared {
         chunk
     }
 
-    /// What fails the checks is left out. `None` when the connection ends.
+    /// What is too large as it is sent is left out. `None` when the connection ends.
     async fn send_all<'a>(&'a self, chunk: &mut Chunk<'a>) -> Option<Sending<'a>> {
         let client = self.link.working().await.ok()?;
         let id = uuid::Uuid::now_v7().simple().to_string();
         let mut sending = Sending { shared: self, client, id, sent: 0, held: None };
         let mut bytes = 0;
         for (place, entry) in chunk.entries.iter().enumerate() {
-            match self.check_open().and_then(|()| self.encode(entry.event, &entry.options)) {
+            match self.check_open().and_then(|()| self.encode(*entry)) {
                 Ok(body) => {
                     bytes += body.len();
                     if bytes > MAX_BYTES && place > 0 {
                         chunk.entries = chunk.entries.get(..place)?;
                         break;
                     }
-                    if !sending.add(entry.event, body).await {
+                    if !sending.add(entry.event(), body).await {
                         return None;
                     }
                 }

@@ -18,11 +18,10 @@ use super::life::Lives;
 use super::link::Link;
 use super::strays::Strays;
 use super::stream::durability;
-use super::subscription::NatsSubscription;
 use super::unreadable::Hostile;
+use super::{NatsProvider, NatsSubscription};
 use crate::error::{BackendError, ErrorKind, EventError, Result};
-use crate::provider::{Durability, HistoryQuery, SubscriptionEnd};
-use crate::subject::validate_consumer_name;
+use crate::provider::{Durability, EventProvider, driver};
 use crate::types::{Event, PublishOptions, SubscribeOptions};
 
 /// A connection to a stream: what [`NatsProvider`](super::NatsProvider) does, and the native handles.
@@ -119,13 +118,17 @@ impl NatsClient {
         Ok(Self { shared })
     }
 
+    fn provider(&self) -> NatsProvider {
+        NatsProvider { client: self.clone() }
+    }
+
     /// Stores one event; see [`EventProvider::publish`](crate::EventProvider::publish).
     ///
     /// # Errors
     ///
     /// As there.
     pub async fn publish(&self, event: &Event) -> Result<u64> {
-        self.shared.publish(event, &PublishOptions::default()).await.map(|receipt| receipt.sequence)
+        self.provider().publish(event).await
     }
 
     /// Stores one event with options; see
@@ -135,7 +138,7 @@ impl NatsClient {
     ///
     /// As there.
     pub async fn publish_with_options(&self, event: &Event, opts: &PublishOptions) -> Result<u64> {
-        self.shared.publish(event, opts).await.map(|receipt| receipt.sequence)
+        self.provider().publish_with_options(event, opts).await
     }
 
     /// Opens a durable consumer as it is; see
@@ -149,7 +152,7 @@ impl NatsClient {
         consumer_name: &str,
         filter_subject: &str,
     ) -> Result<NatsSubscription> {
-        self.shared.subscribe_durable(consumer_name, filter_subject, None).await
+        driver::open(&self.provider(), Some(consumer_name), filter_subject, None).await
     }
 
     /// Opens a durable consumer with options; see
@@ -164,7 +167,7 @@ impl NatsClient {
         filter_subject: &str,
         opts: &SubscribeOptions,
     ) -> Result<NatsSubscription> {
-        self.shared.subscribe_durable(consumer_name, filter_subject, Some(opts)).await
+        driver::open(&self.provider(), Some(consumer_name), filter_subject, Some(opts)).await
     }
 
     /// Opens an ephemeral consumer; see [`EventProvider::subscribe`](crate::EventProvider::subscribe).
@@ -173,7 +176,7 @@ impl NatsClient {
     ///
     /// As there.
     pub async fn subscribe(&self, filter_subject: &str) -> Result<NatsSubscription> {
-        self.shared.subscribe_ephemeral(filter_subject, &SubscribeOptions::default()).await
+        driver::open(&self.provider(), None, filter_subject, None).await
     }
 
     /// Opens an ephemeral consumer with options; see
@@ -187,7 +190,7 @@ impl NatsClient {
         filter_subject: &str,
         opts: &SubscribeOptions,
     ) -> Result<NatsSubscription> {
-        self.shared.subscribe_ephemeral(filter_subject, opts).await
+        driver::open(&self.provider(), None, filter_subject, Some(opts)).await
     }
 
     /// The newest stored events; see [`EventProvider::history`](crate::EventProvider::history).
@@ -196,10 +199,7 @@ impl NatsClient {
     ///
     /// As there.
     pub async fn history(&self, filter_subject: Option<&str>, limit: usize) -> Result<Vec<Event>> {
-        let mut query = HistoryQuery::new(limit);
-        query.filter = filter_subject.map(str::to_owned);
-        let found = self.shared.query(&query).await?;
-        Ok(found.into_iter().map(|stored| Arc::unwrap_or_clone(stored.event)).collect())
+        self.provider().history(filter_subject, limit).await
     }
 
     /// Forgets a durable consumer; see [`EventProvider::unsubscribe`](crate::EventProvider::unsubscribe).
@@ -208,17 +208,7 @@ impl NatsClient {
     ///
     /// As there.
     pub async fn unsubscribe(&self, consumer_name: &str) -> Result<()> {
-        // Nothing can have a name that is not one, and it must not become a part of a subject.
-        if validate_consumer_name(consumer_name).is_err() {
-            return Ok(());
-        }
-        // Only what is open now: a program that was told may have made another one before this is answered.
-        let life = self.shared.lives.get(consumer_name);
-        self.shared.delete_consumer(consumer_name).await?;
-        if let Some(life) = life {
-            life.end_as(SubscriptionEnd::Deleted);
-        }
-        Ok(())
+        self.provider().unsubscribe(consumer_name).await
     }
 
     /// Counts of the stream.

@@ -9,10 +9,10 @@ use async_nats::jetstream::{self, ErrorCode};
 
 use super::client::Shared;
 use super::error::refused;
-use super::subscription::NatsSubscription;
+use super::fetch::NatsFetch;
 use crate::error::{EventError, Result};
 use crate::provider::consumer::ConsumerConfig;
-use crate::subject::{validate_consumer_name, validate_filter_under};
+use crate::provider::driver::ConsumerSpec;
 use crate::types::{DeliverPolicy, SubscribeOptions};
 
 /// An ephemeral consumer whose program has died is deleted by the server after this time. Long, because a program that
@@ -33,20 +33,30 @@ enum Action {
 }
 
 impl Shared {
-    /// Opens a durable consumer; `options` are `None` to take an existing one as it is.
-    pub(super) async fn subscribe_durable(
+    pub(super) async fn open(self: &Arc<Self>, consumer: ConsumerSpec) -> Result<NatsFetch> {
+        self.check_open()?;
+        let ConsumerSpec { name, mut config, applies, .. } = consumer;
+        config.filter = under_prefix(&config.filter, self.prefix());
+        if let DeliverPolicy::ByStartTime { timestamp } = &mut config.deliver_policy {
+            *timestamp = (*timestamp).min(LAST_START);
+        }
+        match name {
+            Some(name) => self.open_durable(&name, config, applies).await,
+            None => self.open_ephemeral(config).await,
+        }
+    }
+
+    /// With `applies`, an existing consumer takes over these settings.
+    async fn open_durable(
         self: &Arc<Self>,
         name: &str,
-        filter: &str,
-        options: Option<&SubscribeOptions>,
-    ) -> Result<NatsSubscription> {
-        self.check_open()?;
-        validate_consumer_name(name)?;
-        let wanted = self.consumer_config(filter, options)?;
+        wanted: ConsumerConfig,
+        applies: bool,
+    ) -> Result<NatsFetch> {
         loop {
             let stream = self.stream_or_made_again().await?;
             let opened = |info: &consumer::Info, config: ConsumerConfig| {
-                NatsSubscription::new(self, info, self.life(info, &stream, config), true)
+                NatsFetch::new(self, info, self.life(info, &stream, config), true)
             };
             let Some(existing) = self.consumer(name).await? else {
                 let native = self.native(&wanted, name, true)?;
@@ -59,7 +69,7 @@ impl Shared {
             self.check_adoptable(name, &existing.config)?;
             let in_force = self.settings_of(&existing)?;
             in_force.check_filter(name, &wanted.filter)?;
-            if options.is_none() {
+            if !applies {
                 return Ok(opened(&existing, in_force));
             }
             let mut changed = in_force.clone();
@@ -77,13 +87,7 @@ impl Shared {
         }
     }
 
-    pub(super) async fn subscribe_ephemeral(
-        self: &Arc<Self>,
-        filter: &str,
-        options: &SubscribeOptions,
-    ) -> Result<NatsSubscription> {
-        self.check_open()?;
-        let wanted = self.consumer_config(filter, Some(options))?;
+    async fn open_ephemeral(self: &Arc<Self>, wanted: ConsumerConfig) -> Result<NatsFetch> {
         let name = format!("a3s-{}", uuid::Uuid::now_v7().simple());
         let native = self.native(&wanted, &name, false)?;
         let stream = self.stream_or_made_again().await?;
@@ -91,7 +95,7 @@ impl Shared {
             Some(info) => {
                 let in_force = self.in_force(&info, wanted)?;
                 let life = self.life(&info, &stream, in_force);
-                Ok(NatsSubscription::new(self, &info, life, false))
+                Ok(NatsFetch::new(self, &info, life, false))
             }
             None => Err(EventError::Consumer(format!("consumer '{name}' could not be made"))),
         }
@@ -103,16 +107,6 @@ impl Shared {
         // A server before 2.10 keeps no metadata, and the start of its answer may be spelled in another way.
         config.backoff = wanted.backoff;
         config.deliver_policy = wanted.deliver_policy;
-        Ok(config)
-    }
-
-    fn consumer_config(&self, filter: &str, options: Option<&SubscribeOptions>) -> Result<ConsumerConfig> {
-        validate_filter_under(filter, self.prefix())?;
-        let filter = under_prefix(filter, self.prefix());
-        let mut config = ConsumerConfig::new(&filter, options.unwrap_or(&SubscribeOptions::default()))?;
-        if let DeliverPolicy::ByStartTime { timestamp } = &mut config.deliver_policy {
-            *timestamp = (*timestamp).min(LAST_START);
-        }
         Ok(config)
     }
 

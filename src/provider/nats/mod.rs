@@ -5,6 +5,7 @@ mod client;
 mod config;
 mod consumer;
 mod error;
+mod fetch;
 mod history;
 mod life;
 mod link;
@@ -18,28 +19,27 @@ mod settings;
 mod settle;
 mod strays;
 mod stream;
-mod subscription;
 mod tls;
 mod unreadable;
 mod wire;
 
-use std::any::Any;
-
-use async_trait::async_trait;
-
 pub use client::{NatsClient, StreamInfo};
 pub(super) use config::connect;
 pub use config::{DEFAULT_MAX_IN_FLIGHT, NatsConfig, NatsProviderBuilder, StorageType};
+pub use fetch::NatsFetch;
 pub(super) use settings::SETTINGS;
-pub use subscription::NatsSubscription;
 pub use wire::EventFormat;
 
+use super::driver::{Checked, ConsumerSpec, Driver};
+use super::receiver::Receiver;
 use super::{
-    Capabilities, ConsumerInfo, ConsumerPosition, EventProvider, HistoryPage, HistoryQuery, ProviderInfo,
-    PublishReceipt, PublishRequest, Subscription, Support,
+    Capabilities, ConsumerInfo, ConsumerPosition, HistoryPage, HistoryQuery, ProviderInfo, PublishReceipt,
+    SubscriptionEnd, Support,
 };
 use crate::error::Result;
-use crate::types::{Event, PublishOptions, SubscribeOptions};
+
+/// A member of a consumer on NATS.
+pub type NatsSubscription = Receiver<NatsFetch>;
 
 /// The provider that keeps events in a stream of NATS JetStream.
 #[derive(Debug)]
@@ -76,96 +76,8 @@ impl NatsProvider {
     }
 }
 
-#[async_trait]
-impl EventProvider for NatsProvider {
-    async fn publish(&self, event: &Event) -> Result<u64> {
-        self.client.publish(event).await
-    }
-
-    async fn publish_with_options(&self, event: &Event, opts: &PublishOptions) -> Result<u64> {
-        self.client.publish_with_options(event, opts).await
-    }
-
-    async fn publish_with_receipt(&self, event: &Event, opts: &PublishOptions) -> Result<PublishReceipt> {
-        self.client.shared.publish(event, opts).await
-    }
-
-    async fn publish_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<PublishReceipt>> {
-        self.client.shared.publish_batch(batch).await
-    }
-
-    async fn subscribe_durable(
-        &self,
-        consumer_name: &str,
-        filter_subject: &str,
-    ) -> Result<Box<dyn Subscription>> {
-        Ok(Box::new(self.client.subscribe_durable(consumer_name, filter_subject).await?))
-    }
-
-    async fn subscribe_durable_with_options(
-        &self,
-        consumer_name: &str,
-        filter_subject: &str,
-        opts: &SubscribeOptions,
-    ) -> Result<Box<dyn Subscription>> {
-        let opened = self.client.subscribe_durable_with_options(consumer_name, filter_subject, opts).await?;
-        Ok(Box::new(opened))
-    }
-
-    async fn subscribe(&self, filter_subject: &str) -> Result<Box<dyn Subscription>> {
-        Ok(Box::new(self.client.subscribe(filter_subject).await?))
-    }
-
-    async fn subscribe_with_options(
-        &self,
-        filter_subject: &str,
-        opts: &SubscribeOptions,
-    ) -> Result<Box<dyn Subscription>> {
-        Ok(Box::new(self.client.subscribe_with_options(filter_subject, opts).await?))
-    }
-
-    async fn history(&self, filter_subject: Option<&str>, limit: usize) -> Result<Vec<Event>> {
-        self.client.history(filter_subject, limit).await
-    }
-
-    async fn query_page(&self, query: &HistoryQuery) -> Result<HistoryPage> {
-        self.client.shared.page(query).await
-    }
-
-    async fn reset_consumer(&self, consumer_name: &str, position: ConsumerPosition) -> Result<()> {
-        self.client.shared.reset_consumer(consumer_name, position).await
-    }
-
-    async fn unsubscribe(&self, consumer_name: &str) -> Result<()> {
-        self.client.unsubscribe(consumer_name).await
-    }
-
-    async fn info(&self) -> Result<ProviderInfo> {
-        let stream = self.client.stream_info().await?;
-        Ok(ProviderInfo {
-            provider: self.name().to_owned(),
-            messages: stream.messages,
-            bytes: stream.bytes,
-            consumers: stream.consumer_count,
-        })
-    }
-
-    async fn consumers(&self) -> Result<Vec<ConsumerInfo>> {
-        let shared = &self.client.shared;
-        let listed = shared.consumers().await?.into_iter().map(|native| {
-            let filter = shared.filter_of(&native.config);
-            let mut info = ConsumerInfo::new(native.name, filter, native.config.durable_name.is_some());
-            info.lag = native.num_pending;
-            info.pending = native.num_ack_pending as u64;
-            info.redelivered = native.num_redelivered as u64;
-            info
-        });
-        Ok(listed.collect())
-    }
-
-    async fn health(&self) -> Result<bool> {
-        Ok(self.client.shared.is_healthy().await)
-    }
+impl Driver for NatsProvider {
+    type Fetch = NatsFetch;
 
     fn name(&self) -> &str {
         error::PROVIDER
@@ -191,11 +103,69 @@ impl EventProvider for NatsProvider {
         capabilities
     }
 
-    fn as_any(&self) -> Option<&dyn Any> {
-        Some(self)
+    fn max_event_bytes(&self) -> usize {
+        self.client.shared.max_event_bytes
     }
 
-    async fn close(&self) -> Result<()> {
+    async fn store(&self, event: Checked<'_>) -> Result<PublishReceipt> {
+        self.client.shared.publish(event).await
+    }
+
+    async fn store_batch(&self, batch: Vec<Checked<'_>>) -> Vec<Result<PublishReceipt>> {
+        self.client.shared.publish_batch(&batch).await
+    }
+
+    async fn open(&self, consumer: ConsumerSpec) -> Result<NatsFetch> {
+        self.client.shared.open(consumer).await
+    }
+
+    async fn delete_consumer(&self, name: &str) -> Result<()> {
+        let shared = &self.client.shared;
+        // Only what is open now: a program that was told may have made another one before this is answered.
+        let life = shared.lives.get(name);
+        shared.delete_consumer(name).await?;
+        if let Some(life) = life {
+            life.end_as(SubscriptionEnd::Deleted);
+        }
+        Ok(())
+    }
+
+    async fn page(&self, query: &HistoryQuery) -> Result<HistoryPage> {
+        self.client.shared.page(query).await
+    }
+
+    async fn move_consumer(&self, name: &str, position: ConsumerPosition) -> Result<()> {
+        self.client.shared.reset_consumer(name, position).await
+    }
+
+    async fn list_consumers(&self) -> Result<Vec<ConsumerInfo>> {
+        let shared = &self.client.shared;
+        let listed = shared.consumers().await?.into_iter().map(|native| {
+            let filter = shared.filter_of(&native.config);
+            let mut info = ConsumerInfo::new(native.name, filter, native.config.durable_name.is_some());
+            info.lag = native.num_pending;
+            info.pending = native.num_ack_pending as u64;
+            info.redelivered = native.num_redelivered as u64;
+            info
+        });
+        Ok(listed.collect())
+    }
+
+    async fn count(&self) -> Result<ProviderInfo> {
+        let stream = self.client.stream_info().await?;
+        Ok(ProviderInfo {
+            provider: error::PROVIDER.to_owned(),
+            messages: stream.messages,
+            bytes: stream.bytes,
+            consumers: stream.consumer_count,
+        })
+    }
+
+    async fn is_healthy(&self) -> bool {
+        self.client.shared.is_healthy().await
+    }
+
+    async fn shut(&self) -> Result<()> {
         let shared = &self.client.shared;
         shared.closed.send_replace(true);
         if let Some(strays) = shared.strays.get() {

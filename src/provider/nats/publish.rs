@@ -17,8 +17,8 @@ use super::link::NoAnswer;
 use super::wire::EventFormat;
 use crate::deadline::After;
 use crate::error::{BackendError, ErrorKind, EventError, Result};
-use crate::provider::validate::{validate_event, validate_publish_options};
-use crate::provider::{PublishReceipt, PublishRequest};
+use crate::provider::PublishReceipt;
+use crate::provider::driver::Checked;
 use crate::types::{Event, PublishOptions};
 
 /// What JetStream says of what it stored.
@@ -46,9 +46,10 @@ impl Acknowledged {
 
 impl Shared {
     /// Stores one event. The error says whether it may have been stored.
-    pub(super) async fn publish(&self, event: &Event, options: &PublishOptions) -> Result<PublishReceipt> {
+    pub(super) async fn publish(&self, checked: Checked<'_>) -> Result<PublishReceipt> {
         self.check_open()?;
-        let body = self.encode(event, options)?;
+        let body = self.encode(checked)?;
+        let (event, options) = (checked.event(), checked.options());
         let deadline = self.deadline_of(options);
         let until = Instant::now().after(deadline);
         match self.publish_once(event, body.clone(), options, deadline).await {
@@ -125,16 +126,16 @@ impl Shared {
     /// A bounded number of entries waits for its answers at once.
     pub(super) async fn publish_pipelined(
         &self,
-        batch: &[PublishRequest<'_>],
+        batch: &[Checked<'_>],
     ) -> Vec<Result<PublishReceipt>> {
         let mut results = Vec::with_capacity(batch.len());
         let mut in_flight = FuturesOrdered::new();
-        for entry in batch {
+        for event in batch {
             if in_flight.len() >= self.settings.max_in_flight {
                 results.extend(in_flight.next().await);
             }
             // Sent in the order of their first poll, which a budget that runs out would shuffle.
-            in_flight.push_back(tokio::task::unconstrained(self.publish(entry.event, &entry.options)));
+            in_flight.push_back(tokio::task::unconstrained(self.publish(*event)));
         }
         while let Some(result) = in_flight.next().await {
             results.push(result);
@@ -142,11 +143,9 @@ impl Shared {
         results
     }
 
-    /// The body of the message, after all checks.
-    pub(super) fn encode(&self, event: &Event, options: &PublishOptions) -> Result<Bytes> {
-        validate_publish_options(options)?;
-        let size = validate_event(event, self.prefix(), self.max_event_bytes)?;
-        let body = self.settings.format.encode(event, size)?;
+    /// The body of the message, which may be larger than the event where its format is another one.
+    pub(super) fn encode(&self, checked: Checked<'_>) -> Result<Bytes> {
+        let body = self.settings.format.encode(checked.event(), checked.size())?;
         if body.len() > self.max_event_bytes {
             return Err(EventError::TooLarge {
                 what: "event",

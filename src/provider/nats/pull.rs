@@ -37,7 +37,7 @@ const END_DEADLINE: Duration = Duration::from_secs(5);
 /// Longest look for a consumer that nobody answers for.
 const LOOK_UP: Duration = Duration::from_millis(500);
 /// Pauses behind failures in a row.
-pub(super) const RETRY: Backoff =
+const RETRY: Backoff =
     Backoff::exponential(Duration::from_millis(20), Duration::from_millis(250)).jitter(0.0);
 /// What is fetched ahead is taken within this time if the calls go on as they came.
 const AHEAD: Duration = Duration::from_millis(50);

@@ -13,7 +13,6 @@ use super::position::Seen;
 use crate::error::{EventError, Result};
 use crate::provider::ConsumerPosition;
 use crate::provider::support::unsupported;
-use crate::subject::validate_consumer_name;
 
 /// By then the server has written a consumer's state: it does so at most every 100 ms, in a task of its own.
 const WRITTEN: Duration = Duration::from_millis(500);
@@ -26,7 +25,6 @@ impl Shared {
     /// Moves a durable consumer. Its settings and its open subscriptions stay.
     pub(super) async fn reset_consumer(&self, name: &str, position: ConsumerPosition) -> Result<()> {
         self.check_open()?;
-        validate_consumer_name(name)?;
         if !self.resets_consumers() {
             return Err(unsupported("reset_consumer on nats-server before 2.14", PROVIDER));
         }

@@ -8,10 +8,11 @@ use async_nats::{RequestErrorKind, Subject};
 use tokio::time::Instant;
 
 use super::client::Shared;
+use super::error::PROVIDER;
 use super::life::Life;
 use super::link::NoAnswer;
 use super::wire::nanos;
-use crate::error::{EventError, Result};
+use crate::error::{BackendError, ErrorKind, EventError, Result};
 use crate::provider::support::shorten;
 use crate::provider::{AckFuture, AckHandler, AckKind, Settlement};
 
@@ -41,9 +42,16 @@ pub(super) struct Settling {
     pub(super) received: Instant,
 }
 
+impl Settling {
+    /// Of a delivery that this process does not receive: its number is not known.
+    pub(super) fn parked(reply: Subject) -> Self {
+        Self { reply, delivery: 0, connection: 0, received: Instant::now() }
+    }
+}
+
 impl ConsumerHandle {
     /// Sends a settlement and waits until the server confirms it.
-    pub(super) async fn settle(&self, settling: &Settling, verb: &str, body: &[u8]) -> Result<()> {
+    pub(super) async fn settle(&self, settling: &Settling, verb: &'static str, body: &[u8]) -> Result<()> {
         // The server knows the name only: it would settle the delivery for a successor, or for what comes after a reset.
         if self.life.end().is_some() {
             return self.settle_for_the_gone(verb);
@@ -54,7 +62,7 @@ impl ConsumerHandle {
             )));
         }
         let deadline = CONFIRMATION.min(self.shared.settings.config.request_timeout());
-        let late = || EventError::Ack(format!("{verb}: no confirmation within {} s", deadline.as_secs()));
+        let late = || unconfirmed(verb, format!("no confirmation within {} s", deadline.as_secs()));
         let asking = async {
             match self.shared.link.request(&settling.reply, body, deadline).await {
                 Ok(_confirmation) => Ok(()),
@@ -62,7 +70,7 @@ impl ConsumerHandle {
                     self.nobody_settles(verb).await
                 }
                 Err(NoAnswer::Late) => Err(late()),
-                Err(none) => Err(EventError::Ack(format!("{verb}: {}", none.into_error("settle", deadline)))),
+                Err(none) => Err(unconfirmed(verb, none.into_error("settle", deadline))),
             }
         };
         let mut asking = pin!(tokio::time::timeout(deadline, asking));
@@ -96,15 +104,15 @@ impl ConsumerHandle {
     }
 
     /// Nobody listens for settlements: the consumer is gone, or its server is starting.
-    async fn nobody_settles(&self, verb: &str) -> Result<()> {
+    async fn nobody_settles(&self, verb: &'static str) -> Result<()> {
         let name = &self.life.name;
         if self.shared.consumer(name).await?.is_some_and(|info| self.life.is_of(&info)) {
-            return Err(EventError::Ack(format!("{verb}: consumer '{name}' is not ready")));
+            return Err(unconfirmed(verb, format!("consumer '{name}' is not ready")));
         }
         self.settle_for_the_gone(verb)
     }
 
-    fn settle_for_the_gone(&self, verb: &str) -> Result<()> {
+    fn settle_for_the_gone(&self, verb: &'static str) -> Result<()> {
         match verb {
             // Nothing comes again, which is what was asked for.
             "ack" | "term" => Ok(()),
@@ -146,6 +154,11 @@ impl ConsumerHandle {
             AckKind::Ack | AckKind::Term(_) | AckKind::Release => Duration::ZERO,
         }
     }
+}
+
+/// Nobody has said whether it took effect. Asking again is safe.
+fn unconfirmed(verb: &'static str, reason: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> EventError {
+    BackendError::new(PROVIDER, verb, ErrorKind::Ack, reason).retryable().into()
 }
 
 /// Settles one delivery.

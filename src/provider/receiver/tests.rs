@@ -3,26 +3,33 @@ use std::collections::HashSet;
 use tokio::sync::Semaphore;
 
 use super::*;
+use crate::error::BackendError;
 use crate::provider::AckFuture;
 use crate::task::poll_once;
 
 /// A backend that has what a test gives it, and notes what it is asked for.
-#[derive(Default)]
 struct Backend {
     items: Mutex<VecDeque<Item>>,
     asked: Mutex<Vec<(u64, AckKind)>>,
     given_back: Mutex<Option<Vec<u64>>>,
     /// Leases that are lost.
     lost: Mutex<HashSet<u64>>,
-    /// Whether it terminates records.
-    terminates: bool,
+    /// Settlements that nobody confirms, once each.
+    unconfirmed: Mutex<HashSet<u64>>,
     /// As many settlements as there are permits get their answer.
     answers: Semaphore,
 }
 
 impl Backend {
     fn new(items: impl IntoIterator<Item = u64>, answers: usize) -> Arc<Self> {
-        let backend = Arc::new(Self { answers: Semaphore::new(answers), ..Self::default() });
+        let backend = Arc::new(Self {
+            items: Mutex::default(),
+            asked: Mutex::default(),
+            given_back: Mutex::default(),
+            lost: Mutex::default(),
+            unconfirmed: Mutex::default(),
+            answers: Semaphore::new(answers),
+        });
         for sequence in items {
             let event = Event::new("events.a", "a", "", "", serde_json::json!(sequence));
             backend.add(|handler| Item::event(Lease::new(sequence, 1), Arc::new(event), handler));
@@ -54,7 +61,11 @@ impl AckHandler for Handler {
                 _ if self.0.lost.lock().unwrap().contains(&lease.sequence) => {
                     Err(EventError::Ack("the lease was lost".to_owned()))
                 }
-                AckKind::Term(_) if !self.0.terminates => {
+                _ if self.0.unconfirmed.lock().unwrap().remove(&lease.sequence) => {
+                    let error = BackendError::new("test", "settle", ErrorKind::Ack, "no answer");
+                    Err(error.retryable().into())
+                }
+                AckKind::Term(_) => {
                     Err(EventError::Unsupported { option: "term".into(), provider: "test".into() })
                 }
                 _ => Ok(()),
@@ -137,6 +148,30 @@ async fn a_lease_that_has_waited_starts_anew_or_is_lost() {
     tokio::time::advance(FRESH * 2).await;
     assert_eq!(receiver.next_delivery().await.unwrap().unwrap().sequence(), 3);
     assert_eq!(backend.asked(), [(2, AckKind::Extend), (3, AckKind::Extend)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_ack_that_nobody_confirmed_is_asked_for_again_behind_a_pause() {
+    let backend = Backend::new([1], 9);
+    backend.unconfirmed.lock().unwrap().insert(1);
+    let mut receiver = backend.receiver();
+    assert!(receiver.next().await.unwrap_err().is_retryable());
+    let failed = Instant::now();
+    assert_eq!(receiver.next().await.unwrap().unwrap().sequence, 1);
+    assert!(!failed.elapsed().is_zero(), "whoever calls again at once does not spin");
+    assert_eq!(backend.asked(), [(1, AckKind::Ack), (1, AckKind::Ack)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_began_before_it_was_taken_starts_anew() {
+    let backend = Backend::new([], 9);
+    let began = Instant::now();
+    tokio::time::advance(FRESH * 2).await;
+    let event = Arc::new(Event::new("events.a", "a", "", "", serde_json::json!(1)));
+    backend.add(|handler| Item::event(Lease::new(1, 1), event, handler).leased_since(began));
+    let mut receiver = backend.receiver();
+    assert_eq!(receiver.next_delivery().await.unwrap().unwrap().sequence(), 1);
+    assert_eq!(backend.asked(), [(1, AckKind::Extend)]);
 }
 
 #[tokio::test]

@@ -146,7 +146,7 @@ impl Fetch for SqliteFetch {
         self.cell.members.pass_on();
     }
 
-    fn is_stale(&self, lease: Lease) -> bool {
+    fn is_stale(&self, lease: Lease, _since: Instant) -> bool {
         self.cell.is_stale(lease)
     }
 
@@ -226,7 +226,7 @@ mod tests {
 
     /// A sound row whose record is not an event, as another program could leave it, and an event behind it.
     async fn with_a_foreign_record(path: &std::path::Path) -> SqliteProvider {
-        let provider = SqliteProvider::open(SqliteConfig::file(path)).await.unwrap();
+        let provider = SqliteProvider::connect(SqliteConfig::file(path)).await.unwrap();
         let event = Event::new("events.test", "test", "", "test", serde_json::json!(1));
         for _ in 0..2 {
             provider.publish(&event).await.unwrap();
@@ -263,7 +263,7 @@ mod tests {
                 assert_undecodable(subscription.next_delivery().await.unwrap_err());
             }
             provider.close().await.unwrap();
-            let provider = SqliteProvider::open(SqliteConfig::file(&path)).await.unwrap();
+            let provider = SqliteProvider::connect(SqliteConfig::file(&path)).await.unwrap();
             assert_eq!(provider.consumers().await.unwrap()[0].pending, u64::from(batch));
             let mut subscription = provider.subscribe_durable("worker", "events.>").await.unwrap();
             if !batch {

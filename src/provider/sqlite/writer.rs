@@ -210,6 +210,7 @@ mod tests {
     use super::*;
     use crate::provider::EventProvider;
     use crate::provider::sqlite::SqliteProvider;
+    use crate::task::poll_once;
     use crate::types::Event;
 
     /// A writer that is asked what it would do, and has no thread.
@@ -253,12 +254,12 @@ mod tests {
         }
         assert_eq!(writer.patience(), Some(Duration::from_millis(50)));
 
-        let woken = cell.wakeup.notified();
+        let woken = cell.members.wait(None);
         tokio::pin!(woken);
         other.publish(&Event::new("events.a", "", "", "", serde_json::Value::Null)).await.unwrap();
-        assert!(!woken.as_mut().enable(), "nobody looked yet");
+        assert!(poll_once(woken.as_mut()).await.is_none(), "nobody looked yet");
         idle_turn(&mut writer);
-        assert!(woken.as_mut().enable(), "one look at the file wakes whom it concerns");
+        assert!(poll_once(woken.as_mut()).await.is_some(), "one look at the file wakes whom it concerns");
         assert_eq!(writer.patience(), Some(Duration::from_millis(5)));
     }
 }

@@ -1,0 +1,293 @@
+//! A member of a consumer: what it pulls is looked at, counted and handed to the receiver.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::jetstream::consumer;
+use tokio::time::Instant;
+
+use super::client::Shared;
+use super::life::Life;
+use super::parked::Unreadable;
+use super::position::Position;
+use super::pull::{Fetched, Pulled, Puller, give_back, now};
+use super::settle::{ConsumerHandle, Handler, Settling};
+use super::unreadable::PARKED_FOR;
+use super::wire::decode;
+use crate::error::{EventError, Result};
+use crate::provider::consumer::{ConsumerConfig, Lease};
+use crate::provider::receiver::{Ask, Fetch, Item};
+use crate::provider::{AckHandler, AckKind, Settlement, SubscriptionEnd, UndecodableRecord};
+
+/// A member of a consumer on NATS.
+pub struct NatsFetch {
+    consumer: Arc<ConsumerHandle>,
+    is_durable: bool,
+    puller: Puller,
+    /// Received, while the server is asked about it.
+    held: Option<Held>,
+    /// What the receiver was given last, with its sequence: how it is settled.
+    given: Vec<(u64, Arc<Handler>)>,
+    /// Whether it reads the whole stream, so that what was dropped can be counted.
+    counts_losses: bool,
+}
+
+enum Held {
+    Fetched(Fetched),
+    /// What ends the connection that receives it. The server is still to be told to keep it to itself.
+    Unreadable(Unreadable),
+}
+
+impl NatsFetch {
+    pub(super) fn new(shared: &Arc<Shared>, info: &consumer::Info, life: Arc<Life>, is_durable: bool) -> Self {
+        let counts_losses = life.config().filter == format!("{}.>", shared.prefix());
+        let last = info.delivered.consumer_sequence;
+        let puller = Puller::new(Arc::clone(shared), Arc::clone(&life), last, !is_durable);
+        let stream = shared.stream_name().into();
+        let consumer = Arc::new(ConsumerHandle { shared: Arc::clone(shared), life, stream });
+        Self { consumer, is_durable, puller, held: None, given: Vec::new(), counts_losses }
+    }
+
+    /// Looks at what is held, and gives it to the receiver unless it is not for this consumer.
+    async fn hand_over(&mut self, taken: &mut VecDeque<Item>) -> Result<()> {
+        let consumer = Arc::clone(&self.consumer);
+        let life = &consumer.life;
+        match &self.held {
+            None => {}
+            Some(Held::Unreadable(unreadable)) => {
+                let long = PARKED_FOR.max(life.config().ack_wait.saturating_mul(2));
+                let settling = Settling::parked(unreadable.reply.clone());
+                consumer.apply(&settling, 1, &AckKind::Nak(Some(long))).await?;
+            }
+            Some(Held::Fetched(fetched)) if life.is_before_start(fetched.position) => {
+                consumer.apply(&fetched.settling(), 1, &AckKind::Ack).await?;
+                life.see(fetched.position, 0);
+                self.held = None;
+            }
+            Some(Held::Fetched(fetched)) => {
+                let first = match self.missing_before(fetched.position) {
+                    0 => 0,
+                    _ => consumer.shared.stream().await?.state.first_sequence,
+                };
+                let missed = life.see(fetched.position, first);
+                if missed > 0 {
+                    taken.push_back(Item::Error(EventError::Lagged { consumer: life.name.clone(), missed }));
+                }
+            }
+        }
+        match self.held.take() {
+            None => {}
+            Some(Held::Fetched(fetched)) => self.give(fetched, taken),
+            Some(Held::Unreadable(unreadable)) => self.give_unreadable(unreadable, taken),
+        }
+        Ok(())
+    }
+
+    /// Whether what is held is still to be settled, and its lease not over.
+    fn is_in_force(&self) -> bool {
+        let life = &self.consumer.life;
+        life.end().is_none()
+            && match &self.held {
+                Some(Held::Fetched(fetched)) => {
+                    life.is_in_force(fetched.received) && fetched.since.elapsed() < life.config().ack_wait
+                }
+                Some(Held::Unreadable(_)) | None => true,
+            }
+    }
+
+    fn give(&mut self, fetched: Fetched, taken: &mut VecDeque<Item>) {
+        let settling = fetched.settling();
+        let Fetched { message, position, since, .. } = fetched;
+        let handler = self.handler(position.sequence, settling, false);
+        let item = match decode(&message.subject, message.headers.as_ref(), &message.payload) {
+            Ok(event) => Item::event(lease(position), Arc::new(event), handler),
+            Err(reason) => {
+                let record = UndecodableRecord::new(message.payload.to_vec(), reason);
+                Item::undecodable(lease(position), &message.subject, record, handler)
+            }
+        };
+        taken.push_back(item.leased_since(since));
+    }
+
+    fn give_unreadable(&mut self, unreadable: Unreadable, taken: &mut VecDeque<Item>) {
+        let Unreadable { sequence, subject, raw, reason, reply, attempts } = unreadable;
+        let handler = self.handler(sequence, Settling::parked(reply), true);
+        let lease = Lease::new(sequence, u32::try_from(attempts).unwrap_or(u32::MAX));
+        taken.push_back(Item::undecodable(lease, &subject, UndecodableRecord::new(raw, reason), handler));
+    }
+
+    fn handler(&mut self, sequence: u64, settling: Settling, is_parked: bool) -> Arc<dyn AckHandler> {
+        let consumer = Arc::clone(&self.consumer);
+        let handler = Arc::new(Handler { consumer, settling, parked: is_parked.then_some(sequence) });
+        self.given.push((sequence, Arc::clone(&handler)));
+        handler
+    }
+
+    /// Gives the receiver what else was fetched and is as plain as can be. What needs more than that waits for the next call.
+    fn give_plain(&mut self, max: usize, taken: &mut VecDeque<Item>) {
+        while taken.len() < max
+            && let Some(fetched) = self.puller.pop_fetched()
+        {
+            let life = &self.consumer.life;
+            let is_plain = !self.puller.doubts()
+                && life.end().is_none()
+                && life.is_in_force(fetched.received)
+                && !life.is_before_start(fetched.position)
+                && self.missing_before(fetched.position) == 0;
+            if !is_plain {
+                return self.puller.unpop(fetched);
+            }
+            life.see(fetched.position, 0);
+            self.give(fetched, taken);
+        }
+    }
+
+    /// How many events that this consumer should have got lie between the last delivery and this one.
+    fn missing_before(&self, position: Position) -> u64 {
+        if self.counts_losses { self.consumer.life.missing_before(position) } else { 0 }
+    }
+
+    /// How this lease of what the receiver was given is settled.
+    fn take_given(&mut self, lease: Lease) -> Option<Arc<Handler>> {
+        let place = self.given.iter().position(|(sequence, _)| *sequence == lease.sequence)?;
+        Some(self.given.swap_remove(place).1)
+    }
+}
+
+fn lease(position: Position) -> Lease {
+    Lease::new(position.sequence, u32::try_from(position.num_delivered).unwrap_or(u32::MAX))
+}
+
+impl Fetch for NatsFetch {
+    async fn fetch(&mut self, ask: Ask, taken: &mut VecDeque<Item>) -> Result<Option<SubscriptionEnd>> {
+        self.given.clear();
+        // What is fetched ahead counts as delivered, which may be the only delivery that is allowed.
+        let may_fetch_ahead = ask.max == 1 && self.consumer.life.config().max_deliver.is_none();
+        while taken.is_empty() {
+            if !self.is_in_force() {
+                self.held = None;
+            }
+            if self.held.is_none() {
+                match self.puller.next(may_fetch_ahead).await? {
+                    Pulled::Message(fetched) => self.held = Some(Held::Fetched(fetched)),
+                    Pulled::Unreadable(unreadable) => self.held = Some(Held::Unreadable(unreadable)),
+                    Pulled::Closed => return Ok(Some(SubscriptionEnd::Closed)),
+                    Pulled::Gone(end) => {
+                        if !self.is_durable {
+                            let name = &self.consumer.life.name;
+                            taken.push_back(Item::Error(EventError::Closed(format!(
+                                "ephemeral consumer '{name}' was deleted on the server"
+                            ))));
+                        }
+                        return Ok(Some(end));
+                    }
+                }
+            }
+            self.hand_over(taken).await?;
+        }
+        if ask.max > 1 {
+            // The first one is the receiver's and what is fetched waits in the puller, so that cancelling this loses nothing. An
+            // error shows again at the next call.
+            let _ = self.puller.fetch(ask.max - 1).await;
+            self.give_plain(ask.max, taken);
+        }
+        Ok(None)
+    }
+
+    fn stream(&self) -> Arc<str> {
+        Arc::clone(&self.consumer.stream)
+    }
+
+    fn is_stale(&self, lease: Lease, since: Instant) -> bool {
+        let life = &self.consumer.life;
+        let received = self
+            .given
+            .iter()
+            .find(|(sequence, _)| *sequence == lease.sequence)
+            .map_or(since, |(_, handler)| handler.settling.received);
+        life.end().is_some() || !life.is_in_force(received) || since.elapsed() >= life.config().ack_wait
+    }
+
+    fn leave(&mut self, unused: Vec<Lease>) {
+        let consumer = Arc::clone(&self.consumer);
+        if consumer.life.end().is_some() {
+            return self.puller.abandon();
+        }
+        if !self.is_durable {
+            // If it cannot be sent, the server finds out that the consumer is idle.
+            let subject =
+                format!("$JS.API.CONSUMER.DELETE.{}.{}", consumer.shared.stream_name(), consumer.life.name);
+            let client = consumer.shared.link.client();
+            let _ = now(client.publish_with_reply(subject, client.new_inbox(), Vec::new().into()));
+            return;
+        }
+        for lease in unused {
+            match self.take_given(lease).as_deref() {
+                Some(Handler { parked: Some(sequence), .. }) => {
+                    consumer.life.parked.delay(*sequence, Duration::ZERO);
+                }
+                Some(handler) => give_back(&consumer.shared, Some(handler.settling.reply.clone())),
+                None => {}
+            }
+        }
+        match self.held.take() {
+            Some(Held::Fetched(fetched)) => give_back(&consumer.shared, Some(fetched.reply)),
+            Some(Held::Unreadable(unreadable)) => {
+                consumer.life.parked.delay(unreadable.sequence, Duration::ZERO);
+            }
+            None => {}
+        }
+        self.puller.abandon();
+    }
+
+    async fn close(&mut self, unused: Vec<Lease>) -> Result<()> {
+        let consumer = Arc::clone(&self.consumer);
+        if consumer.life.end().is_some() {
+            return Ok(());
+        }
+        if !self.is_durable {
+            return consumer.shared.delete_consumer(&consumer.life.name).await;
+        }
+        // JetStream counts what is given back as an attempt.
+        for lease in unused {
+            if let Some((_, handler)) = self.given.iter().find(|(sequence, _)| *sequence == lease.sequence) {
+                handler.settle(Settlement::new(lease, AckKind::Release)).await?;
+                self.take_given(lease);
+            }
+        }
+        match &self.held {
+            Some(Held::Fetched(fetched)) => consumer.apply(&fetched.settling(), 1, &AckKind::Release).await?,
+            Some(Held::Unreadable(unreadable)) => {
+                consumer.life.parked.delay(unreadable.sequence, Duration::ZERO);
+            }
+            None => {}
+        }
+        self.held = None;
+        while let Some(fetched) = self.puller.take_left_over().await {
+            consumer.apply(&fetched.settling(), 1, &AckKind::Release).await?;
+        }
+        Ok(())
+    }
+
+    async fn lag(&self) -> Result<u64> {
+        let name = &self.consumer.life.name;
+        let info = self.consumer.shared.consumer(name).await?;
+        let info = info.ok_or_else(|| EventError::Closed(format!("consumer '{name}' is gone")))?;
+        Ok(info.num_pending)
+    }
+
+    fn settings(&self) -> Option<ConsumerConfig> {
+        Some(ConsumerConfig::clone(&self.consumer.life.config()))
+    }
+}
+
+impl fmt::Debug for NatsFetch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NatsFetch")
+            .field("consumer", &self.consumer.life.name)
+            .field("is_durable", &self.is_durable)
+            .finish_non_exhaustive()
+    }
+}

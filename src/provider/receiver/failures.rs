@@ -1,0 +1,63 @@
+//! Calls that failed one after the other: each is followed by a pause, so that whoever calls again at once does not spin.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::backoff::Backoff;
+use crate::deadline::After;
+
+/// Pauses behind failures in a row.
+const RETRY: Backoff =
+    Backoff::exponential(Duration::from_millis(20), Duration::from_millis(250)).jitter(0.0);
+
+#[derive(Default)]
+pub(super) struct Failures {
+    count: u64,
+    until: Option<Instant>,
+}
+
+impl Failures {
+    /// Waits for the end of the pause. It stays when the wait is cancelled.
+    pub(super) async fn pause(&mut self) {
+        if let Some(until) = self.until {
+            tokio::time::sleep_until(until).await;
+            self.until = None;
+        }
+    }
+
+    pub(super) fn note(&mut self, has_failed: bool) {
+        if has_failed {
+            self.count = self.count.saturating_add(1);
+            self.until = Some(Instant::now().after(RETRY.delay(self.count)));
+        } else {
+            self.count = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn every_failure_is_followed_by_a_pause_that_grows_up_to_a_limit() {
+        let (mut failures, started) = (Failures::default(), Instant::now());
+        failures.pause().await;
+        assert_eq!(started.elapsed(), Duration::ZERO);
+        for _ in 0..100 {
+            failures.note(true);
+            // Whoever gives up waiting waits on with the next call.
+            let cancelled = tokio::time::timeout(Duration::from_millis(1), failures.pause()).await;
+            assert!(cancelled.is_err());
+            failures.pause().await;
+        }
+        let waited = started.elapsed();
+        assert!(waited > Duration::from_secs(20) && waited < Duration::from_secs(30), "{waited:?}");
+        failures.note(false);
+        let before = Instant::now();
+        failures.note(true);
+        failures.pause().await;
+        assert_eq!(before.elapsed(), Duration::from_millis(20));
+    }
+}
