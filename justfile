@@ -28,7 +28,7 @@ test-error:
 test-subject:
     cargo test --lib subject::
 test-consumer:
-    cargo test --lib provider::consumer::
+    cargo test --lib provider::group::
 test-memory:
     cargo test --lib provider::memory::
 test-store:

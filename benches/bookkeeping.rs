@@ -13,18 +13,18 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use a3s_event::SubscribeOptions;
-use a3s_event::provider::consumer::{Consumer, ConsumerConfig, Fetched, Lease, Start, Time};
+use a3s_event::provider::group::{ConsumerConfig, Fetched, GroupState, Lease, Start, Time};
 use a3s_event::subject::{SubjectIndex, subject_matches};
 use criterion::{Criterion, criterion_group, criterion_main};
 
-fn consumer_with(pending: u64) -> (Consumer, Vec<Lease>) {
+fn consumer_with(pending: u64) -> (GroupState, Vec<Lease>) {
     let options = SubscribeOptions { max_ack_pending: Some(1_000_000), ..SubscribeOptions::default() };
-    let mut consumer = Consumer::new(ConsumerConfig::new("events.>", &options).unwrap(), Start::after(0));
+    let mut consumer = GroupState::new(ConsumerConfig::new("events.>", &options).unwrap(), Start::after(0));
     let leases = (0..pending).map(|_| fetch(&mut consumer, Time::ZERO)).collect();
     (consumer, leases)
 }
 
-fn fetch(consumer: &mut Consumer, now: Time) -> Lease {
+fn fetch(consumer: &mut GroupState, now: Time) -> Lease {
     match consumer.fetch(now, 1, |cursor| Some(cursor + 1)) {
         Fetched::Deliver(lease) => lease,
         other => panic!("nothing to deliver: {other:?}"),

@@ -12,8 +12,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use a3s_event::provider::consumer::Lease;
 use a3s_event::provider::driver::{Checked, ConsumerSpec, Driver};
+use a3s_event::provider::group::Lease;
 use a3s_event::provider::receiver::{Ask, Fetch, Item};
 use a3s_event::provider::{AckFuture, Settlement};
 use a3s_event::subject::subject_matches;
@@ -64,7 +64,7 @@ impl Driver for VecProvider {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::none(Durability::Process)
+        Capabilities::none(Durability::None)
     }
 
     async fn store(&self, checked: Checked<'_>) -> Result<PublishReceipt> {

@@ -59,7 +59,7 @@ mod runtime {
         CLOCK_TOLERANCE_MS, answered_without_storing, shorten, stand_in, unix_millis,
         unsupported, without_values,
     };
-    pub(crate) use a3s_event::provider::consumer::{ConsumerSnapshot, Lease, PendingState, StaleLease, Time};
+    pub(crate) use a3s_event::provider::group::{ConsumerSnapshot, Lease, PendingState, StaleLease, Time};
     pub(crate) use a3s_event::{DeadLetter as _, FailureClass as _, ProviderDlqHandler as _};
 }
 
@@ -320,7 +320,7 @@ fn what_a_provider_stores_of_a_consumer_has_constructors() {
     assert_eq!((lease.sequence, lease.attempt), (7, 2));
     let pending = runtime::PendingState::new(7, 2, true, runtime::Time::ZERO);
     assert_eq!((pending.sequence, pending.attempt, pending.leased), (7, 2, true));
-    let config = a3s_event::provider::consumer::ConsumerConfig::new("events.>", &SubscribeOptions::default());
+    let config = a3s_event::provider::group::ConsumerConfig::new("events.>", &SubscribeOptions::default());
     let snapshot = runtime::ConsumerSnapshot::new(config.unwrap(), 7);
     assert_eq!((snapshot.cursor, snapshot.pending.len()), (7, 0));
 }

@@ -2,7 +2,7 @@
 //!
 //! Input: a line with a filter, then options of a subscription or a publish in JSON.
 
-use a3s_event::provider::consumer::ConsumerConfig;
+use a3s_event::provider::group::ConsumerConfig;
 use a3s_event::provider::validate::validate_publish_options;
 use a3s_event::{PublishOptions, SubscribeOptions, SubscriptionFilter};
 use serde::Serialize;

@@ -8,7 +8,7 @@ use super::filter::{EventFilter, TriggerFilter};
 use super::index::ANY_SUBJECT;
 use crate::backoff::Backoff;
 use crate::error::{EventError, Result};
-use crate::provider::consumer::ConsumerConfig;
+use crate::provider::group::ConsumerConfig;
 use crate::sink::EventSink;
 use crate::text::shorten;
 use crate::types::{DeliverPolicy, SubscribeOptions};

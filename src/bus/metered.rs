@@ -7,7 +7,7 @@ use async_trait::async_trait;
 
 use crate::error::Result;
 use crate::metrics::ConsumerMetrics;
-use crate::provider::consumer::ConsumerConfig;
+use crate::provider::group::ConsumerConfig;
 use crate::provider::{Delivery, PendingEvent, SettlementObserver, Subscription, SubscriptionEnd};
 use crate::types::ReceivedEvent;
 

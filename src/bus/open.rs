@@ -13,7 +13,7 @@ use crate::crypto::EventEncryptor;
 use crate::dlq::DlqHandler;
 use crate::error::{EventError, Result};
 use crate::metrics::BusMetrics;
-use crate::provider::consumer::ConsumerConfig;
+use crate::provider::group::ConsumerConfig;
 use crate::provider::{ConsumerPosition, EventProvider, Subscription};
 use crate::schema::SchemaRegistry;
 use crate::types::{SubscribeOptions, SubscriptionFilter};

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::deadline::After;
 use crate::error::Result;
-use crate::provider::consumer::ConsumerConfig;
+use crate::provider::group::ConsumerConfig;
 use crate::provider::{AckKind, Delivery, PendingEvent, Subscription, SubscriptionEnd};
 use crate::reserved::{is_record, meets_records};
 use crate::types::ReceivedEvent;

@@ -8,7 +8,7 @@ use super::EventBus;
 use super::metered::Metered;
 use super::registry::{distinct_name, is_name_of};
 use crate::error::{EventError, Result};
-use crate::provider::consumer::ConsumerConfig;
+use crate::provider::group::ConsumerConfig;
 use crate::provider::support::unsupported;
 use crate::provider::{ConsumerInfo, Subscription};
 use crate::state::InvalidSubscription;

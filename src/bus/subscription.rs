@@ -13,7 +13,7 @@ use crate::crypto::EventEncryptor;
 use crate::dlq::{FailureClass, forwarded_original};
 use crate::error::{EventError, Result};
 use crate::poison::IgnorePoison;
-use crate::provider::consumer::{ConsumerConfig, Lease};
+use crate::provider::group::{ConsumerConfig, Lease};
 use crate::provider::{
     AlreadyAcked, Delivery, PendingEvent, SettlementObserver, Subscription, SubscriptionEnd,
     UndecodableRecord,

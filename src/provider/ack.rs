@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use super::group::Lease;
 use super::support::unsupported;
-use super::consumer::Lease;
 use crate::error::{EventError, Result};
 use crate::poison::IgnorePoison;
 

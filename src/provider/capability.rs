@@ -37,8 +37,10 @@ pub enum Durability {
     /// The provider does not say.
     #[default]
     Unknown,
-    /// Gone when the process restarts.
-    Process,
+    /// Nothing: it is gone when what keeps it restarts.
+    None,
+    /// It is acknowledged before it is safe: a crash of what keeps it can lose the last moments.
+    Deferred,
     /// Survives `kill -9` of the process.
     ProcessCrash,
     /// Survives the loss of the page cache.
@@ -53,7 +55,7 @@ pub enum Durability {
 /// ```
 /// use a3s_event::provider::{Capabilities, Durability, Support};
 ///
-/// let mut capabilities = Capabilities::all(Durability::Process);
+/// let mut capabilities = Capabilities::all(Durability::None);
 /// capabilities.dedup = Support::No;
 /// assert!(capabilities.redelivery.is_yes());
 /// ```
@@ -93,11 +95,17 @@ pub struct Capabilities {
     pub fenced_settlement: Support,
     /// `release` and `close` give events back without counting an attempt. Without it, what was given back counts one
     /// delivery more.
-    pub uncounted_release: Support,
+    pub release_keeps_attempt: Support,
     /// A consumer overtaken by retention is told how many matching events it missed, whatever its filter.
-    pub counted_loss: Support,
+    pub reports_gaps: Support,
     /// `reset_consumer` moves a durable consumer to another position.
     pub reset_consumer: Support,
+    /// Sequences, first deliveries and history follow one order over the whole stream. Without it they follow one per
+    /// subject.
+    pub total_order: Support,
+    /// The members of a durable consumer share its events across connections, so that a busy one holds up nobody. Without
+    /// it each connection has its own part of the subjects.
+    pub event_sharing: Support,
     /// Maximum size of one event in bytes of JSON; `None` when there is no limit or it is not known.
     pub max_event_bytes: Option<usize>,
     /// How long a `msg_id` is remembered, at least; `None` when it is not known.
@@ -137,8 +145,10 @@ impl Capabilities {
             history_query: support,
             consumer_info: support,
             fenced_settlement: support,
-            uncounted_release: support,
-            counted_loss: support,
+            release_keeps_attempt: support,
+            reports_gaps: support,
+            total_order: support,
+            event_sharing: support,
             reset_consumer: support,
             max_event_bytes: None,
             dedup_window: None,
@@ -217,7 +227,7 @@ mod tests {
             deliver_policy: DeliverPolicy::New,
             ack_wait_secs: Some(1),
         };
-        let yes = Capabilities::all(Durability::Process);
+        let yes = Capabilities::all(Durability::None);
         yes.check_publish("p", &all_publish).unwrap();
         yes.check_subscribe("p", &all_subscribe).unwrap();
         assert_eq!(yes.undeclared(Some(&all_publish), Some(&all_subscribe)), None);

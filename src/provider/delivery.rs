@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::ack::{AckHandler, AckKind, Acker, ClosureHandler, Observed, SettleFuture, SettlementObserver};
-use super::consumer::Lease;
+use super::group::Lease;
 use super::support::stand_in;
 use crate::error::{EventError, Result};
 use crate::types::{Event, ReceivedEvent};

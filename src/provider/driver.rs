@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::consumer::ConsumerConfig;
+use super::group::ConsumerConfig;
 use super::receiver::{Fetch, Receiver};
 use super::support::unsupported;
 use super::validate::{DEFAULT_MAX_EVENT_BYTES, validate_event, validate_publish_options};

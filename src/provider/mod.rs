@@ -7,9 +7,9 @@
 
 mod ack;
 mod capability;
-pub mod consumer;
 mod delivery;
 pub mod driver;
+pub mod group;
 pub mod members;
 pub mod memory;
 #[cfg(feature = "nats")]

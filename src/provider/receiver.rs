@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use self::failures::Failures;
 use super::ack::{AckHandler, AckKind, AlreadyAcked, Settlement};
-use super::consumer::{ConsumerConfig, Lease};
+use super::group::{ConsumerConfig, Lease};
 use super::support::unsupported;
 use super::{Delivery, PendingEvent, Subscription, SubscriptionEnd, UndecodableRecord};
 use crate::deadline::After;

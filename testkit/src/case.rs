@@ -79,9 +79,11 @@ pub enum Need {
     HistoryQuery,
     ConsumerInfo,
     FencedSettlement,
-    UncountedRelease,
-    CountedLoss,
+    ReleaseKeepsAttempt,
+    ReportsGaps,
     ResetConsumer,
+    TotalOrder,
+    EventSharing,
 }
 
 impl Need {
@@ -101,9 +103,11 @@ impl Need {
             Self::HistoryQuery => capabilities.history_query,
             Self::ConsumerInfo => capabilities.consumer_info,
             Self::FencedSettlement => capabilities.fenced_settlement,
-            Self::UncountedRelease => capabilities.uncounted_release,
-            Self::CountedLoss => capabilities.counted_loss,
+            Self::ReleaseKeepsAttempt => capabilities.release_keeps_attempt,
+            Self::ReportsGaps => capabilities.reports_gaps,
             Self::ResetConsumer => capabilities.reset_consumer,
+            Self::TotalOrder => capabilities.total_order,
+            Self::EventSharing => capabilities.event_sharing,
         }
     }
 }

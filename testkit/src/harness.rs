@@ -60,6 +60,13 @@ pub trait Fixture: Send + Sync {
         let _ = (subject, raw);
         None
     }
+
+    /// Drops everything that is stored before this sequence, past the provider, as retention does. `None`, the default, where
+    /// that cannot be done: the cases then need a stream with a [limit](Settings::max_events).
+    async fn drop_before(&self, sequence: u64) -> Option<()> {
+        let _ = sequence;
+        None
+    }
 }
 
 #[async_trait]

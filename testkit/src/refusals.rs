@@ -69,7 +69,11 @@ pub(crate) async fn check(world: &World<'_>, need: Need) {
             refused(world, "reset_consumer", answer);
         }
         // These say how a call behaves that exists all the same: there is no call to refuse.
-        Need::FencedSettlement | Need::UncountedRelease | Need::CountedLoss => {}
+        Need::FencedSettlement
+        | Need::ReleaseKeepsAttempt
+        | Need::ReportsGaps
+        | Need::TotalOrder
+        | Need::EventSharing => {}
     }
 }
 

@@ -148,7 +148,7 @@ const NOT_KEPT: [(&str, Option<Outcome>); 14] = [
     ("a_late_ack_does_not_settle_the_newer_delivery", Some(Outcome::Refused(Need::FencedSettlement))),
     ("a_late_nak_leaves_the_newer_delivery_alone", Some(Outcome::Refused(Need::FencedSettlement))),
     ("a_late_settlement_says_so", Some(Outcome::Refused(Need::FencedSettlement))),
-    ("a_leased_event_that_is_dropped_counts_as_missed", Some(Outcome::Refused(Need::CountedLoss))),
+    ("a_leased_event_that_is_dropped_counts_as_missed", Some(Outcome::Refused(Need::ReportsGaps))),
     (
         "a_limit_in_bytes_never_drops_the_newest",
         Some(Outcome::NotApplicable("the harness cannot start a stream with a small retention")),
@@ -157,16 +157,16 @@ const NOT_KEPT: [(&str, Option<Outcome>); 14] = [
         "a_reset_forgets_what_was_to_come_first",
         Some(Outcome::NotApplicable("the provider moves no consumer that starts so")),
     ),
-    ("an_error_is_not_the_end", Some(Outcome::Refused(Need::CountedLoss))),
-    ("an_overtaken_consumer_learns_how_many_it_missed", Some(Outcome::Refused(Need::CountedLoss))),
-    ("last_per_subject_starts_with_what_is_retained", Some(Outcome::Refused(Need::CountedLoss))),
-    ("only_what_lies_behind_the_start_is_missed", Some(Outcome::Refused(Need::CountedLoss))),
-    ("release_gives_back_without_counting", Some(Outcome::Refused(Need::UncountedRelease))),
+    ("an_error_is_not_the_end", Some(Outcome::Refused(Need::ReportsGaps))),
+    ("an_overtaken_consumer_learns_how_many_it_missed", Some(Outcome::Refused(Need::ReportsGaps))),
+    ("last_per_subject_starts_with_what_is_retained", Some(Outcome::Refused(Need::ReportsGaps))),
+    ("only_what_lies_behind_the_start_is_missed", Some(Outcome::Refused(Need::ReportsGaps))),
+    ("release_gives_back_without_counting", Some(Outcome::Refused(Need::ReleaseKeepsAttempt))),
     (
         "the_dedup_window_is_120_s_by_default",
         Some(Outcome::NotApplicable("the case takes more than two minutes")),
     ),
-    ("what_is_due_comes_in_sequence_order", Some(Outcome::Refused(Need::UncountedRelease))),
+    ("what_is_due_comes_in_sequence_order", Some(Outcome::Refused(Need::ReleaseKeepsAttempt))),
     ("what_was_delivered_before_a_reset_cannot_be_settled", Some(Outcome::Refused(Need::FencedSettlement))),
 ];
 

@@ -16,7 +16,7 @@ const NO_SETTINGS: [&str; 11] = [
     "src/dlq/mod.rs",
     "src/dlq/provider.rs",
     "src/error.rs",
-    "src/provider/consumer/mod.rs",
+    "src/provider/group/mod.rs",
     "src/provider/delivery.rs",
     "src/provider/query.rs",
     "src/sink/failure.rs",

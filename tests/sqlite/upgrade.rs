@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use a3s_event::provider::consumer::ConsumerConfig;
+use a3s_event::provider::group::ConsumerConfig;
 use a3s_event::{EventProvider, SubscribeOptions};
 
 use crate::{DEADLINE, FILTER, open, publish};

@@ -53,7 +53,7 @@ fn exports(code: &str, name: &str) -> bool {
 fn is_contract(path: &str) -> bool {
     let is_shared = path.starts_with("src/provider/") && path.matches('/').count() == 2;
     is_shared
-        || ["src/types.rs", "src/error.rs", "src/subject/", "src/provider/consumer/"]
+        || ["src/types.rs", "src/error.rs", "src/subject/", "src/provider/group/"]
             .iter()
             .any(|place| path.starts_with(place))
 }
@@ -112,7 +112,7 @@ fn providers_use_only_what_others_can_reach() {
 fn what_others_cannot_reach_is_found() {
     let mut files = rust_files_under(&["src/"]);
     let text = "
-use crate::provider::consumer::{ConsumerConfig, Lease};
+use crate::provider::group::{ConsumerConfig, Lease};
 use crate::provider::capability::Support;
 use crate::text::is_invisible;
 use super::super::validate::MAX_ID_LEN;

@@ -42,8 +42,10 @@ pub(super) const NEEDS: [(Need, &str); 16] = [
     (Need::HistoryQuery, "history_query"),
     (Need::ConsumerInfo, "consumer_info"),
     (Need::FencedSettlement, "fenced_settlement"),
-    (Need::UncountedRelease, "uncounted_release"),
-    (Need::CountedLoss, "counted_loss"),
+    (Need::ReleaseKeepsAttempt, "release_keeps_attempt"),
+    (Need::ReportsGaps, "reports_gaps"),
+    (Need::TotalOrder, "total_order"),
+    (Need::EventSharing, "event_sharing"),
     (Need::ResetConsumer, "reset_consumer"),
 ];
 

@@ -179,7 +179,7 @@ impl ConsumerHandle {
     /// Ends the consumer in order: nothing more is fetched, running handlers end and are settled, and what was fetched and
     /// not started is given back without counting an attempt. Waits until that is done.
     ///
-    /// A provider without the capability `uncounted_release` counts what is given back. There, what was fetched is handled
+    /// A provider without the capability `release_keeps_attempt` counts what is given back. There, what was fetched is handled
     /// too, as long as the deadline allows. What waits for an attempt behind the deadline is given back without waiting.
     ///
     /// Called again, by another task or after the first future was dropped, it is fast: handlers are interrupted at once and

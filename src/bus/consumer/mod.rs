@@ -404,7 +404,7 @@ impl ConsumerBuilder<'_> {
             )));
         }
         let capabilities = self.bus.provider.capabilities();
-        let releases_uncounted = capabilities.uncounted_release.is_yes();
+        let releases_uncounted = capabilities.release_keeps_attempt.is_yes();
         let capacity = self.capacity(&capabilities);
         let lane_bounds =
             LaneBounds { most_counted: (capacity / concurrency).max(1), parks_busy: releases_uncounted };
@@ -427,7 +427,7 @@ impl ConsumerBuilder<'_> {
     }
 
     fn capacity(&self, capabilities: &Capabilities) -> usize {
-        let default = match (&self.key, capabilities.uncounted_release.is_yes()) {
+        let default = match (&self.key, capabilities.release_keeps_attempt.is_yes()) {
             (Some(_), _) => LANE_BUFFER * self.concurrency,
             (None, true) => 2 * self.concurrency,
             // What waits here would count as delivered when it is given back.

@@ -17,7 +17,7 @@ use crate::bus::verdict::Verdict;
 use crate::deadline::After;
 use crate::dlq::{DeadLetter, FailureClass};
 use crate::error::{EventError, Result};
-use crate::provider::consumer::Lease;
+use crate::provider::group::Lease;
 use crate::provider::{AckHandler, AckKind, Delivery};
 use crate::task::{caught, poll_once};
 use crate::trace::{TraceContext, process_span};

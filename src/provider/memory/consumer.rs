@@ -8,7 +8,7 @@ use super::stream::{GroupId, Lifecycle};
 use super::{Clock, Shared};
 use crate::error::{EventError, Result};
 use crate::poison::IgnorePoison;
-use crate::provider::consumer::{Consumer, Fetched, Lease, Start, Time};
+use crate::provider::group::{Fetched, GroupState, Lease, Start, Time};
 use crate::provider::members::Members;
 use crate::provider::receiver::{Ask, Item};
 use crate::provider::{
@@ -37,7 +37,7 @@ pub(super) struct ConsumerCell {
 
 #[derive(Debug)]
 struct Position {
-    machine: Consumer,
+    machine: GroupState,
     /// Ordinal in the group of the next match to hand out.
     next_ordinal: u64,
 }
@@ -56,7 +56,7 @@ impl ConsumerCell {
         stream: Arc<str>,
         clock: Clock,
         group: GroupId,
-        machine: Consumer,
+        machine: GroupState,
         next_ordinal: u64,
     ) -> Self {
         Self {
@@ -102,7 +102,7 @@ impl ConsumerCell {
     }
 
     /// Runs `change` on the state machine.
-    pub(super) fn with_machine<T>(&self, change: impl FnOnce(&mut Consumer) -> T) -> T {
+    pub(super) fn with_machine<T>(&self, change: impl FnOnce(&mut GroupState) -> T) -> T {
         change(&mut self.lock().machine)
     }
 

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::Shared;
 use super::consumer::{ConsumerCell, Look};
 use crate::error::Result;
-use crate::provider::consumer::{ConsumerConfig, Lease};
+use crate::provider::group::{ConsumerConfig, Lease};
 use crate::provider::receiver::{Ask, Fetch, Item};
 use crate::provider::{AckHandler, AckKind, Settlement, SubscriptionEnd};
 

@@ -18,8 +18,8 @@ use self::consumer::ConsumerCell;
 use self::log::Limits;
 use self::publish::Dedup;
 use self::stream::{Dropped, Lifecycle, Stream};
-use super::consumer::{Consumer, ConsumerConfig, Time};
 use super::driver::{Checked, ConsumerSpec, Driver};
+use super::group::{ConsumerConfig, GroupState, Time};
 use super::{
     Capabilities, ConsumerInfo, ConsumerPosition, Durability, HistoryPage, HistoryQuery, ProviderInfo,
     PublishReceipt,
@@ -172,7 +172,7 @@ impl Shared {
         let durable = durable_name.is_some();
         let name = durable_name.unwrap_or_else(|| stream.next_ephemeral_name());
         let filter = config.filter.clone();
-        let machine = Consumer::new(config, start);
+        let machine = GroupState::new(config, start);
         stream.add_consumer(&filter, machine.cursor(), future, |group, next_ordinal| {
             ConsumerCell::new(
                 name,
@@ -199,7 +199,7 @@ impl Driver for MemoryProvider {
     }
 
     fn capabilities(&self) -> Capabilities {
-        let mut capabilities = Capabilities::all(Durability::Process);
+        let mut capabilities = Capabilities::all(Durability::None);
         capabilities.max_event_bytes = Some(self.shared.settings.max_event_bytes);
         capabilities.dedup_window = Some(self.shared.settings.dedup_window);
         capabilities

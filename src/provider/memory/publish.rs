@@ -9,8 +9,8 @@ use super::log::SubjectId;
 use super::stream::{Dropped, Lifecycle, Stream};
 use crate::error::{EventError, Result};
 use crate::provider::PublishReceipt;
-use crate::provider::consumer::Time;
 use crate::provider::driver::Checked;
+use crate::provider::group::Time;
 use crate::provider::support::{answered_without_storing, unix_millis};
 use crate::types::Event;
 

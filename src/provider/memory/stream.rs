@@ -10,7 +10,7 @@ use super::publish::Dedup;
 
 use crate::error::Result;
 use crate::provider::ConsumerPosition;
-use crate::provider::consumer::Start;
+use crate::provider::group::Start;
 use crate::subject::SubjectIndex;
 use crate::types::{DeliverPolicy, Event};
 

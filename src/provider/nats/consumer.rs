@@ -11,8 +11,8 @@ use super::client::Shared;
 use super::error::refused;
 use super::fetch::NatsFetch;
 use crate::error::{EventError, Result};
-use crate::provider::consumer::ConsumerConfig;
 use crate::provider::driver::ConsumerSpec;
+use crate::provider::group::ConsumerConfig;
 use crate::types::{DeliverPolicy, SubscribeOptions};
 
 /// An ephemeral consumer whose program has died is deleted by the server after this time. Long, because a program that

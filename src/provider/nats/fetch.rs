@@ -17,7 +17,7 @@ use super::settle::{ConsumerHandle, Handler, Settling};
 use super::unreadable::PARKED_FOR;
 use super::wire::decode;
 use crate::error::{EventError, Result};
-use crate::provider::consumer::{ConsumerConfig, Lease};
+use crate::provider::group::{ConsumerConfig, Lease};
 use crate::provider::receiver::{Ask, Fetch, Item};
 use crate::provider::{AckHandler, AckKind, Settlement, SubscriptionEnd, UndecodableRecord};
 
@@ -41,7 +41,12 @@ enum Held {
 }
 
 impl NatsFetch {
-    pub(super) fn new(shared: &Arc<Shared>, info: &consumer::Info, life: Arc<Life>, is_durable: bool) -> Self {
+    pub(super) fn new(
+        shared: &Arc<Shared>,
+        info: &consumer::Info,
+        life: Arc<Life>,
+        is_durable: bool,
+    ) -> Self {
         let counts_losses = life.config().filter == format!("{}.>", shared.prefix());
         let last = info.delivered.consumer_sequence;
         let puller = Puller::new(Arc::clone(shared), Arc::clone(&life), last, !is_durable);

@@ -16,7 +16,7 @@ use super::position::{Position, Seen};
 use crate::error::Result;
 use crate::poison::IgnorePoison;
 use crate::provider::SubscriptionEnd;
-use crate::provider::consumer::ConsumerConfig;
+use crate::provider::group::ConsumerConfig;
 use crate::types::DeliverPolicy;
 
 /// Servers before 2.10 tell a time of creation that differs by some fraction of a millisecond after a restart.

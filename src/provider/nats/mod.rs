@@ -93,8 +93,8 @@ impl Driver for NatsProvider {
         // The server knows events, not deliveries: it takes a settlement whoever holds the lease now, counts every
         // delivery as an attempt, and does not say what it dropped.
         capabilities.fenced_settlement = Support::No;
-        capabilities.uncounted_release = Support::No;
-        capabilities.counted_loss = Support::No;
+        capabilities.release_keeps_attempt = Support::No;
+        capabilities.reports_gaps = Support::No;
         if !shared.resets_consumers() {
             capabilities.reset_consumer = Support::No;
         }

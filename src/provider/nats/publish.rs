@@ -124,10 +124,7 @@ impl Shared {
     }
 
     /// A bounded number of entries waits for its answers at once.
-    pub(super) async fn publish_pipelined(
-        &self,
-        batch: &[Checked<'_>],
-    ) -> Vec<Result<PublishReceipt>> {
+    pub(super) async fn publish_pipelined(&self, batch: &[Checked<'_>]) -> Vec<Result<PublishReceipt>> {
         let mut results = Vec::with_capacity(batch.len());
         let mut in_flight = FuturesOrdered::new();
         for event in batch {

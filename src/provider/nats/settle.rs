@@ -157,7 +157,10 @@ impl ConsumerHandle {
 }
 
 /// Nobody has said whether it took effect. Asking again is safe.
-fn unconfirmed(verb: &'static str, reason: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> EventError {
+fn unconfirmed(
+    verb: &'static str,
+    reason: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> EventError {
     BackendError::new(PROVIDER, verb, ErrorKind::Ack, reason).retryable().into()
 }
 

@@ -23,7 +23,7 @@ pub(super) fn durability(stream: &stream::Config) -> Durability {
         (2.., _) => Durability::NodeLoss,
         // The server syncs files every two minutes unless its `sync_interval` says otherwise.
         (_, stream::StorageType::File) => Durability::ProcessCrash,
-        (_, stream::StorageType::Memory) => Durability::Process,
+        (_, stream::StorageType::Memory) => Durability::None,
     }
 }
 

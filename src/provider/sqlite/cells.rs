@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use crate::poison::IgnorePoison;
 use crate::provider::SubscriptionEnd;
-use crate::provider::consumer::{ConsumerConfig, Lease};
+use crate::provider::group::{ConsumerConfig, Lease};
 use crate::provider::members::Members;
 use crate::subject::SubjectIndex;
 

@@ -6,7 +6,7 @@ use super::consumers::Known;
 use super::error::Sql;
 use super::store::{signed, unsigned};
 use super::{checksum, pending};
-use crate::provider::consumer::{ConsumerConfig, ConsumerSnapshot};
+use crate::provider::group::{ConsumerConfig, ConsumerSnapshot};
 use crate::types::SubscribeOptions;
 
 /// The columns that [`check_row`] and [`snapshot_of`] read, in their order.

@@ -12,14 +12,14 @@ use super::queue::GiveBack;
 use super::store::{Store, signed, unsigned};
 use super::{history, pending};
 use crate::error::{EventError, Result};
-use crate::provider::consumer::{Consumer, ConsumerConfig, Lease, Start};
+use crate::provider::group::{ConsumerConfig, GroupState, Lease, Start};
 use crate::provider::{AckKind, ConsumerPosition};
 use crate::types::DeliverPolicy;
 
 /// A consumer that is known by heart.
 pub(super) struct Known {
     pub(super) name: String,
-    pub(super) machine: Consumer,
+    pub(super) machine: GroupState,
     /// The matches behind the cursor, as far as they were looked for.
     pub(super) upcoming: VecDeque<u64>,
     /// Up to here all matches are in `upcoming`.
@@ -39,7 +39,7 @@ pub(super) struct Known {
 }
 
 impl Known {
-    fn new(id: i64, name: String, machine: Consumer, version: i64) -> Self {
+    fn new(id: i64, name: String, machine: GroupState, version: i64) -> Self {
         let identity = identity(id, &name, &machine.config().filter, &options_to_json(machine.config()));
         Self {
             name,
@@ -226,7 +226,7 @@ impl Store {
 
     fn create_durable(&mut self, name: &str, config: ConsumerConfig) -> Sql<i64> {
         let (start, starts_at) = self.start(&config)?;
-        let mut machine = Consumer::new(config, start);
+        let mut machine = GroupState::new(config, start);
         machine.track_changes();
         self.connection
             .prepare_cached(
@@ -259,7 +259,7 @@ impl Store {
         self.consumers.ephemerals_ever += 1;
         let number = self.consumers.ephemerals_ever;
         let name = format!("ephemeral-{number}");
-        let mut known = Known::new(-number, name, Consumer::new(config, start), 0);
+        let mut known = Known::new(-number, name, GroupState::new(config, start), 0);
         known.starts_at = starts_at;
         self.consumers.insert(-number, known);
         self.consumers.opened.push(-number);
@@ -420,7 +420,7 @@ impl Store {
         }
         snapshot.backlog = self.stored_backlog(id)?;
         snapshot.pending = pending::load(&self.connection, id)?;
-        let mut known = Known::new(id, name, Consumer::restore(snapshot), version);
+        let mut known = Known::new(id, name, GroupState::restore(snapshot), version);
         known.starts_at = starts_at.map(unsigned);
         known.position = Some(known.machine.cursor()).filter(|_| known.starts_at.is_none());
         if let Some(outdated) = self.consumers.known.remove(&id)
@@ -540,7 +540,7 @@ fn gone(why: &str) -> EventError {
 mod tests {
     use std::sync::Arc;
 
-    use crate::provider::consumer::ConsumerConfig;
+    use crate::provider::group::ConsumerConfig;
     use crate::provider::sqlite::schema::open_writer;
     use crate::provider::sqlite::{SqliteConfig, queue::Access};
     use crate::types::{DeliverPolicy, SubscribeOptions};

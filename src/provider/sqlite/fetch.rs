@@ -12,7 +12,7 @@ use super::queue::{GiveBack, Work};
 use super::store::{Store, signed, unsigned};
 use super::{checksum, history};
 use crate::error::{EventError, Result};
-use crate::provider::consumer::{Fetched, Lease, Time};
+use crate::provider::group::{Fetched, Lease, Time};
 use crate::provider::receiver::Ask;
 use crate::provider::{SubscriptionEnd, UndecodableRecord};
 use crate::subject::subject_matches;

@@ -15,9 +15,9 @@ use super::queue::{Access, GiveBack, Size, answered};
 use super::store::Store;
 use crate::deadline::After;
 use crate::error::{EventError, Result};
-use crate::provider::support::without_values;
-use crate::provider::consumer::{ConsumerConfig, Lease, Time};
+use crate::provider::group::{ConsumerConfig, Lease, Time};
 use crate::provider::receiver::{Ask, Fetch, Item};
+use crate::provider::support::without_values;
 use crate::provider::{
     AckFuture, AckHandler, AckKind, DEFAULT_TIMEOUT, Settlement, SubscriptionEnd, UndecodableRecord,
 };

@@ -147,7 +147,7 @@ impl Driver for SqliteProvider {
 
     fn capabilities(&self) -> Capabilities {
         let durability = match (self.shared.config.file_path(), self.shared.config.synchronous) {
-            (None, _) => Durability::Process,
+            (None, _) => Durability::None,
             (Some(_), Synchronous::Normal) => Durability::ProcessCrash,
             (Some(_), Synchronous::Full) => Durability::PowerLoss,
         };

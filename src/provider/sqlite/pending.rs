@@ -11,7 +11,7 @@ use rusqlite::{Connection, params};
 use super::checksum;
 use super::error::Sql;
 use super::store::{signed, unsigned};
-use crate::provider::consumer::{Consumer, PendingState, Time};
+use crate::provider::group::{GroupState, PendingState, Time};
 
 /// Sequences per row.
 const BLOCK: u64 = 256;
@@ -23,7 +23,7 @@ const OLD_ENTRY: usize = 1 + 1 + 1 + 4 + 8;
 const CHECKSUM: usize = 8;
 
 /// Writes the blocks that hold these sequences, which are in ascending order.
-pub(super) fn save(connection: &Connection, consumer: i64, machine: &Consumer, changed: &[u64]) -> Sql<()> {
+pub(super) fn save(connection: &Connection, consumer: i64, machine: &GroupState, changed: &[u64]) -> Sql<()> {
     let mut blocks: Vec<u64> = changed.iter().map(|sequence| sequence / BLOCK).collect();
     blocks.dedup();
     for block in blocks {

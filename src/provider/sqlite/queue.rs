@@ -11,7 +11,7 @@ use super::error::{Failure, Sql};
 use super::store::Store;
 use crate::error::{BackendError, ErrorKind, EventError, Result};
 use crate::poison::IgnorePoison;
-use crate::provider::consumer::Lease;
+use crate::provider::group::Lease;
 
 /// What may wait: this many KiB, where a job counts as one and its events as their size.
 const CAPACITY_KIB: u32 = 16 * 1024;

@@ -16,7 +16,7 @@ use super::consumers::Consumers;
 use super::error::{Failure, Sql};
 use super::place::Place;
 use super::queue::Access;
-use crate::provider::consumer::Time;
+use crate::provider::group::Time;
 use crate::provider::settings::Choice as _;
 
 /// Subject ids known by heart. Programs with more subjects look some of them up.

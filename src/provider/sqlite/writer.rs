@@ -246,7 +246,7 @@ mod tests {
         idle_turn(&mut writer);
         assert_eq!(writer.patience(), None, "nobody waits");
 
-        let filter = crate::provider::consumer::ConsumerConfig::new("events.>", &Default::default()).unwrap();
+        let filter = crate::provider::group::ConsumerConfig::new("events.>", &Default::default()).unwrap();
         let opened = writer.store.open_ephemeral(filter).unwrap().unwrap();
         let cell = writer.cells.join(opened.key, opened.settings);
         for _ in 0..20 {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::future::Future;
 
 use a3s_event::provider::SubscriptionEnd;
-use a3s_event::provider::consumer::ConsumerConfig;
+use a3s_event::provider::group::ConsumerConfig;
 use a3s_event::{DeliverPolicy, ErrorKind, EventError, Result, SubscribeOptions, Subscription};
 
 use crate::Outcome;
@@ -76,6 +76,21 @@ pub(super) async fn every_member_gets_a_share(w: &World<'_>) {
         w.ok("ack", held.ack().await);
     }
     w.check_eq("distinct events", &seen.len(), &6);
+}
+
+pub(super) async fn a_busy_member_holds_up_nobody(w: &World<'_>) {
+    let name = w.name("shared");
+    let elsewhere = w.fixture.connect().await;
+    let mut busy = w.durable(&name).await;
+    let held_sequence = w.publish("a").await;
+    let held = busy.next().await;
+    w.check_eq("what the busy one holds", &held.sequence(), &held_sequence);
+    let mut idle = w.durable_on(&*elsewhere, &name, None).await;
+    for topic in ["a", "b", "a", "c"] {
+        let published = w.publish(topic).await;
+        w.check_eq("what the idle one receives", &idle.ack_next().await, &published);
+    }
+    w.ok("ack", held.ack().await);
 }
 
 pub(super) async fn each_durable_gets_everything(w: &World<'_>) {

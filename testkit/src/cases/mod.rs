@@ -21,9 +21,11 @@ use crate::{Case, Harness, Need, Outcome};
 macro_rules! for_each_case {
     ([$($callback:tt)*] $($extra:tt)*) => { $($callback)*! { { $($extra)* }
 stream {
-    sequences_are_positive_and_increase []
+    sequences_are_positive_and_increase [TotalOrder]
         "The sequence of a publish is above zero and above every one before."
-    sequences_increase_across_publishers []
+    sequences_increase_per_subject []
+        "The sequence of a publish is above zero and above every one before under its subject, and there is none twice."
+    sequences_increase_across_publishers [TotalOrder]
         "Concurrent publishers get distinct sequences, above every one acknowledged before."
     received_sequence_is_the_published_one []
         "An event is delivered with the sequence that its publish returned."
@@ -63,15 +65,15 @@ stream {
         "A full stream drops its oldest events."
     a_limit_in_bytes_never_drops_the_newest []
         "A stream that is limited in bytes drops its oldest events, but never the newest one."
-    a_leased_event_that_is_dropped_counts_as_missed [Redelivery, CountedLoss]
+    a_leased_event_that_is_dropped_counts_as_missed [Redelivery, ReportsGaps]
         "An event that retention drops while it is leased is reported as missed when its lease runs out."
-    only_what_lies_behind_the_start_is_missed [StartPolicies, CountedLoss]
+    only_what_lies_behind_the_start_is_missed [StartPolicies, ReportsGaps]
         "A consumer that starts at a later sequence misses nothing that retention drops before it."
-    last_per_subject_starts_with_what_is_retained [StartPolicies, CountedLoss]
+    last_per_subject_starts_with_what_is_retained [StartPolicies, ReportsGaps, TotalOrder]
         "LastPerSubject covers the retained subjects, and what retention drops before it is delivered is reported."
-    an_overtaken_consumer_learns_how_many_it_missed [Durable, CountedLoss]
+    an_overtaken_consumer_learns_how_many_it_missed [Durable, ReportsGaps]
         "A consumer overtaken by retention is told how many matching events it missed."
-    an_error_is_not_the_end [Durable, CountedLoss]
+    an_error_is_not_the_end [Durable, ReportsGaps]
         "After an error that is not closed, a subscription goes on."
     publishing_to_nobody_returns []
         "Publishing with nobody listening does not block."
@@ -123,7 +125,7 @@ start {
         "ByStartTime starts with the first event that was stored at that time or later, whatever the events' own timestamps."
     a_start_time_in_the_future_is_waited_for [StartPolicies]
         "ByStartTime with a time in the future delivers nothing that is stored before, however far it is away."
-    last_per_subject_starts_with_the_newest_of_each [StartPolicies]
+    last_per_subject_starts_with_the_newest_of_each [StartPolicies, TotalOrder]
         "LastPerSubject starts with the newest event of each subject, in sequence order."
     a_durable_honours_its_policy [Durable, StartPolicies]
         "A new durable consumer starts where its policy says."
@@ -137,6 +139,8 @@ durable {
         "Each event goes to one of those who opened the same durable name."
     every_member_gets_a_share [Durable, SharedConsumers]
         "While one member is busy, another one gets the next event."
+    a_busy_member_holds_up_nobody [Durable, SharedConsumers, EventSharing]
+        "While a member holds an event, one on another connection receives the next, also of the same subject."
     each_durable_gets_everything [Durable]
         "Durable consumers of different names each receive every event."
     another_filter_is_a_conflict [Durable]
@@ -187,7 +191,7 @@ reset {
         "A consumer that is moved to a time goes on with the first event stored at that time or later."
     a_reset_wakes_waiting_members [Durable, SharedConsumers, ResetConsumer]
         "A member that waits goes on from the new position at once."
-    a_reset_forgets_what_was_to_come_first [Durable, StartPolicies, ResetConsumer]
+    a_reset_forgets_what_was_to_come_first [Durable, StartPolicies, ResetConsumer, TotalOrder]
         "What a start policy had put before everything else is forgotten by a move."
     what_was_delivered_before_a_reset_cannot_be_settled [Durable, Redelivery, FencedSettlement, ResetConsumer]
         "A settlement of what was delivered before a move is refused, and leaves the new delivery in force."
@@ -199,6 +203,8 @@ reset {
 settle {
     first_deliveries_come_in_order []
         "Events are delivered in sequence order."
+    a_subject_is_delivered_in_order []
+        "The first deliveries of the events of one subject come in the order of their sequences, among those of others."
     num_delivered_starts_at_one_and_counts [Redelivery]
         "num_delivered starts at 1 and counts the deliveries of each event."
     every_view_shows_the_same_event [Redelivery]
@@ -229,11 +235,11 @@ settle {
         "A settlement whose lease went to another delivery is an error."
     a_late_nak_leaves_the_newer_delivery_alone [Redelivery, FencedSettlement]
         "A nak whose lease went to another delivery does not end that delivery's lease."
-    what_is_due_comes_in_sequence_order [Redelivery, UncountedRelease]
+    what_is_due_comes_in_sequence_order [Redelivery, ReleaseKeepsAttempt]
         "What was refused or given back comes again in sequence order, and before what was never delivered."
     a_delay_may_have_any_length [Redelivery, NakWithDelay]
         "A refused event comes again after its delay, be that none, a nanosecond or one without an end."
-    release_gives_back_without_counting [Redelivery, UncountedRelease]
+    release_gives_back_without_counting [Redelivery, ReleaseKeepsAttempt]
         "A released event comes again at once as if it had not been delivered."
 }
 lease {
@@ -319,7 +325,7 @@ history {
         "History with a filter is exactly the newest limit matches."
     history_does_not_wait_for_more []
         "History does not wait when there are fewer than limit."
-    history_without_a_filter_is_everything []
+    history_without_a_filter_is_everything [TotalOrder]
         "History without a filter covers the whole stream."
     a_history_of_zero_is_empty []
         "History with a limit of zero is empty."

@@ -1,5 +1,6 @@
 //! Settling: ack, nak, term, extend, release, and doing nothing.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use a3s_event::{Delivery, ErrorKind, SubscribeOptions};
@@ -23,6 +24,24 @@ pub(super) async fn first_deliveries_come_in_order(w: &World<'_>) {
     let mut unsettled = w.subscribe().await;
     let held: Vec<_> = unsettled.hold(30).await.iter().map(Delivery::sequence).collect();
     w.check_eq("sequences without acks", &held, &published);
+}
+
+pub(super) async fn a_subject_is_delivered_in_order(w: &World<'_>) {
+    let mut live = w.subscribe().await;
+    let mut published = BTreeMap::<_, Vec<u64>>::new();
+    for number in 0..30 {
+        let topic = ["a", "b", "c"][number % 3];
+        published.entry(w.subject(topic)).or_default().push(w.publish(topic).await);
+    }
+    for reader in [&mut live, &mut w.subscribe().await] {
+        let mut received = BTreeMap::<_, Vec<u64>>::new();
+        for _ in 0..30 {
+            let delivery = reader.next().await;
+            received.entry(delivery.event().subject.clone()).or_default().push(delivery.sequence());
+            w.ok("ack", delivery.ack().await);
+        }
+        w.check_eq("sequences by subject", &received, &published);
+    }
 }
 
 pub(super) async fn num_delivered_starts_at_one_and_counts(w: &World<'_>) {

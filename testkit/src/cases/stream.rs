@@ -1,5 +1,6 @@
 //! Publishing and retention.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use a3s_event::provider::{PublishReceipt, PublishRequest};
@@ -27,6 +28,17 @@ pub(super) async fn sequences_are_positive_and_increase(w: &World<'_>) {
         let sequence = w.publish(topic).await;
         w.check(&format!("{sequence} is above {last}"), sequence > last);
         last = sequence;
+    }
+}
+
+pub(super) async fn sequences_increase_per_subject(w: &World<'_>) {
+    let mut last = BTreeMap::new();
+    let mut seen = BTreeSet::new();
+    for topic in ["a", "b", "a", "c", "a", "b", "c", "a"] {
+        let sequence = w.publish(topic).await;
+        let before = last.insert(topic, sequence).unwrap_or(0);
+        w.check(&format!("{sequence} is above {before}, the one before under {topic}"), sequence > before);
+        w.check(&format!("{sequence} is given once"), seen.insert(sequence));
     }
 }
 
@@ -474,8 +486,9 @@ pub(super) async fn last_per_subject_starts_with_what_is_retained(w: &World<'_>)
     Outcome::Kept
 }
 
-/// A durable consumer that was away while retention dropped the first 7 of 12 events, of which 4 match.
-async fn overtaken<'w>(w: &'w World<'_>) -> (Reader<'w>, Vec<u64>) {
+/// A durable consumer that was away while retention dropped the first 7 of 12 events, of which 4 match. `None` where nothing
+/// can be dropped: by a limit of five events, or by hand.
+async fn overtaken<'w>(w: &'w World<'_>, is_limited: bool) -> Option<(Reader<'w>, Vec<u64>)> {
     let name = w.name("overtaken");
     let filter = w.subject("wanted");
     let open = || w.provider.subscribe_durable(&name, &filter);
@@ -484,28 +497,29 @@ async fn overtaken<'w>(w: &'w World<'_>) -> (Reader<'w>, Vec<u64>) {
     for number in 0..12 {
         let topic = if number % 2 == 0 { "wanted" } else { "other" };
         let sequence = w.publish(topic).await;
+        if number == 7 && !is_limited {
+            w.fixture.drop_before(sequence).await?;
+        }
         if topic == "wanted" && number >= 7 {
             wanted.push(sequence);
         }
     }
     let subscription = w.ok("subscribe_durable", open().await);
-    (Reader { world: w, subscription }, wanted)
+    Some((Reader { world: w, subscription }, wanted))
 }
 
 pub(super) async fn an_overtaken_consumer_learns_how_many_it_missed(w: &World<'_>) -> Outcome {
-    let Some(w) = w.with(Settings::max_events(5)).await else {
-        return NO_RETENTION;
-    };
-    let (mut reader, _) = overtaken(&w).await;
+    let limited = w.with(Settings::max_events(5)).await;
+    let w = limited.as_ref().unwrap_or(w);
+    let Some((mut reader, _)) = overtaken(w, limited.is_some()).await else { return NO_RETENTION };
     lagged(&mut reader, 4).await;
     Outcome::Kept
 }
 
 pub(super) async fn an_error_is_not_the_end(w: &World<'_>) -> Outcome {
-    let Some(w) = w.with(Settings::max_events(5)).await else {
-        return NO_RETENTION;
-    };
-    let (mut reader, wanted) = overtaken(&w).await;
+    let limited = w.with(Settings::max_events(5)).await;
+    let w = limited.as_ref().unwrap_or(w);
+    let Some((mut reader, wanted)) = overtaken(w, limited.is_some()).await else { return NO_RETENTION };
     if let Err(error) = reader.answer().await {
         w.check("the error does not say closed", !error.is_closed());
     } else {

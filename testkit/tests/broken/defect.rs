@@ -15,7 +15,8 @@ macro_rules! defects {
 
 defects! {
     // Stream
-    SequencesRepeat: sequences_are_positive_and_increase sequences_increase_across_publishers;
+    SequencesRepeat: sequences_are_positive_and_increase sequences_increase_across_publishers
+        sequences_increase_per_subject;
     DeliversOtherSequence: received_sequence_is_the_published_one;
     LosesOneIn50: a_published_event_is_stored;
     DropsMetadata: an_event_survives_unchanged;
@@ -80,7 +81,7 @@ defects! {
     // Durables
     ForgetsPosition: a_durable_keeps_its_position a_policy_counts_only_when_the_consumer_is_made;
     DeliversToEveryMember: members_share_the_work members_share_max_ack_pending;
-    ServesOneMemberOnly: every_member_gets_a_share a_member_takes_over_from_a_dead_one;
+    ServesOneMemberOnly: every_member_gets_a_share a_busy_member_holds_up_nobody a_member_takes_over_from_a_dead_one;
     SharesAcrossNames: each_durable_gets_everything;
     KeepsOldFilterSilently: another_filter_is_a_conflict;
     KeepsOldStartSilently: another_start_is_a_conflict;
@@ -106,7 +107,7 @@ defects! {
     ResetOfUnknownSucceeds: a_reset_of_an_unknown_consumer_is_not_found;
 
     // Settling
-    Reorders: first_deliveries_come_in_order what_is_due_comes_in_sequence_order;
+    Reorders: first_deliveries_come_in_order a_subject_is_delivered_in_order what_is_due_comes_in_sequence_order;
     ResetsNumDelivered: num_delivered_starts_at_one_and_counts attempts_outlive_a_restart;
     OwnedViewDiffers: every_view_shows_the_same_event;
     AckDoesNothing: ack_settles;

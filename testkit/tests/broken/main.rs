@@ -92,7 +92,7 @@ impl Fixture for Running {
 }
 
 fn everything() -> Capabilities {
-    let mut capabilities = Capabilities::all(Durability::Process);
+    let mut capabilities = Capabilities::all(Durability::None);
     capabilities.max_event_bytes = Some(a3s_event::provider::validate::DEFAULT_MAX_EVENT_BYTES);
     capabilities
 }
@@ -184,9 +184,11 @@ fn without(need: Need) -> Capabilities {
         Need::HistoryQuery => &mut capabilities.history_query,
         Need::ConsumerInfo => &mut capabilities.consumer_info,
         Need::FencedSettlement => &mut capabilities.fenced_settlement,
-        Need::UncountedRelease => &mut capabilities.uncounted_release,
-        Need::CountedLoss => &mut capabilities.counted_loss,
+        Need::ReleaseKeepsAttempt => &mut capabilities.release_keeps_attempt,
+        Need::ReportsGaps => &mut capabilities.reports_gaps,
         Need::ResetConsumer => &mut capabilities.reset_consumer,
+        Need::TotalOrder => &mut capabilities.total_order,
+        Need::EventSharing => &mut capabilities.event_sharing,
         other => panic!("{other:?} is not in this list"),
     };
     *field = Support::No;
@@ -199,7 +201,14 @@ fn what_is_declared_absent_must_be_refused() {
         for need in case.needs {
             let ended = outcome(case.name, None, without(*need));
             assert_eq!(ended, Ok(Outcome::Refused(*need)), "{} without {need:?}", case.name);
-            if matches!(need, Need::FencedSettlement | Need::UncountedRelease | Need::CountedLoss) {
+            if matches!(
+                need,
+                Need::FencedSettlement
+                    | Need::ReleaseKeepsAttempt
+                    | Need::ReportsGaps
+                    | Need::TotalOrder
+                    | Need::EventSharing
+            ) {
                 // They tell what a call does that exists all the same, so that nothing can be refused.
                 continue;
             }
@@ -240,7 +249,7 @@ fn what_is_not_declared_counts_as_promised() {
 #[test]
 fn a_provider_without_any_optional_capability_passes() {
     for case in cases() {
-        let ended = outcome(case.name, None, Capabilities::none(Durability::Process));
+        let ended = outcome(case.name, None, Capabilities::none(Durability::None));
         assert!(ended.is_ok(), "{}: {ended:?}", case.name);
     }
 }

@@ -190,7 +190,7 @@ impl Faulty {
         let Some(defect) = self.defect else { return };
         match defect {
             Defect::ForgivesBadOptions => {
-                let checked = a3s_event::provider::consumer::ConsumerConfig::new(">", options);
+                let checked = a3s_event::provider::group::ConsumerConfig::new(">", options);
                 if checked.is_err() {
                     *options = SubscribeOptions::default();
                 }
@@ -265,7 +265,7 @@ impl Faulty {
         let mut settings = options.cloned().unwrap_or_default();
         self.spoil_settings(&mut settings);
         if self.has(Defect::ForgivesBadDurableOptions)
-            && a3s_event::provider::consumer::ConsumerConfig::new(">", &settings).is_err()
+            && a3s_event::provider::group::ConsumerConfig::new(">", &settings).is_err()
         {
             settings = SubscribeOptions::default();
         }

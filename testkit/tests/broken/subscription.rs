@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use a3s_event::provider::consumer::{ConsumerConfig, Lease};
+use a3s_event::provider::group::{ConsumerConfig, Lease};
 use a3s_event::provider::{AckFuture, Settlement, SubscriptionEnd};
 use a3s_event::subject::subject_matches;
 use a3s_event::{

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
-use a3s_event::provider::consumer::ConsumerConfig;
+use a3s_event::provider::group::ConsumerConfig;
 use a3s_event::{
     Capabilities, ConsumerInfo, ConsumerPosition, DeliverPolicy, Delivery, Event, EventError, EventProvider,
     HistoryPage, HistoryQuery, MemoryProvider, PendingEvent, ProviderInfo, ReceivedEvent, Result,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use a3s_event::provider::consumer::ConsumerConfig;
+use a3s_event::provider::group::ConsumerConfig;
 use a3s_event::{
     DlqHandler, EventBus, EventError, EventProvider, MemoryDlqHandler, SubscribeOptions, Subscription,
     SubscriptionFilter,

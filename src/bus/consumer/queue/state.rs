@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::{Counts, Ended, Job, LaneBounds, LeftOver, Origin, Place, Waiting};
 use crate::provider::Delivery;
-use crate::provider::consumer::DEFAULT_MAX_ACK_PENDING;
+use crate::provider::group::DEFAULT_MAX_ACK_PENDING;
 
 /// The events of one key that wait for the one that is running or may start.
 #[derive(Default)]

@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 
 use super::pending::Pending;
-use super::{Consumer, ConsumerConfig, Start, Time};
+use super::{ConsumerConfig, GroupState, Start, Time};
 
 /// Everything that a consumer is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub struct ConsumerSnapshot {
     pub missed: u64,
     /// Events that were given up after `max_deliver` attempts.
     pub exhausted: u64,
-    /// How often the consumer was [reset](Consumer::reset).
+    /// How often the consumer was [reset](GroupState::reset).
     pub generation: u32,
 }
 
@@ -71,8 +71,8 @@ impl PendingState {
     }
 }
 
-impl Consumer {
-    /// The consumer that was stored as `snapshot`. Its changes are [tracked](Consumer::track_changes).
+impl GroupState {
+    /// The consumer that was stored as `snapshot`. Its changes are [tracked](GroupState::track_changes).
     pub fn restore(snapshot: ConsumerSnapshot) -> Self {
         let mut consumer = Self::new(snapshot.config, Start::backlog(snapshot.backlog, snapshot.cursor));
         let ack_wait = consumer.config.ack_wait;
@@ -107,7 +107,7 @@ impl Consumer {
         }
     }
 
-    /// Notes from now on which pending events change, for [`take_changes`](Consumer::take_changes). Whoever tracks must
+    /// Notes from now on which pending events change, for [`take_changes`](GroupState::take_changes). Whoever tracks must
     /// take, or the notes grow.
     pub fn track_changes(&mut self) {
         self.changed = Some(Vec::new());
@@ -127,7 +127,7 @@ impl Consumer {
         self.pending.range(sequences).map(|(sequence, pending)| stored(sequence, pending))
     }
 
-    /// How often the consumer was [reset](Consumer::reset).
+    /// How often the consumer was [reset](GroupState::reset).
     pub fn generation(&self) -> u32 {
         self.generation
     }
@@ -163,18 +163,21 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::provider::consumer::{Fetched, Lease};
+    use crate::provider::group::{Fetched, Lease};
     use crate::types::SubscribeOptions;
 
-    fn consumer() -> Consumer {
-        Consumer::new(ConsumerConfig::new("events.>", &SubscribeOptions::default()).unwrap(), Start::after(0))
+    fn consumer() -> GroupState {
+        GroupState::new(
+            ConsumerConfig::new("events.>", &SubscribeOptions::default()).unwrap(),
+            Start::after(0),
+        )
     }
 
     fn hours(count: u32) -> Time {
         Time::from_origin(count * Duration::from_secs(3_600))
     }
 
-    fn deliver(consumer: &mut Consumer, now: Time) -> Lease {
+    fn deliver(consumer: &mut GroupState, now: Time) -> Lease {
         match consumer.fetch(now, 1, |cursor| Some(cursor + 1)) {
             Fetched::Deliver(lease) => lease,
             other => panic!("{other:?}"),
@@ -191,7 +194,7 @@ mod tests {
             consumer.nak(refused, Some(Duration::from_secs(3_600)), ahead).unwrap();
             consumer.release(released, ahead).unwrap();
             if is_restored {
-                consumer = Consumer::restore(consumer.snapshot());
+                consumer = GroupState::restore(consumer.snapshot());
             }
             assert_eq!(deliver(&mut consumer, now), Lease::new(2, 1), "what was given back comes at once");
             let ack_wait = consumer.config().ack_wait;
@@ -207,7 +210,7 @@ mod tests {
         let now = hours(1);
         snapshot.pending =
             vec![PendingState::new(1, 1, true, hours(50)), PendingState::new(2, 1, false, hours(2))];
-        let mut consumer = Consumer::restore(snapshot);
+        let mut consumer = GroupState::restore(snapshot);
         assert_eq!(consumer.fetch(now, 1, |_| None), Fetched::Idle);
         assert_eq!(consumer.next_due(), Some(now.after(consumer.config().ack_wait)), "the lease");
         assert_eq!(consumer.fetch(Time::ZERO, 1, |_| None), Fetched::Idle);

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use std::collections::BTreeMap;
 
-use super::{Consumer, ConsumerConfig, ConsumerSnapshot, Fetched, Lease, PendingState, Start, Time};
+use super::{ConsumerConfig, ConsumerSnapshot, Fetched, GroupState, Lease, PendingState, Start, Time};
 use crate::types::SubscribeOptions;
 
 #[derive(Debug, Clone)]
@@ -224,15 +224,15 @@ fn pending(attempt: u32, leased: bool, now: Time, wait: Duration) -> Fate {
 struct Rows(BTreeMap<u64, PendingState>);
 
 impl Rows {
-    fn write_changes(&mut self, consumer: &mut Consumer) {
+    fn write_changes(&mut self, consumer: &mut GroupState) {
         for sequence in consumer.take_changes() {
             self.0.remove(&sequence);
             self.0.extend(consumer.pending_in(sequence..=sequence).map(|pending| (sequence, pending)));
         }
     }
 
-    fn restore(&self, consumer: &Consumer) -> Consumer {
-        Consumer::restore(ConsumerSnapshot {
+    fn restore(&self, consumer: &GroupState) -> GroupState {
+        GroupState::restore(ConsumerSnapshot {
             pending: self.0.values().copied().collect(),
             ..consumer.snapshot()
         })
@@ -270,7 +270,7 @@ fn run(options: &SubscribeOptions, before: u8, from: &From, ops: Vec<Op>) -> Res
     let first_fate = |sequence: u64, cursor: u64, backlog: &[u64]| {
         if sequence > cursor || backlog.contains(&sequence) { Fate::Waiting } else { Fate::Skipped }
     };
-    let mut consumer = Consumer::new(config.clone(), start);
+    let mut consumer = GroupState::new(config.clone(), start);
     consumer.track_changes();
     let mut rows = Rows::default();
     let mut model = Model {
@@ -380,7 +380,7 @@ fn run(options: &SubscribeOptions, before: u8, from: &From, ops: Vec<Op>) -> Res
 
 /// What is taken back leaves no trace.
 fn fail(
-    consumer: &mut Consumer,
+    consumer: &mut GroupState,
     model: &Model,
     now: Time,
     what: u8,
@@ -406,7 +406,7 @@ fn fail(
     Ok(())
 }
 
-fn check_agreement(consumer: &mut Consumer, model: &Model) -> Result<(), TestCaseError> {
+fn check_agreement(consumer: &mut GroupState, model: &Model) -> Result<(), TestCaseError> {
     prop_assert_eq!(consumer.pending(), model.pending());
     prop_assert_eq!(
         consumer.exhausted(),
@@ -461,7 +461,7 @@ proptest! {
 #[test]
 fn a_backlog_goes_before_the_cursor_and_is_reported_when_it_is_gone() {
     let config = ConsumerConfig::new("events.>", &SubscribeOptions::default()).unwrap();
-    let mut consumer = Consumer::new(config, Start::backlog([2, 5, 7], 9));
+    let mut consumer = GroupState::new(config, Start::backlog([2, 5, 7], 9));
     let mut fetch = |first_retained| consumer.fetch(Time::ZERO, first_retained, |cursor| Some(cursor + 1));
     assert_eq!(fetch(1), Fetched::Deliver(Lease::new(2, 1)));
     assert_eq!(fetch(6), Fetched::Missed(1));

@@ -1,16 +1,16 @@
 //! The one consumer state machine: cursor, leases, delivery counts, redelivery.
 //!
 //! It serves the providers that have no server to do this work. It is pure: time comes in as an argument, there is no
-//! I/O, no clock and no lock, and it knows events by their sequence only. A provider keeps one [`Consumer`] per consumer
+//! I/O, no clock and no lock, and it knows events by their sequence only. A provider keeps one [`GroupState`] per consumer
 //! and asks it what to hand out next; what it answers and how it settles is the delivery contract.
 //!
 //! ```
 //! use a3s_event::SubscribeOptions;
-//! use a3s_event::provider::consumer::{Consumer, ConsumerConfig, Fetched, Start, Time};
+//! use a3s_event::provider::group::{GroupState, ConsumerConfig, Fetched, Start, Time};
 //!
 //! # fn main() -> a3s_event::Result<()> {
 //! let config = ConsumerConfig::new("events.>", &SubscribeOptions::default())?;
-//! let mut consumer = Consumer::new(config, Start::after(0));
+//! let mut consumer = GroupState::new(config, Start::after(0));
 //!
 //! // The stream holds the matching sequences 1 and 2.
 //! let next_match = |cursor: u64| [1, 2].into_iter().find(|sequence| *sequence > cursor);
@@ -98,7 +98,7 @@ pub struct Lease {
     pub sequence: u64,
     /// Which delivery of the event to this consumer it is, starting at 1.
     pub attempt: u32,
-    /// How often the consumer had been [reset](Consumer::reset).
+    /// How often the consumer had been [reset](GroupState::reset).
     pub generation: u32,
 }
 
@@ -116,7 +116,7 @@ pub enum Fetched {
     Deliver(Lease),
     /// Tell the member that retention dropped this many events before they were processed.
     Missed(u64),
-    /// Nothing now; [`Consumer::next_due`] says when to ask again if nothing is published or settled before.
+    /// Nothing now; [`GroupState::next_due`] says when to ask again if nothing is published or settled before.
     Idle,
 }
 
@@ -160,7 +160,7 @@ impl From<StaleLease> for EventError {
 
 /// The state of one consumer.
 #[derive(Debug, Clone)]
-pub struct Consumer {
+pub struct GroupState {
     config: ConsumerConfig,
     /// Every match up to here was handed out once or skipped.
     cursor: u64,
@@ -184,7 +184,7 @@ pub struct Consumer {
     undo: Option<Box<Undo>>,
 }
 
-impl Consumer {
+impl GroupState {
     /// A consumer that has handed out nothing.
     pub fn new(config: ConsumerConfig, start: Start) -> Self {
         Self {
@@ -362,7 +362,7 @@ impl Consumer {
         overdue.into_iter().chain(later).min()
     }
 
-    /// Records that retention dropped matches after the cursor; the next [`fetch`](Consumer::fetch) says so.
+    /// Records that retention dropped matches after the cursor; the next [`fetch`](GroupState::fetch) says so.
     pub fn note_missed(&mut self, missed: u64) {
         self.missed += missed;
     }

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::VecDeque;
 
 use super::pending::Pending;
-use super::{Consumer, ConsumerConfig};
+use super::{ConsumerConfig, GroupState};
 
 /// What a consumer was before the changes, as far as it was changed.
 #[derive(Debug, Clone)]
@@ -43,9 +43,9 @@ impl Undo {
     }
 }
 
-impl Consumer {
-    /// Remembers what changes from now on, until [`keep_changes`](Consumer::keep_changes) or
-    /// [`take_back_changes`](Consumer::take_back_changes). It costs as much as changes, not as much as there is.
+impl GroupState {
+    /// Remembers what changes from now on, until [`keep_changes`](GroupState::keep_changes) or
+    /// [`take_back_changes`](GroupState::take_back_changes). It costs as much as changes, not as much as there is.
     pub fn remember_changes(&mut self) {
         self.undo = Some(Box::new(Undo {
             cursor: self.cursor,
@@ -65,7 +65,7 @@ impl Consumer {
         self.undo = None;
     }
 
-    /// Makes the consumer what it was when its changes began to be [remembered](Consumer::remember_changes).
+    /// Makes the consumer what it was when its changes began to be [remembered](GroupState::remember_changes).
     pub fn take_back_changes(&mut self) {
         let Some(undo) = self.undo.take() else { return };
         for (sequence, before) in undo.pending.into_iter().rev() {
