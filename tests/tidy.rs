@@ -173,7 +173,7 @@ fn every_provider_folder_has_the_same_files() {
     let folders = provider_folders();
     assert!(folders.contains("memory"));
     for folder in folders {
-        for name in ["mod.rs", "config.rs", "publish.rs", "subscription.rs", "docs.md"] {
+        for name in ["mod.rs", "config.rs", "publish.rs", "fetch.rs", "docs.md"] {
             let path = format!("src/provider/{folder}/{name}");
             if !root().join(&path).is_file() {
                 complaints.add(&path, 0, "is missing");

@@ -19,7 +19,7 @@ use super::support::unsupported;
 use super::validate::{DEFAULT_MAX_EVENT_BYTES, validate_event, validate_publish_options};
 use super::{
     Capabilities, ConsumerInfo, ConsumerPosition, EventProvider, HistoryPage, HistoryQuery, ProviderInfo,
-    PublishReceipt, PublishRequest, Subscription, all_pages,
+    PublishReceipt, PublishRequest, StreamSummary, Subscription, all_pages,
 };
 use crate::error::Result;
 use crate::subject::{validate_consumer_name, validate_filter_under};
@@ -119,6 +119,34 @@ pub trait Driver: Send + Sync + 'static {
     /// As there.
     fn list_consumers(&self) -> impl Future<Output = Result<Vec<ConsumerInfo>>> + Send {
         async { Err(unsupported("consumers", Driver::name(self))) }
+    }
+
+    /// As [`EventProvider::streams`], in any order.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    fn list_streams(&self) -> impl Future<Output = Result<Vec<StreamSummary>>> + Send {
+        async { Err(unsupported("streams", Driver::name(self))) }
+    }
+
+    /// As [`EventProvider::delete_stream`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    fn drop_stream(&self) -> impl Future<Output = Result<()>> + Send {
+        async { Err(unsupported("delete_stream", Driver::name(self))) }
+    }
+
+    /// As [`EventProvider::purge`]. The filter is checked.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    fn purge_events(&self, filter: Option<&str>) -> impl Future<Output = Result<u64>> + Send {
+        let _ = filter;
+        async { Err(unsupported("purge", Driver::name(self))) }
     }
 
     /// As [`EventProvider::info`].
@@ -327,6 +355,23 @@ impl<D: Driver> EventProvider for D {
         let mut consumers = self.list_consumers().await?;
         consumers.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(consumers)
+    }
+
+    async fn streams(&self) -> Result<Vec<StreamSummary>> {
+        let mut streams = self.list_streams().await?;
+        streams.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(streams)
+    }
+
+    async fn delete_stream(&self) -> Result<()> {
+        self.drop_stream().await
+    }
+
+    async fn purge(&self, filter_subject: Option<&str>) -> Result<u64> {
+        if let Some(filter) = filter_subject {
+            validate_filter_under(filter, Driver::subject_prefix(self))?;
+        }
+        self.purge_events(filter_subject).await
     }
 
     async fn health(&self) -> Result<bool> {

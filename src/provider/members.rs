@@ -15,6 +15,11 @@ pub struct Members {
 }
 
 impl Members {
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
     /// Adds a member; `true` for the first one.
     pub fn join(&self) -> bool {
         self.count.fetch_add(1, Ordering::Relaxed) == 0

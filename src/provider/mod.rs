@@ -10,6 +10,7 @@ mod capability;
 mod delivery;
 pub mod driver;
 pub mod group;
+mod isolation;
 pub mod members;
 pub mod memory;
 #[cfg(feature = "nats")]
@@ -36,8 +37,9 @@ pub use ack::{AckFuture, AckHandler, AckKind, Settlement};
 pub(crate) use ack::{Acker, AlreadyAcked, SettlementObserver};
 pub use capability::{Capabilities, Durability, Support};
 pub use delivery::{Delivery, PendingEvent, UndecodableRecord};
+pub use isolation::Isolation;
 pub use position::{ConsumerPosition, SubscriptionEnd};
-pub use query::{ConsumerInfo, HistoryPage, HistoryQuery, StoredEvent, UnreadableRecord};
+pub use query::{ConsumerInfo, HistoryPage, HistoryQuery, StoredEvent, StreamSummary, UnreadableRecord};
 pub use receipt::PublishReceipt;
 pub use registry::{ProviderRegistry, ProviderUrl, Scheme};
 
@@ -253,6 +255,38 @@ pub trait EventProvider: Send + Sync {
     /// [`Unsupported`](crate::EventError::Unsupported) without the capability; otherwise the backend's error.
     async fn consumers(&self) -> Result<Vec<ConsumerInfo>> {
         Err(unsupported("consumers", self.name()))
+    }
+
+    /// The streams that this connection can see, sorted by name.
+    ///
+    /// # Errors
+    ///
+    /// [`Unsupported`](crate::EventError::Unsupported) by default: then there is the provider's own, of which
+    /// [`info`](EventProvider::info) tells. Otherwise the backend's error.
+    async fn streams(&self) -> Result<Vec<StreamSummary>> {
+        Err(unsupported("streams", self.name()))
+    }
+
+    /// Deletes the provider's stream with all its events and consumers; open subscriptions end. What is published
+    /// afterwards fails, or makes a new stream where the provider does so.
+    ///
+    /// # Errors
+    ///
+    /// [`Unsupported`](crate::EventError::Unsupported) by default; otherwise the backend's error.
+    async fn delete_stream(&self) -> Result<()> {
+        Err(unsupported("delete_stream", self.name()))
+    }
+
+    /// Deletes the stored events that the filter matches, or all of them without one, and returns how many there were.
+    /// Consumers go on behind them, as behind what retention took.
+    ///
+    /// # Errors
+    ///
+    /// [`Unsupported`](crate::EventError::Unsupported) by default; an error for a filter that is none; otherwise the
+    /// backend's error.
+    async fn purge(&self, filter_subject: Option<&str>) -> Result<u64> {
+        let _ = filter_subject;
+        Err(unsupported("purge", self.name()))
     }
 
     /// Whether the backend makes progress.

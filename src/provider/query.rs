@@ -169,6 +169,31 @@ impl UnreadableRecord {
     }
 }
 
+/// A stream, as a connection to its backend lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StreamSummary {
+    /// Its name.
+    pub name: String,
+    /// The filters of the subjects that it stores.
+    pub subjects: Vec<String>,
+    /// Number of stored events.
+    pub events: u64,
+    /// Their size in bytes, as the backend counts it.
+    pub bytes: u64,
+    /// Number of consumers.
+    pub consumers: usize,
+    /// Whether it is the one that the provider publishes to.
+    pub is_own: bool,
+}
+
+impl StreamSummary {
+    /// An empty stream that is not the provider's own. For providers.
+    pub fn new(name: impl Into<String>, subjects: Vec<String>) -> Self {
+        Self { name: name.into(), subjects, events: 0, bytes: 0, consumers: 0, is_own: false }
+    }
+}
+
 /// The state of one consumer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -185,11 +210,44 @@ pub struct ConsumerInfo {
     pub pending: u64,
     /// How many of the pending events were delivered more than once.
     pub redelivered: u64,
+    /// When an event was last settled, in Unix milliseconds, where the backend knows it.
+    pub last_progress: Option<u64>,
+    /// How many subscriptions it has, where the backend knows it.
+    pub members: Option<usize>,
+    /// How many events were given up after `max_deliver` attempts, where the backend knows it.
+    pub given_up: Option<u64>,
 }
 
 impl ConsumerInfo {
     /// A consumer with nothing pending. For providers.
     pub fn new(name: impl Into<String>, filter: impl Into<String>, durable: bool) -> Self {
-        Self { name: name.into(), filter: filter.into(), durable, lag: 0, pending: 0, redelivered: 0 }
+        Self {
+            name: name.into(),
+            filter: filter.into(),
+            durable,
+            lag: 0,
+            pending: 0,
+            redelivered: 0,
+            last_progress: None,
+            members: None,
+            given_up: None,
+        }
+    }
+
+    /// Whether it has something to do and has settled nothing for this long, at this time in Unix milliseconds. `None`
+    /// where the backend does not know when it last did.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use a3s_event::provider::ConsumerInfo;
+    ///
+    /// let mut billing = ConsumerInfo::new("billing", "events.>", true);
+    /// billing.lag = 3;
+    /// billing.last_progress = Some(1_790_000_000_000);
+    /// assert_eq!(billing.is_stalled(1_790_000_060_000, Duration::from_secs(30)), Some(true));
+    /// ```
+    pub fn is_stalled(&self, now: u64, patience: Duration) -> Option<bool> {
+        let idle = Duration::from_millis(now.saturating_sub(self.last_progress?));
+        Some(self.lag + self.pending > 0 && idle >= patience)
     }
 }

@@ -6,9 +6,10 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use super::EventProvider;
 use super::memory;
 use super::settings::Setting;
+use super::support::unsupported;
+use super::{EventProvider, Isolation};
 use crate::error::{EventError, Result};
 use crate::text::{shorten, shorten_to};
 
@@ -17,6 +18,7 @@ const KNOWN_SCHEMES: [(&str, &str); 3] = [("sqlite", "sqlite"), ("nats", "nats")
 
 type Connecting = Pin<Box<dyn Future<Output = Result<Arc<dyn EventProvider>>> + Send>>;
 type Connect = Arc<dyn Fn(ProviderUrl) -> Connecting + Send + Sync>;
+type Isolate = Arc<dyn Fn(ProviderUrl, &Isolation) -> Option<ProviderUrl> + Send + Sync>;
 
 /// A URL scheme: its name, the settings that its URLs take, and how to connect.
 #[derive(Clone)]
@@ -24,6 +26,8 @@ pub struct Scheme {
     name: String,
     settings: Arc<[&'static Setting]>,
     connect: Connect,
+    isolate: Option<Isolate>,
+    port: Option<u16>,
 }
 
 impl Scheme {
@@ -42,7 +46,30 @@ impl Scheme {
             name: name.into().to_ascii_lowercase(),
             settings: settings.into_iter().collect(),
             connect: Arc::new(move |url| Box::pin(connect(url))),
+            isolate: None,
+            port: None,
         }
+    }
+
+    /// Says which URL reaches a fresh stream next to that of a URL, so that tests can have one each: `None` where there is no
+    /// stream with such limits.
+    pub fn isolated_by(
+        mut self,
+        isolate: impl Fn(ProviderUrl, &Isolation) -> Option<ProviderUrl> + Send + Sync + 'static,
+    ) -> Self {
+        self.isolate = Some(Arc::new(isolate));
+        self
+    }
+
+    /// Says that URLs name servers, and at which port they are where none is written.
+    pub fn at_port(mut self, port: u16) -> Self {
+        self.port = Some(port);
+        self
+    }
+
+    /// The port of its servers where a URL writes none; `None` for a scheme without servers.
+    pub fn port(&self) -> Option<u16> {
+        self.port
     }
 
     /// The name, in lower case.
@@ -89,12 +116,21 @@ impl ProviderRegistry {
     /// A registry of the providers that are compiled in.
     pub fn builtin() -> Self {
         let mut registry = Self::new();
-        registry.register(Scheme::new("memory", memory::SETTINGS.iter(), memory::connect));
+        registry.register(
+            Scheme::new("memory", memory::SETTINGS.iter(), memory::connect).isolated_by(memory::isolate),
+        );
         #[cfg(feature = "sqlite")]
-        registry.register(Scheme::new("sqlite", super::sqlite::SETTINGS.iter(), super::sqlite::connect));
+        registry.register(
+            Scheme::new("sqlite", super::sqlite::SETTINGS.iter(), super::sqlite::connect)
+                .isolated_by(super::sqlite::isolate),
+        );
         #[cfg(feature = "nats")]
         for name in ["nats", "tls"] {
-            registry.register(Scheme::new(name, super::nats::SETTINGS.iter(), super::nats::connect));
+            registry.register(
+                Scheme::new(name, super::nats::SETTINGS.iter(), super::nats::connect)
+                    .isolated_by(super::nats::isolate)
+                    .at_port(super::nats::DEFAULT_PORT),
+            );
         }
         registry
     }
@@ -144,10 +180,45 @@ impl ProviderRegistry {
     /// known (listing those that are), an unknown setting (listing the valid ones) or a wrong value; otherwise the
     /// provider's error. Credentials are never part of the text.
     pub async fn connect(&self, url: &str) -> Result<Arc<dyn EventProvider>> {
-        let url = ProviderUrl::parse(url)?;
+        self.connect_to(ProviderUrl::parse(url)?).await
+    }
+
+    /// Connects to the provider that a URL names, as [`connect`](ProviderRegistry::connect) does.
+    ///
+    /// # Errors
+    ///
+    /// As there, but for a URL that cannot be read.
+    pub async fn connect_to(&self, url: ProviderUrl) -> Result<Arc<dyn EventProvider>> {
         match self.schemes.get(url.scheme()) {
             Some(scheme) => (scheme.connect)(url).await,
             None => Err(self.unknown_scheme(url.scheme())),
+        }
+    }
+
+    /// The URL of a fresh stream next to that of `url`. `None` where there is no stream with such limits.
+    ///
+    /// ```
+    /// use a3s_event::provider::{Isolation, ProviderRegistry, ProviderUrl};
+    ///
+    /// # fn main() -> a3s_event::Result<()> {
+    /// let url = ProviderUrl::parse("sqlite:///var/lib/orders.db?synchronous=normal")?;
+    /// let fresh = ProviderRegistry::builtin().isolated(&url, &Isolation::new("case_1", "/tmp/test"))?;
+    /// assert_eq!(fresh.unwrap().path(), "/tmp/test/case_1.db");
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`EventError::Config`] for a scheme that is not compiled in or not known;
+    /// [`Unsupported`](EventError::Unsupported) for one that does not say how.
+    pub fn isolated(&self, url: &ProviderUrl, isolation: &Isolation) -> Result<Option<ProviderUrl>> {
+        let Some(scheme) = self.schemes.get(url.scheme()) else {
+            return Err(self.unknown_scheme(url.scheme()));
+        };
+        match &scheme.isolate {
+            Some(isolate) => Ok(isolate(url.clone(), isolation)),
+            None => Err(unsupported("isolated", &scheme.name)),
         }
     }
 
@@ -274,6 +345,26 @@ impl ProviderUrl {
     /// The text of a setting in the query, percent-decoded.
     pub fn setting(&self, key: &str) -> Option<&str> {
         self.settings().find(|(known, _)| *known == key).map(|(_, value)| value)
+    }
+
+    /// The same with another path.
+    pub fn with_path(mut self, path: impl Into<String>) -> Self {
+        self.path = path.into();
+        self
+    }
+
+    /// The same with this value of a setting.
+    pub fn with_setting(self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        let key = key.into();
+        let mut url = self.without_setting(&key);
+        url.query.push((key, value.into()));
+        url
+    }
+
+    /// The same with the default of a setting.
+    pub fn without_setting(mut self, key: &str) -> Self {
+        self.query.retain(|(known, _)| known != key);
+        self
     }
 
     /// Refuses a user name and a password, which a provider without accounts would ignore.

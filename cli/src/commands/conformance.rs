@@ -4,18 +4,14 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
-use std::sync::Arc;
 
-use a3s_event::provider::ProviderUrl;
-use a3s_event::{Event, EventProvider, NatsProvider};
+use a3s_event::provider::ProviderRegistry;
 use a3s_event_testkit as testkit;
-use a3s_event_testkit::{Clock, Fixture, Harness, Need, async_trait};
+use a3s_event_testkit::{Clock, Isolated, Need};
 use serde::Serialize;
-use tempfile::TempDir;
 use tokio::task::JoinSet;
 
-use crate::bus::{App, asked_to_end, connect};
-use crate::config::encode;
+use crate::bus::{App, asked_to_end};
 use crate::failure::{Failure, Outcome};
 use crate::output::Row;
 use crate::text;
@@ -28,7 +24,7 @@ pub(crate) const EXAMPLE: &str = "Example:
 const AT_ONCE: usize = 4;
 
 /// The capabilities, as the contract names them.
-pub(super) const NEEDS: [(Need, &str); 16] = [
+pub(super) const NEEDS: [(Need, &str); 18] = [
     (Need::Durable, "durable"),
     (Need::SharedConsumers, "shared_consumers"),
     (Need::Redelivery, "redelivery"),
@@ -142,7 +138,7 @@ impl Row for CaseRow {
 }
 
 pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
-    let bus = Bus::of(&app.url()?.0)?;
+    let bus = Isolated::new(ProviderRegistry::builtin(), &app.url()?.0)?;
     // The first connection says what is wrong with the URL or the server.
     app.connect().await?;
     // A broken promise is a row of the table.
@@ -199,7 +195,7 @@ fn ended(done: Option<Result<CaseRow, tokio::task::JoinError>>) -> Option<CaseRo
     done.and_then(Result::ok)
 }
 
-fn check(case: &'static testkit::Case, bus: &Bus) -> CaseRow {
+fn check(case: &'static testkit::Case, bus: &Isolated) -> CaseRow {
     let ran = catch_unwind(AssertUnwindSafe(|| testkit::run_case(case.name, bus, Clock::Real)));
     let mut refused = None;
     let (outcome, detail) = match ran {
@@ -220,102 +216,6 @@ fn check(case: &'static testkit::Case, bus: &Bus) -> CaseRow {
 fn said(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panicked").to_owned()
-}
-
-/// A bus on which every case gets a stream of its own.
-#[derive(Clone)]
-enum Bus {
-    Memory(String),
-    /// The settings of the URL, with a question mark when there are any.
-    Sqlite(String),
-    /// What comes before the path and behind it.
-    Nats(String, String),
-}
-
-impl Bus {
-    fn of(url: &str) -> Outcome<Self> {
-        let parsed = ProviderUrl::parse(url)?;
-        let (head, settings) = url.split_once('?').unwrap_or((url, ""));
-        match parsed.scheme() {
-            "memory" => Ok(Self::Memory(url.to_owned())),
-            "sqlite" if settings.is_empty() => Ok(Self::Sqlite(String::new())),
-            "sqlite" => Ok(Self::Sqlite(format!("?{settings}"))),
-            _ => {
-                let hosts = head.find("://").map_or(0, |at| at + 3);
-                let path =
-                    head.get(hosts..).and_then(|rest| rest.find('/')).map_or(head.len(), |at| hosts + at);
-                let kept = settings
-                    .split('&')
-                    .filter(|pair| !pair.is_empty() && !pair.starts_with("subject_prefix="));
-                let kept: String = kept.map(|pair| format!("{pair}&")).collect();
-                Ok(Self::Nats(head.get(..path).unwrap_or(head).to_owned(), kept))
-            }
-        }
-    }
-}
-
-struct Running {
-    provider: Arc<dyn EventProvider>,
-    url: String,
-    _folder: Option<TempDir>,
-}
-
-#[async_trait]
-impl Harness for Bus {
-    #[allow(clippy::panic, reason = "a case that cannot begin fails")]
-    async fn start(&self) -> Box<dyn Fixture> {
-        let mut folder = None;
-        let url = match self {
-            Self::Memory(url) => url.clone(),
-            Self::Sqlite(settings) => {
-                let made =
-                    tempfile::tempdir().unwrap_or_else(|error| panic!("no folder for the case: {error}"));
-                let file = made.path().join("events.db");
-                folder = Some(made);
-                format!("sqlite://{}{settings}", encode(&file.to_string_lossy()))
-            }
-            Self::Nats(head, settings) => {
-                let unique = Event::new("", "", "", "", serde_json::Value::Null).id.replace('-', "");
-                format!("{head}/CONFORMANCE_{unique}?{settings}subject_prefix=conformance_{unique}")
-            }
-        };
-        let provider = connect(&url)
-            .await
-            .unwrap_or_else(|failure| panic!("the case cannot begin: {}", failure.message()));
-        Box::new(Running { provider, url, _folder: folder })
-    }
-}
-
-#[async_trait]
-impl Fixture for Running {
-    fn provider(&self) -> Arc<dyn EventProvider> {
-        Arc::clone(&self.provider)
-    }
-
-    async fn connect(&self) -> Arc<dyn EventProvider> {
-        if self.url.starts_with("memory") {
-            return self.provider();
-        }
-        connect(&self.url).await.unwrap_or_else(|_| self.provider())
-    }
-}
-
-impl Drop for Running {
-    /// Deletes the stream of the case, and closes the provider before its folder goes. The runtime ends soon after, so it is
-    /// waited for here.
-    fn drop(&mut self) {
-        let provider = Arc::clone(&self.provider);
-        let delete = async move {
-            if let Some(nats) = provider.as_any().and_then(|any| any.downcast_ref::<NatsProvider>()) {
-                let stream = nats.client().config().stream_name.clone();
-                let _ = nats.client().jetstream_context().delete_stream(stream).await;
-            }
-            let _ = provider.close().await;
-        };
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            tokio::task::block_in_place(|| runtime.block_on(delete));
-        }
-    }
 }
 
 #[cfg(test)]
@@ -345,15 +245,5 @@ mod tests {
         assert_eq!(of(EVERY_BUS), ("honoured", 1));
         assert_eq!((of("durable"), of("redelivery")), (("failed", 1), ("failed", 1)));
         assert_eq!((of("term"), of("dedup")), (("refused", 1), ("not checked", 0)));
-    }
-
-    #[test]
-    fn every_case_of_a_server_has_a_stream_of_its_own() {
-        let Ok(Bus::Nats(head, settings)) =
-            Bus::of("nats://u:p@h:1,h:2/ORDERS?storage=memory&subject_prefix=x")
-        else {
-            panic!("not a server");
-        };
-        assert_eq!((head.as_str(), settings.as_str()), ("nats://u:p@h:1,h:2", "storage=memory&"));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use a3s_event::provider::ProviderUrl;
+use a3s_event::provider::{ProviderRegistry, ProviderUrl, Scheme};
 use a3s_event::{EventProvider, HistoryQuery, Support};
 use serde::Serialize;
 use tokio::net::{TcpStream, lookup_host};
@@ -22,8 +22,6 @@ pub(crate) const EXAMPLE: &str = "Example:
 
 /// Longest time for one step on the way to a server.
 const STEP: Duration = Duration::from_secs(5);
-/// Where servers listen whose URL has no port.
-const NATS_PORT: u16 = 4222;
 
 /// One step.
 #[derive(Debug, Serialize)]
@@ -107,9 +105,10 @@ async fn examine(app: &mut App, checks: &mut Vec<Check>) -> Outcome {
     let provider = match app.connect_to_look().await {
         Ok(provider) => provider,
         Err(failure) => {
-            if matches!(parsed.scheme(), "nats" | "tls") {
+            let registry = ProviderRegistry::builtin();
+            if let Some(port) = registry.scheme(parsed.scheme()).and_then(Scheme::port) {
                 for server in parsed.authority().split(',').filter(|server| !server.is_empty()) {
-                    checks.push(reach(server).await);
+                    checks.push(reach(server, port).await);
                 }
             }
             checks.push(failed("connection", &failure, advice(&failure)));
@@ -127,9 +126,9 @@ async fn examine(app: &mut App, checks: &mut Vec<Check>) -> Outcome {
 }
 
 /// How far the way to a server goes: its name, then its port.
-async fn reach(server: &str) -> Check {
+async fn reach(server: &str, port: u16) -> Check {
     let has_port = server.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-    let server = if has_port { server.to_owned() } else { format!("{server}:{NATS_PORT}") };
+    let server = if has_port { server.to_owned() } else { format!("{server}:{port}") };
     let broken = |found, advice| Check { check: "server", ok: false, found, advice: Some(advice) };
     let addresses: Vec<_> = match timeout(STEP, lookup_host(server.as_str())).await {
         Ok(Ok(addresses)) => addresses.collect(),

@@ -8,7 +8,7 @@ use super::MemoryProvider;
 use crate::error::Result;
 use crate::provider::settings::{Setting, Settings, row};
 use crate::provider::validate::{DEFAULT_MAX_EVENT_BYTES, SMALLEST_LIMIT};
-use crate::provider::{EventProvider, ProviderUrl};
+use crate::provider::{EventProvider, Isolation, ProviderUrl};
 use crate::subject::validate_prefix;
 
 /// How long a `msg_id` is remembered unless configured otherwise.
@@ -166,6 +166,12 @@ impl fmt::Debug for MemoryProviderBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         SETTINGS.debug("MemoryProviderBuilder", self, f)
     }
+}
+
+/// Every connection has a stream of its own.
+#[expect(clippy::unnecessary_wraps, reason = "as the other schemes have it")]
+pub(in crate::provider) fn isolate(url: ProviderUrl, isolation: &Isolation) -> Option<ProviderUrl> {
+    Some(isolation.limit(url))
 }
 
 /// Connects to `memory://[stream name][?subject_prefix=…&max_events=…&…]`: a new, empty provider.

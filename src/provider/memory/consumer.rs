@@ -112,6 +112,7 @@ impl ConsumerCell {
         info.pending = state.machine.pending() as u64;
         info.redelivered = state.machine.redelivered() as u64;
         info.lag = self.lag_at(&state, shared);
+        info.members = Some(self.members.count());
         info
     }
 

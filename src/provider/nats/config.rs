@@ -12,7 +12,7 @@ use super::wire::EventFormat;
 use super::{NatsProvider, tls};
 use crate::error::{EventError, Result};
 use crate::provider::settings::Choice;
-use crate::provider::{EventProvider, ProviderUrl};
+use crate::provider::{EventProvider, Isolation, ProviderUrl};
 use crate::subject::validate_prefix;
 
 /// Maximum number of publishes of a batch that wait for their acknowledgement, unless configured otherwise.
@@ -378,6 +378,17 @@ impl fmt::Debug for NatsProviderBuilder {
 /// Connects to `nats://[user:password@]host[:port][,…][/stream name][?key=value&…]`; a user without a password is a token.
 pub(in crate::provider) async fn connect(url: ProviderUrl) -> Result<Arc<dyn EventProvider>> {
     Ok(Arc::new(from_url(&url)?.connect().await?))
+}
+
+/// A stream with a subject prefix of its own, on the same server.
+pub(in crate::provider) fn isolate(url: ProviderUrl, isolation: &Isolation) -> Option<ProviderUrl> {
+    if isolation.max_bytes.is_some() {
+        // The server refuses an event that is larger than its limit in bytes, where others drop all but that event.
+        return None;
+    }
+    let url = isolation.limit(url).without_setting("create_if_missing");
+    let prefix = isolation.name.to_ascii_lowercase();
+    Some(url.with_path(format!("/{}", isolation.name)).with_setting("subject_prefix", prefix))
 }
 
 fn from_url(url: &ProviderUrl) -> Result<NatsProviderBuilder> {

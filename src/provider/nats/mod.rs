@@ -24,8 +24,8 @@ mod unreadable;
 mod wire;
 
 pub use client::{NatsClient, StreamInfo};
-pub(super) use config::connect;
 pub use config::{DEFAULT_MAX_IN_FLIGHT, NatsConfig, NatsProviderBuilder, StorageType};
+pub(super) use config::{connect, isolate};
 pub use fetch::NatsFetch;
 pub(super) use settings::SETTINGS;
 pub use wire::EventFormat;
@@ -34,9 +34,12 @@ use super::driver::{Checked, ConsumerSpec, Driver};
 use super::receiver::Receiver;
 use super::{
     Capabilities, ConsumerInfo, ConsumerPosition, HistoryPage, HistoryQuery, ProviderInfo, PublishReceipt,
-    SubscriptionEnd, Support,
+    StreamSummary, SubscriptionEnd, Support,
 };
 use crate::error::Result;
+
+/// The port of a server whose URL names none.
+pub(super) const DEFAULT_PORT: u16 = 4_222;
 
 /// A member of a consumer on NATS.
 pub type NatsSubscription = Receiver<NatsFetch>;
@@ -146,9 +149,22 @@ impl Driver for NatsProvider {
             info.lag = native.num_pending;
             info.pending = native.num_ack_pending as u64;
             info.redelivered = native.num_redelivered as u64;
+            info.last_progress = native.ack_floor.last_active.and_then(records::unix_ms);
             info
         });
         Ok(listed.collect())
+    }
+
+    async fn list_streams(&self) -> Result<Vec<StreamSummary>> {
+        self.client.shared.streams().await
+    }
+
+    async fn drop_stream(&self) -> Result<()> {
+        self.client.shared.delete_stream().await
+    }
+
+    async fn purge_events(&self, filter: Option<&str>) -> Result<u64> {
+        self.client.shared.purge(filter).await
     }
 
     async fn count(&self) -> Result<ProviderInfo> {

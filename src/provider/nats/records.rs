@@ -321,7 +321,7 @@ fn header<'a>(message: &'a Message, name: &str) -> Option<&'a str> {
     message.headers.as_ref()?.get_last(name).map(async_nats::HeaderValue::as_str)
 }
 
-fn unix_ms(time: datetime::DateTime) -> Option<u64> {
+pub(super) fn unix_ms(time: datetime::DateTime) -> Option<u64> {
     u64::try_from(time.unix_timestamp_nanos() / 1_000_000).ok()
 }
 

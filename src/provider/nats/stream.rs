@@ -9,11 +9,12 @@ use serde::Deserialize;
 
 use super::client::Shared;
 use super::config::{NatsProviderBuilder, StorageType};
+use super::consumer::under_prefix;
 use super::error::{PROVIDER, refused};
 use super::wire::sent;
 use crate::error::{BackendError, ErrorKind, EventError, Result};
-use crate::provider::Durability;
 use crate::provider::validate::MAX_METADATA_BYTES;
+use crate::provider::{Durability, StreamSummary};
 
 /// A stream that refuses what is beyond its limit in bytes is full when it has less room than this: a small event.
 const SMALL_EVENT: u64 = 1_024;
@@ -99,6 +100,65 @@ impl Shared {
     fn has_our_subjects(&self, existing: &stream::Config) -> bool {
         let everything = format!("{}.>", self.prefix());
         existing.subjects.iter().any(|subjects| *subjects == everything || subjects == ">")
+    }
+
+    /// All streams of the account, in pages.
+    pub(super) async fn streams(&self) -> Result<Vec<StreamSummary>> {
+        #[derive(Deserialize)]
+        struct Page {
+            total: usize,
+            #[serde(default)]
+            streams: Option<Vec<stream::Info>>,
+        }
+        let (mut found, mut offset) = (Vec::new(), 0);
+        loop {
+            let body = serde_json::json!({ "offset": offset }).to_string();
+            let page: Page = self
+                .ask("stream list", "STREAM.LIST".to_owned(), body.into())
+                .await?
+                .map_err(|error| refused("stream list", error))?;
+            let listed = page.streams.unwrap_or_default();
+            offset += listed.len();
+            let is_last = listed.is_empty() || offset >= page.total;
+            found.extend(listed.into_iter().map(|info| self.summary(info)));
+            if is_last {
+                return Ok(found);
+            }
+        }
+    }
+
+    fn summary(&self, info: stream::Info) -> StreamSummary {
+        let is_own = info.config.name == self.stream_name();
+        let mut summary = StreamSummary::new(info.config.name, info.config.subjects);
+        summary.events = info.state.messages;
+        summary.bytes = info.state.bytes;
+        summary.consumers = info.state.consumer_count;
+        summary.is_own = is_own;
+        summary
+    }
+
+    pub(super) async fn delete_stream(&self) -> Result<()> {
+        self.check_open()?;
+        let subject = format!("STREAM.DELETE.{}", self.stream_name());
+        let deleted: std::result::Result<serde_json::Value, _> =
+            self.ask("stream delete", subject, Vec::new()).await?;
+        deleted.map(drop).map_err(|error| refused("stream delete", error))
+    }
+
+    /// Deletes what the filter matches, and returns how many events that were.
+    pub(super) async fn purge(&self, filter: Option<&str>) -> Result<u64> {
+        #[derive(Deserialize)]
+        struct Purged {
+            purged: u64,
+        }
+        self.check_open()?;
+        let subject = format!("STREAM.PURGE.{}", self.stream_name());
+        let body = match filter {
+            Some(filter) => serde_json::json!({ "filter": under_prefix(filter, self.prefix()) }).to_string(),
+            None => String::new(),
+        };
+        let purged: std::result::Result<Purged, _> = self.ask("stream purge", subject, body.into()).await?;
+        purged.map(|answer| answer.purged).map_err(|error| refused("stream purge", error))
     }
 
     /// The stream's configuration in force; the stream is made when it does not exist.

@@ -10,7 +10,7 @@ use crate::error::{EventError, Result};
 use crate::provider::settings::{Choice, Setting, Settings, row};
 use crate::provider::support::shorten;
 use crate::provider::validate::{DEFAULT_MAX_EVENT_BYTES, SMALLEST_LIMIT};
-use crate::provider::{DEFAULT_TIMEOUT, EventProvider, ProviderUrl};
+use crate::provider::{DEFAULT_TIMEOUT, EventProvider, Isolation, ProviderUrl};
 use crate::subject::validate_prefix;
 
 /// How long a `msg_id` is remembered unless configured otherwise.
@@ -314,6 +314,16 @@ impl fmt::Debug for SqliteConfig {
 /// Connects to `sqlite:///path/to/file[?key=value&…]`, `sqlite:relative/path` or `sqlite::memory:`.
 pub(in crate::provider) async fn connect(url: ProviderUrl) -> Result<Arc<dyn EventProvider>> {
     Ok(Arc::new(SqliteProvider::connect(from_url(&url)?).await?))
+}
+
+/// A file of its own, or another database in memory.
+pub(in crate::provider) fn isolate(url: ProviderUrl, isolation: &Isolation) -> Option<ProviderUrl> {
+    let url = isolation.limit(url);
+    if url.path() == IN_MEMORY {
+        return Some(url);
+    }
+    let file = isolation.folder.join(format!("{}.db", isolation.name));
+    Some(url.without_setting("create_if_missing").with_path(file.to_string_lossy()))
 }
 
 fn from_url(url: &ProviderUrl) -> Result<SqliteConfig> {

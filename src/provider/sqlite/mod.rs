@@ -30,7 +30,7 @@ mod writer;
 use std::sync::Arc;
 
 pub use config::{DEFAULT_BUSY_TIMEOUT, DEFAULT_DEDUP_WINDOW, SqliteConfig, Synchronous};
-pub(super) use config::{SETTINGS, connect};
+pub(super) use config::{SETTINGS, connect, isolate};
 pub use maintenance::FileInfo;
 pub use member::SqliteFetch;
 

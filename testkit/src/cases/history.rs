@@ -248,7 +248,7 @@ pub(super) async fn a_page_names_what_cannot_be_read(w: &World<'_>) -> Outcome {
     let mut stored = Vec::new();
     for raw in [b"\xff not an event".as_slice(), b"{", b"[]"] {
         let Some(sequence) = w.fixture.store_undecodable(&w.subject("a"), raw).await else {
-            return Outcome::NotApplicable("the storage cannot hold a record that is not an event");
+            return Outcome::NotApplicable("the harness can store no record that is not an event");
         };
         stored.push(sequence);
         readable.push(w.publish("a").await);

@@ -348,7 +348,7 @@ pub(super) async fn an_undecodable_record_surfaces_once(w: &World<'_>) -> Outcom
     let options = SubscribeOptions { ack_wait_secs: Some(1), ..Default::default() };
     let mut reader = w.subscribe_with(options).await;
     let Some(stored) = w.fixture.store_undecodable(&w.subject("a"), raw).await else {
-        return Outcome::NotApplicable("the storage cannot hold a record that is not an event");
+        return Outcome::NotApplicable("the harness can store no record that is not an event");
     };
     match reader.answer().await {
         Err(EventError::Undecodable { sequence, raw: found, .. }) => {
@@ -364,7 +364,7 @@ pub(super) async fn an_undecodable_record_blocks_nothing(w: &World<'_>) -> Outco
     let mut reader = w.subscribe().await;
     let before = w.publish("a").await;
     let Some(_) = w.fixture.store_undecodable(&w.subject("a"), b"{").await else {
-        return Outcome::NotApplicable("the storage cannot hold a record that is not an event");
+        return Outcome::NotApplicable("the harness can store no record that is not an event");
     };
     let after = w.publish("a").await;
     w.check_eq("the event before it", &reader.ack_next().await, &before);

@@ -11,8 +11,7 @@ use tokio::time::Instant;
 use crate::world::{A_WHILE, Reader, SOON, World, ms};
 use crate::{Outcome, Settings};
 
-const NO_RETENTION: Outcome =
-    Outcome::NotApplicable("the harness cannot start a stream with a small retention");
+const NO_RETENTION: Outcome = Outcome::NotApplicable("there is no stream with such a limit");
 
 fn msg_id(id: &str) -> PublishOptions {
     PublishOptions { msg_id: Some(id.to_owned()), ..Default::default() }

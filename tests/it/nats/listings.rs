@@ -137,3 +137,44 @@ async fn history_reads_around_a_record_that_ends_connections() {
         assert_eq!(provider.client().nats_client().statistics().connects.load(Ordering::Relaxed), state);
     }
 }
+
+#[tokio::test]
+async fn streams_are_listed_purged_and_deleted() {
+    let server = NatsServer::start().await;
+    let orders = NatsConfig {
+        stream_name: "ORDERS".to_owned(),
+        subject_prefix: "orders".to_owned(),
+        ..config(&server)
+    };
+    let (events, orders) = (connect(&server).await, NatsProvider::connect(orders).await.unwrap());
+    for number in 1..=3 {
+        events.publish(&event("a", number)).await.unwrap();
+        events.publish(&event("b", number)).await.unwrap();
+    }
+    let streams = events.streams().await.unwrap();
+    let found: Vec<_> = streams.iter().map(|stream| (&*stream.name, stream.events, stream.is_own)).collect();
+    assert_eq!(found, [("A3S_EVENTS", 6, true), ("ORDERS", 0, false)]);
+    assert_eq!(streams[1].subjects, ["orders.>"]);
+
+    assert_eq!(events.purge(Some("events.b")).await.unwrap(), 3);
+    assert_eq!(numbers(&events.history(None, 10).await.unwrap()), [3, 2, 1]);
+    assert_eq!(events.purge(Some("other.>")).await.unwrap_err().kind(), a3s_event::ErrorKind::InvalidInput);
+    assert_eq!(events.purge(None).await.unwrap(), 3);
+
+    orders.delete_stream().await.unwrap();
+    assert_eq!(events.streams().await.unwrap().len(), 1);
+    assert_eq!(orders.delete_stream().await.unwrap_err().kind(), a3s_event::ErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn a_consumer_tells_when_it_last_settled_something() {
+    let server = NatsServer::start().await;
+    let provider = connect(&server).await;
+    let mut subscription = provider.subscribe_durable("a", "events.>").await.unwrap();
+    provider.publish(&event("a", 1)).await.unwrap();
+    assert_eq!(provider.consumers().await.unwrap()[0].last_progress, None);
+    let before = event("a", 0).timestamp - 1_000;
+    assert_eq!(ack_next(&mut *subscription).await, 1);
+    let told = provider.consumers().await.unwrap()[0].last_progress;
+    assert!(told.is_some_and(|time| time >= before), "{told:?}");
+}

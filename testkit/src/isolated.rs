@@ -1,0 +1,124 @@
+//! Any backend that a URL reaches: each case has a stream of its own there.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use a3s_event::provider::{Isolation, ProviderRegistry, ProviderUrl};
+use a3s_event::{Durability, Event, EventProvider, Result};
+use async_trait::async_trait;
+use tempfile::TempDir;
+use tokio::runtime::{Handle, RuntimeFlavor};
+
+use crate::{Fixture, Harness, Settings};
+
+/// Starts each case on a fresh stream next to that of a URL, as its [scheme](a3s_event::provider::Scheme::isolated_by) says.
+/// The stream is deleted, and what is in files removed, when the case ends.
+///
+/// A restart is the end of the connection and another one: the server, if there is one, goes on.
+#[derive(Debug, Clone)]
+pub struct Isolated {
+    registry: ProviderRegistry,
+    url: ProviderUrl,
+}
+
+impl Isolated {
+    /// A harness for what a URL reaches.
+    ///
+    /// # Errors
+    ///
+    /// For a URL that is none, and a scheme that is unknown or does not say how a stream is isolated.
+    pub fn new(registry: ProviderRegistry, url: &str) -> Result<Self> {
+        let url = ProviderUrl::parse(url)?;
+        registry.isolated(&url, &Isolation::new("CONFORMANCE", ""))?;
+        Ok(Self { registry, url })
+    }
+}
+
+#[async_trait]
+impl Harness for Isolated {
+    #[allow(clippy::panic, reason = "a case that cannot begin fails")]
+    async fn start(&self) -> Box<dyn Fixture> {
+        match self.start_with(&Settings::default()).await {
+            Some(fixture) => fixture,
+            None => panic!("the case cannot begin: the scheme isolates no stream"),
+        }
+    }
+
+    #[allow(clippy::panic, reason = "a case that cannot begin fails")]
+    async fn start_with(&self, settings: &Settings) -> Option<Box<dyn Fixture>> {
+        let folder = tempfile::tempdir().unwrap_or_else(|error| panic!("no folder for the case: {error}"));
+        let unique = Event::new("", "", "", "", serde_json::Value::Null).id.replace('-', "");
+        let mut isolation = Isolation::new(format!("CONFORMANCE_{unique}"), folder.path());
+        isolation.max_events = settings.max_events;
+        isolation.max_bytes = settings.max_bytes;
+        isolation.dedup_window = settings.dedup_window;
+        let url = self.registry.isolated(&self.url, &isolation).ok()??;
+        let connected = self.registry.connect_to(url.clone()).await;
+        let provider = connected.unwrap_or_else(|error| panic!("the case cannot begin: {error}"));
+        let registry = self.registry.clone();
+        Some(Box::new(Stream { registry, url, provider, reopened: Mutex::default(), _folder: folder }))
+    }
+}
+
+/// The stream of one case.
+struct Stream {
+    registry: ProviderRegistry,
+    url: ProviderUrl,
+    provider: Arc<dyn EventProvider>,
+    /// The provider behind a restart.
+    reopened: Mutex<Option<Arc<dyn EventProvider>>>,
+    _folder: TempDir,
+}
+
+impl Stream {
+    /// Whether another connection reaches the same stream.
+    fn outlives_a_connection(&self) -> bool {
+        self.provider.capabilities().durability != Durability::None
+    }
+
+    #[allow(clippy::panic, reason = "a case that cannot go on fails")]
+    async fn connect_again(&self) -> Arc<dyn EventProvider> {
+        let connected = self.registry.connect_to(self.url.clone()).await;
+        connected.unwrap_or_else(|error| panic!("another connection: {error}"))
+    }
+}
+
+#[async_trait]
+impl Fixture for Stream {
+    fn provider(&self) -> Arc<dyn EventProvider> {
+        Arc::clone(&self.provider)
+    }
+
+    async fn connect(&self) -> Arc<dyn EventProvider> {
+        if self.outlives_a_connection() { self.connect_again().await } else { self.provider() }
+    }
+
+    async fn restart(&self) -> Option<Arc<dyn EventProvider>> {
+        if !self.outlives_a_connection() {
+            return None;
+        }
+        self.provider.close().await.ok()?;
+        let reopened = self.connect_again().await;
+        let kept = Arc::clone(&reopened);
+        *self.reopened.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
+        Some(reopened)
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let reopened = self.reopened.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        let provider = reopened.unwrap_or_else(|| Arc::clone(&self.provider));
+        // The runtime of the case ends soon after, so it is waited for here. One that cannot be blocked has a provider that
+        // keeps everything in this process.
+        if let Ok(runtime) = Handle::try_current()
+            && runtime.runtime_flavor() == RuntimeFlavor::MultiThread
+        {
+            tokio::task::block_in_place(|| {
+                runtime.block_on(async {
+                    let _ = provider.delete_stream().await;
+                    let _ = provider.close().await;
+                });
+            });
+        }
+    }
+}
