@@ -6,7 +6,7 @@
 //!
 //! ```
 //! use a3s_event::SubscribeOptions;
-//! use a3s_event::provider::group::{GroupState, ConsumerConfig, Fetched, Start, Time};
+//! use a3s_event::provider::group::{ConsumerConfig, Fetched, GroupState, Start, Time};
 //!
 //! # fn main() -> a3s_event::Result<()> {
 //! let config = ConsumerConfig::new("events.>", &SubscribeOptions::default())?;
@@ -22,6 +22,8 @@
 //! ```
 
 mod config;
+#[cfg(test)]
+mod life;
 #[cfg(test)]
 mod model;
 mod pending;

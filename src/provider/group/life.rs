@@ -1,0 +1,148 @@
+//! The life of a delivery, found by walking through the state machine: the diagram of ARCHITECTURE.md is what it does.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::{ConsumerConfig, Fetched, GroupState, Lease, Start, Time};
+use crate::provider::AckKind;
+use crate::types::SubscribeOptions;
+
+const PAGE: &str = "ARCHITECTURE.md";
+/// Set to write the diagram anew.
+const WRITE: &str = "A3S_EVENT_WRITE_DOCS";
+/// More steps show nothing new: two attempts are allowed.
+const STEPS: usize = 6;
+
+/// One event, and the consumer that it is for.
+#[derive(Clone)]
+struct World {
+    group: GroupState,
+    now: Time,
+    /// Of the latest delivery.
+    lease: Option<Lease>,
+    is_retained: bool,
+}
+
+/// What happens to the event.
+#[derive(Clone)]
+enum Step {
+    /// A member asks, at once or when what is leased or refused is due.
+    Fetch {
+        later: bool,
+    },
+    Settle(AckKind),
+    /// Retention takes it, and a member asks when it would be due.
+    Retention,
+}
+
+fn steps() -> Vec<Step> {
+    let delay = Some(Duration::from_secs(1));
+    let kinds =
+        [AckKind::Ack, AckKind::Nak(delay), AckKind::Term("never".into()), AckKind::Extend, AckKind::Release];
+    let fetches = [Step::Fetch { later: false }, Step::Fetch { later: true }, Step::Retention];
+    fetches.into_iter().chain(kinds.map(Step::Settle)).collect()
+}
+
+impl World {
+    fn new() -> Self {
+        let options = SubscribeOptions { max_deliver: Some(2), ..SubscribeOptions::default() };
+        let config = ConsumerConfig::new("events.>", &options).unwrap();
+        let group = GroupState::new(config, Start::after(0));
+        Self { group, now: Time::ZERO, lease: None, is_retained: true }
+    }
+
+    fn state(&self) -> &'static str {
+        match self.group.pending.get(1) {
+            Some(pending) if pending.leased => "leased",
+            Some(_) => "waiting",
+            None if self.group.exhausted() > 0 => "given_up",
+            None if self.group.cursor() == 0 && self.is_retained => "stored",
+            None if self.is_retained => "settled",
+            None => "dropped",
+        }
+    }
+
+    /// Takes a step; what made the change, if it is one.
+    fn take(&mut self, step: &Step) -> Option<&'static str> {
+        let before = self.state();
+        let done = match step {
+            Step::Settle(kind) => {
+                let (lease, now) = (self.lease?, self.now);
+                self.group.settle(lease, kind, || now).ok()?;
+                kind.verb()
+            }
+            Step::Fetch { later } => {
+                if *later {
+                    self.now = self.now.after(self.group.config().ack_wait);
+                }
+                match (self.fetch()?, before) {
+                    ("stored", _) | (_, "stored") => "fetch",
+                    (_, "leased") => "the ack wait ends",
+                    _ => "it is due",
+                }
+            }
+            Step::Retention => {
+                self.is_retained = false;
+                self.now = self.now.after(self.group.config().ack_wait);
+                self.fetch()?;
+                "retention"
+            }
+        };
+        Some(done)
+    }
+
+    /// Asks for an event; `None` when that changed nothing.
+    fn fetch(&mut self) -> Option<&'static str> {
+        let before = (self.state(), self.lease);
+        let is_retained = self.is_retained;
+        let first = if is_retained { 1 } else { 2 };
+        if !is_retained && self.group.cursor() == 0 {
+            self.group.skip_to(1, 1);
+        }
+        let next = |after: u64| (is_retained && after < 1).then_some(1);
+        if let Fetched::Deliver(lease) = self.group.fetch(self.now, first, next) {
+            self.lease = Some(lease);
+        }
+        (before != (self.state(), self.lease)).then(|| self.state())
+    }
+}
+
+/// Every change that some path of this many steps shows.
+fn walk(world: &World, left: usize, found: &mut BTreeSet<(&'static str, &'static str, &'static str)>) {
+    if left == 0 {
+        return;
+    }
+    for step in steps() {
+        let mut next = world.clone();
+        if let Some(cause) = next.take(&step) {
+            let change = (world.state(), cause, next.state());
+            // What is gone stays gone, whatever happens to its record.
+            if !matches!(change.0, "settled" | "given_up" | "dropped") {
+                found.insert(change);
+                walk(&next, left - 1, found);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_diagram_shows_what_the_state_machine_does() {
+    let mut found = BTreeSet::new();
+    walk(&World::new(), STEPS, &mut found);
+    let lines: String =
+        found.iter().map(|(from, cause, to)| format!("    {from} --> {to}: {cause}\n")).collect();
+    let expected = format!("```mermaid\nstateDiagram-v2\n    [*] --> stored: publish\n{lines}```\n");
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(PAGE);
+    let page = std::fs::read_to_string(&path).unwrap();
+    let begin = page.find("```mermaid\n").unwrap();
+    let length = page[begin..].find("\n```\n").unwrap() + "\n```\n".len();
+    if std::env::var_os(WRITE).is_some() {
+        std::fs::write(&path, [&page[..begin], &expected, &page[begin + length..]].concat()).unwrap();
+        return;
+    }
+    assert_eq!(
+        &page[begin..begin + length],
+        expected,
+        "{PAGE}: run this test with {WRITE}=1 to write it anew"
+    );
+}
