@@ -19,7 +19,7 @@ use a3s_event::provider::{AckFuture, Settlement};
 use a3s_event::subject::subject_matches;
 use a3s_event::{
     AckHandler, AckKind, Capabilities, Durability, Event, EventBus, EventError, HistoryPage, HistoryQuery,
-    ProviderInfo, PublishOptions, PublishReceipt, Result, StoredEvent, SubscriptionEnd,
+    ProviderInfo, PublishOptions, PublishReceipt, Result, StoredEvent, SubscriptionEnd, Support,
 };
 use tokio::sync::watch;
 
@@ -64,7 +64,9 @@ impl Driver for VecProvider {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::none(Durability::None)
+        let mut capabilities = Capabilities::none(Durability::None);
+        capabilities.total_order = Support::Yes;
+        capabilities
     }
 
     async fn store(&self, checked: Checked<'_>) -> Result<PublishReceipt> {

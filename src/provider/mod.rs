@@ -193,7 +193,7 @@ pub trait EventProvider: Send + Sync {
         opts: &SubscribeOptions,
     ) -> Result<Box<dyn Subscription>> {
         self.capabilities().check_subscribe(self.name(), opts)?;
-        consumer::ConsumerConfig::new(filter_subject, opts)?;
+        group::ConsumerConfig::new(filter_subject, opts)?;
         self.subscribe_durable(consumer_name, filter_subject).await
     }
 
@@ -209,7 +209,7 @@ pub trait EventProvider: Send + Sync {
         opts: &SubscribeOptions,
     ) -> Result<Box<dyn Subscription>> {
         self.capabilities().check_subscribe(self.name(), opts)?;
-        consumer::ConsumerConfig::new(filter_subject, opts)?;
+        group::ConsumerConfig::new(filter_subject, opts)?;
         self.subscribe(filter_subject).await
     }
 
@@ -412,7 +412,7 @@ pub trait Subscription: Send + Sync {
     /// The settings in force, with every default filled in, as last read from the backend. They can differ from those that
     /// were asked for: a consumer that was opened without options keeps its own. `None`, the default, means that the
     /// provider cannot tell.
-    fn settings(&self) -> Option<consumer::ConsumerConfig> {
+    fn settings(&self) -> Option<group::ConsumerConfig> {
         None
     }
 

@@ -1,6 +1,7 @@
 //! History queries: read what is stored without a consumer.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::types::Event;
 

@@ -14,7 +14,7 @@ use crate::plot::{self, Series};
 
 pub(crate) const EXAMPLE: &str = "Example:
   a3s-event --url memory:// bench
-  a3s-event bench latency --events 2000 --per-second 500 --svg latency.svg";
+  a3s-event bench latency --count 2000 --per-second 500 --svg latency.svg";
 
 /// Longest wait for an event that was published.
 const SOON: Duration = Duration::from_secs(30);
@@ -31,8 +31,8 @@ pub(crate) struct Args {
     #[arg(value_enum, default_value_t)]
     what: What,
     /// How many events
-    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
-    events: u32,
+    #[arg(long, alias = "events", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    count: u32,
     /// Events per batch of publish and consume
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     batch: u16,
@@ -156,7 +156,7 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
             .iter()
             .map(|measured| Series { name: measured.what, sorted: &measured.sorted })
             .collect();
-        plot::svg(file, &format!("{} events on {}", args.events, provider.name()), &series)?;
+        plot::svg(file, &format!("{} events on {}", args.count, provider.name()), &series)?;
     }
     app.out.rows(&measured)?;
     if app.out.format == Format::Table {
@@ -180,7 +180,7 @@ impl Bench<'_> {
     }
 
     async fn publish(&self) -> Outcome<Measured> {
-        let events = self.args.events as usize;
+        let events = self.args.count as usize;
         let (mut times, mut stored) = (Vec::new(), 0);
         let mut took = Duration::ZERO;
         while stored < events {
@@ -199,7 +199,7 @@ impl Bench<'_> {
 
     async fn consume(&self) -> Outcome<Measured> {
         let mut subscription = self.subscribe(DeliverPolicy::All).await?;
-        let events = self.args.events as usize;
+        let events = self.args.count as usize;
         let (mut times, mut received) = (Vec::new(), 0);
         let begun = Instant::now();
         while received < events {
@@ -221,7 +221,7 @@ impl Bench<'_> {
 
     async fn latency(&self) -> Outcome<Measured> {
         let mut subscription = self.subscribe(DeliverPolicy::New).await?;
-        let events = u64::from(self.args.events);
+        let events = u64::from(self.args.count);
         let mut pace = tokio::time::interval(Duration::from_secs(1) / self.args.per_second.max(1));
         let begun = Instant::now();
         let publish = async {

@@ -54,8 +54,8 @@ pub(crate) struct Args {
     #[arg(long, default_value = "")]
     case: String,
     /// A row per case instead of one per capability
-    #[arg(long)]
-    cases: bool,
+    #[arg(long, alias = "cases")]
+    per_case: bool,
 }
 
 /// What the cases of a capability have shown.
@@ -170,9 +170,12 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     }
     rows.sort_by_key(|row| (row.outcome, row.case));
     if rows.is_empty() {
-        return Err(Failure::Usage(format!("no case has '{}' in its name; --cases lists them", args.case)));
+        return Err(Failure::Usage(format!(
+            "no case has '{}' in its name; --per-case lists them",
+            args.case
+        )));
     }
-    if args.cases {
+    if args.per_case {
         app.out.rows(&rows)?;
     } else {
         app.out.rows(&capabilities(&rows))?;

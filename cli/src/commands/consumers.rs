@@ -10,13 +10,24 @@ use crate::text;
 
 pub(crate) const EXAMPLE: &str = "Example:
   a3s-event consumers
-  a3s-event consumers --remove billing";
+  a3s-event consumers rm billing";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Forget this durable consumer and its position, and show what it was
-    #[arg(long, value_name = "NAME")]
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// The same as `rm`
+    #[arg(long, hide = true, value_name = "NAME")]
     remove: Option<String>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Forget a durable consumer and its position, and show what it was
+    Rm {
+        /// Name of the consumer
+        name: String,
+    },
 }
 
 #[derive(Debug, Serialize)]
@@ -54,7 +65,8 @@ impl Row for ConsumerRow {
 pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     let provider = app.connect_to_look().await?;
     let mut rows: Vec<ConsumerRow> = provider.consumers().await?.into_iter().map(Into::into).collect();
-    if let Some(name) = &args.remove {
+    let removes = args.command.map(|Command::Rm { name }| name).or(args.remove);
+    if let Some(name) = &removes {
         let removed = rows.iter().find(|row| row.name == *name).ok_or_else(|| {
             Failure::Other(format!("there is no consumer '{name}'; consumers lists what is there"))
         })?;

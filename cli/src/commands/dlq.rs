@@ -16,10 +16,10 @@ use crate::output::{Format, Row};
 use crate::text;
 
 pub(crate) const EXAMPLE: &str = "Example:
-  a3s-event dlq list --subject 'events.orders.>'
+  a3s-event dlq list --filter 'events.orders.>'
   a3s-event dlq --dlq-url sqlite:///var/lib/letters.db list
   a3s-event dlq show 17
-  a3s-event dlq replay --subject 'events.orders.>' --per-second 50 --dry-run
+  a3s-event dlq replay --filter 'events.orders.>' --per-second 50 --dry-run
   a3s-event dlq discard 17";
 
 const EXAMPLE_LIST: &str = "Example:\n  a3s-event dlq list --class exhausted --since 1d";
@@ -27,7 +27,7 @@ const EXAMPLE_SHOW: &str = "Example:\n  a3s-event dlq show 17";
 const EXAMPLE_REPLAY: &str =
     "Example:\n  a3s-event dlq replay 17\n  a3s-event dlq replay --all --per-second 50";
 const EXAMPLE_DISCARD: &str =
-    "Example:\n  a3s-event dlq discard 17 18\n  a3s-event dlq discard --class fatal --before 7d --dry-run";
+    "Example:\n  a3s-event dlq discard 17 18\n  a3s-event dlq discard --class fatal --until 7d --dry-run";
 
 /// Longest reason in a table.
 const REASON: usize = 60;
@@ -109,8 +109,8 @@ struct Chosen {
 #[group(multiple = true)]
 struct Which {
     /// Filter of the original subject
-    #[arg(long)]
-    subject: Option<String>,
+    #[arg(long, alias = "subject")]
+    filter: Option<String>,
     /// Why they were given up
     #[arg(long, value_enum)]
     class: Option<Class>,
@@ -124,8 +124,8 @@ struct Which {
     #[arg(long, value_name = "TIME", value_parser = moment::parse)]
     since: Option<u64>,
     /// Only what was given up before this time
-    #[arg(long, value_name = "TIME", value_parser = moment::parse)]
-    before: Option<u64>,
+    #[arg(long, alias = "before", value_name = "TIME", value_parser = moment::parse)]
+    until: Option<u64>,
     /// What was done about them [default: open]
     #[arg(long, value_enum)]
     status: Option<Status>,
@@ -156,8 +156,8 @@ impl Chosen {
     fn check(&self) -> Outcome {
         if self.ids.is_empty() && !self.all && self.which == Which::default() {
             return Err(Failure::Usage(
-                "which letters are meant? Say their numbers, as dlq list shows them, or filters (--subject, --class, \
-                 --consumer, --event-id, --since, --before, --status), or --all"
+                "which letters are meant? Say their numbers, as dlq list shows them, or filters (--filter, --class, \
+                 --consumer, --event-id, --since, --until, --status), or --all"
                     .to_owned(),
             ));
         }
@@ -168,7 +168,7 @@ impl Chosen {
 impl Which {
     fn filter(self) -> DeadLetterFilter {
         let mut filter = DeadLetterFilter::default();
-        filter.subject = self.subject;
+        filter.subject = self.filter;
         filter.class = self.class.map(|class| match class {
             Class::Exhausted => FailureClass::Exhausted,
             Class::Fatal => FailureClass::Fatal,
@@ -181,7 +181,7 @@ impl Which {
         filter.consumer = self.consumer;
         filter.event_id = self.event_id;
         filter.since = self.since;
-        filter.before = self.before;
+        filter.before = self.until;
         filter.status(match self.status.unwrap_or(Status::Open) {
             Status::Open => Some(DeadLetterStatus::Open),
             Status::Replayed => Some(DeadLetterStatus::Replayed),

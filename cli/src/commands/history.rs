@@ -25,8 +25,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SEQUENCE")]
     from: Option<u64>,
     /// Only events with a lower sequence: the way to the next page
-    #[arg(long, value_name = "SEQUENCE")]
-    before: Option<u64>,
+    #[arg(long, alias = "before", value_name = "SEQUENCE")]
+    before_seq: Option<u64>,
     /// Only events stored at this time or later: RFC 3339, Unix milliseconds, or how long ago
     #[arg(long, value_name = "TIME", value_parser = moment::parse)]
     since: Option<u64>,
@@ -40,7 +40,7 @@ impl Args {
         let mut query = HistoryQuery::new(limit);
         query.filter.clone_from(&self.filter);
         query.since_sequence = self.from;
-        query.before_sequence = self.before;
+        query.before_sequence = self.before_seq;
         query.since_time = self.since;
         query.before_time = self.until;
         query
@@ -54,7 +54,7 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
         let (records, next) = newest(&*provider, args.query(args.limit)).await?;
         app.out.rows(&records.iter().map(Stored::row).collect::<Vec<_>>())?;
         if let Some(next) = next.filter(|_| !records.is_empty()) {
-            app.out.say(&format!("next page: --before {next}"))?;
+            app.out.say(&format!("next page: --before-seq {next}"))?;
         }
         return Unreadable::of(&records).ended();
     }

@@ -19,8 +19,8 @@ pub(crate) struct Args {
     /// Which subjects; * stands for one token, > for the rest [default: all]
     filter: Option<String>,
     /// How many of the last events to begin with
-    #[arg(long, short = 'n', default_value_t = 10)]
-    lines: usize,
+    #[arg(long, short = 'n', alias = "lines", default_value_t = 10)]
+    limit: usize,
     /// End after the last events
     #[arg(long)]
     no_follow: bool,
@@ -53,7 +53,7 @@ async fn open(
     let everything = format!("{}.>", provider.subject_prefix());
     let filter = args.filter.as_deref().unwrap_or(&everything);
     let last = newest_sequence(&*provider, None).await?.unwrap_or_default();
-    let query = HistoryQuery::new(args.lines).filter(filter).before_sequence(last.saturating_add(1));
+    let query = HistoryQuery::new(args.limit).filter(filter).before_sequence(last.saturating_add(1));
     let (records, _) = newest(&*provider, query).await?;
     for stored in records.iter().rev() {
         unreadable.meet(stored);

@@ -8,6 +8,23 @@ use a3s_event_testkit::nats_protocol::{Message, frame_length};
 use crate::bus::{Bus, ended, program};
 
 #[test]
+fn earlier_spellings_are_understood() {
+    let bus = Bus::sqlite();
+    bus.publish("events.a", 3);
+    let is_the_same = |old: &[&str], new: &[&str]| assert_eq!(bus.rows(old), bus.rows(new), "{old:?}");
+    is_the_same(&["history", "--before", "3"], &["history", "--before-seq", "3"]);
+    is_the_same(&["tail", "--no-follow", "--lines", "2"], &["tail", "--no-follow", "--limit", "2"]);
+    is_the_same(&["dlq", "list", "--subject", "events.>"], &["dlq", "list", "--filter", "events.>"]);
+    is_the_same(&["dlq", "list", "--before", "1h"], &["dlq", "list", "--until", "1h"]);
+    for old in
+        [&["bench", "publish", "--events", "1"][..], &["conformance", "--case", "ack_settles", "--cases"]]
+    {
+        assert_eq!(bus.run(old).code, 0, "{old:?}");
+    }
+    assert!(bus.run(&["consumers", "--remove", "nobody"]).stderr.contains("there is no consumer 'nobody'"));
+}
+
+#[test]
 fn usage_is_2_and_on_stderr() {
     let bus = Bus::sqlite();
     let wrong: [&[&str]; 11] = [
@@ -19,7 +36,7 @@ fn usage_is_2_and_on_stderr() {
         &["pub", "events.a"],
         &["sub", "--from", "someday"],
         &["watch"],
-        &["bench", "--size", "99999999999", "--events", "1"],
+        &["bench", "--size", "99999999999", "--count", "1"],
         &["bench", "latency", "--per-second", "4294967295"],
         &["dlq", "replay", "--all", "--per-second", "0"],
     ];
@@ -37,9 +54,9 @@ fn options_of_every_command_stand_apart_in_the_help() {
     let bus = Bus::sqlite();
     let help = bus.prints(&["dlq", "list", "--help"]);
     let (own, global) = help.split_once("Global options:").unwrap();
-    assert!(own.contains("--subject") && !own.contains("--verbose"), "{help}");
+    assert!(own.contains("--filter") && !own.contains("--verbose"), "{help}");
     assert!(
-        global.contains("--verbose") && global.contains("--url") && !global.contains("--subject"),
+        global.contains("--verbose") && global.contains("--url") && !global.contains("--filter"),
         "{help}"
     );
 }
@@ -219,7 +236,7 @@ fn a_closed_stdout_ends_quietly() {
         &["consumers"],
         &["dlq", "list"],
         &["diff", &bus.url, &bus.url],
-        &["bench", "publish", "--events", "10"],
+        &["bench", "publish", "--count", "10"],
         &["conformance", "--case", "history"],
         &["doctor"],
         &["completions", "bash"],

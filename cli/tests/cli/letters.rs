@@ -48,7 +48,7 @@ async fn letters_are_listed_shown_replayed_and_discarded(bus: &Bus) {
     let ids = |rows: &[Value]| rows.iter().map(|row| row["id"].to_string()).collect::<Vec<_>>();
     let open = bus.rows(&["dlq", "list"]);
     assert_eq!(open.len(), 3);
-    assert_eq!(bus.rows(&["dlq", "list", "--subject", "events.orders.>"]).len(), 2);
+    assert_eq!(bus.rows(&["dlq", "list", "--filter", "events.orders.>"]).len(), 2);
     assert_eq!(bus.rows(&["dlq", "list", "--class", "fatal"]).len(), 0);
     assert_eq!(bus.rows(&["dlq", "list", "--consumer", "billing", "--limit", "1"]).len(), 1);
     let table = bus.prints(&["dlq", "list"]);
@@ -62,9 +62,9 @@ async fn letters_are_listed_shown_replayed_and_discarded(bus: &Bus) {
     );
 
     let of = |subject: &str| bus.rows(&["history", subject]).len();
-    let dry = &bus.rows(&["dlq", "replay", "--subject", "events.orders.>", "--dry-run"])[0];
+    let dry = &bus.rows(&["dlq", "replay", "--filter", "events.orders.>", "--dry-run"])[0];
     assert_eq!((dry["replayed"].as_array().unwrap().len(), of("events.orders.>")), (2, 2));
-    let replayed = &bus.rows(&["dlq", "replay", "--subject", "events.orders.>", "--per-second", "100"])[0];
+    let replayed = &bus.rows(&["dlq", "replay", "--filter", "events.orders.>", "--per-second", "100"])[0];
     assert_eq!((replayed["replayed"].as_array().unwrap().len(), of("events.orders.>")), (2, 4));
     assert_eq!(bus.rows(&["dlq", "list", "--status", "replayed"]).len(), 2);
 
@@ -92,7 +92,7 @@ async fn what_fails_again_and_again_is_not_replayed(bus: &Bus) {
 async fn replay_wants_to_know_which(bus: &Bus) {
     for command in ["discard", "replay"] {
         let ran = bus.run(&["dlq", command]);
-        let names_all = ["numbers", "--subject", "--all"].iter().all(|way| ran.stderr.contains(way));
+        let names_all = ["numbers", "--filter", "--all"].iter().all(|way| ran.stderr.contains(way));
         assert!(ran.code == 2 && names_all, "{}", ran.stderr);
     }
     assert_eq!(bus.run(&["dlq", "replay", "1", "--all"]).code, 2);
@@ -149,7 +149,7 @@ async fn a_dry_run_shows_the_letters(bus: &Bus) {
         "{table}"
     );
     assert!(row("events.orders.b").contains("refused: it was replayed 3 times already"), "{table}");
-    let table = bus.prints(&["dlq", "discard", "--subject", "events.orders.a", "--dry-run"]);
+    let table = bus.prints(&["dlq", "discard", "--filter", "events.orders.a", "--dry-run"]);
     assert!(table.contains("stock") && table.contains("discarded") && !table.contains("orders.b"), "{table}");
     assert_eq!(bus.rows(&["dlq", "list"]).len(), 2);
 }

@@ -17,12 +17,12 @@ async fn history_is_filtered_and_paged(bus: &Bus) {
     bus.publish("events.b", 5);
     assert_eq!(numbers(&bus.rows(&["history", "events.a"])), [5, 4, 3, 2, 1]);
     assert_eq!(numbers(&bus.rows(&["history", "--limit", "2"])), [5, 4]);
-    assert_eq!(numbers(&bus.rows(&["history", "--limit", "2", "--before", "9"])), [3, 2]);
-    assert_eq!(numbers(&bus.rows(&["history", "--from", "4", "--before", "7"])), [1, 5, 4]);
+    assert_eq!(numbers(&bus.rows(&["history", "--limit", "2", "--before-seq", "9"])), [3, 2]);
+    assert_eq!(numbers(&bus.rows(&["history", "--from", "4", "--before-seq", "7"])), [1, 5, 4]);
     assert_eq!(bus.rows(&["history", "--since", "1h"]).len(), 10);
     assert_eq!(bus.rows(&["history", "--until", "1h"]).len(), 0);
     let table = bus.prints(&["history", "--limit", "3"]);
-    assert!(table.contains("next page: --before 8"), "{table}");
+    assert!(table.contains("next page: --before-seq 8"), "{table}");
     let array: Value = serde_json::from_str(&bus.prints(&["history", "--output", "json"])).unwrap();
     assert_eq!(array.as_array().unwrap().len(), 10);
     let info = &bus.rows(&["info"])[0];
@@ -55,9 +55,9 @@ async fn a_durable_keeps_its_position(bus: &Bus) {
     let ran = bus.run(&["sub", "events.b", "--durable", "d", "--count", "1"]);
     assert_eq!(ran.code, 1, "{}", ran.stderr);
     assert!(ran.stderr.contains("conflict"), "{}", ran.stderr);
-    let removed = &bus.rows(&["consumers", "--remove", "d"])[0];
+    let removed = &bus.rows(&["consumers", "rm", "d"])[0];
     assert_eq!((&removed["name"], &removed["lag"]), (&json!("d"), &json!(1)));
-    let again = bus.run(&["consumers", "--remove", "d"]);
+    let again = bus.run(&["consumers", "rm", "d"]);
     assert!(again.code == 1 && again.stderr.contains("no consumer 'd'"), "{}", again.stderr);
     assert!(bus.rows(&["consumers"]).is_empty());
 }
