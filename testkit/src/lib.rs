@@ -53,22 +53,21 @@
 
 mod case;
 pub mod cases;
-pub mod fault_proxy;
 mod harness;
 mod isolated;
-pub mod nats_cluster;
-pub mod nats_protocol;
-pub mod nats_server;
 mod refusals;
 mod runner;
+#[cfg(feature = "servers")]
+pub mod servers;
 mod world;
 
 pub use async_trait::async_trait;
 pub use case::{Case, Need, Outcome};
 pub use cases::cases;
-pub use fault_proxy::FaultProxy;
 pub use harness::{Fixture, Harness, Settings};
 pub use isolated::Isolated;
-pub use nats_cluster::NatsCluster;
-pub use nats_server::NatsServer;
 pub use runner::{Clock, run_case};
+#[cfg(feature = "servers")]
+pub use servers::fault_proxy::FaultProxy;
+#[cfg(feature = "nats")]
+pub use servers::nats::{NatsCluster, NatsServer};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use a3s_event::provider::nats::NatsProviderBuilder;
 use a3s_event::{Event, EventProvider, NatsConfig, NatsProvider};
-use a3s_event_testkit::nats_server::{OLDEST, reference, unpacked};
+use a3s_event_testkit::servers::nats::{OLDEST, reference, unpacked};
 use a3s_event_testkit::{
     Case, Clock, Fixture, Harness, NatsServer, Need, Outcome, Settings, async_trait, cases, run_case,
 };
@@ -151,7 +151,7 @@ const NOT_KEPT: [(&str, Option<Outcome>); 14] = [
     ("a_leased_event_that_is_dropped_counts_as_missed", Some(Outcome::Refused(Need::ReportsGaps))),
     (
         "a_limit_in_bytes_never_drops_the_newest",
-        Some(Outcome::NotApplicable("the harness cannot start a stream with a small retention")),
+        Some(Outcome::NotApplicable("there is no stream with such a limit")),
     ),
     (
         "a_reset_forgets_what_was_to_come_first",

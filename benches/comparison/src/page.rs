@@ -33,7 +33,7 @@ pub(crate) fn write(folder: &Path) {
             .expect("a chart");
     }
     page = page.replace("{{machine}}", &machine());
-    page = page.replace("{{nats-server}}", a3s_event_testkit::nats_server::REFERENCE);
+    page = page.replace("{{nats-server}}", a3s_event_testkit::servers::nats::REFERENCE);
     for name in ["async-nats", "rusqlite", "tokio"] {
         page = page.replace(&format!("{{{{{name}}}}}"), &versions(name).join(" and "));
     }

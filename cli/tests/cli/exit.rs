@@ -2,8 +2,8 @@
 
 use std::process::Stdio;
 
-use a3s_event_testkit::fault_proxy::{Direction, FaultProxy, Verdict};
-use a3s_event_testkit::nats_protocol::{Message, frame_length};
+use a3s_event_testkit::servers::fault_proxy::{Direction, FaultProxy, Verdict};
+use a3s_event_testkit::servers::nats::protocol::{Message, frame_length};
 
 use crate::bus::{Bus, ended, program};
 
@@ -16,6 +16,12 @@ fn earlier_spellings_are_understood() {
     is_the_same(&["tail", "--no-follow", "--lines", "2"], &["tail", "--no-follow", "--limit", "2"]);
     is_the_same(&["dlq", "list", "--subject", "events.>"], &["dlq", "list", "--filter", "events.>"]);
     is_the_same(&["dlq", "list", "--before", "1h"], &["dlq", "list", "--until", "1h"]);
+    let records = bus.file("old.ndjson", "1\n2\n");
+    for old in
+        [&["pub", "--many", &records, "events.b"][..], &["publish", "events.b", &format!("--many={records}")]]
+    {
+        assert_eq!(bus.rows(old)[0]["events"], 2, "{old:?}");
+    }
     for old in
         [&["bench", "publish", "--events", "1"][..], &["conformance", "--case", "ack_settles", "--cases"]]
     {
@@ -133,7 +139,7 @@ impl CutOff {
 async fn an_unknown_outcome_is_5_and_names_the_event() {
     let bus = Bus::nats().await;
     let to = CutOff::at_publish(2, &bus).await;
-    let arguments = ["pub", "--many", "-", "events.a", "--id", "{id}", "--batch", "1", "--url", &to.url];
+    let arguments = ["import", "-", "events.a", "--id", "{id}", "--batch", "1", "--url", &to.url];
     let ran = bus.run_with_stdin(&arguments, "{\"id\": \"order-16\"}\n{\"id\": \"order-17\"}\n");
     assert_eq!(ran.code, 5, "{}", ran.stderr);
     assert!(ran.stderr.contains("may have been stored") && ran.stderr.contains("order-17"), "{}", ran.stderr);
@@ -184,7 +190,7 @@ fn a_warning_of_credentials_is_for_those_on_the_command_line() {
         ran.stderr.contains("warning")
     };
     assert!(!list("A3S_EVENT_DLQ_URL", &[]) && !list("A3S_EVENT_URL", &[]));
-    assert!(list("A3S_EVENT_LOG", &["--log", "off", "--dlq-url", secret]));
+    assert!(list("NOT_A_URL", &["--log", "off", "--dlq-url", secret]));
     assert!(list("A3S_EVENT_URL", &["--url", &secret.replace("u:", "v:")]));
 }
 

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use a3s_event_testkit::fault_proxy::{Direction, FaultProxy, Verdict, unframed};
+use a3s_event_testkit::servers::fault_proxy::{Direction, FaultProxy, Verdict, unframed};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 

@@ -1,7 +1,7 @@
 //! The launcher of three real servers.
 
 use a3s_event_testkit::NatsCluster;
-use a3s_event_testkit::nats_protocol::request;
+use a3s_event_testkit::servers::nats::protocol::request;
 use serde_json::{Value, json};
 
 #[tokio::test]

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use a3s_event::HistoryPage;
-use a3s_event_testkit::fault_proxy::{Direction, FaultProxy, Verdict};
-use a3s_event_testkit::nats_protocol::{Message, frame_length};
+use a3s_event_testkit::servers::fault_proxy::{Direction, FaultProxy, Verdict};
+use a3s_event_testkit::servers::nats::protocol::{Message, frame_length};
 
 use super::hostile::publish_malformed;
 use super::*;
@@ -158,12 +158,12 @@ async fn streams_are_listed_purged_and_deleted() {
 
     assert_eq!(events.purge(Some("events.b")).await.unwrap(), 3);
     assert_eq!(numbers(&events.history(None, 10).await.unwrap()), [3, 2, 1]);
-    assert_eq!(events.purge(Some("other.>")).await.unwrap_err().kind(), a3s_event::ErrorKind::InvalidInput);
+    assert_eq!(events.purge(Some("other.>")).await.unwrap_err().kind(), ErrorKind::InvalidInput);
     assert_eq!(events.purge(None).await.unwrap(), 3);
 
     orders.delete_stream().await.unwrap();
     assert_eq!(events.streams().await.unwrap().len(), 1);
-    assert_eq!(orders.delete_stream().await.unwrap_err().kind(), a3s_event::ErrorKind::NotFound);
+    assert_eq!(orders.delete_stream().await.unwrap_err().kind(), ErrorKind::NotFound);
 }
 
 #[tokio::test]

@@ -29,7 +29,7 @@ use a3s_event::{
     StorageType, SubscribeOptions, Subscription, SubscriptionFilter,
 };
 use a3s_event_testkit::NatsServer;
-use a3s_event_testkit::nats_server::{OLDEST, unpacked};
+use a3s_event_testkit::servers::nats::{OLDEST, unpacked};
 use serde_json::json;
 
 /// How long anything may take that waits for no lease, on the busiest machine.

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use a3s_event::provider::nats::NatsProviderBuilder;
 use a3s_event::{ErrorKind, EventProvider, NatsConfig, NatsProvider, PublishOptions, SubscribeOptions};
 use a3s_event_testkit::NatsServer;
-use a3s_event_testkit::fault_proxy::{Direction, FaultProxy, Frame, Verdict};
-use a3s_event_testkit::nats_protocol::{Message, frame_length};
+use a3s_event_testkit::servers::fault_proxy::{Direction, FaultProxy, Frame, Verdict};
+use a3s_event_testkit::servers::nats::protocol::{Message, frame_length};
 use serde_json::Value;
 
 use super::ledger::{Account, under_load};

@@ -10,7 +10,7 @@
 //! - [`reset`](FaultProxy::reset) resets all connections at once.
 //!
 //! The proxy knows bytes only. Where a frame ends is told by a [`Framing`], for NATS
-//! [`nats_protocol::frame_length`](crate::nats_protocol::frame_length); with [`unframed`] a frame is whatever one read
+//! `servers::nats::protocol::frame_length`; with [`unframed`] a frame is whatever one read
 //! returned, for example of an encrypted connection.
 //!
 //! What is random comes from the seed: [`Frame::one_in`] and the place of a cut depend on the seed, the number of the
@@ -19,7 +19,7 @@
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> std::io::Result<()> {
-//! use a3s_event_testkit::fault_proxy::{Direction, FaultProxy, Verdict};
+//! use a3s_event_testkit::servers::fault_proxy::{Direction, FaultProxy, Verdict};
 //! use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufStream};
 //! use tokio::net::{TcpListener, TcpStream};
 //!

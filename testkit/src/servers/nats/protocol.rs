@@ -13,10 +13,10 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 const INBOX: &str = "_INBOX.testkit";
 
 /// The length of the frame that these bytes begin with, `None` while its end is missing: a framing for the
-/// [fault proxy](crate::fault_proxy).
+/// [fault proxy](crate::servers::fault_proxy).
 ///
 /// ```
-/// use a3s_event_testkit::nats_protocol::frame_length;
+/// use a3s_event_testkit::servers::nats::protocol::frame_length;
 ///
 /// assert_eq!(frame_length(b"PING\r\nPONG\r\n"), Some(6));
 /// assert_eq!(frame_length(b"PUB events.a 5\r\nhel"), None);
@@ -52,7 +52,7 @@ impl<'a> Message<'a> {
     /// The message in a frame; `None` when the frame is something else.
     ///
     /// ```
-    /// use a3s_event_testkit::nats_protocol::Message;
+    /// use a3s_event_testkit::servers::nats::protocol::Message;
     ///
     /// let message = Message::parse(b"MSG events.a 7 _INBOX.1 5\r\nhello\r\n").unwrap();
     /// assert_eq!((message.subject, message.reply), ("events.a", Some("_INBOX.1")));

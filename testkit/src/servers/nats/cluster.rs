@@ -5,9 +5,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::NatsServer;
-use crate::nats_protocol::request;
-use crate::nats_server::free_port;
+use super::protocol::request;
+use super::{NatsServer, free_port};
 
 const NODES: usize = 3;
 /// Longer than three servers take to choose a leader, on a slow machine.

@@ -1,5 +1,8 @@
 //! A real nats-server with JetStream for tests: its own port, its own store, gone when dropped.
 
+mod cluster;
+pub mod protocol;
+
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -7,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
+
+pub use self::cluster::NatsCluster;
 
 /// The server that `scripts/fetch-nats-server` unpacks.
 pub const REFERENCE: &str = "2.15.1";
