@@ -6,8 +6,8 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use tracing_subscriber::filter::Targets;
 
 use crate::commands::{
-    bench, completions, conformance, consumers, copy, diff, dlq, doctor, history, info, publish, schema,
-    show, streams, subscribe, tail, watch,
+    bench, completions, conformance, consumers, copy, diff, dlq, doctor, history, import, info, publish,
+    schema, show, streams, subscribe, tail, watch,
 };
 use crate::output::Format;
 
@@ -53,9 +53,12 @@ pub(crate) struct Global {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Publish one event, or many from a file
+    /// Publish one event
     #[command(name = "pub", visible_alias = "publish", after_help = publish::EXAMPLE)]
     Publish(publish::Args),
+    /// Publish each record of a file
+    #[command(after_help = import::EXAMPLE)]
+    Import(import::Args),
     /// Receive events as they come, through a consumer
     #[command(name = "sub", visible_alias = "subscribe", after_help = subscribe::EXAMPLE)]
     Subscribe(subscribe::Args),

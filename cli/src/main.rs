@@ -15,6 +15,7 @@ mod stored;
 mod template;
 mod text;
 
+use std::ffi::OsString;
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
@@ -24,7 +25,8 @@ use crate::args::{Cli, Command};
 use crate::failure::{Failure, Outcome};
 
 fn main() -> ExitCode {
-    let ended = Cli::try_parse().map_err(told_by_clap).and_then(run);
+    let words = in_current_words(std::env::args_os().collect());
+    let ended = Cli::try_parse_from(words).map_err(told_by_clap).and_then(run);
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(Ended::Shown(code)) => ExitCode::from(code),
@@ -37,6 +39,21 @@ fn main() -> ExitCode {
             ExitCode::from(failure.code())
         }
     }
+}
+
+/// Reads `pub --many FILE`, as it was called before, as `import FILE`.
+fn in_current_words(mut words: Vec<OsString>) -> Vec<OsString> {
+    let publish = words.iter().position(|word| word == "pub" || word == "publish");
+    let many = words.iter().position(|word| word.to_string_lossy().starts_with("--many"));
+    let (Some(publish), Some(many)) = (publish, many) else { return words };
+    let option = words.remove(many);
+    let file = match option.to_string_lossy().split_once('=') {
+        Some((_, file)) => file.into(),
+        None if many < words.len() => words.remove(many),
+        None => return words,
+    };
+    words.splice(publish..=publish, ["import".into(), file]);
+    words
 }
 
 /// How the program ends before its time.

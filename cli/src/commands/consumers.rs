@@ -9,8 +9,7 @@ use crate::output::Row;
 use crate::text;
 
 pub(crate) const EXAMPLE: &str = "Example:
-  a3s-event consumers
-  a3s-event consumers rm billing";
+  a3s-event consumers --output json";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -24,6 +23,7 @@ pub(crate) struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     /// Forget a durable consumer and its position, and show what it was
+    #[command(after_help = "Example:\n  a3s-event consumers rm billing")]
     Rm {
         /// Name of the consumer
         name: String,

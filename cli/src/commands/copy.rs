@@ -15,7 +15,7 @@ use a3s_event::{
 use serde::Serialize;
 
 use super::diff::is_same;
-use super::publish_many::progress;
+use super::import::progress;
 use super::show::newest_where;
 use super::subscribe::eprint_warning;
 use crate::bus::{App, warn_of_credentials};
@@ -202,7 +202,7 @@ async fn refuse_without_beginning(
 fn too_small() -> Failure {
     Failure::Other(
         "the target has dropped the oldest of the copied events, because its limits are smaller than the source: copy into \
-         a stream without limits, which max_events=0 and, on NATS, max_age=0 in its URL make"
+         a stream without limits, which max_events=0 and max_age=0 in its URL make"
             .to_owned(),
     )
 }

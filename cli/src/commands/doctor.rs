@@ -192,16 +192,13 @@ fn advice(failure: &Failure) -> &'static str {
             "the server does not accept the credentials: see user, token or credentials_path of the URL"
         }
         Failure::Unreachable(text) if text.contains("InvalidContentType") => {
-            "the server speaks no TLS there: write nats:// if that is meant"
+            "the server speaks no TLS there: take the scheme without TLS if that is meant"
         }
         Failure::Unreachable(_) => {
             "is the server running, and are host and port right? A firewall drops silently"
         }
-        Failure::Other(text) | Failure::Input(text) if text.contains("JetStream ") => {
-            "start nats-server with -js or a jetstream block, and allow JetStream to the account"
-        }
         Failure::Other(text) if text.contains("taken by stream") => {
-            "name that stream in the URL, nats://host/STREAM, or choose another subject_prefix"
+            "name that stream in the URL, or choose another subject_prefix"
         }
         Failure::Input(text) if text.contains("does not exist, and create") => {
             "the first event that is published makes it, if that is its name"

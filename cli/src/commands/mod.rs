@@ -10,9 +10,9 @@ pub(crate) mod dlq;
 pub(crate) mod doctor;
 mod durable;
 pub(crate) mod history;
+pub(crate) mod import;
 pub(crate) mod info;
 pub(crate) mod publish;
-pub(crate) mod publish_many;
 mod resume;
 pub(crate) mod schema;
 pub(crate) mod show;
@@ -38,6 +38,7 @@ pub(crate) async fn run(cli: Cli) -> Outcome {
 async fn run_in(app: &mut App, command: Command) -> Outcome {
     match command {
         Command::Publish(args) => publish::run(app, args).await,
+        Command::Import(args) => import::run(app, args).await,
         Command::Subscribe(args) => subscribe::run(app, args).await,
         Command::History(args) => history::run(app, args).await,
         Command::Tail(args) => tail::run(app, args).await,

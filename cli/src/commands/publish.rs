@@ -1,4 +1,4 @@
-//! `pub`: one event from the command line. Many are in [`publish_many`].
+//! `pub`: one event from the command line. Many are in [`import`](super::import).
 
 use std::io::Read as _;
 
@@ -7,18 +7,15 @@ use a3s_event::{Event, EventProvider, PublishOptions, PublishReceipt};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::publish_many;
 use super::subscribe::eprint_note;
 use crate::bus::App;
 use crate::failure::{Failure, Outcome};
 use crate::moment;
-use crate::records::Layout;
 use crate::template::Template;
 
 pub(crate) const EXAMPLE: &str = "Example:
   a3s-event pub events.greetings.first '{\"text\": \"hello\"}'
-  echo '{\"rate\": 7.35}' | a3s-event pub --category market --topic forex -
-  a3s-event pub --many week.geojson 'events.quake.{properties.net}' --id '{id}' --time '{properties.time}'";
+  echo '{\"rate\": 7.35}' | a3s-event pub --category market --topic forex -";
 
 /// Largest payload that is read from a file or stdin.
 const MAX_PAYLOAD: u64 = 64 << 20;
@@ -28,74 +25,58 @@ pub(crate) struct Args {
     /// The subject, unless --category and --topic are given, and the payload: JSON, @FILE, or - for stdin
     #[arg(value_name = "SUBJECT] [PAYLOAD", num_args = 0..=2)]
     positional: Vec<String>,
+    /// The payload is text, not JSON
+    #[arg(long)]
+    text: bool,
+    #[command(flatten)]
+    fields: Fields,
+}
+
+/// What events have beside their payload. In `import` a {path} stands for a value of the record.
+#[derive(Debug, clap::Args)]
+pub(super) struct Fields {
     /// Category of the event [default: the second token of the subject]
     #[arg(long, short)]
     category: Option<String>,
     /// Topic in the category: subject and category in one
     #[arg(long, short, requires = "category")]
     topic: Option<String>,
-    /// The payload is text, not JSON
-    #[arg(long)]
-    text: bool,
-    #[command(flatten)]
-    pub(super) fields: Fields,
-    #[command(flatten)]
-    pub(super) many: Many,
-}
-
-/// Fields of the events. With --many a {path} stands for a value of the record.
-#[derive(Debug, clap::Args)]
-pub(super) struct Fields {
     /// Id of the event, which the bus deduplicates [default: a new one]
     #[arg(long)]
     pub(super) id: Option<Template>,
     /// Application type of the event
     #[arg(long = "type", value_name = "TYPE")]
-    pub(super) event_type: Option<Template>,
+    event_type: Option<Template>,
     /// Schema version of the type
     #[arg(long, default_value_t = 1)]
-    pub(super) schema_version: u32,
+    schema_version: u32,
     /// One line for people
     #[arg(long, short)]
-    pub(super) summary: Option<Template>,
+    summary: Option<Template>,
     /// Who produces the event
     #[arg(long, default_value = "a3s-event-cli")]
-    pub(super) source: Template,
+    source: Template,
     /// When it happened: RFC 3339, Unix milliseconds, or how long ago [default: now]
     #[arg(long)]
-    pub(super) time: Option<Template>,
+    time: Option<Template>,
     /// An entry of the metadata; can be repeated
     #[arg(long, short, value_name = "KEY=VALUE", value_parser = entry)]
-    pub(super) meta: Vec<(String, Template)>,
-    /// The payload, with --many [default: the record]
-    #[arg(long, requires = "many", value_name = "{PATH}")]
-    pub(super) payload: Option<Template>,
+    meta: Vec<(String, Template)>,
 }
 
-/// Many events from a file.
-#[derive(Debug, clap::Args)]
-pub(super) struct Many {
-    /// Publish each record of a file, or of stdin for -
-    #[arg(long, value_name = "FILE")]
-    pub(super) many: Option<String>,
-    /// How the records follow each other
-    #[arg(long, value_enum, default_value_t, requires = "many")]
-    pub(super) layout: Layout,
-    /// Key of the array, when the file is an object that holds one [default: features]
-    #[arg(long, requires = "many")]
-    pub(super) items: Option<String>,
-    /// Leave out the first so many records
-    #[arg(long, value_name = "RECORDS", default_value_t = 0, requires = "many", conflicts_with = "resume")]
-    pub(super) skip: u64,
-    /// The records are whole events, as `history --output ndjson` prints them
-    #[arg(long, requires = "many", conflicts_with_all = ["category", "id", "payload"])]
-    pub(super) events: bool,
-    /// Events per batch
-    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u16).range(1..=10_000), requires = "many")]
-    pub(super) batch: u16,
-    /// Remember in this file how far it came with this input, and go on there
-    #[arg(long, value_name = "FILE", requires = "many")]
-    pub(super) resume: Option<std::path::PathBuf>,
+impl Fields {
+    /// Where the events go: the topic of a category, or the next of the positional arguments.
+    pub(super) fn target(&self, positional: &mut impl Iterator<Item = String>) -> Outcome<Target> {
+        let template =
+            |text: &str| text.parse::<Template>().map_err(|why| Failure::Usage(format!("'{text}' {why}")));
+        if let (Some(category), Some(topic)) = (&self.category, &self.topic) {
+            return Ok(Target::Topic { category: template(category)?, topic: template(topic)? });
+        }
+        let subject = positional.next().ok_or_else(|| {
+            Failure::Usage("no subject: give one, or --category and --topic; see --help".to_owned())
+        })?;
+        Ok(Target::Subject(template(&subject)?))
+    }
 }
 
 fn entry(text: &str) -> Result<(String, Template), String> {
@@ -115,15 +96,17 @@ pub(super) enum Target {
 }
 
 pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
-    let (target, payload) = split(&args)?;
-    if args.many.many.is_some() {
-        return publish_many::run(app, args, target).await;
+    let mut positional = args.positional.into_iter();
+    let target = args.fields.target(&mut positional)?;
+    let payload = positional
+        .next()
+        .ok_or_else(|| Failure::Usage("no payload: give JSON, @FILE, or - for stdin".to_owned()))?;
+    if positional.next().is_some() {
+        return Err(Failure::Usage("there is more than one payload; see --help".to_owned()));
     }
-    let payload =
-        payload.ok_or_else(|| Failure::Usage("no payload: give JSON, @FILE, or - for stdin".to_owned()))?;
     let record = self::payload(&payload, args.text)?;
     let provider = app.connect().await?;
-    let event = build(&*provider, &target, &args, record)?;
+    let event = build(&*provider, &target, &args.fields, record)?;
     let options = options(&*provider, &event.id, true);
     let receipt = provider
         .publish_with_receipt(&event, &options)
@@ -146,31 +129,6 @@ struct Published<'a> {
     subject: &'a str,
     /// Whether an earlier publish has stored an event with this id, and this one nothing.
     duplicate: bool,
-}
-
-/// Tells the subject from the payload.
-fn split(args: &Args) -> Outcome<(Target, Option<String>)> {
-    let mut positional = args.positional.clone().into_iter();
-    let template =
-        |text: &str| text.parse::<Template>().map_err(|why| Failure::Usage(format!("'{text}' {why}")));
-    let target = match (&args.category, &args.topic) {
-        (Some(category), Some(topic)) => {
-            Target::Topic { category: template(category)?, topic: template(topic)? }
-        }
-        _ if args.many.events => Target::OfRecord,
-        _ => {
-            let subject = positional.next().ok_or_else(|| {
-                Failure::Usage("no subject: give one, or --category and --topic; see --help".to_owned())
-            })?;
-            Target::Subject(template(&subject)?)
-        }
-    };
-    let payload = positional.next();
-    let too_many = positional.next().is_some() || (payload.is_some() && args.many.many.is_some());
-    if too_many {
-        return Err(Failure::Usage("there is more than one payload; see --help".to_owned()));
-    }
-    Ok((target, payload))
 }
 
 fn payload(given: &str, is_text: bool) -> Outcome<Value> {
@@ -205,14 +163,13 @@ fn read(name: &str, input: impl std::io::Read) -> Outcome<String> {
     Ok(text)
 }
 
-/// Makes the event of a record.
+/// Makes the event of a record, which becomes its payload.
 pub(super) fn build(
     provider: &dyn EventProvider,
     target: &Target,
-    args: &Args,
+    fields: &Fields,
     record: Value,
 ) -> Outcome<Event> {
-    let fields = &args.fields;
     let input = Failure::Input;
     let text = |template: &Option<Template>| match template {
         Some(template) => template.text(&record).map_err(input),
@@ -222,7 +179,7 @@ pub(super) fn build(
         Target::OfRecord => return of_record(record),
         Target::Subject(template) => {
             let subject = template.subject(&record).map_err(input)?;
-            let category = match &args.category {
+            let category = match &fields.category {
                 Some(category) => category.clone(),
                 None => category_of(provider, &subject),
             };
@@ -255,10 +212,7 @@ pub(super) fn build(
             return Err(Failure::Usage(format!("--meta {key} is given twice")));
         }
     }
-    event.payload = match &fields.payload {
-        Some(template) => template.value(&record).map_err(input)?,
-        None => record,
-    };
+    event.payload = record;
     Ok(event)
 }
 

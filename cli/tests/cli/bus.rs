@@ -84,7 +84,7 @@ impl Bus {
     /// Publishes numbered events under one subject.
     pub(crate) fn publish(&self, subject: &str, events: u64) {
         let lines: String = (1..=events).map(|n| format!("{{\"n\":{n}}}\n")).collect();
-        let ran = self.run_with_stdin(&["pub", "--many", "-", subject], &lines);
+        let ran = self.run_with_stdin(&["import", "-", subject], &lines);
         assert_eq!(ran.code, 0, "{}", ran.stderr);
     }
 }

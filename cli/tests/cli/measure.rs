@@ -117,7 +117,7 @@ async fn doctor_says_what_to_do_about_a_server() {
     for (url, advice) in [
         (without.url(), "start nats-server with -js"),
         (format!("{}/OTHER?create_if_missing=true", bus.url), "name that stream in the URL"),
-        (format!("tls://127.0.0.1:{port}?connect_timeout=2s"), "write nats:// if"),
+        (format!("tls://127.0.0.1:{port}?connect_timeout=2s"), "take the scheme without TLS"),
     ] {
         let ran = bus.run(&["doctor", "--url", &url]);
         assert!(ran.code != 0 && ran.stdout.contains(advice), "{}{}", ran.stdout, ran.stderr);

@@ -9,9 +9,6 @@ use serde_json::{Value, json};
 
 use crate::bus::{Bus, week};
 
-const WEEK: [&str; 7] =
-    ["pub", "events.quake.{properties.net}", "--id", "{id}", "--time", "{properties.time}", "--many"];
-
 #[track_caller]
 fn copy(from: &Bus, to: &Bus) -> Value {
     from.rows(&["copy", &from.url, &to.url])[0].clone()
@@ -27,7 +24,9 @@ fn are_equal(from: &Bus, to: &Bus, events: u64) {
 async fn the_week_moves_from_sqlite_to_nats_and_back() {
     let (file, events) = week();
     let (here, there, back) = (Bus::sqlite(), Bus::nats().await, Bus::sqlite());
-    here.prints(&[&WEEK[..], &[&file, "--summary", "M {properties.mag}"]].concat());
+    let subject = "events.quake.{properties.net}";
+    let fields = ["--id", "{id}", "--time", "{properties.time}", "--summary", "M {properties.mag}"];
+    here.prints(&[&["import", &file, subject], &fields[..]].concat());
     assert_eq!(copy(&here, &there)["events"], events);
     are_equal(&here, &there, events);
     // Nothing is left to do, and what comes later is added.
@@ -215,7 +214,7 @@ async fn an_event_too_many_is_one_difference() {
     let (from, to) = (Bus::sqlite(), Bus::nats().await);
     let publish = |bus: &Bus, ids: &str| {
         let lines: String = ids.chars().map(|id| format!("{{\"id\": \"{id}\"}}\n")).collect();
-        let arguments = ["pub", "--many", "-", "events.a", "--id", "{id}", "--time", "1000"];
+        let arguments = ["import", "-", "events.a", "--id", "{id}", "--time", "1000"];
         assert_eq!(bus.run_with_stdin(&arguments, &lines).code, 0);
     };
     publish(&from, "abcdef");

@@ -63,7 +63,7 @@ async fn many_from_a_document(bus: &Bus) {
         "--payload",
         "{properties}",
     ];
-    let target = ["pub", "--many", &file, "--category", "q", "--topic", "{properties.net}.{properties.kind}"];
+    let target = ["import", &file, "--category", "q", "--topic", "{properties.net}.{properties.kind}"];
     bus.prints(&[&target[..], &fields].concat());
 
     let rows = bus.rows(&["history"]);
@@ -75,7 +75,7 @@ async fn many_from_a_document(bus: &Bus) {
     assert_eq!(event["payload"], json!({"net": "us", "kind": "quarry blast"}));
     assert_eq!(rows[0]["event"]["subject"], "events.q.ci.quake_small");
 
-    let ran = bus.run(&["pub", "--many", &file, "events.q", "--items", "elements"]);
+    let ran = bus.run(&["import", &file, "events.q", "--items", "elements"]);
     assert_eq!(ran.code, 3);
     assert!(ran.stderr.contains("no array 'elements'"), "{}", ran.stderr);
 }
@@ -84,7 +84,7 @@ async fn whole_events_keep_what_they_are(bus: &Bus) {
     bus.publish("events.first", 3);
     let exported = bus.prints(&["history", "--output", "ndjson"]);
     let other = Bus::sqlite();
-    let ran = other.run_with_stdin(&["pub", "--many", "-", "--events"], &exported);
+    let ran = other.run_with_stdin(&["import", "-", "--events"], &exported);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     let events =
         |rows: Vec<serde_json::Value>| rows.into_iter().map(|row| row["event"].clone()).collect::<Vec<_>>();
@@ -95,7 +95,7 @@ async fn whole_events_keep_what_they_are(bus: &Bus) {
 
 async fn a_resumed_run_goes_on_where_it_stopped(bus: &Bus) {
     let resume = bus.path("state").to_str().unwrap().to_owned();
-    let arguments = ["pub", "--many", "-", "events.r", "--batch", "10", "--resume", &resume];
+    let arguments = ["import", "-", "events.r", "--batch", "10", "--resume", &resume];
     let lines = |to: u64| (1..=to).map(|n| format!("{{\"n\":{n}}}\n")).collect::<String>();
 
     assert_eq!(bus.run_with_stdin(&arguments, &lines(20)).code, 0);
@@ -122,7 +122,7 @@ async fn a_resume_file_belongs_to_one_input_and_one_bus(bus: &Bus) {
     let lines =
         |numbers: std::ops::RangeInclusive<u64>| numbers.map(|n| format!("{{\"n\":{n}}}\n")).collect();
     let resume = |bus: &Bus, text: String| {
-        bus.run(&["pub", "--many", &bus.file("n.ndjson", &text), "events.r", "--resume", &state])
+        bus.run(&["import", &bus.file("n.ndjson", &text), "events.r", "--resume", &state])
     };
     assert_eq!(resume(bus, lines(1..=8)).code, 0);
     let others: [String; 5] = [
@@ -144,13 +144,13 @@ async fn a_resume_file_belongs_to_one_input_and_one_bus(bus: &Bus) {
     // It has grown, which is what the file is for; it may also lie elsewhere now.
     assert_eq!(resume(bus, lines(1..=10)).code, 0);
     let moved = bus.file("moved.ndjson", &lines(1..=11));
-    let row = &bus.rows(&["pub", "--many", &moved, "events.r", "--resume", &state])[0];
+    let row = &bus.rows(&["import", &moved, "events.r", "--resume", &state])[0];
     assert_eq!((&row["events"], &row["skipped"]), (&json!(1), &json!(10)));
     assert_eq!(numbers(&bus.rows(&["history"])), (1..=11).rev().collect::<Vec<_>>());
     // A document is bound as well.
     let document = |text: &str| {
         let file = bus.file("d.json", text);
-        bus.run(&["pub", "--many", &file, "events.d", "--resume", bus.path("d").to_str().unwrap()]).code
+        bus.run(&["import", &file, "events.d", "--resume", bus.path("d").to_str().unwrap()]).code
     };
     assert_eq!(document("[1, 2, 3]"), 0);
     assert_eq!(document("[1, 2, 4]"), 3);
@@ -170,7 +170,7 @@ async fn a_duplicate_is_not_a_first_publish(bus: &Bus) {
     assert!(again.code == 0 && again.stderr.contains("nothing was stored"), "{}", again.stderr);
     let table = bus.prints(&["pub", "events.a", "3", "--id", "one"]);
     assert!(table.contains("duplicate  true"), "{table}");
-    let many = ["pub", "--many", "-", "events.a", "--id", "{id}", "--output", "ndjson"];
+    let many = ["import", "-", "events.a", "--id", "{id}", "--output", "ndjson"];
     let lines = "{\"id\":\"one\"}\n{\"id\":\"two\"}\n{\"id\":\"two\"}\n";
     let ran = bus.run_with_stdin(&many, lines);
     assert_eq!((&row(&ran)["events"], &row(&ran)["duplicates"]), (&json!(1), &json!(2)));
@@ -190,14 +190,14 @@ async fn a_value_that_was_not_read_exactly_is_no_name(bus: &Bus) {
             &["events.a", "--type", "{v}"],
             &["--category", "a", "--topic", "x.{v}"],
         ] {
-            let ran = bus.run_with_stdin(&[&["pub", "--many", "-"], fields].concat(), &line);
+            let ran = bus.run_with_stdin(&[&["import", "-"], fields].concat(), &line);
             let is_named = ran.stderr.contains("record 1") && ran.stderr.contains("{v}");
             assert!(ran.code == 3 && is_named, "{value} {fields:?}: {}{}", ran.stdout, ran.stderr);
         }
     }
     assert_eq!(bus.rows(&["info"])[0]["messages"], 0);
     let line = "{\"v\":18446744073709551615}\n{\"v\":\"0.5\"}\n";
-    assert_eq!(bus.run_with_stdin(&["pub", "--many", "-", "events.a", "--id", "{v}"], line).code, 0);
+    assert_eq!(bus.run_with_stdin(&["import", "-", "events.a", "--id", "{v}"], line).code, 0);
     let rows = bus.rows(&["history"]);
     assert_eq!(
         (&rows[1]["event"]["id"], &rows[0]["event"]["id"]),
@@ -208,27 +208,27 @@ async fn a_value_that_was_not_read_exactly_is_no_name(bus: &Bus) {
 async fn the_content_decides_and_not_the_name(bus: &Bus) {
     let lines = "{\"id\":\"1\",\"kind\":\"net\\u200b\"}\n{\"id\":\"2\",\"kind\":\"x y\"}\n";
     let file = bus.file("2015-01-01-15.json", lines);
-    bus.prints(&["pub", "--many", &file, "events.gh.{kind}", "--id", "{id}"]);
+    bus.prints(&["import", &file, "events.gh.{kind}", "--id", "{id}"]);
     let subjects: Vec<_> = bus.rows(&["history"]).iter().map(|row| row["event"]["subject"].clone()).collect();
     assert_eq!(subjects, ["events.gh.x_y", "events.gh.net_"]);
     let collection = "{\"type\":\"FeatureCollection\",\"features\":[{\"id\":\"a\"},{\"id\":\"b\"}]}";
     let events = |name: &str, text: &str, more: &[&str]| {
         let file = bus.file(name, text);
-        bus.rows(&[&["pub", "--many", &file, "events.c"], more].concat())[0]["events"].as_u64().unwrap()
+        bus.rows(&[&["import", &file, "events.c"], more].concat())[0]["events"].as_u64().unwrap()
     };
     assert_eq!(events("one.ndjson", collection, &[]), 2, "a document, however it is called");
     assert_eq!(events("two.geojson", &format!("{collection}\n{collection}\n"), &[]), 2, "two records");
     assert_eq!(events("one.json", collection, &["--layout", "ndjson"]), 1);
-    let piped = ["pub", "--many", "-", "events.c", "--output", "ndjson"];
+    let piped = ["import", "-", "events.c", "--output", "ndjson"];
     assert_eq!(crate::bus::json_lines(&bus.run_with_stdin(&piped, collection).stdout)[0]["events"], 2);
     // Who names the array says that there is one.
     let file = bus.file("no.json", "{\"features\": [1]}");
-    let ran = bus.run(&["pub", "--many", &file, "events.c", "--items", "elements"]);
+    let ran = bus.run(&["import", &file, "events.c", "--items", "elements"]);
     assert!(ran.code == 3 && ran.stderr.contains("elements"), "{}", ran.stderr);
 }
 
 async fn what_is_stored_is_said_when_a_record_is_wrong(bus: &Bus) {
-    let many = ["pub", "--many", "-", "events.a", "--id", "{id}", "--output", "ndjson"];
+    let many = ["import", "-", "events.a", "--id", "{id}", "--output", "ndjson"];
     let lines = "{\"id\":\"1\"}\n{\"id\":\"2\"}\n{\"id\":null}\n{\"id\":\"4\"}\n";
     let ran = bus.run_with_stdin(&many, lines);
     assert_eq!(ran.code, 3);
@@ -259,7 +259,7 @@ async fn what_is_stored_is_said_when_a_record_is_wrong(bus: &Bus) {
 async fn what_is_stored_behind_a_refusal_is_said(bus: &Bus) {
     let large = "x".repeat(2 << 20);
     let lines = format!("1\n2\n\"{large}\"\n4\n5\n");
-    let ran = bus.run_with_stdin(&["pub", "--many", "-", "events.a"], &lines);
+    let ran = bus.run_with_stdin(&["import", "-", "events.a"], &lines);
     assert_eq!(ran.code, 3, "{}", ran.stderr);
     assert!(
         ran.stderr.contains("record 3")
@@ -277,8 +277,8 @@ async fn equal_keys_are_refused(bus: &Bus) {
     for arguments in [
         &["pub", "events.a", twice][..],
         &["pub", "events.a", &from_file],
-        &["pub", "--many", &file, "events.a"],
-        &["pub", "--many", &file, "--events"],
+        &["import", &file, "events.a"],
+        &["import", &file, "--events"],
     ] {
         let ran = bus.run(arguments);
         assert!(ran.code == 3 && ran.stderr.contains("given twice"), "{arguments:?}: {}", ran.stderr);
@@ -290,11 +290,10 @@ async fn equal_keys_are_refused(bus: &Bus) {
 }
 
 async fn a_wrong_record_is_named(bus: &Bus) {
-    let ran =
-        bus.run_with_stdin(&["pub", "--many", "-", "events.{kind}"], "{\"kind\":\"a\"}\n{\"kin\":\"b\"}\n");
+    let ran = bus.run_with_stdin(&["import", "-", "events.{kind}"], "{\"kind\":\"a\"}\n{\"kin\":\"b\"}\n");
     assert_eq!(ran.code, 3);
     assert!(ran.stderr.contains("record 2") && ran.stderr.contains("{kind}"), "{}", ran.stderr);
-    let ran = bus.run_with_stdin(&["pub", "--many", "-", "elsewhere.{kind}"], "{\"kind\":\"a\"}\n");
+    let ran = bus.run_with_stdin(&["import", "-", "elsewhere.{kind}"], "{\"kind\":\"a\"}\n");
     assert_eq!(ran.code, 3, "{}", ran.stderr);
     assert!(ran.stderr.contains("record 1"), "{}", ran.stderr);
     assert_eq!(bus.rows(&["history"]).len(), 1);
@@ -307,8 +306,7 @@ async fn the_size_of_an_event_is_that_which_the_server_counts() {
         a3s_event_testkit::NatsServer::start_with(&format!("max_payload: {limit}, jetstream {{}}")).await;
     let bus = Bus { url: server.url(), folder: tempfile::tempdir().unwrap(), server: Some(server) };
     let line = |length: usize| format!("{{\"id\":\"one\",\"x\":\"{}\"}}\n", "x".repeat(length));
-    let publish =
-        |length| bus.run_with_stdin(&["pub", "--many", "-", "events.a", "--id", "{id}"], &line(length));
+    let publish = |length| bus.run_with_stdin(&["import", "-", "events.a", "--id", "{id}"], &line(length));
     // What an event has beside the text.
     let ran = publish(limit);
     let size = |stderr: &str| -> usize {

@@ -82,7 +82,7 @@ async fn listings_name_what_cannot_be_read(bus: &Bus) {
 
     // What it prints is not taken for events.
     let listed = bus.run(&["history", "--output", "ndjson"]).stdout;
-    let ran = Bus::sqlite().run_with_stdin(&["pub", "--many", "-", "--events"], &listed);
+    let ran = Bus::sqlite().run_with_stdin(&["import", "-", "--events"], &listed);
     assert!(ran.code == 3 && ran.stderr.contains("record 2"), "{}", ran.stderr);
 }
 

@@ -1,5 +1,6 @@
-//! `pub --many`: the records of a file, in batches.
+//! `import`: the records of a file, in batches.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -10,12 +11,13 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::publish::{Args, Target, build, options};
+use super::publish::{Fields, Target, build, options};
 use super::resume::Checkpoint;
 use super::subscribe::eprint_note;
 use crate::bus::{App, redacted};
 use crate::failure::{Failure, Outcome, SAME_ID, chain};
 use crate::records::{Input, Layout, Mark, Record, Records};
+use crate::template::Template;
 use crate::text::count;
 
 /// A slow input is not held back until its batch is full.
@@ -23,32 +25,81 @@ const LINGER: Duration = Duration::from_millis(100);
 /// Key of the array in an object, as in GeoJSON.
 const ITEMS: &str = "features";
 
-pub(super) async fn run(app: &mut App, args: Args, target: Target) -> Outcome {
-    let path = args.many.many.clone().unwrap_or_default();
+pub(crate) const EXAMPLE: &str = "Example:
+  a3s-event import week.geojson 'events.quake.{properties.net}' --id '{id}' --time '{properties.time}'
+  seq 1 1000 | a3s-event import - events.numbers --resume numbers.state";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The file, or - for stdin: JSON of any layout, one record per event
+    file: String,
+    /// The subject, unless --category and --topic are given
+    subject: Option<String>,
+    #[command(flatten)]
+    fields: Fields,
+    /// The payload [default: the record]
+    #[arg(long, value_name = "{PATH}")]
+    payload: Option<Template>,
+    /// How the records follow each other
+    #[arg(long, value_enum, default_value_t)]
+    layout: Layout,
+    /// Key of the array, when the file is an object that holds one [default: features]
+    #[arg(long)]
+    items: Option<String>,
+    /// Leave out the first so many records
+    #[arg(long, value_name = "RECORDS", default_value_t = 0, conflicts_with = "resume")]
+    skip: u64,
+    /// The records are whole events, as `history --output ndjson` prints them
+    #[arg(long, conflicts_with_all = ["subject", "category", "id", "payload"])]
+    events: bool,
+    /// Events per batch
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    batch: u16,
+    /// Remember in this file how far it came with this input, and go on there
+    #[arg(long, value_name = "FILE")]
+    resume: Option<PathBuf>,
+}
+
+impl Args {
+    fn target(&self) -> Outcome<Target> {
+        if self.events {
+            return Ok(Target::OfRecord);
+        }
+        let mut subject = self.subject.clone().into_iter();
+        let target = self.fields.target(&mut subject)?;
+        match subject.next() {
+            Some(_) => Err(Failure::Usage("--category and --topic are the subject; see --help".to_owned())),
+            None => Ok(target),
+        }
+    }
+}
+
+pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
+    let target = args.target()?;
+    let path = args.file.clone();
     let url = redacted(&app.url()?.0);
-    let mut checkpoint =
-        args.many.resume.clone().map(|file| Checkpoint::load(file, &path, &url)).transpose()?;
+    let mut checkpoint = args.resume.clone().map(|file| Checkpoint::load(file, &path, &url)).transpose()?;
     let mut records = Records::open(&Input {
         path: &path,
-        layout: match (args.many.layout, &args.many.items) {
+        layout: match (args.layout, &args.items) {
             // Who names the array says that there is one.
             (Layout::Auto, Some(_)) => Layout::Array,
             (layout, _) => layout,
         },
-        items: args.many.items.as_deref().unwrap_or(ITEMS),
+        items: args.items.as_deref().unwrap_or(ITEMS),
         beginning: checkpoint.as_ref().and_then(Checkpoint::beginning),
     })?;
     let provider = app.connect().await?;
     if let Some(checkpoint) = &mut checkpoint {
         checkpoint.begin()?;
     }
-    let skip = checkpoint.as_ref().map_or(args.many.skip, Checkpoint::records);
+    let skip = checkpoint.as_ref().map_or(args.skip, Checkpoint::records);
     let mut published = Published::new(skip);
     let publisher = Publisher { provider: Arc::clone(&provider), target, args };
     let ended = publisher.publish_all(&mut records, checkpoint.as_mut(), &mut published).await;
     published.seconds = published.started.elapsed().as_secs_f64();
     let ended = match ended {
-        Ok(()) if published.read < publisher.args.many.skip => Err(Failure::Input(format!(
+        Ok(()) if published.read < publisher.args.skip => Err(Failure::Input(format!(
             "{path} has {}, fewer than --skip leaves out",
             count(published.read, "record")
         ))),
@@ -160,7 +211,7 @@ impl Publisher {
         published: &mut Published,
     ) -> Outcome {
         let progress = progress(records.bytes);
-        while let Some((mut batch, failure)) = next_batch(records, usize::from(self.args.many.batch)).await {
+        while let Some((mut batch, failure)) = next_batch(records, usize::from(self.args.batch)).await {
             published.read = batch.last().map_or(published.read, |record| record.number);
             batch.retain(|record| record.number > published.skipped);
             let run = checkpoint.as_ref().map(|checkpoint| checkpoint.run());
@@ -211,10 +262,14 @@ impl Publisher {
 
     /// The event of a record. What the bus would refuse is refused here, before anything behind it is sent.
     fn event(&self, number: u64, value: Value, run: Option<&str>) -> Outcome<Event> {
-        let mut event = build(&*self.provider, &self.target, &self.args, value)?;
+        let payload = self.args.payload.as_ref().map(|path| path.value(&value)).transpose();
+        let mut event = build(&*self.provider, &self.target, &self.args.fields, value)?;
+        if let Some(payload) = payload.map_err(Failure::Input)? {
+            event.payload = payload;
+        }
         if let Some(run) = run
             && self.args.fields.id.is_none()
-            && !self.args.many.events
+            && !self.args.events
         {
             // A batch that is published again after a crash has the same ids.
             event.id = format!("{run}-{number}");
@@ -226,7 +281,7 @@ impl Publisher {
 
     /// Whether a record that is published again has the id that it had.
     fn has_ids(&self) -> bool {
-        self.args.fields.id.is_some() || self.args.many.events
+        self.args.fields.id.is_some() || self.args.events
     }
 
     async fn send(
@@ -243,7 +298,7 @@ impl Publisher {
     /// What is stored when a run has failed, and how the rest gets there.
     fn how_to_go_on(&self, published: &Published) -> String {
         let (stored, last) = (published.stored(), published.last_in_a_row());
-        if self.args.many.resume.is_some() {
+        if self.args.resume.is_some() {
             return format!("{stored}; the same command goes on behind record {last}");
         }
         let is_gapless = matches!(published.stored.as_slice(), [(_, end)] if *end == last);
