@@ -136,7 +136,7 @@ impl EventBus {
         self.check_publish(event, options)?;
         let mut stored = self.sealed(event)?;
         trace::inject(&mut stored);
-        let deadline = self.publish_deadline(options);
+        let deadline = self.publish_timeout(options);
         let call = self.provider.publish_with_receipt(&stored, options);
         let answered = in_time(deadline, call).await;
         let receipt = answered.unwrap_or_else(|| Err(self.no_answer(&stored.id, deadline)))?;
@@ -220,7 +220,7 @@ impl EventBus {
     }
 
     async fn send_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<PublishReceipt>> {
-        let Some(deadline) = batch.iter().map(|entry| self.publish_deadline(&entry.options)).max() else {
+        let Some(deadline) = batch.iter().map(|entry| self.publish_timeout(&entry.options)).max() else {
             return Vec::new();
         };
         match in_time(deadline, self.provider.publish_batch(batch)).await {
@@ -254,7 +254,7 @@ impl EventBus {
         let _ = (batch, sealed, answers);
     }
 
-    fn publish_deadline(&self, options: &PublishOptions) -> Duration {
+    fn publish_timeout(&self, options: &PublishOptions) -> Duration {
         options.timeout_secs.map_or(self.operation_timeout, Duration::from_secs)
     }
 

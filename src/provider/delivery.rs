@@ -54,8 +54,8 @@ impl UndecodableRecord {
         Self { raw, reason: reason.into() }
     }
 
-    /// What a reader is told who does not keep such records.
-    pub(crate) fn into_error(self, sequence: u64) -> EventError {
+    /// What a reader is told who does not keep such records, with the record's sequence.
+    pub fn into_error(self, sequence: u64) -> EventError {
         EventError::Undecodable { sequence, raw: self.raw, reason: self.reason }
     }
 }

@@ -247,8 +247,8 @@ impl ConsumerInfo {
     /// billing.last_progress = Some(1_790_000_000_000);
     /// assert_eq!(billing.is_stalled(1_790_000_060_000, Duration::from_secs(30)), Some(true));
     /// ```
-    pub fn is_stalled(&self, now: u64, patience: Duration) -> Option<bool> {
+    pub fn is_stalled(&self, now: u64, timeout: Duration) -> Option<bool> {
         let idle = Duration::from_millis(now.saturating_sub(self.last_progress?));
-        Some(self.lag + self.pending > 0 && idle >= patience)
+        Some(self.lag + self.pending > 0 && idle >= timeout)
     }
 }

@@ -202,8 +202,8 @@ impl ProviderRegistry {
     ///
     /// # fn main() -> a3s_event::Result<()> {
     /// let url = ProviderUrl::parse("sqlite:///var/lib/orders.db?synchronous=normal")?;
-    /// let fresh = ProviderRegistry::builtin().isolated(&url, &Isolation::new("case_1", "/tmp/test"))?;
-    /// assert_eq!(fresh.unwrap().path(), "/tmp/test/case_1.db");
+    /// let fresh = ProviderRegistry::builtin().isolated(&url, &Isolation::new("case_1", "/var/test"))?;
+    /// assert_eq!(fresh.unwrap().path(), "/var/test/case_1.db");
     /// # Ok(())
     /// # }
     /// ```

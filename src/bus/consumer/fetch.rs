@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::health::Part;
-use super::queue::{Origin, Waiting};
+use super::queue::{Source, Waiting};
 use super::{Command, KeyFn, Runtime, wait_for_stop};
 use crate::backoff::Backoff;
 use crate::bus::in_force::InForce;
@@ -46,7 +46,7 @@ pub(super) struct Fetcher {
     pub(super) opener: Opener,
     pub(super) filter: SubscriptionFilter,
     pub(super) subject: String,
-    pub(super) origin: Arc<Origin>,
+    pub(super) source: Arc<Source>,
     pub(super) key: Option<Arc<KeyFn>>,
     pub(super) subscription: BusSubscription,
     pub(super) in_force: Arc<InForce>,
@@ -101,12 +101,12 @@ impl Fetcher {
 
     /// Waits for the next thing to do. Nothing fetched is lost, whatever comes first.
     async fn next(&mut self, paused: bool) -> Next {
-        let Self { runtime, subscription, command, lag_requests, origin, .. } = self;
+        let Self { runtime, subscription, command, lag_requests, source, .. } = self;
         let fetching = async {
             if paused {
                 return std::future::pending().await;
             }
-            let asked_for = runtime.queue.room(origin.source).await.min(MAX_BATCH);
+            let asked_for = runtime.queue.room(source.index).await.min(MAX_BATCH);
             (asked_for, subscription.next_incoming(asked_for, WAIT).await)
         };
         tokio::select! {
@@ -134,7 +134,7 @@ impl Fetcher {
         self.bound_queue();
         self.runtime.queue.push(fetched);
         if has_all && let Some(due_before) = leased_at.checked_sub(CERTAINLY_DUE) {
-            self.runtime.queue.forget_refused(self.origin.source, due_before);
+            self.runtime.queue.forget_refused(self.source.index, due_before);
         }
         match failed {
             Some(error) => self.overcome(error).await,
@@ -147,10 +147,10 @@ impl Fetcher {
 
     fn waiting(&mut self, incoming: Incoming, leased_at: Instant) -> Waiting {
         let stream = incoming.stored.stream();
-        if *self.origin.stream != *stream {
-            let letters = Arc::clone(&self.origin.letters);
-            let Origin { source, epoch, .. } = *self.origin;
-            self.origin = Arc::new(Origin { source, epoch, stream: stream.into(), letters });
+        if *self.source.stream != *stream {
+            let letters = Arc::clone(&self.source.letters);
+            let Source { index, epoch, .. } = *self.source;
+            self.source = Arc::new(Source { index, epoch, stream: stream.into(), letters });
         }
         self.newest = self.newest.max(incoming.stored.sequence());
         let lane = self.key.as_ref().map(|key| match &incoming.content {
@@ -158,7 +158,7 @@ impl Fetcher {
             // Nobody can tell its key, and nobody handles it.
             Err(_) => "".into(),
         });
-        Waiting::new(incoming, Arc::clone(&self.origin), lane, leased_at)
+        Waiting::new(incoming, Arc::clone(&self.source), lane, leased_at)
     }
 
     /// Goes on behind an error, after a while if that helps.
@@ -199,18 +199,18 @@ impl Fetcher {
     }
 
     pub(super) fn bound_queue(&self) {
-        self.runtime.queue.bound(self.origin.source, self.in_force.max_ack_pending());
+        self.runtime.queue.bound(self.source.index, self.in_force.max_ack_pending());
     }
 
     /// Something went wrong.
     pub(super) fn failed(&mut self, error: &EventError) {
         self.trouble += 1;
-        self.runtime.health.failed(Part::Fetching(self.origin.source), error);
+        self.runtime.health.failed(Part::Fetching(self.source.index), error);
     }
 
     pub(super) fn recovered(&mut self) {
         self.trouble = 0;
-        self.runtime.health.works(Part::Fetching(self.origin.source));
+        self.runtime.health.works(Part::Fetching(self.source.index));
     }
 
     /// Waits longer each time something goes wrong, unless the consumer drains.

@@ -30,7 +30,7 @@ use self::fetch::Fetcher;
 use self::handle::Counters;
 use self::health::Health;
 use self::policy::DEFAULT_ATTEMPTS;
-use self::queue::{LaneBounds, Origin, Queue};
+use self::queue::{LaneBounds, Queue, Source};
 use self::supervisor::Supervisor;
 use super::EventBus;
 use super::in_force::InForce;
@@ -291,7 +291,7 @@ impl ConsumerBuilder<'_> {
 
         let mut fetchers = Vec::with_capacity(filter.subjects.len());
         let mut lag_requests = Vec::with_capacity(filter.subjects.len());
-        for (source, (subject, in_force)) in filter.subjects.iter().zip(&runtime.in_force).enumerate() {
+        for (index, (subject, in_force)) in filter.subjects.iter().zip(&runtime.in_force).enumerate() {
             let opening = opener.open_incoming(&filter, subject, runtime.attempts, Arc::clone(in_force));
             let subscription = opening.await?;
             let (sender, receiver) = mpsc::channel(1);
@@ -301,8 +301,8 @@ impl ConsumerBuilder<'_> {
                 opener: Opener::clone(&opener),
                 filter: filter.clone(),
                 subject: subject.clone(),
-                origin: Arc::new(Origin {
-                    source,
+                source: Arc::new(Source {
+                    index,
                     epoch: 0,
                     stream: "".into(),
                     letters: Arc::clone(subscription.letters()),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Command;
 use super::fetch::Fetcher;
 use super::health::Part;
-use super::queue::Origin;
+use super::queue::Source;
 use crate::bus::subscription::BusSubscription;
 use crate::error::{ErrorKind, EventError, Result};
 use crate::provider::{ConsumerPosition, Subscription, SubscriptionEnd};
@@ -121,13 +121,13 @@ impl Fetcher {
                 Ok(subscription) => {
                     self.adopt(subscription);
                     // The pauses go on growing until something was fetched.
-                    self.runtime.health.works(Part::Fetching(self.origin.source));
+                    self.runtime.health.works(Part::Fetching(self.source.index));
                     return Ok(());
                 }
                 Err(error) if is_permanent(&error) => return Err(error),
                 Err(error) => {
                     tracing::warn!(subject = self.subject, %error, "subscription not opened; trying again");
-                    self.runtime.health.failed(Part::Fetching(self.origin.source), &error);
+                    self.runtime.health.failed(Part::Fetching(self.source.index), &error);
                 }
             }
         }
@@ -136,7 +136,7 @@ impl Fetcher {
 
     /// What was fetched from the old consumer and comes again from the new one is dropped here.
     fn prepare(&mut self, begin: Begin) {
-        let source = self.origin.source;
+        let index = self.source.index;
         match begin {
             Begin::AsItIs => {}
             Begin::At(sequence) => {
@@ -145,7 +145,7 @@ impl Fetcher {
                     sequence,
                     "consumer lost; another one goes on from this sequence, and may handle events again"
                 );
-                self.runtime.queue.forget_waiting(source);
+                self.runtime.queue.forget_waiting(index);
             }
             Begin::AtFirst => {
                 tracing::warn!(
@@ -153,13 +153,13 @@ impl Fetcher {
                     "stream replaced by another one; going on from its start"
                 );
                 // Nobody delivers the old stream's events again: those that were fetched are still handled.
-                self.runtime.queue.forget_all_refused(source);
+                self.runtime.queue.forget_all_refused(index);
                 self.newest = 0;
-                let Origin { epoch, ref stream, ref letters, .. } = *self.origin;
+                let Source { epoch, ref stream, ref letters, .. } = *self.source;
                 let (stream, letters) = (Arc::clone(stream), Arc::clone(letters));
-                self.origin = Arc::new(Origin { source, epoch: epoch + 1, stream, letters });
+                self.source = Arc::new(Source { index, epoch: epoch + 1, stream, letters });
             }
-            Begin::AsFirst => self.runtime.queue.forget_waiting(source),
+            Begin::AsFirst => self.runtime.queue.forget_waiting(index),
         }
     }
 
@@ -243,9 +243,9 @@ impl Fetcher {
     }
 
     fn adopt(&mut self, subscription: BusSubscription) {
-        let Origin { source, epoch, ref stream, .. } = *self.origin;
+        let Source { index, epoch, ref stream, .. } = *self.source;
         let (stream, letters) = (Arc::clone(stream), Arc::clone(subscription.letters()));
-        self.origin = Arc::new(Origin { source, epoch, stream, letters });
+        self.source = Arc::new(Source { index, epoch, stream, letters });
         self.subscription = subscription;
         self.bound_queue();
     }
@@ -256,11 +256,11 @@ impl Fetcher {
     }
 
     fn lowest_open(&self) -> Option<u64> {
-        self.runtime.queue.lowest_open(self.origin.source, self.origin.epoch)
+        self.runtime.queue.lowest_open(self.source.index, self.source.epoch)
     }
 
     fn name(&self) -> &str {
-        &self.origin.letters.consumer
+        &self.source.letters.consumer
     }
 
     fn gone(&self, what: &str) -> EventError {

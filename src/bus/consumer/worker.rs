@@ -155,7 +155,7 @@ impl<H: Handler> Worker<H> {
         let sequence = job.sequence();
         let lease = Lease::new(sequence, u32::try_from(attempt).unwrap_or(u32::MAX));
         let guarded = Arc::clone(&job.guarded) as Arc<dyn AckHandler>;
-        let delivery = Delivery::new(Arc::clone(event), lease, Arc::clone(&job.origin.stream), guarded);
+        let delivery = Delivery::new(Arc::clone(event), lease, Arc::clone(&job.source.stream), guarded);
         let counters = &job.guarded.letters.counters;
         let span = process_span(counters.system(), counters.group(), &delivery);
         let _processing = counters.begin_processing();
@@ -173,7 +173,7 @@ impl<H: Handler> Worker<H> {
         let timeout = self.runtime.policy.timeout;
         let deadline = timeout.map(|timeout| Instant::now().after(timeout));
         loop {
-            let letters = Arc::clone(&job.origin.letters);
+            let letters = Arc::clone(&job.source.letters);
             let extend_at = job.leased_at.after(letters.extend_after());
             tokio::select! {
                 biased;
@@ -247,7 +247,7 @@ impl<H: Handler> Worker<H> {
     async fn keep_alive(&mut self, job: &mut Job, wait: Duration, until: Command) -> bool {
         let end = Instant::now().after(wait);
         loop {
-            let letters = Arc::clone(&job.origin.letters);
+            let letters = Arc::clone(&job.source.letters);
             let extend_at = job.leased_at.after(letters.extend_after());
             tokio::select! {
                 biased;

@@ -44,7 +44,7 @@ struct Position {
 
 /// What a member finds when it looks.
 pub(super) enum Look {
-    Taken,
+    Leased,
     Nothing { due: Option<Time> },
     End(SubscriptionEnd),
 }
@@ -203,7 +203,7 @@ impl ConsumerCell {
             break;
         }
         if !taken.is_empty() {
-            return Look::Taken;
+            return Look::Leased;
         }
         if stream.lifecycle == Lifecycle::Abandoned && machine.pending() == 0 {
             return Look::End(SubscriptionEnd::Closed);

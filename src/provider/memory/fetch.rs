@@ -36,7 +36,7 @@ impl Fetch for MemoryFetch {
     async fn fetch(&mut self, ask: Ask, taken: &mut VecDeque<Item>) -> Result<Option<SubscriptionEnd>> {
         loop {
             match self.cell.take(&self.shared, ask, &self.handler, taken) {
-                Look::Taken => return Ok(None),
+                Look::Leased => return Ok(None),
                 Look::End(end) => return Ok(Some(end)),
                 // Boxed, so that the common case does not carry a timer around.
                 Look::Nothing { due } => {

@@ -57,8 +57,12 @@ pub(super) fn refused(operation: &'static str, error: jetstream::Error) -> Event
         }
         _ => ErrorKind::Backend,
     };
+    if kind == ErrorKind::Unsupported {
+        let reason = format!("{error}: start nats-server with -js, and allow JetStream to the account");
+        return BackendError::new(PROVIDER, operation, kind, reason).into();
+    }
     // 503 is the class of what passes: no leader yet, the storage catching up.
-    let passes = error.code() == 503 && kind != ErrorKind::Unsupported;
+    let passes = error.code() == 503;
     let failure = BackendError::new(PROVIDER, operation, kind, error);
     if passes { failure.retryable().into() } else { failure.into() }
 }

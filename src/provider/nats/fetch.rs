@@ -27,14 +27,14 @@ pub struct NatsFetch {
     is_durable: bool,
     puller: Puller,
     /// Received, while the server is asked about it.
-    held: Option<Held>,
+    held: Option<Pending>,
     /// What the receiver was given last, with its sequence: how it is settled.
     given: Vec<(u64, Arc<Handler>)>,
     /// Whether it reads the whole stream, so that what was dropped can be counted.
     counts_losses: bool,
 }
 
-enum Held {
+enum Pending {
     Fetched(Fetched),
     /// What ends the connection that receives it. The server is still to be told to keep it to itself.
     Unreadable(Unreadable),
@@ -61,17 +61,17 @@ impl NatsFetch {
         let life = &consumer.life;
         match &self.held {
             None => {}
-            Some(Held::Unreadable(unreadable)) => {
+            Some(Pending::Unreadable(unreadable)) => {
                 let long = PARKED_FOR.max(life.config().ack_wait.saturating_mul(2));
                 let settling = Settling::parked(unreadable.reply.clone());
                 consumer.apply(&settling, 1, &AckKind::Nak(Some(long))).await?;
             }
-            Some(Held::Fetched(fetched)) if life.is_before_start(fetched.position) => {
+            Some(Pending::Fetched(fetched)) if life.is_before_start(fetched.position) => {
                 consumer.apply(&fetched.settling(), 1, &AckKind::Ack).await?;
                 life.see(fetched.position, 0);
                 self.held = None;
             }
-            Some(Held::Fetched(fetched)) => {
+            Some(Pending::Fetched(fetched)) => {
                 let first = match self.missing_before(fetched.position) {
                     0 => 0,
                     _ => consumer.shared.stream().await?.state.first_sequence,
@@ -84,8 +84,8 @@ impl NatsFetch {
         }
         match self.held.take() {
             None => {}
-            Some(Held::Fetched(fetched)) => self.give(fetched, taken),
-            Some(Held::Unreadable(unreadable)) => self.give_unreadable(unreadable, taken),
+            Some(Pending::Fetched(fetched)) => self.give(fetched, taken),
+            Some(Pending::Unreadable(unreadable)) => self.give_unreadable(unreadable, taken),
         }
         Ok(())
     }
@@ -95,10 +95,10 @@ impl NatsFetch {
         let life = &self.consumer.life;
         life.end().is_none()
             && match &self.held {
-                Some(Held::Fetched(fetched)) => {
+                Some(Pending::Fetched(fetched)) => {
                     life.is_in_force(fetched.received) && fetched.since.elapsed() < life.config().ack_wait
                 }
-                Some(Held::Unreadable(_)) | None => true,
+                Some(Pending::Unreadable(_)) | None => true,
             }
     }
 
@@ -176,8 +176,8 @@ impl Fetch for NatsFetch {
             }
             if self.held.is_none() {
                 match self.puller.next(may_fetch_ahead).await? {
-                    Pulled::Message(fetched) => self.held = Some(Held::Fetched(fetched)),
-                    Pulled::Unreadable(unreadable) => self.held = Some(Held::Unreadable(unreadable)),
+                    Pulled::Message(fetched) => self.held = Some(Pending::Fetched(fetched)),
+                    Pulled::Unreadable(unreadable) => self.held = Some(Pending::Unreadable(unreadable)),
                     Pulled::Closed => return Ok(Some(SubscriptionEnd::Closed)),
                     Pulled::Gone(end) => {
                         if !self.is_durable {
@@ -238,8 +238,8 @@ impl Fetch for NatsFetch {
             }
         }
         match self.held.take() {
-            Some(Held::Fetched(fetched)) => give_back(&consumer.shared, Some(fetched.reply)),
-            Some(Held::Unreadable(unreadable)) => {
+            Some(Pending::Fetched(fetched)) => give_back(&consumer.shared, Some(fetched.reply)),
+            Some(Pending::Unreadable(unreadable)) => {
                 consumer.life.parked.delay(unreadable.sequence, Duration::ZERO);
             }
             None => {}
@@ -263,8 +263,10 @@ impl Fetch for NatsFetch {
             }
         }
         match &self.held {
-            Some(Held::Fetched(fetched)) => consumer.apply(&fetched.settling(), 1, &AckKind::Release).await?,
-            Some(Held::Unreadable(unreadable)) => {
+            Some(Pending::Fetched(fetched)) => {
+                consumer.apply(&fetched.settling(), 1, &AckKind::Release).await?;
+            }
+            Some(Pending::Unreadable(unreadable)) => {
                 consumer.life.parked.delay(unreadable.sequence, Duration::ZERO);
             }
             None => {}

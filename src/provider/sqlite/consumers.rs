@@ -16,7 +16,7 @@ use crate::provider::group::{ConsumerConfig, GroupState, Lease, Start};
 use crate::provider::{AckKind, ConsumerPosition};
 use crate::types::DeliverPolicy;
 
-/// A consumer that is known by heart.
+/// A consumer that is cached.
 pub(super) struct Known {
     pub(super) name: String,
     pub(super) machine: GroupState,
@@ -29,7 +29,7 @@ pub(super) struct Known {
     /// Version of the row.
     pub(super) version: i64,
     /// Whether another process may have changed the row.
-    doubted: bool,
+    is_stale: bool,
     /// First of the stored backlog.
     pub(super) backlog_front: Option<u64>,
     /// The stored cursor; `None` while it counts for nothing, which is before the start and for those of the whole stream.
@@ -49,7 +49,7 @@ impl Known {
             scanned: 0,
             starts_at: None,
             version,
-            doubted: false,
+            is_stale: false,
             position: None,
             identity,
         }
@@ -63,7 +63,7 @@ impl Known {
     }
 }
 
-/// The consumers that are known by heart: durable ones by their row, ephemeral ones, which have none, by numbers below
+/// The consumers that are cached: durable ones by their row, ephemeral ones, which have none, by numbers below
 /// zero.
 #[derive(Default)]
 pub(super) struct Consumers {
@@ -125,8 +125,8 @@ impl Consumers {
     }
 
     /// Another process wrote: what is known has to be compared with the file.
-    pub(super) fn doubt(&mut self) {
-        self.known.iter_mut().filter(|(id, _)| **id > 0).for_each(|(_, known)| known.doubted = true);
+    pub(super) fn mark_stale(&mut self) {
+        self.known.iter_mut().filter(|(id, _)| **id > 0).for_each(|(_, known)| known.is_stale = true);
         self.positions.forget();
     }
 
@@ -385,7 +385,7 @@ impl Store {
 
     /// The consumer, as it is in force; `None` when it is gone.
     pub(super) fn consumer(&mut self, id: i64) -> Sql<Option<&mut Known>> {
-        if id > 0 && self.consumers.known.get(&id).is_none_or(|known| known.doubted) {
+        if id > 0 && self.consumers.known.get(&id).is_none_or(|known| known.is_stale) {
             self.refresh(id)?;
         }
         if id < 0
@@ -415,7 +415,7 @@ impl Store {
         if let Some(known) = self.consumers.known.get_mut(&id)
             && known.version == version
         {
-            known.doubted = false;
+            known.is_stale = false;
             return Ok(());
         }
         snapshot.backlog = self.stored_backlog(id)?;

@@ -48,7 +48,7 @@ impl Shared {
     async fn read_within<T: Send + 'static>(
         &self,
         operation: &'static str,
-        patience: Duration,
+        timeout: Duration,
         work: impl FnOnce(&Connection) -> Sql<T> + Send + 'static,
     ) -> Result<T> {
         self.check_open()?;
@@ -56,18 +56,18 @@ impl Shared {
             let work = move |store: &mut Store| work(&store.connection).map(Ok);
             return self.call(operation, Access::Read, work).await;
         }
-        self.on_connection(operation, patience, |connection| in_snapshot(connection, work)).await
+        self.on_connection(operation, timeout, |connection| in_snapshot(connection, work)).await
     }
 
     /// Runs `work` on a connection of its own, off the runtime.
     async fn on_connection<T: Send + 'static>(
         &self,
         operation: &'static str,
-        patience: Duration,
+        timeout: Duration,
         work: impl FnOnce(&Connection) -> Sql<T> + Send + 'static,
     ) -> Result<T> {
         self.check_open()?;
-        let deadline = Instant::now().after(patience);
+        let deadline = Instant::now().after(timeout);
         let late = |_| EventError::Timeout(format!("{operation} on provider '{}'", super::NAME));
         let turn = Arc::clone(&self.readers.turns).acquire_owned();
         let turn = tokio::time::timeout_at(deadline, turn).await.map_err(late)?.map_err(|_closed| ended())?;

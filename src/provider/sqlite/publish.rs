@@ -38,7 +38,7 @@ impl Prepared {
     }
 }
 
-fn patience(event: Checked<'_>) -> Duration {
+fn timeout(event: Checked<'_>) -> Duration {
     event.options().timeout_secs.map_or(DEFAULT_TIMEOUT, Duration::from_secs)
 }
 
@@ -47,14 +47,14 @@ fn patience(event: Checked<'_>) -> Duration {
 struct Part {
     entries: Vec<Result<Prepared>>,
     bytes: usize,
-    patience: Duration,
+    timeout: Duration,
 }
 
 impl Shared {
     pub(super) async fn publish(&self, event: Checked<'_>) -> Result<PublishReceipt> {
         let prepared = Prepared::new(event)?;
         let bytes = prepared.record.len();
-        let mut stored = self.send(vec![prepared], bytes, patience(event)).await?;
+        let mut stored = self.send(vec![prepared], bytes, timeout(event)).await?;
         stored.pop().unwrap_or_else(|| Err(ended()))
     }
 
@@ -65,7 +65,7 @@ impl Shared {
             if part.is_full(&self.config) {
                 results.extend(self.store(std::mem::take(&mut part)).await);
             }
-            part.add(Prepared::new(*event), patience(*event));
+            part.add(Prepared::new(*event), timeout(*event));
         }
         results.extend(self.store(part).await);
         results
@@ -73,7 +73,7 @@ impl Shared {
 
     /// Stores the entries that could be encoded and puts the answers in the places of all.
     async fn store(&self, part: Part) -> Vec<Result<PublishReceipt>> {
-        let Part { entries, bytes, patience } = part;
+        let Part { entries, bytes, timeout } = part;
         let mut results = Vec::with_capacity(entries.len());
         let mut prepared = Vec::new();
         for entry in entries {
@@ -87,7 +87,7 @@ impl Shared {
             return results;
         }
         let places = results.iter_mut().filter(|result| result.is_ok());
-        match self.send(prepared, bytes, patience).await {
+        match self.send(prepared, bytes, timeout).await {
             Ok(stored) => places.zip(stored).for_each(|(place, stored)| *place = stored),
             Err(error) => {
                 let error = Arc::new(error);
@@ -101,7 +101,7 @@ impl Shared {
         &self,
         prepared: Vec<Prepared>,
         bytes: usize,
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<Vec<Result<PublishReceipt>>> {
         let size = Size { events: prepared.len(), bytes };
         let work = move |store: &mut Store| {
@@ -110,15 +110,15 @@ impl Shared {
                 prepared.into_iter().map(|entry| store.publish(entry, now_ms)).collect::<Sql<_>>()?;
             Ok(Ok(entries))
         };
-        let mut answer = self.queue.call("publish", Access::Sync, size, patience, work).await?;
-        answered("publish", patience, &mut answer).await
+        let mut answer = self.queue.call("publish", Access::Sync, size, timeout, work).await?;
+        answered("publish", timeout, &mut answer).await
     }
 }
 
 impl Part {
-    fn add(&mut self, prepared: Result<Prepared>, patience: Duration) {
+    fn add(&mut self, prepared: Result<Prepared>, timeout: Duration) {
         self.bytes += prepared.as_ref().map_or(0, |prepared| prepared.record.len());
-        self.patience = self.patience.max(patience);
+        self.timeout = self.timeout.max(timeout);
         self.entries.push(prepared);
     }
 

@@ -180,18 +180,18 @@ impl Queue {
         }
     }
 
-    /// Hands `work` to the writer thread and returns where the answer will be. Waits for room at most `patience`.
+    /// Hands `work` to the writer thread and returns where the answer will be. Waits for room at most `timeout`.
     pub(super) async fn call<T: Send + 'static>(
         &self,
         operation: &'static str,
         access: Access,
         size: Size,
-        patience: Duration,
+        timeout: Duration,
         work: impl FnOnce(&mut Store) -> Sql<Result<T>> + Send + 'static,
     ) -> Result<oneshot::Receiver<Result<T>>> {
         let (reply, answer) = oneshot::channel();
         let call = Call { operation, work: Some(work), done: None, reply };
-        self.submit(operation, access, size, patience, Box::new(call)).await?;
+        self.submit(operation, access, size, timeout, Box::new(call)).await?;
         Ok(answer)
     }
 
@@ -201,11 +201,11 @@ impl Queue {
         operation: &'static str,
         access: Access,
         size: Size,
-        patience: Duration,
+        timeout: Duration,
         work: Box<dyn Work>,
     ) -> Result<()> {
         let weight = u32::try_from(1 + size.bytes / 1024).unwrap_or(u32::MAX).min(CAPACITY_KIB);
-        let room = self.room(operation, weight, patience).await?;
+        let room = self.room(operation, weight, timeout).await?;
         let mut waiting = self.lock();
         if waiting.stopping {
             return Err(ended());
@@ -219,7 +219,7 @@ impl Queue {
         &self,
         operation: &'static str,
         weight: u32,
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<OwnedSemaphorePermit> {
         // Nearly always there is room. Then this needs no timer, and many calls of one task are queued in one go: the
         // runtime would suspend a task that acquires too often.
@@ -227,10 +227,10 @@ impl Queue {
             return Ok(room);
         }
         let acquire = Arc::clone(&self.room).acquire_many_owned(weight);
-        match tokio::time::timeout(patience, acquire).await {
+        match tokio::time::timeout(timeout, acquire).await {
             Ok(Ok(room)) => Ok(room),
             Ok(Err(_closed)) => Err(ended()),
-            Err(_elapsed) => Err(busy(operation, patience)),
+            Err(_elapsed) => Err(busy(operation, timeout)),
         }
     }
 
@@ -243,11 +243,11 @@ impl Queue {
         }
     }
 
-    /// What is to be done next: nothing when `patience` runs out, `None` at the end.
-    pub(super) fn take(&self, limits: Size, patience: Option<Duration>) -> Option<Group> {
+    /// What is to be done next: nothing when `timeout` runs out, `None` at the end.
+    pub(super) fn take(&self, limits: Size, timeout: Option<Duration>) -> Option<Group> {
         let mut waiting = self.lock();
         if waiting.jobs.is_empty() && waiting.given_back.is_empty() && !waiting.stopping {
-            waiting = self.sleep(waiting, patience);
+            waiting = self.sleep(waiting, timeout);
         }
         if waiting.jobs.is_empty() && waiting.given_back.is_empty() && waiting.stopping {
             return None;
@@ -258,37 +258,31 @@ impl Queue {
     }
 
     /// Adds what came since then to the group of a transaction that is under way, and returns whether something did.
-    /// Waits for it when the group has fewer than `expected` jobs, at most for `patience`.
-    pub(super) fn more(
-        &self,
-        group: &mut Group,
-        access: Access,
-        expected: usize,
-        patience: Duration,
-    ) -> bool {
+    /// Waits for it when the group has fewer than `expected` jobs, at most for `timeout`.
+    pub(super) fn more(&self, group: &mut Group, access: Access, expected: usize, timeout: Duration) -> bool {
         let before = group.work.len();
         let mut waiting = self.lock();
         waiting.fill(group, access);
-        let is_due = before >= expected || patience.is_zero();
+        let is_due = before >= expected || timeout.is_zero();
         if group.work.len() == before && waiting.jobs.is_empty() && !is_due {
-            waiting = self.sleep(waiting, Some(patience));
+            waiting = self.sleep(waiting, Some(timeout));
             waiting.fill(group, access);
         }
         group.work.len() > before
     }
 
-    /// Sleeps until something comes, or it ends, or `patience` runs out.
+    /// Sleeps until something comes, or it ends, or `timeout` runs out.
     fn sleep<'a>(
         &self,
         mut waiting: MutexGuard<'a, Waiting>,
-        patience: Option<Duration>,
+        timeout: Option<Duration>,
     ) -> MutexGuard<'a, Waiting> {
         waiting.asleep = true;
         let is_asleep = |waiting: &mut Waiting| waiting.asleep;
-        let mut waiting = match patience {
+        let mut waiting = match timeout {
             None => self.arrived.wait_while(waiting, is_asleep).ignore_poison(),
-            Some(patience) => {
-                let woken = self.arrived.wait_timeout_while(waiting, patience, is_asleep);
+            Some(timeout) => {
+                let woken = self.arrived.wait_timeout_while(waiting, timeout, is_asleep);
                 woken.ignore_poison().0
             }
         };
@@ -338,14 +332,14 @@ impl Queue {
 /// Waits for the answer of the writer thread.
 pub(super) async fn answered<T>(
     operation: &'static str,
-    patience: Duration,
+    timeout: Duration,
     answer: &mut oneshot::Receiver<Result<T>>,
 ) -> Result<T> {
-    match tokio::time::timeout(patience, answer).await {
+    match tokio::time::timeout(timeout, answer).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(_dropped)) => Err(ended()),
         Err(_elapsed) => Err(EventError::Timeout(format!(
-            "{operation} on provider '{}': no answer within {patience:?}",
+            "{operation} on provider '{}': no answer within {timeout:?}",
             super::NAME
         ))),
     }
@@ -356,7 +350,7 @@ pub(super) fn ended() -> EventError {
 }
 
 /// There was no room in time: nothing was done.
-fn busy(operation: &'static str, patience: Duration) -> EventError {
-    let cause = format!("{CAPACITY_KIB} KiB wait to be written, and no room came within {patience:?}");
+fn busy(operation: &'static str, timeout: Duration) -> EventError {
+    let cause = format!("{CAPACITY_KIB} KiB wait to be written, and no room came within {timeout:?}");
     BackendError::new(super::NAME, operation, ErrorKind::Timeout, cause).retryable().into()
 }

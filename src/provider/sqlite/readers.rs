@@ -122,9 +122,9 @@ impl Readers {
         drop(idle);
     }
 
-    /// Waits until every connection is closed, at most for `patience`. For the writer thread, which closes last.
-    pub(super) fn wait_until_closed(&self, patience: Duration) {
-        let deadline = Instant::now().after(patience);
+    /// Waits until every connection is closed, at most for `timeout`. For the writer thread, which closes last.
+    pub(super) fn wait_until_closed(&self, timeout: Duration) {
+        let deadline = Instant::now().after(timeout);
         let mut pool = self.lock();
         while !pool.in_use.is_empty() {
             let left = deadline.saturating_duration_since(Instant::now());

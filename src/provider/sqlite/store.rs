@@ -1,6 +1,6 @@
-//! What the writer thread works on: the connection, and what of the file it knows by heart.
+//! What the writer thread works on: the connection, and what of the file it has cached.
 //!
-//! Everything known by heart is in force only while nobody else writes, which the start of each transaction checks, and
+//! Everything cached is in force only while nobody else writes, which the start of each transaction checks, and
 //! is forgotten when a transaction fails.
 
 use std::collections::{HashMap, HashSet};
@@ -19,7 +19,7 @@ use super::queue::Access;
 use crate::provider::group::Time;
 use crate::provider::settings::Choice as _;
 
-/// Subject ids known by heart. Programs with more subjects look some of them up.
+/// Subject ids cached. Programs with more subjects look some of them up.
 const MAX_KNOWN_SUBJECTS: usize = 10_000;
 
 /// The counters of the stream.
@@ -178,14 +178,14 @@ impl Store {
         self.wakeups = Wakeups::default();
     }
 
-    /// Forgets what is known by heart if another connection wrote.
+    /// Forgets what is cached if another connection wrote.
     pub(super) fn look_for_changes(&mut self) -> Sql<()> {
         let data_version =
             self.connection.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))?;
         if data_version != self.data_version {
             self.data_version = data_version;
             self.forget();
-            self.consumers.doubt();
+            self.consumers.mark_stale();
             self.wakeups.foreign = true;
         }
         Ok(())

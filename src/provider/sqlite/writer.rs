@@ -68,7 +68,7 @@ impl Writer {
     }
 
     fn run(mut self) {
-        while let Some(group) = self.queue.take(self.limits, self.patience()) {
+        while let Some(group) = self.queue.take(self.limits, self.timeout()) {
             match group.access {
                 Some(access) => {
                     self.execute(group, access);
@@ -85,7 +85,7 @@ impl Writer {
     }
 
     /// How long to wait for work before looking what others wrote and what has become too old.
-    fn patience(&self) -> Option<Duration> {
+    fn timeout(&self) -> Option<Duration> {
         if self.store.has_surplus() {
             return Some(Duration::ZERO);
         }
@@ -118,8 +118,8 @@ impl Writer {
             loop {
                 group.work.iter_mut().skip(done).try_for_each(|work| work.run(store))?;
                 done = group.work.len();
-                let patience = deadline.saturating_duration_since(Instant::now()).min(wait);
-                if !queue.more(&mut group, access, expected, patience) {
+                let timeout = deadline.saturating_duration_since(Instant::now()).min(wait);
+                if !queue.more(&mut group, access, expected, timeout) {
                     return Ok(());
                 }
             }
@@ -244,7 +244,7 @@ mod tests {
         let other = SqliteProvider::connect(config.clone()).await.unwrap();
         let mut writer = writer(config);
         idle_turn(&mut writer);
-        assert_eq!(writer.patience(), None, "nobody waits");
+        assert_eq!(writer.timeout(), None, "nobody waits");
 
         let filter = crate::provider::group::ConsumerConfig::new("events.>", &Default::default()).unwrap();
         let opened = writer.store.open_ephemeral(filter).unwrap().unwrap();
@@ -252,7 +252,7 @@ mod tests {
         for _ in 0..20 {
             idle_turn(&mut writer);
         }
-        assert_eq!(writer.patience(), Some(Duration::from_millis(50)));
+        assert_eq!(writer.timeout(), Some(Duration::from_millis(50)));
 
         let woken = cell.members.wait(None);
         tokio::pin!(woken);
@@ -260,6 +260,6 @@ mod tests {
         assert!(poll_once(woken.as_mut()).await.is_none(), "nobody looked yet");
         idle_turn(&mut writer);
         assert!(poll_once(woken.as_mut()).await.is_some(), "one look at the file wakes whom it concerns");
-        assert_eq!(writer.patience(), Some(Duration::from_millis(5)));
+        assert_eq!(writer.timeout(), Some(Duration::from_millis(5)));
     }
 }

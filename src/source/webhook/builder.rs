@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::permission::Origins;
-use super::replay::Taken;
+use super::replay::SeenIds;
 use super::signature::Verifier;
 use super::{DEFAULT_MAX_BODY, Stop, WebhookReceiver, digest, window};
 use crate::bus::EventBus;
@@ -182,7 +182,7 @@ impl WebhookReceiverBuilder {
             origins: self.origins,
             verifier: Verifier::new(&self.secrets, tolerance)?,
             tokens: self.tokens.iter().map(|token| digest(token)).collect(),
-            taken: Taken::new(REMEMBERED_IDS, window::validity(tolerance)),
+            taken: SeenIds::new(REMEMBERED_IDS, window::validity(tolerance)),
             name: self.name,
             path: self.path,
             subject: self.subject,

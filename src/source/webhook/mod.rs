@@ -53,7 +53,7 @@ pub use builder::WebhookReceiverBuilder;
 
 use self::permission::Origins;
 use self::refusal::{Refusal, is_refusal};
-use self::replay::{Begun, Taken};
+use self::replay::{SeenIds, Started};
 use self::signature::{Signed, Verifier};
 use super::{EventSource, Stop, WebhookSource};
 use crate::bus::EventBus;
@@ -109,7 +109,7 @@ pub struct WebhookReceiver {
     /// Hashes: comparing them in whatever time says nothing about the tokens.
     tokens: Vec<[u8; 32]>,
     origins: Origins,
-    taken: Taken,
+    taken: SeenIds,
     max_body: usize,
     timeout: Duration,
     bus: Option<Arc<EventBus>>,
@@ -178,9 +178,9 @@ impl WebhookReceiver {
         let signed = signed(&headers)?;
         self.verifier.verify(&signed, &body, unix_millis())?;
         match self.taken.begin(signed.id) {
-            Begun::Done => Ok(StatusCode::OK),
-            Begun::InWork => Err(Refusal::new(StatusCode::CONFLICT, "webhook-id: is being taken")),
-            Begun::New(taking) => {
+            Started::Done => Ok(StatusCode::OK),
+            Started::InWork => Err(Refusal::new(StatusCode::CONFLICT, "webhook-id: is being taken")),
+            Started::New(taking) => {
                 self.hand_on(self.events(&headers, &body, Some(signed.id))?, Some(signed.id)).await?;
                 taking.done();
                 Ok(StatusCode::ACCEPTED)

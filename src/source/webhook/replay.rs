@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use crate::poison::IgnorePoison;
 
 /// The ids of the requests of the last while; when there are too many, the oldest are forgotten first.
-pub(super) struct Taken {
+pub(super) struct SeenIds {
     max: usize,
     keep: Duration,
     ids: Mutex<Ids>,
@@ -22,7 +22,7 @@ struct Ids {
 }
 
 /// What becomes of a request with this id.
-pub(super) enum Begun<'a> {
+pub(super) enum Started<'a> {
     /// It is taken now.
     New(Taking<'a>),
     /// It is being taken.
@@ -33,7 +33,7 @@ pub(super) enum Begun<'a> {
 
 /// A request that is being taken. Dropped without [`done`](Taking::done) it was not taken, and may come again.
 pub(super) struct Taking<'a> {
-    taken: &'a Taken,
+    taken: &'a SeenIds,
     id: &'a str,
 }
 
@@ -58,21 +58,21 @@ impl Drop for Taking<'_> {
     }
 }
 
-impl Taken {
+impl SeenIds {
     pub(super) fn new(max: usize, keep: Duration) -> Self {
         Self { max: max.max(1), keep, ids: Mutex::default() }
     }
 
     /// Begins to take a request.
-    pub(super) fn begin<'a>(&'a self, id: &'a str) -> Begun<'a> {
+    pub(super) fn begin<'a>(&'a self, id: &'a str) -> Started<'a> {
         let mut ids = self.lock();
         let now = Instant::now();
         while ids.by_age.front().is_some_and(|(since, _)| now.duration_since(*since) >= self.keep) {
             ids.forget_oldest();
         }
         match ids.is_done.get(id) {
-            Some(true) => return Begun::Done,
-            Some(false) => return Begun::InWork,
+            Some(true) => return Started::Done,
+            Some(false) => return Started::InWork,
             None => {}
         }
         if ids.by_age.len() >= self.max {
@@ -80,7 +80,7 @@ impl Taken {
         }
         ids.is_done.insert(id.to_owned(), false);
         ids.by_age.push_back((now, id.to_owned()));
-        Begun::New(Taking { taken: self, id })
+        Started::New(Taking { taken: self, id })
     }
 
     fn lock(&self) -> MutexGuard<'_, Ids> {
@@ -100,21 +100,21 @@ impl Ids {
 mod tests {
     use super::*;
 
-    fn take(taken: &Taken, id: &str) -> &'static str {
+    fn take(taken: &SeenIds, id: &str) -> &'static str {
         match taken.begin(id) {
-            Begun::New(taking) => {
+            Started::New(taking) => {
                 taking.done();
                 "new"
             }
-            Begun::InWork => "in work",
-            Begun::Done => "done",
+            Started::InWork => "in work",
+            Started::Done => "done",
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_id_is_taken_once_until_it_is_forgotten() {
-        let taken = Taken::new(3, Duration::from_secs(600));
-        let Begun::New(first) = taken.begin("a") else { panic!("it is known") };
+        let taken = SeenIds::new(3, Duration::from_secs(600));
+        let Started::New(first) = taken.begin("a") else { panic!("it is known") };
         assert_eq!(take(&taken, "a"), "in work");
         first.done();
         assert_eq!(take(&taken, "a"), "done");
@@ -126,7 +126,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_oldest_go_when_there_are_too_many() {
-        let taken = Taken::new(3, Duration::from_secs(600));
+        let taken = SeenIds::new(3, Duration::from_secs(600));
         for id in ["a", "b", "c", "d"] {
             assert_eq!(take(&taken, id), "new");
         }

@@ -28,10 +28,10 @@ const MAX_QUICK: usize = 128;
 /// What has to be fetched again this soon is handled quickly.
 const QUICK: Duration = Duration::from_millis(10);
 
-/// Where events come from.
-pub(super) struct Origin {
-    /// Number of the subscription.
-    pub(super) source: usize,
+/// The subscription that events come from.
+pub(super) struct Source {
+    /// Which of the consumer's subscriptions.
+    pub(super) index: usize,
     /// How often the stream was replaced by another one of its name, whose sequences start again.
     pub(super) epoch: u32,
     /// Name of the stream.
@@ -43,7 +43,7 @@ pub(super) struct Origin {
 /// A fetched event that was not started.
 pub(super) struct Waiting {
     incoming: Incoming,
-    origin: Arc<Origin>,
+    source: Arc<Source>,
     lane: Option<Arc<str>>,
     /// When the lease began, or was restarted.
     leased_at: Instant,
@@ -54,23 +54,23 @@ pub(super) struct Waiting {
 impl Waiting {
     pub(super) fn new(
         incoming: Incoming,
-        origin: Arc<Origin>,
+        source: Arc<Source>,
         lane: Option<Arc<str>>,
         leased_at: Instant,
     ) -> Self {
-        Self { incoming, origin, lane, leased_at, is_parked: false }
+        Self { incoming, source, lane, leased_at, is_parked: false }
     }
 
     fn place(&self) -> Place {
-        (self.origin.epoch, self.incoming.stored.sequence(), self.origin.source)
+        (self.source.epoch, self.incoming.stored.sequence(), self.source.index)
     }
 
     /// What a job needs beyond this is made when it starts: made for a whole batch it would cost more.
     fn into_job(self) -> Job {
-        let Self { incoming, origin, lane, leased_at, is_parked } = self;
+        let Self { incoming, source, lane, leased_at, is_parked } = self;
         let Incoming { stored, content, is_settled } = incoming;
-        let guarded = Arc::new(Guarded::new(stored, Arc::clone(&origin.letters)));
-        Job { guarded, content, is_settled, origin, lane, leased_at, is_parked }
+        let guarded = Arc::new(Guarded::new(stored, Arc::clone(&source.letters)));
+        Job { guarded, content, is_settled, source, lane, leased_at, is_parked }
     }
 }
 
@@ -81,7 +81,7 @@ pub(super) struct Job {
     pub(super) content: Result<Arc<Event>, Box<Poison>>,
     /// Whether the provider settled it before it was handed out.
     pub(super) is_settled: bool,
-    pub(super) origin: Arc<Origin>,
+    pub(super) source: Arc<Source>,
     lane: Option<Arc<str>>,
     /// When the lease began, or was restarted.
     pub(super) leased_at: Instant,
@@ -94,7 +94,7 @@ impl Job {
     }
 
     pub(super) fn place(&self) -> Place {
-        (self.origin.epoch, self.sequence(), self.origin.source)
+        (self.source.epoch, self.sequence(), self.source.index)
     }
 }
 
@@ -164,18 +164,18 @@ impl Queue {
     }
 
     /// Bounds what is held for a subscription, by how many events its consumer may have unsettled.
-    pub(super) fn bound(&self, source: usize, max_ack_pending: usize) {
-        if let Some(held) = self.lock().held.get_mut(source) {
+    pub(super) fn bound(&self, index: usize, max_ack_pending: usize) {
+        if let Some(held) = self.lock().held.get_mut(index) {
             held.most = max_ack_pending.max(self.capacity);
         }
     }
 
     /// Waits until more events may be fetched for a subscription, and says how many. Cancel-safe.
-    pub(super) async fn room(&self, source: usize) -> usize {
+    pub(super) async fn room(&self, index: usize) -> usize {
         loop {
             let mut notified = pin!(self.room.notified());
             notified.as_mut().enable();
-            let room = self.room_now(source);
+            let room = self.room_now(index);
             if room > 0 {
                 return room;
             }
@@ -183,10 +183,10 @@ impl Queue {
         }
     }
 
-    fn room_now(&self, source: usize) -> usize {
+    fn room_now(&self, index: usize) -> usize {
         let mut state = self.lock();
         let ready = state.ready.len();
-        let Some(held) = state.held.get_mut(source) else { return 0 };
+        let Some(held) = state.held.get_mut(index) else { return 0 };
         if !held.has_room(ready) {
             let parked = held.news_of_full();
             drop(state);
@@ -294,8 +294,8 @@ impl Queue {
     pub(super) fn to_extend(&self) -> Vec<Acker> {
         let now = Instant::now();
         let mut due = Vec::new();
-        self.lock().for_each_lease(|leased_at, origin, stored: &Delivery| {
-            if now.duration_since(*leased_at) >= origin.letters.extend_after() {
+        self.lock().for_each_lease(|leased_at, source, stored: &Delivery| {
+            if now.duration_since(*leased_at) >= source.letters.extend_after() {
                 *leased_at = now;
                 due.push(stored.acker().clone());
             }
@@ -305,16 +305,16 @@ impl Queue {
 
     /// Remembers that the provider was asked to deliver an event again, at the latest at this time.
     pub(super) fn note_refused(&self, job: &Job, until: Instant) {
-        let (_, sequence, source) = job.place();
-        if let Some(held) = self.lock().held.get_mut(source) {
+        let (_, sequence, index) = job.place();
+        if let Some(held) = self.lock().held.get_mut(index) {
             held.refused.insert(sequence, until);
         }
     }
 
     /// Forgets refused events that were due before this time: the provider has delivered all that was due by then, so that
     /// these went to another member.
-    pub(super) fn forget_refused(&self, source: usize, due_before: Instant) {
-        if let Some(held) = self.lock().held.get_mut(source)
+    pub(super) fn forget_refused(&self, index: usize, due_before: Instant) {
+        if let Some(held) = self.lock().held.get_mut(index)
             && !held.refused.is_empty()
         {
             held.refused.retain(|_, due| *due >= due_before);
@@ -323,20 +323,20 @@ impl Queue {
 
     /// The lowest sequence of a subscription, in the stream of this epoch, that was fetched and is neither handled nor given
     /// up, as far as this process knows.
-    pub(super) fn lowest_open(&self, source: usize, epoch: u32) -> Option<u64> {
-        self.lock().lowest_open(source, epoch)
+    pub(super) fn lowest_open(&self, index: usize, epoch: u32) -> Option<u64> {
+        self.lock().lowest_open(index, epoch)
     }
 
     /// Forgets what the provider was asked to deliver again: its stream is gone.
-    pub(super) fn forget_all_refused(&self, source: usize) {
-        if let Some(held) = self.lock().held.get_mut(source) {
+    pub(super) fn forget_all_refused(&self, index: usize) {
+        if let Some(held) = self.lock().held.get_mut(index) {
             held.refused.clear();
         }
     }
 
     /// Drops what was fetched for a subscription and does not run. Its consumer is gone, and another one delivers it again.
-    pub(super) fn forget_waiting(&self, source: usize) {
-        self.lock().forget_waiting(source);
+    pub(super) fn forget_waiting(&self, index: usize) {
+        self.lock().forget_waiting(index);
         self.room.notify_waiters();
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::{Counts, Ended, Job, LaneBounds, LeftOver, Origin, Place, Waiting};
+use super::{Counts, Ended, Job, LaneBounds, LeftOver, Place, Source, Waiting};
 use crate::provider::Delivery;
 use crate::provider::group::DEFAULT_MAX_ACK_PENDING;
 
@@ -28,7 +28,7 @@ impl Lane {
         for waiting in parked.take(most.saturating_sub(self.counted)) {
             waiting.is_parked = false;
             self.counted += 1;
-            if let Some(held) = held.get_mut(waiting.origin.source) {
+            if let Some(held) = held.get_mut(waiting.source.index) {
                 held.unpark();
             }
         }
@@ -168,8 +168,8 @@ impl State {
     }
 
     pub(super) fn enqueue(&mut self, mut waiting: Waiting) {
-        let (_, sequence, source) = waiting.place();
-        let Some(held) = self.held.get_mut(source) else { return };
+        let (_, sequence, index) = waiting.place();
+        let Some(held) = self.held.get_mut(index) else { return };
         held.refused.remove(&sequence);
         let Some(key) = waiting.lane.clone() else {
             held.events += 1;
@@ -215,7 +215,7 @@ impl State {
             Slot::Lane(key) => self.lanes.get_mut(&key)?.waiting.pop_first()?.1.into_job(),
         };
         if std::mem::take(&mut job.is_parked) {
-            if let Some(held) = self.held.get_mut(job.origin.source) {
+            if let Some(held) = self.held.get_mut(job.source.index) {
                 held.unpark();
             }
             if let Some(lane) = job.lane.as_ref().and_then(|key| self.lanes.get_mut(key)) {
@@ -230,7 +230,7 @@ impl State {
         let (job, counts) = match ended {
             Ended::Done(job) => {
                 self.no_longer_runs(&job);
-                if let Some(held) = self.held.get_mut(job.origin.source) {
+                if let Some(held) = self.held.get_mut(job.source.index) {
                     held.let_go(false);
                 }
                 if let Some(key) = job.lane {
@@ -266,12 +266,12 @@ impl State {
             lane.is_failing = true;
             lane.counted = 0;
             job.is_parked = true;
-            if let Some(held) = self.held.get_mut(job.origin.source) {
+            if let Some(held) = self.held.get_mut(job.source.index) {
                 held.park();
             }
             for waiting in lane.waiting.values_mut().filter(|waiting| !waiting.is_parked) {
                 waiting.is_parked = true;
-                if let Some(held) = self.held.get_mut(waiting.origin.source) {
+                if let Some(held) = self.held.get_mut(waiting.source.index) {
                     held.park();
                 }
             }
@@ -307,7 +307,7 @@ impl State {
     }
 
     /// Calls this for each event that does not run.
-    pub(super) fn for_each_lease(&mut self, mut look_at: impl FnMut(&mut Instant, &Origin, &Delivery)) {
+    pub(super) fn for_each_lease(&mut self, mut look_at: impl FnMut(&mut Instant, &Source, &Delivery)) {
         let Self { ready, lanes, delayed, left_over, .. } = self;
         let mut jobs: Vec<&mut Job> = left_over.iter_mut().map(|left_over| &mut left_over.job).collect();
         jobs.extend(delayed.values_mut());
@@ -321,40 +321,40 @@ impl State {
         }
         unstarted.extend(lanes.values_mut().flat_map(|lane| lane.waiting.values_mut()));
         for job in jobs {
-            look_at(&mut job.leased_at, &job.origin, &job.guarded.stored);
+            look_at(&mut job.leased_at, &job.source, &job.guarded.stored);
         }
         for waiting in unstarted {
-            look_at(&mut waiting.leased_at, &waiting.origin, &waiting.incoming.stored);
+            look_at(&mut waiting.leased_at, &waiting.source, &waiting.incoming.stored);
         }
     }
 
-    pub(super) fn lowest_open(&mut self, source: usize, epoch: u32) -> Option<u64> {
-        let running = self.running.keys().find(|(at, _, of)| *of == source && *at == epoch);
+    pub(super) fn lowest_open(&mut self, index: usize, epoch: u32) -> Option<u64> {
+        let running = self.running.keys().find(|(at, _, of)| *of == index && *at == epoch);
         let running = running.map(|(_, sequence, _)| *sequence);
-        let refused = self.held.get(source).and_then(|held| held.refused.keys().next().copied());
+        let refused = self.held.get(index).and_then(|held| held.refused.keys().next().copied());
         let mut lowest = running.into_iter().chain(refused).min();
-        self.for_each_lease(|_, origin, stored| {
-            if origin.source == source && origin.epoch == epoch {
+        self.for_each_lease(|_, source, stored| {
+            if source.index == index && source.epoch == epoch {
                 lowest = Some(lowest.map_or(stored.sequence(), |lowest| lowest.min(stored.sequence())));
             }
         });
         lowest
     }
 
-    pub(super) fn forget_waiting(&mut self, source: usize) {
-        let is_its = |origin: &Origin| origin.source == source;
+    pub(super) fn forget_waiting(&mut self, index: usize) {
+        let is_its = |source: &Source| source.index == index;
         // A lane whose first event is forgotten goes on with what it has from other subscriptions.
         let mut headless: HashSet<Arc<str>> = HashSet::new();
         self.delayed.retain(|_, job| {
-            let is_kept = !is_its(&job.origin);
+            let is_kept = !is_its(&job.source);
             if !is_kept {
                 headless.extend(job.lane.clone());
             }
             is_kept
         });
         self.ready.retain(|slot| match slot {
-            Slot::Event(waiting) => !is_its(&waiting.origin),
-            Slot::Again(job) if is_its(&job.origin) => {
+            Slot::Event(waiting) => !is_its(&waiting.source),
+            Slot::Again(job) if is_its(&job.source) => {
                 headless.extend(job.lane.clone());
                 false
             }
@@ -365,18 +365,18 @@ impl State {
             }
         });
         for lane in self.lanes.values_mut() {
-            lane.waiting.retain(|_, waiting| !is_its(&waiting.origin));
+            lane.waiting.retain(|_, waiting| !is_its(&waiting.source));
         }
         for key in headless {
             self.go_on(key);
         }
-        self.count_anew(source);
+        self.count_anew(index);
     }
 
     /// After events of a subscription were dropped: what runs is what is left of it.
-    fn count_anew(&mut self, source: usize) {
-        let running = self.running.iter().filter(|((.., of), _)| *of == source).map(|(_, times)| times).sum();
-        if let Some(held) = self.held.get_mut(source) {
+    fn count_anew(&mut self, index: usize) {
+        let running = self.running.iter().filter(|((.., of), _)| *of == index).map(|(_, times)| times).sum();
+        if let Some(held) = self.held.get_mut(index) {
             (held.events, held.parked) = (running, 0);
             held.refused.clear();
         }
