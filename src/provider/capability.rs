@@ -64,7 +64,8 @@ pub enum Durability {
 pub struct Capabilities {
     /// What an acknowledged publish survives.
     pub durability: Durability,
-    /// Named consumers keep their position across a disconnect.
+    /// Named consumers keep their position and the attempts of what is pending across a disconnect, and across a restart
+    /// where stored events outlive one.
     pub durable: Support,
     /// Several subscriptions of one durable share the work.
     pub shared_consumers: Support,
@@ -106,7 +107,8 @@ pub struct Capabilities {
     /// The members of a durable consumer share its events across connections, so that a busy one holds up nobody. Without
     /// it each connection has its own part of the subjects.
     pub event_sharing: Support,
-    /// Maximum size of one event in bytes of JSON; `None` when there is no limit or it is not known.
+    /// Maximum size of one event in bytes of JSON; `None` when it is not known. Under a [driver](super::driver::Driver)
+    /// [`DEFAULT_MAX_EVENT_BYTES`](super::validate::DEFAULT_MAX_EVENT_BYTES) is in force then.
     pub max_event_bytes: Option<usize>,
     /// How long a `msg_id` is remembered, at least; `None` when it is not known.
     pub dedup_window: Option<Duration>,

@@ -61,7 +61,11 @@ pub trait Fetch: Send + Sync + 'static {
     }
 
     /// Leaves the consumer, and gives back what was leased to this member and not handed out, without waiting. Called once.
-    fn leave(&mut self, unused: Vec<Lease>);
+    ///
+    /// Does nothing by default, for backends whose members share nothing.
+    fn leave(&mut self, unused: Vec<Lease>) {
+        let _ = unused;
+    }
 
     /// Does what [`leave`](Fetch::leave) does and waits until the backend has confirmed it. When it fails or is dropped on
     /// the way, it or `leave` is called again.
@@ -93,7 +97,7 @@ pub trait Fetch: Send + Sync + 'static {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Ask {
-    /// Most events.
+    /// Most items in `taken` when the call returns.
     pub max: usize,
     /// Acknowledge what is taken, where that costs nothing extra; [`Item::acked`] tells the receiver that it was done.
     pub ack: bool,

@@ -529,8 +529,12 @@ impl<C> Settings<C> {
         self.debug_rows(name, config, f, |_| true)
     }
 
-    /// Writes only the settings that a builder's config holds.
-    pub(super) fn debug_config(&self, name: &str, config: &C, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    /// The same with only those settings that the builder's config [holds](Setting::named).
+    ///
+    /// # Errors
+    ///
+    /// Those of the formatter.
+    pub fn debug_config(&self, name: &str, config: &C, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.debug_rows(name, config, f, |setting| setting.is_of_config)
     }
 
