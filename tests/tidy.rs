@@ -119,13 +119,15 @@ fn paths_are_found_as_whole_words() {
 
 #[test]
 fn the_vocabulary_performs_no_io_and_knows_no_runtime() {
-    let files = rust_files_under(&[
+    let mut files = rust_files_under(&[
         "src/types.rs",
         "src/error.rs",
         "src/subject/",
         "src/provider/group/",
         "src/cloudevents/",
     ]);
+    // A test that writes a page.
+    files.retain(|file| file.path != "src/provider/group/life.rs");
     let mut complaints = Complaints::default();
     complaints.forbid(
         &files,
@@ -159,12 +161,12 @@ fn the_bus_names_no_concrete_provider() {
     complaints.none();
 }
 
-/// The folders that hold a provider: those of `src/provider` other than the state machine and the table of settings.
+/// The folders that hold a provider: those of `src/provider` other than what they stand on.
 fn provider_folders() -> BTreeSet<String> {
     let entries = fs::read_dir(root().join("src/provider")).unwrap();
     let folders = entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
     let names = folders.map(|path| path.file_name().unwrap().to_string_lossy().into_owned());
-    names.filter(|name| !["consumer", "settings"].contains(&name.as_str())).collect()
+    names.filter(|name| !["group", "receiver", "settings"].contains(&name.as_str())).collect()
 }
 
 #[test]

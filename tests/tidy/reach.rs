@@ -116,8 +116,8 @@ use crate::provider::group::{ConsumerConfig, Lease};
 use crate::provider::capability::Support;
 use crate::text::is_invisible;
 use super::super::validate::MAX_ID_LEN;
-fn f(delivery: Delivery, handler: Arc<dyn AckHandler>) {
-    Delivery::with_shared_handler(delivery, handler);
+fn f(delivery: Delivery, reason: &str) {
+    delivery.term_or_ack(reason);
 }";
     files.push(File { path: "src/provider/memory/extra.rs".to_owned(), text: text.to_owned() });
     let complaints: Vec<String> = check(&files).0;
@@ -126,7 +126,7 @@ fn f(delivery: Delivery, handler: Arc<dyn AckHandler>) {
     let expected = [
         "3: provider::capability::Support is not public",
         "4: text::is_invisible is not public",
-        "7: with_shared_handler() is not public",
+        "7: term_or_ack() is not public",
     ];
     assert_eq!(found, expected);
 }

@@ -39,8 +39,8 @@ pub use snapshot::{ConsumerSnapshot, PendingState};
 
 use self::pending::{Pending, PendingEvents};
 use self::undo::Undo;
-use super::ack::AckKind;
 use crate::error::EventError;
+use crate::provider::AckKind;
 
 /// A point in time: nanoseconds since an origin that the provider chooses and keeps.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
