@@ -1,4 +1,4 @@
-//! The resume file of `pub --many`: how far a run came, with which input and to which bus.
+//! The resume file of `import`: how far a run came, with which input and to which bus.
 
 use std::fs;
 use std::io::Write as _;
