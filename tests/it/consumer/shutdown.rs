@@ -94,8 +94,8 @@ async fn a_shutdown_waits_for_no_attempt_behind_its_deadline(backend: Backend) {
     let consumer = bus
         .consumer("worker")
         .subject("events.>")
-        .ordered_by_key()
-        .drain_deadline(Duration::from_secs(600))
+        .ordered_by_subject()
+        .drain_timeout(Duration::from_secs(600))
         .handle(|_| async { Err(HandlerError::retry_after("later", Duration::MAX)) })
         .await
         .unwrap();
@@ -103,7 +103,7 @@ async fn a_shutdown_waits_for_no_attempt_behind_its_deadline(backend: Backend) {
     tokio::time::timeout(Duration::from_secs(60), consumer.shutdown()).await.expect("it waits").unwrap();
 
     let handled = Arc::new(Handled::default());
-    let next = counted(bus.consumer("worker").subject("events.>").ordered_by_key(), &handled).await;
+    let next = counted(bus.consumer("worker").subject("events.>").ordered_by_subject(), &handled).await;
     assert_settled(&bus).await;
     next.shutdown().await.unwrap();
     assert!(handled.events() == 3 && handled.all_once());
