@@ -193,6 +193,10 @@ impl<'h> World<'h> {
         while self.harness.unix_millis() <= time {
             self.elapse(ms(5)).await;
             // The clock that stamps what is stored need not be the one that waits, and is not paused then.
+            #[allow(
+                clippy::disallowed_methods,
+                reason = "on a thread that may block, and no other wait is of real time"
+            )]
             let _ = tokio::task::spawn_blocking(|| std::thread::sleep(ms(1))).await;
         }
     }
