@@ -14,7 +14,7 @@ pub enum Support {
     Unknown,
     /// The promise is honoured, and the conformance kit proves it.
     Yes,
-    /// The promise is refused with [`EventError::Unsupported`] before any I/O.
+    /// The promise is refused with [`EventError::Unsupported`](crate::EventError::Unsupported) before any I/O.
     No,
 }
 
@@ -161,7 +161,7 @@ impl Capabilities {
     ///
     /// # Errors
     ///
-    /// [`EventError::Unsupported`] that names the first such option.
+    /// [`EventError::Unsupported`](crate::EventError::Unsupported) that names the first such option.
     pub fn check_publish(&self, provider: &str, options: &PublishOptions) -> Result<()> {
         refuse_first(provider, &self.used_by_publish(options))
     }
@@ -170,7 +170,7 @@ impl Capabilities {
     ///
     /// # Errors
     ///
-    /// [`EventError::Unsupported`] that names the first such option.
+    /// [`EventError::Unsupported`](crate::EventError::Unsupported) that names the first such option.
     pub fn check_subscribe(&self, provider: &str, options: &SubscribeOptions) -> Result<()> {
         refuse_first(provider, &self.used_by_subscribe(options))
     }

@@ -44,7 +44,7 @@ pub trait Driver: Send + Sync + 'static {
     fn capabilities(&self) -> Capabilities;
 
     /// Largest event in bytes of JSON: that of the [capabilities](Driver::capabilities), else
-    /// [`DEFAULT_MAX_EVENT_BYTES`](super::validate::DEFAULT_MAX_EVENT_BYTES).
+    /// [`DEFAULT_MAX_EVENT_BYTES`].
     fn max_event_bytes(&self) -> usize {
         Driver::capabilities(self).max_event_bytes.unwrap_or(DEFAULT_MAX_EVENT_BYTES)
     }

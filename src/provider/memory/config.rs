@@ -153,7 +153,7 @@ impl MemoryProviderBuilder {
     ///
     /// # Errors
     ///
-    /// [`EventError::Config`] for a prefix that is not a subject, an empty stream name, or a `max_event_bytes` or
+    /// [`EventError::Config`](crate::EventError::Config) for a prefix that is not a subject, an empty stream name, or a `max_event_bytes` or
     /// `max_bytes` too small for any event.
     pub fn build(self) -> Result<MemoryProvider> {
         SETTINGS.check(&self)?;

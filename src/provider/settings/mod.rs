@@ -102,7 +102,7 @@ pub enum Kind {
     Count(&'static str),
     /// A number of bytes, `65536` or `64KiB`; the text says of what.
     Size(&'static str),
-    /// A [duration](crate::duration), such as `250ms`.
+    /// A [duration], such as `250ms`.
     Duration,
     /// A duration that the config keeps in whole seconds.
     Seconds,
