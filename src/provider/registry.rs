@@ -157,8 +157,8 @@ impl ProviderRegistry {
     /// use a3s_event::provider::{ProviderRegistry, ProviderUrl};
     ///
     /// # fn main() -> a3s_event::Result<()> {
-    /// let url = ProviderUrl::parse("memory://orders?max_events=5&pasword=s3cret")?;
-    /// assert_eq!(ProviderRegistry::builtin().redacted(&url), "memory://orders?max_events=5&pasword=***");
+    /// let url = ProviderUrl::parse("memory://orders?max_events=5&passwd=s3cret")?;
+    /// assert_eq!(ProviderRegistry::builtin().redacted(&url), "memory://orders?max_events=5&passwd=***");
     /// # Ok(())
     /// # }
     /// ```
