@@ -12,11 +12,12 @@ use std::sync::Arc;
 use a3s_event::provider::driver::{Checked, ConsumerSpec, Driver};
 use a3s_event::provider::group::Lease;
 use a3s_event::provider::receiver::{Ask, Fetch, Item};
+use a3s_event::provider::support::{closed, unsupported};
 use a3s_event::provider::{AckFuture, Settlement};
 use a3s_event::subject::subject_matches;
 use a3s_event::{
-    AckHandler, AckKind, Capabilities, Durability, Event, EventBus, EventError, HistoryPage, HistoryQuery,
-    ProviderInfo, PublishOptions, PublishReceipt, Result, StoredEvent, SubscriptionEnd, Support,
+    AckHandler, AckKind, Capabilities, Durability, Event, EventBus, HistoryPage, HistoryQuery, ProviderInfo,
+    PublishOptions, PublishReceipt, Result, StoredEvent, SubscriptionEnd, Support,
 };
 use tokio::sync::watch;
 
@@ -36,10 +37,6 @@ struct Log {
     closed: bool,
 }
 
-fn closed() -> EventError {
-    EventError::Closed(format!("the {NAME} provider was closed"))
-}
-
 impl Driver for VecProvider {
     type Fetch = Reader;
 
@@ -54,7 +51,7 @@ impl Driver for VecProvider {
     }
 
     async fn store(&self, checked: Checked<'_>) -> Result<PublishReceipt> {
-        let mut stored = Err(closed());
+        let mut stored = Err(closed(NAME));
         self.log.send_if_modified(|log| {
             if !log.closed {
                 log.events.push(Arc::new(checked.event().clone()));
@@ -68,7 +65,7 @@ impl Driver for VecProvider {
 
     async fn open(&self, consumer: ConsumerSpec) -> Result<Reader> {
         if self.log.borrow().closed {
-            return Err(closed());
+            return Err(closed(NAME));
         }
         Ok(Reader { log: self.log.subscribe(), filter: consumer.config.filter, position: 0 })
     }
@@ -89,7 +86,7 @@ impl Driver for VecProvider {
     async fn count(&self) -> Result<ProviderInfo> {
         let log = self.log.borrow();
         if log.closed {
-            return Err(closed());
+            return Err(closed(NAME));
         }
         Ok(ProviderInfo {
             provider: NAME.to_owned(),
@@ -154,7 +151,7 @@ impl AckHandler for InOrderOnly {
     fn settle(&self, asked: Settlement) -> AckFuture<'_> {
         AckFuture::ready(match asked.kind {
             AckKind::Ack => Ok(()),
-            other => Err(EventError::Unsupported { option: other.verb().into(), provider: NAME.into() }),
+            other => Err(unsupported(other.verb(), NAME)),
         })
     }
 }

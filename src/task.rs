@@ -72,6 +72,7 @@ mod tests {
         assert_eq!(caught(async { panic!("no {name}") }).await, Err::<(), _>("no handler".to_owned()));
         assert_eq!(caught(async { panic!("no") }).await, Err::<(), _>("no".to_owned()));
     }
+
     #[tokio::test(start_paused = true)]
     async fn a_call_that_hangs_ends_with_an_error_that_names_it() {
         let limit = Duration::from_secs(3);

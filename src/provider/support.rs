@@ -12,6 +12,18 @@ use crate::types::Event;
 /// How far the clock may be behind the newest storage time before that counts as wrong: a clock that is kept right by small
 /// steps is not further off.
 pub const CLOCK_TOLERANCE_MS: u64 = 1_000;
+
+/// Refuses a call because the provider of this name was closed.
+///
+/// ```
+/// use a3s_event::provider::support::closed;
+///
+/// assert!(closed("mine").is_closed());
+/// ```
+pub fn closed(provider: &str) -> EventError {
+    EventError::Closed(format!("the {provider} provider was closed"))
+}
+
 /// Refuses an option or operation, named as in the API.
 ///
 /// ```

@@ -27,13 +27,15 @@ use super::{
 use crate::deadline::After;
 use crate::error::{EventError, Result};
 use crate::poison::IgnorePoison;
-use crate::provider::support::unix_millis;
+use crate::provider::support::{closed, unix_millis};
 
 /// The provider that keeps events in the memory of this process.
 #[derive(Debug)]
 pub struct MemoryProvider {
     shared: Arc<Shared>,
 }
+
+const NAME: &str = "memory";
 
 /// What the provider, its subscriptions and their deliveries share.
 #[derive(Debug)]
@@ -130,7 +132,7 @@ impl Shared {
 
     fn check_open(stream: &Stream) -> Result<()> {
         match stream.lifecycle {
-            Lifecycle::Closed => Err(EventError::Closed("the memory provider was closed".to_owned())),
+            Lifecycle::Closed => Err(closed(NAME)),
             Lifecycle::Open | Lifecycle::Abandoned => Ok(()),
         }
     }
@@ -191,7 +193,7 @@ impl Driver for MemoryProvider {
     type Fetch = MemoryFetch;
 
     fn name(&self) -> &'static str {
-        "memory"
+        NAME
     }
 
     fn subject_prefix(&self) -> &str {

@@ -7,11 +7,11 @@ use std::time::Duration;
 use super::Shared;
 use super::log::SubjectId;
 use super::stream::{Dropped, Lifecycle, Stream};
-use crate::error::{EventError, Result};
+use crate::error::Result;
 use crate::provider::PublishReceipt;
 use crate::provider::driver::Checked;
 use crate::provider::group::Time;
-use crate::provider::support::{answered_without_storing, unix_millis};
+use crate::provider::support::{answered_without_storing, closed, unix_millis};
 use crate::types::Event;
 
 /// The `msg_id`s of the dedup window and the sequences they were stored under.
@@ -103,7 +103,7 @@ impl Shared {
         let Prepared { event, checked } = prepared;
         let options = checked.options();
         if stream.lifecycle == Lifecycle::Closed {
-            return Err(EventError::Closed("the memory provider was closed".to_owned()));
+            return Err(closed(super::NAME));
         }
         let msg_id = options.msg_id.as_deref();
         let first = msg_id.and_then(|msg_id| stream.dedup.find(msg_id, self.clock.now()));

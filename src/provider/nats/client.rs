@@ -20,7 +20,8 @@ use super::strays::Strays;
 use super::stream::durability;
 use super::unreadable::Hostile;
 use super::{NatsProvider, NatsSubscription};
-use crate::error::{BackendError, ErrorKind, EventError, Result};
+use crate::error::{BackendError, ErrorKind, Result};
+use crate::provider::support::closed;
 use crate::provider::{Durability, EventProvider, driver};
 use crate::types::{Event, PublishOptions, SubscribeOptions};
 
@@ -215,7 +216,7 @@ impl NatsClient {
     ///
     /// # Errors
     ///
-    /// The server's error, or [`EventError::Timeout`].
+    /// The server's error, or [`EventError::Timeout`](crate::EventError::Timeout).
     pub async fn stream_info(&self) -> Result<StreamInfo> {
         let state = self.shared.stream().await?.state;
         Ok(StreamInfo {
@@ -267,7 +268,7 @@ impl Shared {
 
     pub(super) fn check_open(&self) -> Result<()> {
         if *self.closed.borrow() {
-            return Err(EventError::Closed("the nats provider was closed".to_owned()));
+            return Err(closed(PROVIDER));
         }
         Ok(())
     }

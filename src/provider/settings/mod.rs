@@ -39,6 +39,7 @@
 //! # }
 //! ```
 
+pub mod common;
 #[cfg(test)]
 mod page;
 #[cfg(test)]

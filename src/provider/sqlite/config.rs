@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use super::SqliteProvider;
 use crate::error::{EventError, Result};
-use crate::provider::settings::{Choice, Setting, Settings, row};
+use crate::provider::settings::{Choice, Setting, Settings, common, row};
 use crate::provider::support::shorten;
-use crate::provider::validate::{DEFAULT_MAX_EVENT_BYTES, SMALLEST_LIMIT};
+use crate::provider::validate::DEFAULT_MAX_EVENT_BYTES;
 use crate::provider::{DEFAULT_TIMEOUT, EventProvider, Isolation, ProviderUrl};
 use crate::subject::validate_prefix;
 
@@ -52,37 +52,12 @@ pub(in crate::provider) static SETTINGS: Settings<SqliteConfig> = Settings::new(
         Setting::text()
             .doc("first tokens of every subject; a file keeps the prefix that it was created with")
     ),
-    row!(
-        "stream_name" = stream_name,
-        Setting::text()
-            .rule(|name| !name.is_empty(), "not be empty")
-            .doc("name of the stream, as it appears in received events")
-    ),
-    row!(
-        "max_events" = max_events,
-        Setting::count("events")
-            .zero("unlimited")
-            .doc("maximum number of stored events; the oldest are dropped")
-    ),
-    row!(
-        "max_bytes" = max_bytes,
-        Setting::size("bytes of JSON")
-            .least(SMALLEST_LIMIT)
-            .zero("unlimited")
-            .doc("maximum size of all stored events; the oldest are dropped, but never the newest")
-    ),
-    row!("max_age" = max_age, Setting::duration().zero("for ever").doc("how long an event is kept")),
-    row!(
-        "max_event_bytes" = max_event_bytes,
-        Setting::size("bytes of JSON")
-            .least(SMALLEST_LIMIT)
-            .formerly(&["max_payload"])
-            .doc("maximum size of one event")
-    ),
-    row!(
-        "dedup_window" = dedup_window,
-        Setting::duration().zero("no deduplication").doc("how long a `msg_id` is remembered")
-    ),
+    row!("stream_name" = stream_name, common::STREAM_NAME),
+    row!("max_events" = max_events, common::MAX_EVENTS),
+    row!("max_bytes" = max_bytes, common::MAX_BYTES),
+    row!("max_age" = max_age, common::MAX_AGE),
+    row!("max_event_bytes" = max_event_bytes, common::MAX_EVENT_BYTES),
+    row!("dedup_window" = dedup_window, common::DEDUP_WINDOW),
     row!(
         "synchronous" = synchronous,
         Setting::choice::<Synchronous>()

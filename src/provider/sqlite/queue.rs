@@ -12,6 +12,7 @@ use super::store::Store;
 use crate::error::{BackendError, ErrorKind, EventError, Result};
 use crate::poison::IgnorePoison;
 use crate::provider::group::Lease;
+use crate::provider::support::closed;
 
 /// What may wait: this many KiB, where a job counts as one and its events as their size.
 const CAPACITY_KIB: u32 = 16 * 1024;
@@ -346,7 +347,7 @@ pub(super) async fn answered<T>(
 }
 
 pub(super) fn ended() -> EventError {
-    EventError::Closed("the sqlite provider was closed".to_owned())
+    closed(super::NAME)
 }
 
 /// There was no room in time: nothing was done.
