@@ -121,7 +121,9 @@ impl DeadLetters {
     /// delivery keeps its lease and comes again too.
     pub(super) async fn take_out(&self, delivery: &Delivery, letter: &DeadLetter) -> Result<bool> {
         match self.write(delivery, letter).await {
-            Ok(_receipt) => delivery.term_or_ack(&letter.reason).await.map(|()| true),
+            Ok(_receipt) => {
+                delivery.term_or_ack(&letter.reason, self.in_force.confirms()).await.map(|()| true)
+            }
             Err(error) => {
                 let sequence = delivery.sequence();
                 tracing::error!(sequence, %error, "event not dead-lettered; it will be tried again");
@@ -254,7 +256,8 @@ impl Guarded {
         self.settled.load(Ordering::Relaxed)
     }
 
-    async fn settle_stored(&self, kind: AckKind) -> Result<()> {
+    async fn settle_stored(&self, asked: Settlement) -> Result<()> {
+        let Settlement { kind, is_confirmed, .. } = asked;
         if kind != AckKind::Extend {
             self.settled.store(true, Ordering::Relaxed);
         }
@@ -264,7 +267,9 @@ impl Guarded {
             _ => Verdict::Deliver(()),
         };
         match verdict {
-            Verdict::Deliver(()) => self.stored.settle(kind).await,
+            Verdict::Deliver(()) => {
+                self.stored.settle_as(kind, is_confirmed || self.letters.in_force.confirms()).await
+            }
             Verdict::DeadLetter(letter) => self.letters.take_out(&self.stored, &letter).await.map(drop),
         }
     }
@@ -272,6 +277,6 @@ impl Guarded {
 
 impl AckHandler for Guarded {
     fn settle(&self, asked: Settlement) -> AckFuture<'_> {
-        AckFuture::new(self.settle_stored(asked.kind))
+        AckFuture::new(self.settle_stored(asked))
     }
 }

@@ -1,7 +1,7 @@
 //! The settings of a consumer that are in force, which others may have set.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -19,6 +19,8 @@ pub(super) struct InForce {
     ack_wait_ns: AtomicU64,
     max_deliver: AtomicU64,
     max_ack_pending: AtomicUsize,
+    /// Whether settlements wait until the backend has stored them: the consumer ends, and nobody flushes behind them.
+    confirms: AtomicBool,
     /// Told when the ack wait changes.
     changed: Arc<Notify>,
 }
@@ -33,6 +35,7 @@ impl InForce {
             ack_wait_ns: AtomicU64::new(nanos(ack_wait)),
             max_deliver: AtomicU64::new(NONE),
             max_ack_pending: AtomicUsize::new(max_ack_pending.unwrap_or(DEFAULT_MAX_ACK_PENDING)),
+            confirms: AtomicBool::new(false),
             changed,
         }
     }
@@ -60,6 +63,15 @@ impl InForce {
 
     pub(super) fn max_ack_pending(&self) -> usize {
         self.max_ack_pending.load(Ordering::Relaxed)
+    }
+
+    /// Lets settlements wait until the backend has stored them, from now on.
+    pub(super) fn confirm(&self) {
+        self.confirms.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn confirms(&self) -> bool {
+        self.confirms.load(Ordering::SeqCst)
     }
 
     /// Waits until the ack wait changes.

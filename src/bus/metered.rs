@@ -84,6 +84,10 @@ impl Subscription for Metered {
         self.inner.end()
     }
 
+    async fn flush(&mut self) -> Result<()> {
+        self.inner.flush().await
+    }
+
     async fn close(&mut self) -> Result<()> {
         self.inner.close().await
     }

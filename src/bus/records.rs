@@ -116,6 +116,10 @@ impl Subscription for WithoutRecords {
         self.inner.end()
     }
 
+    async fn flush(&mut self) -> Result<()> {
+        self.inner.flush().await
+    }
+
     async fn close(&mut self) -> Result<()> {
         self.acknowledge().await;
         self.inner.close().await

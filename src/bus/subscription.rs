@@ -287,6 +287,10 @@ impl Subscription for BusSubscription {
         self.inner.end()
     }
 
+    async fn flush(&mut self) -> Result<()> {
+        self.inner.flush().await
+    }
+
     async fn close(&mut self) -> Result<()> {
         let finished = self.finish().await;
         self.inner.close().await?;

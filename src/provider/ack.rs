@@ -51,12 +51,15 @@ pub struct Settlement {
     pub lease: Lease,
     /// What becomes of that delivery.
     pub kind: AckKind,
+    /// Whether the caller waits until the backend has stored it. Otherwise it is enough that it is on its way: a handler may
+    /// answer before, and proves it later, at the latest in [`Subscription::flush`](super::Subscription::flush).
+    pub is_confirmed: bool,
 }
 
 impl Settlement {
-    /// Asks for `kind` of the delivery that `lease` names.
+    /// Asks for `kind` of the delivery that `lease` names, to be on its way when it is answered.
     pub const fn new(lease: Lease, kind: AckKind) -> Self {
-        Self { lease, kind }
+        Self { lease, kind, is_confirmed: false }
     }
 }
 
@@ -84,7 +87,9 @@ impl Settlement {
 /// }
 /// ```
 pub trait AckHandler: Send + Sync {
-    /// Does what is asked for, and answers when the backend has confirmed it.
+    /// Does what is asked for. It answers when the backend has confirmed it, or, unless the caller
+    /// [waits for that](Settlement::is_confirmed), when nothing but the end of this process, of the connection or of the
+    /// backend can keep it from taking effect.
     fn settle(&self, asked: Settlement) -> AckFuture<'_>;
 }
 
@@ -180,13 +185,15 @@ pub(crate) struct Acker {
 }
 
 impl Acker {
+    /// Settles without waiting for the backend.
     pub(crate) async fn settle(&self, kind: AckKind) -> Result<()> {
         self.handler.settle(Settlement::new(self.lease, kind)).await
     }
 
-    pub(super) async fn settle_observed(&self, kind: AckKind, observed: Option<&Observed>) -> Result<()> {
-        let Some(Observed(observer)) = observed else { return self.settle(kind).await };
-        let settled = self.settle(kind.clone()).await;
+    pub(super) async fn settle_observed(&self, asked: Settlement, observed: Option<&Observed>) -> Result<()> {
+        let Some(Observed(observer)) = observed else { return self.handler.settle(asked).await };
+        let kind = asked.kind.clone();
+        let settled = self.handler.settle(asked).await;
         observer.settled(&kind, settled.is_ok());
         settled
     }

@@ -4,7 +4,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::ack::{AckHandler, AckKind, Acker, ClosureHandler, Observed, SettleFuture, SettlementObserver};
+use super::ack::{
+    AckHandler, AckKind, Acker, ClosureHandler, Observed, SettleFuture, Settlement, SettlementObserver,
+};
 use super::group::Lease;
 use super::support::stand_in;
 use crate::error::{EventError, Result};
@@ -142,9 +144,9 @@ impl Delivery {
     }
 
     /// Ends an event for good: providers that cannot terminate can acknowledge.
-    pub(crate) async fn term_or_ack(&self, reason: &str) -> Result<()> {
-        match self.settle(AckKind::Term(reason.to_owned())).await {
-            Err(EventError::Unsupported { .. }) => self.settle(AckKind::Ack).await,
+    pub(crate) async fn term_or_ack(&self, reason: &str, is_confirmed: bool) -> Result<()> {
+        match self.settle_as(AckKind::Term(reason.to_owned()), is_confirmed).await {
+            Err(EventError::Unsupported { .. }) => self.settle_as(AckKind::Ack, is_confirmed).await,
             settled => settled,
         }
     }
@@ -239,17 +241,38 @@ macro_rules! settling {
         impl $owner {
             /// Settles the event and keeps it.
             pub(crate) async fn settle(&self, kind: AckKind) -> Result<()> {
-                self.acker.settle_observed(kind, self.observed.as_ref()).await
+                self.settle_as(kind, false).await
+            }
+
+            /// The same, and waits until the backend has stored it where `is_confirmed` says so.
+            pub(crate) async fn settle_as(&self, kind: AckKind, is_confirmed: bool) -> Result<()> {
+                let asked = Settlement { lease: self.acker.lease, kind, is_confirmed };
+                self.acker.settle_observed(asked, self.observed.as_ref()).await
             }
 
             /// Settles the event: it is not delivered to this consumer again.
             ///
+            /// On a backend at the other end of a connection this does not wait for it. The ack is on its way, and this
+            /// process does not hand the event out again; where the process, the connection or the backend ends before the
+            /// backend has stored it, the event is delivered again. [`ack_confirmed`](Self::ack_confirmed) waits for that,
+            /// and [`Subscription::flush`](super::Subscription::flush) for all that are on their way.
+            ///
             /// # Errors
             ///
-            /// [`EventError::Ack`] when the lease was lost to another delivery (that delivery stays in force), or the backend's
-            /// error. The event is then delivered again.
+            /// [`EventError::Ack`] when the lease is known to be lost to another delivery (that delivery stays in force), or
+            /// the backend's error. The event is then delivered again.
             pub async fn ack(self) -> Result<()> {
                 self.settle(AckKind::Ack).await
+            }
+
+            /// Settles the event and waits until the backend has stored that: what returns `Ok` is not delivered to this
+            /// consumer again, whatever ends.
+            ///
+            /// # Errors
+            ///
+            /// As [`ack`](Self::ack); also when the backend does not say in time whether it has stored it.
+            pub async fn ack_confirmed(self) -> Result<()> {
+                self.settle_as(AckKind::Ack, true).await
             }
 
             /// Asks for redelivery after the consumer's backoff for this attempt; at once when it has none.

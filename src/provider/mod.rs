@@ -422,6 +422,16 @@ pub trait Subscription: Send + Sync {
         None
     }
 
+    /// Waits until the backend has stored what was settled before this call: the acks that are on their way. Cancel-safe.
+    ///
+    /// # Errors
+    ///
+    /// The backend's error, or a timeout. What is not stored is delivered again. The default does nothing, for providers whose
+    /// settlements wait themselves.
+    async fn flush(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// Ends the subscription: what it holds but has not handed out is given back without counting an attempt. A durable
     /// consumer keeps its position. Events that were handed out can still be settled.
     ///

@@ -78,6 +78,16 @@ pub trait Fetch: Send + Sync + 'static {
         async { Ok(()) }
     }
 
+    /// Waits until the backend has stored what was settled through this member. Does nothing by default, for backends that
+    /// confirm each settlement.
+    ///
+    /// # Errors
+    ///
+    /// The backend's error.
+    fn flush(&self) -> impl Future<Output = Result<()>> + Send {
+        async { Ok(()) }
+    }
+
     /// How many matching retained events were not delivered to this consumer yet. Needs the capability `consumer_info`.
     ///
     /// # Errors
@@ -462,6 +472,10 @@ impl<F: Fetch> Subscription for Receiver<F> {
 
     fn end(&self) -> Option<SubscriptionEnd> {
         self.end
+    }
+
+    async fn flush(&mut self) -> Result<()> {
+        self.fetch.flush().await
     }
 
     async fn close(&mut self) -> Result<()> {

@@ -314,11 +314,11 @@ impl Reader<'_> {
         }
     }
 
-    /// Takes the next delivery, acks it and returns its sequence.
+    /// Takes the next delivery, acks it for good and returns its sequence.
     pub(crate) async fn ack_next(&mut self) -> u64 {
         let delivery = self.next().await;
         let sequence = delivery.sequence();
-        self.world.ok("ack", delivery.ack().await);
+        self.world.ok("ack_confirmed", delivery.ack_confirmed().await);
         sequence
     }
 

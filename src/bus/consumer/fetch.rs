@@ -93,6 +93,8 @@ impl Fetcher {
                 Next::Fetched { batch: None, .. } => self.go_on_behind_end("it was closed").await?,
             }
         }
+        // It is flushed when it is closed; what is settled later waits by itself.
+        self.in_force.confirm();
         if let Err(error) = self.subscription.close().await {
             tracing::warn!(subject = self.subject, %error, "subscription not closed; leases decide");
         }

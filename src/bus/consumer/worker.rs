@@ -191,7 +191,14 @@ impl<H: Handler> Worker<H> {
 
     async fn acknowledge(&self, job: Job) -> Ended {
         if !job.guarded.is_settled() {
-            self.settle(&job, "ack", || job.guarded.stored.settle(AckKind::Ack)).await;
+            let in_force = &job.guarded.letters.in_force;
+            let is_confirmed = in_force.confirms();
+            self.settle(&job, "ack", || job.guarded.stored.settle_as(AckKind::Ack, is_confirmed)).await;
+            if !is_confirmed && in_force.confirms() {
+                // The subscription may have been flushed before this one was sent. Where it was stored at once, this is too late,
+                // which is no matter.
+                let _ = job.guarded.stored.settle_as(AckKind::Ack, true).await;
+            }
         }
         self.runtime.failures.forget(&job);
         self.runtime.stats.handled();
@@ -237,7 +244,10 @@ impl<H: Handler> Worker<H> {
         }
         self.runtime.health.works(Part::DeadLetters);
         if !job.is_settled {
-            self.settle(&job, "term", || job.guarded.stored.term_or_ack(&letter.reason)).await;
+            self.settle(&job, "term", || {
+                job.guarded.stored.term_or_ack(&letter.reason, job.guarded.letters.in_force.confirms())
+            })
+            .await;
         }
         self.runtime.stats.dead_lettered();
         Ended::Done(job)

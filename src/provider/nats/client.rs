@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use super::batch::Faster;
 use super::config::{NatsConfig, NatsProviderBuilder};
+use super::confirm::Confirmer;
 use super::error::{PROVIDER, refused};
 use super::life::Lives;
 use super::link::Link;
@@ -53,6 +54,8 @@ pub(super) struct Shared {
     pub(super) hostile: Hostile,
     /// What comes to subscriptions that are gone. Set once the provider is put together.
     pub(super) strays: OnceLock<Strays>,
+    /// Has acks confirmed. Set together with that.
+    pub(super) confirmer: OnceLock<Confirmer>,
     /// Held by whoever makes the stream again.
     pub(super) making: tokio::sync::Mutex<()>,
 }
@@ -99,6 +102,7 @@ impl NatsClient {
             lives: Lives::default(),
             hostile: Hostile::default(),
             strays: OnceLock::new(),
+            confirmer: OnceLock::new(),
             making: tokio::sync::Mutex::new(()),
         };
         let stream = shared.open_stream().await?;
@@ -116,6 +120,8 @@ impl NatsClient {
         let shared = Arc::new(shared);
         let strays = Strays::start(Arc::downgrade(&shared), shared.closed.subscribe());
         let _ = shared.strays.set(strays);
+        let confirmer = Confirmer::start(Arc::downgrade(&shared), shared.closed.subscribe());
+        let _ = shared.confirmer.set(confirmer);
         Ok(Self { shared })
     }
 

@@ -18,6 +18,9 @@ use crate::subject::validate_prefix;
 /// Maximum number of publishes of a batch that wait for their acknowledgement, unless configured otherwise.
 pub const DEFAULT_MAX_IN_FLIGHT: usize = 256;
 
+/// Maximum number of acks of one consumer that are on their way to the server, unless configured otherwise.
+pub const DEFAULT_MAX_UNCONFIRMED_ACKS: usize = 1_000;
+
 /// Where the server keeps the events of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -150,6 +153,7 @@ pub struct NatsProviderBuilder {
     pub(super) client_name: Option<String>,
     pub(super) publish_timeout: Option<Duration>,
     pub(super) max_in_flight: usize,
+    pub(super) max_unconfirmed_acks: usize,
     pub(super) format: EventFormat,
     pub(super) replicas: Option<usize>,
     pub(super) dedup_window: Option<Duration>,
@@ -174,6 +178,7 @@ impl NatsProviderBuilder {
             client_name: None,
             publish_timeout: None,
             max_in_flight: DEFAULT_MAX_IN_FLIGHT,
+            max_unconfirmed_acks: DEFAULT_MAX_UNCONFIRMED_ACKS,
             format: EventFormat::default(),
             replicas: None,
             dedup_window: None,
@@ -248,6 +253,13 @@ impl NatsProviderBuilder {
     /// Maximum number of publishes of a batch that wait for their acknowledgement. Default 256.
     pub fn max_in_flight(mut self, max: usize) -> Self {
         self.max_in_flight = max;
+        self
+    }
+
+    /// Maximum number of acks of one consumer that are on their way to the server; another one waits until some are
+    /// confirmed. Default 1,000.
+    pub fn max_unconfirmed_acks(mut self, max: usize) -> Self {
+        self.max_unconfirmed_acks = max;
         self
     }
 
@@ -450,6 +462,7 @@ mod tests {
         let url = "tls://us%40er:pass@one:1,two:2/ORDERS?subject_prefix=acme&storage=memory&max_events=1\
                    &max_age=2s&max_bytes=300&connect_timeout=4s&request_timeout=5s&root_certificates=ca.pem\
                    &client_certificate=c.pem&client_key=k.pem&create_if_missing=false&tls_first=true&client_name=me&publish_timeout=9s&max_in_flight=6\
+                   &max_unconfirmed_acks=7\
                    &replicas=3&dedup_window=7s&max_event_bytes=800&compression=true&discard_new=true&atomic_batches=false";
         let builder = from_url(&ProviderUrl::parse(url).unwrap()).unwrap();
         builder.validate().unwrap();
@@ -467,6 +480,7 @@ mod tests {
         );
         assert!(builder.require_tls && builder.tls_first);
         assert_eq!((builder.client_name.as_deref(), builder.max_in_flight), (Some("me"), 6));
+        assert_eq!(builder.max_unconfirmed_acks, 7);
         assert_eq!(builder.publish_timeout, Some(Duration::from_secs(9)));
         assert_eq!((builder.replicas, builder.dedup_window), (Some(3), Some(Duration::from_secs(7))));
         assert_eq!((builder.max_event_bytes, builder.compression), (Some(800), Some(true)));
@@ -523,6 +537,7 @@ mod tests {
         assert!(with(|b| b.config.max_bytes = 255).contains("max_bytes 255"));
         assert!(with(|b| b.config.request_timeout_secs = 0).contains("request_timeout_secs"));
         assert!(with(|b| b.max_in_flight = 0).contains("max_in_flight"));
+        assert!(with(|b| b.max_unconfirmed_acks = 0).contains("max_unconfirmed_acks"));
         assert!(with(|b| b.publish_timeout = Some(Duration::ZERO)).contains("publish_timeout 0s"));
         assert!(with(|b| b.dedup_window = Some(Duration::from_nanos(1))).contains("dedup_window 1ns"));
         assert!(with(|b| b.replicas = Some(2)).contains("replicas"));

@@ -66,6 +66,12 @@ impl NatsFetch {
                 let settling = Settling::parked(unreadable.reply.clone());
                 consumer.apply(&settling, 1, &AckKind::Nak(Some(long))).await?;
             }
+            // It comes again because its ack was not stored yet, or was lost.
+            Some(Pending::Fetched(fetched)) if life.is_acked(fetched.position, fetched.received) => {
+                let settling = fetched.settling();
+                consumer.send(&settling, fetched.position.sequence, &AckKind::Ack, 1).await?;
+                self.held = None;
+            }
             Some(Pending::Fetched(fetched)) if life.is_before_start(fetched.position) => {
                 consumer.apply(&fetched.settling(), 1, &AckKind::Ack).await?;
                 life.see(fetched.position, 0);
@@ -140,6 +146,7 @@ impl NatsFetch {
                 && life.end().is_none()
                 && life.is_in_force(fetched.received)
                 && !life.is_before_start(fetched.position)
+                && !life.is_acked(fetched.position, fetched.received)
                 && self.missing_before(fetched.position) == 0;
             if !is_plain {
                 return self.puller.unpop(fetched);
@@ -168,14 +175,12 @@ fn lease(position: Position) -> Lease {
 impl Fetch for NatsFetch {
     async fn fetch(&mut self, ask: Ask, taken: &mut VecDeque<Item>) -> Result<Option<SubscriptionEnd>> {
         self.given.clear();
-        // What is fetched ahead counts as delivered, which may be the only delivery that is allowed.
-        let may_fetch_ahead = ask.max == 1 && self.consumer.life.config().max_deliver.is_none();
         while taken.is_empty() {
             if !self.is_in_force() {
                 self.held = None;
             }
             if self.held.is_none() {
-                match self.puller.next(may_fetch_ahead).await? {
+                match self.puller.next(ask.max).await? {
                     Pulled::Message(fetched) => self.held = Some(Pending::Fetched(fetched)),
                     Pulled::Unreadable(unreadable) => self.held = Some(Pending::Unreadable(unreadable)),
                     Pulled::Closed => return Ok(Some(SubscriptionEnd::Closed)),
@@ -198,6 +203,7 @@ impl Fetch for NatsFetch {
             let _ = self.puller.fetch(ask.max - 1).await;
             self.give_plain(ask.max, taken);
         }
+        self.puller.handed_out(taken.len());
         Ok(None)
     }
 
@@ -275,7 +281,11 @@ impl Fetch for NatsFetch {
         while let Some(fetched) = self.puller.take_left_over().await {
             consumer.apply(&fetched.settling(), 1, &AckKind::Release).await?;
         }
-        Ok(())
+        self.flush().await
+    }
+
+    async fn flush(&self) -> Result<()> {
+        self.consumer.shared.flush_acks(&self.consumer.life).await
     }
 
     async fn lag(&self) -> Result<u64> {

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::client::Shared;
 use super::parked::Parked;
 use super::position::{Position, Seen};
+use super::unconfirmed::Unconfirmed;
 use crate::error::Result;
 use crate::poison::IgnorePoison;
 use crate::provider::SubscriptionEnd;
@@ -39,6 +40,8 @@ pub(super) struct Life {
     state: Mutex<State>,
     /// Deliveries that this process cannot receive.
     pub(super) parked: Parked,
+    /// Acks on their way.
+    pub(super) unconfirmed: Unconfirmed,
 }
 
 struct State {
@@ -75,6 +78,7 @@ impl Life {
             waits_until: waits_until(&config.deliver_policy, info),
             state: Mutex::new(State { config, valid_from: None, seen: Some(seen) }),
             parked: Parked::default(),
+            unconfirmed: Unconfirmed::default(),
         }
     }
 
@@ -99,6 +103,16 @@ impl Life {
         self.waits_until.is_some_and(|start| position.stored_at < start)
     }
 
+    /// Whether what was received at this time is settled for this consumer: it has neither ended nor been reset since.
+    pub(super) fn takes(&self, received: Instant) -> bool {
+        self.end().is_none() && self.is_in_force(received)
+    }
+
+    /// Whether what was received at this time comes again because its ack was not stored yet.
+    pub(super) fn is_acked(&self, position: Position, received: Instant) -> bool {
+        position.num_delivered > 1 && self.unconfirmed.contains(position.sequence, received)
+    }
+
     /// Why it has ended.
     pub(super) fn end(&self) -> Option<SubscriptionEnd> {
         self.end.get().copied()
@@ -107,6 +121,7 @@ impl Life {
     pub(super) fn end_as(&self, end: SubscriptionEnd) {
         // The first one to notice decides.
         let _ = self.end.set(end);
+        self.unconfirmed.clear();
     }
 
     /// How often it was reset, as far as is known here.
@@ -126,6 +141,7 @@ impl Life {
         state.seen = seen;
         drop(state);
         self.parked.clear();
+        self.unconfirmed.clear();
         self.resets.fetch_add(1, Ordering::Release);
     }
 

@@ -130,6 +130,22 @@ impl Link {
         *self.events.connections.borrow()
     }
 
+    /// Number of the connection in use, also in the moment in which it is made. It has nothing to do with
+    /// [`connection`](Self::connection), which counts later.
+    pub(super) fn connection_exactly(&self) -> u64 {
+        let (mut newest, mut clients) = (&self.first, 0);
+        while let Some(next) = newest.next.get() {
+            (newest, clients) = (next, clients + 1);
+        }
+        (clients << 32) + newest.client.statistics().connects.load(Ordering::Relaxed)
+    }
+
+    /// The newest client, unless it has ended.
+    pub(super) fn client_if_working(&self) -> Option<&Client> {
+        let newest = self.newest();
+        newest.works().then_some(&newest.client)
+    }
+
     /// Waits for another connection than this one and returns its number.
     pub(super) async fn connection_after(&self, connection: u64) -> u64 {
         let mut connections = self.events.connections.subscribe();

@@ -3,6 +3,7 @@
 mod batch;
 mod client;
 mod config;
+mod confirm;
 mod consumer;
 mod error;
 mod fetch;
@@ -20,11 +21,14 @@ mod settle;
 mod strays;
 mod stream;
 mod tls;
+mod unconfirmed;
 mod unreadable;
 mod wire;
 
 pub use client::{NatsClient, StreamInfo};
-pub use config::{DEFAULT_MAX_IN_FLIGHT, NatsConfig, NatsProviderBuilder, StorageType};
+pub use config::{
+    DEFAULT_MAX_IN_FLIGHT, DEFAULT_MAX_UNCONFIRMED_ACKS, NatsConfig, NatsProviderBuilder, StorageType,
+};
 pub(super) use config::{connect, isolate};
 pub use fetch::NatsFetch;
 pub(super) use settings::SETTINGS;
@@ -186,6 +190,9 @@ impl Driver for NatsProvider {
         shared.closed.send_replace(true);
         if let Some(strays) = shared.strays.get() {
             strays.ended().await;
+        }
+        if let Some(confirmer) = shared.confirmer.get() {
+            confirmer.ended().await;
         }
         Ok(())
     }

@@ -1,8 +1,8 @@
 //! Pulling: asks the server for no more than the caller takes at once, so that nothing waits here while its lease runs.
 //!
 //! What is fetched and not handed out has begun its lease, is kept from other members and counts as delivered when it is
-//! given back. So a member fetches one event per call until its calls have shown how fast they come, and then as many
-//! as it takes in the next moment. The client library's own message stream fetches ahead regardless of that.
+//! given back. So a member fetches what a call takes until its calls have shown how fast they come, and then ahead of them
+//! what they take in the next moment. The client library's own message stream fetches ahead regardless of that.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -41,8 +41,11 @@ const RETRY: Backoff =
     Backoff::exponential(Duration::from_millis(20), Duration::from_millis(250)).jitter(0.0);
 /// What is fetched ahead is taken within this time if the calls go on as they came.
 const AHEAD: Duration = Duration::from_millis(50);
-/// The most that is fetched ahead.
-const MAX_AHEAD: usize = 16;
+/// The most that is fetched ahead: events, and their bytes.
+const MAX_AHEAD: usize = 500;
+const MAX_AHEAD_BYTES: usize = 1024 * 1024;
+/// The part of what a consumer may have unsettled that one member fetches ahead at most: the rest is for the others.
+const SHARE: usize = 4;
 /// What a pause between two calls counts at most, and what is assumed before the first one.
 const SLOW: Duration = Duration::from_secs(1);
 /// More than one event and the status messages that can be on their way when a request is cancelled.
@@ -76,6 +79,8 @@ pub(super) struct Puller {
     last: u64,
     /// How often the consumer was reset, as far as is known here.
     resets: u64,
+    /// The connection, and the number of resets, for which what is fetched was looked through.
+    looked_on: (u64, u64),
     /// When a delivery with a lower number came.
     fell_back: Option<Instant>,
     pace: Pace,
@@ -84,29 +89,37 @@ pub(super) struct Puller {
     lingers: bool,
 }
 
-/// How fast the caller takes events: the time between two calls that got one, as a moving average.
+/// How fast the caller takes events: the time per event between two calls that got some, as a moving average.
 #[derive(Debug)]
 struct Pace {
     last: Option<Instant>,
     average: Duration,
+    /// How large an event is, as a moving average.
+    size: usize,
 }
 
 impl Pace {
     fn new() -> Self {
-        Self { last: None, average: SLOW }
+        Self { last: None, average: SLOW, size: 0 }
     }
 
-    fn note(&mut self, now: Instant) {
+    fn note(&mut self, now: Instant, events: usize) {
         if let Some(last) = self.last.replace(now) {
-            let interval = now.saturating_duration_since(last).min(SLOW);
+            let events = u32::try_from(events.max(1)).unwrap_or(u32::MAX);
+            let interval = now.saturating_duration_since(last).min(SLOW) / events;
             self.average = self.average.saturating_mul(7).saturating_add(interval) / 8;
         }
     }
 
-    /// How many events the caller takes at this pace before they are stale.
-    fn ahead(&self) -> usize {
-        let ahead = AHEAD.as_nanos() / self.average.as_nanos().max(1);
-        usize::try_from(ahead).unwrap_or(MAX_AHEAD).clamp(1, MAX_AHEAD)
+    fn note_size(&mut self, size: usize) {
+        self.size = (self.size.saturating_mul(7).saturating_add(size)) / 8;
+    }
+
+    /// How many events the caller takes at this pace before they are stale, of a consumer that may have so many unsettled.
+    fn ahead(&self, max_ack_pending: usize) -> usize {
+        let ahead = usize::try_from(AHEAD.as_nanos() / self.average.as_nanos().max(1)).unwrap_or(MAX_AHEAD);
+        let of_size = MAX_AHEAD_BYTES / self.size.max(1);
+        ahead.min(MAX_AHEAD).min(of_size).min(max_ack_pending / SHARE).max(1)
     }
 }
 
@@ -148,10 +161,19 @@ enum State {
     Idle,
     /// A request is open; the server was heard of at this time.
     Waiting(Instant),
-    /// A request for what is there is open since this time, and may bring as many more; the server ends it by itself.
-    Fetching(Instant, usize),
+    /// A request that the server ends by itself is open since this time, and may bring as many more.
+    Fetching(Until, Instant, usize),
     /// The request was cancelled at this time, and what it may have fetched is not seen yet.
     Cancelled(Instant),
+}
+
+/// When the server ends a request.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Until {
+    /// When it has sent what is there.
+    NoMore,
+    /// A moment later.
+    Moment,
 }
 
 impl Puller {
@@ -169,25 +191,49 @@ impl Puller {
             trouble: None,
             suspects: false,
             last,
+            looked_on: (0, 0),
             fell_back: None,
             pace: Pace::new(),
         }
     }
 
-    /// The next event. Cancel-safe: nothing is awaited after a message was taken, and a request whose caller has gone is
-    /// cancelled, so that the event goes to another member. With `may_fetch_ahead`, a caller whose calls follow each other
-    /// fast shares one request among several of them.
-    pub(super) async fn next(&mut self, may_fetch_ahead: bool) -> Result<Pulled> {
-        let ahead = if may_fetch_ahead { self.pace.ahead() } else { 1 };
+    /// The next event, for a caller who takes up to `max` of them. Cancel-safe: nothing is awaited after a message was taken,
+    /// and a request whose caller has gone is cancelled, so that the event goes to another member. A caller whose calls
+    /// follow each other fast shares one request among several of them.
+    pub(super) async fn next(&mut self, max: usize) -> Result<Pulled> {
         self.take_arrived();
         let call = Call { puller: self };
-        let pulled = call.puller.run(ahead).await?;
-        call.puller.pace.note(Instant::now());
-        Ok(pulled)
+        call.puller.run(max).await
     }
 
-    async fn run(&mut self, ahead: usize) -> Result<Pulled> {
-        let mut may_fetch = ahead > 1;
+    /// Notes that the caller gets so many events now, and asks for those that it takes in the next moment, so that its calls
+    /// do not wait for round trips.
+    pub(super) fn handed_out(&mut self, events: usize) {
+        self.pace.note(Instant::now(), events);
+        let ahead = self.ahead();
+        if ahead == 1 {
+            return;
+        }
+        self.take_ready();
+        let connection = self.shared.link.connection();
+        let is_current = self.inbox.as_ref().is_some_and(|inbox| inbox.connection == connection);
+        if !is_current || !matches!(self.state, State::Idle) || self.fetched.len() > ahead / 2 {
+            return;
+        }
+        // Without waiting: the next call asks if this does not.
+        let _ = now(self.ask_for(Until::Moment, ahead - self.fetched.len()));
+    }
+
+    /// How many events may be here before the caller asks for them.
+    fn ahead(&self) -> usize {
+        let config = self.life.config();
+        // What is fetched ahead counts as delivered, which may be the only delivery that is allowed.
+        if config.max_deliver.is_some() { 1 } else { self.pace.ahead(config.max_ack_pending) }
+    }
+
+    async fn run(&mut self, max: usize) -> Result<Pulled> {
+        let ahead = self.ahead();
+        let mut may_fetch = max.max(ahead) > 1;
         loop {
             if *self.shared.closed.borrow() {
                 return Ok(Pulled::Closed);
@@ -229,7 +275,10 @@ impl Puller {
             match self.state {
                 State::Idle if may_fetch => {
                     may_fetch = false;
-                    self.ask_for_what_is_there(ahead).await?;
+                    match max {
+                        1 => self.ask_for(Until::Moment, ahead).await?,
+                        _ => self.ask_for(Until::NoMore, max).await?,
+                    }
                 }
                 State::Idle => {
                     let (expires, heartbeat) = (EXPIRES.as_nanos(), HEARTBEAT.as_nanos());
@@ -238,7 +287,7 @@ impl Puller {
                     self.state = State::Waiting(Instant::now());
                 }
                 State::Waiting(heard) => self.wait(heard).await?,
-                State::Fetching(since, _) | State::Cancelled(since) => self.take_one(since).await,
+                State::Fetching(_, since, _) | State::Cancelled(since) => self.take_one(since).await,
             }
         }
     }
@@ -251,21 +300,26 @@ impl Puller {
         if wanted == 0 || !matches!(self.state, State::Idle) {
             return Ok(());
         }
-        self.ask_for_what_is_there(wanted).await?;
+        self.ask_for(Until::NoMore, wanted).await?;
         self.take_fetched(max).await;
         Ok(())
     }
 
-    async fn ask_for_what_is_there(&mut self, max: usize) -> Result<()> {
-        self.ask(format!(r#"{{"batch":{max},"no_wait":true}}"#)).await?;
-        self.state = State::Fetching(Instant::now(), max);
+    async fn ask_for(&mut self, until: Until, max: usize) -> Result<()> {
+        let end = match until {
+            Until::NoMore => r#""no_wait":true"#.to_owned(),
+            Until::Moment => format!(r#""expires":{}"#, AHEAD.as_nanos()),
+        };
+        self.ask(format!(r#"{{"batch":{max},{end}}}"#)).await?;
+        self.state = State::Fetching(until, Instant::now(), max);
         Ok(())
     }
 
-    /// Takes what the open request for what is there brings, until there are `max`.
+    /// Takes what a request for what is there brings, until there are `max`, and what has arrived of another one.
     async fn take_fetched(&mut self, max: usize) {
+        self.take_ready();
         while self.fetched.len() < max
-            && let State::Fetching(since, _) = self.state
+            && let State::Fetching(Until::NoMore, since, _) = self.state
         {
             self.take_one(since).await;
         }
@@ -285,6 +339,10 @@ impl Puller {
     /// would never confirm a settlement.
     fn give_back_outdated(&mut self) {
         let connection = self.shared.link.connection();
+        let now = (connection, self.life.resets());
+        if std::mem::replace(&mut self.looked_on, now) == now {
+            return;
+        }
         let (shared, life) = (&self.shared, &self.life);
         self.fetched.retain(|fetched| {
             // After a reset it is forgotten, and nobody waits for it to come back.
@@ -402,6 +460,10 @@ impl Puller {
             self.fell_back = Some(received);
         }
         self.last = position.delivery;
+        self.pace.note_size(message.length);
+        if connection != self.looked_on.0 {
+            self.looked_on = (u64::MAX, 0);
+        }
         self.fetched.push_back(Fetched { message, position, reply, since, received, connection });
     }
 
@@ -456,10 +518,25 @@ impl Puller {
             self.forget_request();
             return;
         };
+        self.take_answer(message, since);
+    }
+
+    /// Takes what has arrived of a request that ends by itself.
+    fn take_ready(&mut self) {
+        while let State::Fetching(_, since, _) = self.state
+            && let Some(inbox) = &mut self.inbox
+            && let Some(Some(message)) = now(inbox.messages.next())
+        {
+            self.take_answer(message, since);
+        }
+    }
+
+    fn take_answer(&mut self, message: Message, since: Instant) {
+        let Some(inbox) = &mut self.inbox else { return };
         inbox.taken += 1;
         let is_event = message.status.is_none() && message.subject != inbox.subject;
         match &mut self.state {
-            State::Fetching(_, left) if is_event && *left > 1 => *left -= 1,
+            State::Fetching(.., left) if is_event && *left > 1 => *left -= 1,
             // The last one that was asked for, or the word that there are no more.
             State::Fetching(..) => self.state = State::Idle,
             _ => {}
@@ -556,7 +633,7 @@ impl Puller {
     /// What was fetched and nobody has taken.
     pub(super) async fn take_left_over(&mut self) -> Option<Fetched> {
         self.cancel();
-        while let State::Cancelled(since) | State::Fetching(since, _) = self.state {
+        while let State::Cancelled(since) | State::Fetching(_, since, _) = self.state {
             self.take_one(since).await;
         }
         self.fetched.pop_front()

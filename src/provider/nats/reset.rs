@@ -31,6 +31,12 @@ impl Shared {
         let info = self.consumer(name).await?.filter(|info| info.config.durable_name.is_some());
         let info = info.ok_or_else(|| unknown(name))?;
         let sequence = self.sequence_of(position).await?;
+        if let Some(life) = self.lives.get(name) {
+            // Asked for behind the reset, a confirmation would settle what is delivered again. What is not confirmed now is
+            // delivered again, as everything is.
+            let _ = self.flush_acks(&life).await;
+            life.unconfirmed.clear();
+        }
         self.move_consumer(&info, sequence).await?;
         // While the server writes the state of an earlier delivery, it does not write the new position, and does not make up
         // for it before the next delivery (`consumerFileStore::writeState` of nats-server 2.15). A restart before that would

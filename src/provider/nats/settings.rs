@@ -110,6 +110,12 @@ pub(in crate::provider) static SETTINGS: Settings<NatsProviderBuilder> = Setting
             .doc("maximum number of publishes of a batch without an answer")
     ),
     row!(
+        "max_unconfirmed_acks" = max_unconfirmed_acks,
+        Setting::count("acks")
+            .least(1)
+            .doc("maximum number of acks of one consumer on their way to the server")
+    ),
+    row!(
         "format" = format,
         Setting::choice::<EventFormat>()
             .formerly(&["wire"])

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::{RequestErrorKind, Subject};
+use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::client::Shared;
+use super::confirm::{ACK, Settled};
 use super::error::PROVIDER;
 use super::life::Life;
 use super::link::NoAnswer;
@@ -52,14 +54,8 @@ impl Settling {
 impl ConsumerHandle {
     /// Sends a settlement and waits until the server confirms it.
     pub(super) async fn settle(&self, settling: &Settling, verb: &'static str, body: &[u8]) -> Result<()> {
-        // The server knows the name only: it would settle the delivery for a successor, or for what comes after a reset.
-        if self.life.end().is_some() {
-            return self.settle_for_the_gone(verb);
-        }
-        if !self.life.is_in_force(settling.received) {
-            return Err(EventError::Ack(format!(
-                "{verb}: the consumer was reset since the event was delivered"
-            )));
+        if let Some(answer) = self.check_life(settling, verb) {
+            return answer;
         }
         let deadline = CONFIRMATION.min(self.shared.settings.config.request_timeout());
         let late = || unconfirmed(verb, format!("no confirmation within {} s", deadline.as_secs()));
@@ -124,23 +120,63 @@ impl ConsumerHandle {
     }
 
     pub(super) async fn apply(&self, settling: &Settling, num_delivered: u64, kind: &AckKind) -> Result<()> {
-        let body = match kind {
-            AckKind::Ack => "+ACK".to_owned(),
-            AckKind::Extend => "+WPI".to_owned(),
+        self.settle(settling, kind.verb(), &self.body(num_delivered, kind)).await
+    }
+
+    /// What tells the server.
+    fn body(&self, num_delivered: u64, kind: &AckKind) -> Bytes {
+        match kind {
+            AckKind::Ack => Bytes::from_static(ACK),
+            AckKind::Extend => Bytes::from_static(b"+WPI"),
             AckKind::Release | AckKind::Nak(_) => match self.delay(kind, num_delivered) {
-                Duration::ZERO => "-NAK".to_owned(),
-                delay => format!(r#"-NAK {{"delay":{}}}"#, nanos(delay)),
+                Duration::ZERO => Bytes::from_static(b"-NAK"),
+                delay => format!(r#"-NAK {{"delay":{}}}"#, nanos(delay)).into(),
             },
             AckKind::Term(reason) => {
                 tracing::debug!(consumer = self.life.name, reason = shorten(reason), "event terminated");
                 // Older servers know the bare word only.
                 match self.shared.link.client().is_server_compatible(2, 10, 4) {
-                    true => format!("+TERM {}", shorten(reason)),
-                    false => "+TERM".to_owned(),
+                    true => format!("+TERM {}", shorten(reason)).into(),
+                    false => Bytes::from_static(b"+TERM"),
                 }
             }
-        };
-        self.settle(settling, kind.verb(), body.as_bytes()).await
+        }
+    }
+
+    /// Whether a settlement can still take effect; otherwise what it answers.
+    fn check_life(&self, settling: &Settling, verb: &'static str) -> Option<Result<()>> {
+        // The server knows the name only: it would settle the delivery for a successor, or for what comes after a reset.
+        if self.life.end().is_some() {
+            return Some(self.settle_for_the_gone(verb));
+        }
+        let is_in_force = self.life.is_in_force(settling.received);
+        (!is_in_force).then(|| {
+            Err(EventError::Ack(format!("{verb}: the consumer was reset since the event was delivered")))
+        })
+    }
+
+    /// Sends what settles an event for good. The server's confirmation is not waited for, unless nobody would look for it.
+    pub(super) fn send<'a>(
+        &'a self,
+        settling: &'a Settling,
+        sequence: u64,
+        kind: &AckKind,
+        num_delivered: u64,
+    ) -> AckFuture<'a> {
+        if let Some(answer) = self.check_life(settling, kind.verb()) {
+            return AckFuture::ready(answer);
+        }
+        let body = self.body(num_delivered, kind);
+        if *self.shared.closed.borrow() {
+            let verb = kind.verb();
+            return AckFuture::new(async move { self.settle(settling, verb, &body).await });
+        }
+        let Settling { reply, delivery, received, .. } = settling;
+        let settled = Settled { reply, body, sequence, delivery: *delivery, received: *received };
+        if self.shared.try_send_ack(&self.life, &settled) {
+            return AckFuture::ready(Ok(()));
+        }
+        AckFuture::new(self.shared.send_ack(&self.life, settled))
     }
 
     /// After which time the event is to come again.
@@ -157,7 +193,7 @@ impl ConsumerHandle {
 }
 
 /// Nobody has said whether it took effect. Asking again is safe.
-fn unconfirmed(
+pub(super) fn unconfirmed(
     verb: &'static str,
     reason: impl Into<Box<dyn std::error::Error + Send + Sync>>,
 ) -> EventError {
@@ -174,9 +210,12 @@ pub(super) struct Handler {
 }
 
 impl AckHandler for Handler {
-    fn settle(&self, Settlement { lease, kind }: Settlement) -> AckFuture<'_> {
+    fn settle(&self, Settlement { lease, kind, is_confirmed }: Settlement) -> AckFuture<'_> {
         let Self { consumer, settling, parked } = self;
         let num_delivered = lease.attempt.into();
+        if parked.is_none() && !is_confirmed && matches!(kind, AckKind::Ack | AckKind::Term(_)) {
+            return consumer.send(settling, lease.sequence, &kind, num_delivered);
+        }
         AckFuture::new(async move {
             let Some(sequence) = *parked else {
                 return consumer.apply(settling, num_delivered, &kind).await;

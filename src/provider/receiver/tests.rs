@@ -53,7 +53,7 @@ impl Backend {
 struct Handler(Arc<Backend>);
 
 impl AckHandler for Handler {
-    fn settle(&self, Settlement { lease, kind }: Settlement) -> AckFuture<'_> {
+    fn settle(&self, Settlement { lease, kind, .. }: Settlement) -> AckFuture<'_> {
         self.0.asked.lock().unwrap().push((lease.sequence, kind.clone()));
         AckFuture::new(async move {
             self.0.answers.acquire().await.unwrap().forget();

@@ -200,7 +200,7 @@ struct Handler {
 }
 
 impl AckHandler for Handler {
-    fn settle(&self, Settlement { lease, kind }: Settlement) -> AckFuture<'_> {
+    fn settle(&self, Settlement { lease, kind, .. }: Settlement) -> AckFuture<'_> {
         let consumer = self.consumer;
         if let AckKind::Term(reason) = &kind {
             tracing::debug!(consumer = consumer.id, sequence = lease.sequence, reason, "event terminated");

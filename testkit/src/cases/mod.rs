@@ -211,6 +211,12 @@ settle {
         "next, next_manual_ack and next_delivery show the same event."
     ack_settles [Redelivery]
         "An acked event does not come again."
+    a_confirmed_ack_is_stored [Durable, Redelivery, ConsumerInfo]
+        "ack_confirmed returns when the backend has stored it."
+    flush_waits_for_acks [Durable, Redelivery, ConsumerInfo]
+        "flush of a subscription returns when the backend has stored the acks before it."
+    close_waits_for_acks [Durable, Redelivery, ConsumerInfo]
+        "close of a subscription returns when the backend has stored the acks before it."
     nak_redelivers_at_once [Redelivery]
         "Without a backoff, a refused event comes again at once."
     nak_waits_for_the_backoff_of_its_attempt [Redelivery, NakWithDelay]

@@ -113,7 +113,7 @@ pub(super) async fn what_was_delivered_before_a_reset_cannot_be_settled(w: &Worl
     let (acked, refused) = (reader.next().await, reader.next().await);
     reset(w, &name, ConsumerPosition::First).await;
     let again = [reader.next().await, reader.next().await];
-    let error = w.refused("ack", acked.ack().await);
+    let error = w.refused("ack_confirmed", acked.ack_confirmed().await);
     w.check_eq("kind of the error of the ack", &error.kind(), &ErrorKind::Ack);
     let error = w.refused("nak", refused.nak().await);
     w.check_eq("kind of the error of the nak", &error.kind(), &ErrorKind::Ack);

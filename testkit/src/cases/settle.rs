@@ -86,8 +86,50 @@ pub(super) async fn every_view_shows_the_same_event(w: &World<'_>) {
 pub(super) async fn ack_settles(w: &World<'_>) {
     let mut reader = w.subscribe_with(ack_wait(1)).await;
     w.publish_many("a", 2).await;
-    reader.ack_many(2).await;
+    w.ok("ack", reader.next().await.ack().await);
+    w.ok("ack_confirmed", reader.next().await.ack_confirmed().await);
     reader.silent_for(after_a_lease_of(1), "acked events do not come again").await;
+}
+
+/// Acks this many events, without waiting for the backend.
+async fn ack_all(reader: &mut Reader<'_>, count: usize) {
+    for _ in 0..count {
+        let delivery = reader.next().await;
+        reader.world.ok("ack", delivery.ack().await);
+    }
+}
+
+/// How many events of this consumer are not settled, as another connection sees it at once.
+async fn pending(w: &World<'_>, name: &str) -> Option<u64> {
+    let elsewhere = w.fixture.connect().await;
+    let consumers = w.ok("consumers", w.call("consumers", elsewhere.consumers()).await);
+    consumers.into_iter().find(|consumer| consumer.name == name).map(|consumer| consumer.pending)
+}
+
+pub(super) async fn a_confirmed_ack_is_stored(w: &World<'_>) {
+    let name = w.name("confirmed");
+    w.publish("a").await;
+    let mut reader = w.durable(&name).await;
+    w.ok("ack_confirmed", reader.next().await.ack_confirmed().await);
+    w.check_eq("unsettled events", &pending(w, &name).await, &Some(0));
+}
+
+pub(super) async fn flush_waits_for_acks(w: &World<'_>) {
+    let name = w.name("flushed");
+    w.publish_many("a", 30).await;
+    let mut reader = w.durable(&name).await;
+    ack_all(&mut reader, 30).await;
+    w.ok("flush", w.call("flush", reader.subscription.flush()).await);
+    w.check_eq("unsettled events", &pending(w, &name).await, &Some(0));
+}
+
+pub(super) async fn close_waits_for_acks(w: &World<'_>) {
+    let name = w.name("closed");
+    w.publish_many("a", 30).await;
+    let mut reader = w.durable(&name).await;
+    ack_all(&mut reader, 30).await;
+    w.ok("close", w.call("close", reader.subscription.close()).await);
+    w.check_eq("unsettled events", &pending(w, &name).await, &Some(0));
 }
 
 pub(super) async fn nak_redelivers_at_once(w: &World<'_>) {
@@ -206,7 +248,7 @@ pub(super) async fn a_late_settlement_says_so(w: &World<'_>) {
     let (mut reader, late, newer) = overdue(w).await;
     let error = w.refused("a late extend", late.extend().await);
     w.check("extend is refused", matches!(error.kind(), ErrorKind::Ack | ErrorKind::Unsupported));
-    let error = w.refused("a late ack", late.ack().await);
+    let error = w.refused("a late ack", late.ack_confirmed().await);
     w.check_eq("kind of the error", &error.kind(), &ErrorKind::Ack);
     w.ok("ack of the newer delivery", newer.ack().await);
     reader.silent_for(after_a_lease_of(2), "the event is settled").await;

@@ -110,7 +110,7 @@ defects! {
     Reorders: first_deliveries_come_in_order a_subject_is_delivered_in_order what_is_due_comes_in_sequence_order;
     ResetsNumDelivered: num_delivered_starts_at_one_and_counts attempts_outlive_a_restart;
     OwnedViewDiffers: every_view_shows_the_same_event;
-    AckDoesNothing: ack_settles;
+    AckDoesNothing: ack_settles a_confirmed_ack_is_stored flush_waits_for_acks close_waits_for_acks;
     IgnoresNak: nak_redelivers_at_once max_ack_pending_lets_redeliveries_through nak_after_waits_its_delay;
     NaksLate: nak_redelivers_at_once;
     ReleasesLate: release_gives_back_without_counting;

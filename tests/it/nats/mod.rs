@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "what cannot be set up fails the test, as it should")]
 
+mod acks;
 mod batches;
 mod cancelled;
 mod consumer_process;
@@ -66,7 +67,7 @@ async fn publish_all(provider: &NatsProvider, events: &[Event]) {
 async fn ack_next(subscription: &mut dyn Subscription) -> u64 {
     let delivery = tokio::time::timeout(SOON, subscription.next_delivery()).await.unwrap().unwrap().unwrap();
     let number = delivery.event().payload.as_u64().unwrap();
-    delivery.ack().await.unwrap();
+    delivery.ack_confirmed().await.unwrap();
     number
 }
 

@@ -104,7 +104,7 @@ async fn every_call_into_a_black_hole_ends_in_time() {
     let third = event("a", 3);
     let (publish, ack, history, consumers, info, health, subscribe, unsubscribe) = tokio::join!(
         async { (provider.publish(&third).await.unwrap_err(), started.elapsed()) },
-        async { (delivery.ack().await.unwrap_err(), started.elapsed()) },
+        async { (delivery.ack_confirmed().await.unwrap_err(), started.elapsed()) },
         async { (provider.history(None, 5).await.unwrap_err(), started.elapsed()) },
         async { (provider.consumers().await.unwrap_err(), started.elapsed()) },
         async { (provider.info().await.unwrap_err(), started.elapsed()) },
@@ -166,13 +166,13 @@ async fn a_lost_settlement_is_told_and_the_event_comes_again() {
     proxy.filter(|frame| if is_settlement(frame) { Verdict::Drop } else { Verdict::Forward });
     let delivery = subscription.next_delivery().await.unwrap().unwrap();
     let started = Instant::now();
-    let told = delivery.ack().await.unwrap_err();
+    let told = delivery.ack_confirmed().await.unwrap_err();
     assert_eq!(told.kind(), ErrorKind::Ack, "{told:?}");
     assert!(started.elapsed() < Duration::from_secs(2) + SLACK, "{told} after {:?}", started.elapsed());
     proxy.forward_all();
     let again = tokio::time::timeout(SOON, subscription.next_delivery()).await.unwrap().unwrap().unwrap();
     assert_eq!(again.num_delivered(), 2);
-    again.ack().await.unwrap();
+    again.ack_confirmed().await.unwrap();
     assert_eq!(provider.consumers().await.unwrap()[0].pending, 0);
 }
 
@@ -195,7 +195,7 @@ async fn a_lost_confirmation_is_told_and_the_settlement_counts() {
         let is_lost = frame.direction == Direction::ToClient && inbox.as_deref() == Some(message.subject);
         if is_lost { Verdict::Drop } else { Verdict::Forward }
     });
-    let told = delivery.ack().await.unwrap_err();
+    let told = delivery.ack_confirmed().await.unwrap_err();
     assert_eq!(told.kind(), ErrorKind::Ack, "{told:?}");
     proxy.forward_all();
     // It is settled, and so not delivered again.

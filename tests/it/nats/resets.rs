@@ -22,7 +22,7 @@ async fn a_consumer_moves_and_its_open_subscriptions_go_on_there() {
     let pending = next(&mut *subscription).await;
     // By this program and by another one, which this one is not told of.
     provider.reset_consumer("mover", ConsumerPosition::First).await.unwrap();
-    let stale = pending.ack().await.unwrap_err();
+    let stale = pending.ack_confirmed().await.unwrap_err();
     assert_eq!(stale.kind(), ErrorKind::Ack, "{stale:?}");
     for number in 1..=3 {
         assert_eq!(ack_next(&mut *subscription).await, number);
@@ -80,7 +80,7 @@ async fn a_waiting_member_gets_what_a_reset_brings_and_can_settle_it() {
         provider.reset_consumer("mover", ConsumerPosition::First).await.unwrap();
     });
     assert_eq!((received.sequence(), received.num_delivered()), (1, 1));
-    received.ack().await.unwrap();
+    received.ack_confirmed().await.unwrap();
     assert_eq!(ack_next(&mut *first).await, 2);
     assert_eq!(provider.consumers().await.unwrap()[0].pending, 0);
 }

@@ -1,0 +1,297 @@
+//! Acks of one consumer that were sent and that the server has not confirmed yet.
+
+use std::collections::VecDeque;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+use async_nats::Subject;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use crate::deadline::After;
+use crate::poison::IgnorePoison;
+
+/// What the server sent before it had stored an ack may arrive this long after its confirmation.
+const ON_ITS_WAY: Duration = Duration::from_secs(1);
+/// Confirmed acks that are remembered for that.
+const MAX_REMEMBERED: usize = 1_000;
+
+/// The acks of one consumer that are not confirmed.
+pub(super) struct Unconfirmed {
+    state: Mutex<State>,
+    progress: watch::Sender<Progress>,
+    /// Somebody waits: the confirmation is not put off.
+    pub(super) urgent: Notify,
+    /// Whether the task that has them confirmed knows of this consumer.
+    pub(super) is_looked_after: AtomicBool,
+}
+
+#[derive(Default)]
+struct State {
+    /// In the order of their numbers.
+    sent: VecDeque<Sent>,
+    /// Number of the newest.
+    last: u64,
+    /// Places that are taken by acks that are about to be sent.
+    reserved: usize,
+    /// Confirmed events, and when they were.
+    confirmed: VecDeque<(u64, Instant)>,
+}
+
+/// How far it has come.
+#[derive(Debug, Clone, Copy, Default)]
+struct Progress {
+    /// Acks that are waited for, or about to be sent.
+    open: usize,
+    /// The lowest number that is waited for; above all numbers when there is none.
+    first: u64,
+    /// Acks that will not take effect.
+    lost: u64,
+}
+
+/// An ack that was sent.
+#[derive(Debug, Clone)]
+pub(super) struct Sent {
+    pub(super) number: u64,
+    pub(super) reply: Subject,
+    pub(super) sequence: u64,
+    /// Number of the delivery among all of the consumer.
+    pub(super) delivery: u64,
+    /// The connection that it was sent on last.
+    pub(super) connection: u64,
+}
+
+/// A place among those that may be on their way, until it is dropped.
+pub(super) struct Place<'a>(&'a Unconfirmed);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.reserved -= 1;
+        self.0.tell(&state, 0);
+    }
+}
+
+/// What became of an ack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    Confirmed,
+    /// It will not take effect: its event is delivered again.
+    Lost,
+    /// Nothing is delivered again, whether or not it takes effect.
+    NoMatter,
+}
+
+impl Default for Unconfirmed {
+    fn default() -> Self {
+        Self {
+            state: Mutex::default(),
+            progress: watch::Sender::new(Progress { first: u64::MAX, ..Progress::default() }),
+            urgent: Notify::new(),
+            is_looked_after: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Unconfirmed {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().ignore_poison()
+    }
+
+    /// Called with the state locked, so that nobody is told of a state that was never there.
+    fn tell(&self, state: &State, lost: u64) {
+        let open = state.sent.len() + state.reserved;
+        let first = state.sent.front().map_or(u64::MAX, |sent| sent.number);
+        self.progress.send_if_modified(|progress| {
+            *progress = Progress { open, first, lost: progress.lost + lost };
+            // Whoever comes later looks first.
+            self.progress.receiver_count() > 0
+        });
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.state().sent.is_empty()
+    }
+
+    /// A place for another one, unless so many are on their way.
+    pub(super) fn place_now(&self, max: usize) -> Option<Place<'_>> {
+        let mut state = self.state();
+        let open = state.sent.len() + state.reserved;
+        if open >= max / 2 {
+            // Before nobody can go on.
+            self.urgent.notify_one();
+        }
+        if open >= max {
+            return None;
+        }
+        state.reserved += 1;
+        self.tell(&state, 0);
+        Some(Place(self))
+    }
+
+    /// Waits for a place.
+    pub(super) async fn place(&self, max: usize) -> Place<'_> {
+        loop {
+            if let Some(place) = self.place_now(max) {
+                return place;
+            }
+            // The sender lives as long as this.
+            let _ = self.progress.subscribe().wait_for(|progress| progress.open < max).await;
+        }
+    }
+
+    /// Waits until none that was sent before this call is waited for any more, and returns how many of any were lost
+    /// meanwhile.
+    pub(super) async fn flush(&self) -> u64 {
+        let last = self.state().last;
+        let mut progress = self.progress.subscribe();
+        let lost_before = progress.borrow().lost;
+        if progress.borrow().first <= last {
+            self.urgent.notify_one();
+        }
+        match progress.wait_for(|progress| progress.first > last).await {
+            Ok(progress) => progress.lost - lost_before,
+            Err(_) => 0, // the sender lives as long as this
+        }
+    }
+
+    /// Whether what was received at this time comes again because its ack was not stored yet.
+    pub(super) fn contains(&self, sequence: u64, received: Instant) -> bool {
+        let state = self.state();
+        let is_late = |at: &Instant| received <= at.after(ON_ITS_WAY);
+        state.sent.iter().any(|sent| sent.sequence == sequence)
+            || state.confirmed.iter().any(|(confirmed, at)| *confirmed == sequence && is_late(at))
+    }
+
+    /// Notes an ack that was sent, unless that matters no more.
+    pub(super) fn push(&self, _place: Place<'_>, sent: Sent, still_matters: impl Fn() -> bool) {
+        let mut state = self.state();
+        // Asked under the lock: whoever ends or resets the consumer clears this afterwards.
+        if still_matters() {
+            state.last += 1;
+            let number = state.last;
+            state.sent.push_back(Sent { number, ..sent });
+        }
+        self.tell(&state, 0);
+    }
+
+    /// Those that are waited for.
+    pub(super) fn all(&self) -> Vec<Sent> {
+        self.state().sent.iter().cloned().collect()
+    }
+
+    /// The newest, if there is one, and whether all were sent on this connection.
+    pub(super) fn newest(&self, connection: u64) -> Option<(Sent, bool)> {
+        let state = self.state();
+        let newest = state.sent.back()?.clone();
+        Some((newest, state.sent.iter().all(|sent| sent.connection == connection)))
+    }
+
+    /// Notes that one was sent again.
+    pub(super) fn sent_again(&self, number: u64, connection: u64) {
+        let mut state = self.state();
+        if let Ok(at) = state.sent.binary_search_by_key(&number, |sent| sent.number)
+            && let Some(sent) = state.sent.get_mut(at)
+        {
+            sent.connection = connection;
+        }
+    }
+
+    /// Forgets all, because the consumer was reset or is gone.
+    pub(super) fn clear(&self) {
+        self.end(Fate::NoMatter, |_| true);
+    }
+
+    /// Ends the wait for those that `is_so` names, and returns how many these were.
+    pub(super) fn end(&self, fate: Fate, is_so: impl Fn(&Sent) -> bool) -> u64 {
+        let mut guard = self.state();
+        let state = &mut *guard;
+        let now = Instant::now();
+        let before = state.sent.len();
+        state.sent.retain(|sent| {
+            let ends = is_so(sent);
+            if ends && fate == Fate::Confirmed {
+                state.confirmed.push_back((sent.sequence, now));
+            }
+            !ends
+        });
+        if fate == Fate::NoMatter {
+            state.confirmed.clear();
+        }
+        let too_many = state.confirmed.len().saturating_sub(MAX_REMEMBERED);
+        state.confirmed.drain(..too_many);
+        let ended = (before - state.sent.len()) as u64;
+        self.tell(state, if fate == Fate::Lost { ended } else { 0 });
+        ended
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::task::poll_once;
+
+    fn sent(sequence: u64) -> Sent {
+        let reply = Subject::from(format!("$JS.ACK.s.c.1.{sequence}"));
+        Sent { number: 0, reply, sequence, delivery: sequence, connection: 1 }
+    }
+
+    fn push(acks: &Unconfirmed, sequence: u64) {
+        let place = acks.place_now(usize::MAX).unwrap();
+        acks.push(place, sent(sequence), || true);
+    }
+
+    #[tokio::test]
+    async fn a_flush_waits_for_what_was_sent_before_it_and_tells_what_was_lost() {
+        let acks = Unconfirmed::default();
+        assert_eq!(poll_once(Box::pin(acks.flush())).await, Some(0));
+        push(&acks, 1);
+        push(&acks, 2);
+        let mut flush = std::pin::pin!(acks.flush());
+        assert_eq!(poll_once(&mut flush).await, None);
+        push(&acks, 3);
+        // Out of order, so that a count would not do.
+        acks.end(Fate::Confirmed, |sent| sent.sequence == 3);
+        acks.end(Fate::Confirmed, |sent| sent.sequence == 2);
+        assert_eq!(poll_once(&mut flush).await, None);
+        assert_eq!(acks.end(Fate::Lost, |sent| sent.sequence == 1), 1);
+        assert_eq!(poll_once(&mut flush).await, Some(1));
+    }
+
+    #[tokio::test]
+    async fn no_more_than_the_maximum_are_on_their_way() {
+        let acks = Unconfirmed::default();
+        push(&acks, 1);
+        let reserved = acks.place_now(2).unwrap();
+        assert!(acks.place_now(2).is_none());
+        let mut waiting = std::pin::pin!(acks.place(2));
+        assert!(poll_once(&mut waiting).await.is_none());
+        drop(reserved);
+        assert!(poll_once(&mut waiting).await.is_some());
+    }
+
+    #[tokio::test]
+    async fn what_is_pushed_behind_the_end_of_its_consumer_is_not_waited_for() {
+        let acks = Unconfirmed::default();
+        let place = acks.place_now(1).unwrap();
+        acks.clear();
+        acks.push(place, sent(1), || false);
+        assert!(acks.is_empty() && acks.place_now(1).is_some());
+        assert_eq!(poll_once(Box::pin(acks.flush())).await, Some(0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_event_is_known_while_its_ack_is_on_its_way_and_a_moment_longer() {
+        let acks = Unconfirmed::default();
+        push(&acks, 7);
+        assert!(acks.contains(7, Instant::now()) && !acks.contains(8, Instant::now()));
+        acks.end(Fate::Confirmed, |_| true);
+        assert!(acks.contains(7, Instant::now()), "sent before the confirmation");
+        tokio::time::advance(2 * ON_ITS_WAY).await;
+        assert!(!acks.contains(7, Instant::now()));
+        push(&acks, 9);
+        acks.clear();
+        assert!(!acks.contains(9, Instant::now()), "another consumer, or another position");
+    }
+}
