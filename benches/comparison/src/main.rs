@@ -1,13 +1,16 @@
-//! The comparison behind `docs/benchmarks.md`: this library beside the published a3s-event 0.3.0 and beside what a
-//! program would use without either, in one run on one machine, turn by turn.
+//! The comparison behind `docs/benchmarks.md`: this library beside the published versions of a3s-event and beside
+//! what a program would use without any, in one run on one machine, turn by turn.
 //!
 //! `scripts/benchmarks` runs it.
 
 mod board;
 mod chart;
+mod earlier;
+mod goals;
 mod memory;
 mod nats;
 mod page;
+mod parts;
 #[path = "../../support/raw_sqlite.rs"]
 mod raw_sqlite;
 mod sqlite;
@@ -42,6 +45,12 @@ const ONE_TO_ONE: &str = "publish, deliver, ack, one after the other";
 const FAN_OUT: &str = "deliveries, 1 publisher to 100 subscribers";
 const HISTORY: &str = "read the newest 100 of 100,000";
 const CONSUME: &str = "durable consumer: receive and ack what is stored";
+const NEXT: &str = "durable consumer: `next` of what is stored";
+const NEXT_IN_MEMORY: &str = "publish, `next`: an event of one's own";
+const AT_LIMIT: &str = "publish, one caller, 10,000 events kept";
+const RARE: &str = "read the newest 100 of a rare category";
+const BUS: &str = "bus: publish with schema and AES-256-GCM";
+const CLOUD_EVENT: &str = "event to CloudEvents JSON and back";
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -59,8 +68,17 @@ fn main() {
             board.save(Path::new(file));
         }
         ["page", folder] => page::write(Path::new(folder)),
+        ["goals", folder] => {
+            let missed = goals::print(Path::new(folder));
+            if missed > 0 {
+                eprintln!("{missed} goals missed");
+                std::process::exit(1);
+            }
+        }
         _ => {
-            eprintln!("usage: a3s-event-comparison measure memory|nats|sqlite ROUNDS FILE, or page FOLDER");
+            eprintln!(
+                "usage: a3s-event-comparison measure memory|nats|sqlite ROUNDS FILE, page FOLDER, or goals FOLDER"
+            );
             std::process::exit(2);
         }
     }

@@ -6,22 +6,24 @@ use a3s_event::PublishRequest;
 use a3s_event::{DeliverPolicy, Event, EventProvider, MemoryProvider, SubscribeOptions};
 use futures_util::future::join_all;
 use published::provider::EventProvider as _;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, mpsc};
 
 use crate::board::Board;
 use crate::support::{self, Receipts};
 use crate::{
-    BATCH, BURST, CALLERS, CONSUME, FAN_OUT, FILTER, HISTORY, IN_BATCHES, MANY_CALLERS, NEWEST, ONE_CALLER,
-    ONE_TO_ONE, OURS, PUBLISHED, READERS, STORED, events,
+    AT_LIMIT, BATCH, BURST, CALLERS, CONSUME, FAN_OUT, FILTER, HISTORY, IN_BATCHES, MANY_CALLERS, NEWEST,
+    NEXT_IN_MEMORY as NEXT, ONE_CALLER, ONE_TO_ONE, OURS, PUBLISHED, RARE, READERS, STORED, events,
 };
 
 const BROADCAST: &str = "tokio broadcast";
-const AT_LIMIT: &str = "publish, one caller, 10,000 events kept";
-const RARE: &str = "read the newest 100 of a rare category";
+const MPSC: &str = "tokio mpsc, cloned at both ends";
 /// How many events are kept where the store is full.
 const LIMIT: usize = 10_000;
 /// What fits into the channel of 0.3.0, so that its subscribers miss nothing.
 const WAITING: usize = 8_000;
+/// How many events each contender keeps where one is delivered after the other; 0.3.0 keeps all, because it moves what it
+/// keeps at each publish when it is full.
+const KEPT: usize = 1_024;
 const MANY: usize = 51_200;
 
 pub(crate) fn measure(board: &mut Board) {
@@ -32,9 +34,11 @@ pub(crate) fn measure(board: &mut Board) {
             in_batches(board).await;
             many_callers(board).await;
             one_to_one(board).await;
+            next(board).await;
             fan_out(board).await;
             history(board).await;
             consume(board).await;
+            crate::parts::measure(board).await;
         }
     });
 }
@@ -123,7 +127,7 @@ async fn many_callers(board: &mut Board) {
 
 async fn one_to_one(board: &mut Board) {
     let (event, their_event) = events();
-    let (sender, mut receiver) = broadcast::channel(1_024);
+    let (sender, mut receiver) = broadcast::channel(KEPT);
     board
         .time(ONE_TO_ONE, BROADCAST, MANY, async {
             for _ in 0..MANY {
@@ -142,13 +146,53 @@ async fn one_to_one(board: &mut Board) {
             }
         })
         .await;
-    let provider = ours(0);
+    let provider = ours(KEPT);
     let mut subscription = provider.subscribe_durable("worker", FILTER).await.unwrap();
     board
         .time(ONE_TO_ONE, OURS, MANY, async {
             for _ in 0..MANY {
                 provider.publish(&event).await.unwrap();
                 subscription.next_delivery().await.unwrap().unwrap().ack().await.unwrap();
+            }
+        })
+        .await;
+}
+
+async fn next(board: &mut Board) {
+    let (event, their_event) = events();
+    let (sender, mut receiver) = mpsc::channel::<Arc<Event>>(KEPT);
+    board
+        .time(NEXT, MPSC, MANY, async {
+            let mut kept = std::collections::VecDeque::new();
+            for _ in 0..MANY {
+                sender.send(Arc::new(event.clone())).await.unwrap();
+                let received = receiver.recv().await.unwrap();
+                let own = Event::clone(&received);
+                kept.push_back(received);
+                if kept.len() > KEPT {
+                    kept.pop_front();
+                }
+                assert_eq!(own.version, 1);
+            }
+        })
+        .await;
+    let provider = theirs(0);
+    let mut subscription = provider.subscribe_durable("worker", FILTER).await.unwrap();
+    board
+        .time(NEXT, PUBLISHED, MANY, async {
+            for _ in 0..MANY {
+                provider.publish(&their_event).await.unwrap();
+                subscription.next().await.unwrap().unwrap();
+            }
+        })
+        .await;
+    let provider = ours(KEPT);
+    let mut subscription = provider.subscribe_durable("worker", FILTER).await.unwrap();
+    board
+        .time(NEXT, OURS, MANY, async {
+            for _ in 0..MANY {
+                provider.publish(&event).await.unwrap();
+                subscription.next().await.unwrap().unwrap();
             }
         })
         .await;

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use a3s_event::provider::PublishRequest;
-use a3s_event::{DeliverPolicy, Event, EventProvider, NatsConfig, NatsProvider, SubscribeOptions};
+use a3s_event::{
+    DeliverPolicy, Event, EventProvider, NatsConfig, NatsProvider, SubscribeOptions, Subscription,
+};
 use a3s_event_testkit::NatsServer;
 use async_nats::jetstream::consumer::{self, pull};
 use async_nats::jetstream::{self, stream};
@@ -13,15 +15,17 @@ use futures_util::{StreamExt, stream as futures};
 use published::provider::EventProvider as _;
 
 use crate::board::Board;
+use crate::earlier::{published as v0_3_0, published_0_2_0 as v0_2_0, published_0_4_0 as v0_4_0};
 use crate::memory::{publish_ours, publish_theirs};
 use crate::support::{self, Receipts};
 use crate::{
-    BATCH, BURST, CALLERS, CONSUME, FAN_OUT, FILTER, HISTORY, IN_BATCHES, MANY_CALLERS, NEWEST, ONE_CALLER,
-    ONE_TO_ONE, OURS, PUBLISHED, READERS, STORED, SUBJECT, events,
+    BATCH, BURST, CALLERS, CONSUME, FAN_OUT, FILTER, HISTORY, IN_BATCHES, MANY_CALLERS, NEWEST, NEXT,
+    ONE_CALLER, ONE_TO_ONE, OURS, PUBLISHED, READERS, STORED, SUBJECT, events,
 };
 
 const RAW: &str = "async-nats";
 const RAW_UNCONFIRMED: &str = "async-nats, ack unconfirmed";
+const RAW_IN_BATCHES: &str = "async-nats, batches of 500";
 const IN_BATCHES_OF_OURS: &str = "a3s-event, next_batch";
 /// Publishes that wait for their acknowledgement at once, as many as ours sends unless configured otherwise.
 const WINDOW: usize = 256;
@@ -37,6 +41,9 @@ struct Sides {
     raw_subject: String,
     event: Event,
     their_event: published::Event,
+    v0_2_0: v0_2_0::Side,
+    v0_3_0: v0_3_0::Side,
+    v0_4_0: v0_4_0::Side,
     _server: NatsServer,
 }
 
@@ -72,6 +79,9 @@ impl Sides {
             raw,
             raw_stream,
             raw_subject: SUBJECT.replace("events", "raw"),
+            v0_2_0: v0_2_0::Side::connect(&server.url(), &event).await,
+            v0_3_0: v0_3_0::Side::connect(&server.url(), &event).await,
+            v0_4_0: v0_4_0::Side::connect(&server.url(), &event).await,
             event,
             their_event,
             _server: server,
@@ -79,7 +89,8 @@ impl Sides {
     }
 
     async fn purge(&self) {
-        for name in ["OURS", "THEIRS", "RAW"] {
+        let earlier = [self.v0_2_0.stream(), self.v0_3_0.stream(), self.v0_4_0.stream()];
+        for name in earlier.iter().map(String::as_str).chain(["OURS", "THEIRS", "RAW"]) {
             self.raw.get_stream(name).await.unwrap().purge().await.unwrap();
         }
     }
@@ -109,6 +120,38 @@ impl Sides {
                 answer.unwrap();
             }
         }
+    }
+
+    async fn read_raw(&self, is_confirmed: bool) {
+        let durable = pull::Config { durable_name: Some("worker".to_owned()), ..Default::default() };
+        let mut messages = self.raw_consumer(durable).await.messages().await.unwrap();
+        for _ in 0..MANY {
+            receive(&mut messages, is_confirmed).await;
+        }
+        self.raw_stream.delete_consumer("worker").await.unwrap();
+    }
+
+    async fn read_raw_in_batches(&self) {
+        let durable = pull::Config { durable_name: Some("worker".to_owned()), ..Default::default() };
+        let consumer = self.raw_consumer(durable).await;
+        let mut left = MANY;
+        while left > 0 {
+            let mut batch = consumer.batch().max_messages(500).messages().await.unwrap();
+            while let Some(message) = batch.next().await {
+                let message = message.unwrap();
+                let event: Event = serde_json::from_slice(&message.payload).unwrap();
+                assert_eq!(event.version, 1);
+                message.ack().await.unwrap();
+                left -= 1;
+            }
+        }
+        self.raw_stream.delete_consumer("worker").await.unwrap();
+    }
+
+    /// A new durable consumer of ours, of the name that the others take.
+    async fn worker(&self) -> Box<dyn Subscription> {
+        self.ours.unsubscribe("worker").await.unwrap();
+        self.ours.subscribe_durable("worker", FILTER).await.unwrap()
     }
 
     async fn raw_consumer(&self, config: pull::Config) -> consumer::Consumer<pull::Config> {
@@ -182,15 +225,9 @@ async fn one_to_one(board: &mut Board, sides: &Sides) {
             .await;
         sides.purge().await;
     }
-    let mut subscription = sides.theirs.subscribe_durable("pair", "theirs.>").await.unwrap();
-    board
-        .time(ONE_TO_ONE, PUBLISHED, FEW, async {
-            for _ in 0..FEW {
-                publish_theirs(&*sides.theirs, &sides.their_event, 1).await;
-                subscription.next_manual_ack().await.unwrap().unwrap().ack().await.unwrap();
-            }
-        })
-        .await;
+    board.time(ONE_TO_ONE, v0_2_0::NAME, FEW, sides.v0_2_0.publish_and_read(FEW)).await;
+    board.time(ONE_TO_ONE, v0_3_0::NAME, FEW, sides.v0_3_0.publish_and_read(FEW)).await;
+    board.time(ONE_TO_ONE, v0_4_0::NAME, FEW, sides.v0_4_0.publish_and_read(FEW)).await;
     let mut subscription = sides.ours.subscribe_durable("pair", FILTER).await.unwrap();
     board
         .time(ONE_TO_ONE, OURS, FEW, async {
@@ -200,7 +237,6 @@ async fn one_to_one(board: &mut Board, sides: &Sides) {
             }
         })
         .await;
-    sides.theirs.unsubscribe("pair").await.unwrap();
     sides.ours.unsubscribe("pair").await.unwrap();
     sides.purge().await;
 }
@@ -291,50 +327,61 @@ async fn fan_out(board: &mut Board, sides: &Sides) {
     sides.purge().await;
 }
 
+/// In a window, as many at once as ours sends.
+macro_rules! store {
+    ($side:expr) => {
+        futures::iter(0..MANY).map(|_| $side.publish()).buffered(WINDOW).for_each(async |()| {}).await
+    };
+}
+
 async fn consume(board: &mut Board, sides: &Sides) {
     sides.publish_raw_in_window(MANY).await;
-    sides.publish_theirs_in_window(MANY).await;
+    store!(sides.v0_2_0);
+    store!(sides.v0_3_0);
+    store!(sides.v0_4_0);
     sides.publish_ours_in_batches(MANY).await;
-    for (contender, is_confirmed) in [(RAW, true), (RAW_UNCONFIRMED, false)] {
-        let durable = pull::Config { durable_name: Some("worker".to_owned()), ..Default::default() };
-        let mut messages = sides.raw_consumer(durable).await.messages().await.unwrap();
-        board
-            .time(CONSUME, contender, MANY, async {
-                for _ in 0..MANY {
-                    receive(&mut messages, is_confirmed).await;
-                }
-            })
-            .await;
-        sides.raw_stream.delete_consumer("worker").await.unwrap();
-    }
-    let mut subscription = sides.theirs.subscribe_durable("worker", "theirs.>").await.unwrap();
-    board
-        .time(CONSUME, PUBLISHED, MANY, async {
-            for _ in 0..MANY {
-                subscription.next_manual_ack().await.unwrap().unwrap().ack().await.unwrap();
-            }
-        })
-        .await;
-    let mut subscription = sides.ours.subscribe_durable("worker", FILTER).await.unwrap();
-    board
-        .time(CONSUME, OURS, MANY, async {
-            for _ in 0..MANY {
-                subscription.next_delivery().await.unwrap().unwrap().ack().await.unwrap();
-            }
-        })
-        .await;
-    let mut subscription = sides.ours.subscribe_durable("batches", FILTER).await.unwrap();
-    let receive = async {
+
+    board.time(NEXT, RAW_UNCONFIRMED, MANY, sides.read_raw(false)).await;
+    board.time(NEXT, v0_2_0::NAME, MANY, sides.v0_2_0.read(MANY)).await;
+    board.time(NEXT, v0_3_0::NAME, MANY, sides.v0_3_0.read(MANY)).await;
+    board.time(NEXT, v0_4_0::NAME, MANY, sides.v0_4_0.read(MANY)).await;
+    let read = async {
+        let mut subscription = sides.worker().await;
+        for _ in 0..MANY {
+            subscription.next().await.unwrap().unwrap();
+        }
+        subscription.close().await.unwrap();
+    };
+    board.time(NEXT, OURS, MANY, read).await;
+
+    board.time(CONSUME, RAW, MANY, sides.read_raw(true)).await;
+    board.time(CONSUME, RAW_UNCONFIRMED, MANY, sides.read_raw(false)).await;
+    board.time(CONSUME, RAW_IN_BATCHES, MANY, sides.read_raw_in_batches()).await;
+    board.time(CONSUME, v0_2_0::NAME, MANY, sides.v0_2_0.read_and_ack(MANY)).await;
+    board.time(CONSUME, v0_3_0::NAME, MANY, sides.v0_3_0.read_and_ack(MANY)).await;
+    board.time(CONSUME, v0_4_0::NAME, MANY, sides.v0_4_0.read_and_ack(MANY)).await;
+    let read = async {
+        let mut subscription = sides.worker().await;
+        for _ in 0..MANY {
+            subscription.next_delivery().await.unwrap().unwrap().ack().await.unwrap();
+        }
+        subscription.close().await.unwrap();
+    };
+    board.time(CONSUME, OURS, MANY, read).await;
+    let read = async {
+        let mut subscription = sides.worker().await;
         let mut left = MANY;
         while left > 0 {
-            let batch = subscription.next_batch(BATCH, Duration::from_secs(5)).await.unwrap();
+            let batch = subscription.next_batch(500, Duration::from_secs(5)).await.unwrap();
             assert!(!batch.is_empty(), "{left} events are left");
             left -= batch.len();
-            let acks = batch.into_iter().map(|delivery| delivery.unwrap().ack());
-            join_all(acks).await.into_iter().for_each(Result::unwrap);
+            for delivery in batch {
+                delivery.unwrap().ack().await.unwrap();
+            }
         }
+        subscription.close().await.unwrap();
     };
-    board.time(CONSUME, IN_BATCHES_OF_OURS, MANY, receive).await;
+    board.time(CONSUME, IN_BATCHES_OF_OURS, MANY, read).await;
     sides.purge().await;
 }
 

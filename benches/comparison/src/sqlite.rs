@@ -20,6 +20,7 @@ use crate::{
 };
 
 const RAW: &str = "rusqlite";
+const OURS_ONE_BY_ONE: &str = "a3s-event, one by one";
 const FEW: usize = 500;
 const MANY: usize = 20_000;
 const SOON: Duration = Duration::from_secs(5);
@@ -35,7 +36,8 @@ struct Sides {
 impl Sides {
     async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let ours = SqliteProvider::connect(SqliteConfig::file(folder.path().join("events.db"))).await.unwrap();
+        let ours =
+            SqliteProvider::connect(SqliteConfig::file(folder.path().join("events.db"))).await.unwrap();
         let raw = Raw::new();
         raw.connection
             .execute_batch("CREATE TABLE position (name TEXT PRIMARY KEY, sequence INTEGER NOT NULL) STRICT, WITHOUT ROWID")
@@ -197,9 +199,19 @@ async fn history_and_consume(board: &mut Board, sides: &Sides) {
             let batch = subscription.next_batch(BATCH, SOON).await.unwrap();
             assert!(!batch.is_empty(), "{left} events are left");
             left -= batch.len();
-            let acks = batch.into_iter().map(|delivery| delivery.unwrap().ack());
-            join_all(acks).await.into_iter().for_each(Result::unwrap);
+            for delivery in batch {
+                delivery.unwrap().ack().await.unwrap();
+            }
         }
+        subscription.close().await.unwrap();
     };
     board.time(CONSUME, OURS, STORED, receive).await;
+    let receive = async {
+        let mut subscription = sides.ours.subscribe_durable("single", FILTER).await.unwrap();
+        for _ in 0..MANY {
+            subscription.next_delivery().await.unwrap().unwrap().ack().await.unwrap();
+        }
+        subscription.close().await.unwrap();
+    };
+    board.time(CONSUME, OURS_ONE_BY_ONE, MANY, receive).await;
 }
