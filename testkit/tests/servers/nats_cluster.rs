@@ -1,5 +1,7 @@
 //! The launcher of three real servers.
 
+use std::time::Duration;
+
 use a3s_event_testkit::NatsCluster;
 use a3s_event_testkit::servers::nats::protocol::request;
 use serde_json::{Value, json};
@@ -13,7 +15,16 @@ async fn a_cluster_survives_its_leader_and_takes_it_back() {
     let stream = json!({ "name": "S", "subjects": ["s"], "num_replicas": 3 });
     let made = request(first, "$JS.API.STREAM.CREATE.S", &stream).await.unwrap();
     assert_eq!(made["config"]["num_replicas"], 3, "{made}");
-    let stored = request(first, "s", &Value::Null).await.unwrap();
+    // The other servers learn a little later that the stream takes the subject.
+    let storing = async {
+        loop {
+            if let Ok(stored) = request(first, "s", &Value::Null).await {
+                return stored;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let stored = tokio::time::timeout(Duration::from_secs(20), storing).await.unwrap();
     assert_eq!(stored["seq"], 1, "{stored}");
     let killed = cluster.kill_leader("S").await;
     assert_ne!(cluster.leader("S").await, killed);
