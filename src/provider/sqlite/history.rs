@@ -1,6 +1,6 @@
 //! Reading what is stored: always from one snapshot, at a cost that follows the answer.
 
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
@@ -25,9 +25,10 @@ struct Found {
 }
 
 impl Found {
-    fn add(&mut self, row: &Row<'_>) -> Sql<()> {
+    /// Adds a row: sequence, subject, time of storage, checksum and record.
+    fn add(&mut self, connection: &Connection, row: &Row<'_>) -> Sql<()> {
         self.oldest = Some(unsigned(row.get(0)?));
-        match decode(row)? {
+        match decode(connection, row)? {
             Ok(event) => self.events.push(event),
             Err(unreadable) => self.unreadable.push(unreadable),
         }
@@ -36,11 +37,6 @@ impl Found {
 
     fn is_full(&self, limit: usize) -> bool {
         self.events.len() >= limit || self.unreadable.len() >= MAX_UNREADABLE
-    }
-
-    /// How many events there is room for.
-    fn room(&self, limit: usize) -> usize {
-        limit.saturating_sub(self.events.len())
     }
 }
 
@@ -64,10 +60,8 @@ pub(super) fn page(connection: &Connection, query: &HistoryQuery, everything: &s
     if query.limit == 0 {
         return Ok(HistoryPage::new(Vec::new(), Vec::new(), Some(before), since));
     }
-    let found = match query.filter.as_deref().filter(|filter| *filter != ">" && *filter != everything) {
-        None => newest(connection, since, before, query.limit)?,
-        Some(filter) => newest_that_match(connection, filter, since, before, query.limit)?,
-    };
+    let filter = query.filter.as_deref().filter(|filter| *filter != ">" && *filter != everything);
+    let found = newest(connection, filter, since, before, query.limit)?;
     let searched_from = if found.is_full(query.limit) { found.oldest } else { Some(since) };
     Ok(HistoryPage::new(found.events, found.unreadable, searched_from, since))
 }
@@ -83,57 +77,101 @@ pub(super) fn bounds(connection: &Connection) -> Sql<Option<(u64, u64)>> {
     Ok(end("ASC")?.zip(end("DESC")?))
 }
 
-fn newest(connection: &Connection, since: u64, before: u64, limit: usize) -> Sql<Found> {
-    let mut statement = connection.prepare_cached(
-        "SELECT sequence, subject, stored_at, checksum, record, name FROM events LEFT JOIN subjects ON id = subject
-         WHERE sequence >= ?1 AND sequence < ?2 ORDER BY sequence DESC",
-    )?;
-    let mut rows = statement.query(params![signed(since), signed(before)])?;
+/// The newest matches. A frequent filter is served by reading backwards; when that finds too little, a rare one by its
+/// subjects.
+fn newest(
+    connection: &Connection,
+    filter: Option<&str>,
+    since: u64,
+    before: u64,
+    limit: usize,
+) -> Sql<Found> {
     let mut found = Found::default();
-    while !found.is_full(limit)
-        && let Some(row) = rows.next()?
-    {
-        found.add(row)?;
+    let Some(filter) = filter else {
+        read_backwards(connection, since, before, limit, &mut found, |_subject| Ok(true))?;
+        return Ok(found);
+    };
+    let budget = limit.saturating_mul(8).saturating_add(256) as u64;
+    let scan_from = since.max(before.saturating_sub(budget));
+    // Few subjects have many events.
+    let mut known = HashMap::new();
+    read_backwards(connection, scan_from, before, limit, &mut found, |subject| {
+        if let Some(matches) = known.get(&subject) {
+            return Ok(*matches);
+        }
+        // A subject without a name cannot be compared with the filter, and matches.
+        let matches = name_of(connection, subject)?.is_none_or(|name| subject_matches(&name, filter));
+        known.insert(subject, matches);
+        Ok(matches)
+    })?;
+    if !found.is_full(limit) && since < scan_from {
+        read_by_subject(connection, filter, since, scan_from, limit, &mut found)?;
     }
     Ok(found)
 }
 
-/// The same with a filter. Records that cannot be read take no room, so that it looks further for each of them.
-fn newest_that_match(
+fn read_backwards(
+    connection: &Connection,
+    since: u64,
+    before: u64,
+    limit: usize,
+    found: &mut Found,
+    mut is_match: impl FnMut(i64) -> Sql<bool>,
+) -> Sql<()> {
+    let mut statement = connection.prepare_cached(
+        "SELECT sequence, subject, stored_at, checksum, record FROM events WHERE sequence >= ?1 AND sequence < ?2
+         ORDER BY sequence DESC",
+    )?;
+    let mut rows = statement.query(params![signed(since), signed(before)])?;
+    while !found.is_full(limit)
+        && let Some(row) = rows.next()?
+    {
+        if is_match(row.get(1)?)? {
+            found.add(connection, row)?;
+        }
+    }
+    Ok(())
+}
+
+fn read_by_subject(
     connection: &Connection,
     filter: &str,
     since: u64,
     before: u64,
     limit: usize,
-) -> Sql<Found> {
-    let mut statement = connection.prepare_cached(
-        "SELECT sequence, subject, stored_at, checksum, record, name FROM events LEFT JOIN subjects ON id = subject
-         WHERE sequence = ?1",
-    )?;
-    let mut found = Found::default();
-    while !found.is_full(limit) {
-        let wanted = found.room(limit);
-        let before = found.oldest.unwrap_or(before);
-        let matches = newest_matches(connection, filter, since, before, wanted)?;
-        let are_all = matches.len() < wanted;
-        for sequence in matches {
-            if found.is_full(limit) {
-                return Ok(found);
-            }
-            let mut rows = statement.query([signed(sequence)])?;
-            if let Some(row) = rows.next()? {
-                found.add(row)?;
-            }
-        }
-        if are_all {
-            break;
-        }
+    found: &mut Found,
+) -> Sql<()> {
+    let mut heads = BinaryHeap::new();
+    let mut subjects = subjects_matching(connection, filter)?;
+    subjects.extend(subjects_without_name(connection)?);
+    for subject in subjects {
+        heads.extend(newest_before(connection, subject, before)?.map(|newest| (newest, subject)));
     }
-    Ok(found)
+    let mut statement = connection.prepare_cached(
+        "SELECT sequence, subject, stored_at, checksum, record FROM events WHERE sequence = ?1",
+    )?;
+    while !found.is_full(limit)
+        && let Some((newest, subject)) = heads.pop()
+        && newest >= since
+    {
+        let mut rows = statement.query([signed(newest)])?;
+        if let Some(row) = rows.next()? {
+            found.add(connection, row)?;
+        }
+        heads.extend(newest_before(connection, subject, newest)?.map(|newest| (newest, subject)));
+    }
+    Ok(())
+}
+
+fn name_of(connection: &Connection, subject: i64) -> Sql<Option<String>> {
+    connection
+        .prepare_cached("SELECT name FROM subjects WHERE id = ?1")?
+        .query_row([subject], |row| row.get(0))
+        .optional()
 }
 
 /// The inner error is a record that is damaged or not an event.
-fn decode(row: &Row<'_>) -> Sql<Result<StoredEvent, UnreadableRecord>> {
+fn decode(connection: &Connection, row: &Row<'_>) -> Sql<Result<StoredEvent, UnreadableRecord>> {
     let (sequence, subject, stored_at) = (row.get(0)?, row.get(1)?, row.get(2)?);
     let record = row.get_ref(4)?.as_blob()?;
     let reason = if row.get::<_, i64>(3)? != checksum::of_event(sequence, subject, stored_at, record) {
@@ -149,62 +187,8 @@ fn decode(row: &Row<'_>) -> Sql<Result<StoredEvent, UnreadableRecord>> {
     let mut unreadable = UnreadableRecord::new(unsigned(sequence), reason);
     // Where the row is damaged, both may be wrong; they are what is stored.
     unreadable.stored_at = Some(unsigned(stored_at));
-    unreadable.subject = row.get(5)?;
+    unreadable.subject = name_of(connection, subject)?;
     Ok(Err(unreadable))
-}
-
-/// A frequent filter is served by reading backwards; when that finds too little, a rare one by its subjects. A subject
-/// without a name cannot be compared with the filter, and matches.
-fn newest_matches(
-    connection: &Connection,
-    filter: &str,
-    since: u64,
-    before: u64,
-    limit: usize,
-) -> Sql<Vec<u64>> {
-    let budget = limit.saturating_mul(8).saturating_add(256) as u64;
-    let scan_from = since.max(before.saturating_sub(budget));
-    let mut found = scan_backwards(connection, filter, scan_from, before, limit)?;
-    if found.len() >= limit || scan_from == since {
-        return Ok(found);
-    }
-    let mut heads = BinaryHeap::new();
-    let mut subjects = subjects_matching(connection, filter)?;
-    subjects.extend(subjects_without_name(connection)?);
-    for subject in subjects {
-        heads.extend(newest_before(connection, subject, scan_from)?.map(|newest| (newest, subject)));
-    }
-    while found.len() < limit
-        && let Some((newest, subject)) = heads.pop()
-        && newest >= since
-    {
-        found.push(newest);
-        heads.extend(newest_before(connection, subject, newest)?.map(|newest| (newest, subject)));
-    }
-    Ok(found)
-}
-
-fn scan_backwards(
-    connection: &Connection,
-    filter: &str,
-    from: u64,
-    before: u64,
-    limit: usize,
-) -> Sql<Vec<u64>> {
-    let mut statement = connection.prepare_cached(
-        "SELECT sequence, name FROM events LEFT JOIN subjects ON id = subject
-         WHERE sequence >= ?1 AND sequence < ?2 ORDER BY sequence DESC",
-    )?;
-    let mut rows = statement.query(params![signed(from), signed(before)])?;
-    let mut found = Vec::new();
-    while found.len() < limit
-        && let Some(row) = rows.next()?
-    {
-        if row.get_ref(1)?.as_str_or_null()?.is_none_or(|name| subject_matches(name, filter)) {
-            found.push(unsigned(row.get(0)?));
-        }
-    }
-    Ok(found)
 }
 
 /// The subjects of events that have no name: of rows that are damaged. Ids are given one after the other, so that there are
