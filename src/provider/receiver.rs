@@ -46,6 +46,13 @@ pub trait Fetch: Send + Sync + 'static {
         taken: &mut VecDeque<Item>,
     ) -> impl Future<Output = Result<Option<SubscriptionEnd>>> + Send;
 
+    /// Takes what can be had without waiting, as [`fetch`](Fetch::fetch) does, and says whether that was anything. A shortcut for
+    /// backends that have events at hand; the default leaves everything to `fetch`.
+    fn take_now(&mut self, ask: Ask, taken: &mut VecDeque<Item>) -> bool {
+        let _ = (ask, taken);
+        false
+    }
+
     /// Name of the stream that is read.
     fn stream(&self) -> Arc<str>;
 
@@ -177,6 +184,14 @@ enum Content {
     Undecodable { subject: Box<str>, record: UndecodableRecord },
 }
 
+/// What is to be done for a caller.
+enum Next {
+    HandOut,
+    Fetch,
+    Settle(Step),
+    End,
+}
+
 /// What has to be done with the first item before it is handed out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
@@ -221,6 +236,23 @@ impl<F: Fetch> Receiver<F> {
         }
     }
 
+    /// The first item, as soon as there is one; `None` at the end.
+    async fn take(&mut self, ack: bool) -> Result<Option<Leased>> {
+        loop {
+            let is_ready = match self.ready_now(1, ack) {
+                Some(is_ready) => is_ready,
+                // Boxed, so that what is there at once does not carry around what waits.
+                None => Box::pin(self.ready(1, ack)).await?,
+            };
+            if !is_ready {
+                return Ok(None);
+            }
+            if let Some(leased) = self.pop().transpose()? {
+                return Ok(Some(leased));
+            }
+        }
+    }
+
     /// Waits until there is something to hand out, which is then the first of `taken` and ready to be popped. `false` at the
     /// end.
     async fn ready(&mut self, max: usize, ack: bool) -> Result<bool> {
@@ -231,29 +263,70 @@ impl<F: Fetch> Receiver<F> {
     }
 
     async fn prepare(&mut self, max: usize, ack: bool) -> Result<bool> {
+        let mut is_new = false;
         loop {
-            let step = if self.taken.is_empty() {
-                if self.end.is_some() {
-                    return Ok(false);
+            match self.next_step(ack, is_new) {
+                Next::HandOut => return Ok(true),
+                Next::End => return Ok(false),
+                Next::Fetch => {
+                    self.end = self.fetch.fetch(self.ask(max, ack), &mut self.taken).await?;
+                    self.note_fetched(ack);
+                    is_new = true;
                 }
-                let ask = Ask { max, ack, keep_undecodable: self.keeps_undecodable };
-                self.end = self.fetch.fetch(ask, &mut self.taken).await?;
-                self.fetch.pass_on();
-                let step = self.settlement_before(ack);
-                if self.taken.len() > 1 || step.is_some() {
-                    // What goes out at once needs no time.
-                    self.leased_at = Instant::now();
+                Next::Settle(step) => {
+                    self.settle_first(step).await?;
+                    is_new = false;
                 }
-                step.or_else(|| self.restart_before(None))
-            } else {
-                self.drop_stale();
-                self.settlement_before(ack).or_else(|| self.restart_before(Some(self.leased_at)))
-            };
-            match step {
-                Some(step) => self.settle_first(step).await?,
-                None if self.taken.is_empty() => {}
-                None => return Ok(true),
             }
+        }
+    }
+
+    /// The same without waiting; `None` when it has to be waited.
+    fn ready_now(&mut self, max: usize, ack: bool) -> Option<bool> {
+        if self.failures.is_pausing() {
+            return None;
+        }
+        let mut is_new = false;
+        loop {
+            match self.next_step(ack, is_new) {
+                Next::HandOut => {
+                    self.failures.note(false);
+                    return Some(true);
+                }
+                Next::End => return Some(false),
+                Next::Fetch if self.fetch.take_now(self.ask(max, ack), &mut self.taken) => {
+                    self.note_fetched(ack);
+                    is_new = true;
+                }
+                Next::Fetch | Next::Settle(_) => return None,
+            }
+        }
+    }
+
+    fn ask(&self, max: usize, ack: bool) -> Ask {
+        Ask { max, ack, keep_undecodable: self.keeps_undecodable }
+    }
+
+    fn note_fetched(&mut self, ack: bool) {
+        self.fetch.pass_on();
+        // What goes out at once needs no time.
+        if self.taken.len() > 1 || self.settlement_before(ack).is_some() {
+            self.leased_at = Instant::now();
+        }
+    }
+
+    /// What comes next, where `is_new` says that `taken` has not waited here.
+    fn next_step(&mut self, ack: bool, is_new: bool) -> Next {
+        if !is_new {
+            self.drop_stale();
+        }
+        if self.taken.is_empty() {
+            return if self.end.is_some() { Next::End } else { Next::Fetch };
+        }
+        let waits_since = (!is_new).then_some(self.leased_at);
+        match self.settlement_before(ack).or_else(|| self.restart_before(waits_since)) {
+            Some(step) => Next::Settle(step),
+            None => Next::HandOut,
         }
     }
 
@@ -395,40 +468,26 @@ impl<F: Fetch> Receiver<F> {
 #[async_trait]
 impl<F: Fetch> Subscription for Receiver<F> {
     async fn next(&mut self) -> Result<Option<ReceivedEvent>> {
-        loop {
-            if !self.ready(1, true).await? {
-                return Ok(None);
-            }
-            let Some(leased) = self.pop().transpose()? else { continue };
-            match leased.content {
-                Content::Event(event) => {
-                    return Ok(Some(ReceivedEvent {
-                        event: Arc::unwrap_or_clone(event),
-                        sequence: leased.lease.sequence,
-                        num_delivered: leased.lease.attempt.into(),
-                        stream: self.stream.as_ref().to_owned(),
-                    }));
-                }
-                Content::Undecodable { record, .. } => {
-                    return Err(record.into_error(leased.lease.sequence));
-                }
-            }
+        let Some(leased) = self.take(true).await? else { return Ok(None) };
+        match leased.content {
+            Content::Event(event) => Ok(Some(ReceivedEvent {
+                event: Arc::unwrap_or_clone(event),
+                sequence: leased.lease.sequence,
+                num_delivered: leased.lease.attempt.into(),
+                stream: self.stream.as_ref().to_owned(),
+            })),
+            Content::Undecodable { record, .. } => Err(record.into_error(leased.lease.sequence)),
         }
     }
 
     async fn next_manual_ack(&mut self) -> Result<Option<PendingEvent>> {
-        Ok(self.next_delivery().await?.map(Delivery::into_pending))
+        let leased = self.take(false).await?;
+        Ok(leased.map(|leased| self.delivery(leased).into_pending()))
     }
 
     async fn next_delivery(&mut self) -> Result<Option<Delivery>> {
-        loop {
-            if !self.ready(1, false).await? {
-                return Ok(None);
-            }
-            if let Some(leased) = self.pop().transpose()? {
-                return Ok(Some(self.delivery(leased)));
-            }
-        }
+        let leased = self.take(false).await?;
+        Ok(leased.map(|leased| self.delivery(leased)))
     }
 
     async fn next_batch(&mut self, max: usize, wait: Duration) -> Option<Vec<Result<Delivery>>> {
@@ -436,7 +495,13 @@ impl<F: Fetch> Subscription for Receiver<F> {
         if max == 0 {
             return Some(batch);
         }
-        match tokio::time::timeout_at(Instant::now().after(wait), self.ready(max, false)).await {
+        let ready = async {
+            match self.ready_now(max, false) {
+                Some(is_ready) => Ok(is_ready),
+                None => Box::pin(self.ready(max, false)).await,
+            }
+        };
+        match tokio::time::timeout_at(Instant::now().after(wait), ready).await {
             // The first one came in time, and what was to come with it did not.
             Err(_elapsed) if !self.taken.is_empty() && self.settlement_before(false).is_none() => {}
             Err(_elapsed) => return Some(batch),

@@ -47,6 +47,10 @@ impl Fetch for MemoryFetch {
         }
     }
 
+    fn take_now(&mut self, ask: Ask, taken: &mut VecDeque<Item>) -> bool {
+        matches!(self.cell.take(&self.shared, ask, &self.handler, taken), Look::Leased)
+    }
+
     fn stream(&self) -> Arc<str> {
         self.cell.stream()
     }

@@ -207,6 +207,19 @@ impl Fetch for NatsFetch {
         Ok(None)
     }
 
+    fn take_now(&mut self, ask: Ask, taken: &mut VecDeque<Item>) -> bool {
+        if self.held.is_some() || !self.puller.has_plain() {
+            return false;
+        }
+        self.given.clear();
+        self.give_plain(ask.max, taken);
+        if taken.is_empty() {
+            return false;
+        }
+        self.puller.handed_out(taken.len());
+        true
+    }
+
     fn stream(&self) -> Arc<str> {
         Arc::clone(&self.consumer.stream)
     }

@@ -10,6 +10,7 @@ mod fetch;
 mod history;
 mod life;
 mod link;
+mod pace;
 mod parked;
 mod position;
 mod publish;

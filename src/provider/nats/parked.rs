@@ -62,6 +62,11 @@ impl Parked {
         self.inner().records.entry(entry.1.sequence).or_insert(entry);
     }
 
+    /// Whether one waits to be handed out.
+    pub(super) fn has_any(&self) -> bool {
+        self.next_due().is_some()
+    }
+
     /// When the next one is due.
     pub(super) fn next_due(&self) -> Option<Instant> {
         let due = |(state, _): &(State, Unreadable)| match state {

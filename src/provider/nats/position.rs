@@ -23,13 +23,18 @@ impl Position {
     }
 
     fn parse(reply: &str) -> Option<Self> {
-        let tokens: Vec<&str> = reply.strip_prefix("$JS.ACK.")?.split('.').collect();
-        let numbers = match tokens.len() {
-            7 => tokens.get(2..6)?,
-            9.. => tokens.get(4..8)?,
+        // Parsed for every delivery, so without an allocation.
+        let mut tokens = [""; 9];
+        let mut count = 0;
+        for token in reply.strip_prefix("$JS.ACK.")?.split('.').take(tokens.len()) {
+            *tokens.get_mut(count)? = token;
+            count += 1;
+        }
+        let [num_delivered, sequence, delivery, stored_at] = match (count, tokens) {
+            (7, [_, _, attempt, sequence, delivery, time, ..])
+            | (9, [_, _, _, _, attempt, sequence, delivery, time, _]) => [attempt, sequence, delivery, time],
             _ => return None,
         };
-        let [num_delivered, sequence, delivery, stored_at] = numbers else { return None };
         Some(Self {
             sequence: sequence.parse().ok()?,
             delivery: delivery.parse().ok()?,

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::client::Shared;
 use super::error::{PROVIDER, connection_ended};
 use super::life::Life;
+use super::pace::{AHEAD, Pace};
 use super::parked::Unreadable;
 use super::position::Position;
 use super::settle::Settling;
@@ -39,15 +40,6 @@ const LOOK_UP: Duration = Duration::from_millis(500);
 /// Pauses behind failures in a row.
 const RETRY: Backoff =
     Backoff::exponential(Duration::from_millis(20), Duration::from_millis(250)).jitter(0.0);
-/// What is fetched ahead is taken within this time if the calls go on as they came.
-const AHEAD: Duration = Duration::from_millis(50);
-/// The most that is fetched ahead: events, and their bytes.
-const MAX_AHEAD: usize = 500;
-const MAX_AHEAD_BYTES: usize = 1024 * 1024;
-/// The part of what a consumer may have unsettled that one member fetches ahead at most: the rest is for the others.
-const SHARE: usize = 4;
-/// What a pause between two calls counts at most, and what is assumed before the first one.
-const SLOW: Duration = Duration::from_secs(1);
 /// More than one event and the status messages that can be on their way when a request is cancelled.
 const MARKERS: u64 = 4;
 
@@ -87,40 +79,6 @@ pub(super) struct Puller {
     /// Whether a request stays open when its caller has gone, for the next one: nobody else could get the event, and it may
     /// be delivered more than once.
     lingers: bool,
-}
-
-/// How fast the caller takes events: the time per event between two calls that got some, as a moving average.
-#[derive(Debug)]
-struct Pace {
-    last: Option<Instant>,
-    average: Duration,
-    /// How large an event is, as a moving average.
-    size: usize,
-}
-
-impl Pace {
-    fn new() -> Self {
-        Self { last: None, average: SLOW, size: 0 }
-    }
-
-    fn note(&mut self, now: Instant, events: usize) {
-        if let Some(last) = self.last.replace(now) {
-            let events = u32::try_from(events.max(1)).unwrap_or(u32::MAX);
-            let interval = now.saturating_duration_since(last).min(SLOW) / events;
-            self.average = self.average.saturating_mul(7).saturating_add(interval) / 8;
-        }
-    }
-
-    fn note_size(&mut self, size: usize) {
-        self.size = (self.size.saturating_mul(7).saturating_add(size)) / 8;
-    }
-
-    /// How many events the caller takes at this pace before they are stale, of a consumer that may have so many unsettled.
-    fn ahead(&self, max_ack_pending: usize) -> usize {
-        let ahead = usize::try_from(AHEAD.as_nanos() / self.average.as_nanos().max(1)).unwrap_or(MAX_AHEAD);
-        let of_size = MAX_AHEAD_BYTES / self.size.max(1);
-        ahead.min(MAX_AHEAD).min(of_size).min(max_ack_pending / SHARE).max(1)
-    }
 }
 
 pub(super) struct Fetched {
@@ -209,12 +167,13 @@ impl Puller {
     /// Notes that the caller gets so many events now, and asks for those that it takes in the next moment, so that its calls
     /// do not wait for round trips.
     pub(super) fn handed_out(&mut self, events: usize) {
-        self.pace.note(Instant::now(), events);
+        let called = Instant::now();
+        self.pace.note(called, events);
         let ahead = self.ahead();
         if ahead == 1 {
             return;
         }
-        self.take_ready();
+        self.take_ready(called);
         let connection = self.shared.link.connection();
         let is_current = self.inbox.as_ref().is_some_and(|inbox| inbox.connection == connection);
         if !is_current || !matches!(self.state, State::Idle) || self.fetched.len() > ahead / 2 {
@@ -317,12 +276,22 @@ impl Puller {
 
     /// Takes what a request for what is there brings, until there are `max`, and what has arrived of another one.
     async fn take_fetched(&mut self, max: usize) {
-        self.take_ready();
+        self.take_ready(Instant::now());
         while self.fetched.len() < max
             && let State::Fetching(Until::NoMore, since, _) = self.state
         {
             self.take_one(since).await;
         }
+    }
+
+    /// Whether there are fetched events and nothing else is to be looked at before them.
+    pub(super) fn has_plain(&self) -> bool {
+        let link = &self.shared.link;
+        let is_known = (link.connection(), self.life.resets()) == self.looked_on
+            && self.known_on == self.looked_on.0
+            && !self.suspects
+            && link.is_connected();
+        is_known && !self.fetched.is_empty() && !*self.shared.closed.borrow() && !self.life.parked.has_any()
     }
 
     /// The next fetched event, if it is there.
@@ -423,7 +392,8 @@ impl Puller {
         let Some(status) = message.status.filter(|status| *status != StatusCode::OK) else {
             self.state = State::Idle;
             self.trouble = None;
-            self.take_message(message, Instant::now(), connection);
+            let received = Instant::now();
+            self.take_message(message, received, received, connection);
             return Ok(());
         };
         if status == StatusCode::IDLE_HEARTBEAT {
@@ -447,12 +417,11 @@ impl Puller {
     }
 
     /// Takes a delivery that has arrived.
-    fn take_message(&mut self, message: Message, since: Instant, connection: u64) {
+    fn take_message(&mut self, message: Message, since: Instant, received: Instant, connection: u64) {
         let Some((position, reply)) = Position::of(&message) else {
             tracing::warn!(consumer = self.life.name, "a message that is no delivery came to an inbox");
             return;
         };
-        let received = Instant::now();
         let resets = self.life.resets();
         if resets != self.resets {
             self.resets = resets;
@@ -518,20 +487,20 @@ impl Puller {
             self.forget_request();
             return;
         };
-        self.take_answer(message, since);
+        self.take_answer(message, since, Instant::now());
     }
 
     /// Takes what has arrived of a request that ends by itself.
-    fn take_ready(&mut self) {
+    fn take_ready(&mut self, received: Instant) {
         while let State::Fetching(_, since, _) = self.state
             && let Some(inbox) = &mut self.inbox
             && let Some(Some(message)) = now(inbox.messages.next())
         {
-            self.take_answer(message, since);
+            self.take_answer(message, since, received);
         }
     }
 
-    fn take_answer(&mut self, message: Message, since: Instant) {
+    fn take_answer(&mut self, message: Message, since: Instant, received: Instant) {
         let Some(inbox) = &mut self.inbox else { return };
         inbox.taken += 1;
         let is_event = message.status.is_none() && message.subject != inbox.subject;
@@ -543,7 +512,7 @@ impl Puller {
         }
         let connection = inbox.connection;
         if is_event {
-            self.take_message(message, since, connection);
+            self.take_message(message, since, received, connection);
         }
     }
 
@@ -560,7 +529,7 @@ impl Puller {
                 _ => {
                     let connection = inbox.connection;
                     self.state = State::Idle;
-                    self.take_message(message, heard, connection);
+                    self.take_message(message, heard, Instant::now(), connection);
                 }
             }
         }
@@ -582,7 +551,8 @@ impl Puller {
                 // It came in time, and with it the end of the request.
                 let connection = inbox.connection;
                 self.state = State::Idle;
-                self.take_message(message, Instant::now(), connection);
+                let received = Instant::now();
+                self.take_message(message, received, received, connection);
                 return;
             }
         }

@@ -62,14 +62,16 @@ pub(super) struct Sent {
     pub(super) connection: u64,
 }
 
-/// A place among those that may be on their way, until it is dropped.
-pub(super) struct Place<'a>(&'a Unconfirmed);
+/// A place among those that may be on their way, until it is used or dropped.
+pub(super) struct Place<'a>(Option<&'a Unconfirmed>);
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        let mut state = self.0.state();
-        state.reserved -= 1;
-        self.0.tell(&state, 0);
+        if let Some(acks) = self.0 {
+            let mut state = acks.state();
+            state.reserved -= 1;
+            acks.tell(&state, 0);
+        }
     }
 }
 
@@ -127,7 +129,7 @@ impl Unconfirmed {
         }
         state.reserved += 1;
         self.tell(&state, 0);
-        Some(Place(self))
+        Some(Place(Some(self)))
     }
 
     /// Waits for a place.
@@ -165,8 +167,11 @@ impl Unconfirmed {
     }
 
     /// Notes an ack that was sent, unless that matters no more.
-    pub(super) fn push(&self, _place: Place<'_>, sent: Sent, still_matters: impl Fn() -> bool) {
+    pub(super) fn push(&self, mut place: Place<'_>, sent: Sent, still_matters: impl Fn() -> bool) {
         let mut state = self.state();
+        if place.0.take().is_some() {
+            state.reserved -= 1;
+        }
         // Asked under the lock: whoever ends or resets the consumer clears this afterwards.
         if still_matters() {
             state.last += 1;

@@ -26,6 +26,10 @@ impl Failures {
         }
     }
 
+    pub(super) fn is_pausing(&self) -> bool {
+        self.until.is_some()
+    }
+
     pub(super) fn note(&mut self, has_failed: bool) {
         if has_failed {
             self.count = self.count.saturating_add(1);

@@ -1,0 +1,76 @@
+//! How much is fetched ahead: what the caller takes in the next moment, as its calls have come so far.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// What is fetched ahead is taken within this time if the calls go on as they came.
+pub(super) const AHEAD: Duration = Duration::from_millis(50);
+/// The most that is fetched ahead: events, and their bytes.
+const MAX_AHEAD: usize = 500;
+const MAX_AHEAD_BYTES: usize = 1024 * 1024;
+/// The part of what a consumer may have unsettled that one member fetches ahead at most: the rest is for the others.
+const SHARE: usize = 4;
+/// What a pause between two calls counts at most, and what is assumed before the first one.
+const SLOW: Duration = Duration::from_secs(1);
+
+/// How fast the caller takes events: the time per event between two calls that got some, as a moving average.
+#[derive(Debug)]
+pub(super) struct Pace {
+    last: Option<Instant>,
+    average: Duration,
+    /// How large an event is, as a moving average.
+    size: usize,
+}
+
+impl Pace {
+    pub(super) fn new() -> Self {
+        Self { last: None, average: SLOW, size: 0 }
+    }
+
+    pub(super) fn note(&mut self, now: Instant, events: usize) {
+        if let Some(last) = self.last.replace(now) {
+            let events = u32::try_from(events.max(1)).unwrap_or(u32::MAX);
+            let interval = now.saturating_duration_since(last).min(SLOW) / events;
+            self.average = self.average.saturating_mul(7).saturating_add(interval) / 8;
+        }
+    }
+
+    pub(super) fn note_size(&mut self, size: usize) {
+        self.size = (self.size.saturating_mul(7).saturating_add(size)) / 8;
+    }
+
+    /// How many events the caller takes at this pace before they are stale, of a consumer that may have so many unsettled.
+    pub(super) fn ahead(&self, max_ack_pending: usize) -> usize {
+        let ahead = usize::try_from(AHEAD.as_nanos() / self.average.as_nanos().max(1)).unwrap_or(MAX_AHEAD);
+        let of_size = MAX_AHEAD_BYTES / self.size.max(1);
+        ahead.min(MAX_AHEAD).min(of_size).min(max_ack_pending / SHARE).max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(calls: u32, pause: Duration, events: usize, size: usize) -> Pace {
+        let (mut pace, start) = (Pace::new(), Instant::now());
+        for call in 0..calls {
+            pace.note(start + pause * call, events);
+            pace.note_size(size);
+        }
+        pace
+    }
+
+    #[test]
+    fn what_is_fetched_ahead_follows_the_calls() {
+        let millisecond = Duration::from_millis(1);
+        assert_eq!(Pace::new().ahead(1_000), 1, "nothing is known yet");
+        assert_eq!(after(100, 100 * millisecond, 1, 100).ahead(1_000), 1, "slow calls");
+        assert_eq!(after(100, millisecond, 1, 100).ahead(1_000), 49, "what 50 ms are");
+        assert_eq!(after(100, 100 * millisecond, 100, 100).ahead(1_000), 49, "the same in batches");
+        assert_eq!(after(100, Duration::ZERO, 1, 100).ahead(10_000), MAX_AHEAD);
+        assert_eq!(after(100, Duration::ZERO, 1, 100).ahead(100), 25, "the rest is for the others");
+        assert_eq!(after(100, Duration::ZERO, 1, 1).ahead(1), 1);
+        assert_eq!(after(200, Duration::ZERO, 1, 100_000).ahead(10_000), 10, "its bytes are bounded");
+    }
+}
