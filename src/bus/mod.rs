@@ -92,7 +92,8 @@ impl EventBus {
 
     /// A bus over a provider that is shared with others.
     pub fn from_provider(provider: Arc<dyn EventProvider>) -> Self {
-        let metrics = Arc::new(BusMetrics::new(provider.name()));
+        let metrics = BusMetrics::new(provider.name()).with_ack_failures(provider.ack_failures());
+        let metrics = Arc::new(metrics);
         Self {
             provider,
             schema_registry: None,

@@ -9,10 +9,11 @@ use serde::Serialize;
 
 use super::consumer::{ConsumerMetrics, ConsumerMetricsSnapshot};
 use super::histogram::LatencySnapshot;
-use super::instrument::{ExportedCounter, Labels, Observed, Timer};
+use super::instrument::{ExportedCounter, ExportedTotal, Labels, Observed, Timer};
 use super::{EventMetrics, MetricsSnapshot, prometheus};
 use crate::clock::unix_millis;
 use crate::poison::IgnorePoison;
+use crate::provider::AckFailures;
 use crate::trace::semconv;
 
 /// What one bus measures: the [`EventMetrics`] of earlier versions, how long publishes take, and the counters of each
@@ -39,6 +40,10 @@ pub struct BusMetrics {
     events: EventMetrics,
     publish_latency: Timer,
     exported: Exported,
+    /// Those of the provider.
+    ack_failures: Option<Arc<AckFailures>>,
+    acks_lost: ExportedTotal,
+    stale_acks: ExportedTotal,
     consumers: RwLock<BTreeMap<(String, String), Arc<ConsumerMetrics>>>,
     connected: Observed,
     observed_at: Observed,
@@ -78,10 +83,19 @@ impl BusMetrics {
                 encrypts: counter("a3s_event.encrypts"),
                 decrypts: counter("a3s_event.decrypts"),
             },
+            ack_failures: None,
+            acks_lost: ExportedTotal::new("a3s_event.acks_lost", labels),
+            stale_acks: ExportedTotal::new("a3s_event.stale_acks", labels),
             consumers: RwLock::default(),
             connected: Observed::new("a3s_event.connected"),
             observed_at: Observed::new("a3s_event.observed_at"),
         }
+    }
+
+    /// Shows what the provider counts, too.
+    pub(crate) fn with_ack_failures(mut self, failures: Option<Arc<AckFailures>>) -> Self {
+        self.ack_failures = failures;
+        self
     }
 
     /// The counters of earlier versions.
@@ -141,6 +155,16 @@ impl BusMetrics {
     pub(crate) fn record_observation(&self) {
         let seconds = unix_millis() / 1_000;
         self.observed_at.set(seconds, &[(semconv::MESSAGING_SYSTEM, &self.system)]);
+        self.ack_failures();
+    }
+
+    /// How many acks were lost, and came too late. The recorder is told, too.
+    fn ack_failures(&self) -> (u64, u64) {
+        let Some(failures) = &self.ack_failures else { return (0, 0) };
+        let (lost, stale) = (failures.lost(), failures.stale());
+        self.acks_lost.set(lost);
+        self.stale_acks.set(stale);
+        (lost, stale)
     }
 
     /// The counters of a subscriber and filter, at zero when there were none.
@@ -164,6 +188,7 @@ impl BusMetrics {
 
     /// All of it now. Each number is read by itself: the snapshot is not one instant.
     pub fn snapshot(&self) -> BusMetricsSnapshot {
+        let (acks_lost, stale_acks) = self.ack_failures();
         BusMetricsSnapshot {
             system: self.system.clone(),
             events: self.events.snapshot(),
@@ -171,6 +196,8 @@ impl BusMetrics {
             consumers: self.consumers().iter().map(|consumer| consumer.snapshot()).collect(),
             connected: self.connected.get().map(|connected| connected > 0),
             observed_at: self.observed_at.get(),
+            acks_lost,
+            stale_acks,
         }
     }
 }
@@ -199,6 +226,10 @@ pub struct BusMetricsSnapshot {
     /// When the provider last said how far its consumers are, in Unix seconds; `None` before. The lag of each is of that
     /// time.
     pub observed_at: Option<u64>,
+    /// Acks that the provider sent and that were [lost](AckFailures::lost).
+    pub acks_lost: u64,
+    /// Acks that the provider sent and that came [too late](AckFailures::stale).
+    pub stale_acks: u64,
 }
 
 impl BusMetricsSnapshot {

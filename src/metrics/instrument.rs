@@ -41,6 +41,23 @@ impl ExportedCounter {
     }
 }
 
+/// The twin, for the recorder, of a total that is counted elsewhere and read now and then.
+pub(super) struct ExportedTotal {
+    told: AtomicU64,
+    counter: ExportedCounter,
+}
+
+impl ExportedTotal {
+    pub(super) fn new(name: &'static str, labels: Labels<'_>) -> Self {
+        Self { told: AtomicU64::new(0), counter: ExportedCounter::new(name, labels) }
+    }
+
+    pub(super) fn set(&self, total: u64) {
+        let told = self.told.fetch_max(total, Ordering::Relaxed);
+        self.counter.add(total.saturating_sub(told));
+    }
+}
+
 /// A number that only grows.
 pub(super) struct Counter {
     value: AtomicU64,

@@ -36,6 +36,8 @@ fn write_bus(text: &mut String, snapshot: &BusMetricsSnapshot) -> fmt::Result {
         ("validation_errors", "Payloads refused by their schema.", events.validation_errors),
         ("encrypts", "Payloads encrypted.", events.encrypt_count),
         ("decrypts", "Payloads decrypted.", events.decrypt_count),
+        ("acks_lost", "Acks that were sent and lost; their events come again.", snapshot.acks_lost),
+        ("stale_acks", "Acks that were sent and came too late.", snapshot.stale_acks),
     ] {
         writeln!(text, "# HELP a3s_event_{name}_total {help}\n# TYPE a3s_event_{name}_total counter")?;
         writeln!(text, "a3s_event_{name}_total{{{labels}}} {value}")?;

@@ -252,9 +252,9 @@ macro_rules! settling {
 
             /// Settles the event: it is not delivered to this consumer again.
             ///
-            /// On a backend at the other end of a connection this does not wait for it. The ack is on its way, and this
-            /// process does not hand the event out again; where the process, the connection or the backend ends before the
-            /// backend has stored it, the event is delivered again. [`ack_confirmed`](Self::ack_confirmed) waits for that,
+            /// This does not wait until the backend has stored it. The ack is on its way, and this process does not hand the
+            /// event out again; where the process, the connection or the backend ends before it is stored, the event is
+            /// delivered again. [`ack_confirmed`](Self::ack_confirmed) waits for that,
             /// and [`Subscription::flush`](super::Subscription::flush) for all that are on their way.
             ///
             /// # Errors

@@ -18,8 +18,8 @@ use super::receiver::{Fetch, Receiver};
 use super::support::unsupported;
 use super::validate::{DEFAULT_MAX_EVENT_BYTES, validate_event, validate_publish_options};
 use super::{
-    Capabilities, ConsumerInfo, ConsumerPosition, EventProvider, HistoryPage, HistoryQuery, ProviderInfo,
-    PublishReceipt, PublishRequest, StreamSummary, Subscription, all_pages,
+    AckFailures, Capabilities, ConsumerInfo, ConsumerPosition, EventProvider, HistoryPage, HistoryQuery,
+    ProviderInfo, PublishReceipt, PublishRequest, StreamSummary, Subscription, all_pages,
 };
 use crate::error::Result;
 use crate::subject::{validate_consumer_name, validate_filter_under};
@@ -159,6 +159,11 @@ pub trait Driver: Send + Sync + 'static {
     /// Whether a publish would be stored. The default asks for the [counts](Driver::count).
     fn is_healthy(&self) -> impl Future<Output = bool> + Send {
         async { self.count().await.is_ok() }
+    }
+
+    /// As [`EventProvider::ack_failures`].
+    fn failed_acks(&self) -> Option<Arc<AckFailures>> {
+        None
     }
 
     /// Ends the provider: later publishes fail and open subscriptions end.
@@ -388,6 +393,10 @@ impl<D: Driver> EventProvider for D {
 
     fn capabilities(&self) -> Capabilities {
         Driver::capabilities(self)
+    }
+
+    fn ack_failures(&self) -> Option<Arc<AckFailures>> {
+        self.failed_acks()
     }
 
     fn as_any(&self) -> Option<&dyn Any> {

@@ -6,6 +6,7 @@
 //! [writing a provider](crate::docs::writing_a_provider).
 
 mod ack;
+mod ack_failures;
 mod capability;
 mod delivery;
 pub mod driver;
@@ -29,12 +30,14 @@ pub mod support;
 pub mod validate;
 
 use std::any::Any;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 
 pub use ack::{AckFuture, AckHandler, AckKind, Settlement};
 pub(crate) use ack::{Acker, AlreadyAcked, SettlementObserver};
+pub use ack_failures::AckFailures;
 pub use capability::{Capabilities, Durability, Support};
 pub use delivery::{Delivery, PendingEvent, UndecodableRecord};
 pub use isolation::Isolation;
@@ -51,6 +54,9 @@ use crate::types::{Event, PublishOptions, ReceivedEvent, SubscribeOptions};
 /// Deadline of a provider's call when nothing else was said. The bus's own deadline is longer: it is for providers that
 /// hang.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How many acks may be on their way unless configured otherwise.
+pub const DEFAULT_MAX_UNCONFIRMED_ACKS: usize = 1_000;
 
 /// A backend: it stores events and hands them out.
 ///
@@ -296,6 +302,12 @@ pub trait EventProvider: Send + Sync {
     /// None by default: a failing [`info`](EventProvider::info) is `Ok(false)`.
     async fn health(&self) -> Result<bool> {
         Ok(self.info().await.is_ok())
+    }
+
+    /// Counts of the acks that were sent and did not take effect, for the [metrics](crate::metrics) of the bus; `None` by default,
+    /// for providers that confirm each ack.
+    fn ack_failures(&self) -> Option<Arc<AckFailures>> {
+        None
     }
 
     /// The concrete provider, to reach a native client. What is done through it is not portable.

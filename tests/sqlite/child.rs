@@ -80,7 +80,7 @@ async fn share(file: &Path) {
         let delivery = subscription.next_delivery().await.unwrap().unwrap();
         // Said first, so that whatever is settled was told.
         say(&format!("took {}", delivery.sequence()));
-        delivery.ack().await.unwrap();
+        delivery.ack_confirmed().await.unwrap();
     }
 }
 
@@ -172,8 +172,13 @@ async fn work_until_killed(file: &Path, name: &str) {
             Ok(Some(delivery)) => {
                 let sequence = delivery.sequence();
                 say(&format!("delivered {sequence} {}", delivery.num_delivered()));
-                delivery.ack().await.unwrap();
-                say(&format!("acked {sequence}"));
+                if sequence % 2 == 0 {
+                    delivery.ack_confirmed().await.unwrap();
+                    say(&format!("acked {sequence}"));
+                } else {
+                    delivery.ack().await.unwrap();
+                    say(&format!("sent {sequence}"));
+                }
             }
             Err(EventError::Lagged { .. }) => {}
             other => panic!("{other:?}"),

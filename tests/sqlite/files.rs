@@ -384,7 +384,8 @@ async fn a_damaged_consumer_is_an_error_of_its_own_readers_and_can_be_forgotten(
             drop(held);
             drop(worker);
         } else {
-            for error in [worker.next_delivery().await.unwrap_err(), held.ack().await.unwrap_err()] {
+            for error in [worker.next_delivery().await.unwrap_err(), held.ack_confirmed().await.unwrap_err()]
+            {
                 assert_eq!(
                     (error.kind(), error.is_retryable()),
                     (ErrorKind::Storage, false),

@@ -10,6 +10,7 @@
     reason = "a test that cannot be set up fails, as it should, and says what it could not check"
 )]
 
+mod acks;
 mod child;
 mod crash;
 #[cfg(unix)]

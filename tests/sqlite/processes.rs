@@ -97,7 +97,8 @@ async fn processes_share_the_work_of_a_durable_consumer() {
                 let delivery = answer.unwrap().unwrap();
                 assert_eq!(delivery.num_delivered(), 1);
                 here.insert(delivery.sequence());
-                delivery.ack().await.unwrap();
+                // The other process takes what comes meanwhile.
+                delivery.ack_confirmed().await.unwrap();
             }
             if all_are_stored {
                 break;

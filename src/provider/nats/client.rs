@@ -23,7 +23,7 @@ use super::unreadable::Hostile;
 use super::{NatsProvider, NatsSubscription};
 use crate::error::{BackendError, ErrorKind, Result};
 use crate::provider::support::closed;
-use crate::provider::{Durability, EventProvider, driver};
+use crate::provider::{AckFailures, Durability, EventProvider, driver};
 use crate::types::{Event, PublishOptions, SubscribeOptions};
 
 /// A connection to a stream: what [`NatsProvider`](super::NatsProvider) does, and the native handles.
@@ -56,6 +56,7 @@ pub(super) struct Shared {
     pub(super) strays: OnceLock<Strays>,
     /// Has acks confirmed. Set together with that.
     pub(super) confirmer: OnceLock<Confirmer>,
+    pub(super) ack_failures: Arc<AckFailures>,
     /// Held by whoever makes the stream again.
     pub(super) making: tokio::sync::Mutex<()>,
 }
@@ -103,6 +104,7 @@ impl NatsClient {
             hostile: Hostile::default(),
             strays: OnceLock::new(),
             confirmer: OnceLock::new(),
+            ack_failures: Arc::default(),
             making: tokio::sync::Mutex::new(()),
         };
         let stream = shared.open_stream().await?;

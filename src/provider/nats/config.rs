@@ -12,14 +12,11 @@ use super::wire::EventFormat;
 use super::{NatsProvider, tls};
 use crate::error::{EventError, Result};
 use crate::provider::settings::Choice;
-use crate::provider::{EventProvider, Isolation, ProviderUrl};
+use crate::provider::{DEFAULT_MAX_UNCONFIRMED_ACKS, EventProvider, Isolation, ProviderUrl};
 use crate::subject::validate_prefix;
 
 /// Maximum number of publishes of a batch that wait for their acknowledgement, unless configured otherwise.
 pub const DEFAULT_MAX_IN_FLIGHT: usize = 256;
-
-/// Maximum number of acks of one consumer that are on their way to the server, unless configured otherwise.
-pub const DEFAULT_MAX_UNCONFIRMED_ACKS: usize = 1_000;
 
 /// Where the server keeps the events of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

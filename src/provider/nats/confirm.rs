@@ -279,6 +279,7 @@ impl Shared {
         let last = info.delivered.consumer_sequence;
         let forgotten = acks.end(Fate::Lost, |sent| sent.connection != connection && sent.delivery > last);
         if forgotten > 0 {
+            self.ack_failures.add_lost(forgotten);
             tracing::warn!(
                 consumer = life.name,
                 forgotten,

@@ -27,19 +27,19 @@ mod unreadable;
 mod wire;
 
 pub use client::{NatsClient, StreamInfo};
-pub use config::{
-    DEFAULT_MAX_IN_FLIGHT, DEFAULT_MAX_UNCONFIRMED_ACKS, NatsConfig, NatsProviderBuilder, StorageType,
-};
+pub use config::{DEFAULT_MAX_IN_FLIGHT, NatsConfig, NatsProviderBuilder, StorageType};
 pub(super) use config::{connect, isolate};
 pub use fetch::NatsFetch;
 pub(super) use settings::SETTINGS;
 pub use wire::EventFormat;
 
+use std::sync::Arc;
+
 use super::driver::{Checked, ConsumerSpec, Driver};
 use super::receiver::Receiver;
 use super::{
-    Capabilities, ConsumerInfo, ConsumerPosition, HistoryPage, HistoryQuery, ProviderInfo, PublishReceipt,
-    StreamSummary, SubscriptionEnd, Support,
+    AckFailures, Capabilities, ConsumerInfo, ConsumerPosition, HistoryPage, HistoryQuery, ProviderInfo,
+    PublishReceipt, StreamSummary, SubscriptionEnd, Support,
 };
 use crate::error::Result;
 
@@ -180,6 +180,10 @@ impl Driver for NatsProvider {
             bytes: stream.bytes,
             consumers: stream.consumer_count,
         })
+    }
+
+    fn failed_acks(&self) -> Option<Arc<AckFailures>> {
+        Some(Arc::clone(&self.client.shared.ack_failures))
     }
 
     async fn is_healthy(&self) -> bool {

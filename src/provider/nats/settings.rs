@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::config::{NatsProviderBuilder, StorageType};
 use super::wire::EventFormat;
-use crate::provider::settings::{Setting, SettingValue as _, Settings, Value, row};
+use crate::provider::settings::{Setting, SettingValue as _, Settings, Value, common, row};
 use crate::provider::validate::SMALLEST_LIMIT;
 
 pub(in crate::provider) static SETTINGS: Settings<NatsProviderBuilder> = Settings::new(&[
@@ -109,12 +109,7 @@ pub(in crate::provider) static SETTINGS: Settings<NatsProviderBuilder> = Setting
             .least(1)
             .doc("maximum number of publishes of a batch without an answer")
     ),
-    row!(
-        "max_unconfirmed_acks" = max_unconfirmed_acks,
-        Setting::count("acks")
-            .least(1)
-            .doc("maximum number of acks of one consumer on their way to the server")
-    ),
+    row!("max_unconfirmed_acks" = max_unconfirmed_acks, common::MAX_UNCONFIRMED_ACKS),
     row!(
         "format" = format,
         Setting::choice::<EventFormat>()

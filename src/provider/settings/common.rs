@@ -27,6 +27,11 @@ pub const MAX_EVENT_BYTES: Setting = Setting::size("bytes of JSON")
     .formerly(&["max_payload"])
     .doc("maximum size of one event");
 
+/// Maximum number of acks that a crash can take back.
+pub const MAX_UNCONFIRMED_ACKS: Setting = Setting::count("acks")
+    .least(1)
+    .doc("maximum number of acks of one consumer that are on their way and not stored");
+
 /// How long a `msg_id` is remembered.
 pub const DEDUP_WINDOW: Setting =
     Setting::duration().zero("no deduplication").doc("how long a `msg_id` is remembered");

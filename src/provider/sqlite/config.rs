@@ -10,7 +10,7 @@ use crate::error::{EventError, Result};
 use crate::provider::settings::{Choice, Setting, Settings, common, row};
 use crate::provider::support::shorten;
 use crate::provider::validate::DEFAULT_MAX_EVENT_BYTES;
-use crate::provider::{DEFAULT_TIMEOUT, EventProvider, Isolation, ProviderUrl};
+use crate::provider::{DEFAULT_MAX_UNCONFIRMED_ACKS, DEFAULT_TIMEOUT, EventProvider, Isolation, ProviderUrl};
 use crate::subject::validate_prefix;
 
 /// How long a `msg_id` is remembered unless configured otherwise.
@@ -88,6 +88,7 @@ pub(in crate::provider) static SETTINGS: Settings<SqliteConfig> = Settings::new(
             "maximum time that a transaction waits for further calls; no other process can write meanwhile"
         )
     ),
+    row!("max_unconfirmed_acks" = max_unconfirmed_acks, common::MAX_UNCONFIRMED_ACKS),
     row!(
         "cache_size" = cache_size,
         Setting::size("bytes").doc(
@@ -147,6 +148,9 @@ pub struct SqliteConfig {
     /// It waits only while it has fewer calls than the one before it had, and for each of them no longer than a commit
     /// takes here: a lone caller never waits, and many that call again as soon as they are answered share one commit.
     pub commit_delay: Duration,
+    /// Maximum number of acks of one subscription that are in the queue and not stored, and of all that are stored and that a
+    /// loss of power could take back. Default 1,000.
+    pub max_unconfirmed_acks: usize,
     /// How wrong the clock is in a test.
     #[cfg(test)]
     pub(super) skew: super::clock::Skew,
@@ -173,6 +177,7 @@ impl SqliteConfig {
             commit_max_events: 1_000,
             commit_max_bytes: 4 * 1024 * 1024,
             commit_delay: Duration::from_millis(1),
+            max_unconfirmed_acks: DEFAULT_MAX_UNCONFIRMED_ACKS,
             #[cfg(test)]
             skew: super::clock::Skew::default(),
             cache_size: 16 * 1024 * 1024,
@@ -259,6 +264,13 @@ impl SqliteConfig {
     /// Maximum time that a transaction waits for further calls before it is committed; zero never waits.
     pub fn commit_delay(mut self, delay: Duration) -> Self {
         self.commit_delay = delay;
+        self
+    }
+
+    /// Maximum number of acks of one subscription that are in the queue and not stored, and of all that are stored and that a
+    /// loss of power could take back.
+    pub fn max_unconfirmed_acks(mut self, max: usize) -> Self {
+        self.max_unconfirmed_acks = max;
         self
     }
 

@@ -349,6 +349,9 @@ impl Store {
         }
         self.consumers.note_full(id);
         self.mark_changed(id);
+        if id > 0 && matches!(kind, AckKind::Ack | AckKind::Term(_)) {
+            self.note_acks(1);
+        }
         if was_full || matches!(kind, AckKind::Nak(_) | AckKind::Release) {
             self.wakeups.consumers.push(id);
         }

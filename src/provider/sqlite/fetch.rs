@@ -214,6 +214,9 @@ impl Store {
             }
         }
         self.consumers.note_full(id);
+        if id > 0 && asked.ask.ack {
+            self.note_acks(answer.items.len());
+        }
         Ok(Ok(answer))
     }
 

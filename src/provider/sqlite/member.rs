@@ -8,7 +8,8 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Shared;
-use super::cells::{Cell, ConsumerKey};
+use super::acks::{SentAck, UnstoredAcks};
+use super::cells::Cell;
 use super::fetch::{self, Answer, Request};
 use super::lag;
 use super::queue::{Access, GiveBack, Size, answered};
@@ -40,7 +41,9 @@ pub struct SqliteFetch {
 
 impl SqliteFetch {
     pub(super) fn new(shared: Arc<Shared>, cell: Arc<Cell>) -> Self {
-        let handler = Arc::new(Handler { shared: Arc::clone(&shared), consumer: cell.key });
+        let acks = UnstoredAcks::new(shared.config.max_unconfirmed_acks, Arc::clone(&shared.ack_failures));
+        let acks = Arc::new(acks);
+        let handler = Arc::new(Handler { shared: Arc::clone(&shared), cell: Arc::clone(&cell), acks });
         Self { shared, cell, handler, asked: None, arrived: VecDeque::new(), undecodable: None }
     }
 
@@ -50,11 +53,7 @@ impl SqliteFetch {
             return Ok(());
         }
         let (reply, answer) = oneshot::channel();
-        let access = match self.cell.is_durable() {
-            false => Access::Read,
-            true if ask.ack => Access::Sync,
-            true => Access::Write,
-        };
+        let access = if self.cell.is_durable() { Access::Write } else { Access::Read };
         let request = Request { consumer: self.cell.key, ask, done: Ok(Answer::default()), reply };
         self.shared.queue.submit("next", access, Size::ONE, DEFAULT_TIMEOUT, Box::new(request)).await?;
         self.asked = Some(answer);
@@ -87,7 +86,10 @@ impl SqliteFetch {
             let Some(next) = self.arrived.pop_front() else { return Ok(()) };
             match next {
                 fetch::Item::Event { lease, record, acked } => match serde_json::from_slice(&record) {
-                    Ok(event) if acked => taken.push_back(Item::acked(lease, Arc::new(event))),
+                    Ok(event) if acked => {
+                        self.handler.acks.note_sent();
+                        taken.push_back(Item::acked(lease, Arc::new(event)));
+                    }
                     Ok(event) => {
                         taken.push_back(Item::event(lease, Arc::new(event), Arc::clone(&self.handler) as _));
                     }
@@ -167,6 +169,19 @@ impl Fetch for SqliteFetch {
         }
     }
 
+    async fn close(&mut self, unused: Vec<Lease>) -> Result<()> {
+        self.flush().await?;
+        self.leave(unused);
+        Ok(())
+    }
+
+    async fn flush(&self) -> Result<()> {
+        let access = if self.cell.is_durable() { Access::Sync } else { Access::Read };
+        // A transaction that waits for the disk waits for all before it.
+        let sync = self.shared.call("flush", access, |_store| Ok(Ok(())));
+        self.handler.acks.flush(DEFAULT_TIMEOUT, sync).await
+    }
+
     async fn lag(&self) -> Result<u64> {
         let key = self.cell.key;
         if self.cell.end().is_some() {
@@ -196,14 +211,42 @@ impl Fetch for SqliteFetch {
 #[derive(Debug)]
 struct Handler {
     shared: Arc<Shared>,
-    consumer: ConsumerKey,
+    cell: Arc<Cell>,
+    acks: Arc<UnstoredAcks>,
+}
+
+impl Handler {
+    /// Settles an event for good without waiting until that is stored.
+    fn send(&self, lease: Lease, kind: AckKind) -> AckFuture<'_> {
+        let (queue, timeout) = (&self.shared.queue, DEFAULT_TIMEOUT);
+        let access = if self.cell.is_durable() { Access::Write } else { Access::Read };
+        let (consumer, acks) = (self.cell.key, Arc::clone(&self.acks));
+        let sent = move |place| {
+            acks.note_sent();
+            Box::new(SentAck { consumer, lease, kind, acks, settled: Ok(()), place })
+        };
+        let Some(place) = self.acks.place_now() else {
+            return AckFuture::new(async move {
+                let sent = sent(self.acks.place(timeout).await?);
+                queue.submit("settle", access, Size::ONE, timeout, sent).await
+            });
+        };
+        match queue.submit_now(access, sent(place)) {
+            Ok(submitted) => AckFuture::ready(submitted),
+            Err(sent) => AckFuture::new(queue.submit("settle", access, Size::ONE, timeout, sent)),
+        }
+    }
 }
 
 impl AckHandler for Handler {
-    fn settle(&self, Settlement { lease, kind, .. }: Settlement) -> AckFuture<'_> {
-        let consumer = self.consumer;
+    fn settle(&self, Settlement { lease, kind, is_confirmed }: Settlement) -> AckFuture<'_> {
+        let consumer = self.cell.key;
         if let AckKind::Term(reason) = &kind {
             tracing::debug!(consumer = consumer.id, sequence = lease.sequence, reason, "event terminated");
+        }
+        let is_lost = self.cell.end().is_some() || self.cell.is_stale(lease);
+        if !is_confirmed && !is_lost && matches!(kind, AckKind::Ack | AckKind::Term(_)) {
+            return self.send(lease, kind);
         }
         // Only the end of an event must not be forgotten: what is lost of the others makes it come again.
         let access = match kind {

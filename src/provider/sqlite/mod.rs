@@ -1,5 +1,6 @@
 #![doc = include_str!("docs.md")]
 
+mod acks;
 mod cells;
 mod checksum;
 mod clock;
@@ -42,8 +43,8 @@ use self::store::Store;
 use self::writer::Writer;
 use super::driver::{Checked, ConsumerSpec, Driver};
 use super::{
-    Capabilities, ConsumerInfo, ConsumerPosition, DEFAULT_TIMEOUT, Durability, HistoryPage, HistoryQuery,
-    ProviderInfo, PublishReceipt,
+    AckFailures, Capabilities, ConsumerInfo, ConsumerPosition, DEFAULT_TIMEOUT, Durability, HistoryPage,
+    HistoryQuery, ProviderInfo, PublishReceipt,
 };
 use crate::error::{EventError, Result};
 
@@ -62,6 +63,7 @@ struct Shared {
     queue: Arc<Queue>,
     cells: Arc<Cells>,
     readers: Arc<Readers>,
+    ack_failures: Arc<AckFailures>,
 }
 
 impl Drop for Shared {
@@ -90,7 +92,8 @@ impl SqliteProvider {
         let opened =
             Writer::start(Arc::clone(&config), Arc::clone(&queue), Arc::clone(&cells), Arc::clone(&readers));
         let mut opened = opened.map_err(|error| io_failed("open", &config.path, error))?;
-        let shared = Arc::new(Shared { config, queue, cells, readers });
+        let ack_failures = Arc::<AckFailures>::default();
+        let shared = Arc::new(Shared { config, queue, cells, readers, ack_failures });
         answered("open", DEFAULT_TIMEOUT, &mut opened).await?;
         Ok(Self { shared })
     }
@@ -235,6 +238,10 @@ impl Driver for SqliteProvider {
             tracing::debug!(%error, "the sqlite provider cannot store an event");
         }
         proven.is_ok()
+    }
+
+    fn failed_acks(&self) -> Option<Arc<AckFailures>> {
+        Some(Arc::clone(&self.shared.ack_failures))
     }
 
     /// Finishes what is queued and closes the file. Whoever reads at the moment is interrupted.

@@ -37,6 +37,11 @@ pub(super) trait Work: Send {
 
     /// Tells the caller, after the commit or instead of it. Returns what has to be given back because nobody took it.
     fn answer(self: Box<Self>, outcome: std::result::Result<(), &Failure>) -> Option<GiveBack>;
+
+    /// Whether nobody waits for it, so that it can wait for work that comes soon.
+    fn can_wait(&self) -> bool {
+        false
+    }
 }
 
 /// What a member leaves to the others.
@@ -106,13 +111,16 @@ pub(super) struct Group {
     /// `None` when there is nothing to do.
     pub(super) access: Option<Access>,
     pub(super) size: Size,
+    /// Whether nobody waits for any of it.
+    pub(super) can_wait: bool,
     limits: Size,
 }
 
 impl Group {
     fn new(given_back: Vec<GiveBack>, limits: Size) -> Self {
         let access = (!given_back.is_empty()).then_some(Access::Write);
-        Self { work: Vec::new(), given_back, access, size: Size { events: 0, bytes: 0 }, limits }
+        let can_wait = given_back.is_empty();
+        Self { work: Vec::new(), given_back, access, size: Size { events: 0, bytes: 0 }, can_wait, limits }
     }
 
     fn has_room_for(&self, job: &Job) -> bool {
@@ -129,6 +137,7 @@ impl Group {
         self.size.events += job.size.events;
         self.size.bytes += job.size.bytes;
         self.access = self.access.max(Some(job.access));
+        self.can_wait &= job.work.can_wait();
         self.work.push(job.work);
     }
 }
@@ -207,6 +216,28 @@ impl Queue {
     ) -> Result<()> {
         let weight = u32::try_from(1 + size.bytes / 1024).unwrap_or(u32::MAX).min(CAPACITY_KIB);
         let room = self.room(operation, weight, timeout).await?;
+        self.push(access, size, work, room)
+    }
+
+    /// Queues work that changes little, if there is room now; otherwise it comes back.
+    pub(super) fn submit_now(
+        &self,
+        access: Access,
+        work: Box<dyn Work>,
+    ) -> std::result::Result<Result<()>, Box<dyn Work>> {
+        match Arc::clone(&self.room).try_acquire_owned() {
+            Ok(room) => Ok(self.push(access, Size::ONE, work, room)),
+            Err(_) => Err(work),
+        }
+    }
+
+    fn push(
+        &self,
+        access: Access,
+        size: Size,
+        work: Box<dyn Work>,
+        room: OwnedSemaphorePermit,
+    ) -> Result<()> {
         let mut waiting = self.lock();
         if waiting.stopping {
             return Err(ended());

@@ -41,6 +41,8 @@ pub(super) struct Store {
     stream: u64,
     /// Up to here, those who wait were told of every event; `None` before anything was read.
     pub(super) told: Option<u64>,
+    /// Acks that a loss of power may take back.
+    unsynced_acks: usize,
     /// Events that this transaction stored.
     pub(super) appended: u64,
     /// Whether this transaction looked for ids that have their time from a clock that was ahead.
@@ -71,6 +73,7 @@ impl Store {
             wakeups: Wakeups::default(),
             stream: 0,
             told: None,
+            unsynced_acks: 0,
             appended: 0,
             ids_are_bounded: false,
             counters: None,
@@ -119,9 +122,19 @@ impl Store {
         let begin = Instant::now();
         self.execute("COMMIT").map_err(Failure::in_commit)?;
         if access == Access::Sync {
+            self.unsynced_acks = 0;
             self.commit_time = self.commit_time.saturating_mul(3).saturating_add(begin.elapsed()) / 4;
         }
         Ok(())
+    }
+
+    pub(super) fn note_acks(&mut self, count: usize) {
+        self.unsynced_acks += count;
+    }
+
+    /// Whether so many acks could be lost with the power that the disk is to have them.
+    pub(super) fn has_to_sync_acks(&self) -> bool {
+        self.unsynced_acks >= self.config.max_unconfirmed_acks
     }
 
     /// How long a commit takes that waits for the disk.
@@ -151,6 +164,8 @@ impl Store {
         if access == Access::Read {
             return Ok(());
         }
+        // Whatever is written last takes all that is not on the disk yet along.
+        self.counters_changed |= access == Access::Sync && self.unsynced_acks > 0;
         // What retention compares with the rows must be in them.
         self.save_consumers()?;
         self.bound_storage_times()?;

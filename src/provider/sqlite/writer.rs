@@ -108,8 +108,9 @@ impl Writer {
         let access = if is_due { access.max(Access::Write) } else { access };
         let deadline = Instant::now().after(self.delay);
         let (queue, expected) = (&self.queue, self.expected);
-        // What does not wait for the disk has nothing to share.
-        let wait = if access == Access::Sync { self.store.commit_time() } else { Duration::ZERO };
+        let access =
+            if access == Access::Write && self.store.has_to_sync_acks() { Access::Sync } else { access };
+        let (delay, commit_time) = (self.delay, self.store.commit_time());
         let outcome = self.store.transaction(access, |store| {
             for what in &group.given_back {
                 store.take_back(what)?;
@@ -118,6 +119,13 @@ impl Writer {
             loop {
                 group.work.iter_mut().skip(done).try_for_each(|work| work.run(store))?;
                 done = group.work.len();
+                let (expected, wait) = match access {
+                    // Whoever sent them asks for more soon, unless somebody waits for what they change.
+                    _ if group.can_wait && store.wakeups.consumers.is_empty() => (usize::MAX, delay),
+                    Access::Sync => (expected, commit_time),
+                    // What does not wait for the disk has nothing to share.
+                    _ => (expected, Duration::ZERO),
+                };
                 let timeout = deadline.saturating_duration_since(Instant::now()).min(wait);
                 if !queue.more(&mut group, access, expected, timeout) {
                     return Ok(());

@@ -164,7 +164,9 @@ async fn a_snapshot_has_its_promised_json() {
                 "receiveErrors": 0, "laggedEvents": 0, "inFlight": 0, "processing": 0, "lag": 0, "processLatency": latency
             }],
             "connected": null,
-            "observedAt": null
+            "observedAt": null,
+            "acksLost": 0,
+            "staleAcks": 0
         })
     );
 }
