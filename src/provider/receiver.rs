@@ -366,9 +366,12 @@ impl<F: Fetch> Receiver<F> {
     /// Acknowledges the first item, or restarts its lease.
     async fn settle_first(&mut self, step: Step) -> Result<()> {
         if self.settling.is_none()
-            && let Some(Item::Leased(Leased { lease, content, handler: Some(handler), .. })) =
+            && let Some(Item::Leased(Leased { lease, content, handler: Some(handler), since })) =
                 self.taken.front()
         {
+            // What has waited here may be another member's by now, and nobody is to be told twice of a record.
+            let is_confirmed = matches!(content, Content::Undecodable { .. })
+                || (since.is_none() && self.leased_at.elapsed() > FRESH);
             let kind = match (step, content) {
                 (Step::Extend, _) => AckKind::Extend,
                 (Step::Ack, Content::Event(_)) => AckKind::Ack,
@@ -376,10 +379,10 @@ impl<F: Fetch> Receiver<F> {
             };
             let (handler, lease) = (Arc::clone(handler), *lease);
             let settling = Box::pin(async move {
-                match handler.settle(Settlement::new(lease, kind)).await {
+                match handler.settle(Settlement { lease, kind, is_confirmed }).await {
                     // Who cannot terminate a record can acknowledge it.
                     Err(EventError::Unsupported { .. }) if step == Step::Ack => {
-                        handler.settle(Settlement::new(lease, AckKind::Ack)).await
+                        handler.settle(Settlement { lease, kind: AckKind::Ack, is_confirmed }).await
                     }
                     // Who cannot restart a lease hands the event out with what is left of it.
                     Err(EventError::Unsupported { .. }) => Ok(()),

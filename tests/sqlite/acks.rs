@@ -72,6 +72,34 @@ async fn an_ack_that_could_not_be_stored_is_told_by_flush_and_its_event_comes_ag
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn flush_and_close_wait_for_the_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("events.db");
+    let provider = open(SqliteConfig::file(&path)).await;
+    let mut worker = provider.subscribe_durable("worker", crate::FILTER).await.unwrap();
+    publish(&provider, "a").await;
+    publish(&provider, "b").await;
+    // What is synced is written first: the log grows by what tells the disk to take the acks.
+    let log = || std::fs::metadata(folder.path().join("events.db-wal")).unwrap().len();
+    for ends in ["flush", "close"] {
+        worker.next_delivery().await.unwrap().unwrap().ack().await.unwrap();
+        while provider.consumers().await.unwrap()[0].pending > 0 {
+            tokio::task::yield_now().await;
+        }
+        let before = log();
+        match ends {
+            "flush" => worker.flush().await.unwrap(),
+            _ => worker.close().await.unwrap(),
+        }
+        assert!(log() > before, "{ends}: {before} bytes, and not more");
+        // Once is enough.
+        let before = log();
+        worker.flush().await.unwrap();
+        assert_eq!(log(), before, "{ends}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_ack_that_comes_too_late_is_counted() {
     let folder = tempfile::tempdir().unwrap();
     let bus = EventBus::new(open(SqliteConfig::file(folder.path().join("events.db"))).await);

@@ -86,30 +86,36 @@ pub(super) struct SentAck {
     pub(super) lease: Lease,
     pub(super) kind: AckKind,
     pub(super) acks: Arc<UnstoredAcks>,
-    pub(super) settled: Result<()>,
+    /// How it was settled; `None` before.
+    pub(super) settled: Option<Result<()>>,
     pub(super) place: OwnedSemaphorePermit,
+}
+
+impl SentAck {
+    fn note_lost(&self) {
+        self.acks.lost.fetch_add(1, Ordering::Relaxed);
+        self.acks.failures.add_lost(1);
+        let (consumer, sequence) = (self.consumer.id, self.lease.sequence);
+        tracing::debug!(consumer, sequence, "an ack was lost; the event comes again");
+    }
 }
 
 impl Work for SentAck {
     fn run(&mut self, store: &mut Store) -> Sql<()> {
-        self.settled = store.settle(self.consumer, self.lease, &self.kind)?;
+        self.settled = Some(store.settle(self.consumer, self.lease, &self.kind)?);
         Ok(())
     }
 
     fn answer(self: Box<Self>, outcome: std::result::Result<(), &Failure>) -> Option<GiveBack> {
-        let (consumer, sequence) = (self.consumer.id, self.lease.sequence);
-        match (outcome, self.settled) {
-            (Ok(()), Ok(())) => {}
-            (Ok(()), Err(error)) if error.kind() == ErrorKind::Ack => {
+        match (outcome, &self.settled) {
+            (Ok(()), Some(Ok(()))) => {}
+            (Ok(()), Some(Err(error))) if error.kind() == ErrorKind::Ack => {
                 self.acks.failures.add_stale(1);
+                let (consumer, sequence) = (self.consumer.id, self.lease.sequence);
                 tracing::debug!(consumer, sequence, %error, "an ack came too late");
             }
             // The failure of the transaction is in the log already.
-            _ => {
-                self.acks.lost.fetch_add(1, Ordering::Relaxed);
-                self.acks.failures.add_lost(1);
-                tracing::debug!(consumer, sequence, "an ack was lost; the event comes again");
-            }
+            _ => self.note_lost(),
         }
         // Whoever waits for a place, or for the last one, goes on.
         drop(self.place);

@@ -64,6 +64,9 @@ impl SqliteFetch {
         self.ask(ask).await?;
         let Some(answer) = &mut self.asked else { return Ok(Answer::default()) };
         let answer = answered("next", DEFAULT_TIMEOUT, answer).await;
+        if ask.ack && answer.is_ok() {
+            self.handler.acks.note_sent();
+        }
         // After a timeout the answer may still come; the next call waits for it.
         if !matches!(answer, Err(EventError::Timeout(_))) {
             self.asked = None;
@@ -86,10 +89,7 @@ impl SqliteFetch {
             let Some(next) = self.arrived.pop_front() else { return Ok(()) };
             match next {
                 fetch::Item::Event { lease, record, acked } => match serde_json::from_slice(&record) {
-                    Ok(event) if acked => {
-                        self.handler.acks.note_sent();
-                        taken.push_back(Item::acked(lease, Arc::new(event)));
-                    }
+                    Ok(event) if acked => taken.push_back(Item::acked(lease, Arc::new(event))),
                     Ok(event) => {
                         taken.push_back(Item::event(lease, Arc::new(event), Arc::clone(&self.handler) as _));
                     }
@@ -170,15 +170,21 @@ impl Fetch for SqliteFetch {
     }
 
     async fn close(&mut self, unused: Vec<Lease>) -> Result<()> {
-        self.flush().await?;
+        let flushed = self.flush().await;
         self.leave(unused);
-        Ok(())
+        flushed
     }
 
     async fn flush(&self) -> Result<()> {
         let access = if self.cell.is_durable() { Access::Sync } else { Access::Read };
         // A transaction that waits for the disk waits for all before it.
-        let sync = self.shared.call("flush", access, |_store| Ok(Ok(())));
+        let sync = async {
+            match self.shared.call("flush", access, |_store| Ok(Ok(()))).await {
+                // The writer has stored what was queued, and synced it, before it ended.
+                Err(error) if error.is_closed() => Ok(()),
+                synced => synced,
+            }
+        };
         self.handler.acks.flush(DEFAULT_TIMEOUT, sync).await
     }
 
@@ -223,7 +229,7 @@ impl Handler {
         let (consumer, acks) = (self.cell.key, Arc::clone(&self.acks));
         let sent = move |place| {
             acks.note_sent();
-            Box::new(SentAck { consumer, lease, kind, acks, settled: Ok(()), place })
+            Box::new(SentAck { consumer, lease, kind, acks, settled: None, place })
         };
         let Some(place) = self.acks.place_now() else {
             return AckFuture::new(async move {

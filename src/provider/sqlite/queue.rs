@@ -111,16 +111,20 @@ pub(super) struct Group {
     /// `None` when there is nothing to do.
     pub(super) access: Option<Access>,
     pub(super) size: Size,
-    /// Whether nobody waits for any of it.
-    pub(super) can_wait: bool,
+    /// Jobs that somebody waits for.
+    pub(super) awaited: usize,
     limits: Size,
 }
 
 impl Group {
     fn new(given_back: Vec<GiveBack>, limits: Size) -> Self {
         let access = (!given_back.is_empty()).then_some(Access::Write);
-        let can_wait = given_back.is_empty();
-        Self { work: Vec::new(), given_back, access, size: Size { events: 0, bytes: 0 }, can_wait, limits }
+        Self { work: Vec::new(), given_back, access, size: Size { events: 0, bytes: 0 }, awaited: 0, limits }
+    }
+
+    /// Whether nobody waits for any of it.
+    pub(super) fn can_wait(&self) -> bool {
+        self.awaited == 0 && self.given_back.is_empty() && self.access != Some(Access::Own)
     }
 
     fn has_room_for(&self, job: &Job) -> bool {
@@ -137,7 +141,7 @@ impl Group {
         self.size.events += job.size.events;
         self.size.bytes += job.size.bytes;
         self.access = self.access.max(Some(job.access));
-        self.can_wait &= job.work.can_wait();
+        self.awaited += usize::from(!job.work.can_wait());
         self.work.push(job.work);
     }
 }
@@ -290,12 +294,12 @@ impl Queue {
     }
 
     /// Adds what came since then to the group of a transaction that is under way, and returns whether something did.
-    /// Waits for it when the group has fewer than `expected` jobs, at most for `timeout`.
+    /// Waits for it when fewer than `expected` of the jobs have somebody who waits, at most for `timeout`.
     pub(super) fn more(&self, group: &mut Group, access: Access, expected: usize, timeout: Duration) -> bool {
         let before = group.work.len();
         let mut waiting = self.lock();
         waiting.fill(group, access);
-        let is_due = before >= expected || timeout.is_zero();
+        let is_due = group.awaited >= expected || timeout.is_zero();
         if group.work.len() == before && waiting.jobs.is_empty() && !is_due {
             waiting = self.sleep(waiting, Some(timeout));
             waiting.fill(group, access);

@@ -79,6 +79,7 @@ impl Writer {
             self.store.recover_if_due(&self.readers);
             self.wake();
         }
+        self.store.sync_acks();
         // Whoever closes last copies the log into the file and deletes it.
         self.readers.close();
         self.readers.wait_until_closed(DEFAULT_TIMEOUT / 2);
@@ -103,14 +104,17 @@ impl Writer {
             let outcome = outcome.map_err(Failure::rolled_back);
             return self.answer(group.work, outcome.as_ref().map(|_| ()));
         }
+        let deadline = Instant::now().after(self.delay);
+        self.wait_for_company(&mut group, deadline);
+        let access = group.access.unwrap_or(access).max(access);
         // Those who only read must not keep what is too old from being dropped.
         let is_due = self.store.expires_by_age() && self.store.is_retention_due().unwrap_or(false);
         let access = if is_due { access.max(Access::Write) } else { access };
-        let deadline = Instant::now().after(self.delay);
         let (queue, expected) = (&self.queue, self.expected);
         let access =
             if access == Access::Write && self.store.has_to_sync_acks() { Access::Sync } else { access };
-        let (delay, commit_time) = (self.delay, self.store.commit_time());
+        // What does not wait for the disk has nothing to share.
+        let wait = if access == Access::Sync { self.store.commit_time() } else { Duration::ZERO };
         let outcome = self.store.transaction(access, |store| {
             for what in &group.given_back {
                 store.take_back(what)?;
@@ -119,13 +123,6 @@ impl Writer {
             loop {
                 group.work.iter_mut().skip(done).try_for_each(|work| work.run(store))?;
                 done = group.work.len();
-                let (expected, wait) = match access {
-                    // Whoever sent them asks for more soon, unless somebody waits for what they change.
-                    _ if group.can_wait && store.wakeups.consumers.is_empty() => (usize::MAX, delay),
-                    Access::Sync => (expected, commit_time),
-                    // What does not wait for the disk has nothing to share.
-                    _ => (expected, Duration::ZERO),
-                };
                 let timeout = deadline.saturating_duration_since(Instant::now()).min(wait);
                 if !queue.more(&mut group, access, expected, timeout) {
                     return Ok(());
@@ -145,12 +142,28 @@ impl Writer {
                 let _ = self.store.take_back(&what);
             }
         }
-        self.expected = group.work.len();
+        if access == Access::Sync {
+            self.expected = group.awaited;
+        }
         self.answer(group.work, outcome.as_ref().map(|_| ()));
         if outcome.is_ok() && access != Access::Read {
             // Nobody waits for it.
             self.store.checkpoint_if_due();
         }
+    }
+
+    /// Whoever sent acks asks for more soon, unless somebody waits for the room that they make. Nobody is kept from the file
+    /// meanwhile.
+    fn wait_for_company(&self, group: &mut Group, deadline: Instant) {
+        while group.can_wait()
+            && self.store.consumers.full().next().is_none()
+            && self.queue.more(
+                group,
+                Access::Sync,
+                usize::MAX,
+                deadline.saturating_duration_since(Instant::now()),
+            )
+        {}
     }
 
     fn answer(&self, work: Vec<Box<dyn Work>>, outcome: std::result::Result<(), &Failure>) {
