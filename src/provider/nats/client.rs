@@ -17,6 +17,7 @@ use super::confirm::Confirmer;
 use super::error::{PROVIDER, refused};
 use super::life::Lives;
 use super::link::Link;
+use super::shelf::Shelves;
 use super::strays::Strays;
 use super::stream::durability;
 use super::unreadable::Hostile;
@@ -57,6 +58,8 @@ pub(super) struct Shared {
     /// Has acks confirmed. Set together with that.
     pub(super) confirmer: OnceLock<Confirmer>,
     pub(super) ack_failures: Arc<AckFailures>,
+    /// Looks after what members have fetched ahead. Set together with that.
+    pub(super) shelves: OnceLock<Shelves>,
     /// Held by whoever makes the stream again.
     pub(super) making: tokio::sync::Mutex<()>,
 }
@@ -105,6 +108,7 @@ impl NatsClient {
             strays: OnceLock::new(),
             confirmer: OnceLock::new(),
             ack_failures: Arc::default(),
+            shelves: OnceLock::new(),
             making: tokio::sync::Mutex::new(()),
         };
         let stream = shared.open_stream().await?;
@@ -124,6 +128,8 @@ impl NatsClient {
         let _ = shared.strays.set(strays);
         let confirmer = Confirmer::start(Arc::downgrade(&shared), shared.closed.subscribe());
         let _ = shared.confirmer.set(confirmer);
+        let shelves = Shelves::start(Arc::downgrade(&shared), shared.closed.subscribe());
+        let _ = shared.shelves.set(shelves);
         Ok(Self { shared })
     }
 

@@ -17,9 +17,9 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::client::Shared;
+use super::inbox::now;
 use super::life::Life;
 use super::link::NoAnswer;
-use super::pull::now;
 use super::settle::unconfirmed;
 use super::unconfirmed::{Fate, Place, Sent};
 use crate::deadline::After;
@@ -53,7 +53,7 @@ pub(super) struct Settled<'a> {
 /// The task that has acks confirmed.
 pub(super) struct Confirmer {
     consumers: mpsc::Sender<Arc<Life>>,
-    task: Mutex<Option<JoinHandle<()>>>,
+    task: Mutex<Option<JoinHandle<bool>>>,
 }
 
 impl Confirmer {
@@ -73,11 +73,15 @@ impl Confirmer {
     }
 
     /// Waits for the end of the task, after the provider was closed.
-    pub(super) async fn ended(&self) {
+    pub(super) async fn ended(&self) -> Result<()> {
         let task = self.task.lock().ignore_poison().take();
-        if let Some(task) = task {
-            // It has a deadline of its own.
-            let _ = task.await;
+        let Some(task) = task else { return Ok(()) };
+        // It has a deadline of its own.
+        match task.await {
+            Ok(false) => Err(EventError::Timeout(
+                "close: acks were not confirmed in time; their events may come again".to_owned(),
+            )),
+            Ok(true) | Err(_) => Ok(()),
         }
     }
 }
@@ -90,25 +94,26 @@ impl Drop for Confirmer {
     }
 }
 
+/// Returns whether nothing was left at the end.
 async fn confirm_all(
     shared: Weak<Shared>,
     mut received: mpsc::Receiver<Arc<Life>>,
     mut closed: watch::Receiver<bool>,
-) {
+) -> bool {
     let mut open = FuturesUnordered::new();
     loop {
         tokio::select! {
             Some(()) = open.next() => {}
             life = received.recv(), if open.len() < MAX_CONSUMERS => match life {
                 Some(life) => open.push(confirm(shared.clone(), life)),
-                None => return,
+                None => return true,
             },
             _ = closed.wait_for(|closed| *closed) => break,
         }
     }
     received.close();
     let Some(deadline) = shared.upgrade().map(|shared| shared.settings.config.request_timeout()) else {
-        return;
+        return true;
     };
     let ending = async {
         while let Some(life) = received.recv().await {
@@ -116,9 +121,7 @@ async fn confirm_all(
         }
         while open.next().await.is_some() {}
     };
-    if tokio::time::timeout(deadline, ending).await.is_err() {
-        tracing::warn!("acks not confirmed before the end; what they settle may come again");
-    }
+    tokio::time::timeout(deadline, ending).await.is_ok()
 }
 
 /// Has the acks of one consumer confirmed, until none is left.
@@ -202,10 +205,9 @@ impl Shared {
 
     /// Waits until the acks that were sent before are confirmed.
     pub(super) async fn flush_acks(&self, life: &Arc<Life>) -> Result<()> {
-        if life.unconfirmed.is_empty() {
-            return Ok(());
+        if !life.unconfirmed.is_empty() {
+            self.look_after_acks(life);
         }
-        self.look_after_acks(life);
         let deadline = self.settings.config.request_timeout();
         let late = |_| unconfirmed("flush", format!("acks not confirmed within {} s", deadline.as_secs()));
         match tokio::time::timeout(deadline, life.unconfirmed.flush()).await.map_err(late)? {

@@ -9,10 +9,11 @@ use async_nats::jetstream::consumer;
 use tokio::time::Instant;
 
 use super::client::Shared;
+use super::inbox::{Fetched, give_back, now};
 use super::life::Life;
 use super::parked::Unreadable;
 use super::position::Position;
-use super::pull::{Fetched, Pulled, Puller, give_back, now};
+use super::pull::{Pulled, Puller};
 use super::settle::{ConsumerHandle, Handler, Settling};
 use super::unreadable::PARKED_FOR;
 use super::wire::decode;
@@ -70,6 +71,7 @@ impl NatsFetch {
             Some(Pending::Fetched(fetched)) if life.is_acked(fetched.position, fetched.received) => {
                 let settling = fetched.settling();
                 consumer.send(&settling, fetched.position.sequence, &AckKind::Ack, 1).await?;
+                life.see(fetched.position, 0);
                 self.held = None;
             }
             Some(Pending::Fetched(fetched)) if life.is_before_start(fetched.position) => {
@@ -137,11 +139,15 @@ impl NatsFetch {
     }
 
     /// Gives the receiver what else was fetched and is as plain as can be. What needs more than that waits for the next call.
-    fn give_plain(&mut self, max: usize, taken: &mut VecDeque<Item>) {
+    fn give_plain(&mut self, max: usize, at: Instant, taken: &mut VecDeque<Item>) {
         while taken.len() < max
             && let Some(fetched) = self.puller.pop_fetched()
         {
             let life = &self.consumer.life;
+            if at.saturating_duration_since(fetched.since) >= life.config().ack_wait {
+                // Its lease is over, and it goes, or went, to somebody else.
+                continue;
+            }
             let is_plain = !self.puller.doubts()
                 && life.end().is_none()
                 && life.is_in_force(fetched.received)
@@ -168,12 +174,12 @@ impl NatsFetch {
     }
 }
 
-fn lease(position: Position) -> Lease {
-    Lease::new(position.sequence, u32::try_from(position.num_delivered).unwrap_or(u32::MAX))
-}
-
-impl Fetch for NatsFetch {
-    async fn fetch(&mut self, ask: Ask, taken: &mut VecDeque<Item>) -> Result<Option<SubscriptionEnd>> {
+impl NatsFetch {
+    async fn fetch_in_call(
+        &mut self,
+        ask: Ask,
+        taken: &mut VecDeque<Item>,
+    ) -> Result<Option<SubscriptionEnd>> {
         self.given.clear();
         while taken.is_empty() {
             if !self.is_in_force() {
@@ -181,7 +187,11 @@ impl Fetch for NatsFetch {
             }
             if self.held.is_none() {
                 match self.puller.next(ask.max).await? {
-                    Pulled::Message(fetched) => self.held = Some(Pending::Fetched(fetched)),
+                    Pulled::Message(fetched) => {
+                        self.held = Some(Pending::Fetched(fetched));
+                        // Its lease may be over.
+                        continue;
+                    }
                     Pulled::Unreadable(unreadable) => self.held = Some(Pending::Unreadable(unreadable)),
                     Pulled::Closed => return Ok(Some(SubscriptionEnd::Closed)),
                     Pulled::Gone(end) => {
@@ -201,23 +211,48 @@ impl Fetch for NatsFetch {
             // The first one is the receiver's and what is fetched waits in the puller, so that cancelling this loses nothing. An
             // error shows again at the next call.
             let _ = self.puller.fetch(ask.max - 1).await;
-            self.give_plain(ask.max, taken);
+            self.give_plain(ask.max, Instant::now(), taken);
         }
-        self.puller.handed_out(taken.len());
+        if ask.max == 1 {
+            self.puller.handed_out(Instant::now());
+        }
         Ok(None)
+    }
+}
+
+/// A call, at the end of which what was fetched ahead is put on the shelf, also when it is dropped.
+struct Call<'a>(&'a mut NatsFetch);
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        self.0.puller.shelve(Instant::now());
+    }
+}
+
+fn lease(position: Position) -> Lease {
+    Lease::new(position.sequence, u32::try_from(position.num_delivered).unwrap_or(u32::MAX))
+}
+
+impl Fetch for NatsFetch {
+    async fn fetch(&mut self, ask: Ask, taken: &mut VecDeque<Item>) -> Result<Option<SubscriptionEnd>> {
+        self.puller.unshelve();
+        let call = Call(self);
+        call.0.fetch_in_call(ask, taken).await
     }
 
     fn take_now(&mut self, ask: Ask, taken: &mut VecDeque<Item>) -> bool {
-        if self.held.is_some() || !self.puller.has_plain() {
-            return false;
+        self.puller.unshelve();
+        let called = Instant::now();
+        let is_any = self.held.is_none() && self.puller.has_plain();
+        if is_any {
+            self.given.clear();
+            self.give_plain(ask.max, called, taken);
         }
-        self.given.clear();
-        self.give_plain(ask.max, taken);
-        if taken.is_empty() {
-            return false;
+        if is_any && !taken.is_empty() && ask.max == 1 {
+            self.puller.handed_out(called);
         }
-        self.puller.handed_out(taken.len());
-        true
+        self.puller.shelve(called);
+        is_any && !taken.is_empty()
     }
 
     fn stream(&self) -> Arc<str> {
@@ -235,6 +270,7 @@ impl Fetch for NatsFetch {
     }
 
     fn leave(&mut self, unused: Vec<Lease>) {
+        self.puller.unshelve();
         let consumer = Arc::clone(&self.consumer);
         if consumer.life.end().is_some() {
             return self.puller.abandon();
@@ -267,6 +303,7 @@ impl Fetch for NatsFetch {
     }
 
     async fn close(&mut self, unused: Vec<Lease>) -> Result<()> {
+        self.puller.unshelve();
         let consumer = Arc::clone(&self.consumer);
         if consumer.life.end().is_some() {
             return Ok(());

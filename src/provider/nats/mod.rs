@@ -8,6 +8,7 @@ mod consumer;
 mod error;
 mod fetch;
 mod history;
+mod inbox;
 mod life;
 mod link;
 mod pace;
@@ -19,6 +20,7 @@ mod records;
 mod reset;
 mod settings;
 mod settle;
+mod shelf;
 mod strays;
 mod stream;
 mod tls;
@@ -197,7 +199,7 @@ impl Driver for NatsProvider {
             strays.ended().await;
         }
         if let Some(confirmer) = shared.confirmer.get() {
-            confirmer.ended().await;
+            confirmer.ended().await?;
         }
         Ok(())
     }

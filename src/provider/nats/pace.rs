@@ -14,7 +14,7 @@ const SHARE: usize = 4;
 /// What a pause between two calls counts at most, and what is assumed before the first one.
 const SLOW: Duration = Duration::from_secs(1);
 
-/// How fast the caller takes events: the time per event between two calls that got some, as a moving average.
+/// How fast the caller takes events: the time between two calls that got one, as a moving average.
 #[derive(Debug)]
 pub(super) struct Pace {
     last: Option<Instant>,
@@ -28,10 +28,9 @@ impl Pace {
         Self { last: None, average: SLOW, size: 0 }
     }
 
-    pub(super) fn note(&mut self, now: Instant, events: usize) {
+    pub(super) fn note(&mut self, now: Instant) {
         if let Some(last) = self.last.replace(now) {
-            let events = u32::try_from(events.max(1)).unwrap_or(u32::MAX);
-            let interval = now.saturating_duration_since(last).min(SLOW) / events;
+            let interval = now.saturating_duration_since(last).min(SLOW);
             self.average = self.average.saturating_mul(7).saturating_add(interval) / 8;
         }
     }
@@ -52,10 +51,10 @@ impl Pace {
 mod tests {
     use super::*;
 
-    fn after(calls: u32, pause: Duration, events: usize, size: usize) -> Pace {
+    fn after(calls: u32, pause: Duration, size: usize) -> Pace {
         let (mut pace, start) = (Pace::new(), Instant::now());
         for call in 0..calls {
-            pace.note(start + pause * call, events);
+            pace.note(start + pause * call);
             pace.note_size(size);
         }
         pace
@@ -65,12 +64,11 @@ mod tests {
     fn what_is_fetched_ahead_follows_the_calls() {
         let millisecond = Duration::from_millis(1);
         assert_eq!(Pace::new().ahead(1_000), 1, "nothing is known yet");
-        assert_eq!(after(100, 100 * millisecond, 1, 100).ahead(1_000), 1, "slow calls");
-        assert_eq!(after(100, millisecond, 1, 100).ahead(1_000), 49, "what 50 ms are");
-        assert_eq!(after(100, 100 * millisecond, 100, 100).ahead(1_000), 49, "the same in batches");
-        assert_eq!(after(100, Duration::ZERO, 1, 100).ahead(10_000), MAX_AHEAD);
-        assert_eq!(after(100, Duration::ZERO, 1, 100).ahead(100), 25, "the rest is for the others");
-        assert_eq!(after(100, Duration::ZERO, 1, 1).ahead(1), 1);
-        assert_eq!(after(200, Duration::ZERO, 1, 100_000).ahead(10_000), 10, "its bytes are bounded");
+        assert_eq!(after(100, 100 * millisecond, 100).ahead(1_000), 1, "slow calls");
+        assert_eq!(after(100, millisecond, 100).ahead(1_000), 49, "what 50 ms are");
+        assert_eq!(after(100, Duration::ZERO, 100).ahead(10_000), MAX_AHEAD);
+        assert_eq!(after(100, Duration::ZERO, 100).ahead(100), 25, "the rest is for the others");
+        assert_eq!(after(100, Duration::ZERO, 1).ahead(1), 1);
+        assert_eq!(after(200, Duration::ZERO, 100_000).ahead(10_000), 10, "its bytes are bounded");
     }
 }

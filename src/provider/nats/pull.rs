@@ -5,21 +5,21 @@
 //! what they take in the next moment. The client library's own message stream fetches ahead regardless of that.
 
 use std::collections::VecDeque;
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::{Message, StatusCode, Subject, Subscriber};
-use futures_util::{FutureExt, StreamExt};
+use async_nats::{Message, StatusCode, Subject};
+use futures_util::StreamExt;
 use tokio::time::Instant;
 
 use super::client::Shared;
 use super::error::{PROVIDER, connection_ended};
+use super::inbox::{Fetched, Inbox, give_back, now};
 use super::life::Life;
 use super::pace::{AHEAD, Pace};
 use super::parked::Unreadable;
 use super::position::Position;
-use super::settle::Settling;
+use super::shelf::{Shelf, Shelved};
 use super::strays::Stray;
 use crate::deadline::After;
 use crate::error::{BackendError, ErrorKind, EventError, Result};
@@ -59,6 +59,8 @@ pub(super) struct Puller {
     life: Arc<Life>,
     inbox: Option<Inbox>,
     state: State,
+    /// When the open request was sent, or brought something.
+    heard: Instant,
     /// Received and not taken.
     fetched: VecDeque<Fetched>,
     /// When what keeps going wrong began, and how often it has.
@@ -76,43 +78,12 @@ pub(super) struct Puller {
     /// When a delivery with a lower number came.
     fell_back: Option<Instant>,
     pace: Pace,
+    /// Where what was fetched ahead lies while nobody calls; `None` where nobody else could get it.
+    shelf: Option<Arc<Shelf>>,
+    is_shelved: bool,
     /// Whether a request stays open when its caller has gone, for the next one: nobody else could get the event, and it may
     /// be delivered more than once.
     lingers: bool,
-}
-
-pub(super) struct Fetched {
-    pub(super) message: Message,
-    pub(super) position: Position,
-    /// Where it is settled.
-    pub(super) reply: Subject,
-    /// Its lease has begun at this time or later.
-    pub(super) since: Instant,
-    /// When it came.
-    pub(super) received: Instant,
-    /// The connection that it came on.
-    pub(super) connection: u64,
-}
-
-impl Fetched {
-    pub(super) fn settling(&self) -> Settling {
-        let Self { position, reply, connection, received, .. } = self;
-        Settling {
-            reply: reply.clone(),
-            delivery: position.delivery,
-            connection: *connection,
-            received: *received,
-        }
-    }
-}
-
-struct Inbox {
-    subject: Subject,
-    messages: Subscriber,
-    /// How many messages were taken out of it.
-    taken: u64,
-    /// The connection that it was made on.
-    connection: u64,
 }
 
 enum State {
@@ -139,12 +110,15 @@ impl Puller {
     pub(super) fn new(shared: Arc<Shared>, life: Arc<Life>, last: u64, is_alone: bool) -> Self {
         Self {
             lingers: is_alone && life.config().max_deliver.is_none(),
+            shelf: (!is_alone).then(|| Arc::new(Shelf::new())),
+            is_shelved: false,
             known_on: shared.link.connection(),
             resets: life.resets(),
             shared,
             life,
             inbox: None,
             state: State::Idle,
+            heard: Instant::now(),
             fetched: VecDeque::new(),
             trouble: None,
             suspects: false,
@@ -164,11 +138,43 @@ impl Puller {
         call.puller.run(max).await
     }
 
-    /// Notes that the caller gets so many events now, and asks for those that it takes in the next moment, so that its calls
-    /// do not wait for round trips.
-    pub(super) fn handed_out(&mut self, events: usize) {
-        let called = Instant::now();
-        self.pace.note(called, events);
+    /// A call begins: what was fetched ahead is taken up again.
+    pub(super) fn unshelve(&mut self) {
+        if !std::mem::take(&mut self.is_shelved) {
+            return;
+        }
+        let Some(shelf) = &self.shelf else { return };
+        let shelved = shelf.take();
+        (self.inbox, self.fetched) = (shelved.inbox, shelved.fetched);
+        if self.inbox.is_none() {
+            // It went to somebody who waited.
+            self.state = State::Idle;
+        }
+    }
+
+    /// A call has ended: what was fetched ahead goes to somebody else if that one waits and the next call does not come.
+    pub(super) fn shelve(&mut self, called: Instant) {
+        let left = match self.state {
+            State::Fetching(.., left) => Some(left),
+            _ => None,
+        };
+        let Some(shelf) = &self.shelf else { return };
+        if left.is_none() && self.fetched.is_empty() {
+            return;
+        }
+        self.is_shelved = true;
+        let shelved = Shelved { inbox: self.inbox.take(), fetched: std::mem::take(&mut self.fetched), left };
+        if shelf.put(shelved, called)
+            && let Some(shelves) = self.shared.shelves.get()
+        {
+            shelves.watch(shelf, &self.life);
+        }
+    }
+
+    /// Notes that the caller gets an event now, and asks for those that it takes in the next moment, so that its calls do not
+    /// wait for round trips.
+    pub(super) fn handed_out(&mut self, called: Instant) {
+        self.pace.note(called);
         let ahead = self.ahead();
         if ahead == 1 {
             return;
@@ -191,7 +197,7 @@ impl Puller {
     }
 
     async fn run(&mut self, max: usize) -> Result<Pulled> {
-        let ahead = self.ahead();
+        let ahead = if max == 1 { self.ahead() } else { 1 };
         let mut may_fetch = max.max(ahead) > 1;
         loop {
             if *self.shared.closed.borrow() {
@@ -270,7 +276,8 @@ impl Puller {
             Until::Moment => format!(r#""expires":{}"#, AHEAD.as_nanos()),
         };
         self.ask(format!(r#"{{"batch":{max},{end}}}"#)).await?;
-        self.state = State::Fetching(until, Instant::now(), max);
+        self.heard = Instant::now();
+        self.state = State::Fetching(until, self.heard, max);
         Ok(())
     }
 
@@ -424,6 +431,12 @@ impl Puller {
         };
         let resets = self.life.resets();
         if resets != self.resets {
+            let counts_on = position.delivery > self.last && self.last > 0;
+            if counts_on && !self.life.is_in_force(since) {
+                // The request is from before the reset, and so is this: what comes behind it counts from one.
+                self.last = position.delivery;
+                return give_back(&self.shared, Some(reply));
+            }
             self.resets = resets;
         } else if position.delivery <= self.last {
             self.fell_back = Some(received);
@@ -480,7 +493,8 @@ impl Puller {
                 self.suspects |= matches!(self.state, State::Fetching(..));
                 None
             }
-            () = tokio::time::sleep(END_DEADLINE) => None,
+            // Whatever calls are dropped meanwhile.
+            () = tokio::time::sleep_until(self.heard.after(END_DEADLINE)) => None,
         };
         let Some(message) = message else {
             // A cancelled request ends like this, its inbox having got all that it was to get.
@@ -564,7 +578,8 @@ impl Puller {
                 && (0..MARKERS).all(|_| mark())
         };
         if sent {
-            self.state = State::Cancelled(Instant::now());
+            self.heard = Instant::now();
+            self.state = State::Cancelled(self.heard);
         } else {
             // The client's queue is full or the connection another one: dropping the inbox is all that can be done.
             self.forget_request();
@@ -584,13 +599,16 @@ impl Puller {
                 give_back(&self.shared, Some(fetched.reply));
             }
         }
-        let ends_by_itself = matches!(self.state, State::Fetching(..));
-        if (ends_by_itself || matches!(self.state, State::Cancelled(_)))
+        let left = match self.state {
+            State::Fetching(.., left) => Some(left),
+            _ => None,
+        };
+        if (left.is_some() || matches!(self.state, State::Cancelled(_)))
             && let Some(Inbox { subject, messages, .. }) = self.inbox.take()
             && let Some(strays) = self.shared.strays.get()
         {
             let life = (!is_over || successor_since.is_none()).then(|| Arc::clone(&self.life));
-            strays.collect(Stray { inbox: subject, messages, ends_by_itself, life });
+            strays.collect(Stray { inbox: subject, messages, left, life });
         }
         self.forget_request();
     }
@@ -652,16 +670,4 @@ impl Drop for Call<'_> {
             self.puller.cancel();
         }
     }
-}
-
-/// Asks for another delivery of an event, without waiting for an answer.
-pub(super) fn give_back(shared: &Shared, reply: Option<Subject>) {
-    if let Some(reply) = reply {
-        let _ = now(shared.link.client().publish(reply, b"-NAK".as_slice().into()));
-    }
-}
-
-/// The output of a future that is ready at its first poll. It must not be stopped by the budget of the task it runs in.
-pub(super) fn now<F: Future>(future: F) -> Option<F::Output> {
-    tokio::task::unconstrained(future).now_or_never()
 }

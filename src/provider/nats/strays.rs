@@ -11,8 +11,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::client::Shared;
+use super::inbox::give_back;
 use super::life::Life;
-use super::pull::give_back;
 use crate::poison::IgnorePoison;
 
 /// Longest wait for the end of what is on its way to an inbox.
@@ -26,8 +26,9 @@ const GRACE: Duration = Duration::from_millis(50);
 pub(super) struct Stray {
     pub(super) inbox: Subject,
     pub(super) messages: Subscriber,
-    /// Whether the request ends with a message that says so, and not with the inbox.
-    pub(super) ends_by_itself: bool,
+    /// How many events the request may bring, where it ends with a message that says so, or with the last of them; otherwise
+    /// it ends with the inbox.
+    pub(super) left: Option<usize>,
     /// The consumer that it was sent to ask; `None` when a successor answers.
     pub(super) life: Option<Arc<Life>>,
 }
@@ -101,8 +102,10 @@ impl Stray {
             {
                 give_back(&shared, message.reply);
             }
-            if !is_event && self.ends_by_itself {
-                return;
+            match &mut self.left {
+                Some(left) if is_event && *left > 1 => *left -= 1,
+                Some(_) => return,
+                None => {}
             }
         }
     }

@@ -33,6 +33,8 @@ struct State {
     sent: VecDeque<Sent>,
     /// Number of the newest.
     last: u64,
+    /// Acks that will not take effect, which nobody was told.
+    lost: u64,
     /// Places that are taken by acks that are about to be sent.
     reserved: usize,
     /// Confirmed events, and when they were.
@@ -46,8 +48,6 @@ struct Progress {
     open: usize,
     /// The lowest number that is waited for; above all numbers when there is none.
     first: u64,
-    /// Acks that will not take effect.
-    lost: u64,
 }
 
 /// An ack that was sent.
@@ -70,7 +70,7 @@ impl Drop for Place<'_> {
         if let Some(acks) = self.0 {
             let mut state = acks.state();
             state.reserved -= 1;
-            acks.tell(&state, 0);
+            acks.tell(&state);
         }
     }
 }
@@ -102,11 +102,11 @@ impl Unconfirmed {
     }
 
     /// Called with the state locked, so that nobody is told of a state that was never there.
-    fn tell(&self, state: &State, lost: u64) {
+    fn tell(&self, state: &State) {
         let open = state.sent.len() + state.reserved;
         let first = state.sent.front().map_or(u64::MAX, |sent| sent.number);
         self.progress.send_if_modified(|progress| {
-            *progress = Progress { open, first, lost: progress.lost + lost };
+            *progress = Progress { open, first };
             // Whoever comes later looks first.
             self.progress.receiver_count() > 0
         });
@@ -128,7 +128,7 @@ impl Unconfirmed {
             return None;
         }
         state.reserved += 1;
-        self.tell(&state, 0);
+        self.tell(&state);
         Some(Place(Some(self)))
     }
 
@@ -143,19 +143,17 @@ impl Unconfirmed {
         }
     }
 
-    /// Waits until none that was sent before this call is waited for any more, and returns how many of any were lost
-    /// meanwhile.
+    /// Waits until none that was sent before this call is waited for any more, and returns how many were lost since the call
+    /// before.
     pub(super) async fn flush(&self) -> u64 {
         let last = self.state().last;
         let mut progress = self.progress.subscribe();
-        let lost_before = progress.borrow().lost;
         if progress.borrow().first <= last {
             self.urgent.notify_one();
         }
-        match progress.wait_for(|progress| progress.first > last).await {
-            Ok(progress) => progress.lost - lost_before,
-            Err(_) => 0, // the sender lives as long as this
-        }
+        // The sender lives as long as this.
+        let _ = progress.wait_for(|progress| progress.first > last).await;
+        std::mem::take(&mut self.state().lost)
     }
 
     /// Whether what was received at this time comes again because its ack was not stored yet.
@@ -178,7 +176,7 @@ impl Unconfirmed {
             let number = state.last;
             state.sent.push_back(Sent { number, ..sent });
         }
-        self.tell(&state, 0);
+        self.tell(&state);
     }
 
     /// Those that are waited for.
@@ -223,11 +221,15 @@ impl Unconfirmed {
         });
         if fate == Fate::NoMatter {
             state.confirmed.clear();
+            state.lost = 0;
         }
         let too_many = state.confirmed.len().saturating_sub(MAX_REMEMBERED);
         state.confirmed.drain(..too_many);
         let ended = (before - state.sent.len()) as u64;
-        self.tell(state, if fate == Fate::Lost { ended } else { 0 });
+        if fate == Fate::Lost {
+            state.lost += ended;
+        }
+        self.tell(state);
         ended
     }
 }

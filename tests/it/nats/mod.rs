@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "what cannot be set up fails the test, as it should")]
 
 mod acks;
+mod ahead;
 mod batches;
 mod cancelled;
 mod consumer_process;
