@@ -12,6 +12,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -240,7 +241,7 @@ impl<F: Fetch> Receiver<F> {
     async fn take(&mut self, ack: bool) -> Result<Option<Leased>> {
         loop {
             let is_ready = match self.ready_now(1, ack) {
-                Some(is_ready) => is_ready,
+                Some(is_ready) => is_ready?,
                 // Boxed, so that what is there at once does not carry around what waits.
                 None => Box::pin(self.ready(1, ack)).await?,
             };
@@ -282,7 +283,7 @@ impl<F: Fetch> Receiver<F> {
     }
 
     /// The same without waiting; `None` when it has to be waited.
-    fn ready_now(&mut self, max: usize, ack: bool) -> Option<bool> {
+    fn ready_now(&mut self, max: usize, ack: bool) -> Option<Result<bool>> {
         if self.failures.is_pausing() {
             return None;
         }
@@ -291,14 +292,21 @@ impl<F: Fetch> Receiver<F> {
             match self.next_step(ack, is_new) {
                 Next::HandOut => {
                     self.failures.note(false);
-                    return Some(true);
+                    return Some(Ok(true));
                 }
-                Next::End => return Some(false),
+                Next::End => return Some(Ok(false)),
                 Next::Fetch if self.fetch.take_now(self.ask(max, ack), &mut self.taken) => {
                     self.note_fetched(ack);
                     is_new = true;
                 }
-                Next::Fetch | Next::Settle(_) => return None,
+                Next::Fetch => return None,
+                Next::Settle(step) => {
+                    if let Err(error) = self.settle_now(step)? {
+                        self.failures.note(true);
+                        return Some(Err(error));
+                    }
+                    is_new = false;
+                }
             }
         }
     }
@@ -363,37 +371,60 @@ impl<F: Fetch> Receiver<F> {
         }
     }
 
-    /// Acknowledges the first item, or restarts its lease.
-    async fn settle_first(&mut self, step: Step) -> Result<()> {
-        if self.settling.is_none()
-            && let Some(Item::Leased(Leased { lease, content, handler: Some(handler), since })) =
-                self.taken.front()
-        {
-            // What has waited here may be another member's by now, and nobody is to be told twice of a record.
-            let is_confirmed = matches!(content, Content::Undecodable { .. })
-                || (since.is_none() && self.leased_at.elapsed() > FRESH);
-            let kind = match (step, content) {
-                (Step::Extend, _) => AckKind::Extend,
-                (Step::Ack, Content::Event(_)) => AckKind::Ack,
-                (Step::Ack, Content::Undecodable { record, .. }) => AckKind::Term(record.reason.clone()),
-            };
-            let (handler, lease) = (Arc::clone(handler), *lease);
-            let settling = Box::pin(async move {
-                match handler.settle(Settlement { lease, kind, is_confirmed }).await {
-                    // Who cannot terminate a record can acknowledge it.
-                    Err(EventError::Unsupported { .. }) if step == Step::Ack => {
-                        handler.settle(Settlement { lease, kind: AckKind::Ack, is_confirmed }).await
-                    }
-                    // Who cannot restart a lease hands the event out with what is left of it.
-                    Err(EventError::Unsupported { .. }) => Ok(()),
-                    settled => settled,
-                }
-            });
-            self.settling = Some((step, Mutex::new(settling)));
+    /// Begins to acknowledge the first item, or to restart its lease, unless a call that was dropped has.
+    fn begin_settling(&mut self, step: Step) {
+        if self.settling.is_some() {
+            return;
         }
+        let Some(Item::Leased(Leased { lease, content, handler: Some(handler), since })) = self.taken.front()
+        else {
+            return;
+        };
+        let kind = match (step, content) {
+            (Step::Extend, _) => AckKind::Extend,
+            (Step::Ack, Content::Event(_)) => AckKind::Ack,
+            (Step::Ack, Content::Undecodable { record, .. }) => AckKind::Term(record.reason.clone()),
+        };
+        // What has waited here may be another member's by now, and nobody is to be told twice of a record.
+        let is_confirmed = matches!(content, Content::Undecodable { .. })
+            || (since.is_none() && self.leased_at.elapsed() > FRESH);
+        let (handler, lease) = (Arc::clone(handler), *lease);
+        let settling = Box::pin(async move {
+            match handler.settle(Settlement { lease, kind, is_confirmed }).await {
+                // Who cannot terminate a record can acknowledge it.
+                Err(EventError::Unsupported { .. }) if step == Step::Ack => {
+                    handler.settle(Settlement { lease, kind: AckKind::Ack, is_confirmed }).await
+                }
+                // Who cannot restart a lease hands the event out with what is left of it.
+                Err(EventError::Unsupported { .. }) => Ok(()),
+                settled => settled,
+            }
+        });
+        self.settling = Some((step, Mutex::new(settling)));
+    }
+
+    /// Acknowledges the first item, or restarts its lease, if that needs no waiting.
+    fn settle_now(&mut self, step: Step) -> Option<Result<()>> {
+        self.begin_settling(step);
+        let Some((_, settling)) = &mut self.settling else { return Some(Ok(())) };
+        // Whoever waits for it polls it again.
+        let polled =
+            settling.get_mut().ignore_poison().as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        let Poll::Ready(outcome) = polled else { return None };
+        self.settling = None;
+        Some(self.note_settled(step, outcome))
+    }
+
+    /// The same, however long it takes.
+    async fn settle_first(&mut self, step: Step) -> Result<()> {
+        self.begin_settling(step);
         let Some((_, settling)) = &mut self.settling else { return Ok(()) };
         let outcome = settling.get_mut().ignore_poison().await;
         self.settling = None;
+        self.note_settled(step, outcome)
+    }
+
+    fn note_settled(&mut self, step: Step, outcome: Result<()>) -> Result<()> {
         match outcome {
             Ok(()) if step == Step::Extend => self.note_restarted(),
             Ok(()) => self.note_acked(),
@@ -500,7 +531,7 @@ impl<F: Fetch> Subscription for Receiver<F> {
         }
         let ready = async {
             match self.ready_now(max, false) {
-                Some(is_ready) => Ok(is_ready),
+                Some(is_ready) => is_ready,
                 None => Box::pin(self.ready(max, false)).await,
             }
         };
