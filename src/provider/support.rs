@@ -5,7 +5,7 @@ use super::UndecodableRecord;
 pub use super::receipt::answered_without_storing;
 pub use crate::backoff::Backoff;
 pub use crate::clock::unix_millis;
-use crate::error::EventError;
+use crate::error::{EventError, Result};
 pub use crate::text::{shorten, without_values};
 use crate::types::Event;
 
@@ -22,6 +22,24 @@ pub const CLOCK_TOLERANCE_MS: u64 = 1_000;
 /// ```
 pub fn closed(provider: &str) -> EventError {
     EventError::Closed(format!("the {provider} provider was closed"))
+}
+
+/// What a flush answers when so many acks did not take effect since the one before.
+///
+/// # Errors
+///
+/// [`EventError::Ack`] unless there are none.
+///
+/// ```
+/// use a3s_event::provider::support::flushed;
+///
+/// assert!(flushed(0).is_ok() && flushed(2).is_err());
+/// ```
+pub fn flushed(lost: u64) -> Result<()> {
+    match lost {
+        0 => Ok(()),
+        lost => Err(EventError::Ack(format!("flush: {lost} acks were lost; their events come again"))),
+    }
 }
 
 /// Refuses an option or operation, named as in the API.

@@ -25,7 +25,7 @@ use super::unconfirmed::{Fate, Place, Sent};
 use crate::deadline::After;
 use crate::error::{EventError, Result};
 use crate::poison::IgnorePoison;
-use crate::provider::support::Backoff;
+use crate::provider::support::{Backoff, flushed};
 
 /// What settles a delivery.
 pub(super) const ACK: &[u8] = b"+ACK";
@@ -210,10 +210,7 @@ impl Shared {
         }
         let deadline = self.settings.config.request_timeout();
         let late = |_| unconfirmed("flush", format!("acks not confirmed within {} s", deadline.as_secs()));
-        match tokio::time::timeout(deadline, life.unconfirmed.flush()).await.map_err(late)? {
-            0 => Ok(()),
-            lost => Err(EventError::Ack(format!("flush: {lost} acks were lost; their events come again"))),
-        }
+        flushed(tokio::time::timeout(deadline, life.unconfirmed.flush()).await.map_err(late)?)
     }
 
     /// Has those confirmed that are there now.

@@ -172,9 +172,7 @@ impl NatsFetch {
         let place = self.given.iter().position(|(sequence, _)| *sequence == lease.sequence)?;
         Some(self.given.swap_remove(place).1)
     }
-}
 
-impl NatsFetch {
     async fn fetch_in_call(
         &mut self,
         ask: Ask,
@@ -212,8 +210,7 @@ impl NatsFetch {
             // error shows again at the next call.
             let _ = self.puller.fetch(ask.max - 1).await;
             self.give_plain(ask.max, Instant::now(), taken);
-        }
-        if ask.max == 1 {
+        } else {
             self.puller.handed_out(Instant::now());
         }
         Ok(None)
@@ -243,16 +240,17 @@ impl Fetch for NatsFetch {
     fn take_now(&mut self, ask: Ask, taken: &mut VecDeque<Item>) -> bool {
         self.puller.unshelve();
         let called = Instant::now();
-        let is_any = self.held.is_none() && self.puller.has_plain();
-        if is_any {
+        if self.held.is_none() && self.puller.has_plain() {
             self.given.clear();
             self.give_plain(ask.max, called, taken);
         }
-        if is_any && !taken.is_empty() && ask.max == 1 {
+        // A call begins with nothing.
+        let is_any = !taken.is_empty();
+        if is_any && ask.max == 1 {
             self.puller.handed_out(called);
         }
         self.puller.shelve(called);
-        is_any && !taken.is_empty()
+        is_any
     }
 
     fn stream(&self) -> Arc<str> {

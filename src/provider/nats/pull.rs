@@ -53,7 +53,8 @@ pub(super) enum Pulled {
     Closed,
 }
 
-/// Asks for the events of one consumer. At most one request is open, and only while a call waits, unless it lingers.
+/// Asks for the events of one consumer. At most one request is open: while a call waits, a moment longer where the calls
+/// follow each other fast, and for the next call where it lingers.
 pub(super) struct Puller {
     shared: Arc<Shared>,
     life: Arc<Life>,

@@ -12,6 +12,7 @@ use super::queue::{GiveBack, Work};
 use super::store::Store;
 use crate::error::{BackendError, ErrorKind, EventError, Result};
 use crate::provider::group::Lease;
+use crate::provider::support::flushed;
 use crate::provider::{AckFailures, AckKind};
 
 /// The acks of one member that are not stored yet.
@@ -67,10 +68,7 @@ impl UnstoredAcks {
         // The next ones wait for a place, so that this cannot overlook one.
         sync.await?;
         self.is_flushed.store(true, Ordering::Release);
-        match self.lost.swap(0, Ordering::Relaxed) {
-            0 => Ok(()),
-            lost => Err(EventError::Ack(format!("flush: {lost} acks were lost; their events come again"))),
-        }
+        flushed(self.lost.swap(0, Ordering::Relaxed))
     }
 }
 

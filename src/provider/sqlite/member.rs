@@ -256,7 +256,7 @@ impl AckHandler for Handler {
         }
         // Only the end of an event must not be forgotten: what is lost of the others makes it come again.
         let access = match kind {
-            _ if consumer.id < 0 => Access::Read,
+            _ if !self.cell.is_durable() => Access::Read,
             AckKind::Ack | AckKind::Term(_) => Access::Sync,
             AckKind::Nak(_) | AckKind::Extend | AckKind::Release => Access::Write,
         };
