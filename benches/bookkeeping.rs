@@ -1,4 +1,4 @@
-//! The pure parts: the consumer state machine and subject matching.
+//! Benchmarks of the code without I/O: the consumer state machine and subject matching.
 
 #![allow(
     missing_docs,

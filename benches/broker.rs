@@ -1,4 +1,4 @@
-//! Routing beside the same work by hand, and what the number of triggers costs.
+//! Routing compared with hand-written routing, and the cost of the number of triggers.
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a benchmark that cannot run should stop")]
 #![allow(missing_docs, reason = "the macros of criterion")]
@@ -14,7 +14,7 @@ use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use support::runtime;
 use tokio::runtime::Runtime;
 
-/// The trigger that the event is for.
+/// Number of the trigger that matches the event.
 const WANTED: usize = 7;
 
 fn event() -> Event {
@@ -23,7 +23,7 @@ fn event() -> Event {
     event
 }
 
-/// Looks at the event, and is done.
+/// Returns a sink that only reads the event.
 fn sink() -> Arc<dyn EventSink> {
     Arc::new(InProcessSink::new("sink", |event: Event| async move {
         std::hint::black_box(event.payload.get("total"));
@@ -38,7 +38,7 @@ fn hanging() -> Arc<dyn EventSink> {
     }))
 }
 
-/// Triggers in turn by type, by source and by subject, of which one matches the event.
+/// Returns the filter of a trigger, in turn by type, source and subject. Only the filter of `WANTED` matches the event.
 fn filter(number: usize) -> TriggerFilter {
     match (number == WANTED, number % 3) {
         (true, _) | (_, 0) => TriggerFilter::by_type(format!("order.{number}")),
@@ -47,7 +47,7 @@ fn filter(number: usize) -> TriggerFilter {
     }
 }
 
-/// Times the repetitions of some work inside a task, where programs publish.
+/// Times repetitions of `work` inside a task, because programs publish from tasks.
 fn in_task<F: Future + Send>(
     runtime: &Runtime,
     iters: u64,
@@ -63,7 +63,7 @@ fn in_task<F: Future + Send>(
     runtime.block_on(runtime.spawn(timed)).expect("it ended")
 }
 
-/// Routes the event again and again.
+/// Routes the event `iters` times.
 fn routes(runtime: &Runtime, iters: u64, broker: &Arc<Broker>) -> Duration {
     let (broker, event) = (Arc::clone(broker), Arc::new(event()));
     in_task(runtime, iters, move || {
@@ -83,7 +83,7 @@ async fn broker(triggers: usize) -> Broker {
 
 type Sinks = Vec<(String, Arc<dyn EventSink>)>;
 
-/// A loop over ten types, and a task for the sink that is to have the event.
+/// Routes by hand: a loop over ten types, and a task for the matching sink.
 async fn by_hand(sinks: Arc<Sinks>, event: Arc<Event>) {
     for (event_type, sink) in &*sinks {
         if *event_type == event.event_type {
@@ -119,7 +119,7 @@ fn route_1_of_many(c: &mut Criterion) {
     group.finish();
 }
 
-/// Adds one trigger, and removes it again.
+/// Adds one trigger and removes it.
 fn add_trigger(c: &mut Criterion) {
     let runtime = runtime();
     let mut group = c.benchmark_group("add_trigger");
@@ -142,7 +142,7 @@ fn add_trigger(c: &mut Criterion) {
     group.finish();
 }
 
-/// The same event with nothing else going on, and while the sink of another trigger sleeps for a second at a time.
+/// Baseline: routing the event alone. Compared with routing while the sink of another trigger sleeps 1 s per event.
 fn route_beside_a_slow_sink(c: &mut Criterion) {
     let runtime = runtime();
     let mut group = c.benchmark_group("route_beside_a_slow_sink");
@@ -166,7 +166,7 @@ fn route_beside_a_slow_sink(c: &mut Criterion) {
     group.finish();
 }
 
-/// A bus whose events go to ten triggers, of which one matches, and to a sink that sleeps for a second.
+/// Returns a bus with ten triggers, of which one matches, and a trigger whose sink sleeps for 1 s.
 async fn slow_bus(deadline: Duration) -> EventBus {
     let broker = broker(10).await.with_route_timeout(deadline);
     let settings = DeliverySettings::fire_and_forget().queue(0);
@@ -179,7 +179,7 @@ fn bus(broker: Broker) -> EventBus {
     EventBus::builder(MemoryProvider::default()).broker(Arc::new(broker)).build().unwrap()
 }
 
-/// The first publish into a sink that sleeps, beside a wait as long as the deadline that was stated for it.
+/// Baseline: a sleep as long as the route timeout. Compared with the first publish into a sleeping sink.
 fn first_publish_into_a_slow_sink(c: &mut Criterion) {
     const DEADLINE: Duration = Duration::from_millis(10);
     let runtime = runtime();
@@ -206,7 +206,7 @@ fn first_publish_into_a_slow_sink(c: &mut Criterion) {
     group.finish();
 }
 
-/// Every later publish, while the sink sleeps on, beside the same without that sink.
+/// Baseline: publishing without the slow sink. Compared with every later publish while that sink still sleeps.
 fn publish_beside_a_slow_sink(c: &mut Criterion) {
     let runtime = runtime();
     let publishes = |iters: u64, bus: &Arc<EventBus>| {

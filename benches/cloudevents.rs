@@ -1,4 +1,4 @@
-//! CloudEvents beside the official SDK doing the same.
+//! CloudEvents compared with the official SDK.
 
 #![allow(
     missing_docs,
@@ -22,7 +22,7 @@ mod support;
 
 type Sdk = cloudevents::Event;
 
-/// The same event for the SDK: the attributes that ours has on the wire.
+/// Returns the SDK's event with the attributes that `event` has on the wire.
 fn sdk_event(event: &CloudEvent) -> Sdk {
     let json: serde_json::Value = serde_json::from_slice(&event.to_json().unwrap()).unwrap();
     let mut builder = EventBuilderV10::new()
@@ -43,7 +43,7 @@ fn sdk_event(event: &CloudEvent) -> Sdk {
     builder.build().unwrap()
 }
 
-/// Baseline: the SDK writes and reads its own event. Ours is made from an `Event` before and turned into one after.
+/// Baseline: the SDK writes and reads its own event. This library also converts from an `Event` and back to one.
 fn there_and_back(c: &mut Criterion) {
     let event = support::event("events.market.orders");
     let cloud_event = CloudEvent::from(event.clone());

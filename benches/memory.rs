@@ -1,4 +1,4 @@
-//! The memory provider against the bare cost of the same work without promises.
+//! The memory provider compared with the bare cost of the same work without its guarantees.
 
 #![allow(
     missing_docs,
@@ -108,7 +108,7 @@ fn publish(c: &mut Criterion) {
     }
 }
 
-/// Baseline: the provider alone. What counting adds: the bus reads a clock twice and records the publish.
+/// Baseline: the provider alone. Shows the cost of counting: the bus reads a clock twice and records the publish.
 fn metered_publish(c: &mut Criterion) {
     let rt = runtime();
     let event = event("events.market.forex.usd_cny");
@@ -242,7 +242,7 @@ fn from_now_on() -> SubscribeOptions {
     SubscribeOptions { deliver_policy: DeliverPolicy::New, ..SubscribeOptions::default() }
 }
 
-/// The same in batches.
+/// Spawns a task that receives and acknowledges in batches until the provider closes.
 fn spawn_batch_worker(rt: &Runtime, mut subscription: Box<dyn Subscription>, receipts: &Arc<Receipts>) {
     let receipts = Arc::clone(receipts);
     rt.spawn(async move {
@@ -257,7 +257,7 @@ fn spawn_batch_worker(rt: &Runtime, mut subscription: Box<dyn Subscription>, rec
     });
 }
 
-/// A task that receives and acknowledges until the provider closes.
+/// Spawns a task that receives and acknowledges until the provider closes.
 fn spawn_worker(rt: &Runtime, mut subscription: Box<dyn Subscription>, receipts: &Arc<Receipts>) {
     let receipts = Arc::clone(receipts);
     rt.spawn(async move {

@@ -1,5 +1,5 @@
-//! The NATS provider against plain async-nats that does the same JetStream work, in one run and on one server, turn by
-//! turn. The server is started for it.
+//! The NATS provider compared with plain async-nats that does the same JetStream work. Both run on one server, which
+//! the benchmark starts, and take turns.
 //!
 //! `cargo bench --bench nats [-- --quick]`
 
@@ -31,10 +31,10 @@ const SUBJECT: &str = "events.market.forex.usd_cny";
 const WINDOW: usize = 256;
 const BATCH: usize = 1_000;
 const CALLERS: usize = 64;
-/// The slow consumer takes one event where the publisher publishes this many.
+/// Number of events published per event that the slow consumer takes.
 const SLOWER: usize = 100;
 
-/// How much is measured.
+/// Number of rounds and repetitions.
 struct Scale {
     rounds: usize,
     sequential: usize,
@@ -58,7 +58,7 @@ async fn main() {
     report.print();
 }
 
-/// Both sides of a comparison on one server, with a stream each.
+/// Both sides of a comparison, each with its own stream on one server.
 struct Sides {
     provider: Arc<NatsProvider>,
     raw: jetstream::Context,
@@ -107,7 +107,7 @@ impl Sides {
     }
 }
 
-/// Times async work from a task of the runtime.
+/// Returns repetitions per second of async work in a task of the runtime.
 async fn rate(count: usize, work: impl Future<Output = ()>) -> f64 {
     let begin = std::time::Instant::now();
     work.await;
@@ -242,7 +242,7 @@ async fn consuming(scale: &Scale, report: &mut Report) {
     report.rates("the same (baseline: messages and an ack that is not confirmed)", &unconfirmed, &ours, "");
 }
 
-/// Resident memory of this process in MiB, where the system tells.
+/// Returns the resident memory of this process in MiB, if the system reports it.
 fn resident() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;

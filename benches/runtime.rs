@@ -1,4 +1,4 @@
-//! The handler runtime beside loops that are written by hand: what a policy, lanes and panics that are caught cost.
+//! The handler runtime compared with hand-written loops: the cost of a policy, of lanes and of catching panics.
 
 #![allow(
     clippy::expect_used,
@@ -19,12 +19,12 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use support::{event, provider, runtime};
 use tokio::sync::{Notify, Semaphore};
 
-/// Events that are stored before the clock starts.
+/// Number of events stored before the measurement starts.
 const EVENTS: u64 = 20_000;
 const WORKERS: usize = 8;
 const FILTER: &str = "events.>";
 
-/// Counts what was handled, and says when it was all.
+/// Counts handled events and notifies when all of them are handled.
 struct Tally {
     handled: AtomicU64,
     all: Notify,
@@ -35,7 +35,7 @@ impl Tally {
         Arc::new(Self { handled: AtomicU64::new(0), all: Notify::new() })
     }
 
-    /// What a handler does: it reads a field of the payload.
+    /// Does the work of a handler: reads a field of the payload.
     fn handle(&self, delivery: &Delivery) {
         let cents = delivery.event().payload["cents"].as_u64().expect("a number");
         if self.handled.fetch_add(cents / 13_650, Ordering::Relaxed) + 1 == EVENTS {
@@ -44,7 +44,7 @@ impl Tally {
     }
 }
 
-/// A full stream of 50 subjects.
+/// Returns a provider with a full stream of 50 subjects.
 fn stored(runtime: &tokio::runtime::Runtime) -> Arc<MemoryProvider> {
     let provider = Arc::new(provider(usize::try_from(EVENTS).expect("fits")));
     runtime.block_on(async {
@@ -55,7 +55,7 @@ fn stored(runtime: &tokio::runtime::Runtime) -> Arc<MemoryProvider> {
     provider
 }
 
-/// Times `work` once per iteration, on a full stream each.
+/// Times `work` once per iteration, each on a new full stream.
 fn timed<F: Future<Output = Duration>>(
     iters: u64,
     work: impl Fn(Arc<MemoryProvider>, Arc<Tally>) -> F,
@@ -69,7 +69,7 @@ fn timed<F: Future<Output = Duration>>(
         .sum()
 }
 
-/// One loop after another event: receive, handle, ack.
+/// Runs `members` loops that receive, handle and ack one event after the other.
 async fn by_hand(provider: Arc<MemoryProvider>, members: usize, tally: Arc<Tally>) -> Duration {
     let start = Instant::now();
     let mut loops = tokio::task::JoinSet::new();
@@ -88,7 +88,7 @@ async fn by_hand(provider: Arc<MemoryProvider>, members: usize, tally: Arc<Tally
     start.elapsed()
 }
 
-/// One loop that hands each event to a task, and waits while 8 of them run.
+/// Runs one loop that spawns a task per event, and waits while 8 of them run.
 async fn by_tasks(provider: Arc<MemoryProvider>, tally: Arc<Tally>) -> Duration {
     let bus = EventBus::from_provider(provider);
     let filter = SubscriptionFilter {

@@ -1,7 +1,7 @@
-//! The SQLite provider against plain rusqlite that does the same inserts, in one run and on one disk, turn by turn.
+//! The SQLite provider compared with plain rusqlite that does the same inserts. Both use one disk and take turns.
 //!
-//! `cargo bench --bench sqlite --features sqlite [-- [--quick] [FILTER]]`; `scripts/bench-ratios` prints the ratios. Each
-//! figure is the median time of a round, in the form of the other benchmarks.
+//! `cargo bench --bench sqlite --features sqlite [-- [--quick] [FILTER]]`; `scripts/bench-ratios` prints the ratios.
+//! Each figure is the median time of a round, printed in the format of the other benchmarks.
 
 #![allow(
     missing_docs,
@@ -32,7 +32,7 @@ use tokio::runtime::Runtime;
 const SUBJECT: &str = "events.market.forex.usd_cny";
 const FILTER: &str = "events.>";
 const BATCH: usize = 1_000;
-/// The groups of `publishing`, in its order.
+/// The groups that `publishing` prints, in its order.
 const PUBLISH: [&str; 5] = [
     "sqlite_publish_1_caller",
     "sqlite_publish_64_callers",
@@ -41,7 +41,7 @@ const PUBLISH: [&str; 5] = [
     "sqlite_publish_batch_of_1000",
 ];
 
-/// How much is measured.
+/// Number of rounds and repetitions.
 struct Scale {
     rounds: usize,
     single: usize,
@@ -55,7 +55,7 @@ fn main() {
     let filter = arguments.iter().find(|argument| !argument.starts_with("--")).cloned().unwrap_or_default();
     let scale = Scale { rounds: if quick { 1 } else { 5 }, single: 1_000, batches: 100, large: 1_000_000 };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    // The groups that each prints, and what measures them.
+    // The groups of each benchmark, and the function that measures them.
     type Benchmark = (&'static [&'static str], fn(&Runtime, &Scale));
     let benchmarks: [Benchmark; 5] = [
         (&PUBLISH, publishing),
@@ -71,7 +71,7 @@ fn main() {
     }
 }
 
-/// Prints the median of some seconds, and the lowest and highest.
+/// Prints the median, the lowest and the highest of `seconds`.
 fn report(name: &str, seconds: &[f64]) {
     let mut seconds = seconds.to_vec();
     seconds.sort_by(f64::total_cmp);
@@ -80,7 +80,7 @@ fn report(name: &str, seconds: &[f64]) {
     println!("{name:<70} time: [{low} {middle} {high}]");
 }
 
-/// The seconds of one of `count` repetitions.
+/// Returns the seconds per repetition of work that repeats `count` times.
 fn each(count: usize, work: impl FnOnce()) -> f64 {
     let begin = Instant::now();
     work();
@@ -151,7 +151,7 @@ fn publishing(runtime: &Runtime, scale: &Scale) {
         times[6].push(concurrently(1_000));
     }
     let [raw_single, single, raw_64, callers_64, raw_batch, batch, callers_1000] = times;
-    // 64 callers that wait for their answers never have more than 64 rows to share a transaction.
+    // 64 waiting callers put at most 64 rows into one transaction.
     let figures = [
         ("baseline_transactions_of_1", &raw_single, &single),
         ("baseline_transactions_of_1000", &raw_batch, &callers_64),
@@ -165,7 +165,7 @@ fn publishing(runtime: &Runtime, scale: &Scale) {
     }
 }
 
-/// Takes and acks everything, a batch at a time.
+/// Receives and acks all events in batches.
 async fn consume(provider: &SqliteProvider, count: usize) {
     let mut subscription = provider.subscribe_durable("worker", FILTER).await.unwrap();
     let mut left = count;
@@ -174,7 +174,7 @@ async fn consume(provider: &SqliteProvider, count: usize) {
         assert!(!batch.is_empty(), "{left} events are left");
         left -= batch.len();
         let mut acks: Vec<_> = batch.into_iter().map(|delivery| Box::pin(delivery.unwrap().ack())).collect();
-        // All are sent before the first answer is waited for, so that they share a transaction.
+        // Sends all acks before it waits for the first answer, so that they share a transaction.
         std::future::poll_fn(|context| {
             acks.retain_mut(|ack| match ack.as_mut().poll(context) {
                 Poll::Ready(acked) => acked.map(|()| false).unwrap(),
@@ -203,7 +203,7 @@ fn consuming(runtime: &Runtime, scale: &Scale) {
     report("sqlite_consume_and_ack/next_batch_of_1000", &consumed);
 }
 
-/// Mean times of one publish and of one `history(100)`.
+/// Returns the mean times of one publish and of one `history(100)`.
 fn costs(runtime: &Runtime, provider: &SqliteProvider, repeat: usize) -> (f64, f64) {
     let event = support::event(SUBJECT);
     let publish = each(repeat, || {
@@ -232,7 +232,7 @@ fn growing(runtime: &Runtime, scale: &Scale) {
     runtime.block_on(publish_batches(&small, 10, &event));
     runtime.block_on(publish_batches(&large, scale.large / BATCH, &event));
     let mut times: [Vec<f64>; 4] = Default::default();
-    // Short turns, so that both meet the same moments of the disk.
+    // Short turns, so that both providers see the same speed of the disk.
     for _ in 0..scale.rounds * 5 {
         for (provider, at) in [(&small, 0), (&large, 1)] {
             let (publish, history) = costs(runtime, provider, scale.single / 5);
@@ -266,8 +266,9 @@ fn latency(runtime: &Runtime, scale: &Scale) {
     report("sqlite_publish_to_delivery/synchronous_normal", &seconds);
 }
 
-/// From a publish to its delivery by another opening of the file, which sees it as another process does. The pause
-/// before each publish lets it go to sleep.
+/// Times a publish until its delivery by a second provider on the same file, which sees it as another process does.
+///
+/// A pause before each publish lets the second provider go to sleep.
 fn other_process(runtime: &Runtime, scale: &Scale) {
     let event = support::event(SUBJECT);
     let folder = tempfile::tempdir().unwrap();
@@ -277,7 +278,7 @@ fn other_process(runtime: &Runtime, scale: &Scale) {
         let mut subscription = there.subscribe(FILTER).await.unwrap();
         let mut seconds = Vec::new();
         for number in 0..scale.single as u64 / 20 {
-            // The pauses differ, or all would meet the same moment between two looks.
+            // The pauses differ, so that publishes fall on different moments between two polls.
             let published_at = async {
                 tokio::time::sleep(Duration::from_millis(200 + 7 * (number % 10))).await;
                 let begin = Instant::now();

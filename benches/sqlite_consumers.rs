@@ -1,8 +1,9 @@
-//! What many consumers cost those who publish, mostly to a SQLite file, each figure beside the same without them.
+//! The cost of many consumers for publishers, mostly on a SQLite file. Each figure has a baseline without the
+//! consumers.
 //!
-//! `cargo bench --bench sqlite_consumers --features sqlite [-- FILTER]`. Each figure is the median of its seconds, between
-//! the lowest and the highest; the share of a core is printed in percent, and what a bound is set for as a ratio. The
-//! files lie in `TMPDIR`: a folder in memory, such as `/dev/shm`, takes the disk out of the figures.
+//! `cargo bench --bench sqlite_consumers --features sqlite [-- FILTER]`. Each figure is the median of its seconds,
+//! between the lowest and the highest. The share of a core is printed in percent, and figures with a bound as a ratio.
+//! The files are in `TMPDIR`. Set it to a folder in memory, such as `/dev/shm`, to exclude the disk from the figures.
 
 #![allow(
     missing_docs,
@@ -23,7 +24,7 @@ use a3s_event::provider::PublishRequest;
 use a3s_event::provider::sqlite::{SqliteConfig, SqliteProvider, Synchronous};
 use a3s_event::{DeliverPolicy, Event, EventProvider, MemoryProvider, SubscribeOptions, Subscription};
 
-/// The first argument of the process that writes for [`foreign_writer`]; the second is the folder.
+/// First argument of the process that writes for [`foreign_writer`]. The second argument is the folder.
 const WRITER: &str = "--write-beside";
 
 fn main() {
@@ -61,7 +62,7 @@ fn report_ratio(name: &str, what: &str, ratio: f64) {
     println!("{name:<70} {what}: {ratio:.2}");
 }
 
-/// The middle one of some numbers.
+/// Returns the median of `numbers`.
 fn median(numbers: &mut [f64]) -> f64 {
     numbers.sort_by(f64::total_cmp);
     numbers[numbers.len() / 2]
@@ -97,14 +98,14 @@ async fn publishes(provider: &dyn EventProvider, subject: &str, count: usize) ->
     seconds
 }
 
-/// Rounds of a figure about the longest of many publishes, which a single hiccup of the machine decides.
+/// Number of rounds for figures about the slowest of many publishes, because one hiccup of the machine decides them.
 const ROUNDS: usize = 7;
 
-/// 100 durable consumers, each behind by 100,000 subjects.
+/// Measures publishes beside listings of 100 durable consumers, each behind by 100,000 subjects.
 fn beside_a_listing(name: &str, runtime: &tokio::runtime::Runtime) {
     runtime.block_on(async {
         let folder = tempfile::tempdir().unwrap();
-        // As it is set by default: each publish waits for the disk.
+        // The default settings: each publish waits for the disk.
         let config = SqliteConfig::file(folder.path().join("events.db"));
         let provider = Arc::new(SqliteProvider::connect(config.max_events(0)).await.unwrap());
         fill(&*provider, 100_000, |number| format!("events.s.u{number}")).await;
@@ -136,7 +137,7 @@ fn beside_a_listing(name: &str, runtime: &tokio::runtime::Runtime) {
     });
 }
 
-/// Lists the consumers over and over until then, if it is to, and returns how long each took.
+/// Lists the consumers repeatedly until `until`, if asked to, and returns the seconds of each listing.
 async fn list_until(
     provider: Arc<SqliteProvider>,
     until: Instant,
@@ -154,7 +155,7 @@ async fn list_until(
     seconds
 }
 
-/// 5,000 durable consumers that nobody reads, at three kinds of filters.
+/// Measures publishes into a full stream with 5,000 durable consumers that have no readers, for three kinds of filters.
 fn full_stream(name: &str, runtime: &tokio::runtime::Runtime) {
     runtime.block_on(async {
         for store in ["sqlite", "memory"] {
@@ -184,7 +185,7 @@ fn full_stream(name: &str, runtime: &tokio::runtime::Runtime) {
     });
 }
 
-/// Processor time of this process, from `/proc`; nothing where there is none.
+/// Returns the processor seconds of this process from `/proc`, or `None` if that does not exist.
 fn processor_seconds() -> Option<f64> {
     let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
     let fields: Vec<&str> = stat.rsplit(')').next()?.split_whitespace().collect();
@@ -196,7 +197,7 @@ fn processor_seconds() -> Option<f64> {
 fn write_beside(folder: &Path) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     std::thread::spawn(|| {
-        // What is read is nothing: the other process only ever closes it.
+        // Waits for the end of standard input: the other process writes nothing and only closes it.
         let _ = std::io::stdin().read_line(&mut String::new());
         std::process::exit(0);
     });
@@ -215,8 +216,9 @@ fn spawn_writer(folder: &Path) -> Child {
     command.arg(WRITER).arg(folder).stdin(Stdio::piped()).spawn().unwrap()
 }
 
-/// 1,000 subscriptions that wait for other subjects than another process, 20 times a second, writes. What that process
-/// uses does not count.
+/// Measures 1,000 subscriptions that wait while another process writes to other subjects 20 times a second.
+///
+/// The processor time of that process does not count.
 fn foreign_writer(name: &str, runtime: &tokio::runtime::Runtime) {
     runtime.block_on(async {
         const SECONDS: u64 = 10;
@@ -249,7 +251,7 @@ fn foreign_writer(name: &str, runtime: &tokio::runtime::Runtime) {
     });
 }
 
-/// Ephemeral consumers that begin with the newest event of each subject.
+/// Measures ephemeral consumers that begin with the newest event of each subject.
 fn many_waiting(name: &str, runtime: &tokio::runtime::Runtime) {
     runtime.block_on(async {
         let mut baseline = None;
@@ -273,7 +275,7 @@ fn many_waiting(name: &str, runtime: &tokio::runtime::Runtime) {
     });
 }
 
-/// 300,000 events are too many from one moment to the next.
+/// Measures publishes after the limit is lowered to 1,000 events, with 300,000 events stored.
 fn lowered_limit(name: &str, runtime: &tokio::runtime::Runtime) {
     runtime.block_on(async {
         let folder = tempfile::tempdir().unwrap();

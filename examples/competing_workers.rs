@@ -1,4 +1,4 @@
-//! Two workers share one durable consumer. One of them dies holding an event, and the other takes it over.
+//! Two workers share one durable consumer. One of them dies while it holds an event, and the other one receives it.
 //!
 //! ```text
 //! cargo run --example competing_workers
@@ -14,7 +14,7 @@ use a3s_event::{
 };
 use serde_json::json;
 
-/// No wait of this program is longer.
+/// Timeout of every wait in this program.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 #[tokio::main]
@@ -25,7 +25,7 @@ async fn main() -> Result<()> {
         subjects: vec!["events.photo.>".to_owned()],
         durable: true,
         options: Some(SubscribeOptions {
-            // How long a worker may hold an event before it is taken for dead.
+            // Lease of a worker. The event is redelivered when it expires.
             ack_wait_secs: Some(1),
             ..Default::default()
         }),
@@ -40,19 +40,19 @@ async fn main() -> Result<()> {
         bus.publish("photo", "uploaded", &summary, "camera", json!({ "number": number })).await?;
     }
 
-    // The work is shared: each photo goes to one of the two.
+    // The workers share the work: each photo goes to one of them.
     for _ in 0..2 {
         report("ann", &done(&mut ann).await?);
         report("bob", &done(&mut bob).await?);
     }
 
-    // Ann takes a photo and dies. She neither acks nor naks it: her lease decides.
+    // Ann takes a photo and dies without an ack or a nak, so the photo stays leased until her lease expires.
     let held = next(&mut ann).await?;
     println!("ann takes {} and dies", held.received.event.summary);
     drop(held);
     drop(ann);
 
-    // Bob gets the last photo, and then Ann's, one second after she took it.
+    // Bob receives the last photo, and then Ann's, one second after she took it.
     for _ in 0..2 {
         report("bob", &done(&mut bob).await?);
     }
@@ -64,14 +64,14 @@ async fn worker(bus: &EventBus) -> Result<Box<dyn Subscription>> {
     subscriptions.pop().ok_or_else(|| EventError::NotFound("subscription 'resize'".to_owned()))
 }
 
-/// Takes the next event, waiting no longer than the deadline.
+/// Receives the next event, or fails when `DEADLINE` has passed.
 async fn next(worker: &mut Box<dyn Subscription>) -> Result<PendingEvent> {
     let next = tokio::time::timeout(DEADLINE, worker.next_manual_ack()).await;
     let pending = next.map_err(|_elapsed| EventError::Timeout("waiting for a photo".to_owned()))??;
     pending.ok_or_else(|| EventError::Closed("subscription 'resize'".to_owned()))
 }
 
-/// Takes the next event, does the work and acknowledges it.
+/// Receives the next event, does the work and acknowledges the event.
 async fn done(worker: &mut Box<dyn Subscription>) -> Result<ReceivedEvent> {
     let pending = next(worker).await?;
     let received = pending.received.clone();

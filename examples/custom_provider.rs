@@ -1,7 +1,7 @@
-//! A provider of your own: the smallest one that keeps its promises, used through the bus like any other.
+//! A minimal custom provider, used through the bus like any other.
 //!
-//! It stores events in a `Vec` and hands them out in order. What it cannot do it declares absent, so that asking for it
-//! is refused instead of ignored. The guide `docs::writing_a_provider` explains each step.
+//! It stores events in a `Vec` and delivers them in order. It declares every other capability absent, so that the
+//! library refuses requests for it instead of ignoring them. The guide `docs::writing_a_provider` explains each step.
 //! Run it with `cargo run --example custom_provider`.
 
 #![allow(clippy::print_stdout, reason = "an example talks to the person who runs it")]
@@ -23,7 +23,7 @@ use tokio::sync::watch;
 
 const NAME: &str = "vec";
 
-/// Keeps every event in a `Vec` until it is dropped. The channel holds the `Vec` and wakes whoever waits for a change.
+/// Stores every event in a `Vec` until the provider is dropped. The channel holds the `Vec` and wakes waiting readers.
 #[derive(Debug, Default)]
 pub struct VecProvider {
     log: watch::Sender<Log>,
@@ -31,7 +31,7 @@ pub struct VecProvider {
 
 #[derive(Debug, Default)]
 struct Log {
-    /// The event with sequence 1 is the first.
+    /// Events in order; the first one has sequence 1.
     events: Vec<Arc<Event>>,
     bytes: usize,
     closed: bool,
@@ -102,12 +102,12 @@ impl Driver for VecProvider {
     }
 }
 
-/// Walks through the `Vec`, and waits at its end.
+/// Reads the `Vec` in order and waits at its end.
 #[derive(Debug)]
 pub struct Reader {
     log: watch::Receiver<Log>,
     filter: String,
-    /// How many events lie behind us.
+    /// Number of events already read.
     position: usize,
 }
 
@@ -132,9 +132,9 @@ impl Fetch for Reader {
             if !taken.is_empty() {
                 return Ok(None);
             }
-            // The only await: whoever drops the future here has not taken anything.
+            // The only await. Dropping the future here loses no event, because `taken` is empty.
             if self.log.changed().await.is_err() {
-                return Ok(Some(SubscriptionEnd::Closed)); // nobody can publish any more
+                return Ok(Some(SubscriptionEnd::Closed)); // the provider was dropped
             }
         }
     }
@@ -144,7 +144,7 @@ impl Fetch for Reader {
     }
 }
 
-/// Settling an event: there is no lease, so an ack has nothing to do and nothing can come again.
+/// Settles events. This provider keeps no leases, so an ack does nothing and no event is redelivered.
 struct InOrderOnly;
 
 impl AckHandler for InOrderOnly {
@@ -167,7 +167,7 @@ async fn main() -> Result<()> {
         println!("{}: {}", received.sequence, received.event.summary);
     }
 
-    // What the provider does not do is refused, never ignored.
+    // The bus refuses an option that the provider does not support.
     let once = PublishOptions { msg_id: Some(event.id.clone()), ..Default::default() };
     if let Err(error) = bus.publish_event_with_options(&event, &once).await {
         println!("refused: {error}");

@@ -1,5 +1,5 @@
-//! A gateway and a box agree on how many instances there are, over durable triggers: no message of the conversation is
-//! lost when one of the two is down.
+//! A gateway and a box agree on the number of instances. They talk over durable triggers, so no message is lost when
+//! one of them is down.
 //!
 //! ```text
 //! cargo run --example gateway_box
@@ -26,7 +26,7 @@ async fn main() -> Result<()> {
     let (instances, mut seen) = watch::channel(0);
     let mut gateway = gateway(Arc::clone(&bus), instances).await?;
 
-    // The box is not there yet. Its trigger starts with what is stored, so that it misses nothing.
+    // The box has not started yet. Its trigger begins with the stored events, so it misses none.
     let request =
         ScaleUpPayload { service: SERVICE.into(), desired_replicas: 2, reason: "queue depth".into() };
     bus.publish_event(&request.to_event("two instances, please")).await?;
@@ -45,7 +45,7 @@ async fn main() -> Result<()> {
     bus.close().await
 }
 
-/// The gateway counts the instances that it hears of.
+/// Runs the gateway, which counts the instances that report.
 async fn gateway(bus: Arc<EventBus>, instances: watch::Sender<i64>) -> Result<BrokerHandle> {
     let count = InProcessSink::new("count", move |event: Event| {
         let change = if event.event_type == INSTANCE_READY { 1 } else { -1 };
@@ -60,7 +60,7 @@ async fn gateway(bus: Arc<EventBus>, instances: watch::Sender<i64>) -> Result<Br
     broker.run(bus).await
 }
 
-/// The box starts and stops instances, and says so.
+/// Runs the box, which starts and stops instances and reports each.
 async fn a_box(bus: Arc<EventBus>) -> Result<BrokerHandle> {
     let answers = Arc::clone(&bus);
     let start = InProcessSink::new("start", move |event: Event| {
@@ -94,7 +94,7 @@ async fn a_box(bus: Arc<EventBus>) -> Result<BrokerHandle> {
     broker.run(bus).await
 }
 
-/// A durable trigger for one type of message, from the first that is stored.
+/// Returns a durable trigger for one event type that begins with the first stored event.
 fn durable(name: &str, event_type: &str, sink: Arc<InProcessSink>) -> TriggerSpec {
     let settings = DeliverySettings::durable().deliver_policy(DeliverPolicy::All);
     Trigger::new(name, TriggerFilter::by_type(event_type), sink).with_delivery(settings)

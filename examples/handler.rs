@@ -1,4 +1,4 @@
-//! A service: its main loop starts a consumer, runs until SIGTERM, and drains.
+//! A service that starts a consumer, runs it until SIGTERM, and drains it.
 //!
 //! ```text
 //! cargo run --example handler
@@ -33,7 +33,7 @@ async fn main() -> Result<()> {
     bus.close().await
 }
 
-/// `Ok` settles the event. An error is tried again, a fatal one is not.
+/// Bills an order. `Ok` acks the event. An error is retried, unless it is fatal.
 async fn bill(order: Order, delivery: Delivery) -> HandlerResult {
     if order.total < 0 {
         return Err(HandlerError::fatal("a negative total"));
@@ -43,7 +43,7 @@ async fn bill(order: Order, delivery: Delivery) -> HandlerResult {
     Ok(())
 }
 
-/// Waits for whoever stops services: SIGTERM, or Ctrl-C at a terminal.
+/// Waits for SIGTERM, or Ctrl-C at a terminal.
 async fn terminated() {
     #[cfg(unix)]
     if let Ok(mut terminate) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
@@ -56,7 +56,7 @@ async fn terminated() {
     let _ = tokio::signal::ctrl_c().await;
 }
 
-/// Others publish orders, and soon somebody stops this service.
+/// Publishes orders, and sends SIGTERM to this process after 350 ms.
 async fn the_rest_of_the_world(bus: &EventBus) -> Result<()> {
     for number in 1..=20 {
         let total = if number == 7 { -1 } else { 10 * number };

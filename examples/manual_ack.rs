@@ -1,4 +1,4 @@
-//! Acknowledging by hand: every delivery is settled in one of four ways.
+//! Manual acknowledgement with `ack`, `nak_after`, `term` and `extend`.
 //!
 //! ```text
 //! cargo run --example manual_ack
@@ -11,7 +11,7 @@ use std::time::Duration;
 use a3s_event::{Delivery, Event, EventError, EventProvider, MemoryProvider, Result, SubscribeOptions};
 use serde_json::json;
 
-/// No wait of this program is longer.
+/// Timeout of every wait in this program.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 #[tokio::main]
@@ -42,24 +42,24 @@ async fn main() -> Result<()> {
     orders.close().await
 }
 
-/// Returns how many orders are done with: none or one.
+/// Handles one delivery and returns the number of finished orders, 0 or 1.
 async fn handle(delivery: Delivery) -> Result<usize> {
     let (topic, attempt) = (delivery.event().summary.clone(), delivery.num_delivered());
     let amount = delivery.event().payload.get("amount").and_then(serde_json::Value::as_u64);
     match (amount, topic.as_str(), attempt) {
-        // Nobody can process this one, ever: settle it without redelivery and say why.
+        // This order can never be processed: settle it without redelivery, with a reason.
         (None, _, _) => {
             println!("{topic}, attempt {attempt}: term");
             delivery.term("the amount is not a number").await?;
             Ok(1)
         }
-        // It may work later: ask for another delivery, and say when.
+        // This order may succeed later: request redelivery after a delay.
         (Some(_), "flaky", 1) => {
             println!("{topic}, attempt {attempt}: nak_after 100 ms");
             delivery.nak_after(Duration::from_millis(100)).await?;
             Ok(0)
         }
-        // It takes longer than expected: restart the lease, go on, and settle.
+        // This order takes longer than expected: restart the lease, continue, and ack.
         (Some(amount), _, _) => {
             delivery.extend().await?;
             println!("{topic}, attempt {attempt}: ack, {amount} billed");

@@ -1,13 +1,13 @@
-//! One week of real earthquakes, published once and delivered to everyone who asked for them.
+//! Publishes one week of real earthquakes and delivers them to four subscribers.
 //!
 //! ```text
 //! cargo run --example quickstart [provider URL]
 //! cargo run --example quickstart --features sqlite
 //! ```
 //!
-//! The URL is the first argument, or `A3S_EVENT_URL`. Without either it is a file in the folder for temporary files where
-//! SQLite is compiled in, so that a second run finds what the first one stored, and `memory://` otherwise. Nothing else
-//! here depends on the provider.
+//! The URL is the first argument, or `A3S_EVENT_URL`. The default is `memory://`. With the feature `sqlite` the default
+//! is a file in the folder for temporary files. A second run then finds the events of the first. Nothing else here
+//! depends on the provider.
 
 #![allow(clippy::print_stdout, reason = "an example talks to the person who runs it")]
 
@@ -20,17 +20,17 @@ use comfy_table::{Cell, CellAlignment, LineStyle, Table, presets::UTF8_HORIZONTA
 use serde::{Deserialize, Serialize};
 
 const FEED: &str = include_str!("data/usgs-earthquakes.geojson");
-/// Who listens, and to what: `events.<quake or blast>.<reporting network>.<class>`.
+/// The subscribers and their filters. Subjects have the form `events.<quake or blast>.<reporting network>.<class>`.
 const SUBSCRIBERS: [(&str, &str); 4] = [
     ("archive", "events.>"),
     ("california", "events.quake.ci.>"),
     ("alarm", "events.quake.*.strong"),
     ("blasts", "events.blast.>"),
 ];
-/// The subscriber that outlives this program. It leaves some events to its next run.
+/// The durable subscriber. It leaves `LEFT_FOR_NEXT_RUN` events to the next run of this program.
 const DURABLE: &str = "archive";
 const LEFT_FOR_NEXT_RUN: usize = 10;
-/// No wait of this program is longer.
+/// Timeout of every wait in this program.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -41,11 +41,11 @@ async fn main() -> Outcome<()> {
     let url = url.unwrap_or_else(default_url);
     let bus = EventBus::connect(&url).await?;
     let week = read_feed()?;
-    // Printed as a parsed URL, which hides credentials.
+    // A parsed URL hides its credentials when it is printed.
     let place = ProviderUrl::parse(&url)?;
     println!("{} events of earlier runs are stored at {place}", bus.info().await?.messages);
 
-    // Subscribe first: every subscriber works in its own task while we publish.
+    // Subscribe first: every subscriber works in its own task while this one publishes.
     let mut desks = Vec::new();
     for (name, filter) in SUBSCRIBERS {
         let wanted = |event: &&Event| subject_matches(&event.subject, filter);
@@ -105,14 +105,14 @@ async fn subscribe(
         subscriber_id: name.to_owned(),
         subjects: vec![filter.to_owned()],
         durable: name == DURABLE,
-        // A durable backend may hold the weeks of earlier runs; who comes anew wants only the new one.
+        // A durable backend may hold the weeks of earlier runs; a new subscriber wants only the new one.
         options: Some(SubscribeOptions { deliver_policy: DeliverPolicy::New, ..Default::default() }),
     })
     .await?;
     bus.create_subscriber(name).await
 }
 
-/// What one subscriber did.
+/// Counts of one subscriber.
 #[derive(Default)]
 struct Tally {
     delivered: usize,
@@ -122,7 +122,7 @@ struct Tally {
     strongest: f64,
 }
 
-/// Works until `expected` events are settled. One in twenty is refused at first and accepted when it comes again.
+/// Works until `expected` events are acked. Naks one in twenty events at first, and acks it when it is redelivered.
 async fn work(mut subscription: Box<dyn Subscription>, expected: usize) -> Outcome<Tally> {
     let mut tally = Tally::default();
     while tally.acked < expected {
@@ -164,7 +164,7 @@ fn strongest_five(history: Vec<Event>) -> Outcome<Table> {
     Ok(table)
 }
 
-/// The payload of our events.
+/// The payload of the published events.
 #[derive(Serialize, Deserialize)]
 struct Quake {
     mag: f64,
@@ -174,7 +174,7 @@ struct Quake {
     depth_km: f64,
 }
 
-/// Reads the feed: each of its features becomes one event.
+/// Reads the feed and returns one event per feature.
 fn read_feed() -> Outcome<Vec<Event>> {
     #[derive(Deserialize)]
     struct Feed {
@@ -231,7 +231,7 @@ fn class_of(magnitude: f64) -> &'static str {
     }
 }
 
-/// Day of the week and time of day, UTC: within one week that says it all.
+/// Formats the day of the week and the time of day, in UTC.
 fn day_and_time(unix_ms: u64) -> String {
     let minutes = unix_ms / 60_000;
     let day = match minutes / (24 * 60) % 7 {

@@ -1,4 +1,5 @@
-//! A signed webhook becomes an event on a topic, once however often it is sent; what somebody else has signed does not.
+//! Turns a signed webhook into one event on a topic, however often it is sent, and refuses one with a foreign
+//! signature.
 //!
 //! ```text
 //! cargo run --example webhook_to_topic --features http,webhook
@@ -17,11 +18,11 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
-/// What the shop and the receiver know. A program reads it from where it keeps its secrets.
+/// The secret that the shop and the receiver share. A real program reads it from its secret storage.
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
-/// What somebody else has made up.
+/// A secret that the receiver does not accept.
 const OTHER_SECRET: &str = "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYX";
-/// No wait of this program is longer.
+/// Timeout of every wait in this program.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 #[tokio::main]
@@ -44,7 +45,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     });
     let serving = tokio::spawn(serving.into_future());
 
-    // The shop posts its orders and signs them, and does so again when it is not sure.
+    // The shop signs and posts its order, and posts it again as if it had seen no answer.
     let shop = shop(port).sign_with(SECRET).build()?;
     let order = Event::typed("orders.17", "orders", "order.placed", 1, "", "/shop", json!({ "total": 42 }));
     for _ in 0..2 {
@@ -72,7 +73,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// A sink is closed unless it is opened: for once it may go to this machine, and without TLS.
+/// Returns the builder of a sink that may post to this machine without TLS. By default a sink refuses both.
 fn shop(port: u16) -> HttpSinkBuilder {
     HttpSink::builder("receiver", format!("http://127.0.0.1:{port}/hooks/orders"))
         .allow_http()

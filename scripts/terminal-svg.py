@@ -1,4 +1,4 @@
-"""Turns the screen of a terminal, as `tmux capture-pane -e -p` prints it, into an SVG."""
+"""Converts a terminal screen, as printed by `tmux capture-pane -e -p`, to an SVG."""
 
 import re
 import sys
@@ -11,7 +11,7 @@ BRIGHT = ["#6e7681", "#ffa198", "#56d364", "#e3b341", "#79c0ff", "#d2a8ff", "#56
 
 
 def style_after(style, codes):
-    """The style behind an escape sequence with these codes."""
+    """Returns the style after an escape sequence with these codes."""
     style = dict(style)
     for code in [int(code or 0) for code in codes.split(";")]:
         if code == 0:
@@ -35,7 +35,7 @@ def style_after(style, codes):
 
 
 def runs(line, style):
-    """The parts of a line with their styles, and the style behind it."""
+    """Returns the parts of a line with their styles, and the style after the line."""
     parts = []
     for index, part in enumerate(re.split("\x1b\\[([0-9;]*)m", line)):
         if index % 2:

@@ -1,9 +1,9 @@
-//! How long to wait before trying again.
+//! Delays between attempts.
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
-/// How long to wait before another attempt.
+/// Delays between attempts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Backoff {
     delays: Delays,
@@ -18,35 +18,35 @@ enum Delays {
 }
 
 impl Backoff {
-    /// No wait.
+    /// Creates a backoff without delay.
     pub fn none() -> Self {
         Self::list([])
     }
 
-    /// These delays one after the other; the last one repeats.
+    /// Creates a backoff with these delays, one after the other. The last one repeats.
     pub fn list(delays: impl IntoIterator<Item = Duration>) -> Self {
         Self { delays: Delays::List(delays.into_iter().collect()), jitter: 0.0 }
     }
 
-    /// Longer by `step` each time, up to `cap`.
+    /// Creates a backoff that grows by `step` with each attempt, up to `cap`.
     pub const fn linear(step: Duration, cap: Duration) -> Self {
         Self { delays: Delays::Linear { step, cap }, jitter: 0.0 }
     }
 
-    /// Twice as long each time, up to `cap`, with a [jitter](Backoff::jitter) of a half.
+    /// Creates a backoff that doubles with each attempt, up to `cap`, with a [jitter](Backoff::jitter) of 0.5.
     pub const fn exponential(first: Duration, cap: Duration) -> Self {
         Self { delays: Delays::Exponential { first, cap }, jitter: 0.5 }
     }
 
-    /// Shortens each delay by a random part of it, up to this fraction between 0 and 1, so that what failed together is not
-    /// tried again together.
+    /// Shortens each delay by a random part of it, up to this fraction between 0 and 1. This spreads retries after a
+    /// common failure.
     #[must_use]
     pub const fn jitter(mut self, fraction: f64) -> Self {
         self.jitter = fraction.clamp(0.0, 1.0);
         self
     }
 
-    /// The delay behind this attempt, the first of which is 1.
+    /// Returns the delay after this attempt. The first attempt is 1.
     pub fn delay(&self, attempt: u64) -> Duration {
         let step = attempt.saturating_sub(1);
         let delay = match &self.delays {
@@ -68,7 +68,7 @@ impl Backoff {
     }
 }
 
-/// A delay doubled this often, or the longest there is.
+/// Doubles a delay `times` times, up to [`Duration::MAX`].
 fn doubled(delay: Duration, times: u64) -> Duration {
     let factor = u32::try_from(times).ok().and_then(|times| 1_u128.checked_shl(times)).unwrap_or(u128::MAX);
     let nanos = delay.as_nanos().saturating_mul(factor);
@@ -79,12 +79,13 @@ fn doubled(delay: Duration, times: u64) -> Duration {
     }
 }
 
-/// This part of a delay, between 0 and 1. The longest delays have no exact `f64`, and rounding must not panic.
+/// Returns a fraction of a delay. The longest delays have no exact `f64`, and rounding must not panic.
 fn part(delay: Duration, fraction: f64) -> Duration {
     Duration::try_from_secs_f64(delay.as_secs_f64() * fraction).unwrap_or(delay)
 }
 
-/// Between 0 and 1. The standard library seeds every hasher anew, which is random enough to spread retries.
+/// Returns a random number between 0 and 1. The standard library seeds every hasher anew, which is random enough to
+/// spread retries.
 fn random_fraction() -> f64 {
     let random = RandomState::new().hash_one(0_u8) >> 32;
     f64::from(u32::try_from(random).unwrap_or_default()) / f64::from(u32::MAX)
@@ -132,7 +133,7 @@ mod tests {
         ] {
             for attempt in [1, 2, 97, 129, u64::MAX] {
                 for _ in 0..50 {
-                    // It returns: that is the test.
+                    // The test is that this returns.
                     let _ = long.delay(attempt);
                 }
             }

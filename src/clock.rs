@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// The current time in Unix milliseconds; 0 when the clock stands before 1970.
+/// Returns the current time in Unix milliseconds, or 0 if the clock is before 1970.
 pub fn unix_millis() -> u64 {
     #[allow(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -1,18 +1,18 @@
-//! Points in time that are some duration away.
+//! Points in time after a duration.
 
 use std::time::Duration;
 
-/// Far enough for "never": tokio's timers use the same span.
+/// About 30 years, in place of "never": tokio's timers use the same span.
 const FAR_FUTURE: Duration = Duration::from_secs(86_400 * 365 * 30);
 
-/// A period for a timer that repeats, which adds it to the present without a check.
+/// Limits the period of a repeating timer, because the timer adds it to the current time without a check.
 pub(crate) fn period(wait: Duration) -> Duration {
     wait.min(FAR_FUTURE)
 }
 
-/// Adds durations to instants without overflow: `Duration::MAX`, which people write for "no limit", is far in the future.
+/// Adds durations to instants without overflow, so that `Duration::MAX` can mean "no limit".
 pub(crate) trait After: Copy {
-    /// The instant `wait` later, or one about 30 years later where that cannot be represented.
+    /// Returns the instant `wait` later, or one about 30 years later if that cannot be represented.
     fn after(self, wait: Duration) -> Self;
 }
 

@@ -1,6 +1,6 @@
-//! Durations as people write them, with one unit: `250ms`, `5s`, `7d`.
+//! Durations as text with one unit: `250ms`, `5s`, `7d`.
 //!
-//! The settings in provider URLs and the options of the command-line tool are read by the same function.
+//! Provider URLs and the command-line tool use the same parser.
 //!
 //! ```
 //! use std::time::Duration;
@@ -13,12 +13,12 @@
 
 use std::time::Duration;
 
-/// The rule that a text broke which is not a duration, to stand behind the text in an error.
+/// Rule for durations, for an error that follows an invalid text.
 pub const RULE: &str = "must be a duration with its unit (us, ms, s, m, h or d), such as 250ms, 5s or 7d";
 
 const NANOS_PER_SECOND: u128 = 1_000_000_000;
 
-/// The units with their nanoseconds, the longest first.
+/// Units with their nanoseconds, longest first.
 const UNITS: [(&str, u128); 6] = [
     ("d", 86_400 * NANOS_PER_SECOND),
     ("h", 3_600 * NANOS_PER_SECOND),
@@ -28,7 +28,7 @@ const UNITS: [(&str, u128); 6] = [
     ("us", NANOS_PER_SECOND / 1_000_000),
 ];
 
-/// Reads a whole number and its unit. Zero needs no unit. Returns `None` for any other text, and for more than
+/// Parses a whole number and its unit. Zero needs no unit. Returns `None` for any other text, and for more than
 /// [`Duration::MAX`].
 pub fn parse(text: &str) -> Option<Duration> {
     if text == "0" {
@@ -42,8 +42,8 @@ pub fn parse(text: &str) -> Option<Duration> {
     Some(Duration::new(u64::try_from(nanos / NANOS_PER_SECOND).ok()?, below_a_second))
 }
 
-/// Writes a duration in the longest unit that divides it, so that [`parse`] reads it again. A duration with a fraction of a
-/// microsecond is written as `Debug` writes it.
+/// Formats a duration in the longest unit that divides it, so that [`parse`] can read it. A duration with a fraction of
+/// a microsecond has its `Debug` form.
 pub fn format(duration: Duration) -> String {
     let nanos = duration.as_nanos();
     if nanos == 0 {

@@ -1,23 +1,23 @@
-//! Errors: what happened, whether trying again helps, and whether a publish may have been stored after all.
+//! Errors: their class, whether a retry can help, and whether a publish may have been stored.
 //!
 #![doc = include_str!("docs/errors.md")]
 
 use std::fmt;
 
-/// The result of every fallible call of this crate.
+/// Result of every fallible call of this crate.
 pub type Result<T> = std::result::Result<T, EventError>;
 
-/// Everything that can go wrong.
+/// An error of this crate.
 ///
-/// Match on [`kind`](EventError::kind) rather than on variants, and decide about a retry with
-/// [`is_retryable`](EventError::is_retryable): the provider that met the error has classified it.
+/// Match on [`kind`](EventError::kind) rather than on variants. Use [`is_retryable`](EventError::is_retryable) to
+/// decide about a retry: the provider that met the error has classified it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EventError {
     /// No connection to the backend.
     #[error("Connection error: {0}")]
     Connection(String),
-    /// A failure of the backend, under the name that the first provider gave it.
+    /// A failure of the backend. The variant is named after the first provider.
     #[error("Provider error: {0}")]
     JetStream(String),
     /// The backend refused an event.
@@ -25,7 +25,7 @@ pub enum EventError {
     Publish {
         /// Subject of the event.
         subject: String,
-        /// Why.
+        /// Reason of the failure.
         reason: String,
     },
     /// The backend refused a subscription.
@@ -33,16 +33,16 @@ pub enum EventError {
     Subscribe {
         /// Filter of the subscription.
         subject: String,
-        /// Why.
+        /// Reason of the failure.
         reason: String,
     },
-    /// JSON could not be written or read.
+    /// JSON could not be serialized or deserialized.
     #[error("Serialization error: {0}")]
     Serialization(#[from] serde_json::Error),
-    /// What was asked for does not exist.
+    /// The requested resource does not exist.
     #[error("Not found: {0}")]
     NotFound(String),
-    /// A setting is wrong.
+    /// A setting is invalid.
     #[error("Configuration error: {0}")]
     Config(String),
     /// The stream could not be created, read or changed.
@@ -51,31 +51,31 @@ pub enum EventError {
     /// The consumer could not be created, read or changed.
     #[error("Consumer error: {0}")]
     Consumer(String),
-    /// A delivery could not be settled, for instance because its lease went to another delivery.
+    /// A delivery could not be settled, for instance because its event was redelivered.
     #[error("Failed to acknowledge message: {0}")]
     Ack(String),
-    /// No answer within the deadline.
+    /// No answer arrived within the timeout.
     #[error("Operation timed out: {0}")]
     Timeout(String),
     /// A failure of the provider.
     #[error("Provider error: {0}")]
     Provider(String),
-    /// The payload does not follow its schema.
+    /// The payload violates its schema.
     #[error("Schema validation failed for event type '{event_type}' v{version}: {reason}")]
     SchemaValidation {
         /// Type of the event.
         event_type: String,
         /// Version of the schema.
         version: u32,
-        /// What is wrong.
+        /// Reason of the failure.
         reason: String,
     },
-    /// A sink did not take the event.
+    /// A sink failed to accept the event.
     #[error("Sink delivery failed for '{sink}': {reason}")]
     SinkDelivery {
         /// Name of the sink.
         sink: String,
-        /// Why.
+        /// Reason of the failure.
         reason: String,
     },
     /// An event could not be routed.
@@ -88,27 +88,27 @@ pub enum EventError {
     #[error("Event source error: {0}")]
     Source(String),
 
-    /// The provider declares that it cannot honour what was asked for. Nothing was sent.
+    /// The provider declares that it does not support the option or operation. Nothing was sent.
     #[error("{option} is not supported by provider '{provider}'")]
     Unsupported {
-        /// The option or operation, named as in the API.
+        /// Name of the option or operation in the API.
         option: String,
         /// Name of the provider.
         provider: String,
     },
-    /// The subscription, the consumer or the provider is closed. Terminal.
+    /// The subscription, the consumer or the provider is closed. This error is terminal.
     #[error("closed: {0}")]
     Closed(String),
-    /// What exists differs from what was asked for, and was left as it is.
+    /// An existing resource differs from the requested one and was left unchanged.
     #[error("conflict on {resource}: {field} is {existing}, requested {requested}")]
     Conflict {
-        /// What the conflict is about, for instance `consumer 'analyst'`.
+        /// Resource in conflict, for instance `consumer 'analyst'`.
         resource: String,
-        /// The field that differs.
+        /// Name of the field that differs.
         field: String,
-        /// The value in force.
+        /// Value in force.
         existing: String,
-        /// The value asked for.
+        /// Requested value.
         requested: String,
     },
     /// A subject or a filter breaks the grammar. Nothing was sent.
@@ -116,110 +116,111 @@ pub enum EventError {
     InvalidSubject {
         /// `subject`, `filter`, `category` or `prefix`.
         field: &'static str,
-        /// The value, shortened and with control characters escaped.
+        /// The value, shortened, with control characters escaped.
         value: String,
-        /// The rule that it breaks.
+        /// Rule that the value breaks.
         rule: String,
     },
-    /// A name breaks the rules. Nothing was sent.
+    /// A name breaks a rule. Nothing was sent.
     #[error("invalid {field} \"{value}\": {rule}")]
     InvalidName {
-        /// The field, for instance `consumer_name`.
+        /// Name of the field, for instance `consumer_name`.
         field: &'static str,
-        /// The value, shortened and with control characters escaped.
+        /// The value, shortened, with control characters escaped.
         value: String,
-        /// The rule that it breaks.
+        /// Rule that the value breaks.
         rule: String,
     },
-    /// An event carries a value that cannot be stored. Nothing was sent.
+    /// An event contains a value that cannot be stored. Nothing was sent.
     #[error("invalid event {field} \"{value}\": {rule}")]
     InvalidEvent {
-        /// The field of the event.
+        /// Name of the event's field.
         field: &'static str,
-        /// The value, shortened and with control characters escaped.
+        /// The value, shortened, with control characters escaped.
         value: String,
-        /// The rule that it breaks.
+        /// Rule that the value breaks.
         rule: String,
     },
-    /// The event is larger than the provider takes. Nothing was sent.
+    /// The event is larger than the provider accepts. Nothing was sent.
     #[error("{what} of {actual} bytes is over the limit of {limit} bytes")]
     TooLarge {
-        /// What was measured: `event` (its JSON), `event with its headers`, which count where a server has them, or `metadata`.
+        /// Measured part: `event` (its JSON), `event with its headers` (if the server counts headers) or `metadata`.
         what: &'static str,
-        /// The size in bytes.
+        /// Size in bytes.
         actual: usize,
-        /// The limit in bytes.
+        /// Limit in bytes.
         limit: usize,
     },
-    /// Retention dropped events before this consumer received them. Not terminal: the next call goes on behind the gap.
+    /// Retention dropped events before this consumer received them. This error is not terminal: the next call continues
+    /// after the gap.
     #[error("consumer '{consumer}' missed {missed} events that retention dropped before delivery")]
     Lagged {
-        /// Name of the consumer; for an ephemeral one a name that the provider made up.
+        /// Name of the consumer. The provider generates the name of an ephemeral consumer.
         consumer: String,
-        /// How many matching events were dropped undelivered or unsettled.
+        /// Number of matching events that were dropped undelivered or unsettled.
         missed: u64,
     },
-    /// A stored record is not an event, or was damaged. It surfaces once and is settled. Not terminal.
+    /// A stored record is not an event, or was damaged. It surfaces once and is settled. This error is not terminal.
     #[error("stored record {sequence} cannot be decoded: {reason}")]
     Undecodable {
         /// Sequence of the record.
         sequence: u64,
         /// The record as stored.
         raw: Vec<u8>,
-        /// Why it cannot be decoded.
+        /// Reason why the record cannot be decoded.
         reason: String,
     },
-    /// The payload of an event could not be sealed or opened.
+    /// The payload of an event could not be encrypted or decrypted.
     #[error("{}{failure}", named_key(key_id, *failure))]
     Encryption {
-        /// The key that the envelope names, or the one that was to seal, shortened; empty where none is named.
+        /// Id of the key that the envelope names or that was to encrypt, shortened. Empty if the envelope names none.
         key_id: String,
-        /// What stood in the way.
+        /// Cause of the failure.
         failure: EncryptionFailure,
     },
-    /// A failure of the backend, classified by its provider; the cause is the source.
+    /// A failure of the backend, classified by its provider. The cause is the error's source.
     #[error(transparent)]
     Backend(Box<BackendError>),
 }
 
-/// Why a payload could not be sealed or opened.
+/// Reason why a payload could not be encrypted or decrypted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum EncryptionFailure {
-    /// There is no key with the id that the envelope names.
+    /// No key has the id that the envelope names.
     #[error("is not known")]
     UnknownKey,
     /// The key exists and is disabled.
     #[error("is disabled")]
     KeyDisabled,
-    /// The key has sealed as many payloads as random nonces allow.
+    /// The key has encrypted as many payloads as random nonces allow.
     #[error("has sealed 2^32 - 1 payloads, the most that random nonces allow; promote another key")]
     KeyExhausted,
-    /// The payload is no envelope: a field is absent or has the wrong type.
+    /// The payload is not an envelope: a field is absent or has the wrong type.
     #[error("not an encrypted payload: its field '{0}' is absent or of the wrong type")]
     NotAnEnvelope(&'static str),
-    /// The envelope is of a version that this library does not know.
+    /// The version of the envelope is unknown to this library.
     #[error("the version of the envelope is not known")]
     UnknownVersion,
-    /// The envelope names another algorithm than the one of its version.
+    /// The envelope names an algorithm other than the one of its version.
     #[error("the algorithm of the envelope is not known")]
     UnknownAlgorithm,
     /// The nonce or the ciphertext is not standard base64.
     #[error("the {0} is not base64")]
     NotBase64(&'static str),
-    /// The nonce has another length than 96 bits.
+    /// The length of the nonce is not 96 bits.
     #[error("the nonce does not have 96 bits")]
     NonceLength,
-    /// The envelope was changed, moved to another event, or sealed with another key under the same id.
+    /// The envelope was changed, moved to another event, or encrypted with another key under the same id.
     #[error("the envelope cannot be opened: it was changed, moved, or sealed with another key")]
     Authentication,
-    /// The envelope belongs to an event, and was to be opened without it.
+    /// The envelope is bound to an event, and the call tried to decrypt it without the event.
     #[error("the envelope is bound to its event: open it with decrypt_event")]
     Bound,
-    /// The envelope is not bound to an event, and such are refused.
+    /// The envelope is not bound to an event, and unbound envelopes are refused.
     #[error("the envelope is not bound to its event, and unbound envelopes are refused")]
     Unbound,
-    /// What was sealed is not JSON, or nested deeper than 128 levels.
+    /// The decrypted payload is not JSON, or nested deeper than 128 levels.
     #[error("the sealed payload is not JSON")]
     NotJson,
     /// The payload is too large for the algorithm.
@@ -236,20 +237,20 @@ pub enum EncryptionFailure {
 pub struct BackendError {
     /// Name of the provider.
     pub provider: String,
-    /// What was being done, for instance `publish`.
+    /// Failed operation, for instance `publish`.
     pub operation: &'static str,
-    /// The class of the failure.
+    /// Class of the failure.
     pub kind: ErrorKind,
-    /// Whether trying again can help.
+    /// If true, a retry can help.
     pub retryable: bool,
-    /// Whether a publish that failed like this may have been stored.
+    /// If true, the failed publish may have been stored.
     pub may_be_stored: bool,
-    /// The cause.
+    /// Cause of the failure.
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }
 
 impl BackendError {
-    /// A failure that no retry mends and that certainly stored nothing.
+    /// Creates a failure that no retry can fix and that certainly stored nothing.
     pub fn new(
         provider: impl Into<String>,
         operation: &'static str,
@@ -266,14 +267,14 @@ impl BackendError {
         }
     }
 
-    /// Marks the failure as one that a later try can overcome.
+    /// Marks the failure as one that a retry can fix.
     #[must_use]
     pub fn retryable(mut self) -> Self {
         self.retryable = true;
         self
     }
 
-    /// Marks the outcome as unknown: the request was sent and no answer came.
+    /// Marks the outcome as unknown: the request was sent and no answer arrived.
     #[must_use]
     pub fn may_be_stored(mut self) -> Self {
         self.may_be_stored = true;
@@ -299,49 +300,49 @@ impl From<BackendError> for EventError {
     }
 }
 
-/// The class of an [`EventError`].
+/// Class of an [`EventError`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
     /// No connection to the backend.
     Connection,
-    /// No answer within the deadline.
+    /// No answer arrived within the timeout.
     Timeout,
-    /// The backend does not accept who we are or what we may do.
+    /// The backend rejected the credentials or the permissions of this client.
     Unauthorized,
-    /// A subject, name, event or size that breaks a stated rule.
+    /// A subject, name, event or size breaks a rule.
     InvalidInput,
-    /// A wrong setting.
+    /// A setting is invalid.
     Config,
-    /// Something the provider cannot do.
+    /// The provider does not support the option or operation.
     Unsupported,
-    /// What exists differs from what was asked for.
+    /// An existing resource differs from the requested one.
     Conflict,
-    /// What was asked for does not exist.
+    /// The requested resource does not exist.
     NotFound,
-    /// Closed for good.
+    /// The subscription, the consumer or the provider is closed.
     Closed,
-    /// Events lost to retention before delivery.
+    /// Retention dropped events before delivery.
     Lagged,
-    /// A stored record that is not an event.
+    /// A stored record is not an event.
     Undecodable,
-    /// A settlement that did not take effect.
+    /// A settlement did not take effect.
     Ack,
-    /// A payload against its schema.
+    /// A payload violates its schema.
     Schema,
-    /// A payload that cannot be sealed or opened.
+    /// A payload could not be encrypted or decrypted.
     Encryption,
     /// The storage is full or failing.
     Storage,
-    /// A sink, source or routing failure.
+    /// A sink, a source or routing failed.
     Routing,
-    /// JSON that cannot be written or read.
+    /// JSON could not be serialized or deserialized.
     Serialization,
-    /// Any other failure of a backend.
+    /// Another failure of the backend.
     Backend,
 }
 
-/// One identifier per class, fit for a metric's label or the `error.type` of a span.
+/// Writes an identifier of the class, for a metric's label or the `error.type` of a span.
 impl fmt::Display for ErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -368,7 +369,7 @@ impl fmt::Display for ErrorKind {
 }
 
 impl EventError {
-    /// The class of the error.
+    /// Returns the class of the error.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Connection(_) => ErrorKind::Connection,
@@ -400,9 +401,9 @@ impl EventError {
         }
     }
 
-    /// Whether the same call can succeed later without a change by the caller.
+    /// Returns true if the same call can succeed later without a change by the caller.
     ///
-    /// Publishing again is safe with the `msg_id` of the first try, also when
+    /// Publishing again with the `msg_id` of the first try is safe, even if
     /// [`may_be_stored`](EventError::may_be_stored) is true.
     pub fn is_retryable(&self) -> bool {
         match self {
@@ -412,15 +413,15 @@ impl EventError {
         }
     }
 
-    /// Whether the subscription or provider has ended for good.
+    /// Returns true if the subscription or provider is closed. This is terminal.
     pub fn is_closed(&self) -> bool {
         self.kind() == ErrorKind::Closed
     }
 
-    /// Whether a publish that failed with this error may have been stored: it may have been sent, and no answer says what
-    /// became of it.
+    /// Returns true if a publish that failed with this error may have been stored: it may have been sent, and its
+    /// outcome is unknown.
     ///
-    /// False means *certainly not stored*.
+    /// False means that the event was *certainly not stored*.
     pub fn may_be_stored(&self) -> bool {
         match self {
             Self::Timeout(_)
@@ -435,7 +436,7 @@ impl EventError {
     }
 }
 
-/// What stands before a failure: the key, unless there is no envelope that could name one.
+/// Returns the prefix of a failure's message: the key, unless there is no envelope to name one.
 fn named_key(key_id: &str, failure: EncryptionFailure) -> String {
     match failure {
         EncryptionFailure::NotAnEnvelope(_) => String::new(),

@@ -1,6 +1,6 @@
 //! A hash that is the same on every version and platform, unlike the standard library's.
 
-/// FNV-1a, 128 bit (draft-eastlake-fnv), of some parts with a zero byte between them.
+/// Returns the 128-bit FNV-1a hash (draft-eastlake-fnv) of the parts, with a zero byte between them.
 pub(crate) fn fnv1a_128(parts: &[&str]) -> u128 {
     const OFFSET: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
     const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;

@@ -1,18 +1,18 @@
-//! Header fields that come in several lines: some are a list, all others are given once (RFC 9110, 5.3).
+//! Header fields with several lines: a list may have several, all other fields only one (RFC 9110, 5.3).
 
 #[cfg(any(feature = "webhook", test))]
 use std::borrow::Cow;
 
-/// Why a field cannot be read.
+/// Reason why a field cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unreadable {
-    /// There are two of what may be given once: readers could take different ones.
+    /// A field that may occur only once occurs twice; readers could take different values.
     Twice,
     NotText,
 }
 
 impl Unreadable {
-    /// What the field must be.
+    /// Returns the rule that the field breaks.
     pub(crate) fn rule(self) -> &'static str {
         match self {
             Self::Twice => "is given twice",
@@ -21,7 +21,7 @@ impl Unreadable {
     }
 }
 
-/// The value of a field that is given once at most, without white space around it.
+/// Returns the value of a field that may occur only once, without white space around it.
 pub(crate) fn single<'a, V: AsRef<[u8]> + ?Sized + 'a>(
     lines: impl IntoIterator<Item = &'a V>,
 ) -> Result<Option<&'a str>, Unreadable> {
@@ -33,7 +33,7 @@ pub(crate) fn single<'a, V: AsRef<[u8]> + ?Sized + 'a>(
     text(line.as_ref()).map(Some)
 }
 
-/// The value of a field that is a list: its lines are one, in their order. `None` where there is no line.
+/// Returns the value of a list field: its lines in order, joined into one. `None` if there is no line.
 #[cfg(any(feature = "webhook", test))]
 pub(crate) fn list<'a, V: AsRef<[u8]> + ?Sized + 'a>(
     lines: impl IntoIterator<Item = &'a V>,

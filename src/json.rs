@@ -1,8 +1,8 @@
-//! JSON from strangers: a key that is given twice is refused, at any depth.
+//! JSON from untrusted sources: repeated keys are refused at any depth.
 //!
-//! Of equal keys one reader takes the first, another the last, and a third both: who checks a text and who acts on it see
-//! different values then. [`from_slice`] reads one text; [`StrictValue`] is for texts that are read piece by piece, and for
-//! the fields of other types.
+//! Of repeated keys, one parser takes the first, another the last, and a third both. The code that checks a text and
+//! the code that uses it would then see different values. [`from_slice`] parses one text. Use [`StrictValue`] for texts
+//! that are read piece by piece, and for the fields of other types.
 //!
 //! ```
 //! use a3s_event::json;
@@ -22,16 +22,16 @@ use serde_json::{Map, Number, Value};
 
 use crate::text::shorten;
 
-/// Reads one JSON text without repeated keys, nested at most as deep as `serde_json` allows.
+/// Parses one JSON text without repeated keys, nested at most as deep as `serde_json` allows.
 ///
 /// # Errors
 ///
-/// What is no JSON, and a key that is given twice: for that, and for that only, `is_data` is true.
+/// If the text is not JSON, or if it repeats a key. `is_data` is true for a repeated key only.
 pub fn from_slice(text: &[u8]) -> serde_json::Result<Value> {
     serde_json::from_slice::<StrictValue>(text).map(StrictValue::into_value)
 }
 
-/// A JSON value that is refused when a key is given twice in it.
+/// A JSON value whose deserialization fails if it repeats a key.
 ///
 /// ```
 /// use a3s_event::json::StrictValue;
@@ -45,7 +45,7 @@ pub fn from_slice(text: &[u8]) -> serde_json::Result<Value> {
 pub struct StrictValue(Value);
 
 impl StrictValue {
-    /// The value.
+    /// Returns the value.
     pub fn into_value(self) -> Value {
         self.0
     }
@@ -57,10 +57,10 @@ impl<'de> Deserialize<'de> for StrictValue {
     }
 }
 
-/// The key under which a number comes as the text that it was, where the program turns on `arbitrary_precision` of `serde_json`.
+/// Key under which `serde_json` passes a number as text if the program enables its feature `arbitrary_precision`.
 const NUMBER: &str = "$serde_json::private::Number";
 
-/// Whether it does: only then a number of any size is one.
+/// If true, the feature is enabled: only then does a number of any size parse.
 static NUMBERS_ARE_TEXTS: LazyLock<bool> = LazyLock::new(|| serde_json::from_str::<Number>("1e400").is_ok());
 
 struct Strict;

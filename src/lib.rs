@@ -1,4 +1,4 @@
-// The first definition of a link counts: here the README's pages and its picture are those of this documentation.
+// Markdown uses the first definition of a link, so these point the links of the README at this documentation.
 #![doc = concat!("[watch picture]: ", include_str!("../docs/watch.uri"))]
 #![cfg_attr(feature = "cloudevents", doc = "[cloudevents]: docs::cloudevents")]
 #![cfg_attr(feature = "nats", doc = "[NATS]: provider::nats")]
@@ -65,7 +65,7 @@ pub mod docs;
 
 pub use bus::consumer;
 
-/// The bus under the path of earlier versions.
+/// The bus, under its path of earlier versions.
 pub mod store {
     pub use crate::bus::EventBus;
 }

@@ -2,13 +2,13 @@
 
 use std::sync::{LockResult, PoisonError};
 
-/// Takes a lock whether it is poisoned or not. Every lock of this crate guards changes that cannot end half-way by a panic,
-/// so that poison says nothing about what it guards; the schema registries, which promise an error, are the exception.
+/// Takes a lock even if it is poisoned. Every lock of this crate guards changes that a panic cannot leave incomplete,
+/// so poison says nothing about its data. The exceptions are the schema registries, which promise an error.
 pub(crate) trait IgnorePoison {
-    /// What the lock hands out.
+    /// Guard of the lock.
     type Guard;
 
-    /// The guard, also of a poisoned lock.
+    /// Returns the guard, even of a poisoned lock.
     fn ignore_poison(self) -> Self::Guard;
 }
 

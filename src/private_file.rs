@@ -1,10 +1,10 @@
-//! Files that belong to this process's user alone.
+//! Files that only the user of this process can access.
 
 use std::fs::{DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::Path;
 
-/// Why a file is not read.
+/// Reason why a file is not read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Refusal {
     #[error("{0}")]
@@ -15,9 +15,9 @@ pub(crate) enum Refusal {
     TooLarge(u64),
 }
 
-/// Reads a regular file of at most this many bytes, and what the system says about it.
+/// Reads a regular file of at most `max_len` bytes, and returns it with its metadata.
 pub(crate) fn read(path: &Path, max_len: u64) -> Result<(Vec<u8>, File, Metadata), Refusal> {
-    // Before it is opened: opening a pipe waits for its other end.
+    // Checked before opening, because opening a pipe waits for its other end.
     if !std::fs::metadata(path)?.is_file() {
         return Err(Refusal::NotAFile);
     }
@@ -28,7 +28,7 @@ pub(crate) fn read(path: &Path, max_len: u64) -> Result<(Vec<u8>, File, Metadata
     }
     let expected = usize::try_from(metadata.len().min(max_len)).unwrap_or_default();
     let mut content = Vec::with_capacity(expected.saturating_add(1));
-    // One byte more than allowed is enough to know that there is too much, whatever the metadata say.
+    // One byte over the limit shows that the file is too large, regardless of the metadata.
     (&file).take(max_len.saturating_add(1)).read_to_end(&mut content)?;
     if u64::try_from(content.len()).is_ok_and(|len| len <= max_len) {
         return Ok((content, file, metadata));
@@ -36,8 +36,8 @@ pub(crate) fn read(path: &Path, max_len: u64) -> Result<(Vec<u8>, File, Metadata
     Err(Refusal::TooLarge(max_len))
 }
 
-/// Creates a folder and its parents, whose names are on the disk then; on Unix, those that are new belong to their owner
-/// only.
+/// Creates a folder and its parents, and flushes their names to the disk. On Unix, only their owner can access the new
+/// ones.
 pub(crate) fn create_folder(folder: &Path) -> io::Result<()> {
     let is_missing = |ancestor: &&Path| !ancestor.as_os_str().is_empty() && !ancestor.exists();
     let missing: Vec<_> = folder.ancestors().take_while(is_missing).collect();
@@ -49,7 +49,7 @@ pub(crate) fn create_folder(folder: &Path) -> io::Result<()> {
     missing.into_iter().rev().try_for_each(sync_parent)
 }
 
-/// Options that create files which on Unix only their owner can read.
+/// Returns options that create files which, on Unix, only their owner can read.
 pub(crate) fn create_options() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.write(true);
@@ -58,7 +58,7 @@ pub(crate) fn create_options() -> OpenOptions {
     options
 }
 
-/// Opens a file that may exist, but not through a symbolic link, which somebody else may have put there.
+/// Opens a file that may exist. Refuses a symbolic link, because another user may have created it.
 pub(crate) fn open_unlinked(options: &OpenOptions, path: &Path) -> io::Result<File> {
     let refuse_link = || match path.symlink_metadata() {
         Ok(found) if found.is_symlink() => {
@@ -68,19 +68,19 @@ pub(crate) fn open_unlinked(options: &OpenOptions, path: &Path) -> io::Result<Fi
     };
     refuse_link()?;
     let file = options.open(path)?;
-    // It may have come in between; nothing was written yet.
+    // The link may have been created meanwhile; nothing was written yet.
     refuse_link()?;
     Ok(file)
 }
 
-/// Writes a file that must not exist yet and flushes it to the disk.
+/// Writes a new file and flushes it to the disk. Fails if the file exists.
 pub(crate) fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut file = create_options().create_new(true).open(path)?;
     file.write_all(content)?;
     file.sync_all()
 }
 
-/// Leaves a file to its owner only.
+/// Restricts a file to its owner.
 pub(crate) fn make_private(file: &File) -> io::Result<()> {
     #[cfg(unix)]
     return file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600));
@@ -91,7 +91,7 @@ pub(crate) fn make_private(file: &File) -> io::Result<()> {
     }
 }
 
-/// Makes a rename inside the folder survive a power loss. Elsewhere than on Unix a folder cannot be flushed.
+/// Makes a rename inside the folder survive a power loss. Only Unix can flush a folder.
 pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
     if cfg!(unix) {
         File::open(folder)?.sync_all()?;
@@ -105,7 +105,7 @@ pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
     sync_folder(parent.unwrap_or(Path::new(".")))
 }
 
-/// The permission bits of a file, where the system has them.
+/// Returns the permission bits of a file if the system has them.
 pub(crate) fn mode(metadata: &Metadata) -> Option<u32> {
     #[cfg(unix)]
     return Some(std::os::unix::fs::MetadataExt::mode(metadata) & 0o777);
@@ -116,22 +116,22 @@ pub(crate) fn mode(metadata: &Metadata) -> Option<u32> {
     }
 }
 
-/// Who owns a file.
+/// Owner of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "not told there"))]
 pub(crate) enum Owner {
     /// The user of this process, or the administrator.
     Trusted,
-    /// Somebody else.
+    /// Another user.
     Other {
-        /// Whether this process runs as the administrator.
+        /// If true, this process runs as the administrator.
         we_are_root: bool,
     },
-    /// The system does not tell.
+    /// The system does not report the owner.
     Unknown,
 }
 
-/// Who owns a file, on Linux; unknown elsewhere.
+/// Returns the owner of a file on Linux, and `Unknown` elsewhere.
 pub(crate) fn owner(metadata: &Metadata) -> Owner {
     #[cfg(target_os = "linux")]
     if let Some(user) = effective_user() {
@@ -146,7 +146,8 @@ fn owner_for(owner: u32, user: u32) -> Owner {
     if owner == user || owner == 0 { Owner::Trusted } else { Owner::Other { we_are_root: user == 0 } }
 }
 
-/// The effective user of this process, as the kernel tells it (proc_pid_status(5)): the standard library does not.
+/// Returns the effective user of this process from the kernel (proc_pid_status(5)), because the standard library lacks
+/// it.
 #[cfg(target_os = "linux")]
 fn effective_user() -> Option<u32> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;

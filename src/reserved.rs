@@ -1,14 +1,14 @@
-//! What the library writes into a stream by itself, and how it is recognized: by the place where it is stored and its type
-//! together. A type alone anybody may choose.
+//! Events that the library itself writes into a stream. They are recognized by subject and type together, because any
+//! publisher can choose a type.
 //!
-//! | place | type | what |
+//! | subject | type | content |
 //! |---|---|---|
 //! | `{prefix}.dlq.letters.>` | [`LETTER_TYPE`] | letters of a [`ProviderDlqHandler`](crate::ProviderDlqHandler) |
-//! | `{prefix}.dlq.marks.*` | [`MARK_TYPE`] | what became of them |
+//! | `{prefix}.dlq.marks.*` | [`MARK_TYPE`] | marks of replayed or discarded letters |
 //! | `{prefix}.dlq.>` | [`FORWARDED_TYPE`] | letters that a [`SinkDlqHandler`](crate::SinkDlqHandler) forwards |
-//! | `{prefix}.handled.*.*` | [`HANDLED_TYPE`] | what [`ProviderIdempotencyStore`](crate::consumer::layers::ProviderIdempotencyStore) remembers |
+//! | `{prefix}.handled.*.*` | [`HANDLED_TYPE`] | handled markers of a [`ProviderIdempotencyStore`](crate::consumer::layers::ProviderIdempotencyStore) |
 //!
-//! Letters are for readers. Marks and what is remembered are *records*: they mean something to the library only.
+//! Letters are for readers. Marks and handled markers are *records*, which only the library uses.
 
 use serde_json::Value;
 
@@ -17,29 +17,29 @@ use crate::types::Event;
 
 /// Event type of a letter.
 pub(crate) const LETTER_TYPE: &str = "a3s.dlq.letter";
-/// Event type of what says that a letter was replayed or discarded.
+/// Event type of a mark, which says that a letter was replayed or discarded.
 pub(crate) const MARK_TYPE: &str = "a3s.dlq.mark";
 /// Event type of a letter that was forwarded to a sink.
 pub(crate) const FORWARDED_TYPE: &str = "a3s.dlq.dead_letter";
-/// Event type of a record that says that an event was handled.
+/// Event type of a handled marker, which says that an event was handled.
 pub(crate) const HANDLED_TYPE: &str = "a3s.consumer.handled";
 
-/// Where the letter is kept of an event with this subject.
+/// Returns the subject of the letter for an event with this subject.
 pub(crate) fn letter_subject(prefix: &str, original_subject: &str) -> String {
     format!("{prefix}.dlq.letters.{original_subject}")
 }
 
-/// Where the marks of a letter are.
+/// Returns the subject of the marks of a letter.
 pub(crate) fn mark_subject(prefix: &str, key: &str) -> String {
     format!("{prefix}.dlq.marks.{key}")
 }
 
-/// Where it is remembered that an event was handled.
+/// Returns the subject of the handled marker of an event.
 pub(crate) fn handled_subject(prefix: &str, scope: &str, event_id: &str) -> String {
     format!("{prefix}.handled.{scope}.{:032x}", fnv1a_128(&[event_id]))
 }
 
-/// What stands behind `{prefix}.dlq.` in a subject.
+/// Returns the part of a subject after `{prefix}.dlq.`.
 pub(crate) fn below_dlq<'a>(subject: &'a str, prefix: &str) -> Option<&'a str> {
     below(subject, prefix)?.strip_prefix("dlq.")
 }
@@ -48,7 +48,7 @@ fn below<'a>(subject: &'a str, prefix: &str) -> Option<&'a str> {
     subject.strip_prefix(prefix)?.strip_prefix('.')
 }
 
-/// Whether an event of a stream with this prefix is a letter, or what became of one.
+/// Returns true if an event of a stream with this prefix is a letter or a mark.
 pub(crate) fn is_letter(event: &Event, prefix: &str) -> bool {
     let place = || below_dlq(&event.subject, prefix);
     match event.event_type.as_str() {
@@ -58,7 +58,7 @@ pub(crate) fn is_letter(event: &Event, prefix: &str) -> bool {
     }
 }
 
-/// Whether an event of a stream with this prefix is a record: nobody but the library can do anything with it.
+/// Returns true if an event of a stream with this prefix is a record.
 pub(crate) fn is_record(event: &Event, prefix: &str) -> bool {
     is_mark(event, prefix) || is_handled_record(event, prefix)
 }
@@ -70,7 +70,7 @@ fn is_mark(event: &Event, prefix: &str) -> bool {
             .is_some_and(|key| event.payload.get("key").and_then(Value::as_str) == Some(key))
 }
 
-/// Whether an event of a stream with this prefix says that another one was handled.
+/// Returns true if an event of a stream with this prefix is a handled marker.
 pub(crate) fn is_handled_record(event: &Event, prefix: &str) -> bool {
     let Some(id) = event.payload.as_str().filter(|_| event.event_type == HANDLED_TYPE) else { return false };
     let scope = below(&event.subject, prefix)
@@ -79,8 +79,8 @@ pub(crate) fn is_handled_record(event: &Event, prefix: &str) -> bool {
     scope.is_some_and(|scope| event.subject == handled_subject(prefix, scope, id))
 }
 
-/// Whether a consumer with this filter meets records that it has not asked for: its filter covers them, and names no place
-/// of the library.
+/// Returns true if a consumer with this filter would receive records without asking for them: its filter matches them
+/// but names none of the library's subjects.
 pub(crate) fn meets_records(filter: &str, prefix: &str) -> bool {
     let mut tokens = filter.split('.');
     for expected in prefix.split('.') {
@@ -96,7 +96,7 @@ pub(crate) fn meets_records(filter: &str, prefix: &str) -> bool {
     }
 }
 
-/// Whether a subject lies at a place of the library.
+/// Returns true if the library reserves this subject.
 #[cfg(feature = "webhook")]
 pub(crate) fn is_reserved(subject: &str, prefix: &str) -> bool {
     let place = below(subject, prefix).and_then(|rest| rest.split('.').next());

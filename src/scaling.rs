@@ -1,7 +1,7 @@
-//! The scaling conversation between a gateway, which sees the traffic, and the boxes, which run the instances.
+//! Scaling messages between a gateway, which sees the traffic, and the boxes, which run the instances.
 //!
 //! Each message is a typed payload with one event type. The event types and the camelCase JSON of the payloads are a
-//! wire contract between programs: they do not change.
+//! wire contract and never change.
 
 use serde::{Deserialize, Serialize};
 
@@ -24,7 +24,7 @@ const BOX: &str = "box";
 /// Version of all scaling payloads.
 const PAYLOAD_VERSION: u32 = 1;
 
-/// A payload that knows which event carries it.
+/// A payload that can build its event.
 ///
 /// ```
 /// use a3s_event::{ScaleUpPayload, ScalingEvent};
@@ -35,25 +35,25 @@ const PAYLOAD_VERSION: u32 = 1;
 /// assert_eq!(event.payload["desiredReplicas"], 3);
 /// ```
 pub trait ScalingEvent: Serialize {
-    /// The event type, for instance [`SCALE_UP`].
+    /// Returns the event type, for instance [`SCALE_UP`].
     fn event_type() -> &'static str;
 
-    /// Who sends it: `gateway` or `box`.
+    /// Returns the sender: `gateway` or `box`.
     fn event_source() -> &'static str;
 
-    /// The category of the event.
+    /// Returns the category of the event.
     fn category() -> &'static str;
 
-    /// The event, for a stream with the default prefix `events`. Its subject is the event type with the leading `a3s.`
-    /// replaced by `events.`; its version is 1.
+    /// Builds the event for a stream with the default prefix `events`. Its subject is the event type with the leading
+    /// `a3s.` replaced by `events.`. Its version is 1.
     fn to_event(&self, summary: impl Into<String>) -> Event {
         self.to_event_under("events", summary)
     }
 
-    /// The event, for a stream with another subject prefix.
+    /// Builds the event for a stream with another subject prefix.
     ///
-    /// A payload that cannot be written as JSON, which none of this module can be, becomes `null` with an error in the
-    /// log.
+    /// If a payload cannot be serialized to JSON, it becomes `null` and an error is logged. The payloads of this module
+    /// can always be serialized.
     fn to_event_under(&self, prefix: &str, summary: impl Into<String>) -> Event {
         let event_type = Self::event_type();
         let topic = event_type.strip_prefix("a3s.").unwrap_or(event_type);
@@ -73,67 +73,67 @@ pub trait ScalingEvent: Serialize {
     }
 }
 
-/// The gateway asks for more instances of a service.
+/// Request from the gateway for more instances of a service.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ScaleUpPayload {
     /// Name of the service.
     pub service: String,
-    /// How many instances there should be in all.
+    /// Desired total number of instances.
     pub desired_replicas: u32,
-    /// Why, for people.
+    /// Reason, for people.
     pub reason: String,
 }
 
-/// The gateway asks for fewer instances of a service.
+/// Request from the gateway for fewer instances of a service.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ScaleDownPayload {
     /// Name of the service.
     pub service: String,
-    /// How many instances should remain.
+    /// Desired number of remaining instances.
     pub target_replicas: u32,
-    /// How long an instance may take to finish its requests, in seconds.
+    /// Time for an instance to finish its requests, in seconds.
     pub drain_timeout_secs: u64,
 }
 
-/// A box tells that an instance takes requests.
+/// Report from a box that an instance accepts requests.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct InstanceReadyPayload {
     /// Name of the service.
     pub service: String,
-    /// Identity of the instance.
+    /// Id of the instance.
     pub instance_id: String,
-    /// Where it takes requests, for instance `http://10.0.0.5:8080`.
+    /// Address of the instance, for instance `http://10.0.0.5:8080`.
     pub endpoint: String,
 }
 
-/// A box tells that an instance is gone.
+/// Report from a box that an instance has stopped.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct InstanceStoppedPayload {
     /// Name of the service.
     pub service: String,
-    /// Identity of the instance.
+    /// Id of the instance.
     pub instance_id: String,
 }
 
-/// A box reports how an instance is doing.
+/// Report from a box on the health of an instance.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct InstanceHealthPayload {
-    /// Identity of the instance.
+    /// Id of the instance.
     pub instance_id: String,
-    /// Processor use in percent of one core. JSON has no NaN or infinity: those are written as `null`.
+    /// Processor use in percent of one core. NaN and infinity become `null`, because JSON lacks them.
     pub cpu_percent: f64,
-    /// Memory in use, in bytes.
+    /// Memory use in bytes.
     pub memory_bytes: u64,
-    /// Number of requests being handled.
+    /// Number of requests in flight.
     pub in_flight: u32,
 }
 
-/// Ties each payload to its event type and sender; the category is the sender.
+/// Implements the trait for a payload with its event type and sender. The category is the sender.
 macro_rules! scaling_event {
     ($payload:ty, $event_type:expr, $sender:expr) => {
         impl ScalingEvent for $payload {
@@ -168,7 +168,7 @@ mod tests {
         ScaleUpPayload { service: "api".into(), desired_replicas: 3, reason: "load".into() }
     }
 
-    /// Checks the bytes on the wire, the way back, and the envelope.
+    /// Checks the serialized payload, its deserialization and the envelope.
     fn check<P>(payload: P, json: &str, event_type: &str, subject: &str, sender: &str)
     where
         P: ScalingEvent + DeserializeOwned + PartialEq + Debug,

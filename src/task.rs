@@ -1,4 +1,4 @@
-//! Calls to code of others: how long it may take, and what its panic means.
+//! Calls to foreign code: timeouts and panics.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::error::{EventError, Result};
 
-/// Waits at most this long for an answer; the error says what gave none.
+/// Waits for a call, at most for `limit`. The timeout error names the call by `what`.
 pub(crate) async fn within<T>(
     limit: Duration,
     what: impl FnOnce() -> String + Send,
@@ -18,7 +18,7 @@ pub(crate) async fn within<T>(
     in_time(limit, call).await.unwrap_or_else(late)
 }
 
-/// The output of a future that ends within this time. One that is ready at once needs no timer.
+/// Returns the output of a future, or `None` after `limit`. A future that is ready at once needs no timer.
 pub(crate) async fn in_time<T>(limit: Duration, call: impl Future<Output = T> + Send) -> Option<T> {
     let mut call = pin!(call);
     match poll_once(&mut call).await {
@@ -27,7 +27,7 @@ pub(crate) async fn in_time<T>(limit: Duration, call: impl Future<Output = T> + 
     }
 }
 
-/// Polls a future once and drops it.
+/// Polls a future once, then drops it. Returns its output if it is ready.
 pub(crate) async fn poll_once<F: Future + Unpin>(mut future: F) -> Option<F::Output> {
     std::future::poll_fn(|cx| {
         Poll::Ready(match Pin::new(&mut future).poll(cx) {
@@ -38,11 +38,11 @@ pub(crate) async fn poll_once<F: Future + Unpin>(mut future: F) -> Option<F::Out
     .await
 }
 
-/// Awaits a future; the error is the message of its panic. A future that panicked is not polled again.
+/// Awaits a future and returns the message of its panic as an error. A future that panicked is not polled again.
 pub(crate) async fn caught<F: Future>(future: F) -> std::result::Result<F::Output, String> {
     let mut future = pin!(future);
     std::future::poll_fn(|cx| {
-        // Whatever the future left half-done is dropped with it.
+        // Unwind safe, because state that the future left incomplete is dropped with it.
         match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
             Ok(Poll::Pending) => Poll::Pending,
             Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),

@@ -1,11 +1,11 @@
-//! Text from outside, made fit for errors and logs.
+//! External text, prepared for errors and logs.
 
-/// Makes a value fit for an error or a log line: at most 64 characters, control and invisible characters escaped.
+/// Prepares a value for an error or a log line: at most 64 characters, with control and invisible characters escaped.
 pub fn shorten(value: &str) -> String {
     shorten_to(value, 64)
 }
 
-/// The same with another limit.
+/// Prepares a value like [`shorten`], with another limit.
 pub(crate) fn shorten_to(value: &str, limit: usize) -> String {
     let mut out = String::new();
     for (count, c) in value.chars().enumerate() {
@@ -22,8 +22,8 @@ pub(crate) fn shorten_to(value: &str, limit: usize) -> String {
     out
 }
 
-/// What serde says about JSON that it cannot read, without the values that it quotes: an error ends in logs and dead letters,
-/// and a payload may be secret. What is not known to be free of values is left out.
+/// Returns the message of a serde error without the JSON values that it quotes. Errors end up in logs and dead letters,
+/// and a payload may be secret. Text that may contain values is left out.
 pub fn without_values(error: &serde_json::Error) -> String {
     let text = error.to_string();
     if !error.is_data() {
@@ -32,11 +32,11 @@ pub fn without_values(error: &serde_json::Error) -> String {
     let place = format!(" at line {} column {}", error.line(), error.column());
     let (text, place) = text.strip_suffix(&place).map_or((&*text, ""), |text| (text, &*place));
     let begins = |beginnings: &[&str]| beginnings.iter().any(|beginning| text.starts_with(beginning));
-    // These name fields of the type, and a key that is given twice.
+    // These name fields of the type, or a repeated key.
     if begins(&["missing field `", "duplicate field `", "data did not match any variant", "key \""]) {
         return format!("{text}{place}");
     }
-    // The last comma: a quoted value may hold another, and what the type expects holds none of them.
+    // Split at the last match: a quoted value may contain another one, but the expectation of the type contains none.
     match text.rsplit_once(", expected ") {
         Some((found, expected)) if begins(&["invalid ", "unknown "]) => {
             let found = found.split(['"', '`']).next().unwrap_or_default().trim_end();
@@ -46,7 +46,7 @@ pub fn without_values(error: &serde_json::Error) -> String {
     }
 }
 
-/// Characters that print as nothing: two names that look the same must be the same.
+/// Returns true for characters that print as nothing. Names that look the same must be the same.
 pub(crate) fn is_invisible(c: char) -> bool {
     matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }

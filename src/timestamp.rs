@@ -1,8 +1,7 @@
-//! Times as texts of RFC 3339, as events and their tools write them.
+//! Reading and writing RFC 3339 timestamps.
 //!
-//! There is one reader of RFC 3339, and it takes what the grammar of the RFC has and nothing else: `T` or `t` between date and
-//! time, `Z`, `z` or an offset behind it, days that are in the calendar. A leap second, `23:59:60` in UTC at the end of a month,
-//! is the last moment before it.
+//! The parser accepts exactly the grammar of the RFC: `T` or `t` between date and time, then `Z`, `z` or an offset, and
+//! only days that exist. A leap second, `23:59:60` in UTC at the end of a month, counts as the millisecond before it.
 //!
 //! ```
 //! use a3s_event::timestamp;
@@ -13,18 +12,20 @@
 //! assert_eq!(timestamp::format_rfc3339(1_709_210_096_789).unwrap(), "2024-02-29T12:34:56.789Z");
 //! ```
 
-/// The last millisecond that RFC 3339 can say: its years have four digits.
+/// Last millisecond that RFC 3339 can express, because its years have four digits.
 pub(crate) const MAX_MILLIS: u64 = 253_402_300_799_999;
 
 pub(crate) const SECONDS_PER_DAY: i64 = 86_400;
 const DAYS_PER_400_YEARS: i64 = 146_097;
 
-/// The Unix milliseconds of a time of RFC 3339, rounded down and negative before 1970. `None` for any other text.
+/// Parses an RFC 3339 timestamp into Unix milliseconds, rounded down and negative before 1970. Returns `None` for any
+/// other text.
 pub fn parse_rfc3339(text: &str) -> Option<i64> {
     read(text).map(|(millis, _)| millis)
 }
 
-/// Unix milliseconds as a time of RFC 3339, in UTC with milliseconds and `Z`. `None` behind the year 9999.
+/// Formats Unix milliseconds as an RFC 3339 timestamp, in UTC with milliseconds and `Z`. Returns `None` after the year
+/// 9999.
 pub fn format_rfc3339(unix_ms: u64) -> Option<String> {
     if unix_ms > MAX_MILLIS {
         return None;
@@ -51,18 +52,18 @@ pub fn format_rfc3339(unix_ms: u64) -> Option<String> {
     Some(text)
 }
 
-/// An instant as a text says it.
+/// An instant parsed from a text.
 #[cfg(any(feature = "cloudevents", feature = "routing"))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Instant {
-    /// Unix milliseconds, rounded down; 0 for what lies before 1970.
+    /// Unix milliseconds, rounded down; 0 for instants before 1970.
     pub(crate) millis: u64,
-    /// Whether the text says more than `millis` can hold.
+    /// If true, `millis` differs from the text, which is more precise or before 1970.
     #[cfg_attr(not(feature = "cloudevents"), allow(dead_code, reason = "only a conversion asks"))]
     pub(crate) is_rounded: bool,
 }
 
-/// Reads a time for an event. `None` when the text is not RFC 3339.
+/// Parses the time of an event. Returns `None` if the text is not RFC 3339.
 #[cfg(any(feature = "cloudevents", feature = "routing"))]
 pub(crate) fn parse(text: &str) -> Option<Instant> {
     let (millis, is_rounded) = read(text)?;
@@ -72,7 +73,7 @@ pub(crate) fn parse(text: &str) -> Option<Instant> {
     }
 }
 
-/// The Unix milliseconds, and whether the text says more than these.
+/// Parses a text into Unix milliseconds, and true if the text is more precise.
 fn read(text: &str) -> Option<(i64, bool)> {
     let mut rest = Reader(text.as_bytes());
     let year = rest.number(4)?;
@@ -111,14 +112,14 @@ fn read(text: &str) -> Option<(i64, bool)> {
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
-    /// The next byte, when it is one of these.
+    /// Takes the next byte if it is one of these.
     fn take(&mut self, of: &[u8]) -> Option<u8> {
         let (first, rest) = self.0.split_first()?;
         of.contains(first).then(|| self.0 = rest)?;
         Some(*first)
     }
 
-    /// As many digits as there are, at least one.
+    /// Takes all leading digits, at least one.
     fn digits(&mut self) -> Option<&'a [u8]> {
         let len = self.0.iter().take_while(|byte| byte.is_ascii_digit()).count();
         let (digits, rest) = self.0.split_at_checked(len).filter(|_| len > 0)?;
@@ -126,7 +127,7 @@ impl<'a> Reader<'a> {
         Some(digits)
     }
 
-    /// A number of exactly so many digits, as far as what follows is no digit that belongs to it.
+    /// Takes a number of exactly `len` digits.
     fn number(&mut self, len: usize) -> Option<i64> {
         let (digits, rest) = self.0.split_at_checked(len)?;
         self.0 = rest;
@@ -135,7 +136,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// `hh:mm:ss` as hours, minutes and seconds.
+    /// Takes `hh:mm:ss` as hours, minutes and seconds.
     fn time_of_day(&mut self) -> Option<(i64, i64, i64)> {
         let hour = self.number(2)?;
         self.take(b":")?;
@@ -149,7 +150,8 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Unix seconds, and whether they are those before a leap second. `None` for what no calendar and no clock has.
+/// Returns the Unix seconds, and true if they precede a leap second. Returns `None` for a date or time that does not
+/// exist.
 fn seconds_of(
     year: i64,
     month: i64,
@@ -173,13 +175,14 @@ fn seconds_of(
     if second < 60 {
         return Some((seconds, false));
     }
-    // A leap second ends a month of UTC, wherever it is seen from.
+    // A leap second ends a month in UTC, regardless of the offset.
     let next_day = (seconds + 1).div_euclid(SECONDS_PER_DAY);
     let ends_month = (seconds + 1).rem_euclid(SECONDS_PER_DAY) == 0 && date_of(next_day).2 == 1;
     ends_month.then_some((seconds, true))
 }
 
-/// Days from 1970-01-01 to this day of the Gregorian calendar. Years begin in March here, so that the leap day is their last.
+/// Returns the days from 1970-01-01 to this day of the Gregorian calendar. Internally years begin in March, so that the
+/// leap day is their last.
 pub(crate) fn days_until(year: i64, month: i64, day: i64) -> i64 {
     let year = if month <= 2 { year - 1 } else { year };
     let (era, year_of_era) = (year.div_euclid(400), year.rem_euclid(400));
@@ -187,7 +190,7 @@ pub(crate) fn days_until(year: i64, month: i64, day: i64) -> i64 {
     era * DAYS_PER_400_YEARS + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
 }
 
-/// The day of the Gregorian calendar so many days behind 1970-01-01: year, month and day.
+/// Returns year, month and day of the Gregorian calendar, the given number of days after 1970-01-01.
 pub(crate) fn date_of(days: i64) -> (i64, i64, i64) {
     let days = days + 719_468;
     let (era, day) = (days.div_euclid(DAYS_PER_400_YEARS), days.rem_euclid(DAYS_PER_400_YEARS));
@@ -232,7 +235,7 @@ mod tests {
             ("1969-07-20T20:17:40Z", -14_182_940_000, false),
             ("0000-01-01T00:00:00Z", -62_167_219_200_000, false),
             ("9999-12-31T23:59:59-01:00", 253_402_304_399_000, false),
-            // Leap seconds, from wherever.
+            // Leap seconds, at several offsets.
             ("2016-12-31T23:59:60Z", 1_483_228_799_999, true),
             ("2016-12-31T15:59:60.25-08:00", 1_483_228_799_999, true),
             ("2017-01-01T05:29:60+05:30", 1_483_228_799_999, true),
@@ -249,7 +252,7 @@ mod tests {
             "2024-02-29",
             "2024-02-29T12:34:56",
             "1709210096789",
-            // Separators of other standards, and of none.
+            // Wrong separators.
             "2024-02-29 12:34:56Z",
             "2024-02-29_12:34:56Z",
             "2024-02-29\n12:34:56Z",
@@ -263,7 +266,7 @@ mod tests {
             "24-02-29T12:34:56Z",
             "+2024-02-29T12:34:56Z",
             "2024-2-29T12:34:56Z",
-            // What no calendar and no clock has.
+            // Dates and times that do not exist.
             "2023-02-29T00:00:00Z",
             "1900-02-29T00:00:00Z",
             "2024-04-31T00:00:00Z",
@@ -283,7 +286,7 @@ mod tests {
             "2024-02-29T12:34:56+02",
             "2024-02-29T12:34:56 +02:00",
             "2024-02-29T12:34:56Z[Europe/Berlin]",
-            // Around it.
+            // Text around the timestamp.
             " 2024-02-29T12:34:56Z",
             "2024-02-29T12:34:56Z\n",
             "2024-02-29T12:34:56Z\0",
@@ -293,7 +296,7 @@ mod tests {
         }
     }
 
-    /// Against a calendar that was written by others.
+    /// Compares with the calendar of another library.
     #[cfg(feature = "cron")]
     #[test]
     fn every_day_of_four_hundred_years_is_that_of_the_calendar() {

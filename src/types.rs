@@ -1,6 +1,6 @@
-//! The vocabulary: events, what arrives, and what can be asked of a publish or a subscription.
+//! Events, received events, and the options of a publish and a subscription.
 //!
-//! Nothing here performs I/O. Every serde form is camelCase and is part of the compatibility contract.
+//! These types perform no I/O. Their serde form is camelCase and part of the compatibility contract.
 
 use std::collections::HashMap;
 
@@ -10,8 +10,8 @@ use crate::clock::unix_millis;
 
 /// One event: the envelope that every provider stores and delivers.
 ///
-/// The struct is frozen: it can be written as a literal, and gains no field. What a later version adds per event
-/// travels in [`metadata`](Event::metadata).
+/// You can write the struct as a literal, because it never gains a field. Later versions put additional data into
+/// [`metadata`](Event::metadata).
 ///
 /// ```
 /// use a3s_event::Event;
@@ -24,27 +24,27 @@ use crate::clock::unix_millis;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Event {
-    /// Identity of the event, free text; the constructors make `evt-` followed by a UUIDv7.
+    /// Free-form id of the event. The constructors generate `evt-` followed by a UUIDv7.
     pub id: String,
     /// Subject under which the event is published, for instance `events.market.forex`.
     pub subject: String,
-    /// Category: the token after the prefix, kept as a field for grouping.
+    /// Category: the token after the prefix, for grouping.
     pub category: String,
-    /// Application type of the event; empty for an untyped one.
+    /// Type of the event in the application; empty for an untyped event.
     #[serde(default)]
     pub event_type: String,
-    /// Version of the schema of `event_type`; 1 unless stated.
+    /// Version of the schema of `event_type`; 1 by default.
     #[serde(default = "first_version")]
     pub version: u32,
-    /// The content.
+    /// Content of the event.
     pub payload: serde_json::Value,
-    /// One line for people.
+    /// One-line description for people.
     pub summary: String,
-    /// Who produced the event.
+    /// Producer of the event.
     pub source: String,
-    /// When the event happened, in Unix milliseconds. Time-based replay uses the time of *storage* instead.
+    /// Time at which the event happened, in Unix milliseconds. Time-based replay uses the time of *storage* instead.
     pub timestamp: u64,
-    /// Free key-value pairs that travel with the event.
+    /// Arbitrary key-value pairs that travel with the event.
     #[serde(default)]
     pub metadata: HashMap<String, String>,
 }
@@ -54,7 +54,7 @@ fn first_version() -> u32 {
 }
 
 impl Event {
-    /// Makes an untyped event with a new id and the current time.
+    /// Creates an untyped event with a new id and the current time.
     pub fn new(
         subject: impl Into<String>,
         category: impl Into<String>,
@@ -65,7 +65,7 @@ impl Event {
         Self::typed(subject, category, "", first_version(), summary, source, payload)
     }
 
-    /// Makes an event of a declared type and schema version, with a new id and the current time.
+    /// Creates an event of the given type and schema version, with a new id and the current time.
     pub fn typed(
         subject: impl Into<String>,
         category: impl Into<String>,
@@ -89,7 +89,7 @@ impl Event {
         }
     }
 
-    /// Adds one metadata entry, replacing an earlier one of the same key.
+    /// Sets a metadata entry, replacing an earlier one with the same key.
     #[must_use]
     pub fn with_metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.metadata.insert(key.into(), value.into());
@@ -97,103 +97,104 @@ impl Event {
     }
 }
 
-/// An event as it arrives at a subscriber.
+/// An event as a subscriber receives it.
 #[derive(Debug, Clone)]
 pub struct ReceivedEvent {
     /// The event.
     pub event: Event,
-    /// Its sequence in the stream, the number that `publish` returned.
+    /// Sequence of the event in the stream, as returned by `publish`.
     pub sequence: u64,
-    /// Which delivery this is to this consumer, starting at 1.
+    /// Number of this delivery to this consumer, starting at 1.
     pub num_delivered: u64,
     /// Name of the stream that holds the event.
     pub stream: String,
 }
 
-/// A subscription as the bus keeps it: who wants which subjects, and how.
+/// A subscription as the bus stores it: the subscriber, its subjects and its options.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SubscriptionFilter {
-    /// Name of the subscriber; the durable consumers' names begin with it.
+    /// Name of the subscriber. The names of its durable consumers begin with it.
     pub subscriber_id: String,
-    /// Subject filters, one subscription each.
+    /// Subject filters; each one is a separate subscription.
     pub subjects: Vec<String>,
-    /// Whether the position survives a disconnect.
+    /// If true, the position survives a disconnect.
     pub durable: bool,
-    /// Settings of the consumers; the defaults of [`SubscribeOptions`] when absent.
+    /// Options of the consumers. If `None`, a new consumer gets the defaults of [`SubscribeOptions`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub options: Option<SubscribeOptions>,
 }
 
-/// How many events there are per category.
+/// Numbers of events, per category and in total.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EventCounts {
     /// Number of events per category.
     pub categories: HashMap<String, u64>,
-    /// Sum over all categories.
+    /// Number of events in all categories.
     pub total: u64,
 }
 
-/// Where a new consumer starts. An existing durable consumer keeps its position.
+/// Start position of a new consumer. An existing durable consumer keeps its position.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "camelCase")]
 pub enum DeliverPolicy {
-    /// Everything that is retained, then what is published from now on. The default.
+    /// All retained events, then newly published ones. The default.
     #[default]
     All,
-    /// The newest retained match, then what is published from now on.
+    /// The newest retained match, then newly published events.
     Last,
-    /// Only what is published from now on.
+    /// Only newly published events.
     New,
-    /// From this sequence on.
+    /// Events from this sequence on.
     ByStartSequence {
-        /// First sequence wanted, at least 1.
+        /// First sequence to deliver, at least 1.
         sequence: u64,
     },
-    /// From the first event that was *stored* at this time or later.
+    /// Events from the first one that was *stored* at this time or later.
     ByStartTime {
-        /// Unix milliseconds.
+        /// Start time in Unix milliseconds.
         timestamp: u64,
     },
-    /// The newest retained event of each matching subject, then what is published from now on.
+    /// The newest retained event of each matching subject, then newly published events.
     LastPerSubject,
 }
 
-/// What can be asked of one publish.
+/// Options of a publish.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PublishOptions {
-    /// Deduplication id: a second publish with the same id inside the dedup window (120 s unless configured) stores
-    /// nothing and returns the first one's sequence.
+    /// Deduplication id. A second publish with the same id within the deduplication window (120 s unless configured)
+    /// stores nothing and returns the sequence of the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub msg_id: Option<String>,
-    /// The stream's last sequence must equal this, else the publish fails with a conflict and stores nothing.
+    /// Expected last sequence of the stream. If it differs, the publish fails with a conflict and stores nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected_sequence: Option<u64>,
-    /// Deadline of the call in seconds; the provider's own (10 s unless configured) when absent.
+    /// Timeout of the call in seconds. The default is the timeout of the provider, 10 s unless configured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_secs: Option<u64>,
 }
 
-/// What can be asked of a consumer. What is left out means the same on every provider.
+/// Options of a consumer. The defaults are the same on every provider.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SubscribeOptions {
-    /// How often one event may be delivered; unlimited when absent.
+    /// Maximum number of deliveries of one event; unlimited by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_deliver: Option<i64>,
-    /// Delay before the redelivery of a refused event, in seconds, one entry per attempt; the last one repeats. Empty:
-    /// at once.
+    /// Delays before the redelivery of a nacked event, in seconds, one entry per attempt. The last entry repeats. If
+    /// empty, a nacked event is redelivered at once.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub backoff_secs: Vec<u64>,
-    /// How many events may be unsettled at a time; 1,000 when absent.
+    /// Maximum number of unacknowledged events; 1,000 by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_ack_pending: Option<i64>,
-    /// Where a new consumer starts.
+    /// Start position of a new consumer.
     #[serde(default)]
     pub deliver_policy: DeliverPolicy,
-    /// How long a delivered event may stay unsettled before it is delivered again, in seconds; 30 when absent.
+    /// Lease of a delivery in seconds; 30 by default. An event that is still unsettled when its lease expires is
+    /// redelivered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ack_wait_secs: Option<u64>,
 }

@@ -1,5 +1,5 @@
-//! What the HTTP sink and the webhook receiver have in common: the permission to send, and signatures after
-//! [Standard Webhooks](https://www.standardwebhooks.com), HMAC-SHA256 over id, time and body.
+//! Common parts of the HTTP sink and the webhook receiver: the permission to send, and signatures. Signatures follow
+//! [Standard Webhooks](https://www.standardwebhooks.com): HMAC-SHA256 over id, time and body.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -9,36 +9,36 @@ use zeroize::Zeroizing;
 
 use crate::error::{EventError, Result};
 
-/// What a secret may begin with; the rest is base64.
+/// Optional prefix of a secret; the rest is base64.
 const PREFIX: &str = "whsec_";
-/// Lengths of a key that the specification allows, in bytes.
+/// Allowed lengths of a key in bytes, from the specification.
 const KEY_LEN: std::ops::RangeInclusive<usize> = 24..=64;
-/// The header in which a sender says who asks for permission, after section 4 of the CloudEvents specification for webhooks
-/// ("Abuse Protection").
+/// Header that names the sender who asks for permission, from section 4 ("Abuse Protection") of the CloudEvents
+/// specification for webhooks.
 pub(crate) const REQUEST_ORIGIN: &str = "webhook-request-origin";
-/// The header in which a receiver says whom it permits to send.
+/// Header that names the permitted sender.
 pub(crate) const ALLOWED_ORIGIN: &str = "webhook-allowed-origin";
-/// All origins.
+/// Value that permits all origins.
 pub(crate) const ANY_ORIGIN: &str = "*";
-/// What an origin has to be.
+/// Rule for an origin.
 pub(crate) const ORIGIN_RULE: &str = "must be a DNS name of at most 253 characters";
 
-/// Whether this is the name of an origin.
+/// Returns true if the text is a valid origin.
 pub(crate) fn is_origin(text: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'.' || byte == b'-';
     (1..=253).contains(&text.len()) && text.bytes().all(is_plain)
 }
 
-/// What a signature of this scheme begins with.
+/// Prefix of a signature of this scheme.
 pub(crate) const SCHEME: &str = "v1,";
 
-/// A secret, worked into its algorithm: the secret itself is kept nowhere.
+/// An HMAC state initialized with a secret. The secret itself is not kept.
 #[derive(Clone)]
 pub(crate) struct SigningKey(Hmac<Sha256>);
 
 impl SigningKey {
-    /// Reads a secret: base64 of 24 to 64 bytes, with or without `whsec_`. `setting` names it in the error, which shows
-    /// nothing of it.
+    /// Parses a secret: base64 of 24 to 64 bytes, with or without `whsec_`. The error names the `setting` and shows
+    /// nothing of the secret.
     pub(crate) fn parse(setting: &str, secret: &str) -> Result<Self> {
         let wrong = || {
             EventError::Config(format!(
@@ -55,14 +55,14 @@ impl SigningKey {
         Hmac::new_from_slice(&key).map(Self).map_err(|_| wrong())
     }
 
-    /// The signature, as `webhook-signature` has it.
+    /// Returns the signature in the form of the header `webhook-signature`.
     #[cfg(any(feature = "http", test))]
     pub(crate) fn sign(&self, id: &str, timestamp: &str, body: &[u8]) -> String {
         let signature = self.over(id, timestamp, body).finalize().into_bytes();
         format!("{SCHEME}{}", STANDARD.encode(signature))
     }
 
-    /// Whether these are the bytes of the signature. Compares in constant time.
+    /// Returns true if `signature` holds the bytes of the signature. Compares in constant time.
     #[cfg(any(feature = "webhook", test))]
     pub(crate) fn is_signature(&self, signature: &[u8], id: &str, timestamp: &str, body: &[u8]) -> bool {
         self.over(id, timestamp, body).verify_slice(signature).is_ok()

@@ -1,4 +1,4 @@
-//! What the benchmarks share.
+//! Code that the benchmarks share.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::runtime::Runtime;
 use tokio::sync::Notify;
 
-/// The event of every figure: about 300 bytes of JSON payload and two metadata entries.
+/// Returns the event of every figure, with about 300 bytes of JSON payload and two metadata entries.
 pub(crate) fn event(subject: &str) -> Event {
     let payload = json!({
         "order": "7b0c3c1e-3a1f-4a55-9a30-5a5f4c4f0f11",
@@ -29,13 +29,13 @@ pub(crate) fn event(subject: &str) -> Event {
         .with_metadata("tenant", "acme")
 }
 
-/// A provider that keeps this many events.
+/// Returns a memory provider that keeps at most `max_events` events.
 #[allow(dead_code, reason = "not every benchmark stores")]
 pub(crate) fn provider(max_events: usize) -> MemoryProvider {
     MemoryProvider::builder().max_events(max_events).build().expect("valid settings")
 }
 
-/// The runtime of a service on two cores, as `#[tokio::main]` makes it. `A3S_BENCH_THREADS=1` asks for one thread.
+/// Returns the runtime that `#[tokio::main]` makes on two cores. `A3S_BENCH_THREADS` sets the number of threads.
 pub(crate) fn runtime() -> Runtime {
     let threads: usize = std::env::var("A3S_BENCH_THREADS").ok().and_then(|n| n.parse().ok()).unwrap_or(2);
     let mut builder = match threads {
@@ -45,8 +45,8 @@ pub(crate) fn runtime() -> Runtime {
     builder.worker_threads(threads).enable_all().build().expect("a runtime")
 }
 
-/// Times `iters` repetitions in chunks on fresh state each, so that a growing store stays small. Making and dropping the
-/// state is not timed.
+/// Times `iters` repetitions in chunks, each with fresh state, so that a growing store stays small. Does not time the
+/// creation and the drop of the state.
 #[allow(dead_code, reason = "not every benchmark needs fresh state")]
 pub(crate) fn in_chunks<S>(
     iters: u64,
@@ -67,7 +67,7 @@ pub(crate) fn in_chunks<S>(
     total
 }
 
-/// Counts receipts and lets the publisher wait for all of them.
+/// Counts receipts, so that the publisher can wait for all of them.
 #[derive(Default)]
 #[allow(dead_code, reason = "not every benchmark fans out")]
 pub(crate) struct Receipts {
@@ -78,14 +78,14 @@ pub(crate) struct Receipts {
 
 #[allow(dead_code, reason = "not every benchmark fans out")]
 impl Receipts {
-    /// Counts one.
+    /// Counts one receipt.
     pub(crate) fn one(&self) {
         if self.count.fetch_add(1, Ordering::AcqRel) + 1 == self.expected.load(Ordering::Acquire) {
             self.complete.notify_one();
         }
     }
 
-    /// Publishes, and waits until this many more were counted.
+    /// Publishes, and waits until `more` additional receipts are counted.
     pub(crate) async fn wait_for(&self, more: usize, publish: impl AsyncFnOnce()) {
         let expected = self.expected.fetch_add(more, Ordering::AcqRel) + more;
         publish().await;

@@ -1,10 +1,10 @@
-//! What the SQLite provider is measured against.
+//! The baseline of the SQLite provider.
 
 use a3s_event::Event;
 use rusqlite::{Connection, params};
 use tempfile::TempDir;
 
-/// Plain rusqlite with the tables of the provider that an event needs.
+/// Plain rusqlite with the tables that the provider uses for an event.
 pub(crate) struct Raw {
     pub(crate) connection: Connection,
     _folder: TempDir,

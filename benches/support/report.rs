@@ -1,10 +1,10 @@
-//! A table of figures beside their baselines, for benchmarks that measure in turns.
+//! A table of figures and their baselines, for benchmarks that measure in turns.
 
 use std::time::Instant;
 
 use comfy_table::Table;
 
-/// A row per figure.
+/// A table with a row per figure.
 pub(crate) struct Report(Table);
 
 impl Default for Report {
@@ -23,12 +23,12 @@ impl Default for Report {
 }
 
 impl Report {
-    /// A figure that has no baseline, or is none of a speed.
+    /// Adds a figure that has no baseline, or is not a speed.
     pub(crate) fn add(&mut self, figure: &str, baseline: &str, provider: &str, ratio: &str, wanted: &str) {
         self.0.add_row([figure, baseline, provider, ratio, "", wanted]);
     }
 
-    /// Speeds that were measured in turns: the medians, and the median, lowest and highest of their ratios.
+    /// Adds speeds that were measured in turns: their medians, and the median, lowest and highest of their ratios.
     pub(crate) fn rates(&mut self, figure: &str, baseline: &[f64], provider: &[f64], wanted: &str) {
         let ratios: Vec<_> =
             provider.iter().zip(baseline).map(|(provider, baseline)| provider / baseline).collect();
@@ -56,7 +56,7 @@ pub(crate) fn median(values: &[f64]) -> f64 {
     values[values.len() / 2]
 }
 
-/// How often per second this is done that is done `count` times.
+/// Returns repetitions per second of work that repeats `count` times.
 pub(crate) fn per_second(count: usize, work: impl FnOnce()) -> f64 {
     let begin = Instant::now();
     work();

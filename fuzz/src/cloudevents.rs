@@ -1,4 +1,4 @@
-//! What holds for every CloudEvent that a reader let in.
+//! Guarantees for every CloudEvent that a reader accepts.
 
 use a3s_event::cloudevents::{AcceptedFormats, http, kafka, nats};
 use a3s_event::{CloudEvent, Event, Result};
@@ -6,7 +6,7 @@ use serde_json::{Value, from_slice, to_value};
 
 use super::check_error;
 
-/// Reads strictly and with known divergences, and checks what came in. The body may be a JSON document of the event.
+/// Reads strictly and with known divergences, and checks the events. The body may be a JSON document of the event.
 pub(crate) fn check_reader(body: &[u8], read: impl Fn(AcceptedFormats) -> Result<CloudEvent>) {
     let document = from_slice(body).unwrap_or(Value::Null);
     let (strict, lenient) = (read(AcceptedFormats::Conformant), read(AcceptedFormats::KnownDivergences));
@@ -19,8 +19,10 @@ pub(crate) fn check_reader(body: &[u8], read: impl Fn(AcceptedFormats) -> Result
     }
 }
 
-/// As [`check_event`], for an event of a JSON document. The nested form of version 0.2 has what that version had in memory,
-/// which is let in whatever it is, and may be refused when it is written.
+/// Checks an event of a JSON document, as [`check_event`] does.
+///
+/// The nested form of version 0.2 has the in-memory content of that version. It is always read, but writing it may
+/// fail.
 pub(crate) fn check_event_of(document: &Value, event: &CloudEvent) {
     match event.validate() {
         Err(error) if document["extensions"].is_object() => check_error(&error),
@@ -28,7 +30,8 @@ pub(crate) fn check_event_of(document: &Value, event: &CloudEvent) {
     }
 }
 
-/// The event can be written in every way, is the same when it is read again, and survives as an [`Event`].
+/// Checks that the event can be written in every form, reads back the same, and survives the conversion to an
+/// [`Event`].
 fn check_event(event: &CloudEvent) {
     event.validate().expect("what was read can be written");
     let strict = AcceptedFormats::Conformant;

@@ -1,4 +1,4 @@
-//! CloudEvents in the JSON batch format: all or nothing, and the same again.
+//! CloudEvents in the JSON batch format: a batch is read completely or refused, and a round trip preserves it.
 
 use a3s_event::cloudevents::{AcceptedFormats, from_json_batch, http, to_json_batch};
 

@@ -1,6 +1,6 @@
 //! A CloudEvent in the binary mode of HTTP, NATS and Kafka.
 //!
-//! Input: a line per header, `name: value`, an empty line, the body. `ce-` stands for the prefix of every binding.
+//! Input: a line per header, `name: value`, an empty line, the body. `ce-` represents the prefix of every binding.
 
 use a3s_event::cloudevents::{http, kafka, nats};
 

@@ -1,4 +1,4 @@
-//! Settings of consumers and publishes in JSON: what is accepted means the same after a round through every form of it.
+//! Settings of consumers and publishes in JSON: an accepted setting keeps its meaning through every conversion.
 //!
 //! Input: a line with a filter, then options of a subscription or a publish in JSON.
 
@@ -41,7 +41,7 @@ fn check_config(filter: &str, config: ConsumerConfig, options: SubscribeOptions)
     assert_eq!(unchanged, config);
 }
 
-/// Reads a value; what is read is written and read again without a change.
+/// Reads a value, and checks that writing and reading it again changes nothing.
 fn read<T: Serialize + DeserializeOwned>(json: &[u8]) -> Option<T> {
     let value: T = from_slice(json).ok()?;
     let written = to_value(&value).expect("it has a JSON form");

@@ -1,5 +1,4 @@
-//! Cron expressions: times go forward, none is passed over, and in UTC those of plain fields are the ones that a calendar
-//! has.
+//! Cron expressions: times increase and none is skipped. In UTC, the times of plain fields are those of a calendar.
 //!
 //! Input: a line with an expression, one with a time zone, then a time in Unix milliseconds as decimal digits.
 
@@ -12,9 +11,9 @@ use jiff::tz::TimeZone;
 use super::check_error;
 
 const MINUTE: u64 = 60_000;
-/// How far the calendar is walked, in minutes.
+/// Number of minutes that the calendar is searched.
 const HORIZON: u64 = 2 * 24 * 60;
-/// The year 2100: a schedule is not asked about times that no clock will show.
+/// The start of the year 2100. Later times are not tested.
 const LATEST: u64 = 4_102_444_800_000;
 
 pub fn check(data: &[u8]) {
@@ -31,7 +30,7 @@ pub fn check(data: &[u8]) {
         let Some(next) = schedule.next_after(at) else { break };
         assert!(next > at, "{next} comes behind {at}");
         assert_eq!(next % 1_000, 0, "{next} is no whole second");
-        // From anywhere in between the same time is next.
+        // Any time in between has the same next time.
         for between in [at + (next - at) / 2, next - 1] {
             assert_eq!(schedule.next_after(between), Some(next), "behind {between}, between {at} and {next}");
         }
@@ -43,7 +42,7 @@ pub fn check(data: &[u8]) {
     }
 }
 
-/// Five fields of lists of numbers and ranges, and `*`, with steps.
+/// Reference implementation: five fields with lists of numbers, ranges and `*`, with steps.
 struct Calendar {
     fields: [Field; 5],
 }
@@ -75,7 +74,7 @@ impl Calendar {
         let on_day = day.values.contains(&at.day());
         let on_weekday =
             weekday.values.contains(&sunday_first) || (sunday_first == 0 && weekday.values.contains(&7));
-        // Where both are given, either one suffices.
+        // If both are restricted, either one suffices.
         let is_day = if day.is_any || weekday.is_any { on_day && on_weekday } else { on_day || on_weekday };
         minute.values.contains(&at.minute())
             && hour.values.contains(&at.hour())
@@ -95,7 +94,7 @@ impl Field {
             let (first, last) = match range.split_once('-') {
                 _ if range == "*" => (min, max),
                 Some((first, last)) => (number(first)?, number(last)?),
-                // A step behind a single number means different things to different programs.
+                // Programs disagree about a step after a single number.
                 None if entry.contains('/') => return None,
                 None => (number(range)?, number(range)?),
             };

@@ -1,4 +1,4 @@
-//! Encrypted payloads: whatever is sealed is opened again, nothing that was changed or moved is, and nothing made up is.
+//! Encrypted payloads: a sealed payload can be opened; a changed, moved or forged one cannot.
 //!
 //! Input: a line with the id of an event, then its payload in JSON.
 
@@ -8,7 +8,7 @@ use serde_json::{Value, from_slice, from_value, json, to_value};
 
 use super::{check_error, first_line};
 
-/// The key of the envelopes among the seeds.
+/// Key of the envelopes in the seeds.
 const KEY: [u8; 32] = [7; 32];
 
 pub fn check(data: &[u8]) {
@@ -35,7 +35,7 @@ fn check_key(text: &str) {
     }
 }
 
-/// The payload is judged as an envelope.
+/// Checks that the payload is recognized as an envelope exactly if it has the form of one.
 fn check_form(encryptor: &Aes256GcmEncryptor, event: &Event) {
     let fields = event.payload.as_object();
     let is_text = |name: &str| event.payload.get(name).is_some_and(Value::is_string);
@@ -59,7 +59,7 @@ fn check_form(encryptor: &Aes256GcmEncryptor, event: &Event) {
     }
 }
 
-/// The payload is sealed.
+/// Checks that a sealed payload can be opened, and that a changed or moved one cannot.
 fn check_sealing(encryptor: &Aes256GcmEncryptor, event: Event, choice: usize) {
     let plain = event.payload.clone();
     let unbound = encryptor.encrypt(&plain).expect("sealed");

@@ -1,4 +1,4 @@
-//! The JSON of an event: what is read is written and read again without a change, and its size is found as it is.
+//! The JSON of an event: a round trip preserves it, and its size limit is exact.
 //!
 //! Input: a text that may be an event.
 
@@ -17,7 +17,7 @@ pub fn check(data: &[u8]) {
     let again: Event = from_slice(&json).expect("what was written is read");
     assert_eq!(to_value(&again).unwrap(), to_value(&event).unwrap());
 
-    // Around the event's size, where a limit has to be exact, and where a cheaper estimate is enough.
+    // Limits near the size, which must be exact, and far above it, where an estimate is enough.
     let len = json.len();
     for limit in [len - 1, len, len + 1, 6 * len, 7 * len] {
         match validate_event(&event, "events", limit) {

@@ -1,4 +1,4 @@
-//! JSON from outside: what is read is what everybody reads, and what has a key twice is not read.
+//! External JSON: it reads the same as with serde_json, and duplicate keys are refused.
 //!
 //! Input: a text.
 

@@ -1,7 +1,7 @@
-//! What has to hold for any input, one module per target.
+//! The guarantees that hold for any input, one module per target.
 //!
-//! A target is a function of bytes that panics when a promise is broken. libFuzzer calls it with what it makes up; the tests
-//! of the workspace include this file and call it with the seeds, so that there is one copy of each promise.
+//! A target is a function of bytes that panics when a guarantee is broken. libFuzzer calls it with generated input. The
+//! tests of the workspace include this file and call it with the seeds, so that each guarantee has one copy.
 
 pub mod cloudevents;
 pub mod cloudevents_batch;
@@ -17,7 +17,7 @@ pub mod subject;
 pub mod timestamp;
 pub mod url;
 
-/// A name, which is also that of the folder of its seeds, and what is called with an input.
+/// The name of a target, also that of its seed folder, and the function that checks an input.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
@@ -36,9 +36,9 @@ pub const TARGETS: [Target; 12] = [
     ("url", url::check),
 ];
 
-/// What every error promises: one line that can be printed as it is, and that does not grow with the input.
+/// Checks the guarantees of every error: one printable line whose length does not grow with the input.
 ///
-/// The text of serde_json is its own, and may quote a string of any length.
+/// An error of serde_json is exempt from the limit, because it may quote a string of any length.
 fn check_error(error: &a3s_event::EventError) {
     let text = error.to_string();
     assert!(!text.chars().any(char::is_control), "{text:?} is not one printable line");
@@ -47,7 +47,7 @@ fn check_error(error: &a3s_event::EventError) {
     assert!(!error.is_retryable(), "{text:?}: the same input would fail again");
 }
 
-/// Splits the input at its first line feed: a line in front of something else.
+/// Splits the input at its first line feed into a line and the rest.
 fn first_line(data: &[u8]) -> (&[u8], &[u8]) {
     let end = data.iter().position(|byte| *byte == b'\n').unwrap_or(data.len());
     let (line, rest) = data.split_at(end);

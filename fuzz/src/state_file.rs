@@ -1,4 +1,4 @@
-//! The file of the subscriptions: what is in it is loaded, kept and saved, or the file is refused and left as it is.
+//! The state file: its subscriptions are loaded, kept and saved, or the file is refused and left unchanged.
 //!
 //! Input: the content of the file.
 
@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use super::check_error;
 
 thread_local! {
-    /// In memory where there is such a place: the store flushes to the disk, which is not what is tested.
+    /// Folder of the file, in memory if possible, because the store's disk flush is not under test.
     static FOLDER: TempDir = {
         let in_memory = Path::new("/dev/shm");
         let folder = if in_memory.is_dir() { tempfile::tempdir_in(in_memory) } else { tempfile::tempdir() };
@@ -38,7 +38,7 @@ fn check_in(folder: &Path, data: &[u8]) {
     };
     let loaded = to_value(&subscriptions).unwrap();
 
-    // None is lost on the way into a bus: it is in force, or set aside with a reason.
+    // A bus loses no subscription: each one is in force, or set aside with a reason.
     let mut bus = EventBus::new(MemoryProvider::default());
     bus.set_state_store(Arc::new(store.clone())).expect("it was loaded before");
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");

@@ -1,7 +1,7 @@
-//! Subjects, filters, prefixes and names: the checks agree with the rules as the guide states them, and three ways to match
-//! agree with each other.
+//! Subjects, filters, prefixes and names: the checks agree with the rules of the guide, and three ways to match agree
+//! with each other.
 //!
-//! Input: a line each with a subject, a prefix, and filters.
+//! Input: a line with a subject, one with a prefix, then a line per filter.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -81,7 +81,7 @@ fn tokens(text: &str) -> Vec<&str> {
     text.split('.').collect()
 }
 
-/// What subjects and filters have in common.
+/// Checks the rules that subjects and filters share.
 fn is_sequence_of_tokens(text: &str) -> bool {
     let tokens = tokens(text);
     text.len() <= MAX_SUBJECT_LEN
@@ -106,7 +106,7 @@ fn is_name(text: &str) -> bool {
     !text.is_empty() && text.len() <= MAX_NAME_LEN && !text.contains(forbidden)
 }
 
-/// White space, control characters, and those that print as nothing.
+/// Returns true for white space, control characters and invisible characters.
 fn is_unseen(c: char) -> bool {
     let prints_nothing =
         matches!(c as u32, 0xad | 0x200b..=0x200f | 0x2028..=0x202e | 0x2060..=0x206f | 0xfeff);
@@ -123,7 +123,7 @@ fn matches(subject: &[&str], filter: &[&str]) -> bool {
     }
 }
 
-/// Whether the filter matches a subject that goes on behind the prefix.
+/// Returns true if the filter matches some subject below the prefix.
 fn reaches(prefix: &[&str], filter: &[&str]) -> bool {
     match (prefix, filter) {
         (_, []) => false,

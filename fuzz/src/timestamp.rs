@@ -1,4 +1,4 @@
-//! Times: what is read has the form of RFC 3339 and is the same when it is written.
+//! Times: an accepted text has the form of RFC 3339, and a round trip preserves the time.
 //!
 //! Input: a text.
 

@@ -1,4 +1,4 @@
-//! URLs of providers: the parts that are found are those that were written, and nothing secret is shown.
+//! URLs of providers: parsing returns the parts as written, and no secret is shown.
 //!
 //! Input: a URL.
 
@@ -24,7 +24,7 @@ pub fn check(data: &[u8]) {
     let again = written(&url, credentials, &settings);
     assert_eq!(ProviderUrl::parse(&again).expect("what was written is read"), url, "{again:?} for {text:?}");
 
-    // What is shown does not depend on what is secret.
+    // The text does not depend on secrets.
     let shown = url.to_string();
     assert!(!shown.chars().any(char::is_control), "{shown:?}");
     let other_settings: Settings =
@@ -34,7 +34,7 @@ pub fn check(data: &[u8]) {
     assert_eq!(other.to_string().len(), shown.len(), "{shown:?} shows a secret");
     assert_eq!(format!("{url:?}"), format!("ProviderUrl({shown})"));
 
-    // What is shown of a setting is what its provider declares no secret.
+    // Only settings that the provider declares not secret are shown.
     let registry = ProviderRegistry::builtin();
     let scheme = registry.scheme(url.scheme());
     let is_open = |key: &str| {
@@ -55,7 +55,7 @@ pub fn check(data: &[u8]) {
     }
 }
 
-/// A provider that is made can be used, whatever its settings were.
+/// Checks that a provider that connects can be used, with any settings.
 fn check_memory(text: &str) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     let publishing = async {
@@ -67,7 +67,7 @@ fn check_memory(text: &str) {
         let event = Event::new(provider.build_subject("a", "b"), "a", "", "", serde_json::Value::Null);
         match provider.publish(&event).await {
             Ok(sequence) => assert_eq!(sequence, 1),
-            // The settings decide how long a subject and an event may be.
+            // The settings limit the length of a subject and of an event.
             Err(error @ (EventError::TooLarge { .. } | EventError::InvalidSubject { .. })) => {
                 check_error(&error);
             }
@@ -77,7 +77,7 @@ fn check_memory(text: &str) {
     runtime.block_on(publishing);
 }
 
-/// The settings as the text has them. It was accepted, so that all escapes are whole.
+/// Returns the settings of an accepted text, in which all escapes are complete.
 fn settings(text: &str) -> Settings {
     let (_, query) = text.split_once('?').unwrap_or_default();
     let pairs = query.split('&').filter(|pair| !pair.is_empty());
@@ -96,7 +96,7 @@ fn decoded(text: &str) -> String {
     String::from_utf8(bytes).expect("UTF-8")
 }
 
-/// A URL with these parts in which everything that can be escaped is.
+/// Returns a URL with these parts, escaped wherever possible.
 fn written(url: &ProviderUrl, credentials: Option<(&str, Option<&str>)>, settings: &Settings) -> String {
     let mut text = format!("{}:", url.scheme());
     let path = encoded(url.path()).replace("%2F", "/");

@@ -1,4 +1,4 @@
-//! A broker on a bus, which routes through it what it has published.
+//! Broker on a bus, which routes what it has published.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -10,12 +10,12 @@ use crate::bus::{EventBus, EventBusBuilder, Router};
 use crate::types::Event;
 
 impl EventBus {
-    /// Routes every published event through this broker.
+    /// Sets the broker that routes every published event.
     pub fn set_broker(&mut self, broker: Arc<Broker>) {
         self.set_router(broker);
     }
 
-    /// The broker, if one is set.
+    /// Returns the broker, if one is set.
     pub fn broker(&self) -> Option<&Broker> {
         let router: &dyn Any = self.router()?;
         router.downcast_ref()
@@ -23,7 +23,7 @@ impl EventBus {
 }
 
 impl EventBusBuilder {
-    /// As [`EventBus::set_broker`].
+    /// Sets the broker, as [`EventBus::set_broker`] does.
     pub fn broker(self, broker: Arc<Broker>) -> Self {
         self.router(broker)
     }

@@ -1,4 +1,4 @@
-//! What becomes of an event that a trigger gives up.
+//! Dead letters of events that a trigger gives up.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::reserved;
 use crate::sink::EventSink;
 use crate::types::{Event, ReceivedEvent};
 
-/// The event itself, with what happened in its metadata.
+/// Creates the dead letter: the event itself, with the failure in its metadata.
 pub(super) fn letter(lane: &Lane, event: &Event, reason: &str, attempts: u64, at: u64) -> Event {
     let mut letter = passed(event);
     for (key, value) in [
@@ -32,17 +32,17 @@ pub(super) fn letter_now(lane: &Lane, event: &Event, reason: &str, attempts: u64
     letter(lane, event, reason, attempts, unix_millis())
 }
 
-/// The dead letters of a durable trigger, whatever they are about: its source is settled when the letter is taken.
+/// Handler of all dead letters of a durable trigger. An event is settled when its letter is accepted.
 pub(super) struct Letters {
     pub(super) lane: Arc<Lane>,
     pub(super) kept_by: KeptBy,
 }
 
-/// Who keeps the dead letters of a trigger.
+/// Destination of a trigger's dead letters.
 pub(super) enum KeptBy {
-    /// The sink of the trigger or the broker.
+    /// The dead-letter sink of the trigger or the broker.
     Sink(Arc<dyn EventSink>),
-    /// The handler of the bus.
+    /// The dead-letter handler of the bus.
     Bus(Arc<dyn DlqHandler>),
 }
 

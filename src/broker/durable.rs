@@ -1,4 +1,4 @@
-//! Durable triggers: a consumer each, that settles what the sink has taken.
+//! Durable triggers: each has a consumer that settles the events accepted by the sink.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -21,23 +21,24 @@ use crate::provider::Delivery;
 use crate::sink::{PayloadForm, SinkFailure};
 use crate::task::poll_once;
 
-/// Pauses between two consumers of a trigger.
+/// Delays between two consumers of a trigger.
 const REOPEN: Backoff = Backoff::exponential(Duration::from_secs(1), Duration::from_secs(30));
 
 impl Broker {
-    /// Runs the durable triggers over this bus until the handle ends them: each reads the stream with a durable consumer of
-    /// its own, named after the trigger, which keeps its position across restarts and is shared by all processes that run a
-    /// trigger of this name. Triggers that are added, replaced and removed meanwhile begin and end.
+    /// Runs the durable triggers over this bus until the handle ends them. Each reads the stream with its own durable
+    /// consumer, named after the trigger. The consumer keeps its position across restarts, and all processes that run a
+    /// trigger of this name share it. Triggers that are added, replaced and removed meanwhile start and stop.
     ///
-    /// An event is settled when the sink has taken it or its dead letter is kept; a crash in between delivers it again. A
-    /// dead letter goes to the sink of the trigger, or else the broker's, or else the dead-letter handler of the bus.
+    /// An event is settled when the sink has accepted it or its dead letter is stored; after a crash in between, it is
+    /// redelivered. A dead letter goes to the trigger's dead-letter sink, or else the broker's, or else the dead-letter
+    /// handler of the bus.
     ///
-    /// Returns when the triggers that there are can receive what is published.
+    /// Returns when the current triggers can receive what is published.
     ///
     /// # Errors
     ///
-    /// The first trigger's error whose consumer cannot be opened, as [`ConsumerBuilder::handle`]. Nothing runs then. Those
-    /// of later triggers are tried again, with an error in the log.
+    /// The error of the first trigger whose consumer cannot be opened, as [`ConsumerBuilder::handle`]; nothing runs
+    /// then. For later triggers, opening is retried with an error in the log.
     ///
     /// [`ConsumerBuilder::handle`]: crate::consumer::ConsumerBuilder::handle
     pub async fn run(self: &Arc<Self>, bus: Arc<EventBus>) -> Result<BrokerHandle> {
@@ -62,7 +63,8 @@ impl Broker {
     }
 }
 
-/// The owner of the durable triggers that run. Dropping it ends them at once, and leases decide about what they had.
+/// Handle of the running durable triggers. Dropping it ends them at once, and their events are redelivered when the
+/// leases expire.
 #[must_use = "durable triggers end when the handle is dropped"]
 pub struct BrokerHandle {
     broker: Arc<Broker>,
@@ -77,7 +79,7 @@ impl BrokerHandle {
     ///
     /// # Errors
     ///
-    /// [`EventError::Closed`] when the triggers have ended.
+    /// [`EventError::Closed`] if the triggers have ended.
     pub async fn synced(&self) -> Result<()> {
         if self.manager.is_finished() {
             return Err(ended());
@@ -87,8 +89,9 @@ impl BrokerHandle {
         synced.wait_for(|synced| *synced >= version).await.map(drop).map_err(|_| ended())
     }
 
-    /// The durable triggers that have ended for good while they are still wanted, and why: their consumers were deleted, or
-    /// lost so that nobody knows from where to go on. One that is added anew under its name begins as its start policy says.
+    /// Returns the durable triggers that have ended permanently although they are still registered, with the reason.
+    /// Their consumers were deleted, or lost without a known position. A trigger that is added again under its name
+    /// begins as its start policy says.
     pub fn ended(&self) -> Vec<EndedTrigger> {
         let index = self.broker.read();
         let ended = index.all().filter_map(|lane| {
@@ -99,12 +102,12 @@ impl BrokerHandle {
         ended.collect()
     }
 
-    /// Forgets the position of the durable trigger that had this name and subject pattern, after it was removed. One of the
-    /// same name that is added later begins anew.
+    /// Removes the position of the durable trigger that had this name and subject pattern, after it was removed. A
+    /// later trigger of the same name begins anew.
     ///
     /// # Errors
     ///
-    /// [`EventError::Conflict`] while there is such a trigger.
+    /// [`EventError::Conflict`] while a trigger of this name exists.
     pub async fn forget(&self, name: &str, subject_pattern: Option<&str>) -> Result<()> {
         if self.broker.read().contains(name) {
             return Err(EventError::Conflict {
@@ -119,11 +122,11 @@ impl BrokerHandle {
         Ok(())
     }
 
-    /// Ends the durable triggers in order: deliveries that run end and are settled, as
-    /// [`ConsumerHandle::shutdown`] says. Cancel-safe: it goes on without its future.
+    /// Ends the durable triggers gracefully: running deliveries end and are settled, as in
+    /// [`ConsumerHandle::shutdown`]. Cancel-safe: it continues without its future.
     pub async fn shutdown(&mut self) {
         self.stop.send_replace(true);
-        // Awaited once only: a second shutdown finds it ended.
+        // A task that has ended must not be awaited again, as a second shutdown would.
         if !self.manager.is_finished()
             && let Err(error) = (&mut self.manager).await
         {
@@ -144,15 +147,15 @@ impl fmt::Debug for BrokerHandle {
     }
 }
 
-/// A durable trigger that has ended for good.
+/// A durable trigger that has ended permanently.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct EndedTrigger {
     /// Name of the trigger.
     pub name: String,
-    /// Its subject pattern.
+    /// Subject pattern of the trigger.
     pub subject_pattern: Option<String>,
-    /// The error that ended it.
+    /// Error that ended it.
     pub reason: String,
 }
 
@@ -160,22 +163,22 @@ fn ended() -> EventError {
     EventError::Closed("the durable triggers have ended".to_owned())
 }
 
-/// Tells when the consumer of a trigger was opened first, or why not; or that it fetches no more.
+/// Reports the first opening of a trigger's consumer, or its error; or that the consumer has stopped fetching.
 type Changed = oneshot::Receiver<Result<()>>;
 
-/// What ends the task of a trigger.
+/// Ends the task of a trigger.
 struct Stop {
     stop: watch::Sender<bool>,
     stopped: Changed,
 }
 
-/// Lets a task run for each durable trigger that there is.
+/// Runs a task for each durable trigger.
 struct Manager {
     broker: Arc<Broker>,
     bus: Arc<EventBus>,
     stopping: watch::Receiver<bool>,
     synced: watch::Sender<u64>,
-    /// By the address of the trigger, which is its own as long as the trigger is held here.
+    /// By the address of the trigger, which is unique as long as the trigger is held here.
     serving: HashMap<usize, (Arc<Lane>, Stop)>,
     tasks: JoinSet<()>,
 }
@@ -205,7 +208,7 @@ impl Manager {
         while self.tasks.join_next().await.is_some() {}
     }
 
-    /// Begins and ends what has changed; each change is in force when it tells so.
+    /// Starts and stops changed triggers. Each receiver reports when its change is in force.
     fn reconcile(&mut self) -> Vec<Changed> {
         let wanted: HashMap<usize, Arc<Lane>> = self
             .broker
@@ -242,7 +245,7 @@ impl Manager {
     }
 }
 
-/// One durable trigger that runs.
+/// A durable trigger that runs.
 struct Server {
     lane: Arc<Lane>,
     bus: Arc<EventBus>,
@@ -251,7 +254,7 @@ struct Server {
 }
 
 impl Server {
-    /// Keeps a consumer open until it is told to stop.
+    /// Keeps a consumer open until the stop signal.
     async fn serve(mut self, first: oneshot::Sender<Result<()>>, stopped: oneshot::Sender<Result<()>>) {
         let mut first = Some(first);
         for attempt in 1.. {
@@ -262,7 +265,7 @@ impl Server {
                         biased;
                         () = wait_for_stop(&mut self.stopping) => {
                             let mut ending = pin!(consumer.shutdown());
-                            // It fetches no more from here on; what runs is not waited for.
+                            // It has stopped fetching; the running handlers are not waited for.
                             let at_once = poll_once(&mut ending).await;
                             let _ = stopped.send(Ok(()));
                             let ended = match at_once {
@@ -275,7 +278,7 @@ impl Server {
                             return;
                         }
                         outcome = consumer.stopped() => match outcome {
-                            // Made again, it would deliver the stream anew.
+                            // A recreated consumer would deliver the stream again.
                             Err(error) if error.kind() == ErrorKind::NotFound => {
                                 tracing::error!(trigger = self.lane.name(), %error, "durable trigger ended for good");
                                 self.lane.note_end(error.to_string());
@@ -334,14 +337,14 @@ impl Server {
     }
 }
 
-/// Waits until it is told to stop, or nobody is left to tell it.
+/// Waits for the stop signal, or until its sender is gone.
 async fn wait_for_stop(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
 fn report(first: &mut Option<oneshot::Sender<Result<()>>>, outcome: Result<()>) {
     if let Some(first) = first.take() {
-        // Nobody waits for it when the broker is being stopped.
+        // There is no receiver while the broker is being stopped.
         let _ = first.send(outcome);
     }
 }
@@ -379,7 +382,7 @@ async fn deliver(lane: &Lane, delivery: &Delivery, hop_limit: u32) -> HandlerRes
     }
 }
 
-/// The consumer of a trigger, as a subscriber of the bus.
+/// Returns the name of a trigger's consumer, as a subscriber of the bus.
 fn consumer_name(trigger: &str) -> String {
     format!("trigger-{trigger}")
 }

@@ -1,4 +1,4 @@
-//! Which events a trigger wants.
+//! Filters of the events that a trigger wants.
 
 use std::borrow::Cow;
 
@@ -10,20 +10,20 @@ use crate::text::shorten;
 use crate::timestamp;
 use crate::types::Event;
 
-/// The CloudEvents `type` of an event without one.
+/// CloudEvents `type` of an event without one.
 const UNTYPED: &str = "a3s.event";
-/// Metadata that keeps what a CloudEvent had; see [`docs::cloudevents`](crate::docs::cloudevents).
+/// Metadata keys that keep the attributes of a CloudEvent; see [`docs::cloudevents`](crate::docs::cloudevents).
 const CE_TIME: &str = "ce-time";
 const CE_CONTENT_TYPE: &str = "ce-datacontenttype";
 const CE_ABSENT: &str = "ce-absent-attributes";
-/// How deep filters may be nested.
+/// Maximum depth of nested filters.
 const MAX_DEPTH: usize = 16;
-/// Most filters in one, all levels together.
+/// Maximum number of filters in one, over all levels.
 const MAX_FILTERS: usize = 256;
-/// Longest text in a filter, in bytes.
+/// Maximum length of a text in a filter, in bytes.
 const MAX_TEXT_LEN: usize = 1024;
 
-/// Which events a trigger wants. All criteria that are set must hold; without any, every event matches.
+/// Filter of the events that a trigger wants. All criteria that are set must hold; without any, every event matches.
 ///
 /// ```
 /// use a3s_event::{Event, TriggerFilter};
@@ -37,13 +37,13 @@ const MAX_TEXT_LEN: usize = 1024;
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct TriggerFilter {
-    /// The event type, exactly.
+    /// Exact event type.
     pub event_type: Option<String>,
-    /// The source, exactly.
+    /// Exact source.
     pub source: Option<String>,
-    /// A subject filter, with the wildcards of [`subject_matches`].
+    /// Subject filter, with the wildcards of [`subject_matches`].
     pub subject_pattern: Option<String>,
-    /// Metadata entries that the event must have, exactly.
+    /// Metadata entries that the event must have, with exact values.
     pub attributes: Vec<(String, String)>,
 }
 
@@ -58,19 +58,19 @@ impl TriggerFilter {
         Self { source: Some(source.into()), ..Self::default() }
     }
 
-    /// Matches events whose subject this subject filter matches. One that breaks the grammar matches nothing.
+    /// Matches events whose subject matches this subject filter. An invalid one matches nothing.
     pub fn by_subject(pattern: impl Into<String>) -> Self {
         Self { subject_pattern: Some(pattern.into()), ..Self::default() }
     }
 
-    /// Wants a metadata entry besides.
+    /// Requires a metadata entry in addition.
     #[must_use]
     pub fn with_attribute(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.attributes.push((key.into(), value.into()));
         self
     }
 
-    /// Whether the event fulfils all criteria that are set.
+    /// Returns true if the event fulfils all criteria that are set.
     pub fn matches(&self, event: &Event) -> bool {
         let is =
             |wanted: &Option<String>, found: &String| wanted.as_ref().is_none_or(|wanted| wanted == found);
@@ -85,13 +85,15 @@ impl TriggerFilter {
     }
 }
 
-/// A filter in the dialects of the CloudEvents Subscriptions API: `exact`, `prefix`, `suffix`, `all`, `any` and `not`.
+/// Filter in the dialects of the CloudEvents Subscriptions API: `exact`, `prefix`, `suffix`, `all`, `any` and `not`.
 ///
-/// It looks at the event as a CloudEvent: the attributes `id`, `source`, `type`, `subject`, `time`, `datacontenttype`,
-/// `specversion`, `a3scategory`, `a3sversion` and `a3ssummary`, and any other one in the metadata, under `ce-{name}` or
-/// under its plain name. The `type` of an event without one is `a3s.event`. What is no text is compared in its canonical
-/// form: a `time` as RFC 3339 in UTC with milliseconds, `2026-02-03T10:11:12.345Z`, unless the event came from elsewhere
-/// with another spelling. An attribute that an event does not have matches nothing. Case matters.
+/// It compares the attributes of the event as a CloudEvent: `id`, `source`, `type`, `subject`, `time`,
+/// `datacontenttype`, `specversion`, `a3scategory`, `a3sversion` and `a3ssummary`. Any other attribute is a metadata
+/// entry, under `ce-{name}` or under its plain name. The `type` of an event without one is `a3s.event`.
+///
+/// A value that is not text is compared in its canonical form. For `time`, that is RFC 3339 in UTC with milliseconds,
+/// `2026-02-03T10:11:12.345Z`, unless the event came with another spelling. A missing attribute matches nothing. Case
+/// matters.
 ///
 /// ```
 /// use a3s_event::broker::EventFilter;
@@ -127,44 +129,48 @@ enum Dialect {
 }
 
 impl EventFilter {
-    /// The attribute has exactly this value.
+    /// Matches if the attribute has exactly this value.
     pub fn exact(attribute: impl Into<String>, value: impl Into<String>) -> Self {
         Self(Dialect::Exact(attribute.into(), value.into()))
     }
 
-    /// The attribute's value begins like this.
+    /// Matches if the attribute's value starts with this.
     pub fn prefix(attribute: impl Into<String>, value: impl Into<String>) -> Self {
         Self(Dialect::Prefix(attribute.into(), value.into()))
     }
 
-    /// The attribute's value ends like this.
+    /// Matches if the attribute's value ends with this.
     pub fn suffix(attribute: impl Into<String>, value: impl Into<String>) -> Self {
         Self(Dialect::Suffix(attribute.into(), value.into()))
     }
 
-    /// All of these match; at least one is needed.
+    /// Matches if all of these match; at least one is required.
     pub fn all(filters: impl IntoIterator<Item = Self>) -> Self {
         Self(Dialect::All(filters.into_iter().collect()))
     }
 
-    /// One of these matches; at least one is needed.
+    /// Matches if any of these matches; at least one is required.
     pub fn any(filters: impl IntoIterator<Item = Self>) -> Self {
         Self(Dialect::Any(filters.into_iter().collect()))
     }
 
-    /// This one does not match.
+    /// Matches if this filter does not.
     #[allow(clippy::should_implement_trait, reason = "the name of the dialect")]
     pub fn not(filter: Self) -> Self {
         Self(Dialect::Not(Box::new(filter)))
     }
 
-    /// Reads the JSON of the Subscriptions API: one filter, or an array of filters that must all match.
+    /// Parses the JSON of the Subscriptions API: one filter, or an array of filters that must all match.
     ///
     /// # Errors
     ///
-    /// [`EventError::Config`] that names what breaks the rules: a dialect that is not known (CESQL is none of ours), a
-    /// value that is not a string or empty, an attribute with a name that CloudEvents do not allow, an empty list, more
-    /// than 16 levels or 256 filters.
+    /// [`EventError::Config`] that names the part that is invalid:
+    ///
+    /// - an unknown dialect; CESQL is not supported
+    /// - a value that is empty or not a string
+    /// - an attribute with a name that CloudEvents do not allow
+    /// - an empty list
+    /// - more than 16 levels or 256 filters
     pub fn from_json(json: &Value) -> Result<Self> {
         let filter = match json {
             Value::Array(filters) => Self::all(read_list("filters", filters, 0)?),
@@ -174,7 +180,7 @@ impl EventFilter {
         Ok(filter)
     }
 
-    /// Whether the event matches.
+    /// Returns true if the event matches.
     pub fn matches(&self, event: &Event) -> bool {
         let has = |attribute: &str, test: &dyn Fn(&str) -> bool| {
             attribute_of(event, attribute).is_some_and(|value| test(&value))
@@ -189,7 +195,7 @@ impl EventFilter {
         }
     }
 
-    /// The one value of this attribute that an event must have to match, if the filter says so: what it is indexed by.
+    /// Returns the only value of this attribute with which an event can match, if there is one. The index uses it.
     pub(super) fn required(&self, attribute: &str) -> Option<&str> {
         match &self.0 {
             Dialect::Exact(name, value) if name == attribute => Some(value),
@@ -223,7 +229,7 @@ impl EventFilter {
     }
 }
 
-/// The type as an event has it, for a `type` of CloudEvents; `None` for the one that stands for none.
+/// Returns the event type for a CloudEvents `type`, or `None` for the `type` of an event without one.
 pub(super) fn indexable_type(value: &str) -> Option<&str> {
     (value != UNTYPED).then_some(value)
 }
@@ -248,7 +254,7 @@ fn attribute_of<'a>(event: &'a Event, name: &str) -> Option<Cow<'a, str>> {
     Some(text.into())
 }
 
-/// As it came, while it still is the event's time; otherwise in its canonical form.
+/// Returns the original spelling while it still is the event's time, or else the canonical form.
 fn time_of(event: &Event) -> Option<Cow<'_, str>> {
     match event.metadata.get(CE_TIME) {
         Some(text) if timestamp::parse(text).is_some_and(|at| at.millis == event.timestamp) => {
@@ -259,7 +265,7 @@ fn time_of(event: &Event) -> Option<Cow<'_, str>> {
     }
 }
 
-/// Whether the event came as a CloudEvent without an attribute that events always have.
+/// Returns true if the event came as a CloudEvent without an attribute that events always have.
 fn is_absent(event: &Event, name: &str) -> bool {
     let absent = event.metadata.get(CE_ABSENT);
     absent.is_some_and(|names| names.split(',').any(|absent| absent == name))
@@ -317,7 +323,7 @@ fn read_list(dialect: &str, filters: &[Value], depth: usize) -> Result<Vec<Event
     filters.iter().map(|filter| read(filter, depth)).collect()
 }
 
-/// One or more attributes with their values, all of which must match.
+/// Parses one or more attributes with their values, all of which must match.
 fn read_attributes(
     dialect: &str,
     content: &Value,

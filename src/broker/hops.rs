@@ -1,25 +1,25 @@
-//! How often an event has passed a broker, so that a loop ends.
+//! Counts the brokers that an event has passed, so that a loop ends.
 
 use crate::types::Event;
 
-/// Metadata key of an event that a broker delivered: how many brokers it has passed.
+/// Metadata key for the number of brokers that an event has passed.
 pub const HOPS_KEY: &str = "broker_hops";
-/// The reason in the dead letter of an event that has passed too many.
+/// Reason in the dead letter of an event that has passed too many brokers.
 pub const HOP_LIMIT_REASON: &str = "hop_limit";
 
-/// What a log says of an event that comes back from there.
+/// Log message for an event that returns after it was given up at the hop limit.
 pub(super) const LEFT_OUT: &str = "event left out of a loop";
 
 pub(super) const DEFAULT_HOP_LIMIT: u32 = 16;
 
-/// What the hops of an event allow.
+/// State of an event by its hops.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Hops {
-    /// It may pass.
+    /// The event may pass.
     Within,
-    /// It has passed too many brokers.
+    /// The event has passed too many brokers.
     AtLimit,
-    /// It was given up for that before, and comes back from there.
+    /// The event was given up at the limit before, and has returned.
     Beyond,
 }
 
@@ -33,13 +33,13 @@ impl Hops {
     }
 }
 
-/// The event as it leaves the broker.
+/// Returns the event as it leaves the broker, with one more hop.
 pub(super) fn passed(event: &Event) -> Event {
     let hops = count(event).saturating_add(1);
     event.clone().with_metadata(HOPS_KEY, hops.to_string())
 }
 
-/// What is no number was not written by a broker: it counts as none.
+/// Returns the hops. A value that is not a number was not written by a broker and counts as none.
 fn count(event: &Event) -> u32 {
     event.metadata.get(HOPS_KEY).and_then(|hops| hops.parse().ok()).unwrap_or(0)
 }

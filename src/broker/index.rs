@@ -1,4 +1,4 @@
-//! Triggers by type, source and subject, so that finding those of an event costs what they are, not what all are.
+//! Index of triggers by type, source and subject. The cost of a lookup depends on the matching triggers, not on all.
 
 use std::borrow::Borrow;
 use std::collections::HashMap;
@@ -8,7 +8,7 @@ use super::lane::Lane;
 use crate::subject::{SubjectIndex, validate_filter};
 use crate::types::Event;
 
-/// The filter of all subjects.
+/// Filter of all subjects.
 pub(super) const ANY_SUBJECT: &str = ">";
 
 /// All triggers of a broker.
@@ -20,7 +20,7 @@ pub(super) struct Index {
     len: usize,
 }
 
-/// Values for one exact text each, and the value for those that do not care.
+/// One value for each exact text, and one for triggers that accept any.
 #[derive(Default)]
 struct Level<T> {
     exact: HashMap<String, T>,
@@ -50,7 +50,7 @@ impl<T: Default> Level<T> {
         }
     }
 
-    /// What applies to a text.
+    /// Returns the values that apply to a text.
     fn of<Q: ?Sized + std::hash::Hash + Eq>(&self, key: &Q) -> impl Iterator<Item = &T>
     where
         String: Borrow<Q>,
@@ -78,7 +78,7 @@ impl Index {
     }
 
     pub(super) fn insert(&mut self, lane: Arc<Lane>) {
-        // A pattern that breaks the grammar matches nothing: it has a name, and no place.
+        // A trigger with an invalid pattern matches nothing: it is indexed by name only.
         if validate_filter(lane.key().subject).is_ok() {
             let key = lane.key();
             let subjects = self.by_type.entry(key.event_type).entry(key.source);
@@ -131,7 +131,7 @@ impl Index {
     }
 }
 
-/// What a trigger is indexed by.
+/// Criteria by which a trigger is indexed.
 pub(super) struct Key<'a> {
     pub(super) event_type: Option<&'a str>,
     pub(super) source: Option<&'a str>,

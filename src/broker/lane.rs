@@ -1,4 +1,4 @@
-//! The way of a trigger's events to its sink, when fire-and-forget.
+//! Path of a fire-and-forget trigger's events to its sink.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -17,7 +17,7 @@ use crate::sink::{DeliveryKey, EventSink, SinkFailure};
 use crate::task::{caught, in_time, poll_once};
 use crate::types::Event;
 
-/// A sink that needs less is called by the publisher itself, which is cheaper than a task.
+/// Time limit of a quick sink. The publisher calls a quick sink itself, which is cheaper than a task.
 const QUICK: Duration = Duration::from_micros(200);
 
 /// A trigger of a broker, with its deliveries.
@@ -27,20 +27,20 @@ pub(super) struct Lane {
     settings: DeliverySettings,
     /// The trigger's dead-letter sink, or else the broker's.
     dead_letter: Option<Arc<dyn EventSink>>,
-    /// One for each delivery that runs or waits.
+    /// One permit for each delivery that runs or waits.
     places: Arc<Semaphore>,
-    /// One for each delivery that runs. Fair, and so it keeps the order.
+    /// One permit for each delivery that runs. Fair, so that it keeps the order.
     turns: Arc<Semaphore>,
-    /// One for each delivery of the broker that waits for its turn.
+    /// One permit for each delivery of the broker that waits for its turn.
     waiting_room: Arc<Semaphore>,
-    /// Of this trigger in this process; a delivery has it in its key, with its number.
+    /// Id of this trigger in this process; a delivery's key combines it with a number.
     scope: u128,
     begun: AtomicU64,
-    /// Whether the last delivery needed no other thread to be over soon.
+    /// True if the last delivery succeeded quickly and without another thread.
     is_quick: AtomicBool,
-    /// Whether a publisher has waited for it in vain, and nothing was delivered since.
+    /// True if a publisher has waited for it in vain, and nothing was delivered since.
     is_late: AtomicBool,
-    /// Why it has ended for good, when it is durable.
+    /// Reason why a durable trigger has ended permanently.
     end: OnceLock<String>,
     counters: Counters,
 }
@@ -54,23 +54,25 @@ struct Counters {
     dead_lettered: AtomicU64,
 }
 
-/// What a trigger has done so far.
+/// Counters of a trigger.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TriggerStats {
-    /// Events that the sink has taken.
+    /// Events that the sink has accepted.
     pub delivered: u64,
-    /// Events that were given up after all attempts, those that went to the dead letters included; for a durable trigger also
-    /// records that never reached the sink, for instance because they cannot be decoded. Without a place for dead letters, a
-    /// durable trigger's are in the log only.
+    /// Events that were given up after all attempts, including those that were dead-lettered. For a durable trigger,
+    /// also records that never reached the sink, for instance undecodable ones. A durable trigger without a destination
+    /// for dead letters logs these events and does not count them.
     pub failed: u64,
-    /// Attempts behind the first.
+    /// Attempts after the first.
     pub retried: u64,
-    /// Events that found the queue full, the trigger's or the broker's. They are gone, and not counted as failed.
+    /// Events that were dropped because the queue of the trigger or the broker was full. They are not counted as
+    /// failed.
     pub dropped: u64,
-    /// Events whose dead letter was taken: by a sink, or for a durable trigger by the dead-letter handler of the bus.
+    /// Events whose dead letter was accepted by a sink or, for a durable trigger, by the dead-letter handler of the
+    /// bus.
     pub dead_lettered: u64,
-    /// Deliveries that run or wait now, when fire-and-forget.
+    /// Fire-and-forget deliveries that run or wait now.
     pub pending: usize,
 }
 
@@ -160,7 +162,7 @@ impl Lane {
     }
 
     pub(super) fn note_end(&self, reason: String) {
-        // The first reason is the one.
+        // Only the first reason counts.
         let _ = self.end.set(reason);
     }
 
@@ -189,14 +191,14 @@ impl Lane {
         self.is_late.load(Ordering::Relaxed)
     }
 
-    /// A publisher has waited long enough for what still runs.
+    /// Notes that a publisher has waited long enough for what still runs.
     pub(super) fn note_late(&self) {
         if self.stats().pending > 0 {
             self.is_late.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Begins a delivery. What the sink did not settle at once is left to a task.
+    /// Begins a delivery. A task completes it if the sink does not finish at once.
     pub(super) async fn start(
         self: &Arc<Self>,
         place: Place,
@@ -226,7 +228,7 @@ impl Lane {
                 })
             }
         };
-        // Its place among those that wait is taken now, so that they stay in order.
+        // It joins the queue now, so that deliveries stay in order.
         let ready = poll_once(&mut turn).await;
         Started::Running(Box::pin(async move {
             let turn = match ready {
@@ -243,7 +245,7 @@ impl Lane {
         }))
     }
 
-    /// A place for a delivery of this event. Without one it is dropped, before it costs a copy.
+    /// Reserves a place for a delivery of this event. Without one, the event is dropped before it costs a copy.
     pub(super) fn place(&self, event: &Event) -> Option<Place> {
         let place = Arc::clone(&self.places).try_acquire_owned().ok();
         if place.is_none() {
@@ -257,7 +259,7 @@ impl Lane {
         self.log(id, subject, reason, 0, "event dropped");
     }
 
-    /// What has to be kept of an event that may be given up: all of it only where its dead letter goes somewhere. Dead
+    /// Returns the part of an event to keep in case it is given up: all of it only if there is a dead-letter sink. Dead
     /// letters of encrypted events stay encrypted.
     pub(super) fn snapshot(&self, stored: &Arc<Event>) -> Snapshot {
         match self.dead_letter {
@@ -270,15 +272,15 @@ impl Lane {
         DeliveryKey::within(self.scope, self.begun.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// The key of what a durable trigger delivers: the same wherever and whenever it is tried again. The sequence alone
-    /// would not do for a stream that was made anew.
+    /// Returns the key of a durable trigger's delivery, which is the same for every retry. The sequence alone would not
+    /// identify an event after a stream is recreated.
     pub(super) fn key_of_stored(&self, event: &Event, stream: &str, sequence: u64) -> DeliveryKey {
         let pattern = self.subject_pattern().unwrap_or_default();
         let at = event.timestamp.to_string();
         DeliveryKey::new(&[self.name(), pattern, stream, &event.source, &event.id, &at], sequence)
     }
 
-    /// Polls once, and remembers whether that was enough and quick.
+    /// Polls once, and records if that completed the delivery quickly.
     async fn timed(&self, work: &mut Work) -> Option<bool> {
         let begin = Instant::now();
         let outcome = poll_once(work).await;
@@ -287,14 +289,14 @@ impl Lane {
         outcome
     }
 
-    /// One attempt; a panic and too long a time are failures.
+    /// Makes one attempt. A panic and a timeout are failures.
     async fn call(
         &self,
         sink: &dyn EventSink,
         event: Arc<Event>,
         key: DeliveryKey,
     ) -> Result<(), SinkFailure> {
-        // Called inside, so that a panic in the call is caught too.
+        // The call is inside the future, so that a panic in it is caught too.
         let call = caught(async { sink.deliver_keyed(event, key).await });
         match in_time(self.settings.timeout, call).await {
             Some(Ok(Ok(()))) => Ok(()),
@@ -307,7 +309,7 @@ impl Lane {
         }
     }
 
-    /// Gives up an event that is not delivered at all.
+    /// Gives up an event without delivering it.
     pub(super) async fn give_up_at_once(self: Arc<Self>, _place: Place, event: Snapshot, reason: &str) {
         let key = self.next_key();
         self.give_up(&event, reason, 0, key).await;
@@ -352,20 +354,20 @@ impl Lane {
     }
 }
 
-/// One of the places for deliveries that run or wait.
+/// Permit of a delivery that runs or waits.
 pub(super) type Place = OwnedSemaphorePermit;
 type Work = Pin<Box<dyn Future<Output = bool> + Send>>;
 type Turn = Pin<Box<dyn Future<Output = Option<OwnedSemaphorePermit>> + Send>>;
 
-/// A delivery that was begun.
+/// A delivery that has begun.
 pub(super) enum Started {
-    /// Whether the sink has taken the event.
+    /// It is over: true if the sink has accepted the event.
     Over(bool),
-    /// The rest of it, which says the same.
+    /// The rest of it, with the same result.
     Running(Work),
 }
 
-/// What is kept of an event while its delivery runs, as it is stored.
+/// Part of an event, as stored, that is kept while its delivery runs.
 pub(super) enum Snapshot {
     Whole(Arc<Event>),
     /// Enough for the log.
@@ -392,7 +394,7 @@ struct Delivery {
 }
 
 impl Delivery {
-    /// Tries until the sink has taken the event or it is given up. Holds its place and its turn meanwhile.
+    /// Retries until the sink has accepted the event or it is given up. Holds its place and its turn meanwhile.
     async fn run(self, _place: Place, _turn: OwnedSemaphorePermit) -> bool {
         let Self { lane, key, event, snapshot } = self;
         let attempts = u64::from(lane.settings.retries.unwrap_or(0)) + 1;

@@ -1,7 +1,7 @@
 //! The broker: triggers that route events to sinks.
 //!
-//! A trigger is fire-and-forget, and gets the events that are routed, or durable, and reads the stream by itself; see
-//! [`DeliverySettings`]. The guide is [`docs::routing`](crate::docs::routing). Needs the feature `routing`.
+//! A fire-and-forget trigger receives the events that are routed; a durable one reads the stream itself. See
+//! [`DeliverySettings`] and the guide [`docs::routing`](crate::docs::routing). Needs the feature `routing`.
 
 mod bus;
 mod dead_letter;
@@ -35,29 +35,30 @@ use crate::poison::IgnorePoison;
 use crate::sink::{EventSink, PayloadForm};
 use crate::types::Event;
 
-/// How long a route waits for its sinks when nothing else was said.
+/// Default timeout of a route.
 const DEFAULT_ROUTE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How many deliveries of all triggers together wait for their turn when nothing else was said.
+/// Default number of deliveries of all triggers together that may wait for their turn.
 const DEFAULT_QUEUE: usize = 65_536;
 
-/// What became of one event: `matched` is the sum of `delivered` and `failed`. Durable triggers are not in it.
+/// Result of routing one event. `matched` is the sum of `delivered` and `failed`. Durable triggers do not count.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouteResult {
-    /// How many triggers matched.
+    /// Number of triggers that matched.
     pub matched: usize,
-    /// How many sinks took the event.
+    /// Number of sinks that accepted the event.
     pub delivered: usize,
-    /// How many sinks failed, panicked, had a full queue or had not taken the event in time. The last may yet take it.
+    /// Number of sinks that failed, panicked, had a full queue, or did not accept the event in time. A late sink may
+    /// still accept it.
     pub failed: usize,
 }
 
 /// Routes events to the sinks of all triggers that match.
 ///
-/// Triggers can be added, replaced and removed at any time. That never waits for a delivery, and an event that is being
-/// routed keeps the triggers it matched. What a route costs depends on the triggers that match, not on all.
+/// Triggers can be added, replaced and removed at any time, without waiting for a delivery. An event that is being
+/// routed keeps the triggers it matched. The cost of a route depends on the triggers that match, not on all.
 ///
-/// The broker owns the deliveries that are still running when a route returns: [`shutdown`](Broker::shutdown) waits for
-/// them, dropping the broker ends them.
+/// The broker owns the deliveries that still run when a route returns. [`shutdown`](Broker::shutdown) waits for them;
+/// dropping the broker ends them.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -77,18 +78,18 @@ pub struct RouteResult {
 /// ```
 pub struct Broker {
     index: RwLock<Index>,
-    /// Counts the changes of durable triggers.
+    /// Number of changes of durable triggers.
     changes: watch::Sender<u64>,
     running: Mutex<JoinSet<()>>,
     route_timeout: Duration,
     hop_limit: u32,
     dead_letter: Option<Arc<dyn EventSink>>,
-    /// One for each delivery that waits for its turn.
+    /// One permit for each delivery that may wait for its turn.
     waiting_room: Arc<Semaphore>,
 }
 
 impl Broker {
-    /// A broker without triggers.
+    /// Creates a broker without triggers.
     pub fn new() -> Self {
         Self {
             index: RwLock::default(),
@@ -101,42 +102,41 @@ impl Broker {
         }
     }
 
-    /// Sets how long a route, and with it a publisher, waits for sinks. Default 5 s. What has not ended then goes on
-    /// without being waited for.
+    /// Sets how long a route, and with it a publisher, waits for sinks. Default 5 s. Deliveries that have not ended by
+    /// then continue in the background.
     #[must_use]
     pub fn with_route_timeout(mut self, timeout: Duration) -> Self {
         self.route_timeout = timeout;
         self
     }
 
-    /// Sets how many brokers an event may pass before it is given up with the reason [`HOP_LIMIT_REASON`]. Default 16. The
-    /// count is in its metadata, under [`HOPS_KEY`].
+    /// Sets how many brokers an event may pass before it is given up with the reason [`HOP_LIMIT_REASON`]. Default 16.
+    /// The count is in its metadata, under [`HOPS_KEY`].
     #[must_use]
     pub fn with_hop_limit(mut self, brokers: u32) -> Self {
         self.hop_limit = brokers;
         self
     }
 
-    /// Sets how many deliveries of all fire-and-forget triggers together wait for their turn, for triggers that are added
-    /// from now on; one more is dropped, as when the [queue of the trigger](DeliverySettings::queue) is full. Default 65,536.
-    /// A trigger whose sink keeps up needs none of it.
+    /// Sets how many deliveries of all fire-and-forget triggers together may wait for their turn. Default 65,536.
+    /// Applies to triggers that are added from now on. Further deliveries are dropped, as when the
+    /// [queue of the trigger](DeliverySettings::queue) is full. A trigger whose sink keeps up uses none of it.
     #[must_use]
     pub fn with_queue(mut self, deliveries: usize) -> Self {
         self.waiting_room = Arc::new(Semaphore::new(deliveries.min(Semaphore::MAX_PERMITS)));
         self
     }
 
-    /// Sets where events go that a trigger without a dead-letter sink of its own has given up, for triggers that are added
-    /// from now on.
+    /// Sets the dead-letter sink for triggers without their own. Applies to triggers that are added from now on.
     #[must_use]
     pub fn with_dead_letter_sink(mut self, sink: Arc<dyn EventSink>) -> Self {
         self.dead_letter = Some(sink);
         self
     }
 
-    /// Adds a fire-and-forget trigger with the default settings, for events that are routed from now on. Another one of the
-    /// same name stays. One whose subject pattern breaks the grammar matches nothing, with a warning in the log;
-    /// [`put_trigger`](Broker::put_trigger) refuses it.
+    /// Adds a fire-and-forget trigger with the default settings, for events that are routed from now on. Other triggers
+    /// of the same name stay. A trigger with an invalid subject pattern matches nothing and logs a warning;
+    /// [`put_trigger`](Broker::put_trigger) rejects it.
     pub async fn add_trigger(&self, trigger: Trigger) {
         if let Err(error) = trigger.filter.check() {
             tracing::warn!(trigger = trigger.name, %error, "the trigger will match nothing");
@@ -145,13 +145,16 @@ impl Broker {
         self.write().insert(lane);
     }
 
-    /// Adds a trigger in place of all others of its name; whether there were any. Deliveries of the old ones end as they
-    /// would have. A durable trigger keeps its position as long as its name and its subject pattern stay.
+    /// Adds a trigger in place of all others of its name, and returns true if there were any. Deliveries of the old
+    /// triggers continue. A durable trigger keeps its position if its name and its subject pattern stay the same.
     ///
     /// # Errors
     ///
-    /// [`EventError::InvalidName`] for a name that is empty or longer than 128 bytes, [`EventError::InvalidSubject`] for a
-    /// subject pattern and [`EventError::Config`] for a filter or a setting that breaks the rules. Nothing has changed then.
+    /// - [`EventError::InvalidName`] for a name that is empty or longer than 128 bytes
+    /// - [`EventError::InvalidSubject`] for an invalid subject pattern
+    /// - [`EventError::Config`] for an invalid filter or setting
+    ///
+    /// On an error, nothing has changed.
     pub async fn put_trigger(&self, trigger: impl Into<TriggerSpec>) -> Result<bool> {
         let spec = trigger.into();
         spec.check()?;
@@ -167,20 +170,20 @@ impl Broker {
         Ok(!replaced.is_empty())
     }
 
-    /// Removes all triggers of this name; false when there was none. The consumer of a durable one keeps its position until
-    /// [`BrokerHandle::forget`].
+    /// Removes all triggers of this name; returns false if there was none. The consumer of a durable trigger keeps its
+    /// position until [`BrokerHandle::forget`].
     pub async fn remove_trigger(&self, name: &str) -> bool {
         let removed = self.write().remove(name);
         self.note_change(removed.iter().any(|lane| lane.settings().durable));
         !removed.is_empty()
     }
 
-    /// How many triggers there are.
+    /// Returns the number of triggers.
     pub async fn trigger_count(&self) -> usize {
         self.read().len()
     }
 
-    /// What the triggers of this name have done so far; `None` when there is none.
+    /// Returns the counters of the triggers of this name, or `None` if there is none.
     pub fn trigger_stats(&self, name: &str) -> Option<TriggerStats> {
         let index = self.read();
         let lanes = index.named(name);
@@ -188,26 +191,26 @@ impl Broker {
         (!lanes.is_empty()).then(|| lanes.iter().fold(TriggerStats::default(), sum))
     }
 
-    /// What all triggers that there are have done so far.
+    /// Returns the counters of all current triggers.
     pub fn stats(&self) -> TriggerStats {
         self.read().all().fold(TriggerStats::default(), |sum, lane| sum.plus(lane.stats()))
     }
 
-    /// Delivers the event to the sinks of all fire-and-forget triggers that match, and waits until each one has taken it or
-    /// failed for the last time, but no longer than the [route timeout](Broker::with_route_timeout). A failure is logged
-    /// and touches no other sink.
+    /// Delivers the event to the sinks of all matching fire-and-forget triggers. Waits until each sink has accepted it
+    /// or failed for the last time, but no longer than the [route timeout](Broker::with_route_timeout). A failure is
+    /// logged and affects no other sink.
     ///
-    /// What has not ended by then counts as failed here and goes on in the background. While that lasts, later routes do
-    /// not wait for this trigger: a sink that hangs holds up a publisher once. The timeout also holds against a sink that
-    /// blocks its thread, unless it used to be quick before.
+    /// A delivery that has not ended by then counts as failed here and continues in the background. Meanwhile, later
+    /// routes do not wait for this trigger: a sink that hangs delays a publisher only once. The timeout also works
+    /// against a sink that blocks its thread, unless it was quick before.
     ///
-    /// Cancel-safe: what was begun goes on without its future.
+    /// Cancel-safe: deliveries that have begun continue without its future.
     pub async fn route(&self, event: &Event) -> RouteResult {
         self.route_all(&[(event, event)]).await
     }
 
-    /// The same for many events in clear and as they are stored, with one timeout for all of them; sinks get what they
-    /// [ask for](EventSink::payload).
+    /// Routes many events in clear and as stored, with one timeout for all of them. Each sink gets the form that it
+    /// [asks for](EventSink::payload).
     async fn route_all(&self, events: &[(&Event, &Event)]) -> RouteResult {
         let mut round = Round::default();
         for (clear, stored) in events {
@@ -253,8 +256,8 @@ impl Broker {
         }
     }
 
-    /// Ends the broker's deliveries: waits for those that run or wait, and after `timeout` interrupts them. Routes that
-    /// come later begin new ones.
+    /// Ends the broker's deliveries: waits for those that run or wait, and interrupts them after `timeout`. Later
+    /// routes begin new ones.
     ///
     /// # Errors
     ///
@@ -305,7 +308,7 @@ impl Broker {
         self.index.read().ignore_poison()
     }
 
-    /// No method panics half-way through a change, so that poison means nothing here.
+    /// Locks the index for a change. No method panics half-way through one, so that poison can be ignored.
     fn write(&self) -> RwLockWriteGuard<'_, Index> {
         self.index.write().ignore_poison()
     }
@@ -326,7 +329,7 @@ impl fmt::Debug for Broker {
     }
 }
 
-/// An event on its way to sinks. Copied once for each form that is asked for.
+/// An event on its way to sinks. Copied once for each requested form.
 struct Outgoing<'a> {
     clear: &'a Event,
     stored: &'a Event,
@@ -335,7 +338,7 @@ struct Outgoing<'a> {
 }
 
 impl Outgoing<'_> {
-    /// The event in the form that the sink wants, and what is kept of it. The last one shares it with nobody.
+    /// Returns the event in the form that the sink asks for, and the part to keep. The last lane gets it unshared.
     fn for_lane(&mut self, lane: &Lane, is_last: bool) -> (Arc<Event>, Snapshot) {
         let shared = self.shared.take().unwrap_or_else(|| {
             let stored = Arc::new(passed(self.stored));
@@ -356,7 +359,7 @@ impl Outgoing<'_> {
     }
 }
 
-/// The deliveries that a route waits for.
+/// Deliveries that a route waits for.
 #[derive(Default)]
 struct Round {
     matched: usize,
@@ -372,7 +375,7 @@ struct Tally {
     all_over: Notify,
 }
 
-/// The right to end one delivery of a round. Dropped, it has failed.
+/// Right to end one delivery of a round. A dropped ticket counts as failed.
 struct Ticket(Arc<Tally>);
 
 impl Ticket {

@@ -31,7 +31,7 @@ fn working_sink() -> Arc<CollectorSink> {
     Arc::new(CollectorSink::new("working"))
 }
 
-/// Fails this often, then works.
+/// Creates a sink that fails this often and then works.
 fn flaky_sink(failures: u64) -> Arc<InProcessSink> {
     let calls = Arc::new(AtomicU64::new(0));
     Arc::new(InProcessSink::new("flaky", move |_| {
@@ -196,7 +196,7 @@ async fn what_waits_is_bounded_over_all_triggers_and_a_quick_one_needs_no_place(
     let stats = broker.stats();
     assert_eq!((stats.pending, stats.dropped), (3 + 5, 30 - 8));
     assert_eq!(quick.count().await, 10);
-    // A place is free again when its delivery has begun: the three that ran failed, three others run.
+    // A place becomes free when its delivery begins: the three that ran failed, and three others run.
     tokio::time::sleep(100 * SECOND).await;
     assert_eq!(broker.stats().pending, 5);
     broker.route(&event()).await;
@@ -326,8 +326,8 @@ async fn a_sink_says_when_to_try_again_and_that_no_retry_helps() {
     }
 }
 
-/// Knative's table: whether the broker and the trigger have a dead-letter sink, how often the subscriber fails before it
-/// succeeds with how many retries, and who gets the event: subscriber, broker's sink, trigger's sink.
+/// Knative's table. Columns: dead-letter sink of the broker, of the trigger, failures of the subscriber, retries. Then
+/// the events that the subscriber, the broker's sink and the trigger's sink get.
 #[rustfmt::skip]
 const KNATIVE: [(bool, bool, u64, u32, [usize; 3]); 12] = [
     // No dead-letter sink.
@@ -410,7 +410,7 @@ async fn durable_triggers_deliver_failures_as_in_knatives_table() {
     }
 }
 
-/// A dead letter is the event, and says what happened.
+/// Checks that a dead letter is the event with the failure in its metadata.
 async fn check_letters(row: &Row, retries: u32) {
     for letter in row.sinks[1].events().await.iter().chain(&row.sinks[2].events().await) {
         assert_eq!(
@@ -446,7 +446,7 @@ async fn a_loop_ends_at_the_hop_limit_and_in_the_dead_letters() {
     assert_eq!(passes.load(Ordering::Relaxed), 4);
     let letter = &letters.events().await[0];
     assert_eq!((&*letter.metadata["dlq_reason"], letters.count().await), (HOP_LIMIT_REASON, 1));
-    // What comes back from the dead letters ends without another one.
+    // An event that returns from the dead letters causes no other dead letter.
     assert_eq!(broker.route(letter).await, result(0, 1));
     broker.shutdown(SECOND).await.unwrap();
     assert_eq!(letters.count().await, 1);

@@ -1,4 +1,4 @@
-//! A trigger, and how it delivers.
+//! Triggers and their delivery settings.
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,28 +20,28 @@ const MAX_CONCURRENCY: usize = 10_000;
 const MAX_QUEUE: usize = 1_000_000;
 const MAX_NAME_LEN: usize = 128;
 
-/// Sends what a filter matches to a sink.
+/// Sends the events that match a filter to a sink.
 pub struct Trigger {
-    /// Name, for logs and removal. Several triggers may have the same.
+    /// Name, for logs and removal. Several triggers may share it.
     pub name: String,
-    /// Which events.
+    /// Filter of the events.
     pub filter: TriggerFilter,
-    /// Where to.
+    /// Destination of the events.
     pub sink: Arc<dyn EventSink>,
 }
 
 impl Trigger {
-    /// Puts a trigger together.
+    /// Creates a trigger.
     pub fn new(name: impl Into<String>, filter: TriggerFilter, sink: Arc<dyn EventSink>) -> Self {
         Self { name: name.into(), filter, sink }
     }
 
-    /// Wants that this filter matches too.
+    /// Adds a filter that must match too.
     pub fn with_filter(self, filter: EventFilter) -> TriggerSpec {
         TriggerSpec::from(self).with_filter(filter)
     }
 
-    /// Says how it delivers.
+    /// Sets the delivery settings.
     pub fn with_delivery(self, settings: DeliverySettings) -> TriggerSpec {
         TriggerSpec::from(self).with_delivery(settings)
     }
@@ -57,7 +57,7 @@ impl fmt::Debug for Trigger {
     }
 }
 
-/// A trigger with everything that can be said about it; see [`Broker::put_trigger`](super::Broker::put_trigger).
+/// A trigger with all its settings; see [`Broker::put_trigger`](super::Broker::put_trigger).
 ///
 /// ```
 /// use std::{sync::Arc, time::Duration};
@@ -83,14 +83,14 @@ pub struct TriggerSpec {
 }
 
 impl From<Trigger> for TriggerSpec {
-    /// Fire-and-forget, with the defaults.
+    /// Creates a fire-and-forget trigger with the defaults.
     fn from(trigger: Trigger) -> Self {
         Self { trigger, filter: None, settings: DeliverySettings::fire_and_forget() }
     }
 }
 
 impl TriggerSpec {
-    /// Wants that this filter matches too, with the filters that were set before.
+    /// Adds a filter that must match too, in addition to the filters set before.
     pub fn with_filter(mut self, filter: EventFilter) -> Self {
         self.filter = Some(match self.filter.take() {
             Some(before) => EventFilter::all([before, filter]),
@@ -99,7 +99,7 @@ impl TriggerSpec {
         self
     }
 
-    /// Says how it delivers.
+    /// Sets the delivery settings.
     pub fn with_delivery(mut self, settings: DeliverySettings) -> Self {
         self.settings = settings;
         self
@@ -119,12 +119,13 @@ impl TriggerSpec {
     }
 }
 
-/// How a trigger delivers.
+/// Delivery settings of a trigger.
 ///
-/// **Fire-and-forget** delivers what a published event is routed to, from the memory of this process. What waits is
-/// bounded, what does not fit is dropped and counted, and a crash loses what was not delivered. **Durable** reads the
-/// stream with a durable consumer of its own, when the broker [runs](super::Broker::run), and settles an event when the
-/// sink has taken it or its dead letter is kept: at least once, across restarts.
+/// **Fire-and-forget** delivers routed events from the memory of this process. The queue is bounded; events that do not
+/// fit are dropped and counted. A crash loses events that were not delivered.
+///
+/// **Durable** reads the stream with its own durable consumer while the broker [runs](super::Broker::run). It settles
+/// an event when the sink has accepted it or its dead letter is stored: at least once, across restarts.
 #[derive(Clone)]
 #[must_use]
 pub struct DeliverySettings {
@@ -141,7 +142,8 @@ pub struct DeliverySettings {
 }
 
 impl DeliverySettings {
-    /// Delivers when an event is routed, and forgets what cannot be delivered. No retries unless stated.
+    /// Creates settings for deliveries when an event is routed; undelivered events are not stored. No retries by
+    /// default.
     pub fn fire_and_forget() -> Self {
         Self {
             durable: false,
@@ -157,63 +159,65 @@ impl DeliverySettings {
         }
     }
 
-    /// Delivers from the stream, at least once. Unless stated 4 retries where there is a place for dead letters, a sink of
-    /// the trigger, the broker's or the handler of the bus, and no limit where there is none.
+    /// Creates settings for deliveries from the stream, at least once. The default is 4 retries with a destination for
+    /// dead letters, and no limit without one. The destination is a sink of the trigger or the broker, or the handler
+    /// of the bus.
     pub fn durable() -> Self {
         Self { durable: true, ..Self::fire_and_forget() }
     }
 
-    /// How often a failed delivery is tried again before it is given up.
+    /// Sets how often a failed delivery is retried before it is given up.
     pub fn retries(mut self, retries: u32) -> Self {
         self.retries = Some(retries);
         self
     }
 
-    /// How long to wait before a retry, unless the sink says. Default exponential from 1 s to 60 s with jitter.
+    /// Sets the delay before a retry, unless the sink sets it. Default exponential from 1 s to 60 s with jitter.
     pub fn backoff(mut self, backoff: Backoff) -> Self {
         self.backoff = backoff;
         self
     }
 
-    /// How long one attempt may take. Default 10 s.
+    /// Sets the timeout of one attempt. Default 10 s.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// How many deliveries run at a time. Default 32; 1 when durable.
+    /// Sets how many deliveries run at a time. Default 32; 1 when durable.
     pub fn concurrency(mut self, deliveries: usize) -> Self {
         self.concurrency = Some(deliveries);
         self
     }
 
-    /// How many deliveries wait for their turn when fire-and-forget; one more is dropped. Default 1,024.
+    /// Sets how many fire-and-forget deliveries wait for their turn; further ones are dropped. Default 1,024.
     pub fn queue(mut self, deliveries: usize) -> Self {
         self.queue = deliveries;
         self
     }
 
-    /// Keeps the order of events. Durable: of those of one subject, others run beside them. Fire-and-forget: one at a time,
-    /// in the order in which they are routed. A retry holds up what stands behind it.
+    /// Keeps the order of events. A durable trigger keeps it for each subject, and handles other subjects meanwhile. A
+    /// fire-and-forget trigger delivers one event at a time, in the order of routing. A retry delays the events behind
+    /// it.
     pub fn ordered(mut self) -> Self {
         self.ordered = true;
         self
     }
 
-    /// Where an event goes that was given up. It goes before the broker's.
+    /// Sets the destination of events that were given up. It overrides the broker's.
     pub fn dead_letter_sink(mut self, sink: Arc<dyn EventSink>) -> Self {
         self.dead_letter = Some(sink);
         self
     }
 
-    /// Where a durable trigger starts when its consumer does not exist yet. Default [`DeliverPolicy::New`].
+    /// Sets where a durable trigger starts if its consumer does not exist yet. Default [`DeliverPolicy::New`].
     pub fn deliver_policy(mut self, policy: DeliverPolicy) -> Self {
         self.deliver_policy = policy;
         self
     }
 
-    /// How long a durable trigger's delivery is leased, in whole seconds: after a crash of the process it comes again when
-    /// that has passed. Default 30 s; the lease of a delivery that runs is kept alive.
+    /// Sets the lease of a durable trigger's deliveries, in whole seconds. After a crash of the process, an event is
+    /// redelivered when its lease expires. Default 30 s; the lease of a running delivery is extended.
     pub fn ack_wait(mut self, lease: Duration) -> Self {
         self.ack_wait = Some(lease);
         self
@@ -228,7 +232,7 @@ impl DeliverySettings {
         }
     }
 
-    /// How its consumer is opened when it is durable.
+    /// Returns the subscribe options of its durable consumer.
     pub(super) fn subscribe_options(&self) -> SubscribeOptions {
         SubscribeOptions {
             deliver_policy: self.deliver_policy.clone(),

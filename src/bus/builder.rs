@@ -1,4 +1,4 @@
-//! Putting a bus together.
+//! Builder of the bus.
 
 use std::fmt;
 use std::sync::Arc;
@@ -39,44 +39,45 @@ impl EventBusBuilder {
         Self { bus: EventBus::from_provider(provider), state_store: None }
     }
 
-    /// As [`EventBus::set_schema_registry`].
+    /// Sets the schema registry, as [`EventBus::set_schema_registry`] does.
     pub fn schema_registry(mut self, registry: Arc<dyn SchemaRegistry>) -> Self {
         self.bus.set_schema_registry(registry);
         self
     }
 
-    /// As [`EventBus::set_validate_on_consume`].
+    /// Enables validation on consume, as [`EventBus::set_validate_on_consume`] does.
     pub fn validate_on_consume(mut self, validate: bool) -> Self {
         self.bus.set_validate_on_consume(validate);
         self
     }
 
-    /// As [`EventBus::set_encryptor`].
+    /// Sets the encryptor, as [`EventBus::set_encryptor`] does.
     pub fn encryptor(mut self, encryptor: Arc<dyn EventEncryptor>) -> Self {
         self.bus.set_encryptor(encryptor);
         self
     }
 
-    /// As [`EventBus::set_dlq_handler`].
+    /// Sets the dead-letter handler, as [`EventBus::set_dlq_handler`] does.
     pub fn dlq_handler(mut self, handler: Arc<dyn DlqHandler>) -> Self {
         self.bus.set_dlq_handler(handler);
         self
     }
 
-    /// As [`EventBus::set_router`].
+    /// Sets the router, as [`EventBus::set_router`] does.
     #[cfg(feature = "routing")]
     pub(crate) fn router(mut self, router: Arc<dyn super::Router>) -> Self {
         self.bus.set_router(router);
         self
     }
 
-    /// As [`EventBus::set_state_store`]; the subscriptions are loaded by [`build`](EventBusBuilder::build).
+    /// Sets the state store, as [`EventBus::set_state_store`] does. [`build`](EventBusBuilder::build) loads the
+    /// subscriptions.
     pub fn state_store(mut self, store: Arc<dyn StateStore>) -> Self {
         self.state_store = Some(store);
         self
     }
 
-    /// How long the bus waits for the provider where a call names no deadline. Default 30 s.
+    /// Sets the timeout of provider calls that name none. Default 30 s.
     pub fn operation_timeout(mut self, timeout: Duration) -> Self {
         self.bus.operation_timeout = timeout;
         self

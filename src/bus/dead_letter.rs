@@ -1,4 +1,4 @@
-//! Taking an event out of circulation: written to the dead letters first, settled only when that succeeded.
+//! Dead-letters events: writes the dead letter first, and settles the event only if that succeeded.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -14,31 +14,31 @@ use crate::provider::{AckFuture, AckHandler, AckKind, Delivery, Settlement};
 use crate::task::{caught, within};
 use crate::types::{Event, ReceivedEvent};
 
-/// Wait before an event is tried again that the dead-letter handler did not take.
+/// Delay before an event is redelivered after the dead-letter handler failed.
 const RETRY_DELAY: Duration = Duration::from_secs(5);
 
-/// The one way into the dead letters, for whatever cannot be processed.
+/// The only access to the dead letters, for all events that cannot be processed.
 #[derive(Clone)]
 pub(super) struct LetterBox {
-    /// Without a handler, a letter is an error in the log.
+    /// Without a handler, a dead letter is an error in the log.
     pub(super) handler: Option<Arc<dyn DlqHandler>>,
-    /// How long the handler may take.
+    /// Timeout of the handler.
     pub(super) timeout: Duration,
-    /// What the subjects of the stream begin with in which events fail.
+    /// Subject prefix of the stream whose events fail.
     pub(super) prefix: Arc<str>,
     pub(super) metrics: Arc<BusMetrics>,
 }
 
 impl LetterBox {
-    /// Hands a letter to the handler. `Ok` means that its source may be settled: the letter is kept, or nobody is there to
-    /// keep it. Either way the log says that the event was given up, and where its letter is.
+    /// Passes a dead letter to the handler. `Ok` means that the caller may settle the event: the letter is stored, or
+    /// cannot be stored anywhere. In both cases the log says that the event was given up and where its dead letter is.
     pub(super) async fn put(&self, letter: &DeadLetter) -> Result<Fate> {
         let Some(handler) = &self.handler else {
             log_given_up(letter, None, "event given up and lost: there is no dead-letter handler to keep it");
             return Ok(Fate::Lost);
         };
         if handler.is_letter(&letter.event.event, &self.prefix) {
-            // It would go round for ever, and it is kept where it is.
+            // Dead-lettering it again would loop forever, and it is already stored.
             log_given_up(letter, None, "event given up: a dead letter is not dead-lettered again");
             return Ok(Fate::Lost);
         }
@@ -54,12 +54,12 @@ impl LetterBox {
     }
 }
 
-/// What became of an event that was given up.
+/// Outcome for an event that was given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// Its dead letter is kept.
+    /// Its dead letter is stored.
     Kept,
-    /// Only the log knows of it.
+    /// Only the log mentions it.
     Lost,
 }
 
@@ -78,28 +78,28 @@ fn log_given_up(letter: &DeadLetter, kept: Option<&DeadLetterReceipt>, what: &st
     );
 }
 
-/// Where one subscription's failures go.
+/// Dead-letter settings and counters of one subscription.
 pub(super) struct DeadLetters {
     pub(super) letter_box: LetterBox,
     /// Name of the consumer.
     pub(super) consumer: String,
-    /// The name by which the program called it.
+    /// Name that the program gave it.
     pub(super) subscriber: String,
     pub(super) counters: Arc<ConsumerMetrics>,
-    /// Attempts after which an event is given up. The bus counts them, not the provider, which would drop the event.
+    /// Maximum number of attempts of an event. The bus counts them, because the provider would drop the event.
     pub(super) max_deliver: Option<u64>,
-    /// What the consumer's settings are now, whoever set them.
+    /// Current settings of the consumer, set by any program.
     pub(super) in_force: Arc<InForce>,
 }
 
 impl DeadLetters {
-    /// A lease this old is to be restarted.
+    /// Returns the age at which a lease should be extended.
     pub(super) fn extend_after(&self) -> Duration {
         self.in_force.extend_after()
     }
 
-    /// The delivery of `event`, from which what cannot be processed goes to the dead letters: when it is terminated, or
-    /// refused for the last time.
+    /// Wraps a delivery of `event` so that the event is dead-lettered when it is terminated, or nacked on its last
+    /// attempt.
     pub(super) fn guard(self: &Arc<Self>, delivery: Delivery, event: Arc<Event>) -> Delivery {
         let attempt = delivery.num_delivered();
         if !self.is_last(attempt, attempt) && self.letter_box.handler.is_none() {
@@ -110,15 +110,16 @@ impl DeadLetters {
         Delivery::new(event, lease, stream, Arc::new(guarded))
     }
 
-    /// Whether no other attempt is allowed behind this one: the bus's own limit counts attempts, and one that somebody else
-    /// set at the provider counts deliveries. The smaller one decides, because the provider drops what reaches its limit.
+    /// Returns true if no attempt is allowed after this one. The bus's own limit counts attempts; a limit that another
+    /// program set at the provider counts deliveries. The smaller one decides, because the provider drops an event that
+    /// reaches its limit.
     pub(super) fn is_last(&self, attempt: u64, delivery: u64) -> bool {
         let has_reached = |reached: u64, limit: Option<u64>| limit.is_some_and(|limit| reached >= limit);
         has_reached(attempt, self.max_deliver) || has_reached(delivery, self.in_force.max_deliver())
     }
 
-    /// Takes an event out; `false` when the dead-letter handler did not take it and it comes again. Dropped half-way, the
-    /// delivery keeps its lease and comes again too.
+    /// Dead-letters and settles an event. Returns `false` if the dead-letter handler failed and the event will be
+    /// redelivered. If the future is dropped, the delivery keeps its lease and the event is redelivered as well.
     pub(super) async fn take_out(&self, delivery: &Delivery, letter: &DeadLetter) -> Result<bool> {
         match self.write(delivery, letter).await {
             Ok(_receipt) => {
@@ -128,7 +129,7 @@ impl DeadLetters {
                 let sequence = delivery.sequence();
                 tracing::error!(sequence, %error, "event not dead-lettered; it will be tried again");
                 match delivery.settle(AckKind::Nak(Some(RETRY_DELAY))).await {
-                    // Without delayed refusals the lease brings it back.
+                    // Without delayed naks, the event is redelivered when its lease expires.
                     Err(EventError::Unsupported { .. }) => Ok(false),
                     refused => refused.map(|()| false),
                 }
@@ -136,8 +137,8 @@ impl DeadLetters {
         }
     }
 
-    /// Writes an event to the dead letters and settles nothing. The lease is kept alive meanwhile, or a second member would
-    /// write it again.
+    /// Writes an event to the dead letters without settling it. Extends the lease meanwhile; otherwise a second member
+    /// would write it too.
     pub(super) async fn write(&self, delivery: &Delivery, letter: &DeadLetter) -> Result<()> {
         let mut writing = pin!(self.letter_box.put(letter));
         loop {
@@ -153,7 +154,7 @@ impl DeadLetters {
         }
     }
 
-    /// Writes a record that is settled already, and tries again until it is taken. Always `true`.
+    /// Writes a record that is already settled, and retries until the handler accepts it. Always returns `true`.
     pub(super) async fn retry_until_stored(&self, delivery: &Delivery, letter: &DeadLetter) -> bool {
         loop {
             match self.letter_box.put(letter).await {
@@ -174,7 +175,7 @@ impl DeadLetters {
         }
     }
 
-    /// The letter about something that has just failed for the first time.
+    /// Creates the dead letter of an event that has just failed for the first time.
     pub(super) fn failed(
         &self,
         delivery: &Delivery,
@@ -188,7 +189,7 @@ impl DeadLetters {
         letter
     }
 
-    /// The letter about an event whose allowed deliveries are used up.
+    /// Creates the dead letter of an event that has used up its allowed deliveries.
     pub(super) fn exhausted(&self, delivery: &Delivery, attempts: u64) -> Box<DeadLetter> {
         let reason = format!("not processed in {attempts} deliveries");
         self.letter(delivery, FailureClass::Exhausted, &reason, attempts)
@@ -216,14 +217,14 @@ impl DeadLetters {
     }
 }
 
-/// Settles a delivery of an event that may end in the dead letters.
+/// Settles a delivery whose event may be dead-lettered.
 pub(super) struct Guarded {
-    /// The delivery with the event as it is stored: dead letters of encrypted events stay encrypted.
+    /// The delivery with the event as stored: dead letters of encrypted events stay encrypted.
     pub(super) stored: Delivery,
     pub(super) letters: Arc<DeadLetters>,
-    /// Whether its subscriber settled it.
+    /// True if the subscriber settled it.
     settled: AtomicBool,
-    /// Attempts of this delivery that have failed, where it is tried again without another one.
+    /// Failed attempts of this delivery, if it is retried without redelivery.
     tries: AtomicU64,
 }
 
@@ -232,12 +233,12 @@ impl Guarded {
         Self { stored, letters, settled: AtomicBool::new(false), tries: AtomicU64::new(0) }
     }
 
-    /// Which attempt this is: the deliveries so far, and the failed attempts of this one.
+    /// Returns the number of this attempt: the deliveries so far plus the failed attempts of this one.
     pub(super) fn attempt(&self) -> u64 {
         self.stored.num_delivered().saturating_add(self.tries())
     }
 
-    /// Failed attempts of this delivery.
+    /// Returns the number of failed attempts of this delivery.
     pub(super) fn tries(&self) -> u64 {
         self.tries.load(Ordering::Relaxed)
     }
@@ -246,12 +247,12 @@ impl Guarded {
         self.tries.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Whether no other attempt is allowed behind this one.
+    /// Returns true if no attempt is allowed after this one.
     pub(super) fn is_last(&self) -> bool {
         self.letters.is_last(self.attempt(), self.stored.num_delivered())
     }
 
-    /// Whether its subscriber settled it.
+    /// Returns true if the subscriber settled it.
     pub(super) fn is_settled(&self) -> bool {
         self.settled.load(Ordering::Relaxed)
     }

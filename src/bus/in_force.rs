@@ -1,4 +1,4 @@
-//! The settings of a consumer that are in force, which others may have set.
+//! The current settings of a consumer, which other programs may have set.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -9,24 +9,24 @@ use tokio::sync::Notify;
 use crate::provider::group::{ConsumerConfig, DEFAULT_ACK_WAIT, DEFAULT_MAX_ACK_PENDING};
 use crate::types::SubscribeOptions;
 
-/// The shortest wait before a lease is restarted, whatever the settings say.
+/// Minimum wait before a lease is extended, for any setting.
 const SHORTEST_EXTENSION: Duration = Duration::from_millis(5);
-/// Stands for no limit.
+/// Value that represents no limit.
 const NONE: u64 = u64::MAX;
 
-/// The settings of one consumer that matter to those who work on its events. Read without a lock.
+/// Settings of one consumer that affect the work on its events. Read without a lock.
 pub(super) struct InForce {
     ack_wait_ns: AtomicU64,
     max_deliver: AtomicU64,
     max_ack_pending: AtomicUsize,
-    /// Whether settlements wait until the backend has stored them: the consumer ends, and nobody flushes behind them.
+    /// If true, settlements wait until the backend has stored them: the consumer is stopping, and no flush follows.
     confirms: AtomicBool,
-    /// Told when the ack wait changes.
+    /// Notified when the ack wait changes.
     changed: Arc<Notify>,
 }
 
 impl InForce {
-    /// What is asked for, and in force as long as the provider does not say otherwise.
+    /// Creates the settings that the options request. They hold until the provider reports its own.
     pub(super) fn new(options: Option<&SubscribeOptions>, changed: Arc<Notify>) -> Self {
         let ack_wait = options.and_then(|options| options.ack_wait_secs);
         let ack_wait = ack_wait.map_or(DEFAULT_ACK_WAIT, Duration::from_secs);
@@ -40,7 +40,7 @@ impl InForce {
         }
     }
 
-    /// Takes over what the provider says.
+    /// Adopts the settings that the provider reports.
     pub(super) fn set(&self, settings: &ConsumerConfig) {
         self.max_deliver.store(settings.max_deliver.unwrap_or(NONE), Ordering::Relaxed);
         self.max_ack_pending.store(settings.max_ack_pending, Ordering::Relaxed);
@@ -50,13 +50,13 @@ impl InForce {
         }
     }
 
-    /// A lease this old is to be restarted.
+    /// Returns the age at which a lease should be extended.
     pub(super) fn extend_after(&self) -> Duration {
         let ack_wait = Duration::from_nanos(self.ack_wait_ns.load(Ordering::Relaxed));
         (ack_wait / 2).max(SHORTEST_EXTENSION)
     }
 
-    /// Deliveries after which the provider drops an event.
+    /// Returns the number of deliveries after which the provider drops an event.
     pub(super) fn max_deliver(&self) -> Option<u64> {
         Some(self.max_deliver.load(Ordering::Relaxed)).filter(|max| *max != NONE)
     }
@@ -65,7 +65,7 @@ impl InForce {
         self.max_ack_pending.load(Ordering::Relaxed)
     }
 
-    /// Lets settlements wait until the backend has stored them, from now on.
+    /// Makes all later settlements wait until the backend has stored them.
     pub(super) fn confirm(&self) {
         self.confirms.store(true, Ordering::SeqCst);
     }

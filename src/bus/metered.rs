@@ -1,4 +1,4 @@
-//! Counts what a subscription delivers and what becomes of it.
+//! Counts the deliveries and settlements of a subscription.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::provider::group::ConsumerConfig;
 use crate::provider::{Delivery, PendingEvent, SettlementObserver, Subscription, SubscriptionEnd};
 use crate::types::ReceivedEvent;
 
-/// Any subscription, counted. Adds nothing to wait for, so it is as cancel-safe as the one within.
+/// Subscription wrapper that counts. It adds no await point, so it is as cancel-safe as the inner one.
 pub(super) struct Metered {
     inner: Box<dyn Subscription>,
     metrics: Arc<ConsumerMetrics>,

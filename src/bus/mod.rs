@@ -1,8 +1,8 @@
 //! The bus: one API over any provider.
 //!
-//! A publish checks the subject and the options, validates the payload against its schema, encrypts a copy, hands it to
-//! the provider and routes it through the broker. Consuming undoes the encryption and dead-letters what cannot be
-//! processed. The bus names no concrete provider.
+//! Publishing checks the subject and the options and validates the payload against its schema. It then encrypts a copy,
+//! hands it to the provider, and routes it through the broker. Consuming decrypts events and dead-letters those that
+//! cannot be processed. The bus depends on no concrete provider.
 
 mod builder;
 pub mod consumer;
@@ -40,8 +40,8 @@ use crate::state::StateStore;
 use crate::task::within;
 use crate::types::{Event, EventCounts, PublishOptions, SubscribeOptions};
 
-/// How long the bus waits for a provider when the call itself names no deadline. Providers have shorter deadlines of
-/// their own; this one is for those that hang.
+/// Default timeout of a provider call. Providers have shorter timeouts of their own; this one catches a provider that
+/// hangs.
 const DEFAULT_OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Publishes, subscribes and queries over any provider.
@@ -85,12 +85,12 @@ pub struct EventBus {
 }
 
 impl EventBus {
-    /// A bus over this provider.
+    /// Creates a bus over this provider.
     pub fn new(provider: impl EventProvider + 'static) -> Self {
         Self::from_provider(Arc::new(provider))
     }
 
-    /// A bus over a provider that is shared with others.
+    /// Creates a bus over a provider that is shared with other owners.
     pub fn from_provider(provider: Arc<dyn EventProvider>) -> Self {
         let metrics = BusMetrics::new(provider.name()).with_ack_failures(provider.ack_failures());
         let metrics = Arc::new(metrics);
@@ -110,7 +110,7 @@ impl EventBus {
         }
     }
 
-    /// A bus that validates payloads against registered schemas before it publishes them.
+    /// Creates a bus that validates payloads against registered schemas before it publishes them.
     pub fn with_schema_registry(
         provider: impl EventProvider + 'static,
         registry: Arc<dyn SchemaRegistry>,
@@ -120,61 +120,66 @@ impl EventBus {
         bus
     }
 
-    /// A bus over the provider that a URL names, for instance `memory://`. [`ProviderRegistry`] has the schemes.
+    /// Connects to the provider that a URL names, for instance `memory://`. [`ProviderRegistry`] lists the schemes.
     ///
     /// # Errors
     ///
-    /// As [`ProviderRegistry::connect`].
+    /// Same as [`ProviderRegistry::connect`].
     pub async fn connect(url: &str) -> Result<Self> {
         Ok(Self::from_provider(ProviderRegistry::builtin().connect(url).await?))
     }
 
-    /// Starts a bus with several parts.
+    /// Returns a builder for a bus with several parts.
     pub fn builder(provider: impl EventProvider + 'static) -> EventBusBuilder {
         EventBusBuilder::new(Arc::new(provider))
     }
 
-    /// Validates payloads against these schemas before publishing.
+    /// Sets the schema registry; the bus validates payloads against it before publishing.
     pub fn set_schema_registry(&mut self, registry: Arc<dyn SchemaRegistry>) {
         self.schema_registry = Some(registry);
     }
 
-    /// Also validates events against the schema registry when they are consumed, after decryption: for streams to which
-    /// others publish. An event that fails surfaces once as [`EventError::Undecodable`] and goes to the dead letters, like
-    /// one that cannot be decrypted. Off unless set. Applies to subscriptions created from now on.
+    /// Enables validation of consumed events against the schema registry, after decryption. Use it for streams to which
+    /// other programs publish. Off by default; applies to subscriptions created from now on.
+    ///
+    /// An event that fails surfaces once as [`EventError::Undecodable`] and is dead-lettered, like one that cannot be
+    /// decrypted.
     pub fn set_validate_on_consume(&mut self, validate: bool) {
         self.validates_on_consume = validate;
     }
 
-    /// Sends events there that the bus's subscriptions and consumers cannot process: those delivered `max_deliver` times
-    /// or [terminated](crate::Delivery::term), and those that cannot be decoded or decrypted, or fail a validation on consume. A source is settled once the
-    /// handler has taken its letter. Dead letters of encrypted events stay encrypted;
-    /// [`dead_letters`](EventBus::dead_letters) decrypts them. Applies to subscriptions created from now on.
+    /// Sets the dead-letter handler. It receives the events that the bus's subscriptions and consumers cannot process:
     ///
-    /// The bus counts deliveries itself, with a handler and without one, and opens consumers without a limit. With a
-    /// handler it also takes off a limit that somebody else has set, or refuses with a [`Conflict`](EventError::Conflict)
-    /// where it cannot. **All
-    /// programs that share a durable consumer should have a dead-letter handler**: what is exhausted at one without is an
-    /// error in its log, and settled.
+    /// - events delivered `max_deliver` times
+    /// - events that were [terminated](crate::Delivery::term)
+    /// - events that cannot be decoded or decrypted, or that fail validation on consume
+    ///
+    /// An event is settled once the handler has accepted its dead letter. Dead letters of encrypted events stay
+    /// encrypted; [`dead_letters`](EventBus::dead_letters) decrypts them. Applies to subscriptions created from now on.
+    ///
+    /// The bus counts deliveries itself, with or without a handler, and opens consumers without a delivery limit. With
+    /// a handler, it also removes a limit that another program has set. If it cannot, it returns a
+    /// [`Conflict`](EventError::Conflict). **All programs that share a durable consumer should have a dead-letter
+    /// handler**: a program without one logs an exhausted event as an error and settles it.
     pub fn set_dlq_handler(&mut self, handler: Arc<dyn DlqHandler>) {
         self.dlq_handler = Some(handler);
     }
 
-    /// Encrypts payloads on publish and decrypts them for everyone who reads through this bus. Applies to subscriptions
-    /// created from now on.
+    /// Sets the encryptor. The bus encrypts payloads on publish and decrypts them for all readers of this bus. Applies
+    /// to subscriptions created from now on.
     pub fn set_encryptor(&mut self, encryptor: Arc<dyn EventEncryptor>) {
         self.encryptor = Some(encryptor);
     }
 
-    /// Keeps the subscriptions in `store`, and loads what it holds: a store that is not empty replaces the current
-    /// subscriptions. A stored subscription that is not valid is set aside, with a warning in the log, and the others are
-    /// in force; [`invalid_subscriptions`](EventBus::invalid_subscriptions) lists it.
+    /// Sets the store for subscriptions and loads its content. A store that is not empty replaces the current
+    /// subscriptions. An invalid stored subscription is set aside with a warning in the log, and the others take
+    /// effect. [`invalid_subscriptions`](EventBus::invalid_subscriptions) lists those set aside.
     ///
-    /// Loading may block for as long as it takes to read a file.
+    /// Loading blocks while it reads from the store, for instance a file.
     ///
     /// # Errors
     ///
-    /// The store's error; the bus is unchanged then.
+    /// Returns the store's error; the bus is then unchanged.
     pub fn set_state_store(&mut self, store: Arc<dyn StateStore>) -> Result<()> {
         let loaded = store.load()?;
         if !loaded.is_empty() {
@@ -184,75 +189,75 @@ impl EventBus {
         Ok(())
     }
 
-    /// Hands on to this router what is published.
+    /// Sets the router that receives published events.
     #[cfg(feature = "routing")]
     pub(crate) fn set_router(&mut self, router: Arc<dyn Router>) {
         self.router = Some(router);
     }
 
-    /// The state store, if one is set.
+    /// Returns the state store, if one is set.
     pub fn state_store(&self) -> Option<&dyn StateStore> {
         self.state_store.as_deref()
     }
 
-    /// The encryptor, if one is set.
+    /// Returns the encryptor, if one is set.
     pub fn encryptor(&self) -> Option<&dyn EventEncryptor> {
         self.encryptor.as_deref()
     }
 
-    /// The dead-letter handler, if one is set.
+    /// Returns the dead-letter handler, if one is set.
     pub fn dlq_handler(&self) -> Option<&dyn DlqHandler> {
         self.dlq_handler.as_deref()
     }
 
-    /// The same, to keep.
+    /// Returns the dead-letter handler as a shared pointer, if one is set.
     #[cfg(feature = "routing")]
     pub(crate) fn dlq_handler_arc(&self) -> Option<Arc<dyn DlqHandler>> {
         self.dlq_handler.clone()
     }
 
-    /// The schema registry, if one is set.
+    /// Returns the schema registry, if one is set.
     pub fn schema_registry(&self) -> Option<&dyn SchemaRegistry> {
         self.schema_registry.as_deref()
     }
 
-    /// The router, if one is set.
+    /// Returns the router, if one is set.
     #[cfg(feature = "routing")]
     pub(crate) fn router(&self) -> Option<&dyn Router> {
         self.router.as_deref()
     }
 
-    /// The bus's counters, as earlier versions have them; [`telemetry`](EventBus::telemetry) has all.
+    /// Returns the bus's counters in the form of earlier versions; [`telemetry`](EventBus::telemetry) has all metrics.
     pub fn metrics(&self) -> &EventMetrics {
         self.metrics.events()
     }
 
-    /// All that the bus measures: also latencies, and the counters of each subscription.
+    /// Returns all metrics of the bus, including latencies and the counters of each subscription.
     pub fn telemetry(&self) -> &BusMetrics {
         &self.metrics
     }
 
-    /// Name of the provider.
+    /// Returns the name of the provider.
     pub fn provider_name(&self) -> &str {
         self.provider.name()
     }
 
-    /// The provider.
+    /// Returns the provider.
     pub fn provider(&self) -> &dyn EventProvider {
         &*self.provider
     }
 
-    /// The provider, shared.
+    /// Returns the provider as a shared pointer.
     pub fn provider_arc(&self) -> Arc<dyn EventProvider> {
         Arc::clone(&self.provider)
     }
 
-    /// The newest `limit` events, newest first, of one category or of all. Payloads come decrypted; those that cannot be
-    /// decrypted stay as they are stored.
+    /// Returns the newest `limit` events of one category or of all, newest first. Payloads are decrypted; those that
+    /// cannot be decrypted stay as stored.
     ///
     /// # Errors
     ///
-    /// As [`EventProvider::history`], and [`EventError::Timeout`].
+    /// Same as [`EventProvider::history`], and [`EventError::Timeout`].
     pub async fn list_events(&self, category: Option<&str>, limit: usize) -> Result<Vec<Event>> {
         let filter = category.map(|category| self.provider.category_subject(category));
         let history = self.provider.history(filter.as_deref(), limit);
@@ -265,12 +270,12 @@ impl EventBus {
         Ok(events)
     }
 
-    /// Stored events by filter, sequence and time, newest first. Payloads come decrypted; those that cannot be decrypted
-    /// stay as they are stored. Records that cannot be read are left out; [`query_page`](EventBus::query_page) names them.
+    /// Returns stored events by filter, sequence and time, newest first. Payloads are decrypted; those that cannot be
+    /// decrypted stay as stored. Unreadable records are omitted; [`query_page`](EventBus::query_page) lists them.
     ///
     /// # Errors
     ///
-    /// As [`EventProvider::query`], and [`EventError::Timeout`].
+    /// Same as [`EventProvider::query`], and [`EventError::Timeout`].
     pub async fn query(&self, query: &HistoryQuery) -> Result<Vec<StoredEvent>> {
         self.check_query()?;
         let mut found = self.within_deadline("query", self.provider.query(query)).await?;
@@ -278,12 +283,12 @@ impl EventBus {
         Ok(found)
     }
 
-    /// One page of stored events, with the records that cannot be read and the place where to go on. Payloads come
-    /// decrypted; those that cannot be decrypted stay as they are stored.
+    /// Returns one page of stored events, the unreadable records, and the position of the next page. Payloads are
+    /// decrypted; those that cannot be decrypted stay as stored.
     ///
     /// # Errors
     ///
-    /// As [`EventProvider::query_page`], and [`EventError::Timeout`].
+    /// Same as [`EventProvider::query_page`], and [`EventError::Timeout`].
     pub async fn query_page(&self, query: &HistoryQuery) -> Result<HistoryPage> {
         self.check_query()?;
         let mut page = self.within_deadline("query", self.provider.query_page(query)).await?;
@@ -306,12 +311,12 @@ impl EventBus {
         }
     }
 
-    /// The newest `limit` dead letters, newest first. Payloads come decrypted; those that cannot be decrypted stay as they
-    /// are stored.
+    /// Returns the newest `limit` dead letters, newest first. Payloads are decrypted; those that cannot be decrypted
+    /// stay as stored.
     ///
     /// # Errors
     ///
-    /// [`EventError::NotFound`] without a dead-letter handler; otherwise as [`DlqHandler::list`], and
+    /// [`EventError::NotFound`] without a dead-letter handler; otherwise same as [`DlqHandler::list`], and
     /// [`EventError::Timeout`].
     pub async fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetterEvent>> {
         let Some(handler) = &self.dlq_handler else {
@@ -328,11 +333,11 @@ impl EventBus {
         Ok(letters)
     }
 
-    /// How many of the newest `limit` events there are per category.
+    /// Counts the newest `limit` events per category.
     ///
     /// # Errors
     ///
-    /// As [`EventProvider::history`], and [`EventError::Timeout`].
+    /// Same as [`EventProvider::history`], and [`EventError::Timeout`].
     pub async fn counts(&self, limit: usize) -> Result<EventCounts> {
         let events = self.within_deadline("history", self.provider.history(None, limit)).await?;
         let mut counts = EventCounts { total: events.len() as u64, ..EventCounts::default() };
@@ -342,29 +347,29 @@ impl EventBus {
         Ok(counts)
     }
 
-    /// Position and lag of every consumer of the stream, also of those that this bus did not create.
+    /// Returns position and lag of every consumer of the stream, including those that this bus did not create.
     ///
     /// # Errors
     ///
-    /// As [`EventProvider::consumers`], and [`EventError::Timeout`].
+    /// Same as [`EventProvider::consumers`], and [`EventError::Timeout`].
     pub async fn consumers(&self) -> Result<Vec<ConsumerInfo>> {
         self.within_deadline("consumers", self.provider.consumers()).await
     }
 
-    /// Counts of the stream.
+    /// Returns the counts of the stream.
     ///
     /// # Errors
     ///
-    /// As [`EventProvider::info`], and [`EventError::Timeout`].
+    /// Same as [`EventProvider::info`], and [`EventError::Timeout`].
     pub async fn info(&self) -> Result<ProviderInfo> {
         self.within_deadline("info", self.provider.info()).await
     }
 
-    /// Whether the provider makes progress. One that does not answer in time does not.
+    /// Returns `true` if the provider makes progress, and `false` if it does not answer within the operation timeout.
     ///
     /// # Errors
     ///
-    /// As [`EventProvider::health`].
+    /// Same as [`EventProvider::health`].
     pub async fn health(&self) -> Result<bool> {
         match self.within_deadline("health", self.provider.health()).await {
             Err(EventError::Timeout(_)) => Ok(false),
@@ -372,16 +377,16 @@ impl EventBus {
         }
     }
 
-    /// Ends the provider: later publishes fail and open subscriptions end with `Ok(None)`.
+    /// Closes the provider: later publishes fail, and open subscriptions end with `Ok(None)`.
     ///
     /// # Errors
     ///
-    /// As [`EventProvider::close`], and [`EventError::Timeout`].
+    /// Same as [`EventProvider::close`], and [`EventError::Timeout`].
     pub async fn close(&self) -> Result<()> {
         self.within_deadline("close", self.provider.close()).await
     }
 
-    /// The payload in clear, when it is encrypted and can be decrypted.
+    /// Returns the decrypted payload, or `None` if it is not encrypted or cannot be decrypted.
     fn decrypted(&self, event: &Event) -> Option<serde_json::Value> {
         let encryptor =
             self.encryptor.as_deref().filter(|encryptor| encryptor.is_encrypted(&event.payload))?;
@@ -417,7 +422,7 @@ impl EventBus {
         }
     }
 
-    /// Says once that options are in use of which the provider does not say whether it honours them.
+    /// Warns once if options are in use and the provider does not declare whether it supports them.
     fn warn_of_undeclared(&self, publish: Option<&PublishOptions>, subscribe: Option<&SubscribeOptions>) {
         if let Some(option) = self.provider.capabilities().undeclared(publish, subscribe)
             && !self.warned_of_undeclared.swap(true, Ordering::Relaxed)
@@ -432,15 +437,15 @@ impl EventBus {
     }
 }
 
-/// Gets what a bus has published: the [broker](crate::broker), which builds on the bus.
+/// Receives what a bus has published. The [broker](crate::broker), which builds on the bus, implements it.
 #[cfg(feature = "routing")]
 #[async_trait::async_trait]
 pub(crate) trait Router: std::any::Any + Send + Sync {
-    /// Routes events, each in clear and as it is stored.
+    /// Routes events, each in clear and as stored.
     async fn route_published(&self, published: &[(&Event, &Event)]);
 }
 
-/// Waits at most this long for a provider's answer.
+/// Waits for a provider's answer, with a timeout.
 async fn answer_within<T>(
     limit: Duration,
     operation: &str,

@@ -1,5 +1,4 @@
-//! Asking the provider now and then how it is and how far its consumers are, so that nobody who reads the metrics waits for
-//! it.
+//! Polls the provider's health and the lag of its consumers, so that reading metrics never waits for the provider.
 
 use std::fmt;
 use std::sync::{Arc, Weak};
@@ -15,29 +14,29 @@ use crate::error::{EventError, Result};
 use crate::metrics::BusMetrics;
 use crate::provider::{ConsumerInfo, EventProvider};
 
-/// The shortest pause between two observations: each asks the provider twice.
+/// Minimum pause between two observations; each sends the provider two requests.
 const SHORTEST_PERIOD: Duration = Duration::from_millis(100);
 
 impl EventBus {
-    /// Asks the provider how many events wait for the durable consumers that this bus opened, and keeps the answer in
-    /// their [metrics](EventBus::telemetry). It waits for the provider: where metrics are scraped,
-    /// [`observe_every`](EventBus::observe_every) asks in the background.
+    /// Reads from the provider the lag of the durable consumers that this bus opened, and stores it in their
+    /// [metrics](EventBus::telemetry). It waits for the provider. If your metrics are scraped, use
+    /// [`observe_every`](EventBus::observe_every), which asks in the background.
     ///
     /// # Errors
     ///
-    /// As [`consumers`](EventBus::consumers).
+    /// Same as [`consumers`](EventBus::consumers).
     pub async fn observe_lag(&self) -> Result<()> {
         let known = self.consumers().await?;
         note_lag(&self.metrics, &self.registry, &known);
         Ok(())
     }
 
-    /// Asks the provider in the background, now and once per `period`, whether it is healthy and how far the durable
-    /// consumers are that this bus opened. The [metrics](EventBus::telemetry) have the last answers, whether the provider is
-    /// connected, and when it answered last: reading them never waits. A question ends after the bus's operation timeout,
-    /// and there is one at a time.
+    /// Observes the provider's health and the lag of the durable consumers that this bus opened, in the background: now
+    /// and once per `period`. The [metrics](EventBus::telemetry) hold the last answers, the connection state, and the
+    /// time of the last answer; reading them never waits. There is one request at a time, each with the bus's operation
+    /// timeout.
     ///
-    /// It ends when the observer is dropped, or the bus and its consumers are.
+    /// Observation ends when the observer is dropped, or when the bus and its consumers are.
     ///
     /// ```
     /// use std::time::Duration;
@@ -48,7 +47,7 @@ impl EventBus {
     /// let bus = EventBus::connect("memory://").await?;
     /// let _observer = bus.observe_every(Duration::from_secs(15))?;
     /// # while bus.telemetry().snapshot().connected.is_none() { tokio::time::sleep(Duration::from_millis(1)).await; }
-    /// // What a scrape serves, whatever the provider does meanwhile.
+    /// // A scrape serves this without asking the provider.
     /// let text = bus.telemetry().snapshot().to_prometheus();
     /// assert!(text.contains("a3s_event_connected{messaging_system=\"memory\"} 1\n"));
     /// # Ok(())
@@ -61,7 +60,7 @@ impl EventBus {
     ///
     /// # Panics
     ///
-    /// Outside a tokio runtime.
+    /// If called outside a tokio runtime.
     pub fn observe_every(&self, period: Duration) -> Result<Observer> {
         if period < SHORTEST_PERIOD {
             return Err(EventError::Config(format!(
@@ -78,7 +77,7 @@ impl EventBus {
     }
 }
 
-/// Observes the provider of a bus until it is dropped; see [`EventBus::observe_every`].
+/// Observes the provider of a bus until dropped; see [`EventBus::observe_every`].
 #[must_use = "nothing is observed once this is dropped"]
 pub struct Observer {
     task: JoinHandle<()>,
@@ -98,7 +97,7 @@ impl fmt::Debug for Observer {
 
 struct Observing {
     provider: Arc<dyn EventProvider>,
-    /// Of a bus that may be gone.
+    /// Weak, because the bus may be dropped.
     metrics: Weak<BusMetrics>,
     registry: Weak<Registry>,
     timeout: Duration,
@@ -116,7 +115,7 @@ impl Observing {
         }
     }
 
-    /// `false` when nobody is left to tell.
+    /// Returns `false` if the bus and its consumers are gone.
     async fn observe(&self) -> bool {
         let provider = self.provider.name();
         let healthy = answer_within(self.timeout, "health", provider, self.provider.health()).await;

@@ -1,4 +1,4 @@
-//! Opening the subscriptions of a provider, with what the bus adds to them.
+//! Opens a provider's subscriptions with the additions of the bus.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,12 +18,13 @@ use crate::provider::{ConsumerPosition, EventProvider, Subscription};
 use crate::schema::SchemaRegistry;
 use crate::types::{SubscribeOptions, SubscriptionFilter};
 
-/// What of a bus it takes to open subscriptions. Cheap to clone, so that a task can have it and open them again.
+/// Parts of a bus that opening a subscription needs. Cheap to clone, so that a task can own it and reopen
+/// subscriptions.
 #[derive(Clone)]
 pub(super) struct Opener {
     pub(super) provider: Arc<dyn EventProvider>,
     pub(super) encryptor: Option<Arc<dyn EventEncryptor>>,
-    /// What events are validated against on consume.
+    /// Schemas for validation on consume; `None` if it is off.
     pub(super) schemas: Option<Arc<dyn SchemaRegistry>>,
     pub(super) dlq_handler: Option<Arc<dyn DlqHandler>>,
     pub(super) registry: Arc<Registry>,
@@ -48,7 +49,7 @@ impl Opener {
         Ok(Box::new(self.open_incoming(filter, subject, max_deliver, in_force).await?))
     }
 
-    /// The same in the form that shows what cannot be processed; this many attempts of an event are allowed.
+    /// Opens one subject in the form that shows unprocessable records. Allows `max_deliver` attempts of an event.
     pub(super) async fn open_incoming(
         &self,
         filter: &SubscriptionFilter,
@@ -58,7 +59,7 @@ impl Opener {
     ) -> Result<BusSubscription> {
         let mut options = filter.options.clone();
         if let Some(options) = &mut options {
-            // The bus counts: a provider that has a limit drops what reaches it, for all who share the consumer.
+            // The bus counts: a provider with a limit drops an event that reaches it, for all members of the consumer.
             options.max_deliver = None;
         }
         let (mut inner, consumer) = self.open_inner(filter, subject, options.as_ref()).await?;
@@ -85,8 +86,8 @@ impl Opener {
         Ok(BusSubscription::new(inner, self.encryptor.clone(), self.schemas.clone(), letters))
     }
 
-    /// Opens a consumer again on which somebody else has set a limit of deliveries, without that limit and with everything
-    /// else as it is: the provider would drop what reaches it, and the bus has dead letters for that.
+    /// Reopens a consumer without the delivery limit that another program has set, and keeps all other settings. The
+    /// provider would drop an event that reaches the limit; the bus dead-letters it.
     async fn take_limit_off(
         &self,
         filter: &SubscriptionFilter,
@@ -97,7 +98,7 @@ impl Opener {
     ) -> Result<Box<dyn Subscription>> {
         let unlimited = ConsumerConfig { max_deliver: None, ..settings.clone() };
         let options = unlimited.to_options();
-        // Options have whole seconds: what they cannot say must not be changed.
+        // Options have whole seconds: a setting that they cannot express must stay unchanged.
         if !ConsumerConfig::new(subject, &options).is_ok_and(|restated| restated == unlimited) {
             return Err(limit_conflict(consumer, settings));
         }
@@ -112,7 +113,7 @@ impl Opener {
         Ok(self.open_inner(filter, subject, Some(&options)).await?.0)
     }
 
-    /// Whether there is a durable consumer of this name; `None` when the provider cannot tell.
+    /// Returns true if a durable consumer of this name exists, or `None` if the provider cannot tell.
     pub(super) async fn exists(&self, consumer: &str) -> Result<Option<bool>> {
         let asked = answer_within(self.timeout, "consumers", self.provider.name(), self.provider.consumers());
         match asked.await {
@@ -122,13 +123,13 @@ impl Opener {
         }
     }
 
-    /// Moves a durable consumer.
+    /// Moves a durable consumer to a position.
     pub(super) async fn reset(&self, consumer: &str, position: ConsumerPosition) -> Result<()> {
         let resetting = self.provider.reset_consumer(consumer, position);
         answer_within(self.timeout, "reset_consumer", self.provider.name(), resetting).await
     }
 
-    /// The way into the dead letters.
+    /// Creates the access to the dead letters.
     pub(super) fn letter_box(&self) -> LetterBox {
         LetterBox {
             handler: self.dlq_handler.clone(),
@@ -138,8 +139,8 @@ impl Opener {
         }
     }
 
-    /// The provider's subscription, and the name of its consumer. The library's own records come to nobody who has not asked
-    /// for them.
+    /// Opens the provider's subscription and returns it with the name of its consumer. It hides the library's own
+    /// records unless the subject asks for them.
     async fn open_inner(
         &self,
         filter: &SubscriptionFilter,
@@ -150,7 +151,8 @@ impl Opener {
         Ok((WithoutRecords::around(inner, subject, self.provider.subject_prefix()), consumer))
     }
 
-    /// An ephemeral consumer has the name that it would have if it were durable.
+    /// Opens the subscription with the library's own records. An ephemeral consumer gets the name that it would have if
+    /// it were durable.
     async fn open_with_records(
         &self,
         filter: &SubscriptionFilter,
@@ -179,7 +181,7 @@ impl Opener {
         let mut name = self.registry.consumer_name(subscriber_id, subject);
         let mut opened = self.open_named(&name, subject, options).await;
         if matches!(&opened, Err(EventError::Conflict { field, .. }) if field == "filter") {
-            // The plain name belongs to another subject, opened by another bus.
+            // The plain name belongs to a consumer of another subject, opened by another bus.
             name = distinct_name(subscriber_id, subject);
             opened = self.open_named(&name, subject, options).await;
         }

@@ -15,12 +15,12 @@ use crate::trace;
 use crate::types::{Event, PublishOptions};
 
 impl EventBus {
-    /// Publishes under `{prefix}.{category}.{topic}` and returns the event as it was stored: with an encryptor its
-    /// payload is the encrypted envelope.
+    /// Publishes under `{prefix}.{category}.{topic}` and returns the event as stored. With an encryptor, its payload is
+    /// the encrypted envelope.
     ///
     /// # Errors
     ///
-    /// [`EventError::InvalidName`] for a category that is not one token; otherwise as
+    /// [`EventError::InvalidName`] for a category that is not one token; otherwise same as
     /// [`publish_event`](EventBus::publish_event).
     pub async fn publish(
         &self,
@@ -43,30 +43,35 @@ impl EventBus {
 
     /// Publishes an event and returns its sequence.
     ///
-    /// The order is: check the subject, validate the payload against its schema, encrypt a copy, add the current
-    /// [trace context](crate::trace), store, route through the broker. When the call fails, [`may_be_stored`](EventError::may_be_stored) says whether the event may have
-    /// been stored; a retry with a `msg_id` is then safe.
+    /// The bus checks the subject and validates the payload against its schema. It then encrypts a copy, adds the
+    /// current [trace context](crate::trace), stores the event, and routes it through the broker.
+    ///
+    /// If the call fails, [`may_be_stored`](EventError::may_be_stored) tells whether the event may have been stored. A
+    /// retry with a `msg_id` is then safe.
     ///
     /// # Errors
     ///
-    /// [`EventError::SchemaValidation`], the encryptor's error, [`EventError::Timeout`], and as
+    /// [`EventError::SchemaValidation`], the encryptor's error, [`EventError::Timeout`], and the errors of
     /// [`EventProvider::publish`](crate::EventProvider::publish).
     pub async fn publish_event(&self, event: &Event) -> Result<u64> {
         Ok(self.publish_traced(event, &PublishOptions::default()).await?.0.sequence)
     }
 
-    /// Publishes an event with options and returns its sequence, or for a duplicate `msg_id` the first one's.
+    /// Publishes an event with options and returns its sequence. For a duplicate `msg_id`, returns the first event's
+    /// sequence.
     ///
     /// # Errors
     ///
-    /// As [`publish_event`](EventBus::publish_event); [`EventError::Unsupported`] before any I/O for an option that the
-    /// provider declares absent; [`EventError::Conflict`] when `expected_sequence` is not the stream's last sequence.
+    /// Same as [`publish_event`](EventBus::publish_event), and:
+    ///
+    /// - [`EventError::Unsupported`], before any I/O, for an option that the provider declares absent
+    /// - [`EventError::Conflict`] if `expected_sequence` is not the stream's last sequence
     pub async fn publish_event_with_options(&self, event: &Event, opts: &PublishOptions) -> Result<u64> {
         Ok(self.publish_event_with_receipt(event, opts).await?.sequence)
     }
 
-    /// As [`publish_event_with_options`](EventBus::publish_event_with_options), and tells a duplicate from a first publish.
-    /// A duplicate stores nothing and is routed to no trigger, because the first publish was.
+    /// Publishes an event with options and returns a receipt that tells a duplicate from a first publish. A duplicate
+    /// is neither stored nor routed to triggers, because the first publish already was.
     ///
     /// ```
     /// use a3s_event::{Event, EventBus, PublishOptions};
@@ -86,7 +91,7 @@ impl EventBus {
     ///
     /// # Errors
     ///
-    /// As [`publish_event_with_options`](EventBus::publish_event_with_options).
+    /// Same as [`publish_event_with_options`](EventBus::publish_event_with_options).
     pub async fn publish_event_with_receipt(
         &self,
         event: &Event,
@@ -95,14 +100,14 @@ impl EventBus {
         Ok(self.publish_traced(event, opts).await?.0)
     }
 
-    /// Publishes many events and returns one result per event, in order. An event that fails does not stop the ones
-    /// behind it.
+    /// Publishes many events and returns one result per event, in order. A failed event does not stop the events after
+    /// it.
     pub async fn publish_batch(&self, events: &[Event]) -> Vec<Result<PublishReceipt>> {
         let requests: Vec<_> = events.iter().map(PublishRequest::from).collect();
         self.publish_batch_with_options(&requests).await
     }
 
-    /// Publishes many events with options each and returns one result per event, in order.
+    /// Publishes many events with their own options and returns one result per event, in order.
     pub async fn publish_batch_with_options(
         &self,
         batch: &[PublishRequest<'_>],
@@ -111,7 +116,7 @@ impl EventBus {
         self.store_batch(batch).instrument(span).await
     }
 
-    /// Publishes under a span that covers the whole work.
+    /// Publishes in a span that covers the whole call.
     async fn publish_traced<'a>(
         &self,
         event: &'a Event,
@@ -148,7 +153,7 @@ impl EventBus {
         Ok((receipt, stored))
     }
 
-    /// Everything that can be refused without I/O, from the cheapest to the dearest.
+    /// Runs all checks that need no I/O, cheapest first.
     fn check_publish(&self, event: &Event, options: &PublishOptions) -> Result<()> {
         validate_subject(&event.subject)?;
         validate_publish_options(options)?;
@@ -160,7 +165,8 @@ impl EventBus {
         }
     }
 
-    /// Counts a publish that failed, once: what a schema refuses is no failure of the provider.
+    /// Counts a failed publish once. A schema violation counts as a validation error, because the provider did not
+    /// fail.
     fn count_failure(&self, error: &EventError) {
         match error {
             EventError::SchemaValidation { .. } => self.metrics.record_validation_error(),
@@ -168,7 +174,7 @@ impl EventBus {
         }
     }
 
-    /// The event as it is to be stored: with an encryptor, a copy with an encrypted payload.
+    /// Returns the event to store: with an encryptor, a copy with an encrypted payload.
     fn sealed<'a>(&self, event: &'a Event) -> Result<Cow<'a, Event>> {
         let Some(encryptor) = &self.encryptor else { return Ok(Cow::Borrowed(event)) };
         validate_payload(&event.payload)?;
@@ -267,7 +273,7 @@ impl EventBus {
     }
 }
 
-/// Puts the provider's answers back among the entries that never got there.
+/// Merges the provider's answers with the errors of the entries that were not sent.
 fn merge(
     sealed: Vec<Result<Cow<'_, Event>>>,
     answers: Vec<Result<PublishReceipt>>,

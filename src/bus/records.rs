@@ -1,4 +1,4 @@
-//! Keeps the library's own records from readers that have not asked for them.
+//! Hides the library's own records from readers that have not asked for them.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,17 +14,17 @@ use crate::provider::{AckKind, Delivery, PendingEvent, Subscription, Subscriptio
 use crate::reserved::{is_record, meets_records};
 use crate::types::ReceivedEvent;
 
-/// A provider's subscription without the records: they are acknowledged here. A handler that remembers in its own stream
-/// what it has handled would otherwise be called for each thing that it remembers.
+/// A provider's subscription that acknowledges and hides the records. Otherwise a handler that remembers in its own
+/// stream what it has handled would also receive each record of its memory.
 pub(super) struct WithoutRecords {
     inner: Box<dyn Subscription>,
     prefix: Arc<str>,
-    /// Records to acknowledge, by the next call. They are kept until they are, so that cancelling it loses none.
+    /// Records that the next call acknowledges. They stay here until then, so that a cancelled call loses none.
     records: VecDeque<Delivery>,
 }
 
 impl WithoutRecords {
-    /// The subscription as it is where its filter meets no records, or names their place.
+    /// Wraps a subscription whose filter covers records without naming their subjects; returns any other one as it is.
     pub(super) fn around(inner: Box<dyn Subscription>, filter: &str, prefix: &str) -> Box<dyn Subscription> {
         if !meets_records(filter, prefix) {
             return inner;

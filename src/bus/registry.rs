@@ -1,4 +1,4 @@
-//! Who subscribes to what, which consumers that makes, and where it is kept.
+//! Registry of subscriptions and their consumers, and its persistence.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, RwLock};
@@ -15,17 +15,17 @@ use crate::types::SubscriptionFilter;
 #[derive(Default)]
 pub(super) struct Registry {
     subscriptions: RwLock<HashMap<String, SubscriptionFilter>>,
-    /// Stored subscriptions that are not in force, by the id under which they are stored: they are saved along. Locked
-    /// while `subscriptions` is locked, never the other way round.
+    /// Stored subscriptions that are not in force, by the id under which they are stored. Saved with the others. Lock
+    /// order: `subscriptions`, then this.
     set_aside: RwLock<HashMap<String, InvalidSubscription>>,
     /// Durable consumers that this bus opened: name to subscriber and subject.
     consumers: Mutex<HashMap<String, (String, String)>>,
-    /// Held while the store is written, so that the last save has the last state.
+    /// Held while the store is written, so that the last save writes the last state.
     saving: Mutex<()>,
 }
 
 impl Registry {
-    /// Replaces all subscriptions by those that are valid, and sets the others aside.
+    /// Replaces all subscriptions with the valid ones of `stored`, and sets the others aside.
     pub(super) fn replace(
         &self,
         stored: HashMap<String, SubscriptionFilter>,
@@ -57,8 +57,8 @@ impl Registry {
         subscriptions.insert(filter.subscriber_id.clone(), filter)
     }
 
-    /// The subjects for which a subscriber needs durable consumers: those that are registered, or else those that this bus
-    /// has opened for it. `None` for a subscriber that this bus does not know.
+    /// Returns the subjects for which a subscriber needs durable consumers: those registered, or else those that this
+    /// bus has opened for it. Returns `None` for a subscriber that this bus does not know.
     pub(super) fn durable_subjects(&self, subscriber_id: &str) -> Option<Vec<String>> {
         if let Some(filter) = self.get(subscriber_id) {
             return Some(if filter.durable { filter.subjects } else { Vec::new() });
@@ -75,7 +75,7 @@ impl Registry {
         subscriptions.remove(subscriber_id).or(set_aside.map(|invalid| invalid.filter))
     }
 
-    /// The stored subscriptions that are not in force, by id.
+    /// Returns the stored subscriptions that are not in force, sorted by id.
     pub(super) fn set_aside(&self) -> Vec<InvalidSubscription> {
         let set_aside = self.set_aside.read().ignore_poison();
         let mut found: Vec<_> = set_aside.iter().collect();
@@ -91,8 +91,8 @@ impl Registry {
         self.subscriptions.read().ignore_poison().values().cloned().collect()
     }
 
-    /// Writes the subscriptions to the store, outside the async runtime. A failure is logged: the subscription itself is
-    /// in force.
+    /// Writes the subscriptions to the store on a blocking thread. A failure is logged, because the subscription is in
+    /// force either way.
     pub(super) async fn save(self: &Arc<Self>, store: Arc<dyn StateStore>) {
         let registry = Arc::clone(self);
         match tokio::task::spawn_blocking(move || registry.save_now(&*store)).await {
@@ -107,7 +107,7 @@ impl Registry {
         store.save(&self.stored())
     }
 
-    /// All that is to be in the store: what was set aside must not be lost by a save.
+    /// Returns all subscriptions to store. It includes those set aside, so that a save does not lose them.
     fn stored(&self) -> HashMap<String, SubscriptionFilter> {
         let subscriptions = self.subscriptions.read().ignore_poison();
         let set_aside = self.set_aside.read().ignore_poison();
@@ -115,8 +115,8 @@ impl Registry {
         set_aside.chain(&*subscriptions).map(|(id, filter)| (id.clone(), filter.clone())).collect()
     }
 
-    /// The name under which this bus opened, or can open, the durable consumer of a subscriber and subject. Where the
-    /// plain name stands for another pair, it is the distinct one.
+    /// Returns the name under which this bus opened, or can open, the durable consumer of a subscriber and subject. If
+    /// the plain name belongs to another pair, it is the distinct one.
     pub(super) fn consumer_name(&self, subscriber_id: &str, subject: &str) -> String {
         let consumers = self.consumers.lock().ignore_poison();
         let is_ours = |(id, filter): &(String, String)| id == subscriber_id && filter == subject;
@@ -151,20 +151,20 @@ fn check_id(id: &str, filter: &SubscriptionFilter) -> std::result::Result<(), St
     ))
 }
 
-/// Whether a bus gives this name to the consumer of this subscriber and subject.
+/// Returns true if a bus gives this name to the consumer of this subscriber and subject.
 pub(super) fn is_name_of(name: &str, subscriber_id: &str, subject: &str) -> bool {
     plain_name(subscriber_id, subject).is_some_and(|plain| plain == name)
         || distinct_name(subscriber_id, subject) == name
 }
 
-/// `{subscriber}-{subject with dots as dashes}`: the name that deployed consumers have. Not for wildcards and other
-/// characters that a consumer name must not have.
+/// Returns `{subscriber}-{subject with dots as dashes}`, the name of deployed consumers. Returns `None` if that
+/// contains wildcards or other characters that are illegal in a consumer name.
 fn plain_name(subscriber_id: &str, subject: &str) -> Option<String> {
     let name = format!("{subscriber_id}-{}", subject.replace('.', "-"));
     validate_consumer_name(&name).is_ok().then_some(name)
 }
 
-/// A legal name that no other subscriber and subject have: readable characters, then a hash of both parts.
+/// Returns a legal name that is unique to this subscriber and subject: readable characters, then a hash of both.
 pub(super) fn distinct_name(subscriber_id: &str, subject: &str) -> String {
     const HASH_LEN: usize = 33;
     let readable = |c: char| if c.is_ascii_alphanumeric() || c == '_' { c } else { '-' };

@@ -16,20 +16,24 @@ use crate::text::shorten;
 use crate::trace;
 use crate::types::SubscriptionFilter;
 
-/// Most subjects in one subscription.
+/// Maximum number of subjects in one subscription.
 const MAX_SUBJECTS: usize = 256;
 
 impl EventBus {
-    /// Registers a subscription, or replaces the one of the same subscriber. Nothing is opened yet, and nothing is
-    /// forgotten: the durable consumers of subjects that are no longer wanted keep their positions, and fall behind, until
-    /// [`remove_unused_consumers`](EventBus::remove_unused_consumers) forgets them;
-    /// [`unused_consumers`](EventBus::unused_consumers) lists them.
+    /// Registers a subscription, or replaces the one of the same subscriber. It neither opens nor removes consumers.
+    ///
+    /// Durable consumers of subjects that the new subscription lacks keep their positions and fall behind.
+    /// [`unused_consumers`](EventBus::unused_consumers) lists them, and
+    /// [`remove_unused_consumers`](EventBus::remove_unused_consumers) removes them.
     ///
     /// # Errors
     ///
-    /// [`EventError::InvalidName`] for an empty subscriber id, [`EventError::InvalidSubject`] for a subject that is no
-    /// filter and for none or more than 256 subjects, [`EventError::Config`] for an option out of range,
-    /// [`EventError::Unsupported`] for one that the provider declares absent. Nothing is registered then.
+    /// - [`EventError::InvalidName`] for an empty subscriber id
+    /// - [`EventError::InvalidSubject`] for an invalid subject filter, no subjects, or more than 256 subjects
+    /// - [`EventError::Config`] for an option out of range
+    /// - [`EventError::Unsupported`] for an option that the provider declares absent
+    ///
+    /// On an error, nothing is registered.
     pub async fn update_subscription(&self, filter: SubscriptionFilter) -> Result<()> {
         self.check_subscription(&filter)?;
         let wanted = if filter.durable { filter.subjects.clone() } else { Vec::new() };
@@ -41,16 +45,17 @@ impl EventBus {
         Ok(())
     }
 
-    /// Opens a registered subscription: exactly one [`Subscription`] per subject, in order, each of which receives every
-    /// matching event that is published after this call returned. Subjects that overlap receive an event each.
+    /// Opens a registered subscription and returns exactly one [`Subscription`] per subject, in order. Each receives
+    /// every matching event that is published after this call returned. If subjects overlap, each subscription receives
+    /// the event.
     ///
-    /// Durable consumers are named `{subscriber}-{subject with '.' as '-'}`; where that name is not legal, as with
-    /// wildcards, or belongs to another subject, it ends in a hash of both. Everyone who opens the same subscriber and
-    /// subject shares the work.
+    /// Durable consumers are named `{subscriber}-{subject with '.' as '-'}`. If that name is not legal, as with
+    /// wildcards, or belongs to another subject, the consumer's name ends in a hash of both. All programs that open the
+    /// same subscriber and subject share the work.
     ///
     /// # Errors
     ///
-    /// [`EventError::NotFound`] for a subscriber that is not registered; otherwise as
+    /// [`EventError::NotFound`] for a subscriber that is not registered; otherwise same as
     /// [`update_subscription`](EventBus::update_subscription) and
     /// [`EventProvider::subscribe_durable_with_options`](crate::EventProvider::subscribe_durable_with_options).
     pub async fn create_subscriber(&self, subscriber_id: &str) -> Result<Vec<Box<dyn Subscription>>> {
@@ -69,12 +74,12 @@ impl EventBus {
         Ok(subscriptions)
     }
 
-    /// Forgets a subscription and its durable consumers; `Ok` when there is none. What the provider refuses to forget is
-    /// logged.
+    /// Removes a subscription and its durable consumers, and returns `Ok` if there is none. If the provider fails to
+    /// remove a consumer, the bus logs the error.
     ///
     /// # Errors
     ///
-    /// None today.
+    /// None at present.
     pub async fn remove_subscription(&self, subscriber_id: &str) -> Result<()> {
         self.metrics.record_unsubscribe();
         let Some(filter) = self.registry.remove(subscriber_id) else { return Ok(()) };
@@ -86,12 +91,13 @@ impl EventBus {
         Ok(())
     }
 
-    /// The durable consumers of a subscriber whose subjects it no longer has: they keep their positions and fall behind for
-    /// ever. Its subjects are those of its registered subscription, or else those that this bus has opened for it.
+    /// Returns the durable consumers of a subscriber whose subjects it no longer has. They keep their positions and
+    /// fall behind without end. The subscriber's subjects are those of its registered subscription, or else those that
+    /// this bus has opened for it.
     ///
     /// # Errors
     ///
-    /// [`EventError::NotFound`] for a subscriber that this bus does not know; otherwise as
+    /// [`EventError::NotFound`] for a subscriber that this bus does not know; otherwise same as
     /// [`consumers`](EventBus::consumers).
     pub async fn unused_consumers(&self, subscriber_id: &str) -> Result<Vec<ConsumerInfo>> {
         let wanted = self
@@ -103,13 +109,14 @@ impl EventBus {
         Ok(consumers)
     }
 
-    /// Forgets the [unused consumers](EventBus::unused_consumers) of a subscriber with their positions, and returns them. A
-    /// member that still runs with an old subject ends with an error.
+    /// Removes the [unused consumers](EventBus::unused_consumers) of a subscriber with their positions, and returns
+    /// them. A running member that still has an old subject ends with an error.
     ///
     /// # Errors
     ///
-    /// As [`unused_consumers`](EventBus::unused_consumers) and
-    /// [`EventProvider::unsubscribe`](crate::EventProvider::unsubscribe). Those before the one that failed are forgotten.
+    /// Same as [`unused_consumers`](EventBus::unused_consumers) and
+    /// [`EventProvider::unsubscribe`](crate::EventProvider::unsubscribe). The consumers before the failed one are
+    /// removed.
     pub async fn remove_unused_consumers(&self, subscriber_id: &str) -> Result<Vec<ConsumerInfo>> {
         let unused = self.unused_consumers(subscriber_id).await?;
         for consumer in &unused {
@@ -119,28 +126,29 @@ impl EventBus {
         Ok(unused)
     }
 
-    /// All registered subscriptions, in no particular order.
+    /// Returns all registered subscriptions, in no particular order.
     pub async fn list_subscriptions(&self) -> Vec<SubscriptionFilter> {
         self.registry.all()
     }
 
-    /// The subscription of this subscriber.
+    /// Returns the subscription of this subscriber.
     pub async fn get_subscription(&self, subscriber_id: &str) -> Option<SubscriptionFilter> {
         self.registry.get(subscriber_id)
     }
 
-    /// The stored subscriptions that were set aside because they are not valid, sorted by id. They stay in the store until
-    /// [`update_subscription`](EventBus::update_subscription) replaces or
+    /// Returns the stored subscriptions that were set aside as invalid, sorted by id. They stay in the store until
+    /// [`update_subscription`](EventBus::update_subscription) replaces them or
     /// [`remove_subscription`](EventBus::remove_subscription) removes them.
     pub fn invalid_subscriptions(&self) -> Vec<InvalidSubscription> {
         self.registry.set_aside()
     }
 
-    /// The durable consumers of a subscriber, also those that another bus opened: its subjects are their filters.
+    /// Returns the durable consumers of a subscriber, including those that another bus opened. Their filters are its
+    /// subjects.
     ///
     /// # Errors
     ///
-    /// As [`consumers`](EventBus::consumers).
+    /// Same as [`consumers`](EventBus::consumers).
     pub async fn consumers_of(&self, subscriber_id: &str) -> Result<Vec<ConsumerInfo>> {
         let mut consumers = self.consumers().await?;
         consumers.retain(|consumer| {
@@ -178,7 +186,7 @@ impl EventBus {
         Ok(())
     }
 
-    /// Forgets the durable consumers of a subscriber, and no other's that has a plain name of theirs.
+    /// Removes the durable consumers of a subscriber, but not another subscriber's consumer with the same plain name.
     pub(crate) async fn forget_consumers(&self, subscriber_id: &str, subjects: &[String]) {
         let known = match self.consumers().await {
             Ok(consumers) => Some(consumers),
@@ -195,7 +203,7 @@ impl EventBus {
             if name != distinct && known.as_ref().is_none_or(|known| !known.iter().any(is_another_s)) {
                 self.unsubscribe(&name).await;
             }
-            // Another bus may have found the plain name taken.
+            // Another bus may have used the distinct name because the plain one was taken.
             let may_exist =
                 |known: &Vec<ConsumerInfo>| known.iter().any(|consumer| consumer.name == distinct);
             if name == distinct || known.as_ref().is_some_and(may_exist) {
@@ -212,7 +220,7 @@ impl EventBus {
     }
 }
 
-/// Says which consumers a subscription leaves behind that replaces another one.
+/// Logs the subjects that a replaced subscription had and its replacement lacks.
 fn log_no_longer_wanted(before: &SubscriptionFilter, wanted: &[String]) {
     let unused: Vec<_> = before.subjects.iter().filter(|subject| !wanted.contains(subject)).collect();
     if !unused.is_empty() {

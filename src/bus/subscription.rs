@@ -1,4 +1,4 @@
-//! What the bus adds to a provider's subscription: decryption, validation and dead letters.
+//! Additions of the bus to a provider's subscription: decryption, validation and dead letters.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -21,45 +21,45 @@ use crate::provider::{
 use crate::schema::SchemaRegistry;
 use crate::types::{Event, ReceivedEvent};
 
-/// How long one call waits for a batch; then the next one does.
+/// Timeout of one batch fetch; the next fetch follows it.
 const BATCH_WAIT: Duration = Duration::from_secs(30);
 
 type Work<T> = Pin<Box<dyn Future<Output = Result<T>> + Send>>;
 
-/// A provider's subscription whose events come decrypted and whose failures end in the dead letters.
+/// A provider's subscription with decrypted events, which dead-letters unprocessable ones.
 pub(super) struct BusSubscription {
     inner: Box<dyn Subscription>,
     encryptor: Option<Arc<dyn EventEncryptor>>,
-    /// Set where events are validated when they are consumed.
+    /// Schemas for validation on consume; `None` if it is off.
     schemas: Option<Arc<dyn SchemaRegistry>>,
     letters: Arc<DeadLetters>,
-    /// What a cancelled call had begun; the next call goes on with it. The lock is never taken: it makes the
+    /// Work that a cancelled call had begun; the next call completes it. The lock is never taken: it makes the
     /// subscription `Sync`.
     unfinished: Mutex<Option<Unfinished>>,
 }
 
 enum Unfinished {
-    /// An acknowledgement, behind which the event is handed over.
+    /// An acknowledgement; once it is done, the event is returned.
     Ack(Work<ReceivedEvent>),
-    /// An event on its way out; when it is out, the error tells the caller why.
+    /// An event that is being dead-lettered, and the error that the caller gets afterwards.
     TakeOut(Work<bool>, Option<EventError>),
 }
 
-/// What the provider delivered, before anything is done about it.
+/// A delivery of the provider, before the bus has acted on it.
 pub(super) struct Incoming {
-    /// The delivery of the event as it is stored.
+    /// The delivery of the event as stored.
     pub(super) stored: Delivery,
-    /// The event in clear, or why nobody can process it.
+    /// The event in clear, or the reason why it cannot be processed.
     pub(super) content: std::result::Result<Arc<Event>, Box<Poison>>,
-    /// Whether the provider settled it before anybody could keep it.
+    /// True if the provider settled the delivery before the bus could store it.
     pub(super) is_settled: bool,
 }
 
-/// Why an event cannot be processed, whoever tries.
+/// Reason why no consumer can process an event.
 pub(super) struct Poison {
     pub(super) class: FailureClass,
     pub(super) reason: String,
-    /// What a subscriber is told.
+    /// The error that a subscriber receives.
     error: EventError,
 }
 
@@ -70,7 +70,7 @@ impl Poison {
         Self { class: FailureClass::Undecodable, reason: error.to_string(), error }
     }
 
-    /// An event that could not be [opened](BusSubscription::open).
+    /// Describes an event that [`open`](BusSubscription::open) rejected.
     fn closed(stored: &Delivery, error: &EventError) -> Self {
         let (class, reason) = match error {
             EventError::SchemaValidation { .. } => (FailureClass::SchemaInvalid, error.to_string()),
@@ -95,12 +95,13 @@ impl BusSubscription {
         Self { inner, encryptor, schemas, letters: Arc::new(letters), unfinished: Mutex::new(None) }
     }
 
-    /// Where the failures of this subscription go.
+    /// Returns the dead letters of this subscription.
     pub(super) fn letters(&self) -> &Arc<DeadLetters> {
         &self.letters
     }
 
-    /// As [`next_batch`](Subscription::next_batch), and nothing is done yet about what cannot be processed.
+    /// Fetches a batch as [`next_batch`](Subscription::next_batch) does, and leaves unprocessable records to the
+    /// caller.
     pub(super) async fn next_incoming(
         &mut self,
         max: usize,
@@ -123,7 +124,7 @@ impl BusSubscription {
     fn incoming(&self, delivered: Result<Delivery>) -> Result<Incoming> {
         let mut is_settled = false;
         let stored = match delivered {
-            // This provider cannot keep such a record: it is settled already, and the bus keeps it by itself.
+            // This provider cannot keep such a record: it is already settled, and the bus stores it.
             Err(EventError::Undecodable { sequence, raw, reason }) if self.keeps_undecodable() => {
                 is_settled = true;
                 let record = UndecodableRecord::new(raw, reason);
@@ -147,7 +148,7 @@ impl BusSubscription {
         Ok(Incoming { stored, content, is_settled })
     }
 
-    /// Takes over settings that somebody has changed.
+    /// Adopts settings that another program has changed.
     fn look_at_settings(&self) {
         if let Some(settings) = self.inner.settings() {
             self.letters.in_force.set(&settings);
@@ -162,7 +163,7 @@ impl BusSubscription {
         self.unfinished.get_mut().ignore_poison()
     }
 
-    /// Ends what a cancelled call had begun. An event is left over when that was an acknowledgement.
+    /// Completes the work that a cancelled call had begun. Returns an event if that work was an acknowledgement.
     async fn finish(&mut self) -> Result<Option<ReceivedEvent>> {
         let done = match self.unfinished() {
             None => return Ok(None),
@@ -176,8 +177,8 @@ impl BusSubscription {
         }
     }
 
-    /// The next event that is to be handed out, in clear. Cancel-safe: what is taken from the provider is either
-    /// returned at once or kept in `unfinished`.
+    /// Returns the next event for the caller, in clear. Cancel-safe: a delivery from the provider is either returned at
+    /// once or kept in `unfinished`.
     async fn fetch(&mut self) -> Result<Option<Delivery>> {
         loop {
             let Some(delivered) = self.next_from_provider().await else { return Ok(None) };
@@ -204,7 +205,7 @@ impl BusSubscription {
         if self.letters.max_deliver.is_none() {
             return self.inner.next_delivery().await.transpose();
         }
-        // A batch is not fetched ahead: where giving back counts, that could be the only delivery that is allowed.
+        // Fetches one event at a time: releasing a prefetched one may count as its only allowed delivery.
         loop {
             if let Some(delivered) = self.inner.next_batch(1, BATCH_WAIT).await?.pop() {
                 return Some(delivered);
@@ -212,8 +213,8 @@ impl BusSubscription {
         }
     }
 
-    /// The event in clear, or `None` when it is not encrypted. Where events are validated on consume, one that fails is an
-    /// error as well.
+    /// Returns the event in clear, or `None` if it is not encrypted. With validation on consume, an invalid event is an
+    /// error.
     fn open(&self, event: &Event) -> Result<Option<Arc<Event>>> {
         let clear = self.decrypt(event)?;
         if let Some(schemas) = &self.schemas {
@@ -236,8 +237,8 @@ impl BusSubscription {
     }
 }
 
-/// Opens a sealed payload of a stream with this prefix. That of a letter which was forwarded to its place opens as the
-/// original's; everywhere else an event is itself, whatever it says.
+/// Decrypts the payload of an event in a stream with this prefix. A forwarded dead letter at its own subject decrypts
+/// as its original. Any other event decrypts as itself, even if its metadata names an original.
 pub(super) fn decrypt(
     encryptor: &dyn EventEncryptor,
     event: &Event,

@@ -1,5 +1,5 @@
-//! The one decision about a delivery: whether it is delivered or given up. Those who read by hand and the handler runtime
-//! ask here, and durable triggers do as its handlers.
+//! Decides if an event is delivered or given up. Manual readers and the handler runtime both call it; durable triggers
+//! do so as handlers of the runtime.
 
 use std::sync::Arc;
 
@@ -9,16 +9,16 @@ use crate::dlq::{DeadLetter, FailureClass};
 use crate::provider::Delivery;
 use crate::types::Event;
 
-/// What is to be done about a delivery.
+/// Decision about a delivery.
 pub(super) enum Verdict<T> {
-    /// It is handed out, or delivered once more.
+    /// Hand the event out, or have it redelivered.
     Deliver(T),
-    /// It is given up.
+    /// Give the event up.
     DeadLetter(Box<DeadLetter>),
 }
 
 impl DeadLetters {
-    /// The verdict on a delivery that has arrived with this content.
+    /// Decides about a delivery that has arrived with this content.
     pub(super) fn on_arrival(
         &self,
         stored: &Delivery,
@@ -37,7 +37,7 @@ impl DeadLetters {
 }
 
 impl Guarded {
-    /// The verdict on an attempt that has failed, for a reason if one is known. `class` says that no other attempt helps.
+    /// Decides about a failed attempt, for a reason if one is known. A `class` means that another attempt cannot help.
     pub(super) fn on_failure(&self, class: Option<FailureClass>, reason: Option<&str>) -> Verdict<()> {
         if class.is_none() && !self.is_last() {
             return Verdict::Deliver(());

@@ -1,4 +1,4 @@
-//! What an attribute may be called and may hold: "Context Attributes" and "Type System" of CloudEvents 1.0.2.
+//! Legal names and values of attributes: "Context Attributes" and "Type System" of CloudEvents 1.0.2.
 
 use std::borrow::Cow;
 
@@ -7,50 +7,50 @@ use fluent_uri::{Uri, UriRef};
 use crate::error::EventError;
 use crate::text::shorten;
 
-/// Longest name of an extension that is read or written. The specification advises at most 20 characters.
+/// Maximum length of an extension name that is read or written, in characters. The specification advises at most 20.
 pub const MAX_ATTRIBUTE_NAME_LEN: usize = 63;
 
-/// The attributes that the specification defines, and the member names of the JSON format.
+/// Names of the attributes that the specification defines, and of the members of the JSON format.
 const CORE_NAMES: [&str; 9] =
     ["specversion", "id", "source", "type", "datacontenttype", "dataschema", "subject", "time", "data"];
 
-/// Whether an extension may have this name: lower-case ASCII letters and digits, and none of the defined names.
+/// Returns true if an extension may have this name: lower-case ASCII letters and digits, and none of the defined names.
 pub(super) fn is_extension_name(name: &str) -> bool {
     is_attribute_name(name) && !CORE_NAMES.contains(&name)
 }
 
-/// Lower-case ASCII letters and digits.
+/// Returns true for 1 to 63 lower-case ASCII letters and digits.
 pub(super) fn is_attribute_name(name: &str) -> bool {
     !name.is_empty()
         && name.len() <= MAX_ATTRIBUTE_NAME_LEN
         && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
 }
 
-/// Whether the text is a String of the type system: no control character, no noncharacter.
+/// Returns true if the text is a String of the type system: no control character, no noncharacter.
 pub(super) fn is_string(text: &str) -> bool {
-    // Without an early exit the compiler looks at many bytes at a time.
+    // Without an early exit the compiler checks many bytes at a time.
     let (found, all) = text
         .bytes()
         .fold((false, 0), |(found, all), byte| (found | (byte < 0x20) | (byte == 0x7f), all | byte));
     !found && (all < 0x80 || !text.chars().any(is_disallowed))
 }
 
-/// Control characters and the code points that Unicode calls noncharacters.
+/// Returns true for control characters and for code points that Unicode calls noncharacters.
 pub(super) fn is_disallowed(c: char) -> bool {
     c.is_control() || matches!(c, '\u{fdd0}'..='\u{fdef}') || u32::from(c) & 0xfffe == 0xfffe
 }
 
-/// Whether the text is a non-empty URI-reference of RFC 3986.
+/// Returns true if the text is a non-empty URI-reference of RFC 3986.
 pub(super) fn is_uri_reference(text: &str) -> bool {
     !text.is_empty() && UriRef::parse(text).is_ok()
 }
 
-/// Whether the text is a URI of RFC 3986, which has a scheme.
+/// Returns true if the text is a URI of RFC 3986, which has a scheme.
 pub(super) fn is_uri(text: &str) -> bool {
     Uri::parse(text).is_ok()
 }
 
-/// Whether the text has the form of a media type of RFC 2046: `type/subtype`, and parameters behind a `;`.
+/// Returns true if the text has the form of a media type of RFC 2046: `type/subtype`, then parameters after a `;`.
 pub(super) fn is_media_type(text: &str) -> bool {
     kind_of(text).is_some()
         && text.bytes().all(|byte| matches!(byte, 0x20..=0x7e))
@@ -58,7 +58,7 @@ pub(super) fn is_media_type(text: &str) -> bool {
         && parameters(text).is_some()
 }
 
-/// Type and subtype.
+/// Returns type and subtype of a media type.
 fn kind_of(content_type: &str) -> Option<(&str, &str)> {
     let is_token = |part: &str| !part.is_empty() && part.bytes().all(is_token_byte);
     essence(content_type).split_once('/').filter(|(kind, subtype)| is_token(kind) && is_token(subtype))
@@ -68,8 +68,8 @@ fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`{|}~".contains(&byte)
 }
 
-/// The parameters of a media type, with names as they stand and values without their quotes. `None` when they do not follow
-/// RFC 9110, other than that values without quotes are taken which are no tokens, such as `type=text/xml`.
+/// Returns the parameters of a media type, with names as they are and values without quotes. Returns `None` if they do
+/// not follow RFC 9110. As an exception, unquoted values that are not tokens are accepted, such as `type=text/xml`.
 fn parameters(content_type: &str) -> Option<Vec<(&str, Cow<'_, str>)>> {
     let mut found = Vec::new();
     let mut rest = content_type.split_once(';').map_or("", |(_, rest)| rest);
@@ -105,7 +105,7 @@ fn parameters(content_type: &str) -> Option<Vec<(&str, Cow<'_, str>)>> {
     }
 }
 
-/// The text up to the closing quote, and what is behind that.
+/// Returns the text up to the closing quote, and the rest after it.
 fn unquoted(text: &str) -> Option<(Cow<'_, str>, &str)> {
     let mut value = String::new();
     let mut chars = text.char_indices();
@@ -119,14 +119,14 @@ fn unquoted(text: &str) -> Option<(Cow<'_, str>, &str)> {
     None
 }
 
-/// Whether data of this type is a JSON value; data without a type is.
+/// Returns true if data of this type is a JSON value. Data without a type is JSON.
 pub(crate) fn is_json(content_type: Option<&str>) -> bool {
     let Some(content_type) = content_type else { return true };
     let Some((_, subtype)) = kind_of(content_type) else { return false };
     ends_with_ignoring_case(subtype, "+json") || subtype.eq_ignore_ascii_case("json")
 }
 
-/// Whether text of this type is UTF-8, which it is where nothing else is said; ASCII is a part of it.
+/// Returns true if text of this type is UTF-8 or ASCII. Without a `charset` it is UTF-8.
 #[cfg(feature = "webhook")]
 pub(crate) fn is_utf8(content_type: &str) -> bool {
     let is_known = |charset: &str| {
@@ -137,7 +137,7 @@ pub(crate) fn is_utf8(content_type: &str) -> bool {
     })
 }
 
-/// Whether data of this type is read as text where nothing else says what it is.
+/// Returns true if data of this type is read as text by default.
 pub(super) fn is_textual(content_type: &str) -> bool {
     let Some((kind, subtype)) = essence(content_type).split_once('/') else { return false };
     kind.eq_ignore_ascii_case("text")
@@ -145,7 +145,7 @@ pub(super) fn is_textual(content_type: &str) -> bool {
         || ends_with_ignoring_case(subtype, "+xml")
 }
 
-/// The media type without its parameters.
+/// Returns the media type without its parameters.
 pub(super) fn essence(content_type: &str) -> &str {
     content_type.split(';').next().unwrap_or_default().trim()
 }

@@ -1,4 +1,4 @@
-//! What the bindings share: a message, and the binary mode in which attributes are headers and the data is the body.
+//! The parts that the bindings share: a message, and the binary mode, with attributes as headers and the data as body.
 
 use std::borrow::Cow;
 
@@ -19,20 +19,20 @@ use base64::engine::general_purpose::STANDARD;
 pub(super) const JSON: &str = "application/cloudevents+json";
 /// Media type of the JSON batch format.
 pub(super) const JSON_BATCH: &str = "application/cloudevents-batch+json";
-/// The beginning of both, and of formats that are not ours.
+/// Beginning of both media types, and of formats that this library does not read.
 pub(super) const ANY_FORMAT: &str = "application/cloudevents";
 
 pub(super) const BINARY: &str = "binary";
 pub(super) const TEXT: &str = "text";
 pub(super) const ABSENT: &str = "absent";
 
-/// A message as a client takes it: headers and a body.
+/// Headers and body of a message, in the form that a client takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BoundMessage {
-    /// Header names and values. The names are lower-case; the values are ASCII except in Kafka, where they are UTF-8.
+    /// Header names and values. The names are lower-case. The values are ASCII; in Kafka they are UTF-8.
     pub headers: Vec<(String, String)>,
-    /// The body. `None` when the event has no data in binary mode: an empty body, and in Kafka no value.
+    /// Body. `None` if the event has no data in binary mode: an empty body, and in Kafka no value.
     pub body: Option<Vec<u8>>,
 }
 
@@ -41,7 +41,7 @@ impl BoundMessage {
         Self { headers: vec![("content-type".to_owned(), content_type.to_owned())], body: Some(body) }
     }
 
-    /// The value of a header, whose name is compared without regard to case.
+    /// Returns the value of a header. The name is compared without regard to case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers
             .iter()
@@ -50,11 +50,11 @@ impl BoundMessage {
     }
 }
 
-/// How one binding spells headers.
+/// Spelling of headers in one binding.
 pub(super) struct Spelling {
     /// Prefix of an attribute.
     pub(super) prefix: &'static str,
-    /// The header of `datacontenttype`.
+    /// Name of the header for `datacontenttype`.
     pub(super) content_type: &'static str,
     pub(super) encode: fn(&str) -> Cow<'_, str>,
 }
@@ -121,7 +121,7 @@ pub(super) fn to_binary(event: &CloudEvent, spelling: &Spelling) -> Result<Bound
         push(TYPES, &types);
     }
     if let Some(content_type) = content_type {
-        // As an attribute it is encoded like one; as the header of the transport it has its form already.
+        // An attribute is encoded; the transport's own header already has its form.
         let is_attribute = spelling.content_type.starts_with(spelling.prefix);
         let value = if is_attribute { (spelling.encode)(content_type) } else { Cow::Borrowed(content_type) };
         headers.push((spelling.content_type.to_owned(), value.into_owned()));
@@ -129,7 +129,7 @@ pub(super) fn to_binary(event: &CloudEvent, spelling: &Spelling) -> Result<Bound
     Ok(BoundMessage { headers, body })
 }
 
-/// Reads the binary mode from attributes that are decoded already.
+/// Reads the binary mode from attributes that are already decoded.
 pub(super) fn from_binary(
     attributes: Attributes,
     body: Option<&[u8]>,
@@ -146,8 +146,8 @@ pub(super) fn from_binary(
         (_, None) => {}
         (_, Some(body)) if is_json(content_type.as_deref()) => match json::from_slice(body) {
             Ok(value) => raw.put("data", value),
-            // What nobody said to be JSON may be anything else. A key that is given twice is JSON, and in none of its readers'
-            // right.
+            // Without a content type, data that is not JSON may have any format. A duplicate key is JSON, but
+            // ambiguous.
             Err(error) if content_type.is_none() && !error.is_data() => raw.put(DATA_BASE64, encoded(body)),
             Err(error) if !error.is_data() && accept == AcceptedFormats::KnownDivergences => {
                 match std::str::from_utf8(body) {
@@ -178,7 +178,7 @@ fn text(body: &[u8]) -> Result<Value> {
         .map_err(|_| invalid("data", "…", "is no UTF-8, although it is text"))
 }
 
-/// Attributes as they come in from headers.
+/// Attributes that were read from headers.
 #[derive(Default)]
 pub(super) struct Attributes {
     raw: Raw,
@@ -191,7 +191,7 @@ impl Attributes {
         self.content_type.is_some()
     }
 
-    /// Takes a decoded value. The name has no prefix.
+    /// Adds a decoded value. The name has no prefix.
     pub(super) fn put(&mut self, name: &str, value: String) {
         match name {
             "datacontenttype" => self.content_type = Some(value.clone()),
@@ -202,7 +202,7 @@ impl Attributes {
     }
 }
 
-/// Sorts headers into a content type and attributes, whose values are decoded.
+/// Sorts headers into a content type and attributes, and decodes the values of the attributes.
 pub(super) fn sort_headers<N: AsRef<str>, V: AsRef<[u8]>>(
     headers: impl IntoIterator<Item = (N, V)>,
     prefix: &str,
@@ -249,11 +249,12 @@ pub(super) struct Sorted {
 }
 
 impl Sorted {
-    /// The binary mode of HTTP and Kafka, where the content type of the message is that of the data.
+    /// Reads the binary mode of HTTP and Kafka. There the content type of the message is that of the data.
     ///
     /// # Errors
     ///
-    /// `InvalidEvent`, also for a `datacontenttype` beside the content type: some writers send both, which says the same twice.
+    /// `InvalidEvent`, also for a `datacontenttype` beside the content type. With `KnownDivergences`, equal values are
+    /// accepted, because some writers send both.
     pub(super) fn into_binary(mut self, body: Option<&[u8]>, accept: AcceptedFormats) -> Result<CloudEvent> {
         match (self.content_type, &self.attributes.content_type) {
             (Some(content_type), None) => self.attributes.put("datacontenttype", content_type),
@@ -265,11 +266,11 @@ impl Sorted {
         from_binary(self.attributes, body, accept)
     }
 
-    /// Whether the body holds the event in the JSON format.
+    /// Returns true if the body holds the event in the JSON format.
     ///
     /// # Errors
     ///
-    /// `InvalidEvent` for `content-type` when it is a batch, or a format that is not JSON.
+    /// `InvalidEvent` for `content-type` if it is a batch, or a format that is not JSON.
     pub(super) fn is_structured(&self) -> Result<bool> {
         let Some(content_type) = self.content_type.as_deref() else { return Ok(false) };
         if !is_of_format(content_type) {
@@ -282,12 +283,12 @@ impl Sorted {
     }
 }
 
-/// Whether the content type announces one of the formats of CloudEvents.
+/// Returns true if the content type names one of the formats of CloudEvents.
 pub(super) fn is_of_format(content_type: &str) -> bool {
     content_type.get(..ANY_FORMAT.len()).is_some_and(|start| start.eq_ignore_ascii_case(ANY_FORMAT))
 }
 
-/// Writes a header's value for HTTP and NATS: what is not printable ASCII, and space, `"` and `%`, become `%XY`.
+/// Encodes a header's value for HTTP and NATS. Space, `"`, `%` and all bytes outside printable ASCII become `%XY`.
 pub(super) fn percent_encode(value: &str) -> Cow<'_, str> {
     let is_plain = |byte: u8| matches!(byte, 0x21..=0x7e) && byte != b'"' && byte != b'%';
     if value.bytes().all(is_plain) {
@@ -304,8 +305,9 @@ pub(super) fn percent_encode(value: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// Reads a header's value: a quoted string loses its quotes, then `%XY` become bytes. `None` when an escape is incomplete,
-/// or the bytes are no UTF-8; divergent writers mean what they wrote then.
+/// Decodes a header's value: removes the quotes of a quoted string, then turns `%XY` into bytes. Returns `None` if an
+/// escape is incomplete or the bytes are not UTF-8. With `KnownDivergences` it returns the value as it is in these
+/// cases.
 pub(super) fn percent_decode(value: &str, accept: AcceptedFormats) -> Option<String> {
     let value = unquote(value.trim_matches([' ', '\t']));
     if !value.contains('%') {
@@ -329,7 +331,7 @@ fn decode_escapes(value: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// Section 3.2.6 of RFC 7230.
+/// Removes the quotes of a quoted string (section 3.2.6 of RFC 7230).
 fn unquote(value: &str) -> Cow<'_, str> {
     let Some(quoted) = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) else {
         return Cow::Borrowed(value);

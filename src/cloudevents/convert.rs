@@ -1,8 +1,8 @@
-//! Between an event and a CloudEvent, without a loss in either direction.
+//! Conversion between an event and a CloudEvent, without loss in either direction.
 //!
-//! What a CloudEvent has and an event does not rides in the event's metadata, under the names that HTTP gives to it:
-//! `ce-tenant` is the extension `tenant`. A metadata entry is taken for such an attribute only where the way back leads to
-//! the same entry again; any other one is metadata of the user and stays it.
+//! Attributes that an event has no field for are stored in its metadata, under their names in HTTP: `ce-tenant` is the
+//! extension `tenant`. A metadata entry becomes an attribute only if that attribute converts back to the same entry.
+//! Every other entry stays the user's metadata.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -23,13 +23,13 @@ use crate::types::Event;
 
 /// Prefix of the metadata entries that hold attributes.
 const CE: &str = "ce-";
-/// Extensions that have a name of their own in metadata: distributed tracing and partitioning.
+/// Extensions that keep their own name in metadata: distributed tracing and partitioning.
 const SHARED_NAMES: [&str; 3] = ["traceparent", "tracestate", "partitionkey"];
 
 const CE_TIME: &str = "ce-time";
 const CE_SCHEMA: &str = "ce-dataschema";
 const CE_CONTENT_TYPE: &str = "ce-datacontenttype";
-// Names with a second hyphen are none of an attribute.
+// No attribute maps to a name with a second hyphen.
 const CE_ENCODING: &str = "ce-data-encoding";
 const CE_TYPES: &str = "ce-extension-types";
 const CE_ABSENT: &str = "ce-absent-attributes";
@@ -82,7 +82,7 @@ impl From<Event> for CloudEvent {
     }
 }
 
-/// The extension that a metadata entry stands for by its name.
+/// Returns the extension that the name of a metadata entry stands for.
 fn extension_of(key: &str) -> Option<&str> {
     if SHARED_NAMES.contains(&key) {
         return Some(key);
@@ -95,12 +95,12 @@ fn extension_of(key: &str) -> Option<&str> {
     })
 }
 
-/// The metadata entry of an extension.
+/// Returns the metadata key of an extension.
 fn metadata_key_of(name: &str) -> String {
     if SHARED_NAMES.contains(&name) { name.to_owned() } else { [CE, name].concat() }
 }
 
-/// Moves what `TryFrom` wrote back to its place. What it would not have written stays in the metadata.
+/// Moves the entries that `TryFrom` wrote back to their attributes. Other entries stay in the metadata.
 fn take_attributes(event: &mut CloudEvent, metadata: &mut HashMap<String, String>, timestamp: u64) {
     take_absence(event, metadata, timestamp);
     if metadata.get(CE_ENCODING).is_some_and(|encoding| encoding == BASE64)
@@ -156,7 +156,7 @@ fn take_absence(event: &mut CloudEvent, metadata: &mut HashMap<String, String>, 
     }
 }
 
-/// The extensions that the list gives a type, or `None` when it is not the list that their values would give.
+/// Returns the extensions with the types of the list, or `None` if their values would give another list.
 fn typed_extensions(list: &str, metadata: &HashMap<String, String>) -> Option<Vec<(String, Value)>> {
     let typed = |(name, kind): (&str, &str)| {
         let (key, text) = metadata.get_key_value(&metadata_key_of(name))?;
@@ -168,9 +168,15 @@ fn typed_extensions(list: &str, metadata: &HashMap<String, String>) -> Option<Ve
 
 /// # Errors
 ///
-/// [`EventError::InvalidEvent`] for what an event cannot hold: another `specversion`, an extension with an illegal name or
-/// value, data that does not fit its content type, a `time` that is none, and an attribute of ours that is malformed or
-/// contradicts another one. Free text in `id`, `source`, `type` and `subject` is no error.
+/// [`EventError::InvalidEvent`] for values that an event cannot hold:
+///
+/// - another `specversion`;
+/// - an extension with an illegal name or value;
+/// - data that does not fit its content type;
+/// - an invalid `time`;
+/// - one of this library's attributes, if it is malformed or contradicts another one.
+///
+/// Free text in `id`, `source`, `type` and `subject` is no error.
 impl TryFrom<CloudEvent> for Event {
     type Error = EventError;
 
@@ -212,7 +218,7 @@ impl TryFrom<CloudEvent> for Event {
     }
 }
 
-/// The fields of an event that are extensions of a CloudEvent.
+/// Fields of an event that are extensions of a CloudEvent.
 #[derive(Default)]
 struct Own {
     category: String,
@@ -276,7 +282,7 @@ impl Metadata {
     }
 }
 
-/// Keeps what an event has no field for, and returns its timestamp.
+/// Stores attributes that an event has no field for, and returns the timestamp.
 fn keep_attributes(
     event: &CloudEvent,
     own_timestamp: Option<u64>,
@@ -314,7 +320,7 @@ fn keep_attributes(
             return Err(invalid(TIMESTAMP, &timestamp.to_string(), "contradicts the attribute time"));
         }
         timestamp = at.millis;
-        // Others write the time of an event of ours in their own way, which is the same time.
+        // Other systems may format the time of this library's event differently; the time is the same.
         let is_ours = own_timestamp.is_some() && !at.is_rounded;
         if !is_ours && timestamp::format_rfc3339(timestamp).as_deref() != Some(text) {
             metadata.insert(CE_TIME.to_owned(), text.to_owned())?;

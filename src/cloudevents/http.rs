@@ -1,7 +1,7 @@
 //! The HTTP binding of CloudEvents 1.0.2: binary, structured and batched mode.
 //!
-//! Functions on headers and bytes. A server gives what it received to [`from_message`] or [`from_batch`], as [`mode`]
-//! says; a client sends what [`to_binary`], [`to_structured`] or [`to_batch`] return.
+//! The functions work on headers and bytes. A server passes what it received to [`from_message`] or [`from_batch`],
+//! depending on [`mode`]. A client sends what [`to_binary`], [`to_structured`] or [`to_batch`] return.
 //!
 //! ```
 //! use a3s_event::CloudEvent;
@@ -28,7 +28,7 @@ use crate::headers::single;
 
 const SPELLING: Spelling = Spelling { prefix: "ce-", content_type: "content-type", encode: percent_encode };
 
-/// The three ways in which HTTP carries CloudEvents.
+/// Modes in which HTTP carries CloudEvents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ContentMode {
@@ -40,7 +40,7 @@ pub enum ContentMode {
     Batch,
 }
 
-/// The mode of a message with this `Content-Type`.
+/// Returns the mode of a message with this `Content-Type`.
 pub fn mode(content_type: Option<&str>) -> ContentMode {
     let content_type = content_type.unwrap_or_default().trim();
     if !is_of_format(content_type) {
@@ -52,7 +52,7 @@ pub fn mode(content_type: Option<&str>) -> ContentMode {
     }
 }
 
-/// Writes the binary mode. Values of headers are percent-encoded, and so printable ASCII.
+/// Writes the binary mode. Header values are percent-encoded, so they are printable ASCII.
 ///
 /// # Errors
 ///
@@ -70,21 +70,22 @@ pub fn to_structured(event: &CloudEvent) -> Result<BoundMessage> {
     Ok(BoundMessage::with_content_type(JSON, event.to_json()?))
 }
 
-/// Writes the batched mode. The specification allows it only where the receiver asked for it.
+/// Writes the batched mode. The specification allows it only if the receiver asked for it.
 ///
 /// # Errors
 ///
-/// As [`to_json_batch`].
+/// Same as [`to_json_batch`].
 pub fn to_batch(events: &[CloudEvent]) -> Result<BoundMessage> {
     Ok(BoundMessage::with_content_type(JSON_BATCH, to_json_batch(events)?))
 }
 
-/// Reads a message in binary or structured mode. Headers that are none of CloudEvents are passed over.
+/// Reads a message in binary or structured mode. Headers that do not belong to CloudEvents are ignored.
 ///
 /// # Errors
 ///
-/// [`EventError::InvalidEvent`] that names the attribute that does not conform, `content-type` for a batch or a format that
-/// is not JSON, and `header` for a value that cannot be decoded; [`EventError::Serialization`] for a body that is not JSON.
+/// - [`EventError::InvalidEvent`] that names the attribute that does not conform. The name is `content-type` for a
+///   batch or a format that is not JSON, and `header` for a value that cannot be decoded.
+/// - [`EventError::Serialization`] for a body that is not JSON.
 pub fn from_message<N: AsRef<str>, V: AsRef<[u8]>>(
     headers: impl IntoIterator<Item = (N, V)>,
     body: &[u8],
@@ -97,11 +98,11 @@ pub fn from_message<N: AsRef<str>, V: AsRef<[u8]>>(
     sorted.into_binary(Some(body), accept)
 }
 
-/// Reads a message in batched mode. All or nothing: one bad event refuses the batch.
+/// Reads a message in batched mode, all or nothing: one invalid event fails the batch.
 ///
 /// # Errors
 ///
-/// As [`from_json_batch`]; [`EventError::InvalidEvent`] for a `content-type` that is not
+/// Same as [`from_json_batch`]. [`EventError::InvalidEvent`] for a `content-type` that is not
 /// `application/cloudevents-batch+json`.
 pub fn from_batch<N: AsRef<str>, V: AsRef<[u8]>>(
     headers: impl IntoIterator<Item = (N, V)>,
@@ -119,8 +120,12 @@ pub fn from_batch<N: AsRef<str>, V: AsRef<[u8]>>(
     from_json_batch(body, accept)
 }
 
-/// The status that tells a sender what was wrong with its message: 413 for a batch with too many events, 415 for a content
-/// type that is not read, 400 for anything else that is invalid, and 500 for an error that is not the sender's.
+/// Returns the HTTP status code for an error of this module:
+///
+/// - 413 for a batch with too many events, and for [`EventError::TooLarge`];
+/// - 415 for a content type that is not read;
+/// - 400 for any other invalid message;
+/// - 500 for an error that the sender did not cause.
 pub fn status(error: &EventError) -> u16 {
     match error {
         EventError::InvalidEvent { field: "batch", .. } | EventError::TooLarge { .. } => 413,

@@ -13,11 +13,11 @@ use super::{AcceptedFormats, CloudEvent, DATA_BASE64, SPEC_VERSION};
 use crate::error::{EventError, Result};
 use crate::json::StrictValue;
 
-/// Most events in a batch that is read.
+/// Maximum number of events in a batch that is read.
 pub const MAX_BATCH_EVENTS: usize = 10_000;
 
 impl CloudEvent {
-    /// Writes the JSON format: UTF-8, attributes at the top level and sorted behind the defined ones, the data last.
+    /// Writes the JSON format in UTF-8: defined attributes first, then the extensions sorted by name, then the data.
     ///
     /// # Errors
     ///
@@ -26,22 +26,22 @@ impl CloudEvent {
         Ok(serde_json::to_vec(&Wire::of(self)?)?)
     }
 
-    /// Reads the JSON format, strictly: [`AcceptedFormats::Conformant`]. A key that is given twice is refused, also in the data. The
-    /// nested form of version 0.2 is read too.
+    /// Reads the JSON format strictly, as [`AcceptedFormats::Conformant`]. A duplicate key is an error, also in the
+    /// data. The nested form of version 0.2 is read, too.
     ///
     /// # Errors
     ///
-    /// [`EventError::Serialization`] for what is not JSON or has a key twice, and [`EventError::InvalidEvent`] that names the attribute that
-    /// does not conform.
+    /// [`EventError::Serialization`] for input that is not JSON or has a duplicate key. [`EventError::InvalidEvent`]
+    /// that names the attribute that does not conform.
     pub fn from_json(json: &[u8]) -> Result<Self> {
         Self::from_json_accepting(json, AcceptedFormats::Conformant)
     }
 
-    /// Reads the JSON format, and takes what `accept` says.
+    /// Reads the JSON format, and accepts the formats that `accept` allows.
     ///
     /// # Errors
     ///
-    /// As [`from_json`](CloudEvent::from_json).
+    /// Same as [`from_json`](CloudEvent::from_json).
     pub fn from_json_accepting(json: &[u8], accept: AcceptedFormats) -> Result<Self> {
         serde_json::from_slice::<Raw>(json)?.into_event(accept)
     }
@@ -51,19 +51,20 @@ impl CloudEvent {
 ///
 /// # Errors
 ///
-/// [`EventError::CloudEventConversion`] that has the index of the event that does not conform, and why.
+/// [`EventError::CloudEventConversion`] with the index of the event that does not conform, and the reason.
 pub fn to_json_batch(events: &[CloudEvent]) -> Result<Vec<u8>> {
     let wires =
         events.iter().enumerate().map(|(index, event)| Wire::of(event).map_err(|error| at(index, &error)));
     Ok(serde_json::to_vec(&wires.collect::<Result<Vec<_>>>()?)?)
 }
 
-/// Reads the JSON batch format. All or nothing: one bad event refuses the batch. An empty batch is a batch.
+/// Reads the JSON batch format, all or nothing: one invalid event fails the batch. An empty batch is valid.
 ///
 /// # Errors
 ///
-/// [`EventError::Serialization`] for what is no JSON array, [`EventError::InvalidEvent`] for `batch` when there are more
-/// than [`MAX_BATCH_EVENTS`], and [`EventError::CloudEventConversion`] that has the index of the first bad event, and why.
+/// - [`EventError::Serialization`] for input that is not a JSON array.
+/// - [`EventError::InvalidEvent`] for `batch` if there are more than [`MAX_BATCH_EVENTS`].
+/// - [`EventError::CloudEventConversion`] with the index of the first invalid event, and the reason.
 pub fn from_json_batch(json: &[u8], accept: AcceptedFormats) -> Result<Vec<CloudEvent>> {
     let Batch { entries, count } = serde_json::from_slice(json)?;
     if count > MAX_BATCH_EVENTS {
@@ -74,7 +75,7 @@ pub fn from_json_batch(json: &[u8], accept: AcceptedFormats) -> Result<Vec<Cloud
     entries.into_iter().enumerate().map(read).collect()
 }
 
-/// The first events of a batch, and how many there are.
+/// The first events of a batch, and the number of all its events.
 struct Batch {
     entries: Vec<Raw>,
     count: usize,
@@ -104,7 +105,7 @@ impl<'de> Deserialize<'de> for Batch {
                     }
                 }
                 let mut count = entries.len();
-                // What is too much is counted and not kept.
+                // Events over the limit are counted, not kept.
                 while seq.next_element::<IgnoredAny>()?.is_some() {
                     count += 1;
                 }

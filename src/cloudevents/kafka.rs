@@ -1,7 +1,7 @@
 //! The Kafka binding of CloudEvents 1.0.2: binary and structured mode.
 //!
-//! Functions on headers and bytes; topic and key of the record are the program's. [`key`] is the key mapper of the
-//! specification, for those who want it.
+//! The functions work on headers and bytes; the program chooses topic and key of the record. [`key`] is the key mapper
+//! of the specification, which is optional.
 //!
 //! ```
 //! use a3s_event::CloudEvent;
@@ -31,12 +31,12 @@ fn as_is(value: &str) -> Cow<'_, str> {
     Cow::Borrowed(value)
 }
 
-/// The partition key of the event, its attribute `partitionkey`: a key for the record. It stays an attribute too.
+/// Returns the attribute `partitionkey`, to use as the key of the record. It stays an attribute, too.
 pub fn key(event: &CloudEvent) -> Option<&str> {
     event.extensions.get("partitionkey").and_then(Value::as_str)
 }
 
-/// Writes the binary mode. Values of headers are UTF-8 as it is.
+/// Writes the binary mode. Header values are plain UTF-8.
 ///
 /// # Errors
 ///
@@ -58,7 +58,7 @@ pub fn to_structured(event: &CloudEvent) -> Result<BoundMessage> {
 ///
 /// # Errors
 ///
-/// As [`http::from_message`](super::http::from_message).
+/// Same as [`http::from_message`](super::http::from_message).
 pub fn from_record<N: AsRef<str>, V: AsRef<[u8]>>(
     headers: impl IntoIterator<Item = (N, V)>,
     value: Option<&[u8]>,
@@ -76,8 +76,8 @@ pub fn from_record<N: AsRef<str>, V: AsRef<[u8]>>(
     let read_as_is = || read(|value| Some(value.to_owned()));
     match accept {
         AcceptedFormats::Conformant => read_as_is(),
-        // Some writers percent-encode here as in HTTP. What is legal only as it stands was not encoded, such as a URI with
-        // an escape.
+        // Some writers percent-encode here as in HTTP. A value that is legal only undecoded was not encoded, such as a
+        // URI with an escape.
         AcceptedFormats::KnownDivergences => {
             let decoded = read(|value| percent_decode(value, AcceptedFormats::KnownDivergences));
             decoded.or_else(|error| read_as_is().map_err(|_| error))

@@ -1,8 +1,8 @@
-//! Events as [CloudEvents](https://cloudevents.io) 1.0: what other SDKs, brokers and functions understand.
+//! Events as [CloudEvents](https://cloudevents.io) 1.0, the format that other SDKs, brokers and functions understand.
 //!
-//! [`CloudEvent`] is the envelope, made from an [`Event`](crate::Event) and turned back into one without a loss. [`http`],
-//! [`nats`] and [`kafka`] put it into headers and bytes and read it from there; they are functions without a client. The
-//! guide is [`docs::cloudevents`](crate::docs::cloudevents).
+//! [`CloudEvent`] is the envelope. It converts from an [`Event`](crate::Event) and back without loss. [`http`],
+//! [`nats`] and [`kafka`] convert it to headers and bytes and back; they are functions and need no client. The guide is
+//! [`docs::cloudevents`](crate::docs::cloudevents).
 
 use std::collections::HashMap;
 
@@ -33,31 +33,35 @@ pub use attributes::MAX_ATTRIBUTE_NAME_LEN;
 pub use binding::BoundMessage;
 pub use json::{MAX_BATCH_EVENTS, from_json_batch, to_json_batch};
 
-/// The version of the specification, the value of `specversion`.
+/// Version of the specification, the value of `specversion`.
 pub const SPEC_VERSION: &str = "1.0";
-/// The content type of data that does not name another one.
+/// Content type of data that names no other one.
 pub const DEFAULT_DATA_CONTENT_TYPE: &str = "application/json";
-/// The key of [`CloudEvent::extensions`] under which binary data stands, in base64.
+/// Key of [`CloudEvent::extensions`] for binary data in base64.
 ///
-/// No attribute can have this name, for it has an underscore. It is the member of the JSON format for binary data.
+/// The JSON format uses the same member name for binary data. The underscore keeps it apart from every attribute name.
 pub const DATA_BASE64: &str = "data_base64";
 
-/// The `type` of an event without one.
+/// `type` of an event without one.
 const UNTYPED: &str = "a3s.event";
 
 /// A CloudEvent in memory.
 ///
-/// `extensions` holds the extension attributes, and what an [`Event`](crate::Event) has and CloudEvents do not:
-/// `a3scategory`, `a3sversion`, `a3ssummary`, `a3stimestamp` (a number, Unix milliseconds), `a3seventtype` when the event is
-/// typed, and `a3smeta_{key}` for each entry of its metadata. On the wire these have legal names and values; the guide
-/// [`docs::cloudevents`](crate::docs::cloudevents) has the mapping.
+/// `extensions` holds the extension attributes, and the fields of an [`Event`](crate::Event) that CloudEvents lack:
 ///
-/// Binary data stands in `extensions` under [`DATA_BASE64`], and `data` is `None` then: see
+/// - `a3scategory`, `a3sversion`, `a3ssummary` and `a3stimestamp` (a number, Unix milliseconds);
+/// - `a3seventtype` if the event is typed;
+/// - `a3smeta_{key}` for each entry of its metadata.
+///
+/// On the wire these have legal names and values; the guide [`docs::cloudevents`](crate::docs::cloudevents) has the
+/// mapping.
+///
+/// Binary data is in `extensions` under [`DATA_BASE64`], and `data` is then `None`: see
 /// [`with_binary_data`](CloudEvent::with_binary_data).
 ///
-/// `Serialize` writes the JSON format of CloudEvents 1.0 and fails when the event does not conform; `Deserialize` reads
-/// it strictly, and the nested form of version 0.2 too. [`to_json`](CloudEvent::to_json) and
-/// [`from_json`](CloudEvent::from_json) do the same with errors that name the attribute.
+/// `Serialize` writes the JSON format of CloudEvents 1.0 and fails if the event does not conform. `Deserialize` reads
+/// it strictly, and also reads the nested form of version 0.2. [`to_json`](CloudEvent::to_json) and
+/// [`from_json`](CloudEvent::from_json) do the same, with errors that name the attribute.
 ///
 /// ```
 /// use a3s_event::{CloudEvent, Event};
@@ -79,7 +83,8 @@ pub struct CloudEvent {
     pub specversion: String,
     /// Identity of the event within its source, not empty.
     pub id: String,
-    /// What the event is about in the world: a URI-reference on the wire, free text in memory when it is an event's.
+    /// Origin of the event: a URI-reference on the wire, free text in memory if it comes from an
+    /// [`Event`](crate::Event).
     pub source: String,
     /// Type of the event, `type` on the wire, not empty.
     pub event_type: String,
@@ -87,32 +92,32 @@ pub struct CloudEvent {
     pub datacontenttype: Option<String>,
     /// URI of the schema of the data.
     pub dataschema: Option<String>,
-    /// What within the source the event is about.
+    /// Subject of the event within its source.
     pub subject: Option<String>,
-    /// When it happened: RFC 3339.
+    /// Time of the event, in RFC 3339.
     pub time: Option<String>,
-    /// The data: a JSON value, or a string where `datacontenttype` is not JSON. `Some(Value::Null)` is the data `null`.
+    /// Data: a JSON value, or a string if `datacontenttype` is not JSON. `Some(Value::Null)` is the data `null`.
     pub data: Option<Value>,
     /// Extension attributes, and the reserved keys named above. Values are strings, booleans and integers of 32 bits.
     pub extensions: HashMap<String, Value>,
 }
 
-/// What a reader takes.
+/// Formats that a reader accepts.
 ///
-/// Both read everything that the specification allows, in any spelling that it allows. Writers have no such switch: they
-/// write what conforms, or fail.
+/// Every reader accepts all spellings that the specification allows. Writers have no such switch: they write conforming
+/// events, or fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum AcceptedFormats {
-    /// What conforms to the specification.
+    /// Only formats that conform to the specification.
     #[default]
     Conformant,
-    /// Also what SDKs in use are known to write beside it; the guide has the list and what it is read as.
+    /// Also the known deviations of SDKs in use. The guide lists them and how they are read.
     KnownDivergences,
 }
 
 impl CloudEvent {
-    /// Makes an event without data, time and extensions.
+    /// Creates an event without data, time and extensions.
     pub fn new(id: impl Into<String>, source: impl Into<String>, event_type: impl Into<String>) -> Self {
         Self {
             specversion: SPEC_VERSION.to_owned(),
@@ -161,33 +166,34 @@ impl CloudEvent {
         self
     }
 
-    /// Sets the time, which has to be RFC 3339.
+    /// Sets the time, which must be RFC 3339.
     #[must_use]
     pub fn with_time(mut self, time: impl Into<String>) -> Self {
         self.time = Some(time.into());
         self
     }
 
-    /// Sets one extension attribute, replacing an earlier one of the same key.
+    /// Sets one extension attribute. It replaces an earlier one with the same key.
     #[must_use]
     pub fn with_extension(mut self, key: impl Into<String>, value: impl Into<Value>) -> Self {
         self.extensions.insert(key.into(), value.into());
         self
     }
 
-    /// The binary data, or `None` when the event has JSON data, text or none.
+    /// Returns the binary data, or `None` if the event has JSON data, text or no data.
     ///
     /// # Errors
     ///
-    /// [`EventError::InvalidEvent`](crate::EventError::InvalidEvent) for `data` when it is not base64.
+    /// [`EventError::InvalidEvent`](crate::EventError::InvalidEvent) for `data` if it is not base64.
     pub fn binary_data(&self) -> Result<Option<Vec<u8>>> {
         let Some(value) = self.extensions.get(DATA_BASE64) else { return Ok(None) };
         let decoded = value.as_str().and_then(|text| STANDARD.decode(text).ok());
         decoded.map(Some).ok_or_else(|| not_base64(value))
     }
 
-    /// Checks that the event can be written: the names and values of its attributes, and that its data fits its content
-    /// type. Free text in the fields of an [`Event`](crate::Event) passes, for it has a form on the wire.
+    /// Checks that the event can be written: that the names and values of its attributes are legal, and that its data
+    /// fits its content type. Free text in the fields of an [`Event`](crate::Event) passes, because it has a form on
+    /// the wire.
     ///
     /// # Errors
     ///

@@ -1,6 +1,7 @@
 //! The NATS binding of CloudEvents after 1.0.2: binary and structured mode.
 //!
-//! Functions on headers and bytes; the subject of the message is the program's. They need no NATS client and no feature.
+//! The functions work on headers and bytes; the program chooses the subject of the message. They need no NATS client
+//! and no feature.
 //!
 //! ```
 //! use a3s_event::CloudEvent;
@@ -22,7 +23,7 @@ use crate::error::Result;
 const SPELLING: Spelling =
     Spelling { prefix: "ce-", content_type: "ce-datacontenttype", encode: percent_encode };
 
-/// Writes the binary mode. Values of headers are percent-encoded, and so printable ASCII.
+/// Writes the binary mode. Header values are percent-encoded, so they are printable ASCII.
 ///
 /// # Errors
 ///
@@ -40,12 +41,12 @@ pub fn to_structured(event: &CloudEvent) -> Result<BoundMessage> {
     Ok(BoundMessage::with_content_type(JSON, event.to_json()?))
 }
 
-/// Reads a message in either mode. One that has neither `ce-specversion` nor the content type of a format is read as
-/// structured: that is what there was before NATS had headers.
+/// Reads a message in either mode. A message with neither `ce-specversion` nor the content type of a format is read as
+/// structured: NATS had no headers at first.
 ///
 /// # Errors
 ///
-/// As [`http::from_message`](super::http::from_message).
+/// Same as [`http::from_message`](super::http::from_message).
 pub fn from_message<N: AsRef<str>, V: AsRef<[u8]>>(
     headers: impl IntoIterator<Item = (N, V)>,
     body: &[u8],
@@ -55,8 +56,8 @@ pub fn from_message<N: AsRef<str>, V: AsRef<[u8]>>(
     if sorted.is_structured()? || !sorted.has_version {
         return CloudEvent::from_json_accepting(body, accept);
     }
-    // Here the type of the data is an attribute like the others, and `content-type` is about formats only; but where it is alone,
-    // its writer had the other bindings in mind.
+    // In NATS the type of the data is an attribute, and `content-type` names a format. A `content-type` alone comes
+    // from a writer that follows the other bindings.
     if sorted.attributes.has_content_type() {
         sorted.content_type = None;
     }

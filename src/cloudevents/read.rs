@@ -1,4 +1,4 @@
-//! From what was read to an event in memory: the same checks for every format and binding.
+//! Conversion of what was read to an event in memory, with the same checks for every format and binding.
 
 use std::collections::BTreeMap;
 use std::collections::hash_map::Entry;
@@ -19,10 +19,10 @@ use super::{AcceptedFormats, CloudEvent, DATA_BASE64, SPEC_VERSION, not_base64, 
 use crate::error::{EventError, Result};
 use crate::{json, timestamp};
 
-/// The member under which version 0.2 wrote the extensions, with the keys that they have in memory.
+/// Member under which version 0.2 wrote the extensions, with the keys that they have in memory.
 const NESTED: &str = "extensions";
 
-/// Members as they were read, unchecked. A value is `None` when the member is missing.
+/// Unchecked members of an event. A value is `None` if the member is missing.
 #[derive(Debug, Default)]
 pub(super) struct Raw {
     specversion: Option<Value>,
@@ -40,7 +40,7 @@ pub(super) struct Raw {
 }
 
 impl Raw {
-    /// Takes one member. One that comes twice is reported by [`Raw::into_event`].
+    /// Adds one member. [`Raw::into_event`] reports a duplicate.
     pub(super) fn put(&mut self, name: &str, value: Value) {
         let (place, name) = match name {
             "specversion" => (&mut self.specversion, "specversion"),
@@ -64,15 +64,17 @@ impl Raw {
         self.extensions.iter().any(|(name, value)| name == NESTED && value.get(CATEGORY).is_some())
     }
 
+    /// Checks the members and makes an event of them.
+    ///
     /// # Errors
     ///
-    /// `InvalidEvent` that names what does not conform.
+    /// `InvalidEvent` that names the attribute that does not conform.
     pub(super) fn into_event(self, accept: AcceptedFormats) -> Result<CloudEvent> {
         if let Some(name) = self.duplicate {
             return Err(invalid(name, "…", "is given twice"));
         }
         let is_lenient = accept == AcceptedFormats::KnownDivergences;
-        // Version 0.2 wrote the free text of an event as it was.
+        // Version 0.2 wrote the free text of an event unchanged.
         let is_free_text = self.is_of_version_0_2();
         let specversion =
             required("specversion", self.specversion, |version| version == SPEC_VERSION, "must be 1.0")?;
@@ -125,7 +127,7 @@ impl Raw {
     }
 }
 
-/// Attributes that change others, and so come last.
+/// Attributes that change other attributes. They are applied last.
 #[derive(Default)]
 struct Late {
     original: Option<String>,
@@ -167,7 +169,7 @@ fn insert(
     insert_once(event, key, value)
 }
 
-/// Takes what version 0.2 had in memory as it was there, also what no writer of today would write.
+/// Inserts the entries that version 0.2 had in memory, unchanged. Today's writers would not write some of them.
 fn insert_nested(event: &mut CloudEvent, nested: serde_json::Map<String, Value>) -> Result<()> {
     nested
         .into_iter()
@@ -203,7 +205,7 @@ fn foreign(name: String, value: Value, is_lenient: bool) -> Result<(String, Valu
         Value::Number(number) if number.as_i64().is_some_and(|integer| i32::try_from(integer).is_ok()) => {
             return Ok((name, value));
         }
-        // Several SDKs have integers of 64 bits: as a string nothing of it is lost.
+        // Several SDKs have integers of 64 bits: a string keeps all digits.
         Value::Number(number) if is_lenient && !number.is_f64() => {
             let digits = number.to_string();
             return Ok((name, Value::String(digits)));
@@ -233,7 +235,7 @@ pub(super) fn is_base64(text: &str) -> bool {
     STANDARD.decode(text).is_ok()
 }
 
-/// Puts back what had no legal form.
+/// Restores the values that had no legal form.
 fn restore(event: &mut CloudEvent, original: &str) -> Result<()> {
     let bad = |rule: &str| invalid(ORIGINAL, original, rule);
     let originals: BTreeMap<String, String> = json::from_slice(original.as_bytes())
@@ -259,7 +261,7 @@ fn restore(event: &mut CloudEvent, original: &str) -> Result<()> {
             }
             _ => return Err(bad("names what is not carried there")),
         };
-        // Somebody changed the attribute on the way, or made the original up.
+        // The attribute was changed in transit, or the original is forged.
         if *place != escaped(&key, &value) {
             return Err(bad("contradicts the attribute of that name"));
         }
@@ -268,20 +270,20 @@ fn restore(event: &mut CloudEvent, original: &str) -> Result<()> {
     Ok(())
 }
 
-/// Gives the values of a binding that carries only strings their types.
+/// Restores the types of values from a binding that carries only strings.
 fn apply_types(event: &mut CloudEvent, list: &str) -> Result<()> {
     let bad = |rule: &str| invalid(TYPES, list, rule);
     for (name, kind) in types::parse(list).ok_or_else(|| bad("must be a sorted list of name:type"))? {
         match (name, kind) {
             ("datacontenttype", "absent") => event.datacontenttype = None,
-            // Only the reader of a message's body can heed it.
+            // Only the reader of a message's body can apply it.
             ("data", _) => {}
             _ => {
                 let value = event
                     .extensions
                     .get_mut(name)
                     .ok_or_else(|| bad("names an attribute that is missing"))?;
-                // A format that knows types may have restored it.
+                // A format with types may already have restored it.
                 if let Value::String(text) = value {
                     *value =
                         types::typed(kind, text).ok_or_else(|| bad("contradicts the attribute's value"))?;

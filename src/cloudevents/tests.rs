@@ -1,4 +1,4 @@
-//! No loss in any direction, and what is refused.
+//! Conversions are lossless in every direction, and invalid input is refused.
 
 use std::collections::HashMap;
 
@@ -33,7 +33,7 @@ fn reread(event: &CloudEvent) -> CloudEvent {
     CloudEvent::from_json(&event.to_json().unwrap()).unwrap()
 }
 
-/// The member of a valid event replaced by another value.
+/// Reads a valid event with one member replaced.
 fn read_with(name: &str, value: Value) -> Result<CloudEvent> {
     let mut json = json!({"specversion": "1.0", "id": "1", "source": "/s", "type": "t"});
     json[name] = value;
@@ -123,7 +123,7 @@ fn the_nested_form_of_version_0_2_is_read() {
     expected.metadata.insert("Any Key".into(), "v".into());
     assert_eq!(event, CloudEvent::from(expected.clone()));
     assert_eq!(event_json(&Event::try_from(event).unwrap()), event_json(&expected));
-    // An extension of others that has this name is one like any other.
+    // An extension of another system with this name is an ordinary one.
     let event = read_with("extensions", json!("x")).unwrap();
     assert_eq!(reread(&event), event);
 }
@@ -226,7 +226,7 @@ fn extensions_have_legal_names_and_values() {
             "extension",
         );
     }
-    // In JSON `data` is the data; as an extension it has no place.
+    // In JSON `data` is the data, so no extension can have this name.
     assert_refused(CloudEvent::new("1", "/s", "t").with_extension("data", "v").to_json(), "extension");
     assert_refused(Event::try_from(CloudEvent::new("1", "/s", "t").with_extension("data", "v")), "extension");
     for value in [json!({"a": 1}), json!([1]), json!(1.5), json!(2_147_483_648_u64), json!("a\nb")] {
@@ -264,7 +264,7 @@ fn data_is_json_or_text_or_base64() {
     event.datacontenttype = Some("text/xml".into());
     assert_refused(event.to_json(), "data");
     assert_refused(Event::try_from(event), "data");
-    // Explicit null is data, a missing member is none.
+    // An explicit null is data; a missing member is no data.
     assert_eq!(read_with("data", Value::Null).unwrap().data, Some(Value::Null));
     assert_eq!(read_with("subject", Value::Null).unwrap().data, None);
 }
@@ -486,7 +486,7 @@ fn without_ours(mut event: CloudEvent) -> CloudEvent {
     event
 }
 
-/// Arbitrary text, and text that means something somewhere.
+/// Arbitrary text, and text with a special meaning in some field.
 fn text() -> impl Strategy<Value = String> {
     prop_oneof![
         3 => any::<String>(),

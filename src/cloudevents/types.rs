@@ -1,4 +1,4 @@
-//! Types of attributes where only strings can be carried: `flag:boolean,retries:integer`, sorted by name.
+//! Types of attributes for bindings that carry only strings: `flag:boolean,retries:integer`, sorted by name.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 pub(super) const INTEGER: &str = "integer";
 pub(super) const BOOLEAN: &str = "boolean";
 
-/// Names and their types, collected while the values are turned into strings.
+/// Names and their types, collected while the values become strings.
 #[derive(Default)]
 pub(super) struct Types(BTreeMap<String, &'static str>);
 
@@ -16,21 +16,21 @@ impl Types {
         self.0.insert(name.into(), kind);
     }
 
-    /// The list, or `None` when every value is a string.
+    /// Returns the list, or `None` if every value is a string.
     pub(super) fn into_text(self) -> Option<String> {
         let entries: Vec<String> = self.0.iter().map(|(name, kind)| format!("{name}:{kind}")).collect();
         (!entries.is_empty()).then(|| entries.join(","))
     }
 }
 
-/// The entries of a list, or `None` when it is not as [`Types::into_text`] writes it.
+/// Returns the entries of a list, or `None` if [`Types::into_text`] would not write it like this.
 pub(super) fn parse(text: &str) -> Option<Vec<(&str, &str)>> {
     let entries: Vec<(&str, &str)> =
         text.split(',').map(|entry| entry.split_once(':')).collect::<Option<_>>()?;
     entries.is_sorted_by(|a, b| a.0 < b.0).then_some(entries)
 }
 
-/// The value of this type whose canonical string is the text.
+/// Returns the value of this type whose canonical string is the text.
 pub(super) fn typed(kind: &str, text: &str) -> Option<Value> {
     match (kind, text) {
         (BOOLEAN, "true") => Some(Value::Bool(true)),

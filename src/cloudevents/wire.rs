@@ -1,8 +1,8 @@
-//! From an event in memory to legal names and values, the same for every format and binding.
+//! Conversion of an event in memory to legal names and values, the same for every format and binding.
 //!
-//! An [`Event`](crate::Event) has free text where CloudEvents want a URI-reference or a string without control characters,
-//! and metadata keys that are no attribute names. What has no legal form of its own rides, exactly as it is, in the
-//! attribute `a3soriginal`: a JSON object from keys in memory to values.
+//! An [`Event`](crate::Event) has free text where CloudEvents require a URI-reference or a string without control
+//! characters. Its metadata keys need not be attribute names. A value without a legal form is carried unchanged in the
+//! attribute `a3soriginal`, a JSON object from keys in memory to values.
 
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -27,17 +27,17 @@ pub(super) const TYPE: &str = "a3seventtype";
 pub(super) const META_IN_MEMORY: &str = "a3smeta_";
 /// Prefix of a metadata entry on the wire; a key that is itself an attribute name follows.
 pub(super) const META: &str = "a3smeta";
-/// Exact values of what has no legal form.
+/// Exact values that have no legal form.
 pub(super) const ORIGINAL: &str = "a3soriginal";
 /// Types of attributes in a binding that carries only strings.
 pub(super) const TYPES: &str = "a3stypes";
 
-/// Stands for an empty source.
+/// Replaces an empty source.
 const NO_SOURCE: &str = "urn:a3s:unknown";
-/// Stands for an empty id.
+/// Replaces an empty id.
 const NO_ID: &str = "-";
 
-/// An event with legal names and values, sorted by name.
+/// An event with legal names and values. Extensions are sorted by name.
 #[derive(Debug)]
 pub(super) struct Wire<'a> {
     pub(super) id: Cow<'a, str>,
@@ -73,15 +73,17 @@ impl Serialize for Scalar<'_> {
 pub(super) enum Data<'a> {
     Absent,
     Json(&'a Value),
-    /// Of a content type that is not JSON.
+    /// Data of a content type that is not JSON.
     Text(&'a str),
     Base64(&'a str),
 }
 
 impl<'a> Wire<'a> {
+    /// Converts an event.
+    ///
     /// # Errors
     ///
-    /// `InvalidEvent` that names what does not conform.
+    /// `InvalidEvent` that names the attribute that does not conform.
     pub(super) fn of(event: &'a CloudEvent) -> Result<Self> {
         if event.specversion != SPEC_VERSION {
             return Err(invalid("specversion", &event.specversion, "must be 1.0"));
@@ -125,9 +127,9 @@ pub(super) const SCHEMA_RULE: &str = "must be a URI of RFC 3986";
 pub(super) const EXCLUSIVE_RULE: &str = "data and data_base64 exclude each other";
 pub(super) const TIME_RULE: &str = "must be a time of RFC 3339";
 
-/// Decides what becomes of text that has no legal form.
+/// Escapes text that has no legal form, and collects the originals.
 struct FreeText<'a> {
-    /// Only the free text of an `Event` is carried; in any other CloudEvent it is a mistake.
+    /// Only the free text of an `Event` is carried; in any other CloudEvent it is an error.
     is_event: bool,
     originals: Vec<(&'a str, &'a str)>,
 }
@@ -166,14 +168,14 @@ impl<'a> FreeText<'a> {
         Ok(extensions)
     }
 
-    /// `None` for what has no attribute of its own.
+    /// Returns `None` if the entry has no attribute for itself.
     fn extension(&mut self, key: &'a str, value: &'a Value) -> Result<Option<(Cow<'a, str>, Scalar<'a>)>> {
         let scalar = match key {
             _ if value.is_null() || key == DATA_BASE64 => return Ok(None),
             TIMESTAMP => Scalar::Text(Cow::Owned(timestamp_of(value)?.to_string())),
             VERSION => {
                 let version = version_of(value)?;
-                // Versions that an Integer of the type system cannot hold are written as a string.
+                // An Integer of the type system cannot hold larger versions, so they are written as a string.
                 i32::try_from(version)
                     .map_or_else(|_| Scalar::Text(Cow::Owned(version.to_string())), Scalar::Integer)
             }
@@ -215,7 +217,7 @@ impl<'a> FreeText<'a> {
     }
 }
 
-/// An extension of others. `null` means unset.
+/// Checks an extension that is not this library's. `null` means unset.
 pub(super) fn foreign<'a>(name: &str, value: &'a Value) -> Result<Option<Scalar<'a>>> {
     check_foreign_name(name)?;
     let rule = match value {
@@ -242,7 +244,7 @@ fn check_foreign_name(name: &str) -> Result<()> {
     }
 }
 
-/// Names that appear on the wire only, and never in memory.
+/// Returns true for names that appear only on the wire, never in memory.
 pub(super) fn is_reserved(name: &str) -> bool {
     matches!(name, ORIGINAL | TYPES) || name.strip_prefix(META).is_some_and(|key| !key.is_empty())
 }
@@ -267,7 +269,7 @@ fn data_of(event: &CloudEvent) -> Result<Data<'_>> {
     }
 }
 
-/// Data of a content type other than JSON is a string.
+/// Checks that data of a content type other than JSON is a string.
 pub(super) fn check_data(content_type: Option<&str>, data: &Value) -> Result<()> {
     if data.is_string() || is_json(content_type) {
         return Ok(());
@@ -288,19 +290,19 @@ fn optional<'a>(
     }
 }
 
-/// The text of an attribute of ours.
+/// Returns the text of one of this library's attributes.
 pub(super) fn text_of<'a>(key: &str, value: &'a Value) -> Result<&'a str> {
     value.as_str().ok_or_else(|| invalid("extension", key, "must be a string"))
 }
 
-/// The version, from a number or from its digits.
+/// Returns the version from a number or from its digits.
 pub(super) fn version_of(value: &Value) -> Result<u32> {
     let version = integer_of(value).and_then(|version| u32::try_from(version).ok());
     version
         .ok_or_else(|| invalid("a3sversion", &value.to_string(), "must be an integer from 0 to 4294967295"))
 }
 
-/// The timestamp in Unix milliseconds, from a number or from its digits.
+/// Returns the timestamp in Unix milliseconds from a number or from its digits.
 pub(super) fn timestamp_of(value: &Value) -> Result<u64> {
     let rule = "must be Unix milliseconds, an integer from 0 to 18446744073709551615";
     integer_of(value).ok_or_else(|| invalid("a3stimestamp", &value.to_string(), rule))
@@ -314,7 +316,7 @@ fn integer_of(value: &Value) -> Option<u64> {
     }
 }
 
-/// A form of free text that is a URI-reference: what is neither unreserved nor a slash becomes `%xy`.
+/// Escapes free text to a URI-reference: bytes other than unreserved characters and slashes become `%XY`.
 pub(super) fn escape_source(source: &str) -> String {
     if source.is_empty() {
         return NO_SOURCE.to_owned();
@@ -330,7 +332,7 @@ pub(super) fn escape_source(source: &str) -> String {
     out
 }
 
-/// A form of free text that is a String of the type system, to be recognized by people. The exact text rides beside it.
+/// Escapes free text to a String of the type system that people can read. The exact text is carried separately.
 pub(super) fn escape_string(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 16);
     for c in text.chars() {
@@ -343,7 +345,7 @@ pub(super) fn escape_string(text: &str) -> String {
     out
 }
 
-/// The escaped form that the writer gives to the text of one of the four attributes.
+/// Returns the escaped form that the writer gives to the text of one of the four attributes.
 pub(super) fn escaped(field: &str, text: &str) -> String {
     match field {
         "source" => escape_source(text),
@@ -360,7 +362,7 @@ pub(super) fn push_escaped(out: &mut String, byte: u8) {
     }
 }
 
-/// A JSON object of what was kept, as text without a disallowed character. `None` when nothing was.
+/// Returns the collected originals as a JSON object without disallowed characters, or `None` if there are none.
 fn originals_as_json(mut originals: Vec<(&str, &str)>) -> Option<String> {
     if originals.is_empty() {
         return None;

@@ -1,5 +1,5 @@
-//! Standard base64, with the vector instructions of the processor where there are some: without them it is a good part of
-//! the cost of an envelope.
+//! Standard base64, with vector instructions where the processor has them. Without them it is a large part of the cost
+//! of an envelope.
 
 use std::sync::LazyLock;
 
@@ -10,7 +10,7 @@ type Standard = base64::engine::Simd;
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 type Standard = base64::engine::GeneralPurpose;
 
-/// The engine for this processor. What it accepts and makes is the same on all of them.
+/// The engine for this processor. Input and output are the same on all processors.
 pub(super) static STANDARD: LazyLock<Standard> = LazyLock::new(|| {
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     return Standard::standard(PAD);

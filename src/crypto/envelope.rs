@@ -1,8 +1,8 @@
-//! The envelope's forms, and what binds one to its event.
+//! The forms of the envelope, and the data that binds it to its event.
 //!
 //! | form | fields beside `encrypted: true` | associated data |
 //! |---|---|---|
-//! | unbound, as sealed by earlier versions | `keyId`, `nonce`, `ciphertext` | none |
+//! | unbound, as written by earlier versions | `keyId`, `nonce`, `ciphertext` | none |
 //! | version 2 | the same, `v: 2`, `alg: "A256GCM"` | see [`associated_data`] |
 
 use serde_json::Value;
@@ -12,15 +12,15 @@ use crate::types::Event;
 
 /// Version of the envelopes that are bound to their event.
 pub(super) const VERSION: u64 = 2;
-/// Their algorithm, by its name in JSON Web Algorithms (RFC 7518).
+/// Name of their algorithm in JSON Web Algorithms (RFC 7518).
 pub(super) const ALGORITHM: &str = "A256GCM";
 
-/// An envelope read without copying its texts.
+/// An envelope, read without copying its texts.
 pub(super) struct Envelope<'a> {
     pub(super) key_id: &'a str,
     pub(super) nonce: &'a str,
     pub(super) ciphertext: &'a str,
-    /// Whether it is bound to an event: it has a version.
+    /// If true, the envelope is bound to an event: it has a version.
     pub(super) is_bound: bool,
 }
 
@@ -48,10 +48,11 @@ impl<'a> Envelope<'a> {
         Ok(envelope)
     }
 
-    /// Whether a payload has the form of an envelope: the mark and its three texts, and either nothing else or a version.
+    /// Returns true if a payload has the form of an envelope: the mark, its three texts, and either no other field or a
+    /// version.
     ///
-    /// The texts themselves are not judged, so that a damaged envelope is an error and not a payload. A version of later
-    /// times may bring more fields, and is an error too.
+    /// The content of the texts is not checked, so that a damaged envelope is an error and not a payload. A later
+    /// version may add fields, and is an error, too.
     pub(super) fn is_one(payload: &Value) -> bool {
         const UNBOUND_FIELDS: usize = 4;
         let Value::Object(fields) = payload else { return false };
@@ -63,11 +64,13 @@ impl<'a> Envelope<'a> {
     }
 }
 
-/// What authenticates an envelope without being in it: version, algorithm, key id, and the event's id, subject, event type
-/// and version, each as text behind its length in bytes (64 bit, big-endian), so that no two events have the same data.
+/// Returns the associated data of an envelope, which authenticates it without being part of it.
 ///
-/// These are the event's own. An event that says of itself to stand for another one is not believed: whoever opens the copy
-/// of an event gives the original, and knows from where he has the copy.
+/// The parts are version, algorithm, key id, and the event's id, subject, event type and version. Each is a text behind
+/// its length in bytes (64 bit, big-endian), so that no two events have the same data.
+///
+/// The fields are always those of the event itself, even if its metadata names an original. To decrypt a trusted copy
+/// of an event, the caller passes the original.
 pub(super) fn associated_data(key_id: &str, event: &Event) -> Vec<u8> {
     let version = event.version.to_string();
     let parts = ["2", ALGORITHM, key_id, &event.id, &event.subject, &event.event_type, &version];

@@ -1,4 +1,4 @@
-//! Keys from where a program keeps them.
+//! Reading of keys from files, environment variables and text.
 
 use std::fmt;
 use std::ops::Deref;
@@ -12,14 +12,14 @@ use crate::error::{EventError, Result};
 use crate::private_file::{self, Owner};
 use crate::text::shorten;
 
-/// Most bytes in a key file: more than any form of a key with white space around it.
+/// Maximum size of a key file in bytes: more than any form of a key with white space around it.
 const MAX_FILE_LEN: u64 = 1024;
 const KEY_LEN: usize = 32;
 
 /// A key of 256 bits. It is wiped from memory on drop and never printed.
 ///
-/// A file or a variable holds it as text, in standard base64 (44 characters) or hexadecimal (64), with white space around
-/// it or not: `openssl rand -base64 32` makes one.
+/// A file or a variable holds it as text, in standard base64 (44 characters) or hexadecimal (64). White space around it
+/// is ignored. `openssl rand -base64 32` creates one.
 ///
 /// ```
 /// use a3s_event::Aes256GcmEncryptor;
@@ -34,19 +34,19 @@ const KEY_LEN: usize = 32;
 /// # }
 /// ```
 pub struct EncryptionKey(
-    /// On the heap: moving the key then leaves no copy of the bytes behind.
+    /// The bytes are on the heap, so that moving the key leaves no copy behind.
     Box<Zeroizing<[u8; KEY_LEN]>>,
 );
 
 impl EncryptionKey {
-    /// Reads a key from a file that belongs to this process's user alone.
+    /// Reads a key from a file that only this process's user can access.
     ///
-    /// On Unix the file must have no permission for its group or for others, mode 0600 or less. On Linux its owner must be
+    /// On Unix, the mode must be 0600 or less: no permission for the group or for others. On Linux, the owner must be
     /// the user of this process or root. A symbolic link is followed, and the file behind it is checked.
     ///
     /// # Errors
     ///
-    /// [`EventError::Config`] that names the path and the rule; never the content.
+    /// [`EventError::Config`] with the path and the rule, never the content.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let refuse = |rule: String| EventError::Config(format!("key file {path:?}: {rule}"));
@@ -62,16 +62,16 @@ impl EncryptionKey {
         Self::decode(&content).ok_or_else(|| refuse(RULE.to_owned()))
     }
 
-    /// Reads a key from an environment variable. Prefer a file where you can: the environment is inherited by child
-    /// processes and shown by debuggers.
+    /// Reads a key from an environment variable. Prefer a file: child processes inherit the environment, and debuggers
+    /// show it.
     ///
     /// # Errors
     ///
-    /// [`EventError::Config`] that names the variable and the rule; never the content.
+    /// [`EventError::Config`] with the variable and the rule, never the content.
     pub fn from_env(variable: &str) -> Result<Self> {
         let refuse =
             |rule: &str| EventError::Config(format!("environment variable '{}': {rule}", shorten(variable)));
-        // A name that cannot be one; the standard library may panic on it.
+        // The standard library may panic on an invalid name.
         if variable.is_empty() || variable.contains(['=', '\0']) {
             return Err(refuse("is not a name of a variable"));
         }
@@ -84,7 +84,7 @@ impl EncryptionKey {
     ///
     /// # Errors
     ///
-    /// [`EventError::Config`] that states the rule; never the text.
+    /// [`EventError::Config`] with the rule, never the text.
     pub fn from_text(text: &str) -> Result<Self> {
         Self::decode(text.as_bytes()).ok_or_else(|| EventError::Config(format!("encryption key: {RULE}")))
     }
@@ -93,7 +93,7 @@ impl EncryptionKey {
         let text = text.trim_ascii();
         let mut key = Box::new(Zeroizing::new([0; KEY_LEN]));
         match text.len() {
-            // Decoding needs room for what the padding could have been.
+            // Decoding needs room for bytes that the padding may stand for.
             44 => {
                 let mut bytes = Zeroizing::new([0; KEY_LEN + 1]);
                 let len = STANDARD.decode_slice(text, bytes.as_mut_slice()).ok()?;
@@ -125,7 +125,7 @@ impl From<&[u8; KEY_LEN]> for EncryptionKey {
     }
 }
 
-/// The bytes, so that a key goes where 32 bytes are asked for.
+/// Returns the bytes, so that a key can be passed as 32 bytes.
 impl Deref for EncryptionKey {
     type Target = [u8; KEY_LEN];
 

@@ -1,8 +1,8 @@
-//! Encryption of payloads: what a broker stores can be read only by those who have the key.
+//! Encryption of payloads, so that only holders of the key can read what a broker stores.
 //!
 //! Subjects, types, metadata and sizes are not encrypted. [`EventEncryptor`] and the envelope are always available;
-//! `Aes256GcmEncryptor` needs the feature `encryption`. [Encryption and key rotation](crate::docs::encryption) is the
-//! guide.
+//! `Aes256GcmEncryptor` needs the feature `encryption`. The guide is [Encryption and key
+//! rotation](crate::docs::encryption).
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -31,71 +31,73 @@ pub use key::EncryptionKey;
 #[cfg_attr(docsrs, doc(cfg(feature = "encryption")))]
 pub use ring::KeyState;
 
-/// Encrypts payloads and decrypts them again. Called from many tasks at once; performs no I/O.
+/// Encrypts and decrypts payloads.
 ///
 /// The bus calls [`encrypt_event`](EventEncryptor::encrypt_event), [`is_encrypted`](EventEncryptor::is_encrypted) and
-/// [`decrypt_event`](EventEncryptor::decrypt_event). Their defaults forward to the methods without an event, so that an
-/// implementation with only the three required methods works.
+/// [`decrypt_event`](EventEncryptor::decrypt_event), from many tasks at once. Implementations perform no I/O. The
+/// defaults forward to the methods without an event, so that the three required methods are enough.
 pub trait EventEncryptor: Send + Sync {
-    /// Seals a payload and returns the envelope that replaces it.
+    /// Encrypts a payload and returns the envelope that replaces it.
     ///
     /// # Errors
     ///
-    /// [`EventError::Config`](crate::EventError::Config) when the payload cannot be sealed.
+    /// [`EventError::Config`](crate::EventError::Config) if the payload cannot be encrypted.
     fn encrypt(&self, payload: &Value) -> Result<Value>;
 
-    /// Opens an envelope and returns the payload.
+    /// Decrypts an envelope and returns the payload.
     ///
     /// # Errors
     ///
-    /// [`EventError::Config`](crate::EventError::Config) when the value is not an envelope, names a key that is not
-    /// known, or was changed.
+    /// [`EventError::Config`](crate::EventError::Config) if the value is not an envelope, names an unknown key, or was
+    /// changed.
     fn decrypt(&self, encrypted: &Value) -> Result<Value>;
 
-    /// Id of the key that seals new payloads.
+    /// Returns the id of the key that encrypts new payloads.
     fn active_key_id(&self) -> &str;
 
-    /// Seals the payload of an event, so that where the implementation can do it the envelope opens nowhere else than in
-    /// an event with this id, subject, event type and version.
+    /// Encrypts the payload of an event and returns the envelope.
+    ///
+    /// An implementation can bind the envelope to the event. It can then be decrypted only in an event with this id,
+    /// subject, event type and version.
     ///
     /// # Errors
     ///
-    /// As [`encrypt`](EventEncryptor::encrypt); an implementation may use
+    /// Same as [`encrypt`](EventEncryptor::encrypt); an implementation may use
     /// [`EventError::Encryption`](crate::EventError::Encryption).
     fn encrypt_event(&self, event: &Event) -> Result<Value> {
         self.encrypt(&event.payload)
     }
 
-    /// Opens the envelope that is the payload of an event.
+    /// Decrypts the envelope that is the payload of an event.
     ///
     /// # Errors
     ///
-    /// As [`decrypt`](EventEncryptor::decrypt); an implementation may use
+    /// Same as [`decrypt`](EventEncryptor::decrypt); an implementation may use
     /// [`EventError::Encryption`](crate::EventError::Encryption).
     fn decrypt_event(&self, event: &Event) -> Result<Value> {
         self.decrypt(&event.payload)
     }
 
-    /// Whether a stored payload is an envelope that is to be opened. The bus hands out every other payload as it is.
+    /// Returns true if a stored payload is an envelope to decrypt. The bus returns every other payload as it is.
     ///
-    /// Unless implemented this is the mark, [`EncryptedPayload::is_encrypted`], which a payload in clear can have too.
+    /// The default checks the mark, [`EncryptedPayload::is_encrypted`], which an unencrypted payload can have, too.
     fn is_encrypted(&self, payload: &Value) -> bool {
         EncryptedPayload::is_encrypted(payload)
     }
 }
 
-/// The envelope: what stands in place of a payload that is encrypted.
+/// The envelope that replaces an encrypted payload.
 ///
-/// Its JSON is `{"keyId": …, "nonce": …, "ciphertext": …, "encrypted": true}`. The envelope of an event has `v` and `alg`
-/// beside these fields.
+/// Its JSON is `{"keyId": …, "nonce": …, "ciphertext": …, "encrypted": true}`. The envelope of an event also has the
+/// fields `v` and `alg`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EncryptedPayload {
-    /// Which key opens it.
+    /// Id of the key that decrypts it.
     pub key_id: String,
-    /// The nonce of 96 bits, in standard base64.
+    /// Nonce of 96 bits, in standard base64.
     pub nonce: String,
-    /// The ciphertext with the authentication tag behind it, in standard base64.
+    /// Ciphertext followed by the authentication tag, in standard base64.
     pub ciphertext: String,
     /// Marks the object as an envelope.
     #[serde(default = "always")]
@@ -107,9 +109,9 @@ fn always() -> bool {
 }
 
 impl EncryptedPayload {
-    /// Whether a payload is marked as encrypted: an object whose field `encrypted` is `true`.
+    /// Returns true if a payload is marked as encrypted: an object whose field `encrypted` is `true`.
     ///
-    /// The mark alone makes no envelope; [`EventEncryptor::is_encrypted`] decides that.
+    /// The mark alone makes no envelope. [`EventEncryptor::is_encrypted`] decides that.
     ///
     /// ```
     /// use a3s_event::EncryptedPayload;

@@ -1,4 +1,4 @@
-//! The keys of an encryptor, their states and how often each has sealed.
+//! The keys of an encryptor, their states and their counts of encrypted payloads.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock};
@@ -11,31 +11,31 @@ use crate::error::EncryptionFailure;
 use crate::poison::IgnorePoison;
 use crate::text::shorten;
 
-/// Most payloads that one key seals. With random nonces of 96 bits more would make a repeated nonce, and with it the end
-/// of all secrecy, too likely (NIST SP 800-38D, 8.3).
+/// Maximum number of payloads that one key encrypts. With random nonces of 96 bits, more would make a repeated nonce
+/// too likely, which ends all secrecy (NIST SP 800-38D, 8.3).
 const MAX_SEALED: u64 = (1 << 32) - 1;
-/// From here on it is time to rotate.
+/// Number of payloads at which the log warns to rotate.
 const WARN_AT: u64 = 1 << 31;
 
-/// What a key of an encryptor is used for.
+/// State of a key in an encryptor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KeyState {
-    /// It opens envelopes, and seals none.
+    /// The key decrypts, and encrypts nothing.
     DecryptOnly,
-    /// It seals new envelopes, and opens.
+    /// The key encrypts new payloads, and decrypts.
     Primary,
-    /// It does neither. What it sealed stays closed until the key is enabled.
+    /// The key does neither. Payloads that it encrypted cannot be decrypted until it is enabled.
     Disabled,
 }
 
-/// Keys in the order in which they were added. A key is never moved or removed while the ring exists, so that its id can
-/// be lent out while another thread adds or promotes keys.
+/// Keys in the order in which they were added. A key is never moved or removed while the ring exists. So its id can be
+/// borrowed while another thread adds or promotes keys.
 pub(super) struct KeyRing {
     first: Key,
-    /// Position of the key that seals.
+    /// Position of the key that encrypts.
     primary: AtomicUsize,
-    /// Held while keys are added or change their states.
+    /// Held while keys are added or change their state.
     changes: Mutex<()>,
 }
 
@@ -49,7 +49,7 @@ impl KeyRing {
     }
 
     pub(super) fn primary(&self) -> &Key {
-        // The position is always that of a key; the first one is there without asking.
+        // The position is always that of a key; the fallback only avoids a panic.
         self.iter().nth(self.primary.load(Ordering::Acquire)).unwrap_or(&self.first)
     }
 
@@ -66,7 +66,7 @@ impl KeyRing {
         })
     }
 
-    /// Adds a key that opens; `false` when another key has this id.
+    /// Adds a key for decryption. Returns `false` if a different key has this id.
     pub(super) fn add(&self, id: String, bytes: &[u8; 32]) -> bool {
         let _one_at_a_time = self.lock();
         let added = Key::new(id, bytes);
@@ -77,7 +77,7 @@ impl KeyRing {
         while let Some(next) = last.next.get() {
             last = next;
         }
-        // Nobody else adds at this time.
+        // The lock excludes other writers, so the place is free.
         last.next.set(Box::new(added)).is_ok()
     }
 
@@ -102,7 +102,7 @@ impl KeyRing {
     }
 
     fn lock(&self) -> MutexGuard<'_, ()> {
-        // Each change is one store, so that poison means nothing.
+        // Each change is one store, so a poisoned lock is harmless.
         self.changes.lock().ignore_poison()
     }
 }
@@ -111,7 +111,7 @@ impl KeyRing {
 pub(super) struct Key {
     pub(super) id: String,
     pub(super) cipher: Aes256Gcm,
-    /// On the heap: moving the struct then leaves no copy of the bytes behind.
+    /// The bytes are on the heap, so that moving the struct leaves no copy behind.
     bytes: Zeroizing<Vec<u8>>,
     disabled: AtomicBool,
     sealed: AtomicU64,
@@ -130,7 +130,7 @@ impl Key {
         }
     }
 
-    /// Takes the same time wherever the keys differ.
+    /// Compares the bytes in constant time.
     fn has_the_bytes_of(&self, other: &Self) -> bool {
         let differing_bits = self.bytes.iter().zip(other.bytes.iter()).fold(0, |bits, (a, b)| bits | (a ^ b));
         differing_bits == 0
@@ -144,7 +144,7 @@ impl Key {
         self.sealed.load(Ordering::Relaxed)
     }
 
-    /// Counts one more sealed payload, or refuses it.
+    /// Counts one more encrypted payload, or refuses it.
     pub(super) fn count_sealed(&self) -> Result<(), EncryptionFailure> {
         let one_more = |sealed: u64| (sealed < MAX_SEALED).then_some(sealed + 1);
         let before = self
@@ -157,7 +157,7 @@ impl Key {
         Ok(())
     }
 
-    /// Goes on from a count that was kept elsewhere; a lower one changes nothing.
+    /// Raises the count to one that was stored elsewhere. A lower one changes nothing.
     pub(super) fn raise_sealed(&self, count: u64) {
         if self.sealed.fetch_max(count.min(MAX_SEALED), Ordering::Relaxed) < WARN_AT && count >= WARN_AT {
             self.warn();

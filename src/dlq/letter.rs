@@ -1,4 +1,4 @@
-//! A dead letter with everything that is known about it.
+//! A dead letter with all that is known about it.
 
 use std::fmt;
 
@@ -10,14 +10,14 @@ use crate::hash::fnv1a_128;
 use crate::text::shorten;
 use crate::types::ReceivedEvent;
 
-/// Why an event was given up.
+/// Class of the reason why an event was dead-lettered.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum FailureClass {
-    /// All allowed deliveries failed, were refused, or ended with the death of their process.
+    /// All allowed deliveries failed, were nacked, or ended when their process died.
     Exhausted,
-    /// The handler said that no retry helps, or the subscriber terminated it.
+    /// The handler returned a fatal error, or the subscriber terminated the event.
     Fatal,
     /// The payload is not of the type that the handler takes.
     Mismatch,
@@ -27,13 +27,13 @@ pub enum FailureClass {
     Undecryptable,
     /// The payload does not follow its schema.
     SchemaInvalid,
-    /// Nobody said, or a later version of this library did.
+    /// No class was given, or a later version of this library defined it.
     #[default]
     #[serde(other)]
     Unclassified,
 }
 
-/// One identifier per class, as it is stored, and fit for a metric's label.
+/// Writes the stored identifier of the class, which can also be the label of a metric.
 impl fmt::Display for FailureClass {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -48,24 +48,25 @@ impl fmt::Display for FailureClass {
     }
 }
 
-/// Where a letter is kept, as far as its queue says.
+/// Place where a letter is stored, as far as its queue reports it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DeadLetterReceipt {
-    /// Its number in a queue that has numbers, by which [`ProviderDlqHandler::show`](super::ProviderDlqHandler::show) finds it.
+    /// Number of the letter, if its queue has numbers. [`ProviderDlqHandler::show`](super::ProviderDlqHandler::show)
+    /// finds the letter by it.
     pub id: Option<u64>,
-    /// The subject under which it is kept or was forwarded.
+    /// Subject under which the letter is stored or was forwarded.
     pub subject: Option<String>,
 }
 
 impl DeadLetterReceipt {
-    /// A letter with this number, under this subject.
+    /// Creates the receipt of a letter with this number, under this subject.
     pub fn new(id: Option<u64>, subject: Option<String>) -> Self {
         Self { id, subject }
     }
 }
 
-/// `dead letter 17`, or as much of it as is known.
+/// Writes `dead letter 17`, or as much as is known.
 impl fmt::Display for DeadLetterReceipt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.id, &self.subject) {
@@ -76,39 +77,39 @@ impl fmt::Display for DeadLetterReceipt {
     }
 }
 
-/// A dead letter with everything that is known about it. [`DeadLetterEvent`] is the part of it that every
+/// A dead letter with all that is known about it. [`DeadLetterEvent`] is the part that every
 /// [`DlqHandler`](super::DlqHandler) takes.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct DeadLetter {
-    /// The event as it is stored: an encrypted one is still encrypted. For a record that is not an event, a stand-in with
-    /// its sequence.
+    /// Event as it is stored: an encrypted one is still encrypted. A record that is not an event has a placeholder with
+    /// its sequence here.
     pub event: ReceivedEvent,
-    /// Why it was given up.
+    /// Reason why it was dead-lettered.
     pub reason: String,
-    /// The class of the reason.
+    /// Class of the reason.
     pub class: FailureClass,
-    /// Name of the consumer that gave it up.
+    /// Name of the consumer that dead-lettered it.
     pub consumer: Option<String>,
-    /// The name by which the program called that consumer: of its [`EventBus::consumer`](crate::EventBus::consumer), or the
-    /// `subscriber_id` of its subscription. The consumer's own name is made of it and the subject filter.
+    /// Name by which the program called that consumer: of its [`EventBus::consumer`](crate::EventBus::consumer), or the
+    /// `subscriber_id` of its subscription. The consumer's own name is derived from it and the subject filter.
     pub subscriber: Option<String>,
-    /// How often processing was tried.
+    /// Number of attempts to process it.
     pub attempts: Option<u64>,
-    /// When processing failed first, in Unix milliseconds, as far as the process that gave it up knows.
+    /// Time of the first failure, in Unix milliseconds, as far as the process that dead-lettered it knows.
     pub first_failure_at: Option<u64>,
-    /// When it failed last, in Unix milliseconds.
+    /// Time of the last failure, in Unix milliseconds.
     pub last_failure_at: Option<u64>,
-    /// When it was given up, in Unix milliseconds.
+    /// Time at which it was dead-lettered, in Unix milliseconds.
     pub dead_lettered_at: u64,
-    /// The subject it was published under.
+    /// Subject under which it was published.
     pub original_subject: Option<String>,
-    /// The bytes of a record that is not an event.
+    /// Bytes of a record that is not an event.
     pub raw: Option<Vec<u8>>,
 }
 
 impl DeadLetter {
-    /// Gives up an event now.
+    /// Creates a dead letter for an event, with the current time.
     pub fn new(event: ReceivedEvent, class: FailureClass, reason: impl Into<String>) -> Self {
         Self {
             original_subject: Some(event.event.subject.clone()),
@@ -125,17 +126,17 @@ impl DeadLetter {
         }
     }
 
-    /// How often its event was replayed before it was given up, as its metadata [`REPLAYS_KEY`] says.
-    /// [`StoredDeadLetter::event_replays`](super::StoredDeadLetter::event_replays) also counts what came after that.
+    /// Returns how often the event was replayed before it was dead-lettered, from its metadata [`REPLAYS_KEY`].
+    /// [`StoredDeadLetter::event_replays`](super::StoredDeadLetter::event_replays) also counts later replays.
     pub fn replays(&self) -> u64 {
         let counted = self.event.event.metadata.get(REPLAYS_KEY);
         counted.and_then(|replays| replays.parse().ok()).unwrap_or_default()
     }
 
-    /// Identifies the failure: the same for everyone who gives up this event of this stream for this consumer, so that it
-    /// is kept once.
+    /// Returns a key that identifies the failure. It is the same for every process that dead-letters this event of this
+    /// stream for this consumer, so that the letter is stored once.
     ///
-    /// The event's id takes part, so that a stream that was made anew does not repeat the keys of the one before.
+    /// The key includes the event's id, so that a recreated stream does not repeat the keys of the previous one.
     pub fn key(&self) -> String {
         let sequence = self.event.sequence;
         let consumer = self.consumer.as_deref().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Dead letters: events that could not be processed, kept with the reason until someone looks at them.
+//! Dead letters: events that could not be processed, kept with the reason, so that you can inspect and replay them.
 
 mod letter;
 mod provider;
@@ -24,10 +24,10 @@ use crate::poison::IgnorePoison;
 use crate::reserved;
 use crate::types::{Event, ReceivedEvent};
 
-/// Metadata key of an event that was replayed: how often.
+/// Metadata key of a replayed event: the number of its replays so far.
 pub const REPLAYS_KEY: &str = "dlq_replays";
 
-/// An event that could not be processed, and why.
+/// An event that could not be processed, and the reason.
 ///
 /// ```
 /// use a3s_event::{DeadLetterEvent, Event, ReceivedEvent};
@@ -39,22 +39,22 @@ pub const REPLAYS_KEY: &str = "dlq_replays";
 /// ```
 #[derive(Debug, Clone)]
 pub struct DeadLetterEvent {
-    /// The event as it was delivered last.
+    /// Event as it was delivered last.
     pub event: ReceivedEvent,
-    /// Why it could not be processed.
+    /// Reason why it could not be processed.
     pub reason: String,
-    /// When it was given up, in Unix milliseconds.
+    /// Time at which it was dead-lettered, in Unix milliseconds.
     pub dead_lettered_at: u64,
-    /// The subject it was first published under, where that is not the event's own.
+    /// Subject under which it was first published, if it differs from the event's own.
     pub original_subject: Option<String>,
-    /// How often processing was tried.
+    /// Number of attempts to process it.
     pub delivery_attempts: Option<u64>,
-    /// When processing failed first, in Unix milliseconds.
+    /// Time of the first failure, in Unix milliseconds.
     pub first_failure_at: Option<u64>,
 }
 
 impl DeadLetterEvent {
-    /// Gives up an event now.
+    /// Creates a dead letter for an event, with the current time.
     pub fn new(event: ReceivedEvent, reason: impl Into<String>) -> Self {
         Self {
             event,
@@ -66,21 +66,21 @@ impl DeadLetterEvent {
         }
     }
 
-    /// Says under which subject the event was first published.
+    /// Sets the subject under which the event was first published.
     #[must_use]
     pub fn with_original_subject(mut self, subject: impl Into<String>) -> Self {
         self.original_subject = Some(subject.into());
         self
     }
 
-    /// Says how often processing was tried.
+    /// Sets the number of attempts to process it.
     #[must_use]
     pub fn with_delivery_attempts(mut self, attempts: u64) -> Self {
         self.delivery_attempts = Some(attempts);
         self
     }
 
-    /// Says when processing failed first, in Unix milliseconds.
+    /// Sets the time of the first failure, in Unix milliseconds.
     #[must_use]
     pub fn with_first_failure_at(mut self, unix_millis: u64) -> Self {
         self.first_failure_at = Some(unix_millis);
@@ -88,63 +88,63 @@ impl DeadLetterEvent {
     }
 }
 
-/// A place for dead letters. Called from many tasks at once.
+/// A queue of dead letters. Its methods are called from many tasks at once.
 #[async_trait]
 pub trait DlqHandler: Send + Sync {
-    /// Takes a dead letter. `Ok` means that it is kept: only then may the source event be settled.
+    /// Stores a dead letter. `Ok` means that it is stored; only then may the caller settle the source event.
     ///
     /// # Errors
     ///
-    /// The error of what stands behind the queue. The dead letter is then not kept.
+    /// The error of the backend. The dead letter is then not stored.
     async fn handle(&self, event: DeadLetterEvent) -> Result<()>;
 
-    /// Takes a dead letter with everything that is known about it. The default hands on to
-    /// [`handle`](DlqHandler::handle) what that one takes.
+    /// Stores a dead letter with all that is known about it. The default passes the fields that
+    /// [`handle`](DlqHandler::handle) takes to that method.
     ///
     /// # Errors
     ///
-    /// As [`handle`](DlqHandler::handle).
+    /// Same as [`handle`](DlqHandler::handle).
     async fn handle_letter(&self, letter: DeadLetter) -> Result<()> {
         self.handle(letter.into()).await
     }
 
-    /// The same, and says where the letter is kept; this is what the bus calls. The default hands on to
-    /// [`handle_letter`](DlqHandler::handle_letter) and says nothing.
+    /// Stores a dead letter and returns its place in the queue. The bus calls this method. The default calls
+    /// [`handle_letter`](DlqHandler::handle_letter) and returns an empty receipt.
     ///
     /// # Errors
     ///
-    /// As [`handle`](DlqHandler::handle).
+    /// Same as [`handle`](DlqHandler::handle).
     async fn keep_letter(&self, letter: DeadLetter) -> Result<DeadLetterReceipt> {
         self.handle_letter(letter).await.map(|()| DeadLetterReceipt::default())
     }
 
-    /// Whether an event that cannot be processed is a dead letter itself. The bus gives such an event up without another
-    /// letter: it is kept where it is, and letters about letters would go round for ever. `prefix` is the subject prefix
-    /// of the stream in which it failed.
+    /// Returns true if an event that cannot be processed is a dead letter itself. The bus then writes no other letter,
+    /// because letters about letters would circulate forever. The event stays in its stream. `prefix` is the subject
+    /// prefix of the stream in which the event failed.
     ///
-    /// The default, right for every queue whose letters are events, goes by the place: an event of the library's own types
-    /// below `{prefix}.dlq.`. The type alone says nothing, because whoever publishes chooses it. A queue that
-    /// writes no events returns `false`.
+    /// The default suits every queue whose letters are events. It checks for the library's own types below
+    /// `{prefix}.dlq.`. The type alone proves nothing, because the publisher chooses it. A queue that writes no events
+    /// returns `false`.
     fn is_letter(&self, event: &Event, prefix: &str) -> bool {
         reserved::is_letter(event, prefix)
     }
 
-    /// How many dead letters there are.
+    /// Returns the number of dead letters.
     ///
     /// # Errors
     ///
-    /// The error of what stands behind the queue.
+    /// The error of the backend.
     async fn count(&self) -> Result<usize>;
 
-    /// The newest `limit` dead letters, newest first.
+    /// Returns the newest `limit` dead letters, newest first.
     ///
     /// # Errors
     ///
-    /// The error of what stands behind the queue.
+    /// The error of the backend.
     async fn list(&self, limit: usize) -> Result<Vec<DeadLetterEvent>>;
 }
 
-/// Keeps dead letters in memory, for development and tests: they are gone with the process.
+/// Keeps dead letters in memory, for development and tests. They are lost when the process ends.
 ///
 /// ```
 /// use a3s_event::{DeadLetterEvent, DlqHandler, Event, MemoryDlqHandler, ReceivedEvent};
@@ -162,13 +162,13 @@ pub trait DlqHandler: Send + Sync {
 /// ```
 pub struct MemoryDlqHandler {
     max_events: usize,
-    /// Oldest first.
+    /// Letters, oldest first.
     letters: Mutex<VecDeque<DeadLetterEvent>>,
 }
 
 impl MemoryDlqHandler {
-    /// An empty queue that keeps the newest `max_events` dead letters; 0 means no limit. Each one dropped is a warning
-    /// in the log.
+    /// Creates an empty queue that keeps the newest `max_events` dead letters; 0 means no limit. Each dropped letter is
+    /// a warning in the log.
     pub fn new(max_events: usize) -> Self {
         Self { max_events, letters: Mutex::default() }
     }
@@ -195,20 +195,20 @@ impl MemoryDlqHandler {
         self.letters().iter().rev().take(limit).cloned().collect()
     }
 
-    /// No method panics half-way through a change, so that poison means nothing here.
+    /// Locks the letters. No method panics during a change, so a poisoned lock is harmless.
     fn letters(&self) -> MutexGuard<'_, VecDeque<DeadLetterEvent>> {
         self.letters.lock().ignore_poison()
     }
 }
 
 impl Default for MemoryDlqHandler {
-    /// A queue of at most 10,000 dead letters.
+    /// Creates a queue of at most 10,000 dead letters.
     fn default() -> Self {
         Self::new(10_000)
     }
 }
 
-/// Shows how many dead letters there are, not their payloads.
+/// Shows the number of dead letters, not their payloads.
 impl fmt::Debug for MemoryDlqHandler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MemoryDlqHandler")
@@ -225,7 +225,7 @@ impl DlqHandler for MemoryDlqHandler {
         Ok(())
     }
 
-    /// Never: its letters are no events, so that nothing goes round.
+    /// Returns false: its letters are not events, so they cannot circulate.
     fn is_letter(&self, _event: &Event, _prefix: &str) -> bool {
         false
     }
@@ -239,7 +239,7 @@ impl DlqHandler for MemoryDlqHandler {
     }
 }
 
-/// Whether this delivery was the last that `max_deliver` allows; never when `max_deliver` is 0, which means unlimited.
+/// Returns true if this delivery was the last that `max_deliver` allows. `max_deliver` 0 means unlimited.
 ///
 /// ```
 /// use a3s_event::dlq::should_dead_letter;

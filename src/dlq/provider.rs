@@ -1,4 +1,4 @@
-//! A dead-letter queue that is kept in a provider.
+//! A dead-letter queue in a provider.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -20,20 +20,20 @@ use crate::subject::subject_matches;
 use crate::task::within;
 use crate::types::{Event, PublishOptions};
 
-/// How many stored events are read at a time.
+/// Number of stored events that are read at a time.
 const PAGE: usize = 100;
-/// Longest wait for one answer of the provider, whose own deadlines are shorter.
+/// Maximum wait for one answer of the provider, whose own timeouts are shorter.
 pub(super) const DEADLINE: Duration = Duration::from_secs(30);
 
-/// A dead-letter queue that is kept in any provider, under its own subjects: letters as
-/// `{prefix}.dlq.letters.{original subject}`, and what became of them as `{prefix}.dlq.marks.{key}`.
+/// Stores dead letters in any provider, under reserved subjects: letters as `{prefix}.dlq.letters.{original subject}`,
+/// and marks as `{prefix}.dlq.marks.{key}`.
 ///
-/// Nothing is ever deleted: a letter that was replayed or discarded has a mark behind it and is no longer
-/// [open](DeadLetterStatus::Open). Letters and marks go when the limits of the stream drop them, so give the queue a stream of
-/// its own, large enough; one that refuses new events when it is full, where the provider can, holds consumption up
-/// instead of dropping letters.
+/// A mark records that a letter was replayed or discarded: the letter is then no longer [open](DeadLetterStatus::Open).
+/// The queue never deletes anything; the limits of the stream drop letters and marks. So give the queue a separate
+/// stream that is large enough. If the provider supports it, let a full stream refuse new events. Consumption then
+/// stops instead of letters being dropped.
 ///
-/// A failure is kept once, also when several processes report it, or one reports it again after a crash.
+/// A failure is stored once, even if several processes report it, or one reports it again after a crash.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -57,16 +57,16 @@ pub struct ProviderDlqHandler {
     pub(super) provider: Arc<dyn EventProvider>,
 }
 
-/// Whether something was done about a dead letter.
+/// Status of a dead letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum DeadLetterStatus {
-    /// Nothing yet.
+    /// The letter was neither replayed nor discarded.
     Open,
-    /// It was published again.
+    /// The event was published again.
     Replayed,
-    /// Somebody decided that nothing is to be done.
+    /// The letter was marked as done without a replay.
     Discarded,
 }
 
@@ -84,46 +84,46 @@ impl fmt::Display for DeadLetterStatus {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct StoredDeadLetter {
-    /// Its number in the queue.
+    /// Number of the letter in the queue.
     pub id: u64,
-    /// Identifies the failure; see [`DeadLetter::key`].
+    /// Key of the failure; see [`DeadLetter::key`].
     pub key: String,
-    /// The letter.
+    /// Dead letter.
     pub letter: DeadLetter,
-    /// Whether its payload was too large for the queue: it is only in the stream that it came from.
+    /// If true, the letter did not fit into the queue with its payload, which is only in the original stream.
     pub omitted: bool,
-    /// Whether something was done about it.
+    /// Status of the letter.
     pub status: DeadLetterStatus,
-    /// How often its event was replayed since it was given up, through this letter or another one of the same event.
-    /// How often it was before, [`DeadLetter::replays`] says.
+    /// Number of replays of the event since it was dead-lettered, through this letter or another one of the same event.
+    /// [`DeadLetter::replays`] counts those before.
     pub replays: u64,
 }
 
 impl StoredDeadLetter {
-    /// How often its event was replayed so far: before it was given up, and since. A [`Replay`](super::Replay) refuses an
-    /// event by the highest of these numbers over its letters.
+    /// Returns how often the event was replayed before and after it was dead-lettered. A [`Replay`](super::Replay)
+    /// compares the highest of these numbers over its letters with the limit.
     pub fn event_replays(&self) -> u64 {
         self.letter.replays().saturating_add(self.replays)
     }
 }
 
-/// Which letters are meant; the default is all open ones.
+/// A filter of dead letters. The default matches all open ones.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct DeadLetterFilter {
     /// Filter of the original subject.
     pub subject: Option<String>,
-    /// Only failures of this class.
+    /// Class of the failure.
     pub class: Option<FailureClass>,
-    /// Only those of this consumer: its own name, or the one by which the program called it, in full.
+    /// Full name of the consumer: its own, or the one by which the program called it.
     pub consumer: Option<String>,
-    /// Only events with this id.
+    /// Id of the event.
     pub event_id: Option<String>,
-    /// Only what was given up at this time or later, in Unix milliseconds.
+    /// Earliest time of dead-lettering, inclusive, in Unix milliseconds.
     pub since: Option<u64>,
-    /// Only what was given up before this time, in Unix milliseconds.
+    /// Latest time of dead-lettering, exclusive, in Unix milliseconds.
     pub before: Option<u64>,
-    /// Only letters with this status; `None` means all.
+    /// Status of the letter; `None` means all.
     pub status: Option<DeadLetterStatus>,
 }
 
@@ -142,57 +142,57 @@ impl Default for DeadLetterFilter {
 }
 
 impl DeadLetterFilter {
-    /// Only letters whose original subject matches.
+    /// Matches only letters whose original subject matches this filter.
     #[must_use]
     pub fn subject(mut self, filter: impl Into<String>) -> Self {
         self.subject = Some(filter.into());
         self
     }
 
-    /// Only failures of this class.
+    /// Matches only failures of this class.
     #[must_use]
     pub fn class(mut self, class: FailureClass) -> Self {
         self.class = Some(class);
         self
     }
 
-    /// Only those of this consumer: [its own name](DeadLetter::consumer), or the one
-    /// [by which the program called it](DeadLetter::subscriber), in full.
+    /// Matches only letters of this consumer. The full name is [its own](DeadLetter::consumer), or the one [by which
+    /// the program called it](DeadLetter::subscriber).
     #[must_use]
     pub fn consumer(mut self, name: impl Into<String>) -> Self {
         self.consumer = Some(name.into());
         self
     }
 
-    /// Only events with this id.
+    /// Matches only events with this id.
     #[must_use]
     pub fn event_id(mut self, id: impl Into<String>) -> Self {
         self.event_id = Some(id.into());
         self
     }
 
-    /// Only what was given up at this time or later, in Unix milliseconds.
+    /// Matches only letters of this time or later, in Unix milliseconds.
     #[must_use]
     pub fn since(mut self, unix_ms: u64) -> Self {
         self.since = Some(unix_ms);
         self
     }
 
-    /// Only what was given up before this time, in Unix milliseconds.
+    /// Matches only letters from before this time, in Unix milliseconds.
     #[must_use]
     pub fn before(mut self, unix_ms: u64) -> Self {
         self.before = Some(unix_ms);
         self
     }
 
-    /// Letters with this status instead of open ones; `None` means all.
+    /// Matches letters with this status instead of open ones; `None` means all.
     #[must_use]
     pub fn status(mut self, status: Option<DeadLetterStatus>) -> Self {
         self.status = status;
         self
     }
 
-    /// Whether a letter is meant.
+    /// Returns true if the filter matches a letter.
     pub fn matches(&self, stored: &StoredDeadLetter) -> bool {
         let letter = &stored.letter;
         let subject = letter.original_subject.as_deref().unwrap_or(&letter.event.event.subject);
@@ -209,11 +209,11 @@ impl DeadLetterFilter {
 }
 
 impl ProviderDlqHandler {
-    /// A queue in this provider, which holds all letters that it holds already.
+    /// Creates a queue in this provider. Letters that it already contains are in the queue.
     ///
     /// # Errors
     ///
-    /// [`EventError::Unsupported`] for a provider that declares that it has no history queries.
+    /// [`EventError::Unsupported`] if the provider declares that it has no history queries.
     pub fn new(provider: Arc<dyn EventProvider>) -> Result<Self> {
         if provider.capabilities().history_query.is_no() {
             return Err(unsupported("query", provider.name()));
@@ -221,11 +221,12 @@ impl ProviderDlqHandler {
         Ok(Self { provider })
     }
 
-    /// The newest `limit` letters that are meant, newest first. Reads from the newest letter on, and no more than needed.
+    /// Returns the newest `limit` letters that the filter matches, newest first. It reads from the newest letter on,
+    /// and stops as soon as it has enough.
     ///
     /// # Errors
     ///
-    /// As [`EventProvider::query`], and [`EventError::Timeout`].
+    /// Same as [`EventProvider::query`], and [`EventError::Timeout`].
     pub async fn find(&self, filter: &DeadLetterFilter, limit: usize) -> Result<Vec<StoredDeadLetter>> {
         let mut found = Vec::new();
         if limit == 0 {
@@ -241,11 +242,11 @@ impl ProviderDlqHandler {
         Ok(found)
     }
 
-    /// How many letters are meant. Reads the whole queue.
+    /// Returns the number of letters that the filter matches. It reads the whole queue.
     ///
     /// # Errors
     ///
-    /// As [`find`](ProviderDlqHandler::find).
+    /// Same as [`find`](ProviderDlqHandler::find).
     pub async fn count_matching(&self, filter: &DeadLetterFilter) -> Result<usize> {
         let mut count = 0;
         self.visit(|letter| {
@@ -256,11 +257,11 @@ impl ProviderDlqHandler {
         Ok(count)
     }
 
-    /// The letter with this number.
+    /// Returns the letter with this number.
     ///
     /// # Errors
     ///
-    /// [`EventError::NotFound`] when there is none, also when the stream's limits have dropped it; otherwise as
+    /// [`EventError::NotFound`] if there is none, also if the stream's limits have dropped it. Otherwise same as
     /// [`find`](ProviderDlqHandler::find).
     pub async fn show(&self, id: u64) -> Result<StoredDeadLetter> {
         let query = HistoryQuery::new(1).since_sequence(id).before_sequence(id.saturating_add(1));
@@ -277,11 +278,11 @@ impl ProviderDlqHandler {
         Ok(*letter)
     }
 
-    /// Decides that nothing is to be done about a letter. It is kept, and is no longer open.
+    /// Marks a letter as done without a replay. It stays in the queue, and is no longer open.
     ///
     /// # Errors
     ///
-    /// As [`show`](ProviderDlqHandler::show) and [`EventProvider::publish`].
+    /// Same as [`show`](ProviderDlqHandler::show) and [`EventProvider::publish`].
     pub async fn discard(&self, id: u64) -> Result<()> {
         let letter = self.show(id).await?;
         if letter.status == DeadLetterStatus::Discarded {
@@ -297,7 +298,8 @@ impl ProviderDlqHandler {
         publish_once(&*self.provider, &event, event.id.clone()).await.map(drop)
     }
 
-    /// Shows every letter, newest first, until told to stop. What was written twice is shown once.
+    /// Passes every letter to `show`, newest first, until `show` breaks. A letter that was written twice is passed
+    /// once.
     pub(super) async fn visit(
         &self,
         show: impl FnMut(StoredDeadLetter) -> ControlFlow<()> + Send,
@@ -305,13 +307,14 @@ impl ProviderDlqHandler {
         self.visit_below(format!("{}.dlq.>", self.provider.subject_prefix()), show).await
     }
 
-    /// The same for the letters under the subjects of this filter. They look open where it leaves their marks out.
+    /// Same as [`visit`](Self::visit) for letters whose subjects match the filter. Letters look open if the filter
+    /// excludes their marks.
     pub(super) async fn visit_below(
         &self,
         filter: String,
         mut show: impl FnMut(StoredDeadLetter) -> ControlFlow<()> + Send,
     ) -> Result<()> {
-        // A mark lies behind its letter, so that it is met before it.
+        // A mark is newer than its letter, so it is read first.
         let mut marks: HashMap<String, Mark> = HashMap::new();
         let mut seen: HashSet<String> = HashSet::new();
         let mut query = HistoryQuery::new(PAGE).filter(filter);
@@ -342,13 +345,13 @@ impl ProviderDlqHandler {
         answer("query", self.provider.query(query)).await
     }
 
-    /// Stores a letter and says where. One that is there already keeps its number.
+    /// Stores a letter and returns its place. A letter that is already stored keeps its number.
     async fn store(&self, letter: &DeadLetter) -> Result<DeadLetterReceipt> {
         let prefix = self.provider.subject_prefix();
         let mut event = letter_event(letter, prefix, true)?;
         let mut stored = publish_once(&*self.provider, &event, event.id.clone()).await;
         if let Err(EventError::TooLarge { .. } | EventError::InvalidEvent { .. }) = stored {
-            // With what is added to it the event is too large or too deep; its payload is still in its own stream.
+            // With the added fields, the event is too large or too deep. Its payload is still in its own stream.
             event = letter_event(letter, prefix, false)?;
             stored = publish_once(&*self.provider, &event, event.id.clone()).await;
         }
@@ -356,7 +359,7 @@ impl ProviderDlqHandler {
     }
 }
 
-/// Publishes with a `msg_id` where the provider knows what that is.
+/// Publishes with a `msg_id` if the provider supports deduplication.
 pub(super) async fn publish_once(
     provider: &dyn EventProvider,
     event: &Event,
@@ -391,17 +394,17 @@ impl DlqHandler for ProviderDlqHandler {
         self.store(&letter).await
     }
 
-    /// Also what lies below the prefix of the queue's own stream.
+    /// Also returns true for events below the prefix of the queue's own stream.
     fn is_letter(&self, event: &Event, prefix: &str) -> bool {
         [prefix, self.provider.subject_prefix()].iter().any(|prefix| reserved::is_letter(event, prefix))
     }
 
-    /// Counts the open letters; reads the whole queue.
+    /// Returns the number of open letters; reads the whole queue.
     async fn count(&self) -> Result<usize> {
         self.count_matching(&DeadLetterFilter::default()).await
     }
 
-    /// Lists the open letters.
+    /// Returns the newest open letters.
     async fn list(&self, limit: usize) -> Result<Vec<DeadLetterEvent>> {
         let letters = self.find(&DeadLetterFilter::default(), limit).await?;
         Ok(letters.into_iter().map(|stored| stored.letter.into()).collect())

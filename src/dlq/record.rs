@@ -1,4 +1,4 @@
-//! How a dead letter, and what became of it, is written as an event.
+//! The form in which a dead letter or its mark is stored as an event.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -13,11 +13,11 @@ use crate::subject::validate_subject;
 use crate::text::{shorten, without_values};
 use crate::types::{Event, ReceivedEvent};
 
-/// Last token of a letter's subject where the original one does not fit.
+/// Last token of a letter's subject if the original one does not fit.
 const LONG_SUBJECT: &str = "long-subject";
-/// Longest key in bytes; those that the library makes have up to 53.
+/// Maximum length of a key in bytes. Keys of the library have up to 53.
 const MAX_KEY: usize = 64;
-/// Longest reason in characters; what is behind it is cut off.
+/// Maximum length of a reason in characters; the rest is cut off.
 const MAX_REASON: usize = 2_000;
 
 /// The payload of a stored letter.
@@ -25,7 +25,7 @@ const MAX_REASON: usize = 2_000;
 #[serde(rename_all = "camelCase")]
 struct Letter {
     key: String,
-    /// The event; its payload is `null` where `omitted` says so.
+    /// Event; its payload is `null` if `omitted` is true.
     event: Event,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     omitted: bool,
@@ -47,32 +47,33 @@ struct Letter {
     last_failure_at: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     original_subject: Option<String>,
-    /// Raw bytes that are text.
+    /// Raw bytes that are UTF-8 text.
     #[serde(skip_serializing_if = "Option::is_none")]
     raw: Option<String>,
-    /// Raw bytes that are not.
+    /// Raw bytes that are not UTF-8 text, in hexadecimal.
     #[serde(skip_serializing_if = "Option::is_none")]
     raw_hex: Option<String>,
 }
 
-/// What became of a letter.
+/// The mark of a replayed or discarded letter.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Mark {
     pub(super) key: String,
     pub(super) status: DeadLetterStatus,
-    /// How often it was replayed so far.
+    /// Number of replays of the event since it was dead-lettered.
     pub(super) replays: u64,
 }
 
-/// An event of the queue, read.
+/// A record of the queue, decoded.
 pub(super) enum Record {
     Letter(Box<StoredDeadLetter>),
     Mark(Mark),
 }
 
 impl Record {
-    /// Reads a stored event; `None` when it is none of the queue's: it lies elsewhere, or is of another type.
+    /// Decodes a stored event. Returns `None` for one that does not belong to the queue: its place or type is another
+    /// one.
     pub(super) fn of(stored: &StoredEvent, prefix: &str) -> Option<Self> {
         if !reserved::is_letter(&stored.event, prefix) {
             return None;
@@ -93,17 +94,17 @@ impl Record {
     }
 }
 
-/// Where the letters are of events with this subject.
+/// Returns the subject of letters about events with this subject.
 pub(super) fn place_of(prefix: &str, original_subject: &str) -> String {
     let subject = reserved::letter_subject(prefix, original_subject);
     if validate_subject(&subject).is_err() {
-        // With what stands before it, the original is too long; it is in the payload.
+        // With the prefix, the original is too long; it is in the payload.
         return reserved::letter_subject(prefix, LONG_SUBJECT);
     }
     subject
 }
 
-/// The event that keeps a letter. Without its payload, where the whole does not fit.
+/// Returns the event that stores a letter. `whole` is false if the payload does not fit.
 pub(super) fn letter_event(letter: &DeadLetter, prefix: &str, whole: bool) -> Result<Event> {
     let source = &letter.event.event;
     let original_subject = letter.original_subject.as_deref().unwrap_or(&source.subject);
@@ -143,7 +144,7 @@ pub(super) fn letter_event(letter: &DeadLetter, prefix: &str, whole: bool) -> Re
     Ok(event)
 }
 
-/// The event without its payload, which may be large.
+/// Returns the event without its payload, which may be large.
 fn shell_of(event: &Event) -> Event {
     Event {
         id: event.id.clone(),
@@ -159,7 +160,7 @@ fn shell_of(event: &Event) -> Event {
     }
 }
 
-/// The event that keeps a mark.
+/// Returns the event that stores a mark.
 pub(super) fn mark_event(mark: &Mark, prefix: &str) -> Result<Event> {
     let subject = reserved::mark_subject(prefix, &mark.key);
     let summary = format!("Dead letter {}", mark.status);
@@ -169,7 +170,7 @@ pub(super) fn mark_event(mark: &Mark, prefix: &str) -> Result<Event> {
     Ok(event)
 }
 
-/// Refuses a key under which no mark could be kept: a letter that others wrote could be replayed for ever.
+/// Refuses a key that no mark could have. Otherwise a foreign letter could be replayed forever.
 fn check_key(key: &str) -> serde_json::Result<()> {
     use serde::de::Error;
     let is_token = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';

@@ -1,4 +1,4 @@
-//! Dead letters that are forwarded to a sink.
+//! Forwarding of dead letters to a sink.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -14,20 +14,23 @@ use crate::sink::{DeliveryKey, EventSink};
 use crate::subject::validate_subject;
 use crate::types::Event;
 
-/// Last token of the forwarded subject where the original one does not fit.
+/// Last token of the forwarded subject if the original one does not fit.
 const LONG_SUBJECT: &str = "long-subject";
 
-/// Forwards each dead letter to a sink, and keeps the newest in memory so that they can be listed.
+/// Forwards each dead letter to a sink, and keeps the newest in memory for listing.
 ///
-/// What is forwarded is a new event: subject `events.dlq.` followed by the original subject, category `dlq`, type
-/// `a3s.dlq.dead_letter` version 1, source `dlq-handler`, and the payload of the dead letter. Its metadata says the
-/// rest: `dlq_reason`, `dlq_original_id`, `dlq_dead_lettered_at`, and where known `dlq_original_subject`,
-/// `dlq_delivery_attempts` and `dlq_first_failure_at`. Where the payload is encrypted, `dlq_original_event_type` and
-/// `dlq_original_version` are there as well: with them a bus opens it, as in the original, where the forwarded event lies
-/// below `{prefix}.dlq.` of its stream. Who has it from elsewhere asks [`original`](SinkDlqHandler::original).
+/// The forwarded letter is a new event:
 ///
-/// Where the new subject would be too long it is `events.dlq.long-subject`. Where the new event would be too large for the
-/// sink its payload is left out, and `dlq_payload` says so.
+/// - subject: `events.dlq.` and the original subject, or `events.dlq.long-subject` if that would be too long;
+/// - category `dlq`, type `a3s.dlq.dead_letter` version 1, source `dlq-handler`;
+/// - payload: that of the dead letter. If the new event is too large for the sink, the payload is omitted, and the
+///   metadata has `dlq_payload`;
+/// - metadata: `dlq_reason`, `dlq_original_id`, `dlq_dead_lettered_at`, and if known `dlq_original_subject`,
+///   `dlq_delivery_attempts` and `dlq_first_failure_at`.
+///
+/// If the payload is encrypted, the metadata also has `dlq_original_event_type` and `dlq_original_version`. With them a
+/// bus decrypts the payload like that of the original, if the forwarded event is below `{prefix}.dlq.` of its stream.
+/// For a copy from elsewhere, use [`original`](SinkDlqHandler::original).
 ///
 /// ```
 /// use std::sync::Arc;
@@ -43,25 +46,26 @@ pub struct SinkDlqHandler {
 }
 
 impl SinkDlqHandler {
-    /// Forwards to `sink` and keeps the newest `max_events` in memory; 0 means no limit.
+    /// Creates a handler that forwards to `sink` and keeps the newest `max_events` in memory; 0 means no limit.
     pub fn new(sink: Arc<dyn EventSink>, max_events: usize) -> Self {
         Self { sink, subject_prefix: "events".to_owned(), forwarded: MemoryDlqHandler::new(max_events) }
     }
 
-    /// For streams with another subject prefix than `events`: the subject becomes `{prefix}.dlq.{original subject}`.
+    /// Sets the subject prefix of the stream, `events` by default. The subject becomes
+    /// `{prefix}.dlq.{original subject}`.
     #[must_use]
     pub fn with_subject_prefix(mut self, prefix: impl Into<String>) -> Self {
         self.subject_prefix = prefix.into();
         self
     }
 
-    /// Forwards a letter and says under which subject.
+    /// Forwards a letter and returns its subject.
     async fn forward(&self, letter: DeadLetterEvent, key: Option<DeliveryKey>) -> Result<String> {
         let forwarded = Arc::new(self.forwarding(&letter));
         let subject = forwarded.subject.clone();
         match self.deliver(Arc::clone(&forwarded), key).await {
             Err(EventError::TooLarge { .. }) => {
-                // With what is added to it the event is too large; its payload is still in the stream.
+                // With the added fields, the event is too large. Its payload is still in the original stream.
                 let mut forwarded = Arc::unwrap_or_clone(forwarded);
                 forwarded.payload = serde_json::Value::Null;
                 forwarded.metadata.insert("dlq_payload".to_owned(), "omitted: too large".to_owned());
@@ -73,11 +77,11 @@ impl SinkDlqHandler {
         Ok(subject)
     }
 
-    /// The event of which a forwarded letter is the copy, as its metadata says, with its id, subject, type, version and
-    /// payload: what an [`EventEncryptor`](crate::EventEncryptor) needs to open the payload where it is encrypted. `None` for what is not
-    /// the forwarded letter of an encrypted event.
+    /// Returns the original of a forwarded letter, with its payload, and with id, subject, type and version from its
+    /// metadata. An [`EventEncryptor`](crate::EventEncryptor) needs it to decrypt an encrypted payload. Returns `None`
+    /// unless the event is a forwarded letter of an encrypted event.
     ///
-    /// Whoever publishes can write such a letter. Ask only for letters of which you know where they come from.
+    /// Any publisher can write such a letter. Call this only for letters from a source that you trust.
     pub fn original(letter: &Event) -> Option<Event> {
         let of = |key: &str| letter.metadata.get(key);
         if letter.event_type != FORWARDED_TYPE {
@@ -104,7 +108,7 @@ impl SinkDlqHandler {
         let original_subject = letter.original_subject.as_deref().unwrap_or(&source.subject);
         let mut subject = format!("{}.dlq.{original_subject}", self.subject_prefix);
         if validate_subject(&subject).is_err() {
-            // With what stands before it, the original is too long; it is in the metadata.
+            // With the prefix, the original is too long; it is in the metadata.
             subject = format!("{}.dlq.{LONG_SUBJECT}", self.subject_prefix);
         }
         let mut event = Event::typed(
@@ -121,8 +125,8 @@ impl SinkDlqHandler {
     }
 }
 
-/// The original of an encrypted event that was forwarded, where the letter lies in its place: below `{prefix}.dlq.`, under the
-/// subject of the original.
+/// Returns the original of an encrypted event that was forwarded, if the letter is in its place: below `{prefix}.dlq.`,
+/// under the subject of the original.
 pub(crate) fn forwarded_original(letter: &Event, prefix: &str) -> Option<Event> {
     let place = reserved::below_dlq(&letter.subject, prefix)?;
     let original = SinkDlqHandler::original(letter)?;
@@ -143,7 +147,7 @@ fn metadata_of(letter: &DeadLetterEvent) -> HashMap<String, String> {
         ("dlq_delivery_attempts", letter.delivery_attempts.map(|attempts| attempts.to_string())),
         ("dlq_first_failure_at", letter.first_failure_at.map(|at| at.to_string())),
     ];
-    // What a sealed payload is bound to.
+    // An encrypted payload is bound to these fields.
     let where_sealed = [
         ("dlq_original_event_type", sealed.then(|| source.event_type.clone())),
         ("dlq_original_version", sealed.then(|| source.version.to_string())),
@@ -168,12 +172,12 @@ impl fmt::Debug for SinkDlqHandler {
 
 #[async_trait]
 impl DlqHandler for SinkDlqHandler {
-    /// Forwards first: what the sink did not take is not listed either.
+    /// Forwards first, so that a letter that the sink refused is not listed either.
     async fn handle(&self, event: DeadLetterEvent) -> Result<()> {
         self.forward(event, None).await.map(drop)
     }
 
-    /// The same, under a key of the failure: what a topic took without an answer is not stored twice.
+    /// Forwards with a key of the failure. A topic then stores the letter once, even if its first answer was lost.
     async fn handle_letter(&self, letter: DeadLetter) -> Result<()> {
         self.keep_letter(letter).await.map(drop)
     }
@@ -184,7 +188,7 @@ impl DlqHandler for SinkDlqHandler {
         Ok(DeadLetterReceipt::new(None, Some(subject)))
     }
 
-    /// Also what lies below this queue's own prefix.
+    /// Also returns true for events below this queue's own prefix.
     fn is_letter(&self, event: &Event, prefix: &str) -> bool {
         [prefix, &self.subject_prefix].iter().any(|prefix| reserved::is_letter(event, prefix))
     }

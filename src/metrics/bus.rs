@@ -1,4 +1,4 @@
-//! All that one bus measures.
+//! All metrics of one bus.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,11 +16,12 @@ use crate::poison::IgnorePoison;
 use crate::provider::AckFailures;
 use crate::trace::semconv;
 
-/// What one bus measures: the [`EventMetrics`] of earlier versions, how long publishes take, and the counters of each
+/// The metrics of one bus: the [`EventMetrics`] of earlier versions, the publish latency, and the counters of each
 /// subscription.
 ///
-/// With the feature `metrics` everything is counted for the recorder of the `metrics` facade, too: the one that is
-/// installed when the bus is made, or for a subscription when it is opened. Install it first.
+/// With the feature `metrics`, the same numbers also go to the recorder of the `metrics` facade. A bus uses the
+/// recorder that is installed when the bus is created, and a subscription the one that is installed when it is opened.
+/// Install the recorder first.
 ///
 /// ```
 /// use a3s_event::EventBus;
@@ -40,7 +41,7 @@ pub struct BusMetrics {
     events: EventMetrics,
     publish_latency: Timer,
     exported: Exported,
-    /// Those of the provider.
+    /// Ack failures that the provider counts.
     ack_failures: Option<Arc<AckFailures>>,
     acks_lost: ExportedTotal,
     stale_acks: ExportedTotal,
@@ -49,7 +50,7 @@ pub struct BusMetrics {
     observed_at: Observed,
 }
 
-/// The twins of the counters of [`EventMetrics`].
+/// Exported counterparts of the counters of [`EventMetrics`].
 struct Exported {
     sent: ExportedCounter,
     publish_errors: ExportedCounter,
@@ -62,7 +63,7 @@ struct Exported {
 }
 
 impl BusMetrics {
-    /// All counters at zero, for a bus over the provider of this name.
+    /// Creates metrics at zero for a bus over the provider with this name.
     pub fn new(system: &str) -> Self {
         let labels: Labels<'_> = &[(semconv::MESSAGING_SYSTEM, system)];
         let counter = |name| ExportedCounter::new(name, labels);
@@ -92,13 +93,13 @@ impl BusMetrics {
         }
     }
 
-    /// Shows what the provider counts, too.
+    /// Adds the ack failures that the provider counts.
     pub(crate) fn with_ack_failures(mut self, failures: Option<Arc<AckFailures>>) -> Self {
         self.ack_failures = failures;
         self
     }
 
-    /// The counters of earlier versions.
+    /// Returns the counters of earlier versions.
     pub fn events(&self) -> &EventMetrics {
         &self.events
     }
@@ -146,19 +147,19 @@ impl BusMetrics {
         self.exported.decrypts.add(1);
     }
 
-    /// Notes whether the provider is healthy.
+    /// Records whether the provider is healthy.
     pub(crate) fn record_connected(&self, connected: bool) {
         self.connected.set(u64::from(connected), &[(semconv::MESSAGING_SYSTEM, &self.system)]);
     }
 
-    /// Notes that the provider said how far its consumers are.
+    /// Records that the provider reported the lag of its consumers now.
     pub(crate) fn record_observation(&self) {
         let seconds = unix_millis() / 1_000;
         self.observed_at.set(seconds, &[(semconv::MESSAGING_SYSTEM, &self.system)]);
         self.ack_failures();
     }
 
-    /// How many acks were lost, and came too late. The recorder is told, too.
+    /// Returns the numbers of lost and of late acks, and passes them on to the recorder.
     fn ack_failures(&self) -> (u64, u64) {
         let Some(failures) = &self.ack_failures else { return (0, 0) };
         let (lost, stale) = (failures.lost(), failures.stale());
@@ -167,26 +168,27 @@ impl BusMetrics {
         (lost, stale)
     }
 
-    /// The counters of a subscriber and filter, at zero when there were none.
+    /// Returns the counters of a subscriber and filter, and creates them at zero if there are none.
     pub(crate) fn consumer(&self, group: &str, filter: &str) -> Arc<ConsumerMetrics> {
         let mut consumers = self.consumers.write().ignore_poison();
         let new = || Arc::new(ConsumerMetrics::new(&self.system, group, filter));
         Arc::clone(consumers.entry((group.to_owned(), filter.to_owned())).or_insert_with(new))
     }
 
-    /// The counters of every subscription that was opened and not removed, by subscriber and filter.
+    /// Returns the counters of every subscription that was opened and not removed, ordered by subscriber and filter.
     pub fn consumers(&self) -> Vec<Arc<ConsumerMetrics>> {
         let consumers = self.consumers.read().ignore_poison();
         consumers.values().map(Arc::clone).collect()
     }
 
-    /// Forgets the counters of a subscriber: without it, subscribers that come and go would add up.
+    /// Drops the counters of a removed subscriber, so that short-lived subscribers do not accumulate.
     pub(crate) fn forget(&self, group: &str) {
         let mut consumers = self.consumers.write().ignore_poison();
         consumers.retain(|(known, _), _| known != group);
     }
 
-    /// All of it now. Each number is read by itself: the snapshot is not one instant.
+    /// Returns a snapshot of all metrics. Each number is read separately, so the snapshot is not one consistent
+    /// instant.
     pub fn snapshot(&self) -> BusMetricsSnapshot {
         let (acks_lost, stale_acks) = self.ack_failures();
         BusMetricsSnapshot {
@@ -208,32 +210,33 @@ impl fmt::Debug for BusMetrics {
     }
 }
 
-/// What one bus measured, at one time.
+/// Snapshot of the metrics of one bus.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct BusMetricsSnapshot {
     /// Name of the provider.
     pub system: String,
-    /// The counters of earlier versions.
+    /// Counters of earlier versions.
     pub events: MetricsSnapshot,
-    /// How long successful publishes took, from the call to the stored event.
+    /// Latency of successful publishes, from the call until the event is stored.
     pub publish_latency: LatencySnapshot,
-    /// The subscriptions, by subscriber and filter.
+    /// Snapshots of the subscriptions, ordered by subscriber and filter.
     pub consumers: Vec<ConsumerMetricsSnapshot>,
-    /// Whether the provider was healthy when it was last [observed](crate::EventBus::observe_every); `None` before.
+    /// If true, the provider was healthy when it was last [observed](crate::EventBus::observe_every); `None` before the
+    /// first observation.
     pub connected: Option<bool>,
-    /// When the provider last said how far its consumers are, in Unix seconds; `None` before. The lag of each is of that
-    /// time.
+    /// Unix time in seconds of the provider's last report of its consumers' lag; `None` before the first report. The
+    /// lag of each consumer is as old as this time.
     pub observed_at: Option<u64>,
-    /// Acks that the provider sent and that were [lost](AckFailures::lost).
+    /// Number of acks that the provider sent and that were [lost](AckFailures::lost).
     pub acks_lost: u64,
-    /// Acks that the provider sent and that came [too late](AckFailures::stale).
+    /// Number of acks that the provider sent and that came [too late](AckFailures::stale).
     pub stale_acks: u64,
 }
 
 impl BusMetricsSnapshot {
-    /// The text that Prometheus scrapes, in format version 0.0.4; serve it as
+    /// Returns the metrics in the Prometheus text format, version 0.0.4. Serve the text as
     /// [`PROMETHEUS_CONTENT_TYPE`](super::PROMETHEUS_CONTENT_TYPE).
     pub fn to_prometheus(&self) -> String {
         prometheus::exposition(self)

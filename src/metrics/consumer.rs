@@ -1,4 +1,4 @@
-//! What becomes of the events of one subscription.
+//! Counters of one subscription.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use crate::error::EventError;
 use crate::provider::{AckKind, SettlementObserver};
 use crate::trace::semconv;
 
-/// Counters of one subscriber and filter on one bus: plain atomics, no lock.
+/// Counters of one subscriber and filter on one bus, kept in atomics without a lock.
 ///
-/// The bus counts what its subscriptions deliver and how it is settled, for hand-written loops and the handler runtime
-/// alike. What other processes do on the same durable consumer is counted there.
+/// The bus counts the deliveries and settlements of its subscriptions, for hand-written loops and for the handler
+/// runtime. Other processes that share the durable consumer have counters of their own.
 pub struct ConsumerMetrics {
     system: String,
     group: String,
@@ -38,7 +38,8 @@ pub struct ConsumerMetrics {
 }
 
 impl ConsumerMetrics {
-    /// All counters at zero. With the feature `metrics` they count for the recorder that is installed now, too.
+    /// Creates counters at zero. With the feature `metrics`, they also count for the recorder that is installed at this
+    /// time.
     pub fn new(system: &str, group: &str, filter: &str) -> Self {
         let labels: Labels<'_> = &[
             (semconv::MESSAGING_SYSTEM, system),
@@ -68,28 +69,28 @@ impl ConsumerMetrics {
         }
     }
 
-    /// The provider.
+    /// Returns the name of the provider.
     pub fn system(&self) -> &str {
         &self.system
     }
 
-    /// The subscriber.
+    /// Returns the name of the subscriber.
     pub fn group(&self) -> &str {
         &self.group
     }
 
-    /// The subject filter.
+    /// Returns the subject filter.
     pub fn filter(&self) -> &str {
         &self.filter
     }
 
-    /// Counts an event as being processed until the returned value is dropped, and then how long that took.
+    /// Counts an event as being processed until the returned guard is dropped, and then records the processing time.
     pub fn begin_processing(self: &Arc<Self>) -> Processing {
         self.processing.up();
         Processing { metrics: Arc::clone(self), start: Instant::now() }
     }
 
-    /// Notes how many events wait for this consumer.
+    /// Records how many events wait for this consumer.
     pub fn record_lag(&self, lag: u64) {
         self.lag.set(lag);
     }
@@ -99,12 +100,12 @@ impl ConsumerMetrics {
         self.dead_lettered.one();
     }
 
-    /// Counts an event that was given up, whether its dead letter is kept or nobody was there to keep it.
+    /// Counts an event that was given up, with or without a dead letter.
     pub fn record_given_up(&self) {
         self.given_up.one();
     }
 
-    /// Counts an event that was handed out, the `attempt`th time.
+    /// Counts a delivery. `attempt` is 1 for the first delivery of an event.
     pub(crate) fn record_delivery(&self, attempt: u64) {
         self.delivered.one();
         if attempt > 1 {
@@ -112,13 +113,13 @@ impl ConsumerMetrics {
         }
     }
 
-    /// Counts an event that was acknowledged before it was handed out.
+    /// Counts a delivery that was acked before it was returned.
     pub(crate) fn record_delivery_and_ack(&self, attempt: u64) {
         self.record_delivery(attempt);
         self.acked.one();
     }
 
-    /// Counts a call that brought an error instead of an event; the end of a subscription is none.
+    /// Counts a call for the next event that returned an error. The end of a subscription is not counted.
     pub(crate) fn record_failed_delivery(&self, error: &EventError) {
         match error {
             EventError::Lagged { missed, .. } => self.record_receive_error(*missed),
@@ -134,7 +135,7 @@ impl ConsumerMetrics {
         }
     }
 
-    /// The counters now. Each is read by itself: the snapshot is not one instant.
+    /// Returns a snapshot of the counters. Each is read separately, so the snapshot is not one consistent instant.
     pub fn snapshot(&self) -> ConsumerMetricsSnapshot {
         ConsumerMetricsSnapshot {
             group: self.group.clone(),
@@ -186,7 +187,7 @@ impl fmt::Debug for ConsumerMetrics {
     }
 }
 
-/// An event is being processed as long as this lives.
+/// Guard of an event that is being processed. Processing ends when it is dropped.
 #[derive(Debug)]
 #[must_use = "processing ends when this is dropped"]
 pub struct Processing {
@@ -201,44 +202,44 @@ impl Drop for Processing {
     }
 }
 
-/// The counters of one subscriber and filter at one time.
+/// Snapshot of the counters of one subscriber and filter.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct ConsumerMetricsSnapshot {
-    /// The subscriber.
+    /// Name of the subscriber.
     pub group: String,
-    /// The subject filter.
+    /// Subject filter.
     pub filter: String,
-    /// Deliveries, the repeated ones too.
+    /// Number of deliveries, including redeliveries.
     pub delivered: u64,
-    /// Deliveries that were not an event's first.
+    /// Number of redeliveries.
     pub redelivered: u64,
-    /// Acknowledgements that took effect.
+    /// Number of acks that took effect.
     pub acked: u64,
-    /// Refusals that took effect.
+    /// Number of naks that took effect.
     pub nacked: u64,
-    /// Events that the program ended as not processable.
+    /// Number of events that the program terminated as not processable.
     pub terminated: u64,
-    /// Events given back without an attempt.
+    /// Number of events released for redelivery at once.
     pub released: u64,
-    /// Settlements that failed, for instance because the lease was lost.
+    /// Number of settlements that failed, for instance because the lease was lost.
     pub settle_errors: u64,
-    /// Events written to the dead letters.
+    /// Number of events written to the dead letters.
     pub dead_lettered: u64,
-    /// Events given up. Those that are not among the dead-lettered ones are in the log only.
+    /// Number of events given up. Those without a dead letter are only in the log.
     pub given_up: u64,
-    /// Calls for the next event that failed.
+    /// Number of calls for the next event that failed.
     pub receive_errors: u64,
-    /// Events that retention dropped before they were delivered.
+    /// Number of events that retention dropped before they were delivered.
     pub lagged_events: u64,
-    /// Deliveries that the program holds and has not settled now.
+    /// Number of deliveries that the program holds and has not settled.
     pub in_flight: u64,
-    /// Events that a handler works on now.
+    /// Number of events that handlers are processing.
     pub processing: u64,
-    /// Events that waited for this consumer when it was last asked for its lag.
+    /// Number of events that waited for this consumer when the provider last reported its lag.
     pub lag: u64,
-    /// How long handlers took.
+    /// Processing time of handlers.
     pub process_latency: LatencySnapshot,
 }
 

@@ -1,22 +1,23 @@
-//! How long things take: counts in fixed buckets.
+//! Latency histograms with fixed buckets.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::Serialize;
 
-/// Times up to this many nanoseconds, 2^7, share the first bucket.
+/// Logarithm of the first bucket's bound: times below 2^7 ns share the first bucket.
 const FIRST_OCTAVE: u32 = 7;
-/// Times of 2^37 nanoseconds (137 s) and more share the last bucket.
+/// Number of octaves. Times of 2^37 ns (137 s) and more share the last bucket.
 const OCTAVES: usize = 30;
-/// Buckets per doubling of the time.
+/// Number of buckets per octave, which is a doubling of the time.
 const PER_OCTAVE: usize = 4;
 const BUCKETS: usize = 1 + OCTAVES * PER_OCTAVE + 1;
 
-/// A histogram of latencies: lock-free, of fixed size, never wrong by more than a quarter.
+/// A lock-free histogram of latencies with a fixed size.
 ///
-/// The buckets are those of a floating-point number with two bits of mantissa: between 128 ns and 137 s each doubling
-/// of the time has four of the same width. Recording is two relaxed additions.
+/// The buckets are those of a floating-point number with two bits of mantissa. Each doubling of the time between 128 ns
+/// and 137 s has four buckets of equal width. A result in this range is wrong by at most a quarter. Recording takes two
+/// relaxed additions.
 ///
 /// ```
 /// use std::time::Duration;
@@ -37,12 +38,12 @@ pub struct LatencyHistogram {
 }
 
 impl LatencyHistogram {
-    /// A histogram without a time in it.
+    /// Creates an empty histogram.
     pub fn new() -> Self {
         Self { buckets: std::array::from_fn(|_| AtomicU64::new(0)), sum_ns: AtomicU64::new(0) }
     }
 
-    /// Counts one time.
+    /// Records one time.
     pub fn record(&self, latency: Duration) {
         let ns = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
         if let Some(bucket) = self.buckets.get(bucket_of(ns)) {
@@ -51,7 +52,7 @@ impl LatencyHistogram {
         self.sum_ns.fetch_add(ns, Ordering::Relaxed);
     }
 
-    /// The counts now. Each is read by itself: the snapshot is not one instant.
+    /// Returns a snapshot of the counts. Each is read separately, so the snapshot is not one consistent instant.
     pub fn snapshot(&self) -> LatencySnapshot {
         let counts: Vec<u64> = self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).collect();
         LatencySnapshot {
@@ -79,7 +80,7 @@ impl std::fmt::Debug for LatencyHistogram {
     }
 }
 
-/// The bucket of a time: its octave, then the two bits behind the leading one.
+/// Returns the bucket of a time: its octave, then the two bits after the leading one.
 fn bucket_of(ns: u64) -> usize {
     let Some(octave) = ns.checked_ilog2().and_then(|log| log.checked_sub(FIRST_OCTAVE)) else { return 0 };
     let quarter = (ns >> (octave + FIRST_OCTAVE - 2)) & 3;
@@ -87,7 +88,7 @@ fn bucket_of(ns: u64) -> usize {
     index.min(BUCKETS - 1)
 }
 
-/// The first time that is too long for a bucket; `None` for the last, which has no end.
+/// Returns the exclusive upper bound of a bucket in nanoseconds; `None` for the last bucket, which has no bound.
 fn upper_bound(index: usize) -> Option<u64> {
     if index + 1 >= BUCKETS {
         return None;
@@ -97,16 +98,16 @@ fn upper_bound(index: usize) -> Option<u64> {
     Some((4 + quarter as u64) << (octave - 2))
 }
 
-/// The counts of a [`LatencyHistogram`] at one time.
+/// Snapshot of a [`LatencyHistogram`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct LatencySnapshot {
-    /// How many times were recorded.
+    /// Number of recorded times.
     pub count: u64,
-    /// Their sum in nanoseconds.
+    /// Sum of the recorded times in nanoseconds.
     pub sum_ns: u64,
-    /// The buckets that are not empty, from the shortest time to the longest.
+    /// Buckets that are not empty, from the shortest time to the longest.
     pub buckets: Vec<LatencyBucket>,
 }
 
@@ -115,16 +116,16 @@ pub struct LatencySnapshot {
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct LatencyBucket {
-    /// Every time in it is shorter than this many nanoseconds; `None` for the bucket of the longest.
+    /// Exclusive upper bound in nanoseconds; `None` for the last bucket, which has no bound.
     pub below_ns: Option<u64>,
-    /// How many times it holds.
+    /// Number of times in the bucket.
     pub count: u64,
 }
 
 impl LatencySnapshot {
-    /// A time that this part of all recorded ones does not exceed, for instance 0.99: the upper end of the bucket that
-    /// holds it, so at most a quarter too long. `None` without a recorded time or for a quantile outside 0 to 1; the
-    /// longest bucket counts as 137 s.
+    /// Returns the upper bound of the bucket that holds this quantile, for instance 0.99. The bound is at most a
+    /// quarter too long, and the last bucket counts as 137 s. Returns `None` if no time was recorded or if the quantile
+    /// is outside 0 to 1.
     pub fn quantile(&self, quantile: f64) -> Option<Duration> {
         if self.count == 0 || !(0.0..=1.0).contains(&quantile) {
             return None;
@@ -137,13 +138,12 @@ impl LatencySnapshot {
         Some(Duration::from_nanos(bucket.below_ns.unwrap_or(1 << (FIRST_OCTAVE as usize + OCTAVES))))
     }
 
-    /// The average; zero without a recorded time.
+    /// Returns the average time; zero if none was recorded.
     pub fn average(&self) -> Duration {
         Duration::from_nanos(self.sum_ns.checked_div(self.count).unwrap_or(0))
     }
 
-    /// How many times are shorter than each whole power of two of nanoseconds, from the shortest to the longest that can
-    /// be told apart.
+    /// Returns each power of two from 2^7 to 2^37 nanoseconds with the number of times below it.
     pub(super) fn cumulative(&self) -> impl Iterator<Item = (u64, u64)> {
         (0..=OCTAVES).map(|octave| {
             let bound = 1 << (octave + FIRST_OCTAVE as usize);

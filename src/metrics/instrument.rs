@@ -1,11 +1,12 @@
-//! Instruments that count for us and, with the feature `metrics`, for the recorder that the program installed.
+//! Instruments that count for the snapshots and, with the feature `metrics`, for the recorder that the program
+//! installed.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::histogram::{LatencyHistogram, LatencySnapshot};
 
-/// What tells the instruments of one kind apart.
+/// Labels that distinguish the instruments of one name.
 pub(super) type Labels<'a> = &'a [(&'static str, &'a str)];
 
 #[cfg(feature = "metrics")]
@@ -13,7 +14,7 @@ fn exported(labels: Labels<'_>) -> Vec<metrics::Label> {
     labels.iter().map(|(key, value)| metrics::Label::new(*key, (*value).to_owned())).collect()
 }
 
-/// The twin, for the recorder, of a number that only grows and is kept elsewhere.
+/// Exported counterpart of a counter that is kept elsewhere.
 pub(super) struct ExportedCounter {
     #[cfg(feature = "metrics")]
     counter: metrics::Counter,
@@ -41,7 +42,7 @@ impl ExportedCounter {
     }
 }
 
-/// The twin, for the recorder, of a total that is counted elsewhere and read now and then.
+/// Exported counterpart of a total that is counted elsewhere and read from time to time.
 pub(super) struct ExportedTotal {
     told: AtomicU64,
     counter: ExportedCounter,
@@ -126,7 +127,7 @@ impl Gauge {
     }
 }
 
-/// A number that nobody knows before it was observed; until then it is exported to nobody.
+/// A number that is unknown and not exported before the first observation.
 pub(super) struct Observed {
     value: AtomicU64,
     #[cfg(feature = "metrics")]
@@ -163,7 +164,7 @@ impl Observed {
     }
 }
 
-/// How long something takes.
+/// Records latencies.
 pub(super) struct Timer {
     histogram: LatencyHistogram,
     #[cfg(feature = "metrics")]

@@ -1,9 +1,9 @@
-//! What a bus measures: plain atomics, no lock on the way of an event, no global registry.
+//! Metrics of a bus: plain atomics, without a lock on the path of an event and without a global registry.
 //!
-//! [`EventMetrics`] are the counters of earlier versions. [`BusMetrics`], which
-//! [`EventBus::telemetry`](crate::EventBus::telemetry) gives, has them all: latencies as histograms, and what becomes of the
-//! events of each subscription. A snapshot can be serialized, or written as the text that Prometheus scrapes. With the
-//! feature `metrics` the same numbers go to the recorder of the `metrics` facade.
+//! [`EventMetrics`] holds the counters of earlier versions. [`BusMetrics`], which
+//! [`EventBus::telemetry`](crate::EventBus::telemetry) returns, also has latency histograms and the counters of each
+//! subscription. A snapshot can be serialized or written in the Prometheus text format. With the feature `metrics`, the
+//! same numbers go to the recorder of the `metrics` facade.
 
 mod bus;
 mod consumer;
@@ -32,31 +32,31 @@ use serde::Serialize;
 /// ```
 #[derive(Debug, Default)]
 pub struct EventMetrics {
-    /// Successful publishes.
+    /// Number of successful publishes.
     pub publish_count: AtomicU64,
-    /// Publishes that failed at the provider, or that it would refuse; not those that a schema refused.
+    /// Number of failed publishes, without those that a schema refused.
     pub publish_errors: AtomicU64,
-    /// Subscriptions registered or replaced: one per call of
+    /// Number of subscriptions registered or replaced: one per call of
     /// [`update_subscription`](crate::EventBus::update_subscription).
     pub subscribe_count: AtomicU64,
-    /// Calls of [`remove_subscription`](crate::EventBus::remove_subscription).
+    /// Number of calls of [`remove_subscription`](crate::EventBus::remove_subscription).
     pub unsubscribe_count: AtomicU64,
-    /// Events dead-lettered.
+    /// Number of dead-lettered events.
     pub dlq_count: AtomicU64,
-    /// Payloads refused by their schema.
+    /// Number of payloads refused by their schema.
     pub validation_errors: AtomicU64,
-    /// Payloads encrypted.
+    /// Number of encrypted payloads.
     pub encrypt_count: AtomicU64,
-    /// Payloads decrypted.
+    /// Number of decrypted payloads.
     pub decrypt_count: AtomicU64,
     /// Sum of the latencies of successful publishes, in microseconds.
     pub publish_latency_us: AtomicU64,
-    /// Longest latency of a successful publish, in microseconds.
+    /// Maximum latency of a successful publish, in microseconds.
     pub publish_max_latency_us: AtomicU64,
 }
 
 impl EventMetrics {
-    /// All counters at zero.
+    /// Creates counters at zero.
     pub fn new() -> Self {
         Self::default()
     }
@@ -108,7 +108,7 @@ impl EventMetrics {
         count(&self.decrypt_count);
     }
 
-    /// The counters now. Each is read by itself: the snapshot is not one instant.
+    /// Returns a snapshot of the counters. Each is read separately, so the snapshot is not one consistent instant.
     pub fn snapshot(&self) -> MetricsSnapshot {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let publish_count = read(&self.publish_count);
@@ -149,30 +149,30 @@ fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-/// The counters at one time, ready to be serialized.
+/// Snapshot of the counters of [`EventMetrics`].
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MetricsSnapshot {
-    /// Successful publishes.
+    /// Number of successful publishes.
     pub publish_count: u64,
-    /// Publishes that failed at the provider, or that it would refuse; not those that a schema refused.
+    /// Number of failed publishes, without those that a schema refused.
     pub publish_errors: u64,
-    /// Subscriptions registered or replaced: one per call of
+    /// Number of subscriptions registered or replaced: one per call of
     /// [`update_subscription`](crate::EventBus::update_subscription).
     pub subscribe_count: u64,
-    /// Calls of [`remove_subscription`](crate::EventBus::remove_subscription).
+    /// Number of calls of [`remove_subscription`](crate::EventBus::remove_subscription).
     pub unsubscribe_count: u64,
-    /// Events dead-lettered.
+    /// Number of dead-lettered events.
     pub dlq_count: u64,
-    /// Payloads refused by their schema.
+    /// Number of payloads refused by their schema.
     pub validation_errors: u64,
-    /// Payloads encrypted.
+    /// Number of encrypted payloads.
     pub encrypt_count: u64,
-    /// Payloads decrypted.
+    /// Number of decrypted payloads.
     pub decrypt_count: u64,
-    /// Average latency of successful publishes in microseconds; 0 when there was none.
+    /// Average latency of successful publishes in microseconds; 0 if there were none.
     pub avg_publish_latency_us: u64,
-    /// Longest latency of a successful publish in microseconds.
+    /// Maximum latency of a successful publish in microseconds.
     pub max_publish_latency_us: u64,
 }
 

@@ -1,7 +1,6 @@
 //! The text format that Prometheus scrapes, version 0.0.4.
 //!
-//! Written by hand: it is a page of text from our own snapshot, where an exporter would bring a global recorder and a web
-//! server.
+//! The module writes the text by hand, because an exporter crate would bring a global recorder and a web server.
 
 use std::fmt::{self, Display, Write};
 
@@ -9,7 +8,7 @@ use super::bus::BusMetricsSnapshot;
 use super::consumer::ConsumerMetricsSnapshot;
 use super::histogram::LatencySnapshot;
 
-/// The content type to serve [`to_prometheus`](BusMetricsSnapshot::to_prometheus) as.
+/// Content type of the text that [`to_prometheus`](BusMetricsSnapshot::to_prometheus) returns.
 pub const PROMETHEUS_CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 pub(super) fn exposition(snapshot: &BusMetricsSnapshot) -> String {
@@ -103,7 +102,7 @@ fn consumer_labels<'a>(
     [("messaging_system", &snapshot.system), ("group", &consumer.group), ("filter", &consumer.filter)]
 }
 
-/// One bucket per doubling: a scrape needs no finer ones.
+/// Writes one bucket per doubling of the time; a scrape needs no finer ones.
 fn write_histogram(
     text: &mut String,
     name: &str,
@@ -118,7 +117,7 @@ fn write_histogram(
     writeln!(text, "{name}_count{{{labels}}} {}", latency.count)
 }
 
-/// Nanoseconds as seconds, exactly.
+/// Nanoseconds that are written as seconds without rounding.
 struct Seconds(u64);
 
 impl Display for Seconds {
@@ -128,7 +127,7 @@ impl Display for Seconds {
     }
 }
 
-/// `name="value"` pairs with what the format escapes.
+/// `name="value"` pairs, escaped as the format requires.
 struct Labels<'a>(&'a [(&'a str, &'a str)]);
 
 impl Display for Labels<'_> {
@@ -194,8 +193,10 @@ mod tests {
         }
     }
 
-    /// The rules of the format: each family has one HELP and one TYPE, before its samples, which stand together; no sample
-    /// twice; buckets grow and end with all.
+    /// Checks the rules of the format:
+    /// - each family has one HELP and one TYPE line, followed by all its samples;
+    /// - no sample occurs twice;
+    /// - bucket counts grow up to the count of all.
     #[test]
     fn the_text_follows_the_format() {
         let text = sample();

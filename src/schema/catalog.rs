@@ -1,4 +1,4 @@
-//! What every registry has: definitions by type and version, rules, and a count of what it does not know.
+//! The part that all registries share: definitions by type and version, rules, and a count of unknown events.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,22 +11,22 @@ use crate::error::{EventError, Result};
 use crate::text::shorten;
 use crate::types::Event;
 
-/// Most required fields that a schema may name.
+/// Maximum number of required fields of a schema.
 const MAX_REQUIRED_FIELDS: usize = 1_000;
 
-/// A registered schema of whatever language.
+/// A registered schema in any schema language.
 pub(super) trait Definition {
-    /// Type, version and required fields.
+    /// Returns the event type, version and required fields.
     fn schema(&self) -> &EventSchema;
 
-    /// Checks a payload; the error says what is wrong without showing values.
+    /// Checks a payload. The error says what is wrong without showing values.
     fn check(&self, payload: &Value) -> std::result::Result<(), String>;
 
-    /// What keeps this version from being compatible with an earlier one.
+    /// Returns why this version is not compatible with an older one; `None` if it is.
     fn incompatibility(&self, old: &Self, mode: Compatibility) -> Option<String>;
 }
 
-/// What of a [`SchemaRegistry`](super::SchemaRegistry) its catalog does.
+/// Implements the methods of [`SchemaRegistry`](super::SchemaRegistry) that the catalog provides.
 macro_rules! leave_to_catalog {
     () => {
         fn latest_version(&self, event_type: &str) -> Result<Option<u32>> {
@@ -66,7 +66,7 @@ pub(super) struct Catalog<D> {
     unknown: AtomicU64,
 }
 
-/// Per event type, the definitions by version.
+/// Definitions of each event type, by version.
 type Versions<D> = HashMap<String, BTreeMap<u32, Arc<D>>>;
 
 impl<D> Default for Catalog<D> {
@@ -80,7 +80,7 @@ impl<D: Definition> Catalog<D> {
         Self { rules, ..Self::default() }
     }
 
-    /// Adds all definitions or, when one of them breaks a rule, none.
+    /// Adds all definitions, or none if one of them breaks a rule.
     pub(super) fn register(&self, definitions: impl IntoIterator<Item = D>) -> Result<()> {
         let mut types = self.write()?;
         let mut changed: Versions<D> = HashMap::new();
@@ -115,7 +115,7 @@ impl<D: Definition> Catalog<D> {
     }
 
     pub(super) fn validate(&self, event: &Event) -> Result<()> {
-        // The definition is taken out, so that a long check holds nobody up.
+        // The definition is cloned, so that a long check does not hold the lock.
         match self.get(&event.event_type, event.version)? {
             Some(definition) => {
                 definition.check(&event.payload).map_err(|reason| violation(definition.schema(), reason))
@@ -208,7 +208,7 @@ fn poisoned<T>(_error: PoisonError<T>) -> EventError {
     EventError::Provider("the schema registry is unusable: a thread panicked while it changed it".to_owned())
 }
 
-/// Checks type, version and required fields of a definition.
+/// Checks the event type, version and required fields of a definition.
 pub(super) fn check_definition(schema: &EventSchema) -> Result<()> {
     if schema.event_type.is_empty() {
         return Err(refused(schema, "the event type must not be empty"));
@@ -235,7 +235,7 @@ pub(super) fn check_definition(schema: &EventSchema) -> Result<()> {
     Ok(())
 }
 
-/// The error of a definition that is not taken.
+/// Returns the error for a refused definition.
 pub(super) fn refused(schema: &EventSchema, rule: impl std::fmt::Display) -> EventError {
     let (event_type, version) = (shorten(&schema.event_type), schema.version);
     EventError::Config(format!("schema of event type '{event_type}' v{version}: {rule}"))
@@ -245,8 +245,8 @@ fn violation(schema: &EventSchema, reason: String) -> EventError {
     EventError::SchemaValidation { event_type: shorten(&schema.event_type), version: schema.version, reason }
 }
 
-/// At most ten things as one text; `None` when there are none. Only what is listed is written, and of a great many not even
-/// the number: a large payload can break a rule in every place.
+/// Joins at most ten things into one text; `None` if there are none. It formats only the listed things and stops
+/// counting the others at a limit, because a large payload can break a rule in every place.
 pub(super) fn listed<T>(
     things: impl IntoIterator<Item = T>,
     write: impl Fn(T) -> String,
@@ -268,7 +268,7 @@ pub(super) fn listed<T>(
 mod tests {
     use super::*;
 
-    /// Compatible with another one when its list is longer or the same.
+    /// Compatible with an older version if its list is at least as long.
     struct Counted(EventSchema);
 
     impl Definition for Counted {
@@ -310,7 +310,7 @@ mod tests {
             (next, [(1, 2), (3, 1), (5, 0)], true),
             (all, [(1, 2), (3, 1), (5, 3)], false),
             (all, [(1, 0), (3, 1), (5, 3)], true),
-            // The earlier version comes later.
+            // The earlier version is registered later.
             (next, [(2, 1), (1, 2), (3, 3)], false),
             (all, [(5, 1), (1, 2), (3, 3)], false),
         ] {

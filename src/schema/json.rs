@@ -1,4 +1,4 @@
-//! Schemas in JSON Schema.
+//! Registry of JSON Schemas.
 
 use std::fmt;
 use std::path::Path;
@@ -17,22 +17,27 @@ use crate::provider::validate::validate_payload;
 use crate::text::{shorten, shorten_to};
 use crate::types::Event;
 
-/// Largest schema in a file, in bytes.
+/// Maximum size of a schema file in bytes.
 const MAX_FILE_LEN: u64 = 1024 * 1024;
-/// Most bytes that one regular expression takes when it is compiled.
+/// Maximum size of one compiled regular expression in bytes.
 const MAX_PATTERN_SIZE: usize = 1024 * 1024;
 
-/// A registry of JSON Schemas, in memory. Each schema is compiled once, when it is registered.
+/// An in-memory registry of JSON Schemas. It compiles each schema once, when the schema is registered.
 ///
-/// All drafts from 4 to 2020-12 are known; without `$schema` it is 2020-12. References are JSON pointers into the schema,
-/// such as `#/$defs/name`, and lead neither to the network nor to files; `$anchor`, `$dynamicRef` and an inner `$id` are
-/// refused. Regular expressions are matched in linear time, so that those with look-around or
-/// back-references are refused.
+/// The registry knows all drafts from 4 to 2020-12; a schema without `$schema` is 2020-12. References are JSON pointers
+/// into the schema, such as `#/$defs/name`, and never lead to the network or to files. The registry refuses references
+/// to an `$anchor`, and it refuses `$dynamicRef`, `$recursiveRef` and an inner `$id`. Regular expressions are matched
+/// in linear time, so those with look-around or back-references are refused.
 ///
-/// [`check_compatibility`](SchemaRegistry::check_compatibility) compares structures: fields added, removed or required,
-/// types, bounds and lists of values that grew or shrank, and whether further fields are allowed. It finds each narrowing;
-/// what it cannot compare it reports as such. A field that a schema does not declare counts as not written under it, so that
-/// adding an optional field breaks nothing. [The guide](crate::docs::schema_evolution) has a table.
+/// [`check_compatibility`](SchemaRegistry::check_compatibility) compares the structure of two schemas:
+///
+/// - fields that are added, removed or required;
+/// - types, bounds and lists of values that grow or shrink;
+/// - permission for further fields.
+///
+/// It finds each narrowing, and reports what it cannot compare. A field that a schema does not declare counts as not
+/// written under it, so adding an optional field breaks nothing. [The guide](crate::docs::schema_evolution) has a
+/// table.
 ///
 /// ```
 /// use a3s_event::schema::JsonSchemaRegistry;
@@ -64,28 +69,34 @@ pub struct JsonSchemaRegistry {
 }
 
 impl JsonSchemaRegistry {
-    /// An empty registry without rules.
+    /// Creates an empty registry without rules.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// An empty registry with these rules.
+    /// Creates an empty registry with these rules.
     pub fn with_rules(rules: SchemaRules) -> Self {
         Self { catalog: Catalog::with_rules(rules) }
     }
 
-    /// Adds a JSON Schema, replacing an earlier one of the same type and version.
+    /// Adds a JSON Schema and replaces an earlier one of the same type and version.
     ///
     /// # Errors
     ///
-    /// [`EventError::Config`] for an empty event type, version 0, what is not a JSON Schema, a reference that leads out of
-    /// it, a regular expression that is not supported, or more than 100 levels of nesting;
-    /// [`EventError::SchemaValidation`] when it breaks the registry's rule of compatibility.
+    /// [`EventError::Config`] for:
+    ///
+    /// - an empty event type or version 0;
+    /// - a document that is not a JSON Schema;
+    /// - a reference that leads out of the schema;
+    /// - a regular expression that is not supported;
+    /// - more than 100 levels of nesting.
+    ///
+    /// [`EventError::SchemaValidation`] if the schema breaks the compatibility rule of the registry.
     pub fn register_json(&self, event_type: impl Into<String>, version: u32, schema: Value) -> Result<()> {
         self.catalog.register([JsonDefinition::new(event_type.into(), version, schema)?])
     }
 
-    /// Adds the schema of a Rust type: what serde reads as this type.
+    /// Adds the schema of a Rust type as serde deserializes it.
     ///
     /// ```
     /// use a3s_event::schema::JsonSchemaRegistry;
@@ -117,15 +128,19 @@ impl JsonSchemaRegistry {
         self.register_json(event_type, version, schemars::schema_for!(T).to_value())
     }
 
-    /// Adds all schemas of a folder and returns how many: each file `{event type}.v{version}.json`, for instance
-    /// `market.quote.v2.json`. Other files are left alone, and so are folders in it. Reads files; call it at the start, or on
-    /// a thread for blocking work.
+    /// Adds all schemas of a folder and returns their number. Each file is named `{event type}.v{version}.json`, for
+    /// instance `market.quote.v2.json`. Other files and subfolders are ignored. This method reads files, so call it at
+    /// startup or on a thread for blocking work.
     ///
     /// # Errors
     ///
-    /// [`EventError::Config`] that names the file: for a name ending in `.json` that is not of this form, a file that cannot
-    /// be read, is larger than 1 MiB or not JSON, and as [`register_json`](JsonSchemaRegistry::register_json). Nothing is
-    /// added then.
+    /// As [`register_json`](JsonSchemaRegistry::register_json), and [`EventError::Config`] for:
+    ///
+    /// - a folder or file that cannot be read;
+    /// - a name that ends in `.json` and does not have this form;
+    /// - a file that is larger than 1 MiB or is not JSON.
+    ///
+    /// If one file fails, nothing is added. An [`EventError::Config`] names the file.
     pub fn load_folder(&self, folder: impl AsRef<Path>) -> Result<usize> {
         let folder = folder.as_ref();
         let unreadable = |error: std::io::Error| {
@@ -144,29 +159,29 @@ impl JsonSchemaRegistry {
         Ok(count)
     }
 
-    /// The JSON Schema of one version, if it is registered.
+    /// Returns the JSON Schema of one version, if it is registered.
     ///
     /// # Errors
     ///
-    /// [`EventError::Provider`] when a thread panicked while it changed the registry.
+    /// [`EventError::Provider`] if a thread panicked while it changed the registry.
     pub fn json_schema(&self, event_type: &str, version: u32) -> Result<Option<Arc<Value>>> {
         let definition = self.catalog.get(event_type, version)?;
         Ok(definition.map(|definition| Arc::clone(&definition.document)))
     }
 
-    /// How many events were validated for which there was no schema.
+    /// Returns the number of validated events that had no schema.
     pub fn unknown_count(&self) -> u64 {
         self.catalog.unknown_count()
     }
 }
 
 impl SchemaRegistry for JsonSchemaRegistry {
-    /// Adds a list of required fields as the JSON Schema that says the same: an object in which they are, and are not null.
+    /// Adds a list of required fields as an equivalent JSON Schema: an object in which they are present and not null.
     fn register(&self, schema: EventSchema) -> Result<()> {
         self.catalog.register([JsonDefinition::of_fields(schema)?])
     }
 
-    /// The registered schema as a list of the fields that it requires on the top level.
+    /// Returns the registered schema as a list of the fields that it requires at the top level.
     fn get(&self, event_type: &str, version: u32) -> Result<Option<EventSchema>> {
         Ok(self.catalog.get(event_type, version)?.map(|definition| definition.schema.clone()))
     }
@@ -174,7 +189,7 @@ impl SchemaRegistry for JsonSchemaRegistry {
     leave_to_catalog!();
 }
 
-/// A JSON Schema, ready for use.
+/// A compiled JSON Schema.
 struct JsonDefinition {
     schema: EventSchema,
     document: Arc<Value>,
@@ -210,7 +225,7 @@ impl JsonDefinition {
     }
 
     fn compile(schema: EventSchema, document: Value) -> Result<Self> {
-        // Everything that walks a schema does so by recursion.
+        // All code that walks a schema is recursive.
         if validate_payload(&document).is_err() {
             return Err(refused(&schema, "the JSON Schema is nested deeper than 100 levels"));
         }
@@ -219,12 +234,12 @@ impl JsonDefinition {
         Ok(Self { schema, document: Arc::new(document), validator })
     }
 
-    /// Reads a schema from a file that is named after it.
+    /// Reads a schema from a file that is named after its event type and version.
     fn read(path: &Path) -> Result<Self> {
         let refuse = |rule: &dyn fmt::Display| EventError::Config(format!("schema file {path:?}: {rule}"));
         let named = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| {
             let (event_type, version) = stem.rsplit_once(".v")?;
-            // Two names of one version would replace each other.
+            // Two spellings of one version would replace each other.
             let is_plain = (version == "0" || !version.starts_with('0'))
                 && version.bytes().all(|byte| byte.is_ascii_digit());
             Some((event_type.to_owned(), version.parse().ok().filter(|_| is_plain)?))
@@ -244,7 +259,7 @@ impl JsonDefinition {
     }
 }
 
-/// Compiles a schema whose references lead nowhere outside of it.
+/// Compiles a schema whose references stay inside it.
 pub(super) fn compile(document: &Value) -> std::result::Result<Validator, String> {
     jsonschema::options()
         .offline()
@@ -259,7 +274,7 @@ impl Definition for JsonDefinition {
     }
 
     fn check(&self, payload: &Value) -> std::result::Result<(), String> {
-        // A schema that refers to itself is followed as deep as the payload goes.
+        // A recursive schema is followed as deep as the payload goes.
         if validate_payload(payload).is_err() {
             return Err("the payload is nested deeper than 100 levels".to_owned());
         }
@@ -292,7 +307,7 @@ impl JsonDefinition {
     }
 }
 
-/// Where and what, without values: they may be secret, and an error ends in logs.
+/// Describes the place and the rule without values. They may be secret, and errors are logged.
 fn described(error: &jsonschema::ValidationError<'_>) -> String {
     let path = error.instance_path().to_string();
     let path = if path.is_empty() { "/" } else { path.as_str() };
@@ -399,7 +414,7 @@ mod tests {
         config_error(registry.register_json("order", 0, json!(true)));
     }
 
-    /// What would make a careless validator run for ever or out of stack.
+    /// Covers input that would make a careless validator loop forever or overflow its stack.
     #[test]
     fn hostile_schemas_and_payloads_end() {
         let circle =

@@ -1,4 +1,4 @@
-//! Schemas that are lists of required fields.
+//! Registry of schemas that are lists of required fields.
 
 use std::collections::HashSet;
 
@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::text::shorten;
 use crate::types::Event;
 
-/// A registry of lists of required fields, in memory.
+/// An in-memory registry of schemas that are lists of required fields.
 ///
 /// ```
 /// use a3s_event::{Compatibility, Event, EventSchema, MemorySchemaRegistry, SchemaRegistry};
@@ -39,17 +39,17 @@ pub struct MemorySchemaRegistry {
 }
 
 impl MemorySchemaRegistry {
-    /// An empty registry without rules.
+    /// Creates an empty registry without rules.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// An empty registry with these rules.
+    /// Creates an empty registry with these rules.
     pub fn with_rules(rules: SchemaRules) -> Self {
         Self { catalog: Catalog::with_rules(rules) }
     }
 
-    /// How many events were validated for which there was no schema.
+    /// Returns the number of validated events that had no schema.
     pub fn unknown_count(&self) -> u64 {
         self.catalog.unknown_count()
     }
@@ -77,7 +77,7 @@ impl Definition for EventSchema {
         let Value::Object(fields) = payload else {
             return Err(format!("the payload must be an object, it is {}", kind_of(payload)));
         };
-        // Null says "no value", which is what requiring a field rules out.
+        // Null means "no value", and a required field must have one.
         let missing =
             self.required_fields.iter().filter(|field| fields.get(*field).is_none_or(Value::is_null));
         match names(missing) {

@@ -1,7 +1,7 @@
-//! Schemas: what the payload of an event type must look like, per version, and how versions may differ.
+//! Schemas: the required structure of payloads, by event type and version, and the rules for new versions.
 //!
-//! [`MemorySchemaRegistry`] knows lists of required fields; `JsonSchemaRegistry`, with the feature `json-schema`, knows JSON
-//! Schema. [Schemas and how they change](crate::docs::schema_evolution) is the guide.
+//! [`MemorySchemaRegistry`] supports lists of required fields. `JsonSchemaRegistry`, with the feature `json-schema`,
+//! supports JSON Schema. See also the [guide](crate::docs::schema_evolution).
 
 mod catalog;
 #[cfg(feature = "json-schema")]
@@ -20,72 +20,75 @@ pub use memory::MemorySchemaRegistry;
 use crate::error::{EventError, Result};
 use crate::types::Event;
 
-/// What the payload of one version of an event type must have.
+/// The required payload fields of one version of an event type.
 #[derive(Debug, Clone)]
 pub struct EventSchema {
-    /// The event type that the schema is for; not empty.
+    /// Event type of the schema; not empty.
     pub event_type: String,
-    /// The version, at least 1.
+    /// Version of the schema, at least 1.
     pub version: u32,
-    /// Names of the top-level fields that must be present and not null. At most 1,000, each one once.
+    /// Names of the top-level fields that must be present and not null. At most 1,000, without duplicates.
     pub required_fields: Vec<String>,
-    /// What the event means, for people.
+    /// Description of the event for human readers.
     pub description: String,
 }
 
-/// How a version of a schema may differ from the one before it.
+/// Compatibility of a new version of a schema with the version before it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Compatibility {
     /// Readers of the new version can read old events: no field becomes required. The default.
     #[default]
     Backward,
-    /// Readers of the old version can read new events: no field ceases to be required.
+    /// Readers of the old version can read new events: every required field stays required.
     Forward,
-    /// Both. For lists of required fields: the list stays exactly as it is, including its order.
+    /// Backward and forward. A list of required fields stays exactly as it is, including its order.
     Full,
-    /// Anything goes.
+    /// No requirement.
     None,
 }
 
-/// Keeps schemas and checks events against them. Called from many tasks at once; it performs no I/O while it validates.
+/// Stores schemas and validates events against them. Its methods are called from many tasks at once. Validation
+/// performs no I/O.
 pub trait SchemaRegistry: Send + Sync {
-    /// Adds a schema, replacing an earlier one of the same type and version.
+    /// Adds a schema and replaces an earlier one of the same type and version.
     ///
-    /// Compatibility is checked here only where the registry was told so, as by
-    /// [`SchemaRules::compatibility`]; otherwise call
-    /// [`check_compatibility`](SchemaRegistry::check_compatibility) where it matters.
+    /// The registry checks compatibility here only if it has a rule for it, such as [`SchemaRules::compatibility`].
+    /// Otherwise call [`check_compatibility`](SchemaRegistry::check_compatibility) yourself.
     ///
     /// # Errors
     ///
-    /// [`EventError::Config`] for a definition that cannot be meant: an empty event type, version 0, an empty or
-    /// repeated field name, more than 1,000 fields.
+    /// [`EventError::Config`] for an invalid definition:
+    ///
+    /// - an empty event type or version 0;
+    /// - an empty or repeated field name;
+    /// - more than 1,000 fields.
     fn register(&self, schema: EventSchema) -> Result<()>;
 
-    /// The schema of one version, if it is registered.
+    /// Returns the schema of one version, if it is registered.
     ///
     /// # Errors
     ///
-    /// The error of what stands behind the registry.
+    /// The error of the registry's backend.
     fn get(&self, event_type: &str, version: u32) -> Result<Option<EventSchema>>;
 
-    /// The highest registered version of a type, if there is one.
+    /// Returns the highest registered version of a type, if there is one.
     ///
     /// # Errors
     ///
-    /// The error of what stands behind the registry.
+    /// The error of the registry's backend.
     fn latest_version(&self, event_type: &str) -> Result<Option<u32>>;
 
-    /// All registered event types, sorted.
+    /// Returns all registered event types, sorted.
     ///
     /// # Errors
     ///
-    /// The error of what stands behind the registry.
+    /// The error of the registry's backend.
     fn list_types(&self) -> Result<Vec<String>>;
 
-    /// Checks an event whose payload is not encrypted.
+    /// Validates an event whose payload is not encrypted.
     ///
-    /// Unless the registry was told to be strict, only what is registered can fail: an event without a type, of an unknown
-    /// type, or of an unknown version of a known type passes.
+    /// Unless the registry is strict, an event without a schema passes. That is an event without a type, of an unknown
+    /// type, or of an unknown version of a known type.
     ///
     /// # Errors
     ///
@@ -94,20 +97,20 @@ pub trait SchemaRegistry: Send + Sync {
 
     /// Checks a registered version against the version just before it, `new_version - 1`.
     ///
-    /// Where one of the two is not registered there is nothing to compare, and the check passes; so does version 1.
+    /// The check passes if one of the two versions is not registered. Version 1 always passes.
     ///
     /// # Errors
     ///
-    /// [`EventError::SchemaValidation`] that names the fields which break `mode`.
+    /// [`EventError::SchemaValidation`] that names the fields that break `mode`.
     fn check_compatibility(&self, event_type: &str, new_version: u32, mode: Compatibility) -> Result<()>;
 
-    /// Checks a registered version against every registered version before it: for streams that keep events of all of
-    /// them.
+    /// Checks a registered version against every registered version before it. Use this for streams that keep events of
+    /// all of them.
     ///
     /// # Errors
     ///
-    /// As [`check_compatibility`](SchemaRegistry::check_compatibility), with the first version that differs too much;
-    /// [`EventError::Unsupported`] unless implemented.
+    /// As [`check_compatibility`](SchemaRegistry::check_compatibility), for the first version that is not compatible.
+    /// [`EventError::Unsupported`] if the registry does not implement this check.
     fn check_compatibility_with_all(
         &self,
         event_type: &str,
@@ -122,7 +125,7 @@ pub trait SchemaRegistry: Send + Sync {
     }
 }
 
-/// What a registry refuses. Without rules it takes every change of a schema and every event without a schema.
+/// Rules of a registry. Without rules, a registry accepts every change of a schema and every event without a schema.
 ///
 /// ```
 /// use a3s_event::schema::SchemaRules;
@@ -149,23 +152,24 @@ pub trait SchemaRegistry: Send + Sync {
 #[must_use]
 pub struct SchemaRules {
     strict: bool,
-    /// The mode that a new version must fulfil, and whether against all earlier versions.
+    /// Mode that a new version must satisfy. If the flag is true, it applies against all versions, otherwise against
+    /// its neighbours.
     compatibility: Option<(Compatibility, bool)>,
 }
 
 impl SchemaRules {
-    /// No rules.
+    /// Creates an empty set of rules.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Refuses events for whose type and version there is no schema, also those without a type.
+    /// Refuses events whose type and version have no schema, including events without a type.
     pub fn strict(mut self) -> Self {
         self.strict = true;
         self
     }
 
-    /// Refuses to register a version that is not compatible with the ones just before and after it.
+    /// Refuses to register a version that is not compatible with the version just before or just after it.
     pub fn compatibility(mut self, mode: Compatibility) -> Self {
         self.compatibility = Some((mode, false));
         self

@@ -1,4 +1,4 @@
-//! References in a JSON Schema: where they may lead, and that following them ends.
+//! Checks of the references in a JSON Schema: they stay inside the schema, and following them ends.
 
 use std::collections::{HashMap, HashSet};
 
@@ -6,12 +6,13 @@ use serde_json::Value;
 
 use crate::text::shorten;
 
-/// References and alternatives that are followed for one value. A validator follows them by recursion.
+/// Maximum number of references and alternatives that are followed for one value. A validator follows them by
+/// recursion.
 const MAX_CHAIN: usize = 100;
 
 /// Keywords whose schemas apply to the same value.
 const HERE: [&str; 8] = ["allOf", "anyOf", "oneOf", "not", "if", "then", "else", "dependentSchemas"];
-/// Keywords whose schemas apply to a part of the value, or to nothing by themselves.
+/// Keywords whose schemas apply to a part of the value, or only through a reference.
 const BELOW: [&str; 14] = [
     "properties",
     "patternProperties",
@@ -28,12 +29,12 @@ const BELOW: [&str; 14] = [
     "definitions",
     "dependencies",
 ];
-/// Those that hold schemas by name.
+/// Keywords that hold schemas by name.
 const BY_NAME: [&str; 6] =
     ["properties", "patternProperties", "dependentSchemas", "dependencies", "$defs", "definitions"];
 
-/// Checks that every reference is a JSON pointer into the document, and that none of them leads back to itself without
-/// going into a part of the value first, which would never end.
+/// Checks that every reference is a JSON pointer into the document. Also checks that no reference leads back to itself
+/// for the same value, because following it would never end.
 pub(super) fn check(document: &Value) -> Result<(), String> {
     let mut walk = Walk { document, chains: HashMap::new() };
     let mut seen: HashSet<*const Value> = HashSet::new();
@@ -60,12 +61,12 @@ pub(super) fn check(document: &Value) -> Result<(), String> {
 
 struct Walk<'a> {
     document: &'a Value,
-    /// How long the chain is that begins at a schema; `None` while it is being followed.
+    /// Length of the chain that begins at a schema; `None` while it is being followed.
     chains: HashMap<*const Value, Option<usize>>,
 }
 
 impl<'a> Walk<'a> {
-    /// What a schema refers to, if it refers to something.
+    /// Returns the target of a schema's reference, if it has one.
     fn target(&self, schema: &'a Value) -> Result<Option<&'a Value>, String> {
         let Some(reference) = schema.get("$ref").and_then(Value::as_str) else { return Ok(None) };
         let pointer = reference
@@ -78,7 +79,7 @@ impl<'a> Walk<'a> {
         target.map(Some).ok_or_else(|| format!("reference '{}' leads nowhere", shorten(reference)))
     }
 
-    /// Follows what applies to the same value as this schema, and returns how many schemas follow each other.
+    /// Follows the schemas that apply to the same value as this one, and returns the length of the chain.
     fn chain(&mut self, schema: &'a Value, depth: usize) -> Result<usize, String> {
         let too_long = || format!("more than {MAX_CHAIN} references and alternatives follow each other");
         match self.chains.get(&std::ptr::from_ref(schema)) {
@@ -100,7 +101,7 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// The schemas under these keywords.
+/// Returns the schemas under these keywords.
 fn subschemas<'a>(schema: &'a Value, keywords: &'static [&'static str]) -> impl Iterator<Item = &'a Value> {
     keywords.iter().flat_map(move |keyword| -> Vec<&'a Value> {
         match schema.get(*keyword) {

@@ -1,15 +1,15 @@
-//! What names a delivery, so that a target can tell a second attempt from a second event.
+//! Keys of deliveries, by which a target recognizes a repeated attempt.
 
 use std::fmt;
 
 use crate::hash::fnv1a_128;
 
-/// Names one delivery of an event to a sink: each attempt at it has the same key, and no other delivery has it. Its
-/// Display is printable ASCII of at most 64 characters.
+/// The key of one delivery of an event to a sink. Each attempt at the delivery has the same key, and no other delivery
+/// has it. `Display` writes at most 64 characters of printable ASCII.
 ///
-/// A broker makes the key of a durable trigger from the trigger, and the stream, sequence, id, source and time of the event,
-/// so that it is the same after a restart and in another process. That of a fire-and-forget trigger is of the process, as
-/// its deliveries are. The dead letter of a delivery has a key of its own.
+/// For a durable trigger, the broker derives the key from the trigger and from the stream, sequence, id, source and
+/// time of the event. This key is the same after a restart and in another process. The key of a fire-and-forget trigger
+/// is valid within the process, as its deliveries are. The dead letter of a delivery has its own key.
 ///
 /// ```
 /// use a3s_event::sink::DeliveryKey;
@@ -26,18 +26,18 @@ pub struct DeliveryKey {
 }
 
 impl DeliveryKey {
-    /// The key of this number among those of a scope, which is whatever tells them from the keys of others.
+    /// Creates the key with this number in a scope. The scope must distinguish these keys from all others.
     pub fn new(scope: &[&str], number: u64) -> Self {
         Self { scope: fnv1a_128(scope), number, is_letter: false }
     }
 
-    /// The same with a scope that is a number already.
+    /// Creates a key in a scope that is a number already.
     #[cfg(feature = "routing")]
     pub(crate) fn within(scope: u128, number: u64) -> Self {
         Self { scope, number, is_letter: false }
     }
 
-    /// The key of the dead letter that this delivery ends in.
+    /// Returns the key of the dead letter of this delivery.
     #[cfg(feature = "routing")]
     pub(crate) fn letter(self) -> Self {
         Self { is_letter: true, ..self }

@@ -1,12 +1,12 @@
-//! Why a sink did not take an event, and what that means for another try.
+//! Failures of sinks, and what they mean for a retry.
 
 use std::fmt;
 use std::time::Duration;
 
 use crate::error::{BackendError, ErrorKind, EventError};
 
-/// Why a sink did not take an event. A sink that knows more than an [`EventError`] says, for instance when to try again,
-/// returns one with [`into_error`](SinkFailure::into_error); the broker reads it.
+/// The reason why a sink did not take an event. A sink that knows more than an [`EventError`] says, for instance when
+/// to retry, returns its failure through [`into_error`](SinkFailure::into_error). The broker evaluates it.
 ///
 /// ```
 /// use std::time::Duration;
@@ -24,41 +24,42 @@ pub struct SinkFailure {
 }
 
 impl SinkFailure {
-    /// A failure that another attempt may overcome.
+    /// Creates a failure that a retry may overcome.
     pub fn retry(reason: impl Into<String>) -> Self {
         Self { reason: reason.into(), retryable: true, after: None }
     }
 
-    /// A failure that no attempt can overcome.
+    /// Creates a failure that no retry can overcome.
     pub fn fatal(reason: impl Into<String>) -> Self {
         Self { retryable: false, ..Self::retry(reason) }
     }
 
-    /// When to try again, which goes before the backoff of the trigger.
+    /// Sets the delay before the retry. It takes precedence over the backoff of the trigger.
     #[must_use]
     pub fn retry_after(mut self, delay: Duration) -> Self {
         self.after = Some(delay);
         self
     }
 
-    /// Whether another attempt can succeed.
+    /// Returns true if a retry can succeed.
     pub fn is_retryable(&self) -> bool {
         self.retryable
     }
 
-    /// When to try again, where the sink says so.
+    /// Returns the delay before the retry, if the sink has set one.
     pub fn after(&self) -> Option<Duration> {
         self.after
     }
 
-    /// The failure as the error of a sink of this name.
+    /// Converts the failure into an error of the sink with this name.
     pub fn into_error(self, sink: impl Into<String>) -> EventError {
         let retryable = self.retryable;
         let error = BackendError::new(sink, "delivery", ErrorKind::Routing, self);
         if retryable { error.retryable().into() } else { error.into() }
     }
 
-    /// What a sink's error means. Input that the sink refuses, it refuses again; everything else is worth another try.
+    /// Classifies the error of a sink. A backend error says itself if a retry can help. Of the other errors,
+    /// `InvalidInput`, `Unsupported` and `Schema` are fatal, and a retry may help for the rest.
     pub fn of(error: &EventError) -> Self {
         if let EventError::Backend(backend) = error {
             if let Some(failure) = backend.source.downcast_ref::<Self>() {

@@ -1,7 +1,7 @@
-//! Sinks: where an event is delivered to.
+//! Sinks: targets that events are delivered to.
 //!
-//! A sink is the target of a trigger of the broker and of a dead-letter queue. [`TopicSink`] and [`InProcessSink`] are
-//! for programs, [`LogSink`] for looking at what passes, [`CollectorSink`] and [`FailingSink`] for tests.
+//! A sink is the target of a trigger of the broker and of a dead-letter queue. Use [`TopicSink`] and [`InProcessSink`]
+//! in programs, [`LogSink`] to watch events, and [`CollectorSink`] and [`FailingSink`] in tests.
 
 mod delivery_key;
 mod failure;
@@ -26,7 +26,7 @@ use crate::poison::IgnorePoison;
 use crate::provider::EventProvider;
 use crate::types::{Event, PublishOptions};
 
-/// A target for events. Called from many tasks at once.
+/// A target for events. Its methods are called from many tasks at once.
 ///
 /// ```
 /// use a3s_event::{Event, EventError, EventSink, Result};
@@ -51,17 +51,17 @@ use crate::types::{Event, PublishOptions};
 pub trait EventSink: Send + Sync {
     /// Delivers one event. `Ok` means that the target has taken it.
     ///
-    /// The caller may stop waiting and drop the future; a sink must not rely on being polled to its end.
+    /// The caller may drop the future, so a sink must not rely on being polled to its end.
     ///
     /// # Errors
     ///
-    /// [`EventError::SinkDelivery`], or the error of what stands behind the sink. The event then counts as not
-    /// delivered.
+    /// [`EventError::SinkDelivery`], or the error of the target. The event then counts as not delivered.
     async fn deliver(&self, event: &Event) -> Result<()>;
 
-    /// Delivers one event, under a key that is the same for each attempt at this delivery. The broker calls this one. A sink
-    /// whose target deduplicates passes the key on, so that an attempt that got no answer stores nothing twice; one that
-    /// needs the event for itself may find that nobody else does, and saves a copy. The default is
+    /// Delivers one event under a key that is the same for each attempt at this delivery. The broker calls this method.
+    ///
+    /// A sink whose target deduplicates passes the key on, so that an attempt without an answer stores nothing twice. A
+    /// sink that needs an owned event avoids a copy if it holds the only reference. The default calls
     /// [`deliver`](EventSink::deliver).
     ///
     /// # Errors
@@ -72,42 +72,42 @@ pub trait EventSink: Send + Sync {
         self.deliver(&event).await
     }
 
-    /// Name of the sink, for logs and errors.
+    /// Returns the name of the sink, for logs and errors.
     fn name(&self) -> &str;
 
-    /// In which form it takes payloads that are encrypted at rest. The default is as they are stored: what leaves the
-    /// process stays encrypted.
+    /// Returns the form in which the sink takes payloads that are encrypted at rest. The default is as they are stored,
+    /// so payloads leave the process encrypted.
     fn payload(&self) -> PayloadForm {
         PayloadForm::AsStored
     }
 }
 
-/// In which form a sink takes payloads that are encrypted at rest.
+/// The form in which a sink takes payloads that are encrypted at rest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum PayloadForm {
     /// As they are stored: encrypted.
     #[default]
     AsStored,
-    /// In clear. For sinks that stay in the process, or are told to.
+    /// In clear. For sinks that stay in the process or are configured so.
     Clear,
 }
 
-/// Publishes events, unchanged and under their own subject, to a provider. What is encrypted at rest stays so.
+/// Publishes events to a provider, unchanged and under their own subject. Encrypted payloads stay encrypted.
 ///
-/// For a broker it publishes with the [key of the delivery](DeliveryKey) as `msg_id` where the provider deduplicates: when
-/// an attempt got no answer, the next one stores no second event within the dedup window, 120 s unless configured
-/// otherwise. Only attempts at the same delivery are told apart in this way. An event that is in the source stream twice,
-/// that was replayed, comes round a loop, or matches two triggers, is stored as often.
+/// For a broker, the sink publishes with the [delivery key](DeliveryKey) as `msg_id` if the provider deduplicates. If
+/// an attempt gets no answer, the next one stores no second event within the deduplication window, 120 s unless
+/// configured otherwise. Only attempts at the same delivery are deduplicated. An event is stored each time if it is in
+/// the source stream twice, is replayed, passes a loop or matches two triggers.
 ///
-/// An error is the provider's own, so that its classification stays readable.
+/// An error is the provider's own, so its classification is kept.
 pub struct TopicSink {
     name: String,
     provider: Arc<dyn EventProvider>,
 }
 
 impl TopicSink {
-    /// A sink that publishes to `provider`.
+    /// Creates a sink that publishes to `provider`.
     pub fn new(name: impl Into<String>, provider: Arc<dyn EventProvider>) -> Self {
         Self { name: name.into(), provider }
     }
@@ -143,7 +143,7 @@ impl fmt::Debug for TopicSink {
 
 type Handling = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 
-/// Calls a function of this process with a copy of the event.
+/// Calls a function of this process with each event.
 ///
 /// ```
 /// use a3s_event::{Event, EventSink, InProcessSink};
@@ -164,7 +164,7 @@ pub struct InProcessSink {
 }
 
 impl InProcessSink {
-    /// A sink that awaits `handler` for each event; the handler's error is the delivery's.
+    /// Creates a sink that awaits `handler` for each event and returns its error.
     pub fn new<F, Fut>(name: impl Into<String>, handler: F) -> Self
     where
         F: Fn(Event) -> Fut + Send + Sync + 'static,
@@ -199,21 +199,21 @@ impl fmt::Debug for InProcessSink {
     }
 }
 
-/// Logs each event through `tracing` at level info: who and what, never the payload, which may be confidential.
+/// Logs each event through `tracing` at level info. It never logs the payload, which may be confidential.
 #[derive(Debug)]
 pub struct LogSink {
     name: String,
 }
 
 impl LogSink {
-    /// A sink whose log lines carry this name.
+    /// Creates a sink whose log lines carry this name.
     pub fn new(name: impl Into<String>) -> Self {
         Self { name: name.into() }
     }
 }
 
 impl Default for LogSink {
-    /// A sink with the name `log-sink`.
+    /// Creates a sink with the name `log-sink`.
     fn default() -> Self {
         Self::new("log-sink")
     }
@@ -222,7 +222,7 @@ impl Default for LogSink {
 #[async_trait]
 impl EventSink for LogSink {
     async fn deliver(&self, event: &Event) -> Result<()> {
-        // Strings as values, not as Display: formatters then escape line ends that someone put into them.
+        // Logged as string values, not with Display, so that formatters escape line breaks in them.
         tracing::info!(
             sink = self.name,
             id = event.id,
@@ -241,10 +241,10 @@ impl EventSink for LogSink {
     }
 }
 
-/// Keeps what it is given, for tests.
+/// Collects events, for tests.
 ///
-/// It holds at most [`MAX_EVENTS`](CollectorSink::MAX_EVENTS) events and refuses further ones, so that one forgotten in
-/// a running program is an error in the log rather than a full memory.
+/// It holds at most [`MAX_EVENTS`](CollectorSink::MAX_EVENTS) events and refuses further ones. In a running program, a
+/// forgotten collector then causes errors in the log and does not fill the memory.
 ///
 /// ```
 /// use a3s_event::{CollectorSink, Event, EventSink};
@@ -265,25 +265,25 @@ pub struct CollectorSink {
 }
 
 impl CollectorSink {
-    /// How many events a collector takes.
+    /// Maximum number of events that a collector takes.
     pub const MAX_EVENTS: usize = 1_000_000;
 
-    /// An empty collector.
+    /// Creates an empty collector.
     pub fn new(name: impl Into<String>) -> Self {
         Self { name: name.into(), events: Mutex::default() }
     }
 
-    /// The events so far, in order of arrival.
+    /// Returns the collected events in order of arrival.
     pub async fn events(&self) -> Vec<Event> {
         self.collected().clone()
     }
 
-    /// How many events there are so far.
+    /// Returns the number of collected events.
     pub async fn count(&self) -> usize {
         self.collected().len()
     }
 
-    /// A push is the only change, so that poison means nothing here.
+    /// Locks the events. A push is the only change, so a poisoned lock is harmless.
     fn collected(&self) -> MutexGuard<'_, Vec<Event>> {
         self.events.lock().ignore_poison()
     }
@@ -320,7 +320,7 @@ pub struct FailingSink {
 }
 
 impl FailingSink {
-    /// A sink that fails with this reason.
+    /// Creates a sink that fails with this reason.
     pub fn new(name: impl Into<String>, reason: impl Into<String>) -> Self {
         Self { name: name.into(), reason: reason.into() }
     }

@@ -1,4 +1,4 @@
-//! Events by the clock.
+//! Source of events at an interval or on a schedule.
 
 use std::fmt;
 use std::time::Duration;
@@ -13,13 +13,13 @@ use crate::deadline::period;
 use crate::error::{EventError, Result};
 use crate::types::Event;
 
-/// The shortest interval.
+/// Minimum interval.
 const MIN_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Produces an event at a fixed interval, or with the feature `cron` on a schedule.
 ///
-/// At a fixed interval the first event comes after one interval. When the receiver is slow, the ticks that passed meanwhile
-/// count as one; they are not made up for in a burst. Each event is made when there is a place for it.
+/// At a fixed interval, the first event comes after one interval. If the receiver is slow, the ticks that passed
+/// meanwhile count as one, so that there is no burst. The source creates an event when the channel has room for it.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -59,7 +59,7 @@ enum When {
 }
 
 impl CronSource {
-    /// A source that sends what `factory` makes once per `interval`, which must be at least 1 ms.
+    /// Creates a source that sends the result of `factory` once per `interval`, which must be at least 1 ms.
     pub fn new<F>(name: impl Into<String>, interval: Duration, factory: F) -> Self
     where
         F: Fn() -> Event + Send + Sync + 'static,
@@ -67,10 +67,10 @@ impl CronSource {
         Self::with(name, When::Every { interval, factory: Box::new(factory) })
     }
 
-    /// A source that sends what `factory` makes at each time of a schedule.
+    /// Creates a source that sends the result of `factory` at each time of a schedule.
     ///
-    /// It fires at most once per time, also when the clock is set back; what becomes of times that passed unseen says
-    /// [`missed_tick_behavior`](CronSource::missed_tick_behavior).
+    /// It fires at most once per time, even if the clock is set back.
+    /// [`missed_tick_behavior`](CronSource::missed_tick_behavior) sets what happens with missed times.
     ///
     /// ```
     /// use a3s_event::source::Schedule;
@@ -79,7 +79,7 @@ impl CronSource {
     /// # fn main() -> a3s_event::Result<()> {
     /// let opening = CronSource::scheduled("opening", Schedule::new("0 30 9 * * Mon-Fri", "America/New_York")?, |tick| {
     ///     let mut event = Event::new("events.market.open", "market", "", "opening", serde_json::json!({}));
-    ///     // The same on every instance: with it as `msg_id` they store one event.
+    ///     // The same id on every instance: used as `msg_id`, it lets them store one event.
     ///     event.id = format!("opening-{}", tick.scheduled_ms);
     ///     event
     /// });
@@ -95,7 +95,7 @@ impl CronSource {
         Self::with(name, When::On(Box::new(Scheduled::new(schedule, Box::new(factory)))))
     }
 
-    /// What becomes of times that passed unseen; of no effect at a fixed interval, where they count as one.
+    /// Sets what happens with missed times. It has no effect at a fixed interval, where they count as one.
     #[cfg(feature = "cron")]
     #[cfg_attr(docsrs, doc(cfg(feature = "cron")))]
     #[must_use]
@@ -106,8 +106,8 @@ impl CronSource {
         self
     }
 
-    /// Counts the times behind this one, in Unix milliseconds, as missed: the time of the last event before a restart. Of no
-    /// effect at a fixed interval.
+    /// Sets the time of the last event before a restart, in Unix milliseconds. Later times that have passed count as
+    /// missed. It has no effect at a fixed interval.
     #[cfg(feature = "cron")]
     #[cfg_attr(docsrs, doc(cfg(feature = "cron")))]
     #[must_use]
@@ -137,7 +137,7 @@ impl CronSource {
     }
 }
 
-/// Sends events until the receiver is gone.
+/// Sends events until the receiver is dropped.
 async fn every(interval: Duration, factory: &(dyn Fn() -> Event + Send + Sync), sender: mpsc::Sender<Event>) {
     let mut ticks = tokio::time::interval(period(interval));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
@@ -148,7 +148,7 @@ async fn every(interval: Duration, factory: &(dyn Fn() -> Event + Send + Sync), 
             () = sender.closed() => return,
             _ = ticks.tick() => {}
         }
-        // A place first, then the event: one that had to wait would arrive with an old time.
+        // Reserves a place before it creates the event. An event that waited for a place would have an old time.
         match sender.reserve().await {
             Ok(place) => place.send(factory()),
             Err(_closed) => return,
@@ -160,7 +160,7 @@ async fn every(interval: Duration, factory: &(dyn Fn() -> Event + Send + Sync), 
 impl EventSource for CronSource {
     /// # Errors
     ///
-    /// [`EventError::Source`] when the interval is shorter than 1 ms, and when a schedule has no time left.
+    /// [`EventError::Source`] if the interval is shorter than 1 ms, or if a schedule has no time left.
     async fn start(&self, sender: mpsc::Sender<Event>) -> Result<()> {
         if let When::Every { interval, .. } = &self.when
             && *interval < MIN_INTERVAL
@@ -277,7 +277,7 @@ mod tests {
         let (_running, mut events) = start(&source, 1);
         tokio::time::sleep(INTERVAL * 10 + INTERVAL / 2).await;
         let begin = Instant::now();
-        // One in the channel, one that waited for a place, one for the eight ticks that nobody saw.
+        // One in the channel, one that waited for a place, and one for the eight missed ticks.
         for n in 0..3 {
             assert_eq!(events.recv().await.unwrap().payload, n);
         }

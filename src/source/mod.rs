@@ -1,7 +1,7 @@
-//! Sources: where events come from without somebody publishing them.
+//! Sources: components that create events by themselves.
 //!
-//! A source produces into a channel; [`SourceRunner`] publishes what comes out of it, and starts the source again when it
-//! fails. Here are [`CronSource`] for schedules, [`ThresholdSource`] for measured values, and with the feature `webhook` a
+//! A source produces into a channel. [`SourceRunner`] publishes the events and restarts the source when it fails. This
+//! module has [`CronSource`] for schedules, [`ThresholdSource`] for measured values, and with the feature `webhook` a
 //! receiver of webhooks.
 
 mod cron;
@@ -35,50 +35,50 @@ use crate::types::Event;
 /// Produces events until it is stopped.
 #[async_trait]
 pub trait EventSource: Send + Sync {
-    /// Produces events into `sender` until the source is stopped or the receiver is gone; both end with `Ok`. The
-    /// future runs as long as the source does: give it a task.
+    /// Produces events into `sender` until the source is stopped or the receiver is dropped. Both end with `Ok`. The
+    /// future runs as long as the source does, so spawn a task for it.
     ///
-    /// A full channel makes the source wait.
+    /// The source waits while the channel is full.
     ///
     /// # Errors
     ///
-    /// [`EventError::Source`](crate::EventError::Source) when the source cannot go on.
+    /// [`EventError::Source`](crate::EventError::Source) if the source cannot continue.
     async fn start(&self, sender: mpsc::Sender<Event>) -> Result<()>;
 
-    /// Ends the source for good, also one that was not started yet. Does not wait for `start` to return.
+    /// Stops the source for good, even if it was never started. Does not wait for `start` to return.
     ///
     /// # Errors
     ///
-    /// [`EventError::Source`](crate::EventError::Source) when the source cannot be told.
+    /// [`EventError::Source`](crate::EventError::Source) if the source cannot be stopped.
     async fn stop(&self) -> Result<()>;
 
-    /// Name of the source, for logs and errors.
+    /// Returns the name of the source, for logs and errors.
     fn name(&self) -> &str;
 }
 
 /// A source that turns HTTP requests into events.
 #[async_trait]
 pub trait WebhookSource: EventSource {
-    /// The path that it takes requests on, for instance `/hooks/orders`.
+    /// Returns the path on which it takes requests, for instance `/hooks/orders`.
     fn path(&self) -> &str;
 
-    /// The content types that it takes; `application/json` unless stated.
+    /// Returns the content types that it takes. Default `application/json`.
     fn content_types(&self) -> Vec<String> {
         vec!["application/json".to_owned()]
     }
 }
 
-/// A source that makes an event when a measured value passes a threshold.
+/// A source that creates an event when a measured value passes a threshold.
 #[async_trait]
 pub trait MetricsSource: EventSource {
-    /// What is measured.
+    /// Returns the name of the measured metric.
     fn metric_name(&self) -> &str;
 
-    /// The value that matters, in the unit of the metric.
+    /// Returns the threshold, in the unit of the metric.
     fn threshold(&self) -> f64;
 }
 
-/// The switch that ends a source for good.
+/// Switch that stops a source for good.
 struct Stop(watch::Sender<bool>);
 
 impl Stop {
@@ -94,12 +94,12 @@ impl Stop {
         *self.0.borrow()
     }
 
-    /// Works until the switch is set; `None` then, and at once when it was set before.
+    /// Runs `work` until the switch is set. Returns `None` if the switch is set first, or was set before.
     async fn or<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         let mut stopped = self.0.subscribe();
         tokio::select! {
             biased;
-            // Fails only without a sender, and `self` holds it.
+            // Fails only without a sender, and `self` holds the sender.
             _ = stopped.wait_for(|stopped| *stopped) => None,
             done = work => Some(done),
         }

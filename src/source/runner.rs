@@ -1,4 +1,4 @@
-//! Runs a source: publishes what it produces, starts it again when it fails, and stops it without losing what it holds.
+//! Runs a source: publishes its events, restarts it when it fails, and stops it without losing events.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,20 +17,23 @@ use crate::error::{EventError, Result};
 use crate::poison::IgnorePoison;
 use crate::types::{Event, PublishOptions};
 
-/// Shortest wait before a new start or a new publish, whatever is configured.
+/// Minimum delay before a restart or a retry of a publish.
 const SHORTEST_DELAY: Duration = Duration::from_millis(1);
-/// A source that ran this long has recovered: the next failure is its first again.
+/// Running time after which a source has recovered. The next failure then counts as the first.
 const RECOVERED_AFTER: Duration = Duration::from_secs(60);
-/// Events between the source and the bus.
+/// Default number of events between the source and the bus.
 const DEFAULT_BUFFER: usize = 64;
 
 /// Runs an [`EventSource`] on a bus.
 ///
-/// What the source produces is published in order, each event until it is stored: a failure that a retry can help is tried
-/// again, with growing delays, and holds the source back. With a provider that deduplicates, the event's id is its `msg_id`,
-/// so that a retry stores it once. An event that can never be stored is logged, counted and left out. When the bus is closed,
-/// what is left is handed back by [`shutdown`](SourceHandle::shutdown). A source that fails or panics is started again, with growing
-/// delays, too.
+/// The runner publishes the events of the source in order, one after the other:
+///
+/// - It retries a failed publish with growing delays if a retry can help. Meanwhile the source has to wait.
+/// - If the provider deduplicates, the event's id is its `msg_id`, so that a retry stores the event once.
+/// - It logs, counts and skips an event that can never be stored.
+/// - If the bus is closed, [`shutdown`](SourceHandle::shutdown) returns the remaining events.
+///
+/// It restarts a source that fails or panics, also with growing delays.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -60,7 +63,7 @@ pub struct SourceRunner {
 }
 
 impl SourceRunner {
-    /// Runs this source.
+    /// Creates a runner for this source.
     pub fn new(source: Arc<dyn EventSource>) -> Self {
         Self {
             source,
@@ -69,24 +72,25 @@ impl SourceRunner {
         }
     }
 
-    /// The wait after each failure in a row, of the source or of a publish, at least 1 ms. Default exponential from 100 ms
-    /// to 30 s with jitter.
+    /// Sets the delay after each consecutive failure of the source or of a publish, at least 1 ms. Default exponential
+    /// from 100 ms to 30 s with jitter.
     pub fn backoff(mut self, backoff: Backoff) -> Self {
         self.backoff = backoff;
         self
     }
 
-    /// How many events the source may be ahead of the bus, at least 1. Default 64.
+    /// Sets how many events the source may be ahead of the bus, at least 1. Default 64.
     pub fn buffer(mut self, events: usize) -> Self {
         self.buffer = events.max(1);
         self
     }
 
-    /// Starts the source. Dropping what is returned ends it at once; [`shutdown`](SourceHandle::shutdown) ends it in good order.
+    /// Starts the source. [`shutdown`](SourceHandle::shutdown) of the returned handle ends the source in order.
+    /// Dropping the handle ends it at once.
     ///
     /// # Panics
     ///
-    /// Outside a tokio runtime.
+    /// If called outside a tokio runtime.
     pub fn start(self, bus: Arc<EventBus>) -> SourceHandle {
         let (sender, events) = mpsc::channel(self.buffer);
         let source = Arc::clone(&self.source);
@@ -105,34 +109,34 @@ impl fmt::Debug for SourceRunner {
     }
 }
 
-/// What a source is doing.
+/// The state of a source.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SourceState {
-    /// It produces.
+    /// The source is running.
     #[default]
     Running,
-    /// It failed, and is started again after a delay.
+    /// The source failed and will be restarted after a delay.
     Waiting,
-    /// It ended by itself or was stopped.
+    /// The source ended by itself or was stopped.
     Ended,
 }
 
-/// How a source is doing.
+/// The status of a source.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SourceStatus {
-    /// What it is doing.
+    /// State of the source.
     pub state: SourceState,
-    /// How often it was started again.
+    /// Number of restarts.
     pub restarts: u64,
-    /// Events published.
+    /// Number of published events.
     pub published: u64,
-    /// Publishes that were tried again.
+    /// Number of retried publishes.
     pub retries: u64,
-    /// Events that can never be stored, and were left out.
+    /// Number of events that can never be stored and were skipped.
     pub refused: u64,
-    /// The last failure of the source or of a publish.
+    /// Last failure of the source or of a publish.
     pub last_error: Option<String>,
 }
 
@@ -155,7 +159,7 @@ impl Shared {
     }
 }
 
-/// A source that runs. Dropping it ends the source at once, with what it holds.
+/// Handle of a running source. Dropping it ends the source at once and discards unpublished events.
 #[must_use = "dropping it ends the source"]
 pub struct SourceHandle {
     source: Arc<dyn EventSource>,
@@ -166,7 +170,7 @@ pub struct SourceHandle {
 }
 
 impl SourceHandle {
-    /// How it is doing.
+    /// Returns the status of the source.
     pub fn status(&self) -> SourceStatus {
         let (state, last_error) = self.shared.state.lock().ignore_poison().clone();
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -180,12 +184,12 @@ impl SourceHandle {
         }
     }
 
-    /// Stops the source and publishes what it has produced. What could not be published within the timeout is handed back, in
-    /// order; the first of it may have been stored.
+    /// Stops the source and publishes the events that it has produced. Returns the events that could not be published
+    /// within the timeout, in order. The first of them may have been stored.
     ///
     /// # Errors
     ///
-    /// [`EventError::Source`] when the source cannot be told to stop; it is ended all the same.
+    /// [`EventError::Source`] if the source cannot be stopped in order. It is ended in any case.
     pub async fn shutdown(mut self, timeout: Duration) -> Result<Vec<Event>> {
         let deadline = Instant::now().after(timeout);
         let told = match tokio::time::timeout_at(deadline, self.source.stop()).await {
@@ -229,7 +233,7 @@ impl fmt::Debug for SourceHandle {
     }
 }
 
-/// Runs the source until it ends by itself, whatever that takes.
+/// Runs the source, with restarts, until it ends by itself.
 async fn produce(
     source: Arc<dyn EventSource>,
     sender: mpsc::Sender<Event>,
@@ -240,7 +244,7 @@ async fn produce(
     loop {
         shared.set(SourceState::Running);
         let begin = Instant::now();
-        // A task of its own, so that a panic ends only it; aborting this task aborts that one.
+        // A separate task, so that a panic ends only that task. Aborting this task also aborts that one.
         let mut running = tokio::task::JoinSet::new();
         let (started, own_sender) = (Arc::clone(&source), sender.clone());
         running.spawn(async move { started.start(own_sender).await });
@@ -260,8 +264,8 @@ async fn produce(
     shared.set(SourceState::Ended);
 }
 
-/// Publishes until the source has ended and nothing is left, or until it is told to give up or the bus is closed: then what
-/// is left is returned.
+/// Publishes until the source has ended and no event is left. Returns the remaining events if `given_up` is set or the
+/// bus is closed.
 async fn publish(
     bus: Arc<EventBus>,
     mut events: mpsc::Receiver<Event>,
@@ -294,7 +298,7 @@ async fn publish(
     left
 }
 
-/// Whether the event is done with, which it is not on a bus that is closed.
+/// Publishes one event. Returns true if the event was stored or refused, and false if the bus is closed.
 async fn publish_one(bus: &EventBus, event: &Event, backoff: &Backoff, shared: &Shared) -> bool {
     let dedup = bus.provider().capabilities().dedup.is_yes();
     let options = PublishOptions { msg_id: dedup.then(|| event.id.clone()), ..PublishOptions::default() };
@@ -341,7 +345,7 @@ mod tests {
         Event::new("events.a.b", "a", "", "", json!(number))
     }
 
-    /// Memory that can be out of order.
+    /// Memory provider that can be set to fail.
     struct Flaky {
         inner: MemoryProvider,
         fails: Arc<AtomicBool>,
@@ -386,7 +390,7 @@ mod tests {
         events.iter().rev().map(|event| event.payload.as_u64().unwrap()).collect()
     }
 
-    /// Produces a number per start, and then does as it is told: fails, panics, ends or goes on.
+    /// Produces a number per start, and then does what its list says: fails, panics, ends or goes on.
     struct Moody {
         starts: AtomicU64,
         moods: Vec<&'static str>,

@@ -9,34 +9,35 @@ use crate::clock::unix_millis;
 use crate::error::{EventError, Result};
 use crate::types::Event;
 
-/// No sleep is longer, so that a clock that was set is noticed.
+/// Maximum length of a sleep, so that a change of the clock is noticed.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
-/// A time is missed when it is longer ago than this.
+/// Age in milliseconds above which a time counts as missed.
 const LATE_MS: u64 = 1_000;
-/// Most missed times that are counted.
+/// Maximum number of missed times that are counted.
 const MOST_MISSED: usize = 1_000;
 
 /// One time of a schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Tick {
-    /// When the schedule says, in Unix milliseconds: the same on all machines.
+    /// Scheduled time in Unix milliseconds, the same on all machines.
     pub scheduled_ms: u64,
-    /// How many times right before this one passed without an event; 1,000 is that many or more.
+    /// Number of times right before this one that passed without an event; 1,000 means that many or more.
     pub missed: u64,
 }
 
-/// What becomes of the times of a schedule that passed while nobody could take an event: the receiver was slow, the machine
-/// slept, or the clock was set forward.
+/// Behavior for missed times of a schedule. Times are missed if the receiver was slow, the machine slept, or the clock
+/// was set forward.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MissedTickBehavior {
-    /// One event for all of them, for the latest. The default.
+    /// One event for all missed times, with the latest time. The default.
     #[default]
     Coalesce,
-    /// No event for them.
+    /// No event for missed times.
     Skip,
-    /// An event for each, in order; where there are more than so many, or than 1,000, for the latest of them.
+    /// One event for each missed time, in order. If there are more than this number or than 1,000, the latest ones are
+    /// used.
     Each(usize),
 }
 
@@ -54,7 +55,7 @@ impl Scheduled {
         Self { schedule, missed, resume_after: None, factory, clock: Box::new(unix_millis) }
     }
 
-    /// Sends events until the receiver is gone.
+    /// Sends events until the receiver is dropped.
     pub(super) async fn produce(&self, name: &str, sender: mpsc::Sender<Event>) -> Result<()> {
         let mut done_until = self.resume_after.unwrap_or_else(|| (self.clock)());
         loop {
@@ -65,7 +66,7 @@ impl Scheduled {
                 () = sender.closed() => return Ok(()),
                 () = self.wait_until(next) => {}
             }
-            // A place first: what passed while there was none is missed, too.
+            // Reserves a place first: times that passed while there was none are missed, too.
             let Ok(place) = sender.reserve().await else { return Ok(()) };
             let ticks = self.due(done_until);
             let Some(latest) = ticks.last() else { continue };
@@ -90,8 +91,8 @@ impl Scheduled {
         }
     }
 
-    /// The times behind `done_until` that have come, in order, without those that nobody would count. A clock that was set
-    /// back makes none of them come again.
+    /// Returns the times after `done_until` that have come, in order, but no more than are counted. After the clock was
+    /// set back, none of them is repeated.
     fn due(&self, done_until: u64) -> Vec<Tick> {
         let mut times = Vec::new();
         let mut until = (self.clock)();
@@ -106,7 +107,7 @@ impl Scheduled {
         ticks.map(|(scheduled_ms, missed)| Tick { scheduled_ms, missed }).collect()
     }
 
-    /// Those that the policy wants an event for.
+    /// Returns the ticks that get an event.
     fn wanted(&self, mut ticks: Vec<Tick>) -> Vec<Tick> {
         let now = (self.clock)();
         match self.missed {
@@ -119,7 +120,7 @@ impl Scheduled {
             MissedTickBehavior::Each(most) => {
                 let first = ticks.len().saturating_sub(most.clamp(1, MOST_MISSED));
                 let mut wanted = ticks.split_off(first);
-                // What has an event of its own was not missed.
+                // A time with its own event was not missed.
                 wanted.iter_mut().skip(1).for_each(|tick| tick.missed = 0);
                 wanted
             }
@@ -141,7 +142,7 @@ mod tests {
     const NOON: u64 = 1_780_315_200_000;
     const MINUTE: u64 = 60_000;
 
-    /// Every minute on a clock that starts at noon, goes with tokio's and can be set.
+    /// Fires every minute on a clock that starts at noon, follows tokio's clock and can be set.
     struct Bench {
         set_by: Arc<AtomicI64>,
         events: mpsc::Receiver<Event>,

@@ -1,4 +1,4 @@
-//! Events when a measured value passes a threshold.
+//! Source of events when a measured value passes a threshold.
 
 use std::fmt;
 use std::time::Duration;
@@ -13,48 +13,48 @@ use crate::deadline::period;
 use crate::error::{EventError, Result};
 use crate::types::Event;
 
-/// How often the value is read unless configured otherwise.
+/// Default interval between readings.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Type of the events that a threshold source makes.
+/// Type of the events that a threshold source creates.
 const EVENT_TYPE: &str = "a3s.metrics.threshold";
 
-/// The direction in which a value passes the threshold that raises an alert.
+/// The direction in which a value must pass the threshold to raise an alert.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Direction {
-    /// Up: the threshold and above raise it. The default.
+    /// Up: a value at or above the threshold raises the alert. The default.
     #[default]
     Above,
-    /// Down: the threshold and below raise it.
+    /// Down: a value at or below the threshold raises the alert.
     Below,
 }
 
-/// An alert that is raised or cleared: a value that passed the threshold.
+/// An alert that is raised or cleared.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct ThresholdAlert {
-    /// What is measured.
+    /// Name of the measured metric.
     pub metric: String,
-    /// The value that was read: the difference per second for a [rate](ThresholdSource::per_second).
+    /// Value that was read, or its growth per second for a [rate](ThresholdSource::per_second).
     pub value: f64,
-    /// The threshold.
+    /// Threshold that the value is compared with.
     pub threshold: f64,
-    /// Whether the alert is raised, or cleared.
+    /// If true, the alert is raised; if false, it is cleared.
     pub raised: bool,
 }
 
 type Read = Box<dyn Fn() -> f64 + Send + Sync>;
 type Make = Box<dyn Fn(&ThresholdAlert) -> Event + Send + Sync>;
 
-/// Reads a value at an interval and makes an event when it passes the threshold in the [`Direction`] that matters, and another
-/// when it is clear of it again.
+/// Reads a value at an interval, and creates an event when the value passes the threshold in the chosen [`Direction`].
+/// It creates another event when the alert is cleared.
 ///
-/// Between both lies a margin, so that a value that swings around the threshold makes no stream of events: it has left
-/// only beyond [`clear_at`](ThresholdSource::clear_at), and it may have to stay for
-/// [several readings](ThresholdSource::readings). A value that is no number is passed over.
+/// A margin keeps a value that swings around the threshold from creating a stream of events. The alert is cleared only
+/// when the value is beyond [`clear_at`](ThresholdSource::clear_at). You can also require several
+/// [readings](ThresholdSource::readings) in a row. A reading that is not a finite number is ignored.
 ///
-/// The value can be anything; counters of a bus only grow, so what matters about them is mostly the
+/// The value can be anything. Counters of a bus only grow, so you usually compare their
 /// [rate](ThresholdSource::per_second).
 ///
 /// ```
@@ -89,9 +89,9 @@ pub struct ThresholdSource {
 }
 
 impl ThresholdSource {
-    /// A source that reads the metric of this name with `read`. Its events have the type `a3s.metrics.threshold`, the
-    /// subject `events.metrics.threshold` and a payload with `metric`, `value`, `threshold` and `raised`;
-    /// [`events`](ThresholdSource::events) makes others.
+    /// Creates a source that reads the metric of this name with `read`. Its events have the type
+    /// `a3s.metrics.threshold` and the subject `events.metrics.threshold`. Their payload has `metric`, `value`,
+    /// `threshold` and `raised`. Use [`events`](ThresholdSource::events) to create other events.
     pub fn new<F>(name: impl Into<String>, metric: impl Into<String>, threshold: f64, read: F) -> Self
     where
         F: Fn() -> f64 + Send + Sync + 'static,
@@ -113,44 +113,44 @@ impl ThresholdSource {
         }
     }
 
-    /// The direction that raises the alert. Default [`Direction::Above`].
+    /// Sets the direction that raises the alert. Default [`Direction::Above`].
     #[must_use]
     pub fn direction(mut self, direction: Direction) -> Self {
         self.direction = direction;
         self
     }
 
-    /// The alert is cleared only when the value is beyond this one: less for [`Direction::Above`], more for
-    /// [`Direction::Below`]. Default is the threshold itself.
+    /// Sets the value beyond which the alert is cleared: below it for [`Direction::Above`], above it for
+    /// [`Direction::Below`]. Default is the threshold.
     #[must_use]
     pub fn clear_at(mut self, value: f64) -> Self {
         self.clear_at = value;
         self
     }
 
-    /// How many readings in a row it takes for an event, at least 1. Default 1.
+    /// Sets how many readings in a row are needed for an event, at least 1. Default 1.
     #[must_use]
     pub fn readings(mut self, count: u32) -> Self {
         self.readings = count;
         self
     }
 
-    /// Compares how much the value grows per second instead of the value itself. A counter that was reset counts as not
-    /// having grown.
+    /// Compares the growth of the value per second instead of the value itself. A counter that was reset counts as not
+    /// grown.
     #[must_use]
     pub fn per_second(mut self) -> Self {
         self.per_second = true;
         self
     }
 
-    /// How often the value is read. Default 10 s, at least 1 ms.
+    /// Sets the interval between readings, at least 1 ms. Default 10 s.
     #[must_use]
     pub fn interval(mut self, interval: Duration) -> Self {
         self.interval = interval;
         self
     }
 
-    /// Makes other events.
+    /// Sets the function that creates the events.
     #[must_use]
     pub fn events<F>(mut self, make: F) -> Self
     where
@@ -188,7 +188,7 @@ impl ThresholdSource {
                 () = sender.closed() => return,
                 now = ticks.tick() => {
                     let Some(alert) = state.take((self.read)(), now) else { continue };
-                    // Read again only when this one has a place: none is lost.
+                    // The next reading waits until this event has a place, so that none is lost.
                     if sender.send((self.make)(&alert)).await.is_err() {
                         return;
                     }
@@ -198,11 +198,11 @@ impl ThresholdSource {
     }
 }
 
-/// What the readings up to now say.
+/// State after the readings so far.
 struct State<'a> {
     source: &'a ThresholdSource,
     raised: bool,
-    /// Readings in a row that say otherwise than `raised`.
+    /// Number of consecutive readings that contradict `raised`.
     against: u32,
     before: Option<(f64, Instant)>,
 }
@@ -252,7 +252,7 @@ fn threshold_event(alert: &ThresholdAlert, source: &str) -> Event {
 impl EventSource for ThresholdSource {
     /// # Errors
     ///
-    /// [`EventError::Source`] for settings that make no sense.
+    /// [`EventError::Source`] for invalid settings.
     async fn start(&self, sender: mpsc::Sender<Event>) -> Result<()> {
         self.check()?;
         self.stop.or(self.watch(sender)).await;
@@ -302,7 +302,7 @@ mod tests {
         ThresholdSource::new("watch", "load", 10.0, || 0.0)
     }
 
-    /// What the readings make: the index of a reading, and whether it raised or cleared.
+    /// Returns the events of these readings: the index of a reading, and true if it raised the alert.
     fn crossings(source: &ThresholdSource, readings: &[f64]) -> Vec<(usize, bool)> {
         let mut state = State::new(source);
         let begin = Instant::now();
@@ -338,7 +338,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_rate_is_the_growth_per_second() {
-        // 2 s apart: 0, 12, 3, reset and so 0, 10 a second.
+        // 2 s apart, so the growth per second is 12, 3, 0 after the reset, and 10.
         let readings = [100.0, 124.0, 130.0, 0.0, 20.0];
         assert_eq!(crossings(&source().per_second(), &readings), [(1, true), (2, false), (4, true)]);
     }

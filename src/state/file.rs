@@ -1,4 +1,4 @@
-//! The store in a file.
+//! State store in a file.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
@@ -19,30 +19,31 @@ use crate::private_file::{self, Owner, Refusal};
 use crate::text::without_values;
 use crate::types::SubscriptionFilter;
 
-/// Largest state file in bytes: some hundred thousand subscriptions.
+/// Maximum size of a state file in bytes: some hundred thousand subscriptions.
 const MAX_FILE_LEN: u64 = 64 * 1024 * 1024;
-/// Version of the form with a checksum.
+/// Version of the format with a checksum.
 const VERSION: u64 = 1;
-/// End of the name of what was stored before the last save.
+/// Suffix of the copy of the state before the last save.
 const BACKUP: &str = ".bak";
 
-/// Keeps subscriptions in a JSON file: an object from subscriber id to filter, indented, sorted by id.
+/// State store in a JSON file: an object from subscriber id to filter, indented, sorted by id.
 ///
-/// **Crashes.** Saving writes a temporary file beside the target, flushes it to the disk, renames it and flushes the
-/// folder, so that a crash or a loss of power leaves either the old or the new content.
+/// **Crashes.** Saving writes a temporary file beside the target, flushes it to the disk, renames it, and flushes the
+/// folder. After a crash or a power loss, the file has either the old or the new content.
 ///
-/// **Damage.** A file that cannot be read as state, because it is damaged, larger than 64 MiB, has a key twice, or belongs to
-/// something else, is an error that names it, and is never overwritten: restore it or move it away. A changed character inside an otherwise
-/// good file is found with [`with_checksum`](FileStateStore::with_checksum). What was stored before the last save is kept
-/// beside the file, with `.bak` at the end of its name, and is what to restore from; it is never read by itself.
+/// **Damage.** A file that is not valid state is an error that names it, and is never overwritten: restore it or move
+/// it away. It is not valid if it is damaged, is larger than 64 MiB, has a key twice, or belongs to another program.
+/// [`with_checksum`](FileStateStore::with_checksum) also detects a changed character inside an otherwise good file. The
+/// state before the last save is kept beside the file with the suffix `.bak`. Restore from it; the store never reads
+/// it.
 ///
-/// **Access.** On Unix the file and the folders that are made for it belong to their owner only, modes 0600 and 0700. A
-/// file that others can write is taken back from them with a warning in the log. On Linux a file of another user is
-/// refused; root may read it.
+/// **Access.** On Unix, only the owner has access to the file and the folders that are created for it, modes 0600 and
+/// 0700. If others can write the file, the store removes their access and logs a warning. On Linux, a file of another
+/// user is rejected; root may read it.
 ///
-/// **Processes.** The first load or save claims the file for this process, and another process that comes is refused with
-/// the id of the one that is there. The claim is a lock on a file beside it, with `.lock` at the end of its name; it ends
-/// with the last clone of the store or with the process. Stores of one process share the claim.
+/// **Processes.** The first load or save claims the file for this process. Another process gets an error with the id of
+/// the process that has it. The claim is a lock on a file beside it with the suffix `.lock`. It ends with the last
+/// clone of the store or with the process. Stores of one process share the claim.
 ///
 /// ```
 /// use std::collections::HashMap;
@@ -72,14 +73,14 @@ pub struct FileStateStore {
     lock: Arc<OnceLock<ProcessLock>>,
 }
 
-/// What a file holds.
+/// Content of a state file.
 struct State {
     subscriptions: HashMap<String, SubscriptionFilter>,
-    /// Whether it is in the form with a checksum.
+    /// True if it is in the format with a checksum.
     checksum: bool,
 }
 
-/// The form with a checksum.
+/// Format with a checksum.
 #[derive(Serialize, Deserialize)]
 struct Checksummed {
     version: u64,
@@ -89,28 +90,28 @@ struct Checksummed {
 }
 
 impl FileStateStore {
-    /// A store in this file. The file and its parent folders are created by the first save.
+    /// Creates a store in this file. The first save creates the file and its parent folders.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into(), checksum: false, lock: Arc::default() }
     }
 
-    /// Saves with a version and a checksum around the subscriptions, so that any damage is found when they are loaded:
+    /// Saves with a version and a checksum around the subscriptions, so that loading detects any damage:
     /// `{"version": 1, "checksum": …, "subscriptions": {…}}`.
     ///
-    /// Earlier versions of this crate, and tools that read their file, do not know this form; that is why it has to be
-    /// asked for. Both forms are loaded, and a file in this form keeps it, asked for or not.
+    /// The default is off, because earlier versions of this crate, and tools that read their file, do not know this
+    /// format. Both formats are loaded, and a file in this format keeps it, with or without this setting.
     #[must_use]
     pub fn with_checksum(mut self) -> Self {
         self.checksum = true;
         self
     }
 
-    /// The file.
+    /// Returns the path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What the file holds; `None` when there is no file.
+    /// Reads the file, or returns `None` if there is none.
     fn read(&self) -> Result<Option<State>> {
         let (content, file, metadata) = match private_file::read(&self.path, MAX_FILE_LEN) {
             Ok(read) => read,
@@ -147,7 +148,7 @@ impl FileStateStore {
     fn decode(&self, content: &[u8]) -> Result<State> {
         let not_state =
             |error: &serde_json::Error| self.unusable("is not a state file", without_values(error));
-        // Of equal keys the last would win, and what the other one says would be gone with the next save.
+        // Of equal keys, the last would win, and the next save would lose the other one.
         if let Err(error) = json::from_slice(content)
             && error.is_data()
         {
@@ -157,13 +158,13 @@ impl FileStateStore {
             Ok(subscriptions) => return Ok(State { subscriptions, checksum: false }),
             Err(error) => error,
         };
-        // Anything of a later version is told from damage by its version alone.
+        // Only its version tells a later format from damage.
         #[derive(Deserialize)]
         struct Versioned {
             version: u64,
         }
         let Ok(Versioned { version }) = serde_json::from_slice(content) else {
-            // What is not JSON at all says so, whatever the first difference from a map of filters was.
+            // Content that is not JSON reports its syntax error, not its first difference from a map of filters.
             let syntax = serde_json::from_slice::<serde::de::IgnoredAny>(content).err();
             return Err(not_state(&syntax.unwrap_or(plain)));
         };
@@ -196,7 +197,7 @@ impl FileStateStore {
     /// Claims the file for this process.
     fn claim(&self) -> std::result::Result<(), NotLocked> {
         if self.lock.get().is_none() {
-            // A claim that another thread made at the same time is as good, and this one is counted back.
+            // If another thread made the claim at the same time, that one stays and this one is dropped.
             let _ = self.lock.set(ProcessLock::acquire(&self.beside(".lock"))?);
         }
         Ok(())
@@ -206,27 +207,27 @@ impl FileStateStore {
         self.path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."))
     }
 
-    /// The path with something at its end.
+    /// Returns the path with a suffix.
     fn beside(&self, end: &str) -> PathBuf {
         let mut path = self.path.clone().into_os_string();
         path.push(end);
         path.into()
     }
 
-    /// A file beside this one under a name that nobody has. The standard library's hash keys are its only source of
-    /// randomness, and enough for that.
+    /// Returns an unused name beside this file. The standard library's hash keys are its only source of randomness, and
+    /// enough for that.
     fn temporary(&self) -> PathBuf {
         self.beside(&format!(".{:016x}.tmp", RandomState::new().hash_one(())))
     }
 
-    /// Replaces the file so that after a crash either the old or the new content is there.
+    /// Replaces the file. After a crash, either the old or the new content is there.
     fn replace(&self, content: &[u8], is_stored: bool) -> io::Result<()> {
         if self.path.file_name().is_none() {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         put_in_place(&self.path, &self.temporary(), |temporary| {
             private_file::write_new(temporary, content)?;
-            // Only now, so that what cannot be written takes no copy away.
+            // Only now, so that a failed write does not cost the previous copy.
             if is_stored && let Err(error) = self.keep_stored() {
                 tracing::warn!(path = %self.path.display(), %error, "no copy kept of the state before this save");
             }
@@ -235,10 +236,10 @@ impl FileStateStore {
         private_file::sync_folder(self.folder())
     }
 
-    /// Keeps what is stored as the copy to restore from. The file itself stays where it is: at no moment there is none.
+    /// Keeps the stored state as the copy to restore from. The file itself stays in place at every moment.
     fn keep_stored(&self) -> io::Result<()> {
         put_in_place(&self.beside(BACKUP), &self.temporary(), |temporary| {
-            // A second name costs nothing, and what it names is on the disk. Not every file system has them.
+            // A hard link costs nothing, and its content is on the disk. Some file systems have none.
             fs::hard_link(&self.path, temporary)
                 .or_else(|_| private_file::write_new(temporary, &fs::read(&self.path)?))
         })
@@ -248,7 +249,7 @@ impl FileStateStore {
         EventError::Config(format!("state file {:?} {what}: {cause}", self.path))
     }
 
-    /// The error of a content that is no state, with what there is to do about it.
+    /// Creates the error for content that is not valid state, with the remedy.
     fn unusable(&self, what: &str, cause: impl std::fmt::Display) -> EventError {
         let backup = self.beside(BACKUP);
         let remedy = match backup.exists() {
@@ -266,7 +267,7 @@ impl StateStore for FileStateStore {
         let not_written = |cause: &dyn std::fmt::Display| self.error("cannot be written", cause);
         private_file::create_folder(self.folder()).map_err(|error| not_written(&error))?;
         self.claim().map_err(|error| not_written(&error))?;
-        // Whoever mistyped the path must not lose the file that is there.
+        // A mistyped path must not overwrite another file.
         let stored = self.read()?;
         let with_checksum = self.checksum || stored.as_ref().is_some_and(|state| state.checksum);
         let content = self.encode(subscriptions, with_checksum).map_err(|error| not_written(&error))?;
@@ -277,7 +278,7 @@ impl StateStore for FileStateStore {
     }
 
     fn load(&self) -> Result<HashMap<String, SubscriptionFilter>> {
-        // What cannot be claimed because nothing can be written there can still be read; saving will say why not.
+        // A file that cannot be claimed because the folder is not writable can still be read; saving returns the error.
         if let Err(error @ NotLocked::ByOther(_)) = self.claim() {
             return Err(self.error("cannot be used", error));
         }
@@ -285,11 +286,11 @@ impl StateStore for FileStateStore {
     }
 }
 
-/// Makes a file under a temporary name and renames it to its own. What was begun is removed when that fails, and when both are
+/// Creates a file under a temporary name and renames it. Removes the temporary name if that fails, and if both are
 /// names of one file, which renaming leaves as it is.
 fn put_in_place(path: &Path, temporary: &Path, make: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
     let done = make(temporary).and_then(|()| fs::rename(temporary, path));
-    // Not ours when it was there before; the name is random, so that nothing is lost by leaving it.
+    // A file that existed before is not ours. The name is random, so leaving it loses nothing.
     if !done.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists) {
         let _ = fs::remove_file(temporary);
     }
@@ -305,7 +306,7 @@ mod tests {
     use super::*;
     use crate::types::{DeliverPolicy, SubscribeOptions};
 
-    /// A folder of its own for each test, removed at the end.
+    /// A separate folder for each test, removed at the end.
     struct Folder(PathBuf);
 
     impl Folder {
@@ -463,7 +464,7 @@ mod tests {
         }
     }
 
-    /// Any bit of a file with a checksum, flipped: an error, or white space that says nothing.
+    /// Flips each bit of a file with a checksum. Loading fails, unless the bit is in insignificant white space.
     #[test]
     fn one_flipped_bit_anywhere_is_found() {
         let folder = Folder::new();
@@ -610,7 +611,7 @@ mod tests {
         assert_eq!(FileStateStore::new(folder.0.join("state.json.bak")).load().unwrap().len(), 1);
     }
 
-    /// A torn write, as a file system without the order that is asked for leaves it.
+    /// A torn write, as on a file system that does not keep the requested order.
     #[test]
     fn a_file_that_was_cut_off_anywhere_names_what_to_restore_it_from() {
         let folder = Folder::new();
@@ -629,7 +630,7 @@ mod tests {
         }
     }
 
-    /// As after a crash between the two renames of a save.
+    /// The state after a crash between the two renames of a save.
     #[test]
     fn a_copy_that_is_the_file_itself_is_replaced() {
         let folder = Folder::new();

@@ -1,4 +1,4 @@
-//! A lock that keeps a file to one process.
+//! A lock that reserves a file for one process.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::poison::IgnorePoison;
 use crate::private_file;
 
-/// The locks that this process holds. The system's lock is between processes; within one, stores share it.
+/// Locks that this process holds. The system's lock is between processes; the stores of one process share it.
 static HELD: Mutex<BTreeMap<PathBuf, Held>> = Mutex::new(BTreeMap::new());
 
 struct Held {
@@ -20,11 +20,11 @@ struct Held {
     users: usize,
 }
 
-/// Why a file could not be locked.
+/// Reason why a file could not be locked.
 pub(super) enum NotLocked {
-    /// Another process holds the lock; its id, where it can be read.
+    /// Another process holds the lock; its id, if it can be read.
     ByOther(Option<u32>),
-    /// There is no lock to be had, for instance because the folder does not exist or cannot be written to.
+    /// The lock cannot be created, for instance because the folder does not exist or is not writable.
     Io(io::Error),
 }
 
@@ -38,15 +38,15 @@ impl fmt::Display for NotLocked {
     }
 }
 
-/// The right of this process to a file. It ends when the last of its stores is dropped, or with the process.
+/// Lock of this process on a file. It ends when the last of its stores is dropped, or with the process.
 #[derive(Debug)]
 pub(super) struct ProcessLock {
     path: PathBuf,
 }
 
 impl ProcessLock {
-    /// Locks `path`, which holds nothing but the id of the process. It stays when the lock ends: removing it would take
-    /// the lock away from whoever waits for it.
+    /// Locks `path`, which contains only the id of the process. The file stays when the lock ends: removing it would
+    /// break the lock of a process that waits for it.
     pub(super) fn acquire(path: &Path) -> Result<Self, NotLocked> {
         let path = canonical(path).map_err(NotLocked::Io)?;
         let mut held = held();
@@ -72,19 +72,19 @@ impl Drop for ProcessLock {
 }
 
 fn held() -> MutexGuard<'static, BTreeMap<PathBuf, Held>> {
-    // Counting cannot panic, so that poison means nothing.
+    // Counting cannot panic, so that poison can be ignored.
     HELD.lock().ignore_poison()
 }
 
-/// The one name of a file that may not exist yet, in a folder that does.
+/// Returns the canonical path of a file that may not exist yet, in a folder that does.
 fn canonical(path: &Path) -> io::Result<PathBuf> {
     let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     Ok(folder.canonicalize()?.join(name))
 }
 
-/// Locks a file, which may have to wait for a lock that this process itself has ended: a program that it is just starting
-/// holds a copy of the open file for a moment.
+/// Locks a file. It may wait for a lock that this process itself has ended: a child process that is just starting holds
+/// a copy of the open file for a moment.
 fn lock(path: &Path) -> Result<File, NotLocked> {
     const MOMENT: Duration = Duration::from_millis(5);
     for _ in 0..100 {
@@ -98,7 +98,7 @@ fn lock(path: &Path) -> Result<File, NotLocked> {
     try_lock(path)
 }
 
-/// The process that is named in a lock.
+/// Returns the process id in a lock file.
 fn owner(file: &mut File) -> Option<u32> {
     const LONGEST_ID: u64 = 10;
     let mut text = String::new();
@@ -112,7 +112,7 @@ fn try_lock(path: &Path) -> Result<File, NotLocked> {
     let mut file = private_file::open_unlinked(&options, path).map_err(NotLocked::Io)?;
     match file.try_lock() {
         Ok(()) => {
-            // For people only; the lock is in force without it.
+            // For people only; the lock works without it.
             let _ = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
             Ok(file)
         }

@@ -1,4 +1,4 @@
-//! State: the subscriptions of a bus, kept across restarts.
+//! Persistent state: the subscriptions of a bus, kept across restarts.
 
 mod file;
 mod lock;
@@ -12,45 +12,45 @@ use crate::error::Result;
 use crate::poison::IgnorePoison;
 use crate::types::SubscriptionFilter;
 
-/// Keeps the subscriptions of a bus. Both methods may block: async code calls them on a thread for blocking work.
+/// Store of a bus's subscriptions. Both methods may block: async code calls them on a thread for blocking work.
 pub trait StateStore: Send + Sync {
-    /// Replaces what is stored by these subscriptions, by subscriber id.
+    /// Replaces the stored subscriptions with these, by subscriber id.
     ///
     /// # Errors
     ///
-    /// [`EventError::Config`](crate::EventError::Config) when they cannot be stored. What is stored then is whole: the
-    /// state from before, or this one when only making it safe against a power loss failed.
+    /// [`EventError::Config`](crate::EventError::Config) if they cannot be stored. The stored state is then complete:
+    /// the previous one, or this one if only the flush against a power loss failed.
     fn save(&self, subscriptions: &HashMap<String, SubscriptionFilter>) -> Result<()>;
 
-    /// The stored subscriptions, by subscriber id; none when nothing was ever stored.
+    /// Returns the stored subscriptions by subscriber id; empty if nothing was ever stored.
     ///
     /// # Errors
     ///
-    /// [`EventError::Config`](crate::EventError::Config) when what is stored cannot be read.
+    /// [`EventError::Config`](crate::EventError::Config) if the stored state cannot be read.
     fn load(&self) -> Result<HashMap<String, SubscriptionFilter>>;
 }
 
 /// A stored subscription that the bus set aside when it loaded its state, because it is no longer valid.
 ///
-/// It stays in the store until the subscriber is registered anew or removed.
+/// It stays in the store until the subscriber is registered again or removed.
 /// [`EventBus::invalid_subscriptions`](crate::EventBus::invalid_subscriptions) lists them.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct InvalidSubscription {
-    /// The subscription as it is stored.
+    /// The subscription as stored.
     pub filter: SubscriptionFilter,
-    /// Why it is not in force.
+    /// Reason why it is not in force.
     pub reason: String,
 }
 
 impl InvalidSubscription {
-    /// A subscription that is not in force for this reason.
+    /// Creates the record of a subscription that is not in force for this reason.
     pub fn new(filter: SubscriptionFilter, reason: impl Into<String>) -> Self {
         Self { filter, reason: reason.into() }
     }
 }
 
-/// Keeps subscriptions in memory, for tests.
+/// State store in memory, for tests.
 ///
 /// ```
 /// use a3s_event::{MemoryStateStore, StateStore};
@@ -65,7 +65,7 @@ pub struct MemoryStateStore {
 impl StateStore for MemoryStateStore {
     fn save(&self, subscriptions: &HashMap<String, SubscriptionFilter>) -> Result<()> {
         let copy = subscriptions.clone();
-        // One assignment is the only change, so that poison means nothing.
+        // One assignment is the only change, so that poison can be ignored.
         *self.subscriptions.lock().ignore_poison() = copy;
         Ok(())
     }

@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use super::validate_filter;
 use crate::error::Result;
 
-/// A map from filters to values that finds the values of all filters matching a subject.
+/// A map from filters to values that finds the values of all filters that match a subject.
 ///
-/// Insertion, removal and matching take time that depends on the number of tokens and of matches, not on the number of
+/// The time of insertion, removal and matching depends on the numbers of tokens and matches, not on the number of
 /// filters in the index.
 ///
 /// ```
@@ -36,7 +36,7 @@ pub struct SubjectIndex<V> {
 struct Node<V> {
     /// Children by literal token.
     literal: HashMap<Box<str>, Node<V>>,
-    /// The child behind `*`.
+    /// The child for `*`.
     any: Option<Box<Node<V>>>,
     /// Value of the filter that continues with `>` here.
     rest: Option<V>,
@@ -61,26 +61,26 @@ impl<V> Default for SubjectIndex<V> {
 }
 
 impl<V> SubjectIndex<V> {
-    /// An empty index.
+    /// Creates an empty index.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// How many filters have a value.
+    /// Returns the number of filters in the index.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether no filter has a value.
+    /// Returns true if the index has no filter.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Sets the value of `filter` and returns the one it had.
+    /// Sets the value of `filter` and returns its previous value.
     ///
     /// # Errors
     ///
-    /// [`EventError::InvalidSubject`](crate::EventError::InvalidSubject) when the filter breaks the grammar.
+    /// [`EventError::InvalidSubject`](crate::EventError::InvalidSubject) if the filter breaks the grammar.
     pub fn insert(&mut self, filter: &str, value: V) -> Result<Option<V>> {
         validate_filter(filter)?;
         let mut node = &mut self.root;
@@ -101,7 +101,7 @@ impl<V> SubjectIndex<V> {
         Ok(before)
     }
 
-    /// The value of exactly this filter.
+    /// Returns the value of exactly this filter.
     pub fn get(&self, filter: &str) -> Option<&V> {
         let mut node = &self.root;
         for token in filter.split('.') {
@@ -113,7 +113,7 @@ impl<V> SubjectIndex<V> {
         node.end.as_ref()
     }
 
-    /// Takes out the value of exactly this filter.
+    /// Removes exactly this filter and returns its value.
     pub fn remove(&mut self, filter: &str) -> Option<V> {
         let removed = remove_below(&mut self.root, &mut filter.split('.'))?;
         self.len -= 1;
@@ -126,7 +126,7 @@ impl<V> SubjectIndex<V> {
     }
 }
 
-/// Removes along the path and drops the nodes that became empty on the way back.
+/// Removes the value of the filter, then drops the nodes that became empty.
 fn remove_below<'f, V>(node: &mut Node<V>, tokens: &mut impl Iterator<Item = &'f str>) -> Option<V> {
     let Some(token) = tokens.next() else {
         return node.end.take();
@@ -150,7 +150,7 @@ fn remove_below<'f, V>(node: &mut Node<V>, tokens: &mut impl Iterator<Item = &'f
     removed
 }
 
-/// `rest` is what is left of the subject; `None` behind its last token.
+/// Visits the values that match the remaining subject `rest`, which is `None` after its last token.
 fn visit_matches<'a, V>(node: &'a Node<V>, rest: Option<&str>, visit: &mut impl FnMut(&'a V)) {
     let Some(rest) = rest else {
         if let Some(value) = &node.end {

@@ -1,9 +1,9 @@
-//! Subjects, filters and names: their grammar, matching, and an index from filters to values.
+//! Subjects, filters and names: grammar, matching, and an index from filters to values.
 //!
-//! A subject is a sequence of tokens joined by dots, for instance `events.market.forex`. A filter is a subject in which
-//! a token may be `*` (exactly one token) and the last token may be `>` (one or more tokens). The rules are the same on
-//! every provider and are checked before any I/O; matching follows the NATS subject rules
-//! (<https://docs.nats.io/nats-concepts/subjects>).
+//! A subject is a sequence of tokens joined by dots, for instance `events.market.forex`. A filter is a subject that may
+//! contain wildcards: `*` matches exactly one token, and `>` as the last token matches one or more. The rules are the
+//! same on every provider and are checked before any I/O. Matching follows the [NATS subject
+//! rules](https://docs.nats.io/nats-concepts/subjects).
 
 mod index;
 
@@ -12,20 +12,20 @@ pub use index::SubjectIndex;
 use crate::error::{EventError, Result};
 use crate::text::{is_invisible, shorten};
 
-/// Longest subject, filter or prefix in bytes.
+/// Maximum length of a subject, filter or prefix in bytes.
 pub const MAX_SUBJECT_LEN: usize = 256;
-/// Most tokens in a subject or filter.
+/// Maximum number of tokens in a subject or filter.
 pub const MAX_SUBJECT_TOKENS: usize = 32;
-/// Longest consumer name in bytes.
+/// Maximum length of a consumer name in bytes.
 pub const MAX_NAME_LEN: usize = 255;
 
-/// First tokens that brokers keep for themselves.
+/// First tokens that brokers reserve.
 const RESERVED_FIRST_TOKENS: [&str; 3] = ["$JS", "$SYS", "_INBOX"];
 
-/// Whether `subject` is matched by `filter`.
+/// Returns true if `filter` matches `subject`.
 ///
-/// `*` stands for exactly one token, `>` in the last position for one or more. A filter that breaks the grammar matches
-/// nothing.
+/// `*` matches exactly one token; `>` in the last position matches one or more. A filter that breaks the grammar
+/// matches nothing.
 ///
 /// ```
 /// use a3s_event::subject::subject_matches;
@@ -49,13 +49,15 @@ pub fn subject_matches(subject: &str, filter: &str) -> bool {
     tokens.next().is_none()
 }
 
-/// Checks a subject that an event is to be published under.
+/// Checks the subject of an event to publish.
 ///
 /// # Errors
 ///
-/// [`EventError::InvalidSubject`] when the subject is empty, longer than [`MAX_SUBJECT_LEN`] bytes or
-/// [`MAX_SUBJECT_TOKENS`] tokens, has an empty token, white space, a control or invisible character or a wildcard, or
-/// begins with a token that brokers reserve (`$JS`, `$SYS`, `_INBOX`).
+/// [`EventError::InvalidSubject`] if the subject
+/// - is empty,
+/// - is longer than [`MAX_SUBJECT_LEN`] bytes or [`MAX_SUBJECT_TOKENS`] tokens,
+/// - has an empty token, white space, a control or invisible character, or a wildcard, or
+/// - begins with a token that brokers reserve (`$JS`, `$SYS`, `_INBOX`).
 pub fn validate_subject(subject: &str) -> Result<()> {
     match check_grammar("subject", subject)? {
         Wildcards::None => Ok(()),
@@ -67,8 +69,8 @@ pub fn validate_subject(subject: &str) -> Result<()> {
 ///
 /// # Errors
 ///
-/// [`EventError::InvalidSubject`] with the field `filter`, for the reasons of [`validate_subject`] other than wildcards,
-/// and when `*` or `>` is only part of a token or `>` is not the last token.
+/// [`EventError::InvalidSubject`] with the field `filter`, for the reasons of [`validate_subject`] other than
+/// wildcards. Also if `*` or `>` is only part of a token, or `>` is not the last token.
 pub fn validate_filter(filter: &str) -> Result<()> {
     if check_grammar("filter", filter)? == Wildcards::None {
         return Ok(());
@@ -88,11 +90,11 @@ pub fn validate_filter(filter: &str) -> Result<()> {
     Ok(())
 }
 
-/// Checks a subject prefix: what every subject of a stream begins with.
+/// Checks a subject prefix, with which every subject of a stream begins.
 ///
 /// # Errors
 ///
-/// [`EventError::Config`] that names the prefix and the rule it breaks; the rules are those of [`validate_subject`].
+/// [`EventError::Config`] that names the prefix and the broken rule of [`validate_subject`].
 pub fn validate_prefix(prefix: &str) -> Result<()> {
     validate_subject(prefix).map_err(|error| match error {
         EventError::InvalidSubject { value, rule, .. } => {
@@ -106,7 +108,7 @@ pub fn validate_prefix(prefix: &str) -> Result<()> {
 ///
 /// # Errors
 ///
-/// As [`validate_subject`], and when the subject does not lie under the prefix.
+/// As [`validate_subject`], and if the subject is not under the prefix.
 pub fn validate_published(subject: &str, prefix: &str) -> Result<()> {
     validate_subject(subject)?;
     let under = subject.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.'));
@@ -117,7 +119,7 @@ pub fn validate_published(subject: &str, prefix: &str) -> Result<()> {
 ///
 /// # Errors
 ///
-/// As [`validate_filter`], and when no subject under the prefix can match.
+/// As [`validate_filter`], and if no subject under the prefix can match.
 pub fn validate_filter_under(filter: &str, prefix: &str) -> Result<()> {
     validate_filter(filter)?;
     let mut wanted = prefix.split('.');
@@ -129,7 +131,7 @@ pub fn validate_filter_under(filter: &str, prefix: &str) -> Result<()> {
             Some(_) => return Err(invalid("filter", filter, outside(prefix))),
         }
     }
-    // The filter ended with or inside the prefix, where no subject ends.
+    // The filter is no longer than the prefix, but every subject is.
     Err(invalid("filter", filter, outside(prefix)))
 }
 
@@ -137,8 +139,8 @@ pub fn validate_filter_under(filter: &str, prefix: &str) -> Result<()> {
 ///
 /// # Errors
 ///
-/// [`EventError::InvalidName`] when it is empty or has a dot; [`EventError::InvalidSubject`] when it breaks another rule
-/// of [`validate_subject`].
+/// [`EventError::InvalidName`] if it is empty or has a dot; [`EventError::InvalidSubject`] if it breaks another rule of
+/// [`validate_subject`].
 pub fn validate_category(category: &str) -> Result<()> {
     if category.is_empty() || category.contains('.') {
         return Err(EventError::InvalidName {
@@ -157,7 +159,7 @@ pub fn validate_category(category: &str) -> Result<()> {
 ///
 /// # Errors
 ///
-/// [`EventError::InvalidName`] when the name is empty, longer than [`MAX_NAME_LEN`] bytes, or has white space, a control
+/// [`EventError::InvalidName`] if the name is empty, longer than [`MAX_NAME_LEN`] bytes, or has white space, a control
 /// or invisible character, or one of `. * > / \`.
 pub fn validate_consumer_name(name: &str) -> Result<()> {
     let rule = if name.is_empty() {
@@ -180,7 +182,7 @@ enum Wildcards {
     Some,
 }
 
-/// What subjects and filters have in common, in one pass over the bytes: every publish goes through here.
+/// Checks the common rules of subjects and filters, in one pass over the bytes because every publish calls it.
 fn check_grammar(field: &'static str, value: &str) -> Result<Wildcards> {
     if value.is_empty() {
         return Err(invalid(field, value, "must not be empty"));

@@ -1,16 +1,17 @@
-//! Trace contexts that travel with events, and the names of what is traced.
+//! Trace contexts that travel with events, and the names in traces.
 //!
 //! A publish writes the current [`TraceContext`] into the event's metadata, under the keys of the W3C recommendation,
-//! `traceparent` and `tracestate`; [`process_span`] joins the handler to it. What "current" is:
+//! `traceparent` and `tracestate`. [`process_span`] joins the handler to it. The current context is:
 //!
-//! - with the feature `otel`, the context of the current `tracing` span, where a layer of `tracing-opentelemetry` gives it
-//!   one, else the one that OpenTelemetry holds to be current;
-//! - else the one of the [`scope`](TraceContext::scope) that the code runs in. The handler runtime opens one around each
-//!   handler: what a handler publishes belongs to the trace of the event it handles, also without OpenTelemetry.
+//! - with the feature `otel`, the context of the current `tracing` span if a layer of `tracing-opentelemetry` provides
+//!   it, or else OpenTelemetry's current context;
+//! - otherwise, the one of the [`scope`](TraceContext::scope) that the code runs in. The handler runtime opens a scope
+//!   around each handler. Events that a handler publishes thus belong to the trace of the event it handles, also
+//!   without OpenTelemetry.
 //!
-//! Where an event has one of the two keys already, the publisher's values are kept. Where there is no current context,
-//! nothing is added. Apart from the two keys the stored event equals the published one. They count towards the limits on
-//! metadata and on the size of an event; a context that has no room in the metadata is left out.
+//! If an event already has one of the two keys, the publisher's values are kept. Without a current context, nothing is
+//! added. Apart from the two keys, the stored event equals the published one. The keys count towards the limits on
+//! metadata and on the size of an event; a context that does not fit into the metadata is omitted.
 
 #[cfg(feature = "otel")]
 mod otel;
@@ -34,31 +35,31 @@ use crate::provider::Delivery;
 use crate::provider::validate::MAX_METADATA_BYTES;
 use crate::types::Event;
 
-/// Metadata key of the trace id, the parent's id and the flags.
+/// Metadata key of the trace id, the parent id and the flags.
 pub const TRACEPARENT: &str = "traceparent";
-/// Metadata key of what tracing systems add for themselves.
+/// Metadata key of the vendor-specific part.
 pub const TRACESTATE: &str = "tracestate";
 
-/// Longest `tracestate` that is kept: what the recommendation asks everyone to propagate.
+/// Maximum length of a `tracestate`: the recommendation asks all systems to propagate this much.
 const MAX_STATE_LEN: usize = 512;
-/// Most members of a `tracestate`.
+/// Maximum number of members of a `tracestate`.
 const MAX_STATE_MEMBERS: usize = 32;
-/// Members longer than this go first when a `tracestate` is too long.
+/// Length beyond which members are removed first from a `tracestate` that is too long.
 const LONG_MEMBER: usize = 128;
 
 tokio::task_local! {
     static CURRENT: Scope;
 }
 
-/// What code runs in.
+/// Source of the current context.
 enum Scope {
     Context(TraceContext),
-    /// Looked into when something is published, because most handlers publish nothing.
+    /// Read only when something is published, because most handlers publish nothing.
     Event(Arc<Event>),
 }
 
-/// A trace context as the W3C recommendation "Trace Context" has it: the trace, the operation that comes before, whether
-/// it is sampled, and what tracing systems add.
+/// Trace context of the W3C recommendation "Trace Context": the trace, the parent operation, the sampled flag, and the
+/// vendor-specific part.
 ///
 /// ```
 /// use a3s_event::trace::TraceContext;
@@ -72,13 +73,13 @@ enum Scope {
 pub struct TraceContext {
     /// Version 00, always of the same length.
     traceparent: String,
-    /// Empty when there is none.
+    /// Empty if there is none.
     tracestate: String,
 }
 
 impl TraceContext {
-    /// Reads a context. `None` for a `traceparent` that the recommendation calls invalid. A `tracestate` that is invalid is
-    /// dropped, and one beyond 512 bytes is cut by whole members.
+    /// Parses a context. Returns `None` for a `traceparent` that the recommendation calls invalid. An invalid
+    /// `tracestate` is dropped, and one beyond 512 bytes is cut by whole members.
     ///
     /// A `traceparent` of a later version is read as far as version 00 goes.
     pub fn parse(traceparent: &str, tracestate: Option<&str>) -> Option<Self> {
@@ -87,13 +88,13 @@ impl TraceContext {
         Some(Self { traceparent, tracestate })
     }
 
-    /// The context in an event's metadata, if there is a valid one.
+    /// Returns the context in an event's metadata, if there is a valid one.
     pub fn of(event: &Event) -> Option<Self> {
         let traceparent = event.metadata.get(TRACEPARENT)?;
         Self::parse(traceparent, event.metadata.get(TRACESTATE).map(String::as_str))
     }
 
-    /// The context that what is published here and now is given.
+    /// Returns the context that an event published now gets.
     pub fn current() -> Option<Self> {
         #[cfg(feature = "otel")]
         if let Some(context) = otel::current() {
@@ -112,37 +113,37 @@ impl TraceContext {
         CURRENT.scope(Scope::Context(self), work)
     }
 
-    /// Makes the context that `event` carries, if there is one, the current context of `work`.
+    /// Makes the context of `event`, if it has one, the current context of `work`.
     pub(crate) fn scope_of<F: Future>(event: Arc<Event>, work: F) -> impl Future<Output = F::Output> {
         CURRENT.scope(Scope::Event(event), work)
     }
 
-    /// The value of `traceparent`, in version 00.
+    /// Returns the value of `traceparent`, in version 00.
     pub fn traceparent(&self) -> &str {
         &self.traceparent
     }
 
-    /// The value of `tracestate`; empty when there is none.
+    /// Returns the value of `tracestate`; empty if there is none.
     pub fn tracestate(&self) -> &str {
         &self.tracestate
     }
 
-    /// The trace: 32 hexadecimal digits.
+    /// Returns the trace id: 32 hexadecimal digits.
     pub fn trace_id(&self) -> &str {
         self.traceparent.get(3..35).unwrap_or_default()
     }
 
-    /// The operation that comes before: 16 hexadecimal digits.
+    /// Returns the id of the parent operation: 16 hexadecimal digits.
     pub fn parent_id(&self) -> &str {
         self.traceparent.get(36..52).unwrap_or_default()
     }
 
-    /// Whether the one before may have recorded it.
+    /// Returns true if the parent operation may have been recorded.
     pub fn is_sampled(&self) -> bool {
         flags(&self.traceparent).is_some_and(|flags| flags & 1 == 1)
     }
 
-    /// Adds the context to metadata that has none, where it has room.
+    /// Adds the context to metadata that has none, if it fits.
     pub fn add_to(&self, metadata: &mut HashMap<String, String>) {
         let added = TRACEPARENT.len() + self.traceparent.len() + TRACESTATE.len() + self.tracestate.len();
         let present: usize = metadata.iter().map(|(key, value)| key.len() + value.len()).sum();
@@ -160,7 +161,7 @@ fn has_context(metadata: &HashMap<String, String>) -> bool {
     !metadata.is_empty() && (metadata.contains_key(TRACEPARENT) || metadata.contains_key(TRACESTATE))
 }
 
-/// `version-traceid-parentid-flags`, rewritten as version 00.
+/// Parses `version-traceid-parentid-flags` and rewrites it as version 00.
 fn parse_parent(text: &str) -> Option<String> {
     const LEN: usize = 55;
     let (known, later) = text.split_at_checked(LEN)?;
@@ -170,7 +171,7 @@ fn parse_parent(text: &str) -> Option<String> {
         part.len() == len && part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
     };
     let is_id = |part: &str, len: usize| is_hex(part, len) && part.bytes().any(|b| b != b'0');
-    // Version 00 ends here; a later one may go on behind a dash. Version ff is forbidden.
+    // Version 00 ends here; a later one may continue after a dash. Version ff is forbidden.
     let version_fits = match version {
         "00" => later.is_empty(),
         "ff" => false,
@@ -189,7 +190,7 @@ fn flags(traceparent: &str) -> Option<u8> {
     u8::from_str_radix(traceparent.get(53..55)?, 16).ok()
 }
 
-/// `key=value` members joined by commas. Of members with the same key the first stays, which was added last.
+/// Parses `key=value` members joined by commas. Of members with the same key, the first stays, which was added last.
 fn parse_state(text: &str) -> Option<String> {
     let members: Vec<&str> = text
         .split(',')
@@ -224,7 +225,7 @@ fn is_state_value(value: &str) -> bool {
     (1..=256).contains(&value.len()) && value.bytes().all(|b| matches!(b, b' '..=b'~') && b != b'=')
 }
 
-/// The members joined, without as many as it takes to fit: the long ones first, then from the end.
+/// Joins the members, and removes as many as needed to fit: the long ones first, then from the end.
 fn fitting(mut members: Vec<&str>) -> String {
     let len =
         |members: &[&str]| members.iter().map(|member| member.len() + 1).sum::<usize>().saturating_sub(1);
@@ -237,7 +238,7 @@ fn fitting(mut members: Vec<&str>) -> String {
     members.join(",")
 }
 
-/// Gives an event that is about to be stored the current context, unless it has one.
+/// Adds the current context to an event that is about to be stored, unless it has one.
 pub(crate) fn inject(event: &mut Cow<'_, Event>) {
     if has_context(&event.metadata) {
         #[cfg(feature = "otel")]
@@ -251,7 +252,7 @@ pub(crate) fn inject(event: &mut Cow<'_, Event>) {
     }
 }
 
-/// A span with what the conventions want of every one.
+/// Creates a span with the fields that the conventions require for every one.
 macro_rules! messaging_span {
     ($operation:literal, $kind:literal, $system:expr, $($fields:tt)*) => {
         tracing::info_span!(
@@ -264,7 +265,7 @@ macro_rules! messaging_span {
     };
 }
 
-/// The span of one publish.
+/// Creates the span of one publish.
 pub(crate) fn publish_span(system: &str, event: &Event) -> Span {
     messaging_span!(
         "publish",
@@ -278,7 +279,7 @@ pub(crate) fn publish_span(system: &str, event: &Event) -> Span {
     )
 }
 
-/// The span of a batch of publishes.
+/// Creates the span of a batch of publishes.
 pub(crate) fn batch_span(system: &str, events: usize) -> Span {
     messaging_span!(
         "publish",
@@ -289,7 +290,7 @@ pub(crate) fn batch_span(system: &str, events: usize) -> Span {
     )
 }
 
-/// The span of opening a subscription.
+/// Creates the span of opening a subscription.
 pub(crate) fn subscribe_span(system: &str, group: &str, filter: &str) -> Span {
     messaging_span!(
         "subscribe",
@@ -300,10 +301,10 @@ pub(crate) fn subscribe_span(system: &str, group: &str, filter: &str) -> Span {
     )
 }
 
-/// The span to process a delivery in: `system` is the provider's name, `group` the subscriber's.
+/// Creates the span to process a delivery in: `system` is the provider's name, `group` the subscriber's.
 ///
-/// It has the event's trace context in its fields `traceparent` and `tracestate`. With the feature `otel` it is the child of
-/// the operation that published the event, or, where another span is current, linked to it.
+/// Its fields `traceparent` and `tracestate` hold the event's trace context. With the feature `otel`, it is the child
+/// of the operation that published the event or, if another span is current, linked to it.
 ///
 /// ```
 /// use a3s_event::{Event, EventProvider, MemoryProvider, trace::process_span};
@@ -352,7 +353,7 @@ pub fn process_span(system: &str, group: &str, delivery: &Delivery) -> Span {
     span
 }
 
-/// Notes in a span of this module that its work failed.
+/// Records in a span of this module that its work failed.
 pub fn record_error(span: &Span, error: &EventError) {
     if !span.is_disabled() {
         span.record(ERROR_TYPE, error.kind().to_string());

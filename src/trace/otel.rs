@@ -1,22 +1,22 @@
-//! The bridge between our trace contexts and those of OpenTelemetry.
+//! Bridge between the trace contexts of this library and those of OpenTelemetry.
 
 use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::TraceContext;
 
-/// The context of the current `tracing` span, or else the one that OpenTelemetry itself holds to be current.
+/// Returns the context of the current `tracing` span, or else OpenTelemetry's current context.
 pub(super) fn current() -> Option<TraceContext> {
     let of_span = tracing::Span::current().context();
     from_otel(of_span.span().span_context())
         .or_else(|| from_otel(opentelemetry::Context::current().span().span_context()))
 }
 
-/// Joins a span to the trace of its event: as its child, or with a link where it has a parent already.
+/// Joins a span to the trace of its event: as its child, or with a link if it already has a parent.
 pub(super) fn join(span: &tracing::Span, context: &TraceContext) {
     let Some(remote) = to_otel(context) else { return };
     let has_parent = current().is_some();
-    // A parent cannot be set where no OpenTelemetry layer listens; then there is nothing to join.
+    // Without an OpenTelemetry layer, a parent cannot be set, and there is nothing to join.
     if has_parent {
         span.add_link(remote);
     } else if let Err(error) = span.set_parent(opentelemetry::Context::new().with_remote_span_context(remote))

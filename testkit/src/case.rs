@@ -13,11 +13,11 @@ pub(crate) type CaseFuture<'a> = Pin<Box<dyn Future<Output = Outcome> + Send + '
 /// One promise of the delivery contract.
 #[non_exhaustive]
 pub struct Case {
-    /// Its name, unique in the kit.
+    /// Name, unique in the kit.
     pub name: &'static str,
     /// The promise in one sentence.
     pub promise: &'static str,
-    /// The capabilities without which the promise cannot be made.
+    /// Capabilities that the promise requires.
     pub needs: &'static [Need],
     pub(crate) run: for<'a> fn(&'a dyn Harness) -> CaseFuture<'a>,
 }
@@ -27,7 +27,7 @@ impl Case {
     ///
     /// # Panics
     ///
-    /// When the provider breaks the promise; the message names the promise, what was expected and what was found.
+    /// If the provider breaks the promise. The message names the promise and the expected and actual results.
     pub async fn run(&self, harness: &dyn Harness) -> Outcome {
         (self.run)(harness).await
     }
@@ -43,15 +43,15 @@ impl fmt::Debug for Case {
     }
 }
 
-/// How a case ended that did not fail.
+/// Result of a case that did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Outcome {
     /// The promise holds.
     Kept,
-    /// The provider declares this capability absent, and refuses what needs it.
+    /// The provider declares this capability absent, and refuses calls that need it.
     Refused(Need),
-    /// The harness lacks what the case needs; the reason says what. Nothing was checked.
+    /// The harness lacks what the case needs, as the reason says. Nothing was checked.
     NotApplicable(&'static str),
 }
 
@@ -87,7 +87,7 @@ pub enum Need {
 }
 
 impl Need {
-    /// Whether these capabilities have it.
+    /// Returns the support that `capabilities` declare for this need.
     pub fn support(self, capabilities: &Capabilities) -> Support {
         match self {
             Self::Durable => capabilities.durable,

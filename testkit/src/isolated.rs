@@ -1,4 +1,4 @@
-//! Any backend that a URL reaches: each case has a stream of its own there.
+//! Harness for any backend that a URL reaches: each case has its own stream there.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,10 +10,10 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 
 use crate::{Fixture, Harness, Settings};
 
-/// Starts each case on a fresh stream next to that of a URL, as its [scheme](a3s_event::provider::Scheme::isolated_by) says.
-/// The stream is deleted, and what is in files removed, when the case ends.
+/// Starts each case on a fresh stream next to that of a URL, as its [scheme](a3s_event::provider::Scheme::isolated_by)
+/// defines. When the case ends, the stream is deleted and its files are removed.
 ///
-/// A restart is the end of the connection and another one: the server, if there is one, goes on.
+/// A restart closes the connection and opens another one. A server keeps running.
 #[derive(Debug, Clone)]
 pub struct Isolated {
     registry: ProviderRegistry,
@@ -21,11 +21,11 @@ pub struct Isolated {
 }
 
 impl Isolated {
-    /// A harness for what a URL reaches.
+    /// Creates a harness for the backend that a URL reaches.
     ///
     /// # Errors
     ///
-    /// For a URL that is none, and a scheme that is unknown or does not say how a stream is isolated.
+    /// For an invalid URL, and for a scheme that is unknown or does not define how to isolate a stream.
     pub fn new(registry: ProviderRegistry, url: &str) -> Result<Self> {
         let url = ProviderUrl::parse(url)?;
         registry.isolated(&url, &Isolation::new("CONFORMANCE", ""))?;
@@ -64,13 +64,13 @@ struct Stream {
     registry: ProviderRegistry,
     url: ProviderUrl,
     provider: Arc<dyn EventProvider>,
-    /// The provider behind a restart.
+    /// The provider after a restart.
     reopened: Mutex<Option<Arc<dyn EventProvider>>>,
     _folder: TempDir,
 }
 
 impl Stream {
-    /// Whether another connection reaches the same stream.
+    /// Returns true if another connection reaches the same stream.
     fn outlives_a_connection(&self) -> bool {
         self.provider.capabilities().durability != Durability::None
     }
@@ -108,8 +108,8 @@ impl Drop for Stream {
     fn drop(&mut self) {
         let reopened = self.reopened.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         let provider = reopened.unwrap_or_else(|| Arc::clone(&self.provider));
-        // The runtime of the case ends soon after, so it is waited for here. One that cannot be blocked has a provider that
-        // keeps everything in this process.
+        // The runtime of the case ends soon, so wait here. If it cannot be blocked, the provider keeps everything in
+        // this process.
         if let Ok(runtime) = Handle::try_current()
             && runtime.runtime_flavor() == RuntimeFlavor::MultiThread
         {

@@ -1,10 +1,10 @@
-//! The conformance kit of a3s-event: every promise of [the delivery contract](a3s_event::docs::delivery) as a named case
-//! that anyone can run against their own provider.
+//! Conformance kit of a3s-event: every promise of [the delivery contract](a3s_event::docs::delivery) as a named case
+//! that you can run against your own provider.
 //!
 //! # Testing a provider
 //!
-//! Write a [`Harness`] that starts a fresh provider for each case, and let [`conformance_tests!`] make one `#[test]` per
-//! case out of it:
+//! Write a [`Harness`] that starts a fresh provider for each case. [`conformance_tests!`] turns it into one `#[test]`
+//! per case:
 //!
 //! ```
 //! use std::sync::Arc;
@@ -25,22 +25,22 @@
 //! # fn main() {}
 //! ```
 //!
-//! A provider that waits with tokio's clock only runs on [`Clock::Paused`], where waiting takes no time; one that talks to
-//! a server runs on [`Clock::Real`].
+//! A provider that waits only with tokio's clock runs on [`Clock::Paused`], where waiting takes no time. A provider
+//! that talks to a server runs on [`Clock::Real`].
 //!
-//! # What a provider cannot do
+//! # Absent capabilities
 //!
-//! A case names the capabilities that it [needs](Case::needs). Where the provider declares one of them
-//! [absent](a3s_event::Support::No), the case checks instead that the call is refused with
-//! [`EventError::Unsupported`](a3s_event::EventError::Unsupported): a promise is honoured or refused, never ignored. What
-//! is [not declared](a3s_event::Support::Unknown) counts as promised.
+//! A case names the capabilities that it [needs](Case::needs). If the provider declares one of them
+//! [absent](a3s_event::Support::No), the case checks that the call is refused with
+//! [`EventError::Unsupported`](a3s_event::EventError::Unsupported). A provider must honour or refuse every promise.
+//! A capability that is [not declared](a3s_event::Support::Unknown) counts as promised.
 //!
-//! Some cases need something of the harness, such as a restart. Without it they end as
-//! [`Outcome::NotApplicable`], which a test run shows as passed; [`Case::run`] tells the difference.
+//! Some cases need something of the harness, such as a restart. Without it they end as [`Outcome::NotApplicable`],
+//! which a test run shows as passed; the outcome of [`Case::run`] tells the difference.
 //!
-//! # Cases as data
+//! # Running cases from your own tool
 //!
-//! [`cases()`] is the list of all cases, for tools that choose, run and report them themselves.
+//! [`cases()`] returns the list of all cases, for tools that choose, run and report them themselves.
 
 #![allow(
     clippy::expect_used,

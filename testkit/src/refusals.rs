@@ -1,4 +1,4 @@
-//! What is declared absent must be refused.
+//! Checks that absent capabilities are refused.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use a3s_event::{DeliverPolicy, Delivery, ErrorKind, HistoryQuery, PublishOptions
 use crate::Need;
 use crate::world::World;
 
-/// Checks that what needs an absent capability is refused with `Unsupported`.
+/// Checks that calls that need an absent capability are refused with `Unsupported`.
 pub(crate) async fn check(world: &World<'_>, need: Need) {
     match need {
         Need::Durable => {
@@ -68,7 +68,7 @@ pub(crate) async fn check(world: &World<'_>, need: Need) {
             let answer = world.provider.reset_consumer(&world.name("refused"), ConsumerPosition::First).await;
             refused(world, "reset_consumer", answer);
         }
-        // These say how a call behaves that exists all the same: there is no call to refuse.
+        // These describe how an existing call behaves: there is no call to refuse.
         Need::FencedSettlement
         | Need::ReleaseKeepsAttempt
         | Need::ReportsGaps
@@ -85,7 +85,7 @@ fn redelivery_options() -> [(&'static str, SubscribeOptions); 2] {
 
 async fn second_member(world: &World<'_>) {
     if world.provider.capabilities().durable.is_no() {
-        // Without durable consumers there is no name that could be shared.
+        // Without durable consumers there is no name to share.
         return;
     }
     let name = world.name("refused");

@@ -1,26 +1,26 @@
-//! One test per case.
+//! Runner of one test per case.
 
 use std::time::Duration;
 
 use crate::{Harness, Outcome, cases};
 
-/// Longer than any case takes that does not hang.
+/// Timeout of a case: longer than any case takes unless it hangs.
 const DEADLINE: Duration = Duration::from_secs(180);
 
 /// The clock that a case runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Clock {
-    /// Tokio's paused clock on one thread: waiting takes no time. For providers that wait with tokio's clock only.
+    /// Tokio's paused clock on one thread: waiting takes no time. For providers that wait only with tokio's clock.
     Paused,
     /// The real clock, on two threads.
     Real,
 }
 
-/// Runs one case on a runtime of its own, with a deadline. [`conformance_tests!`](crate::conformance_tests) calls it.
+/// Runs one case on its own runtime, with a timeout. [`conformance_tests!`](crate::conformance_tests) calls it.
 ///
 /// # Panics
 ///
-/// When there is no case of this name, when the promise is broken, and when the case does not end in time.
+/// If there is no case of this name, if the promise is broken, or if the case does not end in time.
 pub fn run_case(name: &str, harness: &dyn Harness, clock: Clock) -> Outcome {
     let case =
         cases().iter().find(|case| case.name == name).unwrap_or_else(|| panic!("no case is named {name}"));
@@ -43,7 +43,7 @@ pub fn run_case(name: &str, harness: &dyn Harness, clock: Clock) -> Outcome {
 
 /// Expands to one `#[test]` per case.
 ///
-/// The first argument is an expression that makes a [`Harness`](crate::Harness), the second the
+/// The first argument is an expression that creates a [`Harness`](crate::Harness); the second is the
 /// [`Clock`](crate::Clock) to run on.
 ///
 /// ```

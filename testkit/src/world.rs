@@ -1,4 +1,4 @@
-//! What the cases are written with: a provider with fresh names, readers with deadlines, and checks that name the promise.
+//! Tools for the cases: a provider with fresh names, readers with timeouts, and checks that name the promise.
 
 use std::fmt::{Debug, Display};
 use std::future::Future;
@@ -13,15 +13,15 @@ use tokio::time::Instant;
 
 use crate::{Fixture, Harness, Need, Settings, refusals};
 
-/// What should come comes within this time, on the slowest server.
+/// Timeout for anything that must arrive, on the slowest server.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
-/// What should come at once comes within this time: long enough for a slow server, too short for one that polls.
+/// Timeout for anything that must arrive at once: long enough for a slow server, too short for one that polls.
 pub(crate) const AT_ONCE: Duration = Duration::from_secs(2);
-/// How long to look for something that must not come, when nothing in the case says it better.
+/// Default time in which nothing must arrive.
 pub(crate) const A_WHILE: Duration = Duration::from_millis(400);
-/// By how much the clock of a server may be ahead of ours, or coarser.
+/// Tolerance for a server clock that is ahead or coarser.
 const CLOCK_STEP: Duration = Duration::from_millis(20);
-/// No call may take longer.
+/// Timeout of any call.
 const CALL_DEADLINE: Duration = Duration::from_secs(30);
 
 pub(crate) const fn ms(millis: u64) -> Duration {
@@ -34,12 +34,13 @@ pub(crate) struct World<'h> {
     pub(crate) fixture: Box<dyn Fixture>,
     pub(crate) provider: Arc<dyn EventProvider>,
     promise: &'static str,
-    /// The category that all subjects of the case lie in.
+    /// Category of all subjects of the case.
     pub(crate) category: String,
     suffix: String,
 }
 
-/// Starts a provider for a case. The need, when the provider declares it absent and has proven that it refuses it.
+/// Starts a provider for a case. Returns the need as an error if the provider declares it absent and refuses it as
+/// required.
 pub(crate) async fn prepare<'h>(
     harness: &'h dyn Harness,
     promise: &'static str,
@@ -70,7 +71,7 @@ impl<'h> World<'h> {
         }
     }
 
-    /// The same on a provider with these settings.
+    /// Starts the same on a provider with these settings.
     pub(crate) async fn with(&self, settings: Settings) -> Option<Self> {
         let fixture = self.harness.start_with(&settings).await?;
         Some(Self::new(self.harness, self.promise, fixture))
@@ -80,7 +81,7 @@ impl<'h> World<'h> {
         self.provider.build_subject(&self.category, topic)
     }
 
-    /// The filter of everything that the case publishes.
+    /// Returns the filter of everything that the case publishes.
     pub(crate) fn all(&self) -> String {
         self.provider.category_subject(&self.category)
     }
@@ -117,7 +118,7 @@ impl<'h> World<'h> {
         sequences
     }
 
-    /// An ephemeral consumer of everything that the case publishes.
+    /// Opens an ephemeral consumer of everything that the case publishes.
     pub(crate) async fn subscribe(&self) -> Reader<'_> {
         self.subscribe_to(&self.all()).await
     }
@@ -134,7 +135,7 @@ impl<'h> World<'h> {
         self.reader(opened)
     }
 
-    /// A member of the durable consumer of everything that the case publishes.
+    /// Opens a member of the durable consumer of everything that the case publishes.
     pub(crate) async fn durable(&self, name: &str) -> Reader<'_> {
         self.durable_on(&*self.provider, name, None).await
     }
@@ -143,7 +144,7 @@ impl<'h> World<'h> {
         self.durable_on(&*self.provider, name, Some(options)).await
     }
 
-    /// The same through another handle.
+    /// Opens such a member through another handle.
     pub(crate) async fn durable_on(
         &self,
         provider: &dyn EventProvider,
@@ -170,7 +171,7 @@ impl<'h> World<'h> {
         self.ok("history", found)
     }
 
-    /// How many events of the case are stored.
+    /// Returns the number of stored events of the case.
     pub(crate) async fn stored(&self) -> usize {
         self.history(Some(&self.all()), usize::MAX).await.len()
     }
@@ -179,7 +180,7 @@ impl<'h> World<'h> {
         self.harness.elapse(time).await;
     }
 
-    /// Waits until the clock that stamps stored events has moved on, and returns a time between before and after.
+    /// Waits until the clock that stamps stored events has advanced, and returns a time in between.
     pub(crate) async fn storage_time_between(&self) -> u64 {
         let before = self.harness.unix_millis();
         while self.harness.unix_millis() < before + 4 {
@@ -188,11 +189,11 @@ impl<'h> World<'h> {
         before + 2
     }
 
-    /// Waits until what is stored gets a later time than this.
+    /// Waits until newly stored events get a later time than this.
     pub(crate) async fn storage_time_behind(&self, time: u64) {
         while self.harness.unix_millis() <= time {
             self.elapse(ms(5)).await;
-            // The clock that stamps what is stored need not be the one that waits, and is not paused then.
+            // The clock that stamps stored events may differ from the one that waits, and is then not paused.
             #[allow(
                 clippy::disallowed_methods,
                 reason = "on a thread that may block, and no other wait is of real time"
@@ -201,7 +202,7 @@ impl<'h> World<'h> {
         }
     }
 
-    /// Waits until `found` answers what is expected.
+    /// Waits until `found` returns the expected value.
     pub(crate) async fn eventually<T, F>(&self, what: &str, expected: T, found: impl Fn() -> F)
     where
         T: PartialEq + Debug,
@@ -218,7 +219,7 @@ impl<'h> World<'h> {
         self.check_eq(what, &last, &expected);
     }
 
-    /// Awaits a call, which must not hang.
+    /// Awaits a call, and fails if it hangs.
     pub(crate) async fn call<T>(&self, what: &str, call: impl Future<Output = T>) -> T {
         match tokio::time::timeout(CALL_DEADLINE, call).await {
             Ok(answer) => answer,
@@ -253,7 +254,7 @@ impl<'h> World<'h> {
         }
     }
 
-    /// What has just come must not have come before this time had passed since then.
+    /// Fails if what has just arrived came earlier than `time` after `since`.
     #[track_caller]
     pub(crate) fn not_before(&self, since: Instant, time: Duration, why: &str) {
         let passed = since.elapsed();
@@ -268,19 +269,19 @@ impl<'h> World<'h> {
     }
 }
 
-/// A subscription whose calls have deadlines.
+/// A subscription whose calls have timeouts.
 pub(crate) struct Reader<'w> {
     pub(crate) world: &'w World<'w>,
     pub(crate) subscription: Box<dyn Subscription>,
 }
 
 impl Reader<'_> {
-    /// The next delivery, which must come soon.
+    /// Returns the next delivery, which must arrive soon.
     pub(crate) async fn next(&mut self) -> Delivery {
         self.next_within(SOON).await
     }
 
-    /// The next delivery, for which there is nothing to wait.
+    /// Returns the next delivery, which must arrive at once.
     pub(crate) async fn next_at_once(&mut self) -> Delivery {
         self.next_within(AT_ONCE).await
     }
@@ -293,7 +294,7 @@ impl Reader<'_> {
         }
     }
 
-    /// What `next_delivery` answers, which must be soon.
+    /// Returns the answer of `next_delivery`, which must arrive soon.
     pub(crate) async fn answer(&mut self) -> Result<Option<Delivery>> {
         self.answer_within(SOON).await
     }
@@ -305,7 +306,7 @@ impl Reader<'_> {
         }
     }
 
-    /// The next event through `next`, which must come soon.
+    /// Returns the next event through `next`, which must arrive soon.
     pub(crate) async fn next_settled(&mut self) -> ReceivedEvent {
         match tokio::time::timeout(SOON, self.subscription.next()).await {
             Ok(Ok(Some(received))) => received,
@@ -314,7 +315,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Takes the next delivery, acks it for good and returns its sequence.
+    /// Takes the next delivery, acks it with a confirmation, and returns its sequence.
     pub(crate) async fn ack_next(&mut self) -> u64 {
         let delivery = self.next().await;
         let sequence = delivery.sequence();
@@ -340,23 +341,23 @@ impl Reader<'_> {
         held
     }
 
-    /// Nothing may come for this long.
+    /// Fails if anything arrives within this time.
     pub(crate) async fn silent_for(&mut self, time: Duration, why: &str) {
         if let Ok(answer) = tokio::time::timeout(time, self.subscription.next_delivery()).await {
             self.world.fail(&format!("{why}: expected nothing within {time:?}, found {answer:?}"));
         }
     }
 
-    /// The next delivery, which must not come before this time has passed since then.
+    /// Returns the next delivery, which must not arrive earlier than `time` after `since`.
     ///
-    /// A slow machine cannot break this promise: it only makes the delivery come later.
+    /// A slow machine cannot break this promise: it only makes the delivery later.
     pub(crate) async fn next_not_before(&mut self, since: Instant, time: Duration, why: &str) -> Delivery {
         let delivery = self.next_within(time + SOON).await;
         self.world.not_before(since, time, why);
         delivery
     }
 
-    /// The subscription must have ended, and say so every time.
+    /// Fails unless the subscription has ended, and says so every time.
     pub(crate) async fn ended(&mut self) {
         for _ in 0..2 {
             let answer = self.answer().await;

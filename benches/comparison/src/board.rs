@@ -1,4 +1,4 @@
-//! Speeds as they are measured, and what is left of them for the page.
+//! Measured speeds, and the values of the page computed from them.
 
 use std::fs;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-/// The speeds of one contender in one scenario, a value per round.
+/// The speeds of one contender in one scenario, one value per round.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Figure {
     pub(crate) scenario: String,
@@ -14,7 +14,7 @@ pub(crate) struct Figure {
     pub(crate) per_second: Vec<f64>,
 }
 
-/// What was measured on one backend.
+/// All measurements of one backend.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Board {
     pub(crate) backend: String,
@@ -22,7 +22,7 @@ pub(crate) struct Board {
     pub(crate) figures: Vec<Figure>,
 }
 
-/// The middle of some values, and their ends.
+/// The median, the lowest and the highest of some values.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Spread {
     pub(crate) lowest: f64,
@@ -35,7 +35,7 @@ impl Board {
         Self { backend: backend.to_owned(), rounds, figures: Vec::new() }
     }
 
-    /// Times work that does something `count` times.
+    /// Times `work`, which repeats something `count` times, and stores its speed.
     pub(crate) async fn time(
         &mut self,
         scenario: &str,
@@ -58,7 +58,7 @@ impl Board {
         }
     }
 
-    /// The scenarios in the order in which they were measured.
+    /// Returns the scenarios in the order in which they were measured.
     pub(crate) fn scenarios(&self) -> Vec<&str> {
         let mut scenarios: Vec<&str> = Vec::new();
         for figure in &self.figures {
@@ -97,7 +97,7 @@ impl Figure {
         Spread::of(self.per_second.iter().copied())
     }
 
-    /// How many times as fast this is as another contender, round by round.
+    /// Returns the speed of this contender divided by that of `other`, round by round.
     pub(crate) fn times_as_fast_as(&self, other: &Figure) -> Spread {
         Spread::of(self.per_second.iter().zip(&other.per_second).map(|(ours, theirs)| ours / theirs))
     }

@@ -1,7 +1,7 @@
-//! A chart of one backend: a group of bars per scenario, each as long as the speed is high.
+//! A chart of one backend: a group of bars per scenario, whose lengths show the speeds.
 //!
-//! Written by hand, because no plotting library has bars of several groups that are each to their own scale, with their
-//! numbers beside them; what is left of a chart then is rectangles and texts.
+//! This code writes SVG directly. No plotting library has groups of bars with a scale per group and numbers beside
+//! them. Without these a chart is only rectangles and texts.
 
 use std::fmt::Write as _;
 
@@ -12,25 +12,25 @@ use crate::{OURS, PUBLISHED};
 const WIDTH: f64 = 760.0;
 const MARGIN: f64 = 16.0;
 const LABELS: f64 = 190.0;
-/// Space for the number behind the longest bar.
+/// Width for the number after the longest bar.
 const NUMBERS: f64 = 120.0;
 const BAR: f64 = 14.0;
 const LINE: f64 = 20.0;
 const GROUP: f64 = 34.0;
 
-/// The same colour for a contender in every group.
+/// Returns the colour of a contender, the same in every group.
 fn colour(contender: &str) -> &'static str {
     match contender {
         OURS => "#1f6feb",
         PUBLISHED => "#e3b341",
         other if other.starts_with(OURS) => "#79b8ff",
-        // With a condition to it.
+        // A variant of a contender, such as "async-nats, ack unconfirmed".
         other if other.contains(',') => "#ced5dc",
         _ => "#8b98a5",
     }
 }
 
-/// The chart as SVG. A thin line through the end of a bar goes from the lowest to the highest round.
+/// Returns the chart as SVG. A thin line through the end of a bar spans the lowest to the highest round.
 pub(crate) fn svg(board: &Board, title: &str) -> String {
     let longest = WIDTH - 2.0 * MARGIN - LABELS - NUMBERS;
     let mut body = String::new();
@@ -80,7 +80,7 @@ fn rectangle(svg: &mut String, x: f64, y: f64, width: f64, height: f64, colour: 
     .expect("a text takes what is written");
 }
 
-/// A text of ours, which needs no escapes.
+/// Writes a text. `content` is not escaped, so it must not contain markup.
 fn text(svg: &mut String, x: f64, y: f64, attributes: &str, content: &str) {
     writeln!(svg, "<text x=\"{x:.1}\" y=\"{y:.1}\" {attributes}>{content}</text>")
         .expect("a text takes what is written");

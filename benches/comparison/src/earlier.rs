@@ -1,8 +1,9 @@
-//! What the users of other published versions write to read from NATS: their API is the same, their types are not.
+//! Code that users of the published versions write to read from NATS. The versions have the same API but different
+//! types.
 
 use a3s_event::Event;
 
-/// Reads what is stored in a stream, as the users of one version do.
+/// Defines a module that reads the stored events of a stream through one published version.
 macro_rules! reader {
     ($version:ident, $name:literal) => {
         pub(crate) mod $version {
@@ -19,7 +20,7 @@ macro_rules! reader {
             }
 
             impl Side {
-                /// A stream of its own, with subjects that begin with its name.
+                /// Connects with its own stream and a subject prefix, both named after the version.
                 pub(crate) async fn connect(url: &str, event: &Event) -> Self {
                     let prefix = stringify!($version);
                     let config = NatsConfig {
@@ -49,7 +50,7 @@ macro_rules! reader {
                     self.provider.subscribe_durable("worker", &self.filter).await.unwrap()
                 }
 
-                /// `next`, which acks by itself.
+                /// Reads with `next`, which acks each event.
                 pub(crate) async fn read(&self, count: usize) {
                     let mut subscription = self.worker().await;
                     for _ in 0..count {
@@ -58,7 +59,7 @@ macro_rules! reader {
                     self.provider.unsubscribe("worker").await.unwrap();
                 }
 
-                /// `next_manual_ack` and `ack`.
+                /// Reads with `next_manual_ack` and `ack`.
                 pub(crate) async fn read_and_ack(&self, count: usize) {
                     let mut subscription = self.worker().await;
                     for _ in 0..count {
@@ -67,7 +68,7 @@ macro_rules! reader {
                     self.provider.unsubscribe("worker").await.unwrap();
                 }
 
-                /// One after the other.
+                /// Publishes, receives and acks one event after the other.
                 pub(crate) async fn publish_and_read(&self, count: usize) {
                     let mut subscription = self.worker().await;
                     for _ in 0..count {

@@ -1,4 +1,4 @@
-//! The ratios that this library is to reach, row by row.
+//! The ratios that this library must reach, row by row.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use crate::{
 const RAW_NATS: &str = "async-nats";
 const UNCONFIRMED: &str = "async-nats, ack unconfirmed";
 
-/// Backend, scenario, contender, and how many times as fast ours is to be at least.
+/// Backend, scenario, contender, and the minimum speed of this library divided by that of the contender.
 const GOALS: &[(&str, &str, &str, f64)] = &[
     ("memory", ONE_CALLER, "tokio broadcast", 0.95),
     ("memory", AT_LIMIT, "a3s-event 0.3.0", 1.0),
@@ -36,7 +36,7 @@ const GOALS: &[(&str, &str, &str, f64)] = &[
     ("sqlite", CONSUME, "rusqlite", 0.8),
 ];
 
-/// Prints what was measured into a folder beside its goal, and returns how many goals were missed.
+/// Prints the measurements in a folder beside their goals, and returns the number of missed goals.
 pub(crate) fn print(folder: &Path) -> usize {
     let mut missed = 0;
     for (backend, scenario, contender, least) in GOALS {

@@ -1,5 +1,5 @@
-//! The comparison behind `docs/benchmarks.md`: this library beside the published versions of a3s-event and beside
-//! what a program would use without any, in one run on one machine, turn by turn.
+//! The comparison behind `docs/benchmarks.md`. It measures this library, published versions of a3s-event, and the
+//! crates that a program would use without it. They are measured in one run on one machine, turn by turn.
 //!
 //! `scripts/benchmarks` runs it.
 
@@ -23,13 +23,13 @@ use std::path::Path;
 use a3s_event::Event;
 use board::Board;
 
-/// The subject of what is published.
+/// Subject of the published events.
 const SUBJECT: &str = "events.market.forex.usd_cny";
 const FILTER: &str = "events.>";
 const BATCH: usize = 1_000;
 const CALLERS: usize = 64;
 const READERS: usize = 100;
-/// Events that are published before the fan-out is waited for.
+/// Number of events published before waiting for the fan-out.
 const BURST: usize = 10;
 const STORED: usize = 100_000;
 const NEWEST: usize = 100;
@@ -37,7 +37,7 @@ const NEWEST: usize = 100;
 const OURS: &str = "a3s-event";
 const PUBLISHED: &str = "a3s-event 0.3.0";
 
-/// The scenarios, as the page names them.
+/// Names of the scenarios on the page.
 const ONE_CALLER: &str = "publish, one caller";
 const IN_BATCHES: &str = "publish in batches of 1,000";
 const MANY_CALLERS: &str = "publish, 64 callers at once";
@@ -84,7 +84,7 @@ fn main() {
     }
 }
 
-/// The event of every figure, and the same for the published crate.
+/// Returns the event of every figure, and the same event for the published crate.
 fn events() -> (Event, published::Event) {
     let event = support::event(SUBJECT);
     let theirs = serde_json::to_value(&event).and_then(serde_json::from_value).expect("the same JSON");

@@ -1,4 +1,4 @@
-//! The memory provider, the one of 0.3.0, and a broadcast channel of tokio.
+//! Measures the memory provider, that of 0.3.0, and a broadcast channel of tokio.
 
 use std::sync::Arc;
 
@@ -17,12 +17,13 @@ use crate::{
 
 const BROADCAST: &str = "tokio broadcast";
 const MPSC: &str = "tokio mpsc, cloned at both ends";
-/// How many events are kept where the store is full.
+/// Maximum number of events in a store that is measured full.
 const LIMIT: usize = 10_000;
-/// What fits into the channel of 0.3.0, so that its subscribers miss nothing.
+/// Number of events that fit into the channel of 0.3.0, so that its subscribers miss none.
 const WAITING: usize = 8_000;
-/// How many events each contender keeps where one is delivered after the other; 0.3.0 keeps all, because it moves what it
-/// keeps at each publish when it is full.
+/// Number of events that each contender keeps when events are delivered one after the other.
+///
+/// 0.3.0 keeps all events, because a full store moves every event at each publish.
 const KEPT: usize = 1_024;
 const MANY: usize = 51_200;
 
@@ -273,7 +274,7 @@ async fn history(board: &mut Board) {
     let (mut event, mut their_event) = events();
     let (provider, their_provider) = (ours(0), theirs(0));
     for number in 0..STORED {
-        // One event in a thousand is of the rare category.
+        // One event in a thousand has the rare category.
         let subject = if number % 1_000 == 0 { "events.rare.tick" } else { crate::SUBJECT };
         subject.clone_into(&mut event.subject);
         subject.clone_into(&mut their_event.subject);

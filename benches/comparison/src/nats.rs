@@ -1,4 +1,5 @@
-//! The NATS provider, the one of 0.3.0, and async-nats with the same JetStream work. One server, a stream each.
+//! Measures the NATS provider, that of 0.3.0, and async-nats with the same JetStream work. They share a server and have
+//! a stream each.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +28,7 @@ const RAW: &str = "async-nats";
 const RAW_UNCONFIRMED: &str = "async-nats, ack unconfirmed";
 const RAW_IN_BATCHES: &str = "async-nats, batches of 500";
 const IN_BATCHES_OF_OURS: &str = "a3s-event, next_batch";
-/// Publishes that wait for their acknowledgement at once, as many as ours sends unless configured otherwise.
+/// Number of publishes in flight, equal to the default of this library.
 const WINDOW: usize = 256;
 const FEW: usize = 2_000;
 const MANY: usize = 20_000;
@@ -102,7 +103,7 @@ impl Sides {
         }
     }
 
-    /// Neither async-nats nor 0.3.0 has a batch; this is what its users write.
+    /// Publishes as users of async-nats and 0.3.0 do, because neither has a batch.
     async fn publish_raw_in_window(&self, count: usize) {
         futures::iter(0..count).map(|_| self.publish_raw(1)).buffered(WINDOW).for_each(async |()| {}).await;
     }
@@ -148,7 +149,7 @@ impl Sides {
         self.raw_stream.delete_consumer("worker").await.unwrap();
     }
 
-    /// A new durable consumer of ours, of the name that the others take.
+    /// Returns a new durable consumer of this library, with the name that the others use.
     async fn worker(&self) -> Box<dyn Subscription> {
         self.ours.unsubscribe("worker").await.unwrap();
         self.ours.subscribe_durable("worker", FILTER).await.unwrap()
@@ -327,7 +328,7 @@ async fn fan_out(board: &mut Board, sides: &Sides) {
     sides.purge().await;
 }
 
-/// In a window, as many at once as ours sends.
+/// Publishes `MANY` events, `WINDOW` at a time.
 macro_rules! store {
     ($side:expr) => {
         futures::iter(0..MANY).map(|_| $side.publish()).buffered(WINDOW).for_each(async |()| {}).await
@@ -401,12 +402,13 @@ async fn history(board: &mut Board, sides: &Sides) {
         }
     };
     board.time(HISTORY, OURS, COUNT, read).await;
-    // The page says so, in place of a speed.
+    // Checks the page's statement that 0.3.0 has no comparable history.
     sides.publish_theirs_in_window(2 * NEWEST).await;
     assert!(sides.theirs.history(None, NEWEST).await.unwrap().len() < NEWEST);
 }
 
-/// The newest events as one reads them with async-nats: through a consumer that starts there and is deleted again.
+/// Reads the newest events with async-nats, through a consumer that starts there and is then deleted. Returns their
+/// number.
 async fn newest_raw(sides: &Sides) -> usize {
     let last = sides.raw_stream.get_info().await.unwrap().state.last_sequence;
     let config = pull::Config {

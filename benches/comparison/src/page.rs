@@ -1,4 +1,4 @@
-//! `docs/benchmarks.md` and its charts.
+//! Writes `docs/benchmarks.md` and its charts.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -8,18 +8,18 @@ use std::process::Command;
 use crate::board::{Board, Spread};
 use crate::{ONE_CALLER, OURS, chart};
 
-/// The backends with the titles of their charts.
+/// The backends and the titles of their charts.
 const BACKENDS: [(&str, &str); 3] = [
     ("memory", "Events per second in memory"),
     ("nats", "Events per second on NATS JetStream"),
     ("sqlite", "Events per second in a SQLite file"),
 ];
-/// What the names of contenders begin with that are ours too.
+/// Prefix of the names of variants of this library.
 const OURS_IN_ANOTHER_WAY: &str = "a3s-event, ";
 const TEMPLATE: &str = include_str!("../page.template");
 const LOCK: &str = include_str!("../Cargo.lock");
 
-/// Writes the page from what was measured into a folder, a file per backend.
+/// Writes the page from the measurements in `folder`, which has a file per backend.
 pub(crate) fn write(folder: &Path) {
     let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
     fs::create_dir_all(&docs).expect("a folder that can be made");
@@ -44,8 +44,7 @@ pub(crate) fn write(folder: &Path) {
 }
 
 fn table(board: &Board) -> String {
-    let mut table = "| | per second | lowest to highest | ours is times as fast | lowest to highest |\n"
-        .to_owned()
+    let mut table = "| | per second | lowest to highest | speedup | lowest to highest |\n".to_owned()
         + "|---|--:|--:|--:|--:|\n";
     for scenario in board.scenarios() {
         writeln!(table, "| **{scenario}** | | | | |").expect("a text takes what is written");
@@ -54,7 +53,7 @@ fn table(board: &Board) -> String {
         for figure in board.of(scenario) {
             let speed = figure.speed();
             let ratio = ours.times_as_fast_as(figure);
-            // Another way of ours is there to be compared with the others.
+            // Variants of this library are compared with the others, not with this library.
             let is_ours = figure.contender == OURS || figure.contender.starts_with(OURS_IN_ANOTHER_WAY);
             let (times, spread) = match is_ours {
                 true => (String::new(), String::new()),
@@ -68,7 +67,7 @@ fn table(board: &Board) -> String {
     table.trim_end().to_owned()
 }
 
-/// A ratio, in bold where ours was slower in every round.
+/// Formats a ratio, in bold if this library was slower in every round.
 fn times(ratio: Spread) -> String {
     let text = plain(ratio.median);
     if ratio.highest < 1.0 { format!("**{text}**") } else { text }
@@ -78,7 +77,7 @@ fn plain(ratio: f64) -> String {
     if ratio < 10.0 { format!("{ratio:.2}") } else { number(ratio) }
 }
 
-/// A number with three digits that count, and its thousands apart.
+/// Formats a number with three significant digits and separated thousands.
 pub(crate) fn number(value: f64) -> String {
     let digits = value.abs().max(1.0).log10().floor();
     let step = 10_f64.powf((digits - 2.0).max(0.0));
@@ -101,7 +100,7 @@ fn machine() -> String {
     format!("{cores} cores, {} on {}, {}", std::env::consts::OS, std::env::consts::ARCH, compiler.join(" "))
 }
 
-/// The versions of a package that take part.
+/// Returns the versions of a package in the lock file.
 fn versions(name: &str) -> Vec<&'static str> {
     let header = format!("name = \"{name}\"\nversion = \"");
     LOCK.split(&header).skip(1).filter_map(|rest| rest.split('"').next()).collect()

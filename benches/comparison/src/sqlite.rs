@@ -1,4 +1,4 @@
-//! The SQLite provider, and rusqlite with the tables that the same work needs. 0.3.0 has nothing of the kind.
+//! Measures the SQLite provider, and rusqlite with the tables that the same work needs. 0.3.0 has no such provider.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +25,7 @@ const FEW: usize = 500;
 const MANY: usize = 20_000;
 const SOON: Duration = Duration::from_secs(5);
 
-/// The contenders, with a file each.
+/// The contenders, each with its own file.
 struct Sides {
     ours: Arc<SqliteProvider>,
     raw: Raw,
@@ -55,7 +55,7 @@ impl Sides {
         }
     }
 
-    /// The events behind a sequence, in the order given.
+    /// Returns the events after a sequence, in the given order.
     fn read_raw(&self, behind: i64, order: &str, limit: usize) -> Vec<(i64, Event)> {
         let query = format!(
             "SELECT sequence, record FROM events WHERE subject = 1 AND sequence > ?1 ORDER BY sequence {order} LIMIT ?2"
@@ -97,7 +97,7 @@ async fn publishing(board: &mut Board, sides: &Sides) {
     board.time(IN_BATCHES, RAW, MANY, async { sides.raw.publish(transactions, BATCH, &sides.event) }).await;
     board.time(IN_BATCHES, OURS, MANY, sides.publish_ours_in_batches(MANY)).await;
 
-    // As many as 64 callers that wait for their answers can share.
+    // Transactions of 64 rows, the maximum that 64 waiting callers can share.
     let each = MANY / CALLERS;
     let count = each * CALLERS;
     board.time(MANY_CALLERS, RAW, count, async { sides.raw.publish(each, CALLERS, &sides.event) }).await;

@@ -1,4 +1,4 @@
-//! What is remembered of events that failed and come again.
+//! Failures of events that are retried.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,14 +9,14 @@ use crate::clock::unix_millis;
 use crate::dlq::DeadLetter;
 use crate::poison::IgnorePoison;
 
-/// Most events remembered. For those beyond it a dead letter does not say when they failed first.
+/// Maximum number of events remembered. Beyond it, dead letters lack the time of the first failure.
 const CAPACITY: usize = 10_000;
 
-/// When events failed first, and why last.
+/// First failure time and last failure reason of each event.
 #[derive(Default)]
 pub(super) struct Failures {
     remembered: Mutex<HashMap<Place, Remembered>>,
-    /// Whether there ever was one: where nothing fails nobody takes the lock.
+    /// True if an event has ever failed. Until then, no lock is taken.
     any: AtomicBool,
 }
 
@@ -27,7 +27,7 @@ struct Remembered {
 }
 
 impl Failures {
-    /// Remembers why an event failed that is tried again.
+    /// Remembers the failure of an event that is retried.
     pub(super) fn remember(&self, job: &Job, reason: String) {
         let now = unix_millis();
         let mut remembered = self.lock();
@@ -40,7 +40,7 @@ impl Failures {
         }
     }
 
-    /// Moves what is remembered of an event into its dead letter, which may not know how the last attempt ended.
+    /// Moves the remembered failure of an event into its dead letter, which may lack the end of the last attempt.
     pub(super) fn complete(&self, job: &Job, letter: &mut DeadLetter) {
         let Some(Remembered { first_at, last_at, reason }) = self.lock().remove(&job.place()) else { return };
         letter.first_failure_at = Some(first_at);

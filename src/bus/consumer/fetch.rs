@@ -1,4 +1,4 @@
-//! Fetching for one subscription: never more than there is room for, and for ever, whatever goes wrong on the way.
+//! Fetches for one subscription, never more than there is room for. It retries after errors until the consumer drains.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,18 +17,18 @@ use crate::error::{EventError, Result};
 use crate::provider::Subscription;
 use crate::types::SubscriptionFilter;
 
-/// Most events fetched at a time.
+/// Maximum number of events fetched at a time.
 const MAX_BATCH: usize = 128;
-/// How long one call waits for an event; then the next one does.
+/// Timeout of one fetch; the next fetch follows it.
 const WAIT: Duration = Duration::from_secs(30);
-/// Errors in a row after which the subscription may be opened again.
+/// Consecutive errors after which the subscription may be reopened.
 const TOLERATED: u64 = 3;
-/// Pauses behind what went wrong.
+/// Delays after errors.
 const FETCH_AGAIN: Backoff = Backoff::exponential(Duration::from_millis(100), Duration::from_secs(30));
-/// What was refused and due this long ago was delivered to somebody, if the provider has nothing more to deliver.
+/// Age at which a due nacked event was certainly delivered to some member, if the provider has nothing more to deliver.
 const CERTAINLY_DUE: Duration = Duration::from_secs(5);
 
-/// Gives back what nobody handles any more.
+/// Releases events that no worker will handle.
 async fn release(batch: Vec<Result<Incoming>>) {
     for incoming in batch.into_iter().flatten() {
         if let Err(error) = incoming.stored.release().await {
@@ -37,7 +37,7 @@ async fn release(batch: Vec<Result<Incoming>>) {
     }
 }
 
-/// Where the lag is to be sent.
+/// Sender of the answer to a lag request.
 pub(super) type LagRequest = oneshot::Sender<Result<u64>>;
 
 /// Fetches for one subject of a subscription.
@@ -52,27 +52,27 @@ pub(super) struct Fetcher {
     pub(super) in_force: Arc<InForce>,
     pub(super) command: watch::Receiver<Command>,
     pub(super) lag_requests: mpsc::Receiver<LagRequest>,
-    /// The newest event that was fetched.
+    /// Sequence of the newest event that was fetched.
     pub(super) newest: u64,
-    /// When it was opened first, in Unix milliseconds.
+    /// Time when it was first opened, in Unix milliseconds.
     pub(super) opened_at: u64,
-    /// How often in a row something went wrong.
+    /// Number of consecutive errors.
     pub(super) trouble: u64,
 }
 
-/// What to do next.
+/// Next step of a fetcher.
 enum Next {
     Fetched {
         asked_for: usize,
         batch: Option<Vec<Result<Incoming>>>,
     },
-    /// Look at the command again.
+    /// Read the command again.
     Look,
     Lag(LagRequest),
 }
 
 impl Fetcher {
-    /// Fetches until the consumer drains. An error is one that opening again cannot overcome.
+    /// Fetches until the consumer drains. Returns an error that reopening cannot overcome.
     pub(super) async fn run(mut self) -> Result<()> {
         self.bound_queue();
         loop {
@@ -83,7 +83,7 @@ impl Fetcher {
             match self.next(command >= Command::Pause).await {
                 Next::Look => {}
                 Next::Lag(request) => {
-                    // Whoever asked may have gone.
+                    // The requester may be gone.
                     let _ = request.send(self.subscription.lag().await);
                 }
                 Next::Fetched { batch: Some(batch), .. } if *self.command.borrow() == Command::Gone => {
@@ -93,7 +93,7 @@ impl Fetcher {
                 Next::Fetched { batch: None, .. } => self.go_on_behind_end("it was closed").await?,
             }
         }
-        // It is flushed when it is closed; what is settled later waits by itself.
+        // Closing flushes it; each later settlement waits for its own confirmation.
         self.in_force.confirm();
         if let Err(error) = self.subscription.close().await {
             tracing::warn!(subject = self.subject, %error, "subscription not closed; leases decide");
@@ -101,7 +101,7 @@ impl Fetcher {
         Ok(())
     }
 
-    /// Waits for the next thing to do. Nothing fetched is lost, whatever comes first.
+    /// Waits for the next step. It loses no fetched events.
     async fn next(&mut self, paused: bool) -> Next {
         let Self { runtime, subscription, command, lag_requests, source, .. } = self;
         let fetching = async {
@@ -122,7 +122,7 @@ impl Fetcher {
         }
     }
 
-    /// Queues what was fetched; an error is the last of a batch.
+    /// Queues a fetched batch. An error can only be its last item.
     async fn take(&mut self, batch: Vec<Result<Incoming>>, asked_for: usize) -> Result<()> {
         let leased_at = Instant::now();
         let (mut fetched, mut failed) = (Vec::with_capacity(batch.len()), None);
@@ -157,13 +157,13 @@ impl Fetcher {
         self.newest = self.newest.max(incoming.stored.sequence());
         let lane = self.key.as_ref().map(|key| match &incoming.content {
             Ok(event) => key(event).into(),
-            // Nobody can tell its key, and nobody handles it.
+            // Its key is unknown, and no handler receives it.
             Err(_) => "".into(),
         });
         Waiting::new(incoming, Arc::clone(&self.source), lane, leased_at)
     }
 
-    /// Goes on behind an error, after a while if that helps.
+    /// Continues after an error, with a delay if that helps.
     async fn overcome(&mut self, error: EventError) -> Result<()> {
         let subject = &self.subject;
         match error {
@@ -189,7 +189,7 @@ impl Fetcher {
         }
     }
 
-    /// Somebody may have limited the deliveries while it was open. The provider would drop what reaches the limit.
+    /// Removes a delivery limit that another program set meanwhile. The provider would drop an event that reaches it.
     async fn take_limit_off(&mut self) -> Result<()> {
         if self.in_force.max_deliver().is_none() || self.opener.dlq_handler.is_none() {
             return Ok(());
@@ -204,7 +204,7 @@ impl Fetcher {
         self.runtime.queue.bound(self.source.index, self.in_force.max_ack_pending());
     }
 
-    /// Something went wrong.
+    /// Records an error.
     pub(super) fn failed(&mut self, error: &EventError) {
         self.trouble += 1;
         self.runtime.health.failed(Part::Fetching(self.source.index), error);
@@ -215,7 +215,7 @@ impl Fetcher {
         self.runtime.health.works(Part::Fetching(self.source.index));
     }
 
-    /// Waits longer each time something goes wrong, unless the consumer drains.
+    /// Waits longer after each consecutive error, unless the consumer drains.
     pub(super) async fn pause(&mut self) {
         let stop = wait_for_stop(&mut self.command, Command::Drain);
         let _ = tokio::time::timeout(FETCH_AGAIN.delay(self.trouble), stop).await;

@@ -1,4 +1,4 @@
-//! The owner of a running consumer.
+//! Handle of a running consumer.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,27 +14,27 @@ use super::{Command, Runtime, raise};
 use crate::error::{EventError, Result};
 use crate::poison::IgnorePoison;
 
-/// What a consumer does.
+/// State of a consumer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ConsumerState {
-    /// It fetches and handles events.
+    /// The consumer fetches and handles events.
     Running,
-    /// It runs, and something that it needs fails: fetching, settling, or writing dead letters. It tries again with growing
-    /// pauses, and is [`Running`](ConsumerState::Running) again by itself; [`last_error`](ConsumerHandle::last_error) says
-    /// what failed.
+    /// The consumer runs, but fetching, settling, or writing dead letters fails. It retries with growing delays and
+    /// returns to [`Running`](ConsumerState::Running) on success. [`last_error`](ConsumerHandle::last_error) returns
+    /// the failure.
     Retrying,
-    /// It fetches nothing; what it has is handled.
+    /// The consumer fetches nothing, and handles what it has fetched.
     Paused,
-    /// It fetches nothing any more and ends what it has.
+    /// The consumer has stopped fetching, and settles or releases its events.
     Draining,
-    /// It was shut down.
+    /// The consumer was shut down.
     Stopped,
-    /// It ended by itself; [`stopped`](ConsumerHandle::stopped) says why.
+    /// The consumer ended by itself; [`stopped`](ConsumerHandle::stopped) returns the error.
     Failed,
 }
 
-/// What a consumer has done so far.
+/// Counters of a consumer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConsumerStats {
@@ -42,19 +42,19 @@ pub struct ConsumerStats {
     pub handled: u64,
     /// Attempts that failed.
     pub failed: u64,
-    /// Events given up: written to the dead letters, or logged where there are none.
+    /// Events given up: written to the dead letters, or logged if there is no dead-letter handler.
     pub dead_lettered: u64,
-    /// Tries to write a dead letter that failed.
+    /// Failed attempts to write a dead letter.
     pub dead_letter_failures: u64,
     /// Events that retention dropped before they were handled.
     pub missed: u64,
-    /// Handlers that were interrupted by a shutdown.
+    /// Handlers that a shutdown interrupted.
     pub interrupted: u64,
     /// Events being handled now.
     pub running: usize,
-    /// Events fetched that wait for others.
+    /// Fetched events that wait to be handled.
     pub waiting: usize,
-    /// Of those that wait, the ones behind an event of their key that fails or takes long.
+    /// Waiting events behind an event of their key that fails or takes long.
     pub parked: usize,
 }
 
@@ -98,10 +98,10 @@ impl Counters {
     }
 }
 
-/// The owner of a running consumer: it reports, pauses and ends it.
+/// Handle of a running consumer: reports on it, pauses it and ends it.
 ///
-/// Dropping it ends the consumer at once: handlers are dropped where they are, and their leases decide.
-/// [`shutdown`](ConsumerHandle::shutdown) ends it in order.
+/// Dropping the handle ends the consumer at once. Running handlers are dropped, and their events are redelivered when
+/// their leases expire. [`shutdown`](ConsumerHandle::shutdown) ends it gracefully.
 #[must_use = "a consumer ends when its handle is dropped"]
 pub struct ConsumerHandle {
     pub(super) runtime: Arc<Runtime>,
@@ -113,7 +113,7 @@ pub struct ConsumerHandle {
 }
 
 impl ConsumerHandle {
-    /// What the consumer does now.
+    /// Returns the state of the consumer.
     pub fn state(&self) -> ConsumerState {
         match *self.state.borrow() {
             ConsumerState::Running if *self.command.borrow() == Command::Pause => ConsumerState::Paused,
@@ -122,12 +122,12 @@ impl ConsumerHandle {
         }
     }
 
-    /// What fails at the moment: the last error of what has not worked since. `None` while everything works.
+    /// Returns the last error of a part that has not worked since, or `None` while everything works.
     pub fn last_error(&self) -> Option<String> {
         self.runtime.health.error()
     }
 
-    /// What it has done so far. Each number is read by itself.
+    /// Returns the counters so far. Each one is read separately.
     pub fn stats(&self) -> ConsumerStats {
         let counters = &self.runtime.stats;
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -145,11 +145,11 @@ impl ConsumerHandle {
         }
     }
 
-    /// How many matching retained events were not fetched yet, over all subjects.
+    /// Returns the number of matching retained events that were not fetched yet, over all subjects.
     ///
     /// # Errors
     ///
-    /// As [`Subscription::lag`](crate::Subscription::lag); [`EventError::Closed`] when the consumer has ended, and
+    /// Same as [`Subscription::lag`](crate::Subscription::lag); [`EventError::Closed`] if the consumer has ended; and
     /// [`EventError::Timeout`].
     pub async fn lag(&self) -> Result<u64> {
         let asking = async {
@@ -166,29 +166,33 @@ impl ConsumerHandle {
         tokio::time::timeout(deadline, asking).await.unwrap_or_else(late)
     }
 
-    /// Fetches nothing more until [`resume`](ConsumerHandle::resume). What was fetched is handled.
+    /// Stops fetching until [`resume`](ConsumerHandle::resume). Events already fetched are handled.
     pub fn pause(&self) {
         self.change(Command::Run, Command::Pause);
     }
 
-    /// Goes on after a [`pause`](ConsumerHandle::pause).
+    /// Resumes fetching after a [`pause`](ConsumerHandle::pause).
     pub fn resume(&self) {
         self.change(Command::Pause, Command::Run);
     }
 
-    /// Ends the consumer in order: nothing more is fetched, running handlers end and are settled, and what was fetched and
-    /// not started is given back without counting an attempt. Waits until that is done.
+    /// Shuts the consumer down gracefully, and waits until that is done:
     ///
-    /// A provider without the capability `release_keeps_attempt` counts what is given back. There, what was fetched is handled
-    /// too, as long as the deadline allows. What waits for an attempt behind the deadline is given back without waiting.
+    /// - It stops fetching.
+    /// - It waits for running handlers and settles their events.
+    /// - It releases events that were fetched and not started, without counting an attempt.
     ///
-    /// Called again, by another task or after the first future was dropped, it is fast: handlers are interrupted at once and
-    /// their events given back. Cancel-safe: the shutdown goes on without its future.
+    /// A provider without the capability `release_keeps_attempt` counts a release as an attempt. There, the consumer
+    /// also handles what it has fetched until the drain timeout expires. It releases at once an event whose next
+    /// attempt is due later than that.
+    ///
+    /// A second call, by another task or after the first future was dropped, is fast: it interrupts handlers at once
+    /// and releases their events. Cancel-safe: the shutdown continues without its future.
     ///
     /// # Errors
     ///
-    /// [`EventError::Timeout`] when handlers had to be interrupted; their events come again. The error of a consumer that
-    /// had ended by itself.
+    /// [`EventError::Timeout`] if handlers had to be interrupted; their events are redelivered. If the consumer had
+    /// ended by itself, its error.
     pub async fn shutdown(&self) -> Result<()> {
         self.command.send_modify(|command| {
             *command = if *command < Command::Drain { Command::Drain } else { Command::Abort };
@@ -200,8 +204,9 @@ impl ConsumerHandle {
     ///
     /// # Errors
     ///
-    /// What ended it, when it ended by itself: its provider was closed, or what it needs is refused. As
-    /// [`shutdown`](ConsumerHandle::shutdown) otherwise. Only the first call gets the error itself, later ones its text.
+    /// If the consumer ended by itself, the cause: its provider was closed, or refuses a request that the consumer
+    /// needs. Otherwise same as [`shutdown`](ConsumerHandle::shutdown). Only the first call returns the error itself;
+    /// later calls return its text.
     pub async fn stopped(&self) -> Result<()> {
         let mut state = self.state.clone();
         let ended = |state: &ConsumerState| matches!(state, ConsumerState::Stopped | ConsumerState::Failed);
@@ -218,12 +223,12 @@ impl ConsumerHandle {
         }
     }
 
-    /// Runs until `stop` is ready, and then shuts down. When another `stop` is ready before that is done, the shutdown
-    /// becomes a fast one. For instance `stop` waits for a signal.
+    /// Runs until `stop` is ready, and then shuts down. If a second `stop` is ready before that is done, the shutdown
+    /// becomes a fast one. For instance, `stop` waits for a signal.
     ///
     /// # Errors
     ///
-    /// As [`stopped`](ConsumerHandle::stopped).
+    /// Same as [`stopped`](ConsumerHandle::stopped).
     pub async fn run_until<F>(&self, mut stop: impl FnMut() -> F) -> Result<()>
     where
         F: Future,
@@ -255,7 +260,7 @@ fn has_ended() -> EventError {
 
 impl Drop for ConsumerHandle {
     fn drop(&mut self) {
-        // The tasks end at their next step. What they take until then would wait for the end of its lease.
+        // Fetchers release what they fetch until they end. Otherwise it would wait for the end of its lease.
         raise(&self.command, Command::Gone);
         self.supervisor.abort();
     }
@@ -270,5 +275,5 @@ impl fmt::Debug for ConsumerHandle {
     }
 }
 
-/// How long a fast shutdown waits for what cannot be interrupted.
+/// Timeout of a fast shutdown for tasks that cannot be interrupted.
 pub(super) const GRACE: Duration = Duration::from_secs(1);

@@ -1,4 +1,4 @@
-//! What of a running consumer fails at the moment.
+//! The current failures of a running consumer.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -6,20 +6,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::poison::IgnorePoison;
 
-/// What a consumer needs to go on.
+/// Part of a consumer that can fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Part {
-    /// Fetching for the subscription of this number.
+    /// Fetching for the subscription of this index.
     Fetching(usize),
     Settling,
     DeadLetters,
 }
 
-/// The last error of each part that has not worked since.
+/// Last error of each part that has not worked since.
 #[derive(Default)]
 pub(super) struct Health {
     errors: Mutex<BTreeMap<Part, String>>,
-    /// Whether there are any: where all works nobody takes the lock.
+    /// True if there are errors. While there are none, no lock is taken.
     any: AtomicBool,
 }
 
@@ -38,7 +38,7 @@ impl Health {
         }
     }
 
-    /// The first of the errors.
+    /// Returns the first error.
     pub(super) fn error(&self) -> Option<String> {
         let errors = self.errors.lock().ignore_poison();
         errors.values().next().cloned()

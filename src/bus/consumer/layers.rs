@@ -1,7 +1,7 @@
-//! What can be put around a handler: each is a function from a handler to a handler.
+//! Layers around a handler. Each is a function from a handler to a handler.
 //!
-//! Retries, and the timeout of an attempt, are in the [policy](super::RetryPolicy); a span around every attempt is there
-//! by itself.
+//! The [policy](super::RetryPolicy) has retries and the timeout of an attempt. The runtime adds a span around every
+//! attempt.
 //!
 //! ```
 //! use std::{sync::Arc, time::Duration};
@@ -15,7 +15,7 @@
 //!     println!("mail about {}", delivery.event().id);
 //!     Ok(())
 //! };
-//! // From the inside out: no mail twice, and no more than four at a time over all consumers that share the limit.
+//! // From the inside out: skip events handled before, and handle at most four at a time over all that share this.
 //! let send = layers::idempotent(Arc::new(MemoryIdempotencyStore::new(10_000)), send);
 //! let send = layers::concurrency_limit(4, send);
 //! let consumer = bus.consumer("mailer").subject("events.orders.>").concurrency(16).handle(send).await?;
@@ -43,7 +43,8 @@ use crate::reserved;
 use crate::text::without_values;
 use crate::types::{Event, PublishOptions};
 
-/// Fails what takes longer than this, for a part of a handler: the policy has one for the whole.
+/// Fails a handler that takes longer than `limit`. Use it for a part of a handler; the policy has a timeout for the
+/// whole.
 pub fn timeout(limit: Duration, handler: impl Handler) -> impl Handler {
     let handler = Arc::new(handler);
     move |delivery: Delivery| {
@@ -57,7 +58,7 @@ pub fn timeout(limit: Duration, handler: impl Handler) -> impl Handler {
     }
 }
 
-/// Lets at most this many run at a time, also over several consumers that share the handler; at least one. Those that wait
+/// Limits how many calls run at a time, also over several consumers that share the handler; at least one. Waiting calls
 /// count against the timeout of the policy.
 pub fn concurrency_limit(limit: usize, handler: impl Handler) -> impl Handler {
     let shared = Arc::new((Semaphore::new(limit.max(1)), handler));
@@ -65,14 +66,14 @@ pub fn concurrency_limit(limit: usize, handler: impl Handler) -> impl Handler {
         let shared = Arc::clone(&shared);
         async move {
             let (permits, handler) = &*shared;
-            // It is never closed.
+            // The semaphore is never closed.
             let _permit = permits.acquire().await.map_err(HandlerError::retry)?;
             handler.call(delivery).await
         }
     }
 }
 
-/// Runs a handler in a span of this name, for a part of one: the runtime has a span for the whole.
+/// Runs a handler in a span of this name. Use it for a part of a handler; the runtime has a span for the whole.
 pub fn traced(name: &'static str, handler: impl Handler) -> impl Handler {
     let handler = Arc::new(handler);
     move |delivery: Delivery| {
@@ -83,8 +84,8 @@ pub fn traced(name: &'static str, handler: impl Handler) -> impl Handler {
     }
 }
 
-/// Gives a handler the payload as a value of its type. A payload that is none goes to the dead letters at once; the reason
-/// says what was expected, and shows no value, because what is encrypted at rest is in clear here.
+/// Deserializes the payload to the handler's type. An event whose payload does not fit is dead-lettered at once. The
+/// reason says what was expected and shows no value, because payloads that are encrypted at rest are in clear here.
 pub fn typed<T, F, Fut>(handler: F) -> impl Handler
 where
     T: DeserializeOwned + Send + 'static,
@@ -104,13 +105,13 @@ where
     }
 }
 
-/// Skips events that were handled before, by their id. An event is remembered when its handler has succeeded, so that one
-/// whose process dies between the two is handled again: at least once, and rarely twice.
+/// Skips events that were handled before, by their id. An event is remembered when its handler has succeeded. If the
+/// process dies in between, the event is handled again: at least once, and rarely twice.
 ///
-/// Publishers choose the ids: one that takes the id of another's event keeps that event from being handled. Where publishers
-/// do not trust each other, give each a stream, or subjects and a consumer, of its own.
+/// Publishers choose the ids: an event that takes the id of another publisher's event prevents that event from being
+/// handled. If publishers do not trust each other, give each its own stream, or its own subjects and consumer.
 ///
-/// What the memory itself has written passes without being handled, and is not remembered.
+/// Records that the store itself has written succeed without being handled or remembered.
 pub fn idempotent(handled: Arc<dyn IdempotencyStore>, handler: impl Handler) -> impl Handler {
     let handler = Arc::new(handler);
     move |delivery: Delivery| {
@@ -133,29 +134,29 @@ pub fn idempotent(handled: Arc<dyn IdempotencyStore>, handler: impl Handler) -> 
 /// Remembers which events were handled.
 #[async_trait]
 pub trait IdempotencyStore: Send + Sync {
-    /// Whether this event was handled.
+    /// Returns true if this event was handled.
     ///
     /// # Errors
     ///
-    /// The error of what stands behind the memory; the attempt then fails.
+    /// The error of the backend behind the store; the attempt then fails.
     async fn contains(&self, event_id: &str) -> Result<bool>;
 
     /// Remembers an event.
     ///
     /// # Errors
     ///
-    /// The error of what stands behind the memory; the attempt then fails, and the event is handled again.
+    /// The error of the backend behind the store; the attempt then fails, and the event is handled again.
     async fn insert(&self, event_id: &str) -> Result<()>;
 
-    /// Whether an event was written by a memory of this kind to remember another one. [`idempotent`] handles and remembers
-    /// none of these, or remembering would never end. The default is for memories that write no events.
+    /// Returns true if a store of this kind wrote the event to remember another one. [`idempotent`] neither handles nor
+    /// remembers such records; otherwise remembering would never end. The default is for stores that write no events.
     fn is_record(&self, event: &Event) -> bool {
         let _ = event;
         false
     }
 }
 
-/// Remembers the newest events of this process.
+/// Idempotency store for the newest events of this process.
 pub struct MemoryIdempotencyStore {
     capacity: usize,
     events: Mutex<Recent>,
@@ -164,12 +165,12 @@ pub struct MemoryIdempotencyStore {
 #[derive(Default)]
 struct Recent {
     ids: HashSet<Arc<str>>,
-    /// The same, oldest first.
+    /// The same ids, oldest first.
     order: VecDeque<Arc<str>>,
 }
 
 impl MemoryIdempotencyStore {
-    /// A memory of this many events, at least one; an older one is forgotten for each that comes.
+    /// Creates a store of this many events, at least one. When it is full, each new event evicts the oldest.
     pub fn new(capacity: usize) -> Self {
         Self { capacity: capacity.max(1), events: Mutex::default() }
     }
@@ -203,23 +204,24 @@ impl fmt::Debug for MemoryIdempotencyStore {
     }
 }
 
-/// Remembers events in a provider, under `{prefix}.handled.{scope}.{hash of the id}`, for as long as its limits keep them:
-/// across restarts, and for all processes that share it.
+/// Idempotency store in a provider, under `{prefix}.handled.{scope}.{hash of the id}`. It survives restarts, and all
+/// processes that share the provider share it. Events are remembered for as long as the provider's limits keep them.
 ///
-/// That can be the stream of the events: what is remembered comes to no consumer unless its filter names the place, such as
-/// `events.handled.>`. Whoever may publish below `{prefix}.handled` can say of any event that it was handled: leave that
-/// to the consumers.
+/// It can be the provider of the events themselves: a consumer receives no records of the store unless its filter names
+/// their subject, such as `events.handled.>`. A program that may publish below `{prefix}.handled` can mark any event as
+/// handled, so grant that to the consumers only.
 pub struct ProviderIdempotencyStore {
     provider: Arc<dyn EventProvider>,
     scope: String,
 }
 
 impl ProviderIdempotencyStore {
-    /// A memory in this provider. The scope, one token of a subject, tells consumers apart that handle the same events.
+    /// Creates a store in this provider. The scope, one token of a subject, separates consumers that handle the same
+    /// events.
     ///
     /// # Errors
     ///
-    /// [`EventError::Unsupported`] for a provider that declares that it has no history queries,
+    /// [`EventError::Unsupported`] for a provider that declares that it has no history queries;
     /// [`EventError::InvalidName`] for a scope that is not one token.
     pub fn new(provider: Arc<dyn EventProvider>, scope: impl Into<String>) -> Result<Self> {
         let scope = scope.into();

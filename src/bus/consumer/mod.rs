@@ -1,6 +1,7 @@
-//! The handler runtime: fetches events, calls a function for each, and settles them by what it returns.
+//! The handler runtime: fetches events, calls a function for each, and settles them by its result.
 //!
-//! [Writing a consumer](crate::docs::writing_a_consumer) and [shutting down](crate::docs::graceful_shutdown) are its guides.
+//! See the guides [Writing a consumer](crate::docs::writing_a_consumer) and
+//! [Graceful shutdown](crate::docs::graceful_shutdown).
 
 mod failures;
 mod fetch;
@@ -43,20 +44,20 @@ use crate::provider::{Capabilities, Delivery};
 use crate::text::shorten;
 use crate::types::{Event, SubscribeOptions, SubscriptionFilter};
 
-/// Most handlers that run at a time.
+/// Maximum number of handlers that run at a time.
 const MAX_CONCURRENCY: usize = 10_000;
-/// Events held by default in ordered lanes, per worker: one slow lane should not stop the others.
+/// Default number of events held in ordered lanes, per worker. It lets the other lanes run while one is slow.
 const LANE_BUFFER: usize = 8;
 
-/// How long a shutdown waits by default, or longer.
+/// Minimum of the default drain timeout.
 const LEAST_DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 
 type KeyFn = dyn Fn(&Event) -> String + Send + Sync;
 
-/// What a handler is: a function from a delivery to a future, called from many tasks at once.
+/// Function from a delivery to a future, called from many tasks at once.
 ///
-/// What it returns settles the event. A handler may settle the delivery by itself instead, for instance ack it early; then
-/// what it returns changes nothing any more.
+/// Its result settles the event. A handler may settle the delivery itself instead, for instance to ack early; its
+/// result then has no effect.
 pub trait Handler: Send + Sync + 'static {
     /// Handles one delivery.
     fn call(&self, delivery: Delivery) -> impl Future<Output = HandlerResult> + Send;
@@ -72,23 +73,23 @@ where
     }
 }
 
-/// What the tasks of a consumer are told; each is stronger than the one before it.
+/// Commands to the tasks of a consumer, from the weakest to the strongest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Command {
     Run,
     Pause,
-    /// The handle is gone, and the tasks are about to be.
+    /// The handle was dropped, and the tasks will soon be dropped too.
     Gone,
     Drain,
     Abort,
 }
 
-/// Waits until a command is given that is at least as strong, or nobody is left to give one.
+/// Waits for a command that is at least this strong, or until the sender is gone.
 async fn wait_for_stop(commands: &mut watch::Receiver<Command>, least: Command) {
     let _ = commands.wait_for(|command| *command >= least).await;
 }
 
-/// Gives a command, unless one that is at least as strong was given.
+/// Sends a command, unless one that is at least as strong was sent.
 fn raise(commands: &watch::Sender<Command>, to: Command) {
     commands.send_if_modified(|command| {
         let is_weaker = *command < to;
@@ -99,29 +100,29 @@ fn raise(commands: &watch::Sender<Command>, to: Command) {
     });
 }
 
-/// What the tasks of a consumer share.
+/// State that the tasks of a consumer share.
 struct Runtime {
     queue: Queue,
     policy: RetryPolicy,
-    /// After how many an event is given up.
+    /// Number of attempts after which an event is given up.
     attempts: Option<u64>,
     failures: Failures,
     stats: Counters,
     health: Health,
-    /// By subscription, what its consumer's settings are now.
+    /// Current settings of the consumer, by subscription.
     in_force: Vec<Arc<InForce>>,
-    /// Told when one of them changes.
+    /// Notified when one of them changes.
     settings_changed: Arc<Notify>,
-    /// Whether a failed event is tried again by its worker, and not by another delivery.
+    /// If true, the worker retries a failed event itself, without a redelivery.
     retries_here: bool,
-    /// Whether giving back does not count as an attempt.
+    /// If true, a release does not count as an attempt.
     releases_uncounted: bool,
     operation_timeout: Duration,
 }
 
 impl EventBus {
-    /// Starts a consumer of this name. It handles the subscription of this name, if one is registered, unless
-    /// [`subject`](ConsumerBuilder::subject) says what it handles. All consumers of one name share the work.
+    /// Returns the builder of a consumer of this name. The consumer handles the registered subscription of this name,
+    /// unless you call [`subject`](ConsumerBuilder::subject). All consumers of one name share the work.
     ///
     /// ```
     /// use a3s_event::consumer::HandlerResult;
@@ -160,7 +161,7 @@ impl EventBus {
     }
 }
 
-/// Puts a consumer together; see [`EventBus::consumer`].
+/// Builder of a consumer; see [`EventBus::consumer`].
 #[must_use]
 pub struct ConsumerBuilder<'a> {
     bus: &'a EventBus,
@@ -180,91 +181,95 @@ pub struct ConsumerBuilder<'a> {
 }
 
 impl ConsumerBuilder<'_> {
-    /// A filter of what is handled; one more each time it is called.
+    /// Adds a subject filter of the events to handle. Call it once per filter.
     pub fn subject(mut self, filter: impl Into<String>) -> Self {
         self.subjects.push(filter.into());
         self
     }
 
-    /// Makes the consumer private, and gone when it ends; with [`subject`](ConsumerBuilder::subject). Without, it is
-    /// durable.
+    /// Makes the consumer ephemeral: private, and gone when it ends. The default is durable. Takes effect only with
+    /// [`subject`](ConsumerBuilder::subject).
     pub fn ephemeral(mut self) -> Self {
         self.durable = false;
         self
     }
 
-    /// Options of the subscription; with [`subject`](ConsumerBuilder::subject). `max_deliver` is the number of attempts
-    /// unless the policy has one; delays come from the policy.
+    /// Sets the options of the subscription. Takes effect only with [`subject`](ConsumerBuilder::subject).
+    /// `max_deliver` is the number of attempts unless the policy has one. Delays come from the policy.
     pub fn options(mut self, options: SubscribeOptions) -> Self {
         self.options = Some(options);
         self
     }
 
-    /// How many events are handled at a time. Default 1, which handles them in order unless one fails.
+    /// Sets how many events are handled at a time. Default 1, which handles them in order unless one fails.
     pub fn concurrency(mut self, handlers: usize) -> Self {
         self.concurrency = handlers;
         self
     }
 
-    /// Handles events of the same subject one after the other, in the order of the stream; see
+    /// Handles events of the same subject one after the other, in stream order; see
     /// [`ordered_by_key`](ConsumerBuilder::ordered_by_key).
     pub fn ordered_by_subject(self) -> Self {
         self.ordered_by_key(|event| event.subject.clone())
     }
 
-    /// Handles events of the same key one after the other, in the order of the stream: the next one starts when the one
-    /// before it is settled or dead-lettered. Events of different keys do not wait for each other.
+    /// Handles events of the same key one after the other, in stream order. The next one starts when the one before it
+    /// is settled or dead-lettered. Events of different keys do not wait for each other.
     ///
-    /// A failed event keeps its place: its worker tries it again, and keeps its lease alive meanwhile. These attempts are
-    /// counted by the process; after a crash the count goes on from the deliveries. The order holds within one process: run
-    /// one per set of keys.
+    /// A failed event keeps its place: its process retries it, and extends its lease meanwhile. The process counts
+    /// these attempts; after a crash, the count continues from the deliveries. The order holds within one process, so
+    /// run one process per set of keys.
     pub fn ordered_by_key(mut self, key: impl Fn(&Event) -> String + Send + Sync + 'static) -> Self {
         self.key = Some(Arc::new(key));
         self
     }
 
-    /// Most events fetched and not settled, per subject, running ones included; never fewer than run at a time. Default
-    /// twice as many as run, 8 times as many in ordered lanes; without an order and where giving back counts as an attempt,
-    /// as many as run. Where giving back costs nothing the default grows up to 128 while events are handled quickly.
+    /// Sets the maximum number of events fetched and not settled, per subject, including running ones. It is at least
+    /// the concurrency. The default is a multiple of the concurrency:
+    ///
+    /// - ordered: 8 times
+    /// - without an order: twice, or once if the provider counts a release as an attempt
+    ///
+    /// If the provider does not count releases, the default grows up to 128 while events are handled quickly.
     pub fn prefetch(mut self, events: usize) -> Self {
         self.prefetch = Some(events);
         self
     }
 
-    /// What happens to an event whose handler fails.
+    /// Sets the retry policy for events whose handler fails.
     pub fn policy(mut self, policy: RetryPolicy) -> Self {
         self.policy = policy;
         self
     }
 
-    /// How long a shutdown waits for handlers. Default as long as the policy lets a handler take, so that none has to be
-    /// interrupted, and at least 30 s.
+    /// Sets how long a shutdown waits for handlers. Default: the handler timeout of the policy, so that no handler has
+    /// to be interrupted, and at least 30 s.
     pub fn drain_timeout(mut self, timeout: Duration) -> Self {
         self.drain_timeout = Some(timeout);
         self
     }
 
-    /// Where dead letters go instead of the handler of the bus.
+    /// Sets a dead-letter handler that replaces the one of the bus.
     #[cfg(feature = "routing")]
     pub(crate) fn letters_to(mut self, handler: Arc<dyn DlqHandler>) -> Self {
         self.letters_to = Some(handler);
         self
     }
 
-    /// Gives out events as they are stored: encrypted ones stay encrypted.
+    /// Delivers events as stored: encrypted ones stay encrypted.
     #[cfg(feature = "routing")]
     pub(crate) fn sealed(mut self) -> Self {
         self.as_stored = true;
         self
     }
 
-    /// What opens the subscriptions.
+    /// Returns the opener of the subscriptions.
     #[cfg(not(feature = "routing"))]
     fn opener(&self) -> Opener {
         self.bus.opener()
     }
 
-    /// What opens the subscriptions.
+    /// Returns the opener of the subscriptions.
     #[cfg(feature = "routing")]
     fn opener(&self) -> Opener {
         let mut opener = self.bus.opener();
@@ -273,12 +278,13 @@ impl ConsumerBuilder<'_> {
         opener
     }
 
-    /// Opens the subscription and calls `handler` for each event, until the handle ends it.
+    /// Opens the subscription and calls `handler` for each event, until the returned handle is shut down or dropped.
     ///
     /// # Errors
     ///
-    /// [`EventError::NotFound`] without a subject, when no subscription of this name is registered; [`EventError::Config`]
-    /// for a number out of range; otherwise as [`EventBus::create_subscriber`].
+    /// - [`EventError::NotFound`] without a subject, if no subscription of this name is registered
+    /// - [`EventError::Config`] for a number out of range
+    /// - otherwise same as [`EventBus::create_subscriber`]
     pub async fn handle(self, handler: impl Handler) -> Result<ConsumerHandle> {
         self.policy.check()?;
         let filter = self.filter()?;
@@ -340,8 +346,8 @@ impl ConsumerBuilder<'_> {
         Ok(ConsumerHandle { runtime, command, state, failure, lag_requests, supervisor })
     }
 
-    /// As [`handle`](ConsumerBuilder::handle), with the payload as a value of the handler's type. A payload that is none
-    /// goes to the dead letters at once.
+    /// Works as [`handle`](ConsumerBuilder::handle), and deserializes the payload to the handler's type. An event whose
+    /// payload does not fit is dead-lettered at once.
     ///
     /// ```
     /// use a3s_event::EventBus;
@@ -368,7 +374,7 @@ impl ConsumerBuilder<'_> {
     ///
     /// # Errors
     ///
-    /// As [`handle`](ConsumerBuilder::handle).
+    /// Same as [`handle`](ConsumerBuilder::handle).
     pub async fn handle_typed<T, F, Fut>(self, handler: F) -> Result<ConsumerHandle>
     where
         T: DeserializeOwned + Send + 'static,
@@ -430,7 +436,7 @@ impl ConsumerBuilder<'_> {
         let default = match (&self.key, capabilities.release_keeps_attempt.is_yes()) {
             (Some(_), _) => LANE_BUFFER * self.concurrency,
             (None, true) => 2 * self.concurrency,
-            // What waits here would count as delivered when it is given back.
+            // The provider would count a waiting event as delivered when it is released.
             (None, false) => self.concurrency,
         };
         self.prefetch.unwrap_or(default).max(self.concurrency)

@@ -1,4 +1,4 @@
-//! What happens to an event whose handler fails: how often it is tried, how long in between, and what ends it at once.
+//! Retry policy: the number of attempts, the delays between them, and the errors that end them at once.
 
 use std::error::Error;
 use std::fmt;
@@ -8,14 +8,14 @@ use std::time::Duration;
 use crate::backoff::Backoff;
 use crate::error::{EventError, Result};
 
-/// How long a handler may take unless the policy says otherwise.
+/// Default timeout of a handler.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 const DEFAULT_FIRST_DELAY: Duration = Duration::from_secs(1);
 const DEFAULT_DELAY_CAP: Duration = Duration::from_secs(60);
-/// Attempts where there are dead letters to go to.
+/// Default number of attempts if there is a dead-letter handler.
 pub(super) const DEFAULT_ATTEMPTS: u64 = 5;
 
-/// What happens to an event whose handler fails.
+/// Policy for events whose handler fails.
 ///
 /// ```
 /// use std::time::Duration;
@@ -25,7 +25,7 @@ pub(super) const DEFAULT_ATTEMPTS: u64 = 5;
 ///     .attempts(8)
 ///     .backoff(Backoff::exponential(Duration::from_millis(200), Duration::from_secs(30)))
 ///     .timeout(Duration::from_secs(10))
-///     // No retry makes a number of a word.
+///     // A retry cannot turn a word into a number.
 ///     .fatal_on::<std::num::ParseIntError>();
 /// ```
 #[derive(Clone)]
@@ -40,8 +40,9 @@ pub struct RetryPolicy {
 type FatalIf = dyn Fn(&(dyn Error + 'static)) -> bool + Send + Sync;
 
 impl Default for RetryPolicy {
-    /// An exponential backoff from 1 s to 60 s, and 30 s for the handler. 5 attempts, or the `max_deliver` of the
-    /// subscription; without a dead-letter handler on the bus no limit unless one is set.
+    /// Returns a policy with an exponential backoff from 1 s to 60 s, and a handler timeout of 30 s. The limit
+    /// is the `max_deliver` of the subscription, or else 5 attempts. Without a dead-letter handler on the bus, there is
+    /// no limit unless one is set.
     fn default() -> Self {
         Self {
             attempts: None,
@@ -53,31 +54,31 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// How often an event is tried before it goes to the dead letters; at least 1. `u64::MAX` is without a limit.
+    /// Sets the number of attempts before an event is dead-lettered; at least 1. `u64::MAX` means no limit.
     pub fn attempts(mut self, attempts: u64) -> Self {
         self.attempts = Some(attempts);
         self
     }
 
-    /// How long to wait before another attempt.
+    /// Sets the delay before another attempt.
     pub fn backoff(mut self, backoff: Backoff) -> Self {
         self.backoff = backoff;
         self
     }
 
-    /// How long the handler may take. Then its future is dropped, and the attempt has failed.
+    /// Sets the timeout of the handler. When it expires, the handler's future is dropped and the attempt has failed.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
     }
 
-    /// Lets the handler take as long as it likes. One that hangs holds its worker for ever.
+    /// Removes the timeout of the handler. A handler that hangs then holds its worker forever.
     pub fn no_timeout(mut self) -> Self {
         self.timeout = None;
         self
     }
 
-    /// Errors for which this is true go to the dead letters at once. Called with the error that the handler returned.
+    /// Dead-letters an event at once if `is_fatal` returns true for the error that the handler returned.
     pub fn fatal_if(
         mut self,
         is_fatal: impl Fn(&(dyn Error + 'static)) -> bool + Send + Sync + 'static,
@@ -86,7 +87,7 @@ impl RetryPolicy {
         self
     }
 
-    /// Errors of this type go to the dead letters at once.
+    /// Dead-letters an event at once if the handler returned an error of this type.
     pub fn fatal_on<E: Error + 'static>(self) -> Self {
         self.fatal_if(|error| error.is::<E>())
     }
@@ -101,7 +102,7 @@ impl RetryPolicy {
         Ok(())
     }
 
-    /// What the handler's error means under this policy.
+    /// Classifies the handler's error under this policy.
     pub(super) fn class_of(&self, error: &HandlerError) -> ErrorClass {
         let is_fatal = |is_fatal: &Arc<FatalIf>| is_fatal(&*error.source);
         match error.class {
@@ -121,10 +122,10 @@ impl fmt::Debug for RetryPolicy {
     }
 }
 
-/// What a handler returns.
+/// Result of a handler.
 pub type HandlerResult = std::result::Result<(), HandlerError>;
 
-/// Why a handler failed. Any error turns into one with `?`, and is then tried again unless the policy calls it fatal.
+/// Failure of a handler. Any error converts with `?`, and the event is then retried unless the policy calls it fatal.
 ///
 /// ```
 /// use std::time::Duration;
@@ -154,22 +155,23 @@ pub(super) enum ErrorClass {
 }
 
 impl HandlerError {
-    /// A failure that another attempt may overcome.
+    /// Creates a failure that another attempt may overcome.
     pub fn retry(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self { source: error.into(), class: ErrorClass::Retry, after: None }
     }
 
-    /// A failure that another attempt may overcome after this time, which goes before the backoff of the policy.
+    /// Creates a failure that another attempt may overcome after this delay. The delay overrides the backoff of the
+    /// policy.
     pub fn retry_after(error: impl Into<Box<dyn Error + Send + Sync>>, delay: Duration) -> Self {
         Self { after: Some(delay), ..Self::retry(error) }
     }
 
-    /// A failure that no attempt can overcome: the event goes to the dead letters at once.
+    /// Creates a failure that no attempt can overcome: the event is dead-lettered at once.
     pub fn fatal(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self { class: ErrorClass::Fatal, ..Self::retry(error) }
     }
 
-    /// The payload is not what the handler takes.
+    /// Creates the failure for a payload that does not fit the handler's type.
     pub(super) fn mismatch(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self { class: ErrorClass::Mismatch, ..Self::retry(error) }
     }
@@ -185,7 +187,7 @@ impl<E: Into<Box<dyn Error + Send + Sync>>> From<E> for HandlerError {
     }
 }
 
-/// The error and what caused it, in one line.
+/// Writes the error and its causes in one line.
 impl fmt::Display for HandlerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.source)?;

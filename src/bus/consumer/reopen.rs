@@ -1,4 +1,4 @@
-//! Opening a subscription again that has ended: only where nothing is lost by it, and nothing is handled again in silence.
+//! Reopens a subscription that has ended, if that loses no event and handles none again silently.
 
 use std::sync::Arc;
 
@@ -11,21 +11,21 @@ use crate::error::{ErrorKind, EventError, Result};
 use crate::provider::{ConsumerPosition, Subscription, SubscriptionEnd};
 use crate::types::{DeliverPolicy, SubscribeOptions};
 
-/// Where the new consumer begins.
+/// Start position of the new consumer.
 #[derive(Debug, Clone, Copy)]
 enum Begin {
-    /// The consumer is still there and knows by itself.
+    /// The consumer still exists and knows its position.
     AsItIs,
-    /// The old one is gone, and everything below this sequence is settled.
+    /// The old consumer is gone, and everything below this sequence is settled.
     At(u64),
-    /// The stream is another one, and nothing of it was handled.
+    /// The stream was replaced by another one, of which nothing was handled.
     AtFirst,
-    /// The old one is gone before it delivered anything.
+    /// The old consumer is gone and has delivered nothing.
     AsFirst,
 }
 
 impl Fetcher {
-    /// Goes on behind the end of the subscription. The error is that of a consumer that must not be made again.
+    /// Continues after the end of the subscription. Returns an error if the consumer must not be recreated.
     pub(super) async fn go_on_behind_end(&mut self, why: &str) -> Result<()> {
         let end = self.subscription.end();
         tracing::warn!(subject = self.subject, why, ?end, "subscription ended");
@@ -36,7 +36,7 @@ impl Fetcher {
         }
     }
 
-    /// Goes on behind errors that do not say that the subscription has ended.
+    /// Continues after errors that do not say that the subscription has ended.
     pub(super) async fn go_on_behind_errors(&mut self, why: &str) -> Result<()> {
         if !self.filter.durable {
             return self.go_on_behind_end(why).await;
@@ -44,7 +44,7 @@ impl Fetcher {
         match self.opener.exists(self.name()).await {
             Ok(Some(true)) => self.open_as_it_is().await,
             Ok(Some(false)) => self.go_on_behind_end(why).await,
-            // The subscription stays: an error is not its end.
+            // Keep the subscription: an error does not mean that it has ended.
             Ok(None) | Err(_) => {
                 self.pause().await;
                 Ok(())
@@ -52,7 +52,7 @@ impl Fetcher {
         }
     }
 
-    /// Opens a durable consumer again that is still there.
+    /// Reopens a durable consumer that still exists.
     pub(super) async fn open_as_it_is(&mut self) -> Result<()> {
         self.open_again(Begin::AsItIs).await
     }
@@ -107,10 +107,10 @@ impl Fetcher {
         self.open_again(begin).await
     }
 
-    /// Opens the subscription again, as often as it takes, unless no repetition can help.
+    /// Reopens the subscription, with retries unless the error is permanent.
     async fn open_again(&mut self, begin: Begin) -> Result<()> {
         self.prepare(begin);
-        // Made anew and not moved yet: it must not be fetched from.
+        // Position to which a recreated consumer must be moved before it is fetched from.
         let mut unmoved = None;
         while *self.command.borrow() < Command::Drain {
             self.trouble += 1;
@@ -120,7 +120,7 @@ impl Fetcher {
             match self.open_at(begin, &mut unmoved).await {
                 Ok(subscription) => {
                     self.adopt(subscription);
-                    // The pauses go on growing until something was fetched.
+                    // The delays keep growing until a fetch succeeds.
                     self.runtime.health.works(Part::Fetching(self.source.index));
                     return Ok(());
                 }
@@ -134,7 +134,7 @@ impl Fetcher {
         Ok(())
     }
 
-    /// What was fetched from the old consumer and comes again from the new one is dropped here.
+    /// Drops fetched events of the old consumer that the new one redelivers.
     fn prepare(&mut self, begin: Begin) {
         let index = self.source.index;
         match begin {
@@ -152,7 +152,7 @@ impl Fetcher {
                     consumer = self.name(),
                     "stream replaced by another one; going on from its start"
                 );
-                // Nobody delivers the old stream's events again: those that were fetched are still handled.
+                // The old stream's events are not redelivered: those already fetched are still handled.
                 self.runtime.queue.forget_all_refused(index);
                 self.newest = 0;
                 let Source { epoch, ref stream, ref letters, .. } = *self.source;
@@ -173,7 +173,7 @@ impl Fetcher {
             Begin::AsFirst => {
                 let options = self.filter.options.as_ref();
                 if options.is_some_and(|options| options.deliver_policy == DeliverPolicy::New) {
-                    // What was published since would be skipped.
+                    // Events published since would be skipped.
                     self.begin_by(DeliverPolicy::ByStartTime { timestamp: self.opened_at });
                 }
                 return self.open().await;
@@ -182,7 +182,7 @@ impl Fetcher {
             Begin::AtFirst => ConsumerPosition::First,
         };
         if self.filter.durable && (unmoved.is_some() || self.can_be_moved(position).await?) {
-            // So it keeps its start policy, and whoever opens it later finds no other one.
+            // The consumer keeps its start policy, so that opening it later causes no conflict.
             *unmoved = Some(position);
             let subscription = self.open().await?;
             self.opener.reset(&subscription.letters().consumer, position).await?;
@@ -196,7 +196,7 @@ impl Fetcher {
         self.open_existing().await
     }
 
-    /// Whether the provider moves consumers. One that is there already, because another member made it, is moved.
+    /// Returns true if the provider can move consumers. Moves the consumer if another member has already recreated it.
     async fn can_be_moved(&self, position: ConsumerPosition) -> Result<bool> {
         match self.opener.reset(self.name(), position).await {
             Ok(()) | Err(EventError::NotFound(_)) => Ok(true),
@@ -205,7 +205,7 @@ impl Fetcher {
         }
     }
 
-    /// Opens a consumer that another member may have made again with a start policy of its own.
+    /// Opens a consumer that another member may have recreated with a different start policy.
     async fn open_existing(&mut self) -> Result<BusSubscription> {
         match self.open().await {
             Err(EventError::Conflict { field, .. }) if self.filter.durable && field == "deliver_policy" => {
@@ -235,7 +235,7 @@ impl Fetcher {
         self.opener.open_incoming(&self.filter, &self.subject, self.runtime.attempts, in_force).await
     }
 
-    /// Changes the start policy for a consumer that is made anew, with the other settings of the old one.
+    /// Changes the start policy for a recreated consumer, which keeps the other settings of the old one.
     fn begin_by(&mut self, policy: DeliverPolicy) {
         let settings = self.subscription.settings().map(|settings| settings.to_options());
         let options = self.filter.options.get_or_insert_with(|| settings.unwrap_or_default());
@@ -250,7 +250,7 @@ impl Fetcher {
         self.bound_queue();
     }
 
-    /// From where everything is open, when there is something to go on from.
+    /// Returns the sequence to continue from, or `None` if this process has fetched nothing.
     fn open_position(&self) -> Option<u64> {
         self.lowest_open().or((self.newest > 0).then(|| self.newest.saturating_add(1)))
     }
@@ -268,7 +268,7 @@ impl Fetcher {
     }
 }
 
-/// Whether opening again can never help.
+/// Returns true if reopening can never help.
 fn is_permanent(error: &EventError) -> bool {
     matches!(
         error.kind(),

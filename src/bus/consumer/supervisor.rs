@@ -14,10 +14,10 @@ use crate::error::{EventError, Result};
 use crate::poison::IgnorePoison;
 use crate::provider::AckKind;
 
-/// How long the leases of nothing are left alone.
+/// Lease age that applies if there are no subscriptions.
 const LONGEST_LOOK: Duration = Duration::from_secs(30);
 
-/// Owns every task of a consumer; they end with it.
+/// Owns every task of a consumer; they end when it is dropped.
 pub(super) struct Supervisor {
     pub(super) runtime: Arc<Runtime>,
     pub(super) fetchers: JoinSet<Result<()>>,
@@ -62,7 +62,7 @@ impl Supervisor {
         }
     }
 
-    /// Waits for the command to drain, or for a task that ends without one.
+    /// Waits for the drain command, or for a task that ends without one.
     async fn until_drained(&mut self) -> Result<()> {
         let mut command = self.command.subscribe();
         tokio::select! {
@@ -72,7 +72,7 @@ impl Supervisor {
         }
     }
 
-    /// Ends everything; returns how many handlers had to be interrupted.
+    /// Ends all tasks and returns the number of interrupted handlers.
     async fn drain(&mut self) -> u64 {
         let deadline = tokio::time::Instant::now().after(self.drain_timeout);
         let mut command = self.command.subscribe();
@@ -98,7 +98,7 @@ impl Supervisor {
         let stuck = self.workers.len() as u64;
         self.workers.abort_all();
         let giving_back = async {
-            // In the order of the stream, or they would come again in another one.
+            // In stream order, so that they are redelivered in that order.
             for left_over in self.runtime.queue.take_left_over() {
                 give_back(&left_over).await;
             }
@@ -127,7 +127,7 @@ fn died(error: &JoinError) -> EventError {
     EventError::Consumer(format!("a task of the consumer died: {error}"))
 }
 
-/// Keeps the leases of waiting events alive, for ever.
+/// Extends the leases of waiting events, forever.
 async fn keep_leases(runtime: &Runtime) {
     loop {
         let shortest = runtime.in_force.iter().map(|in_force| in_force.extend_after()).min();

@@ -1,4 +1,4 @@
-//! Running a handler and settling its event.
+//! Runs a handler and settles its event.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -23,13 +23,13 @@ use crate::task::{caught, poll_once};
 use crate::trace::{TraceContext, process_span};
 use crate::types::Event;
 
-/// Further tries of a settlement that failed for a reason that may pass.
+/// Maximum number of retries of a settlement that failed for a transient reason.
 const SETTLEMENT_RETRIES: u64 = 3;
 const SETTLE_AGAIN: Backoff = Backoff::exponential(Duration::from_millis(100), Duration::from_secs(1));
-/// Pauses while the dead letters cannot be reached.
+/// Delays while the dead letters cannot be written.
 const WRITE_AGAIN: Backoff = Backoff::exponential(Duration::from_secs(1), Duration::from_secs(30));
 
-/// Takes one job after the other until there is none left.
+/// Processes jobs one after the other until none is left.
 pub(super) async fn work<H: Handler>(
     runtime: Arc<Runtime>,
     handler: Arc<H>,
@@ -48,18 +48,18 @@ struct Worker<H> {
     command: watch::Receiver<Command>,
 }
 
-/// How one attempt ended.
+/// Result of one attempt.
 enum Outcome {
     Done,
     Failed(Failed),
-    /// The consumer does not wait any longer.
+    /// The consumer stopped waiting for the handler.
     Interrupted,
 }
 
 struct Failed {
     class: ErrorClass,
     reason: String,
-    /// When to try again, where the handler said so.
+    /// Delay before the retry, if the handler set one.
     after: Option<Duration>,
 }
 
@@ -71,7 +71,7 @@ impl<H: Handler> Worker<H> {
         }
     }
 
-    /// Makes one attempt, and settles the event or says when the next attempt is to be.
+    /// Makes one attempt. Settles the event, or returns the time of the next attempt.
     async fn attempt(&mut self, mut job: Job, event: &Arc<Event>) -> Ended {
         let attempt = job.guarded.attempt();
         let failed = match self.run(&mut job, event, attempt).await {
@@ -113,7 +113,8 @@ impl<H: Handler> Worker<H> {
         Ended::Again(job, Instant::now().after(delay))
     }
 
-    /// One line for each failed attempt. That an event is given up has another one, when its dead letter is kept.
+    /// Logs one line for each failed attempt. When the event is given up, another line follows once its dead letter is
+    /// stored.
     fn log_failure(
         &self,
         job: &Job,
@@ -150,7 +151,7 @@ impl<H: Handler> Worker<H> {
         }
     }
 
-    /// One attempt. Its lease is kept alive, and whatever the handler does ends here.
+    /// Runs the handler once and extends the lease meanwhile. Catches panics and enforces the timeout.
     async fn run(&mut self, job: &mut Job, event: &Arc<Event>, attempt: u64) -> Outcome {
         let sequence = job.sequence();
         let lease = Lease::new(sequence, u32::try_from(attempt).unwrap_or(u32::MAX));
@@ -160,13 +161,13 @@ impl<H: Handler> Worker<H> {
         let span = process_span(counters.system(), counters.group(), &delivery);
         let _processing = counters.begin_processing();
         let handler = &*self.handler;
-        // The handler is called inside, so that a panic in the call is caught too. What wraps it borrows it, because it may
-        // be large.
+        // The call is inside the future, so that a panic in it is caught too. The wrappers borrow the future, because
+        // it may be large.
         let handled = pin!(async move { handler.call(delivery).await });
         let handling = caught(handled).instrument(span);
-        // What it publishes belongs to the trace of the event.
+        // Events that the handler publishes belong to the trace of this event.
         let mut call = pin!(TraceContext::scope_of(Arc::clone(event), handling));
-        // Most handlers that do not wait need no timer.
+        // Most handlers are ready at once and need no timer.
         if let Some(done) = poll_once(&mut call).await {
             return outcome(&self.runtime, done);
         }
@@ -195,8 +196,8 @@ impl<H: Handler> Worker<H> {
             let is_confirmed = in_force.confirms();
             self.settle(&job, "ack", || job.guarded.stored.settle_as(AckKind::Ack, is_confirmed)).await;
             if !is_confirmed && in_force.confirms() {
-                // The subscription may have been flushed before this one was sent. Where it was stored at once, this is too late,
-                // which is no matter.
+                // The subscription may have been flushed before this ack was sent. If the ack was stored at once, the
+                // second one fails harmlessly.
                 let _ = job.guarded.stored.settle_as(AckKind::Ack, true).await;
             }
         }
@@ -205,7 +206,7 @@ impl<H: Handler> Worker<H> {
         Ended::Done(job)
     }
 
-    /// Asks for another delivery.
+    /// Naks the event, for a redelivery after `delay`.
     async fn refuse(&self, job: &Job, delay: Duration) {
         let lease = job.guarded.letters.extend_after().saturating_mul(2);
         self.runtime.queue.note_refused(job, Instant::now().after(delay.max(lease)));
@@ -217,15 +218,15 @@ impl<H: Handler> Worker<H> {
         F: Future<Output = Result<()>>,
     {
         match settle(job, verb, settlement).await {
-            // A lease that was lost is not a fault of the provider.
+            // A lost lease is not a failure of the provider.
             Err(error) if error.is_retryable() => self.runtime.health.failed(Part::Settling, &error),
             Err(_) => {}
             Ok(()) => self.runtime.health.works(Part::Settling),
         }
     }
 
-    /// Takes an event out, and does not settle it before it is out: while the dead letters cannot be reached, this worker
-    /// waits, and the event stays where it is.
+    /// Dead-letters an event, and settles it only after that. While the dead letters cannot be written, this worker
+    /// waits and keeps the event.
     async fn dead_letter(&mut self, mut job: Job, mut letter: Box<DeadLetter>) -> Ended {
         self.runtime.failures.complete(&job, &mut letter);
         for attempt in 1.. {
@@ -253,7 +254,7 @@ impl<H: Handler> Worker<H> {
         Ended::Done(job)
     }
 
-    /// Waits with the lease kept alive; `false` when that was cut short by a command.
+    /// Waits and extends the lease meanwhile. Returns `false` if a command cut that short.
     async fn keep_alive(&mut self, job: &mut Job, wait: Duration, until: Command) -> bool {
         let end = Instant::now().after(wait);
         loop {
@@ -279,7 +280,7 @@ fn outcome(runtime: &Runtime, done: std::result::Result<HandlerResult, String>) 
     Outcome::Failed(Failed { class, reason, after })
 }
 
-/// Restarts the lease of a job. One that is lost comes again and is handled twice: that is what at least once means.
+/// Extends the lease of a job. If it is lost, the event is redelivered and handled twice, as at least once allows.
 async fn extend(job: &mut Job) {
     job.leased_at = Instant::now();
     if let Err(error) = job.guarded.stored.extend().await {
@@ -287,18 +288,18 @@ async fn extend(job: &mut Job) {
     }
 }
 
-/// Gives an event back.
+/// Releases an event, or naks it if the delivery counts.
 pub(super) async fn give_back(left_over: &LeftOver) {
     let job = &left_over.job;
     if job.is_settled || job.guarded.is_settled() {
         return;
     }
     let kind = if left_over.counts { AckKind::Nak(Some(Duration::ZERO)) } else { AckKind::Release };
-    // What fails is logged, and the lease decides.
+    // A failure is logged, and the event is redelivered when its lease expires.
     let _ = settle(job, kind.verb(), || job.guarded.stored.settle(kind.clone())).await;
 }
 
-/// Settles, and tries again what may pass. What fails in the end is logged: the lease brings the event back.
+/// Settles, and retries transient failures. A final failure is logged: the event is redelivered when its lease expires.
 async fn settle<F>(job: &Job, verb: &str, settlement: impl Fn() -> F) -> Result<()>
 where
     F: Future<Output = Result<()>>,

@@ -16,20 +16,25 @@ use crate::error::{EncryptionFailure, EventError, Result};
 use crate::text::shorten;
 use crate::types::Event;
 
-/// Encrypts payloads with AES-256-GCM under a random nonce each.
+/// Encrypts payloads with AES-256-GCM, with a random nonce for each.
 ///
-/// The payload of an event is bound to the event: its envelope opens only where the id, the subject, the event type and
-/// the version are those with which it was sealed. Envelopes of earlier versions are not bound; they open too, unless
-/// [`require_bound`](Aes256GcmEncryptor::require_bound) says otherwise.
+/// The payload of an event is bound to the event. Its envelope can be decrypted only in an event with the same id,
+/// subject, event type and version. Envelopes of earlier versions are not bound. They can be decrypted, too, unless
+/// [`require_bound`](Aes256GcmEncryptor::require_bound) refuses them.
 ///
-/// One key is primary and seals; every other key that was added opens, until it is disabled. To rotate, add the new key on
-/// every reader first, then [`promote`](Aes256GcmEncryptor::promote) it on the writers, and keep the old one as long as
-/// something is stored that it sealed. [The guide](crate::docs::encryption) goes through it step by step.
+/// One key is primary and encrypts. Every other key that was added decrypts, until it is disabled. To rotate:
 ///
-/// With random nonces a key must seal fewer than 2^32 payloads in its life. They are counted per key and process: at 2^31
-/// there is a warning in the log, and the 2^32nd is refused. Rotate before, or keep the count across restarts with
-/// [`sealed_count`](Aes256GcmEncryptor::sealed_count) and
-/// [`restore_sealed_count`](Aes256GcmEncryptor::restore_sealed_count). Keys are wiped from memory on drop and never printed.
+/// 1. Add the new key on every reader.
+/// 2. [`promote`](Aes256GcmEncryptor::promote) it on the writers.
+/// 3. Keep the old key as long as payloads that it encrypted are stored.
+///
+/// [The guide](crate::docs::encryption) explains each step.
+///
+/// With random nonces, a key must encrypt fewer than 2^32 payloads in its life. The encryptor counts them per key and
+/// process. At 2^31 it logs a warning, and it refuses the 2^32nd. Rotate before that, or keep the count across restarts
+/// with [`sealed_count`](Aes256GcmEncryptor::sealed_count) and
+/// [`restore_sealed_count`](Aes256GcmEncryptor::restore_sealed_count). Keys are wiped from memory on drop and never
+/// printed.
 ///
 /// ```
 /// use a3s_event::{Aes256GcmEncryptor, Event, EventEncryptor};
@@ -55,46 +60,48 @@ pub struct Aes256GcmEncryptor {
     binding: Binding,
 }
 
-/// Whether envelopes belong to an event.
+/// Binding of envelopes to their event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Binding {
-    /// New ones do; unbound ones are opened too.
+    /// New envelopes are bound; unbound ones are accepted.
     Preferred,
-    /// All do.
+    /// All envelopes are bound; unbound ones are refused.
     Required,
-    /// New ones do not, for readers of earlier versions.
+    /// New envelopes are unbound, for readers of earlier versions.
     None,
 }
 
 impl Aes256GcmEncryptor {
-    /// An encryptor with one key, which is primary. [`EncryptionKey`](super::EncryptionKey) reads one from a file or from
-    /// the environment.
+    /// Creates an encryptor with one key, which is primary. [`EncryptionKey`](super::EncryptionKey) reads one from a
+    /// file or the environment.
     pub fn new(key_id: impl Into<String>, key: &[u8; 32]) -> Self {
         Self { keys: KeyRing::new(key_id.into(), key), binding: Binding::Preferred }
     }
 
-    /// Refuses envelopes that are not bound to their event, which is right as soon as nothing is stored any more that an
-    /// earlier version sealed: an unbound envelope can be moved from one event to another. Payloads without an event are
-    /// then neither sealed nor opened.
+    /// Refuses envelopes that are not bound to their event. Payloads without an event can then be neither encrypted nor
+    /// decrypted.
+    ///
+    /// An unbound envelope can be moved from one event to another. Call this as soon as nothing is stored that an
+    /// earlier version encrypted.
     #[must_use]
     pub fn require_bound(mut self) -> Self {
         self.binding = Binding::Required;
         self
     }
 
-    /// Seals without binding, in the form that earlier versions read, for the time in which such readers are still there.
-    /// Bound envelopes are opened all the same.
+    /// Encrypts without binding, in the form that readers of earlier versions understand. Use it while such readers
+    /// exist. Bound envelopes can still be decrypted.
     #[must_use]
     pub fn seal_unbound(mut self) -> Self {
         self.binding = Binding::None;
         self
     }
 
-    /// Adds a key that opens envelopes. Adding the same key again does nothing.
+    /// Adds a key for decryption. Adding the same key again does nothing.
     ///
     /// # Errors
     ///
-    /// [`EventError::Config`] when another key has this id: replacing it would make unreadable what it sealed.
+    /// [`EventError::Config`] if another key has this id. Replacing that key would make its payloads unreadable.
     pub fn add_key(&self, key_id: impl Into<String>, key: &[u8; 32]) -> Result<()> {
         let key_id = key_id.into();
         let shown = shorten(&key_id);
@@ -104,81 +111,82 @@ impl Aes256GcmEncryptor {
         Err(key_error(&shown, "another key has this id; give the new key an id of its own"))
     }
 
-    /// Makes a key that was added the primary one, while others use the encryptor: whoever seals at this moment uses the
-    /// old key or the new one.
+    /// Makes an added key the primary one, also while other tasks use the encryptor. A payload encrypted at that moment
+    /// uses the old key or the new one.
     ///
     /// # Errors
     ///
-    /// [`EventError::Config`] when there is no key with this id or it is disabled; the primary key stays.
+    /// [`EventError::Config`] if there is no key with this id or it is disabled. The primary key then stays the same.
     pub fn promote(&self, key_id: &str) -> Result<()> {
         self.keys.promote(key_id).map_err(|rule| key_error(key_id, rule))
     }
 
-    /// Makes a key that was added the primary one. As [`promote`](Aes256GcmEncryptor::promote), which needs no exclusive
-    /// access.
+    /// Makes an added key the primary one. Prefer [`promote`](Aes256GcmEncryptor::promote), which does the same without
+    /// exclusive access.
     ///
     /// # Errors
     ///
-    /// As [`promote`](Aes256GcmEncryptor::promote).
+    /// Same as [`promote`](Aes256GcmEncryptor::promote).
     pub fn rotate_to(&mut self, key_id: &str) -> Result<()> {
         self.promote(key_id)
     }
 
-    /// Takes a key out of use: from now on nothing opens that it sealed. For one that leaked, or to find out whether
-    /// anybody still needs it.
+    /// Disables a key: payloads that it encrypted can no longer be decrypted. Use this if the key leaked, or to find
+    /// readers that still need it.
     ///
     /// # Errors
     ///
-    /// [`EventError::Config`] when there is no key with this id or it is the primary one.
+    /// [`EventError::Config`] if there is no key with this id or it is the primary one.
     pub fn disable_key(&self, key_id: &str) -> Result<()> {
         self.keys.set_disabled(key_id, true).map_err(|rule| key_error(key_id, rule))
     }
 
-    /// Lets a key open envelopes again that was disabled.
+    /// Enables a disabled key, so that it decrypts again.
     ///
     /// # Errors
     ///
-    /// [`EventError::Config`] when there is no key with this id.
+    /// [`EventError::Config`] if there is no key with this id.
     pub fn enable_key(&self, key_id: &str) -> Result<()> {
         self.keys.set_disabled(key_id, false).map_err(|rule| key_error(key_id, rule))
     }
 
-    /// What a key is used for; `None` when there is none with this id.
+    /// Returns the state of a key, or `None` if there is no key with this id.
     pub fn key_state(&self, key_id: &str) -> Option<KeyState> {
         self.keys.state(key_id)
     }
 
-    /// Ids of all keys, in any order.
+    /// Returns the ids of all keys, in any order.
     pub fn key_ids(&self) -> Vec<String> {
         self.keys.iter().map(|key| key.id.clone()).collect()
     }
 
-    /// How many payloads a key has sealed: in this process, and before it where
-    /// [`restore_sealed_count`](Aes256GcmEncryptor::restore_sealed_count) said so.
+    /// Returns the number of payloads that a key has encrypted, or `None` if there is no key with this id. The count
+    /// starts at zero in each process, unless [`restore_sealed_count`](Aes256GcmEncryptor::restore_sealed_count) raises
+    /// it.
     pub fn sealed_count(&self, key_id: &str) -> Option<u64> {
         self.keys.get(key_id).map(Key::sealed)
     }
 
-    /// Goes on from a count that was kept elsewhere, so that the limit holds for the life of a key and not only for one
-    /// process. A count below the present one changes nothing.
+    /// Raises the count of a key to one that was stored elsewhere. The limit then holds for the life of the key, not
+    /// only for one process. A count below the present one changes nothing.
     ///
     /// # Errors
     ///
-    /// [`EventError::Config`] when there is no key with this id.
+    /// [`EventError::Config`] if there is no key with this id.
     pub fn restore_sealed_count(&self, key_id: &str, count: u64) -> Result<()> {
         let key = self.keys.get(key_id).ok_or_else(|| key_error(key_id, "is not known"))?;
         key.raise_sealed(count);
         Ok(())
     }
 
-    /// Seals a payload, bound to the event where there is one.
+    /// Encrypts a payload, and binds it to the event if there is one.
     fn seal(&self, payload: &Value, event: Option<&Event>) -> Result<Value> {
         let key = self.keys.primary();
         let fail = |failure| encryption_error(&key.id, failure);
         key.count_sealed().map_err(fail)?;
         let nonce = Nonce::<Aes256Gcm>::try_generate().map_err(|_| fail(EncryptionFailure::NoRandomness))?;
         let data = event.map(|event| associated_data(&key.id, event));
-        // Sealed in place, so that no copy of the plaintext stays behind.
+        // Encrypted in place, so that no copy of the plaintext stays in memory.
         let mut buffer = serde_json::to_vec(payload)?;
         key.cipher
             .encrypt_in_place(&nonce, data.as_deref().unwrap_or_default(), &mut buffer)
@@ -195,7 +203,7 @@ impl Aes256GcmEncryptor {
         Ok(Value::Object(envelope))
     }
 
-    /// Opens an envelope: a bound one with its event, and an unbound one where it is allowed.
+    /// Decrypts an envelope: a bound one with its event, and an unbound one if it is allowed.
     fn open(&self, sealed: &Value, event: Option<&Event>) -> Result<Value> {
         let named = sealed.get("keyId").and_then(Value::as_str).unwrap_or_default();
         let fail = |failure| encryption_error(named, failure);
@@ -219,7 +227,7 @@ impl Aes256GcmEncryptor {
         key.cipher
             .decrypt_in_place(nonce, data.as_deref().unwrap_or_default(), &mut *buffer)
             .map_err(|_| fail(EncryptionFailure::Authentication))?;
-        // Without serde's own text, which quotes the plaintext.
+        // The error text of serde quotes the plaintext, so it is dropped.
         serde_json::from_slice(&buffer).map_err(|_| fail(EncryptionFailure::NotJson))
     }
 }
@@ -255,8 +263,8 @@ impl EventEncryptor for Aes256GcmEncryptor {
         self.open(&event.payload, Some(event))
     }
 
-    /// Whether a payload has the form of an envelope: `encrypted` is true, `keyId`, `nonce` and `ciphertext` are texts, and
-    /// there is either no other field or a version.
+    /// Returns true if a payload has the form of an envelope: `encrypted` is true, `keyId`, `nonce` and `ciphertext`
+    /// are texts, and there is either no other field or a version.
     fn is_encrypted(&self, payload: &Value) -> bool {
         Envelope::is_one(payload)
     }
@@ -281,7 +289,7 @@ fn key_error(key_id: &str, what: &str) -> EventError {
     EventError::Config(format!("encryption key '{}': {what}", shorten(key_id)))
 }
 
-/// The methods without an event have always failed with `Config`.
+/// The methods without an event have always returned `Config`.
 fn as_config(error: EventError) -> EventError {
     match error {
         EventError::Encryption { .. } => EventError::Config(error.to_string()),

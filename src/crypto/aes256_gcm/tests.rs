@@ -1,4 +1,4 @@
-//! Envelopes: what opens, what does not, and with which failure.
+//! Envelopes that can be decrypted, and the failures of those that cannot.
 
 use super::super::EncryptedPayload;
 use super::*;
@@ -54,7 +54,7 @@ fn an_envelope_shows_no_plaintext_and_is_never_the_same() {
     assert_eq!(STANDARD.decode(&envelope.ciphertext).unwrap().len(), 15 + 16);
 }
 
-/// Sealed with OpenSSL: key 00 01 … 1f, nonce 00 01 … 0b, no associated data.
+/// Encrypted with OpenSSL: key 00 01 … 1f, nonce 00 01 … 0b, no associated data.
 #[test]
 fn an_envelope_from_elsewhere_opens() {
     let key: Vec<u8> = (0..32).collect();
@@ -163,7 +163,7 @@ fn event(payload: Value) -> Event {
     event
 }
 
-/// The event with its payload sealed.
+/// Returns the event with its payload encrypted.
 fn sealed(encryptor: &Aes256GcmEncryptor, payload: Value) -> Event {
     let mut event = event(payload);
     event.payload = encryptor.encrypt_event(&event).unwrap();
@@ -191,7 +191,7 @@ fn a_bound_envelope_says_how_it_is_sealed() {
     serde_json::from_value::<EncryptedPayload>(event.payload).unwrap();
 }
 
-/// Sealed with OpenSSL through Python: key 00 01 … 1f, nonce 00 01 … 0b, associated data as documented.
+/// Encrypted with OpenSSL through Python: key 00 01 … 1f, nonce 00 01 … 0b, associated data as documented.
 #[test]
 fn a_bound_envelope_from_elsewhere_opens() {
     let key: Vec<u8> = (0..32).collect();
@@ -212,7 +212,7 @@ fn a_bound_envelope_opens_in_its_event_only() {
         |event| event.subject = "events.market.f".into(),
         |event| event.event_type.clear(),
         |event| event.version = 4,
-        // The parts together are the same text.
+        // The concatenation of the parts is the same text.
         |event| (event.id, event.subject) = ("evt-1events.market".into(), ".fx".into()),
         |event| event.payload["keyId"] = json!("k2"),
     ];
@@ -222,7 +222,7 @@ fn a_bound_envelope_opens_in_its_event_only() {
         change(&mut moved);
         assert_eq!(failure(encryptor.decrypt_event(&moved)).1, EncryptionFailure::Authentication);
     }
-    // What the binding does not cover may change on the way.
+    // Fields outside the binding may change in transit.
     let mut traced = original.with_metadata("traceparent", "00");
     traced.summary.push('!');
     assert_eq!(encryptor.decrypt_event(&traced).unwrap(), 1);
@@ -267,7 +267,7 @@ fn every_row_of_bad_envelopes_is_a_typed_failure_that_names_the_key() {
         event.payload.as_object_mut().unwrap().remove(field);
         failure(encryptor.decrypt_event(&event));
     }
-    // Stripped of what makes it bound, it is not taken for an unbound one.
+    // A bound envelope without `v` and `alg` does not pass as an unbound one.
     let mut downgraded = good.clone();
     downgraded.payload.as_object_mut().unwrap().retain(|field, _| field != "v" && field != "alg");
     assert_eq!(failure(encryptor.decrypt_event(&downgraded)).1, Authentication);
@@ -341,7 +341,7 @@ fn only_what_has_the_form_of_an_envelope_is_taken_for_one() {
     for envelope in [
         unbound.clone(),
         bound.clone(),
-        // Damaged, and of a later version: errors, not payloads.
+        // Envelopes that are damaged or of a later version are errors, not payloads.
         with(&unbound, "nonce", json!("?")),
         with(&bound, "ciphertext", json!("")),
         with(&bound, "alg", json!("none")),
@@ -443,7 +443,7 @@ fn an_event_that_says_to_stand_for_another_one_is_not_believed() {
         letter = letter.with_metadata(key, value);
     }
     assert_eq!(failure(encryptor.decrypt_event(&letter)).1, EncryptionFailure::Authentication);
-    // Whoever knows from where the letter comes asks for the original.
+    // A caller that trusts the letter passes its original.
     let original = SinkDlqHandler::original(&letter).unwrap();
     assert_eq!(encryptor.decrypt_event(&original).unwrap(), "dead");
     let other = letter.clone().with_metadata("dlq_original_id", "evt-2");
@@ -453,7 +453,7 @@ fn an_event_that_says_to_stand_for_another_one_is_not_believed() {
     assert!(SinkDlqHandler::original(&letter).is_none());
 }
 
-/// Each bit of the envelope's JSON, flipped: an error, or still the same payload where the bit says nothing.
+/// Every single-bit change of the envelope's JSON is an error.
 #[test]
 fn one_flipped_bit_anywhere_never_makes_another_payload() {
     let encryptor = encryptor();

@@ -1,4 +1,4 @@
-//! Publishing dead letters again.
+//! Replay of dead letters.
 
 mod same_event;
 
@@ -20,11 +20,11 @@ use crate::error::{ErrorKind, EventError, Result};
 use crate::provider::{EventProvider, HistoryQuery};
 use crate::types::Event;
 
-/// How often one event is replayed unless told otherwise.
+/// Maximum number of replays of one event by default.
 const DEFAULT_MAX_REPLAYS: u64 = 3;
 
-/// Which letters to replay, and how. The default is all open ones, as fast as the provider takes them, unless an event was
-/// replayed 3 times already.
+/// Selects the letters to replay, and the pace and limits of the replay. The default replays all open letters as fast
+/// as the provider accepts them, up to 3 times per event.
 ///
 /// ```
 /// use a3s_event::dlq::{DeadLetterFilter, Replay};
@@ -48,52 +48,52 @@ enum Which {
     Matching(DeadLetterFilter),
 }
 
-/// What a replay did, or with [`dry_run`](Replay::dry_run) would do.
+/// Result of a replay, or the expected result of a [`dry_run`](Replay::dry_run).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct ReplayReport {
-    /// Numbers of the letters that are replayed now, in that order: those that were meant, and every other open one of the
-    /// same events.
+    /// Numbers of the replayed letters, in that order. They include the selected letters, and every other open letter
+    /// of the same events.
     pub replayed: Vec<u64>,
-    /// Numbers of those that were meant and are not, and why.
+    /// Numbers of the selected letters that were not replayed, with the reason.
     pub refused: Vec<(u64, String)>,
-    /// The events of the letters that are replayed now, in the order in which they were published.
+    /// Events of the replayed letters, in the order in which they were published.
     pub events: Vec<ReplayedEvent>,
 }
 
-/// An event of which letters were replayed.
+/// An event whose letters were replayed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct ReplayedEvent {
-    /// Its id.
+    /// Id of the event.
     pub id: String,
-    /// The subject under which it is published.
+    /// Subject under which it is published.
     pub subject: String,
     /// Numbers of all letters that are replayed with it.
     pub letters: Vec<u64>,
-    /// How often it was replayed so far, this time included.
+    /// Number of replays so far, including this one.
     pub replays: u64,
-    /// Whether it was published; in a dry run, whether it would be. Not where another replay has published it since
-    /// its letters were written: they are only marked then.
+    /// If true, the event was published, or would be in a dry run. It is false if another replay published the event
+    /// after its letters were written; the letters are then only marked.
     pub published: bool,
-    /// Its sequence in the target, where it was published.
+    /// Sequence in the target, if it was published.
     pub sequence: Option<u64>,
 }
 
-/// A replay that an error has ended before its end. As an [`EventError`], into which `?` turns it, it is its `source`.
+/// An error that ended a replay early. `?` converts it to its `source`, an [`EventError`].
 #[derive(Debug, thiserror::Error)]
 #[error("{}", self.place())]
 #[non_exhaustive]
 pub struct ReplayError {
-    /// What was done before.
+    /// Report of the replay up to the error.
     pub report: Box<ReplayReport>,
-    /// The letter that was not replayed; `None` when the letters could not be listed. Its event may be stored when
-    /// [`may_be_stored`](EventError::may_be_stored) is true of the source: within the dedup window of the target another
-    /// replay stores no second one.
+    /// Letter that was not replayed; `None` if the letters could not be listed. Its event may be stored if
+    /// [`may_be_stored`](EventError::may_be_stored) of the source returns true. Within the dedup window of the target,
+    /// another replay does not store it twice.
     pub letter: Option<Box<StoredDeadLetter>>,
-    /// Why.
+    /// Cause of the failure.
     pub source: EventError,
 }
 
@@ -120,17 +120,17 @@ impl Default for Replay {
 }
 
 impl Replay {
-    /// The letter with this number, also when it was replayed or discarded before.
+    /// Selects the letter with this number, even if it was replayed or discarded before.
     pub fn one(id: u64) -> Self {
         Self::numbers([id])
     }
 
-    /// The letters with these numbers in this order, also those that were replayed or discarded before.
+    /// Selects the letters with these numbers in this order, even if they were replayed or discarded before.
     pub fn numbers(ids: impl IntoIterator<Item = u64>) -> Self {
         Self::new(Which::Numbers(ids.into_iter().collect()))
     }
 
-    /// All letters that are meant, oldest first.
+    /// Selects all letters that the filter matches, oldest first.
     pub fn matching(filter: DeadLetterFilter) -> Self {
         Self::new(Which::Matching(filter))
     }
@@ -139,7 +139,7 @@ impl Replay {
         Self { which, dry_run: false, per_second: None, max_replays: DEFAULT_MAX_REPLAYS, limit: usize::MAX }
     }
 
-    /// Whether a letter is meant as it is now.
+    /// Returns true if the selection includes a letter in its present state.
     fn still_means(&self, letter: &StoredDeadLetter) -> bool {
         match &self.which {
             Which::Numbers(_) => true,
@@ -147,27 +147,27 @@ impl Replay {
         }
     }
 
-    /// Publishes nothing and only reports.
+    /// Makes the replay only report and publish nothing.
     pub fn dry_run(mut self) -> Self {
         self.dry_run = true;
         self
     }
 
-    /// Most events per second; at least one, and at most a million.
+    /// Sets the maximum number of events per second, from 1 to 1,000,000.
     pub fn per_second(mut self, events: u32) -> Self {
         self.per_second = Some(events.clamp(1, 1_000_000));
         self
     }
 
-    /// Refuses events that were replayed this often before, through whichever of their letters. Default 3: what fails again
-    /// and again is not mended by another round.
+    /// Sets the number of earlier replays, through any of its letters, at which an event is refused. The default is 3,
+    /// because another replay does not fix an event that always fails.
     pub fn max_replays(mut self, replays: u64) -> Self {
         self.max_replays = replays;
         self
     }
 
-    /// Replays at most this many letters, the first ones, and with them all others of the same events. No limit unless
-    /// called.
+    /// Replays at most this many letters, the first ones, and all other letters of the same events. The default is no
+    /// limit.
     pub fn limit(mut self, letters: usize) -> Self {
         self.limit = letters;
         self
@@ -175,23 +175,24 @@ impl Replay {
 }
 
 impl ProviderDlqHandler {
-    /// Publishes the events of letters again: under their original subject, with their id, and one more in their metadata
-    /// [`REPLAYS_KEY`].
+    /// Publishes the events of letters again, under their original subject and with their id. The metadata entry
+    /// [`REPLAYS_KEY`] counts the replays.
     ///
-    /// An event is published once, however many consumers have given it up: all its open letters are replayed with it.
-    /// Letters are of one event where its id, time, source, type, version, subject and payload are the same. All replays
-    /// of an event count towards [`max_replays`](Replay::max_replays), whichever of its letters was meant. A letter that
-    /// is meant by a filter and whose event was replayed since it was written, through another letter, is only marked; one that is
-    /// meant by its number is published.
+    /// An event is published once, even if several consumers dead-lettered it: all its open letters are replayed with
+    /// it. Letters belong to the same event if its id, time, source, type, version, subject and payload are equal. All
+    /// replays of an event count towards [`max_replays`](Replay::max_replays), through any of its letters.
     ///
-    /// `target` is the provider they came from. An encrypted event is published as it is stored. Letters are marked after
-    /// their event was published, so that a crash in between replays it again; within the dedup window of the target neither
-    /// that nor a second replay at the same time stores a second event.
+    /// If the event of an open letter was replayed since through another letter, a replay by filter only marks the
+    /// letter. A replay by number publishes the event.
+    ///
+    /// `target` is the provider that the events came from. An encrypted event is published as it is stored. Letters are
+    /// marked after their event was published, so a crash in between makes the next replay publish it again. Within the
+    /// dedup window of the target, the event is stored once, also if two replays run at the same time.
     ///
     /// # Errors
     ///
-    /// As [`show`](ProviderDlqHandler::show) and [`EventProvider::publish_with_options`], with the letter at which the replay ended.
-    /// What was replayed before is marked: another call goes on behind it.
+    /// Same as [`show`](ProviderDlqHandler::show) and [`EventProvider::publish_with_options`], with the letter at which
+    /// the replay ended. Letters replayed before are marked, so another call continues after them.
     pub async fn replay(
         &self,
         target: &dyn EventProvider,
@@ -213,7 +214,7 @@ impl ProviderDlqHandler {
         let mut pace = replay.per_second.map(|events| tokio::time::interval(Duration::from_secs(1) / events));
         let (meant, mut letters) = self.to_replay(replay).await.map_err(|error| (None, error))?;
         let is_meant: HashSet<u64> = meant.iter().copied().collect();
-        // Letters of events that this replay has dealt with.
+        // Letters of events that this replay has processed.
         let mut done: HashSet<u64> = HashSet::new();
         for id in meant {
             if done.contains(&id) {
@@ -221,7 +222,7 @@ impl ProviderDlqHandler {
             }
             let letter = self.show(id).await.map_err(|error| (None, error))?;
             if !replay.still_means(&letter) {
-                // Somebody else was faster.
+                // Another replay was faster.
                 continue;
             }
             let failed = |error| (Some(Box::new(letter.clone())), error);
@@ -241,8 +242,8 @@ impl ProviderDlqHandler {
         Ok(())
     }
 
-    /// The numbers of the letters: those that were said, or what is meant, oldest first. And what is known of the queue
-    /// when that is found out.
+    /// Returns the numbers of the selected letters: the given ones in their order, or the matching ones, oldest first.
+    /// Also returns the letters that were read.
     async fn to_replay(&self, replay: &Replay) -> Result<(Vec<u64>, Letters)> {
         let (mut ids, letters) = match &replay.which {
             Which::Numbers(ids) => (ids.clone(), Letters::default()),
@@ -264,7 +265,7 @@ impl ProviderDlqHandler {
         Ok((ids, letters))
     }
 
-    /// The other letters of the same event, oldest first, with what became of them by now.
+    /// Returns the other letters of the same event, oldest first, with their present status.
     async fn others_of(
         &self,
         letter: &StoredDeadLetter,
@@ -281,7 +282,7 @@ impl ProviderDlqHandler {
         for id in letters.like(letter).filter(|id| *id != letter.id) {
             match self.show(id).await {
                 Ok(other) if other.key != letter.key && same_event(letter, &other) => others.push(other),
-                // It is of another event, or was dropped by the limits of the queue meanwhile.
+                // It is of another event, or the limits of the queue have dropped it.
                 Ok(_) | Err(EventError::NotFound(_)) => {}
                 Err(error) => return Err(error),
             }
@@ -290,7 +291,7 @@ impl ProviderDlqHandler {
         Ok(others)
     }
 
-    /// Publishes the event of some letters and marks them, or says why not.
+    /// Publishes the event of some letters and marks them, or returns the reason for a refusal.
     async fn replay_event(
         &self,
         target: &dyn EventProvider,
@@ -328,12 +329,12 @@ impl ProviderDlqHandler {
             if let Some(pace) = pace {
                 pace.tick().await;
             }
-            // Never the id it was published with first: a dedup window would swallow it. All who replay this event now have
-            // the same oldest letter.
+            // A dedup window would drop the event under its first id. Simultaneous replays of this event share its
+            // oldest letter, and so the `msg_id`.
             let msg_id = format!("dlq-replay-{}-{replays}", case.oldest().key);
             let sequence = match publish_once(target, &event, msg_id).await {
                 Ok(receipt) => receipt.sequence,
-                // It can never be published, and must not keep others from being replayed.
+                // It can never be published, and must not stop the replay of others.
                 Err(error) if error.kind() == ErrorKind::InvalidInput => return Ok(Err(error.to_string())),
                 Err(error) => return Err(error),
             };
@@ -349,11 +350,11 @@ impl ProviderDlqHandler {
     }
 }
 
-/// An event to replay, and its letters.
+/// An event to replay, with its letters.
 struct Case<'a> {
-    /// The one that was come to first.
+    /// Letter that the replay reached first.
     letter: &'a StoredDeadLetter,
-    /// Oldest first.
+    /// Other letters of the event, oldest first.
     others: Vec<StoredDeadLetter>,
     is_meant: &'a HashSet<u64>,
     replay: &'a Replay,
@@ -368,7 +369,7 @@ impl Case<'_> {
         self.all().filter(|letter| self.is_meant.contains(&letter.id))
     }
 
-    /// What another replay has marked since the queue was read is not meant any more.
+    /// Returns true if the letter is open, or selected in its present state. Another replay may have marked it by now.
     fn is_open_or_meant(&self, letter: &StoredDeadLetter) -> bool {
         letter.status == DeadLetterStatus::Open
             || (self.is_meant.contains(&letter.id) && self.replay.still_means(letter))
@@ -382,13 +383,13 @@ impl Case<'_> {
         self.others.first().filter(|other| other.id < self.letter.id).unwrap_or(self.letter)
     }
 
-    /// How often the event was replayed so far, as far as any of its letters knows.
+    /// Returns how often the event was replayed so far, the highest number over its letters.
     fn replays(&self) -> u64 {
         self.all().map(StoredDeadLetter::event_replays).max().unwrap_or_default()
     }
 
-    /// Whether it is to be published: not where that was done since all its open letters were written, and nobody has asked for
-    /// it by number or for letters that are not open.
+    /// Returns true if the event must be published. This is always so if it was selected by number, or through a letter
+    /// that is not open. Otherwise a replay after its open letters were written makes it unnecessary.
     fn is_due(&self, replays: u64) -> bool {
         matches!(self.replay.which, Which::Numbers(_))
             || self
@@ -396,7 +397,7 @@ impl Case<'_> {
                 .any(|letter| letter.status != DeadLetterStatus::Open || letter.event_replays() >= replays)
     }
 
-    /// The event as its letter has it; an error for what is none.
+    /// Returns the event as its letter has it, or an error if the record is not an event.
     fn shown_event(&self) -> std::result::Result<&Event, String> {
         let letter = &self.letter.letter;
         if letter.raw.is_some() || letter.class == FailureClass::Undecodable {
@@ -410,7 +411,7 @@ impl Case<'_> {
         letter.original_subject.as_deref().unwrap_or(&letter.event.event.subject)
     }
 
-    /// The event with its payload: of any letter that has it, or as its own stream still holds it.
+    /// Returns the event with its payload, from any letter that has it, or from its own stream.
     async fn event(&self, target: &dyn EventProvider) -> Result<Option<Event>> {
         if let Some(whole) = self.all().find(|letter| !letter.omitted) {
             return Ok(Some(whole.letter.event.event.clone()));
@@ -424,7 +425,7 @@ impl Case<'_> {
     }
 }
 
-/// The event as its own stream still holds it.
+/// Returns the event if its own stream still retains it.
 async fn original(target: &dyn EventProvider, stored: &StoredDeadLetter) -> Result<Option<Event>> {
     let received = &stored.letter.event;
     let query = HistoryQuery::new(1)

@@ -1,4 +1,4 @@
-//! Which letters are about the same event.
+//! Letters about the same event.
 
 use std::collections::{HashMap, HashSet};
 
@@ -7,8 +7,8 @@ use super::super::record::place_of;
 use crate::hash::fnv1a_128;
 use crate::types::Event;
 
-/// Whether two letters are about the same event: the copy that was published first or one that was replayed. An id alone
-/// does not tell, because publishers choose it.
+/// Returns true if two letters are about the same event: the first published copy or a replayed one. An equal id alone
+/// proves nothing, because publishers choose it.
 pub(super) fn same_event(one: &StoredDeadLetter, other: &StoredDeadLetter) -> bool {
     let parts = |stored: &StoredDeadLetter| {
         let event = event(stored);
@@ -27,7 +27,7 @@ fn subject(stored: &StoredDeadLetter) -> &str {
     stored.letter.original_subject.as_deref().unwrap_or(&event(stored).subject)
 }
 
-/// The numbers of the letters that were read, by a hash of what is the same in letters of one event.
+/// Numbers of the letters that were read, by a hash of the fields that letters of one event share.
 #[derive(Default)]
 pub(super) struct Letters {
     are_all: bool,
@@ -36,7 +36,7 @@ pub(super) struct Letters {
 }
 
 impl Letters {
-    /// For a reading of the whole queue.
+    /// Creates the collection for a read of the whole queue.
     pub(super) fn of_all() -> Self {
         Self { are_all: true, ..Self::default() }
     }
@@ -45,13 +45,13 @@ impl Letters {
         self.by_hash.entry(hash(letter)).or_default().push(letter.id);
     }
 
-    /// Where the other letters of this one's event are, unless they were read.
+    /// Returns the subject of the other letters of the same event, unless they were already read.
     pub(super) fn unread_place_of(&mut self, letter: &StoredDeadLetter, prefix: &str) -> Option<String> {
         let place = place_of(prefix, subject(letter));
         (!self.are_all && self.places.insert(place.clone())).then_some(place)
     }
 
-    /// The numbers of the letters that may be about the same event.
+    /// Returns the numbers of the letters that may be about the same event.
     pub(super) fn like(&self, letter: &StoredDeadLetter) -> impl Iterator<Item = u64> {
         self.by_hash.get(&hash(letter)).into_iter().flatten().copied()
     }

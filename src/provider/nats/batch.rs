@@ -1,7 +1,7 @@
-//! Atomic batches (nats-server 2.12, ADR-50): many events become one write of the server.
+//! Atomic batches (nats-server 2.12, ADR-50): the server stores many events in one write.
 //!
-//! That is worth it where the server syncs every write. A batch is stored as a whole or not at all. Where the server refuses
-//! one, its events are published one by one, so that each has the answer that it would have had.
+//! Atomic batches are faster on a server that syncs every write. A batch is stored as a whole or not at all. If the
+//! server refuses a batch, the provider publishes its events one by one, so that each gets its own result.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -20,28 +20,30 @@ use crate::provider::PublishReceipt;
 use crate::provider::driver::Checked;
 use crate::types::Event;
 
-/// Most events in a batch; the server's own limit unless it is configured.
+/// Maximum number of events in a batch; the server's default limit.
 const MAX_EVENTS: usize = 1_000;
-/// Most bytes in a batch, which the server keeps in memory until it is complete.
+/// Maximum size of a batch in bytes. The server keeps a batch in memory until it is complete.
 const MAX_BYTES: usize = 8 << 20;
 
-/// Events that are published one by one to find out how long that takes.
+/// Number of events published one by one to measure how long that takes.
 const SAMPLE: usize = 128;
-/// How long a measurement counts.
+/// Time for which a measurement is used.
 const MEASURE_AGAIN: Duration = Duration::from_secs(60);
-/// A server that syncs every write takes one batch more than ten times as fast as single events; others are a little slower.
+/// Minimum speedup at which batches are used. They are more than ten times as fast on a server that syncs every write,
+/// and slightly slower on others.
 const MUCH_FASTER: f64 = 2.0;
 
-/// How the events of a batch are published.
+/// The way in which a batch is published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {
-    /// One by one, without waiting for each.
+    /// One publish per event, with several in flight.
     Pipelined,
     /// As atomic batches.
     Atomic,
 }
 
-/// Which way is faster. The server does not tell how it writes, so that it is measured, from time to time.
+/// The faster way to publish batches. The server does not report how it writes, so the provider measures from time to
+/// time.
 #[derive(Default)]
 pub(super) struct Faster(Mutex<Option<(Way, Instant)>>);
 
@@ -51,7 +53,7 @@ impl Faster {
         measured.filter(|(_, at)| at.elapsed() < MEASURE_AGAIN).map(|(way, _)| way)
     }
 
-    /// Takes the times that one event took.
+    /// Records the measured time per event of each way.
     fn learn(&self, pipelined: Duration, atomic: Duration) {
         let is_faster = pipelined.as_secs_f64() > atomic.as_secs_f64() * MUCH_FASTER;
         let way = if is_faster { Way::Atomic } else { Way::Pipelined };
@@ -60,17 +62,17 @@ impl Faster {
     }
 }
 
-/// What became of a batch that was sent.
+/// The outcome of a batch that was sent.
 enum Outcome {
-    /// Stored up to this sequence.
+    /// The server stored the batch up to this sequence.
     Stored(Acknowledged),
-    /// Nothing of it is stored.
+    /// The server stored nothing of the batch.
     Refused,
-    /// Nobody knows.
+    /// The server may have stored the batch.
     Unknown(EventError),
 }
 
-/// A batch that is being sent. The last event that was added is held back, because it has to carry the commit.
+/// A batch that is being sent. The last added event is held back, because it carries the commit.
 struct Sending<'a> {
     shared: &'a Shared,
     client: &'a async_nats::Client,
@@ -116,21 +118,21 @@ impl Sending<'_> {
     }
 }
 
-/// Entries that become one batch.
+/// Entries of one batch.
 struct Chunk<'a> {
     entries: &'a [Checked<'a>],
-    /// Those that cannot be sent, with their places.
+    /// Entries that cannot be sent, with their indexes.
     refused: Vec<(usize, EventError)>,
-    /// `None` when it could not be sent.
+    /// `None` if the batch could not be sent.
     sending: Option<Sending<'a>>,
-    /// How long its commit may take.
+    /// Timeout of the commit.
     deadline: Duration,
 }
 
 impl Shared {
-    /// Publishes the entries in order and answers for each.
+    /// Publishes the entries in order and returns one result per entry.
     pub(super) async fn publish_batch(&self, batch: &[Checked<'_>]) -> Vec<Result<PublishReceipt>> {
-        // A batch is stored as a whole or not at all: what the server may say of a single entry must not be possible.
+        // These options get individual answers, which a batch that is stored as a whole or not at all cannot have.
         let is_plain = |entry: &Checked<'_>| {
             entry.options().msg_id.is_none() && entry.options().expected_sequence.is_none()
         };
@@ -164,8 +166,8 @@ impl Shared {
         results
     }
 
-    /// Publishes the entries in few writes and answers for each, in order. While the server commits a batch, the next one
-    /// is on its way, all but its commit.
+    /// Publishes the entries as atomic batches and returns one result per entry, in order. While the server commits a
+    /// batch, the next one is sent, except for its commit.
     async fn publish_atomically(&self, batch: &[Checked<'_>]) -> Vec<Result<PublishReceipt>> {
         let mut results = Vec::with_capacity(batch.len());
         let mut left = batch;
@@ -187,7 +189,7 @@ impl Shared {
         }
     }
 
-    /// Sends all but the last of the first entries, as many as fit into a batch.
+    /// Sends a batch of as many of the first entries as fit, except for its last entry.
     async fn send<'a>(&'a self, entries: &'a [Checked<'a>]) -> Chunk<'a> {
         let entries = entries.get(..MAX_EVENTS).unwrap_or(entries);
         let mut chunk = Chunk {
@@ -203,7 +205,7 @@ impl Shared {
         chunk
     }
 
-    /// What is too large as it is sent is left out. `None` when the connection ends.
+    /// Sends the entries, except those that are too large once encoded. Returns `None` if the connection ends.
     async fn send_all<'a>(&'a self, chunk: &mut Chunk<'a>) -> Option<Sending<'a>> {
         let client = self.link.working().await.ok()?;
         let id = uuid::Uuid::now_v7().simple().to_string();
@@ -232,7 +234,7 @@ impl Shared {
         let stored = entries.len() - refused.len();
         let outcome = match sending {
             Some(sending) => sending.commit(deadline).await,
-            // Without its last event nothing of a batch is stored.
+            // The server stores nothing of a batch without its last event.
             None => Outcome::Refused,
         };
         let mut results = match outcome {
@@ -250,7 +252,7 @@ impl Shared {
     }
 }
 
-/// The receipts of a stored batch, whose sequences follow each other up to the last.
+/// Returns the receipts of a stored batch. Its sequences are consecutive up to the last one.
 fn receipts(stored: Acknowledged, sent: usize) -> Vec<Result<PublishReceipt>> {
     let Acknowledged { sequence: last, count: stored, duplicate: _ } = stored;
     let count = u64::try_from(sent).unwrap_or(u64::MAX);

@@ -1,4 +1,4 @@
-//! The connection: one client, its stream, and requests to JetStream's API with a deadline.
+//! The connection: one client, its stream, and requests to JetStream's API with a timeout.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -27,49 +27,49 @@ use crate::provider::support::closed;
 use crate::provider::{AckFailures, Durability, EventProvider, driver};
 use crate::types::{Event, PublishOptions, SubscribeOptions};
 
-/// A connection to a stream: what [`NatsProvider`](super::NatsProvider) does, and the native handles.
+/// A connection to a stream, with the operations of [`NatsProvider`](super::NatsProvider) and the native handles.
 #[derive(Clone)]
 pub struct NatsClient {
     pub(super) shared: Arc<Shared>,
 }
 
-/// What the client, its subscriptions and their deliveries share.
+/// State shared by the client, its subscriptions and their deliveries.
 pub(super) struct Shared {
     pub(super) settings: NatsProviderBuilder,
     pub(super) link: Link,
-    /// Set when the provider was closed.
+    /// True once the provider is closed.
     pub(super) closed: watch::Sender<bool>,
     pub(super) durability: Durability,
     pub(super) replicas: usize,
     pub(super) max_event_bytes: usize,
-    /// How long the server remembers ids.
+    /// Time for which the server remembers a `msg_id`.
     pub(super) dedup_window: Duration,
-    /// Whether events can be read without a consumer, many at a time.
+    /// If true, one request can read many events without a consumer.
     pub(super) batched_direct_get: bool,
-    /// Whether the stream takes batches that are stored as one.
+    /// If true, the stream accepts atomic batches.
     pub(super) atomic_batches: bool,
     pub(super) faster: Faster,
-    /// The consumers that are open here.
+    /// Consumers that are open in this process.
     pub(super) lives: Lives,
     /// Records that end the connection that receives them.
     pub(super) hostile: Hostile,
-    /// What comes to subscriptions that are gone. Set once the provider is put together.
+    /// The task that empties abandoned inboxes. Set once the provider is complete, like the other tasks.
     pub(super) strays: OnceLock<Strays>,
-    /// Has acks confirmed. Set together with that.
+    /// The task that has acks confirmed.
     pub(super) confirmer: OnceLock<Confirmer>,
     pub(super) ack_failures: Arc<AckFailures>,
-    /// Looks after what members have fetched ahead. Set together with that.
+    /// The task that watches the events that members fetched ahead.
     pub(super) shelves: OnceLock<Shelves>,
-    /// Held by whoever makes the stream again.
+    /// Held while the stream is created again.
     pub(super) making: tokio::sync::Mutex<()>,
 }
 
-/// Counts of a stream.
+/// Statistics of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamInfo {
     /// Number of stored events.
     pub messages: u64,
-    /// Their size in bytes, as the server counts it.
+    /// Size of the stored events in bytes, as the server counts it.
     pub bytes: u64,
     /// Sequence of the oldest stored event.
     pub first_sequence: u64,
@@ -80,11 +80,11 @@ pub struct StreamInfo {
 }
 
 impl NatsClient {
-    /// Connects and makes the stream when it does not exist.
+    /// Connects, and creates the stream if it does not exist.
     ///
     /// # Errors
     ///
-    /// As [`NatsProviderBuilder::connect`].
+    /// Same as [`NatsProviderBuilder::connect`].
     pub async fn connect(config: NatsConfig) -> Result<Self> {
         Ok(NatsProviderBuilder::new(config).connect().await?.into_client())
     }
@@ -118,7 +118,7 @@ impl NatsClient {
         shared.batched_direct_get =
             stream.allow_direct && shared.link.client().is_server_compatible(2, 11, 0);
         shared.atomic_batches = stream.allow_atomic_publish;
-        // The server counts the headers too, and says -1 where it has no limit.
+        // The server's limit includes the headers; -1 means no limit.
         let of_stream = usize::try_from(stream.max_message_size).ok().filter(|max| *max > 0);
         if let Some(max) = shared.settings.max_event_bytes.or(of_stream) {
             shared.max_event_bytes = shared.max_event_bytes.min(max);
@@ -137,31 +137,31 @@ impl NatsClient {
         NatsProvider { client: self.clone() }
     }
 
-    /// Stores one event; see [`EventProvider::publish`](crate::EventProvider::publish).
+    /// Stores one event. See [`EventProvider::publish`](crate::EventProvider::publish).
     ///
     /// # Errors
     ///
-    /// As there.
+    /// Same as that method.
     pub async fn publish(&self, event: &Event) -> Result<u64> {
         self.provider().publish(event).await
     }
 
-    /// Stores one event with options; see
+    /// Stores one event with options. See
     /// [`EventProvider::publish_with_options`](crate::EventProvider::publish_with_options).
     ///
     /// # Errors
     ///
-    /// As there.
+    /// Same as that method.
     pub async fn publish_with_options(&self, event: &Event, opts: &PublishOptions) -> Result<u64> {
         self.provider().publish_with_options(event, opts).await
     }
 
-    /// Opens a durable consumer as it is; see
+    /// Opens a durable consumer without changing its settings. See
     /// [`EventProvider::subscribe_durable`](crate::EventProvider::subscribe_durable).
     ///
     /// # Errors
     ///
-    /// As there.
+    /// Same as that method.
     pub async fn subscribe_durable(
         &self,
         consumer_name: &str,
@@ -170,12 +170,12 @@ impl NatsClient {
         driver::open(&self.provider(), Some(consumer_name), filter_subject, None).await
     }
 
-    /// Opens a durable consumer with options; see
+    /// Opens a durable consumer with options. See
     /// [`EventProvider::subscribe_durable_with_options`](crate::EventProvider::subscribe_durable_with_options).
     ///
     /// # Errors
     ///
-    /// As there.
+    /// Same as that method.
     pub async fn subscribe_durable_with_options(
         &self,
         consumer_name: &str,
@@ -185,21 +185,21 @@ impl NatsClient {
         driver::open(&self.provider(), Some(consumer_name), filter_subject, Some(opts)).await
     }
 
-    /// Opens an ephemeral consumer; see [`EventProvider::subscribe`](crate::EventProvider::subscribe).
+    /// Opens an ephemeral consumer. See [`EventProvider::subscribe`](crate::EventProvider::subscribe).
     ///
     /// # Errors
     ///
-    /// As there.
+    /// Same as that method.
     pub async fn subscribe(&self, filter_subject: &str) -> Result<NatsSubscription> {
         driver::open(&self.provider(), None, filter_subject, None).await
     }
 
-    /// Opens an ephemeral consumer with options; see
+    /// Opens an ephemeral consumer with options. See
     /// [`EventProvider::subscribe_with_options`](crate::EventProvider::subscribe_with_options).
     ///
     /// # Errors
     ///
-    /// As there.
+    /// Same as that method.
     pub async fn subscribe_with_options(
         &self,
         filter_subject: &str,
@@ -208,25 +208,25 @@ impl NatsClient {
         driver::open(&self.provider(), None, filter_subject, Some(opts)).await
     }
 
-    /// The newest stored events; see [`EventProvider::history`](crate::EventProvider::history).
+    /// Returns the newest stored events. See [`EventProvider::history`](crate::EventProvider::history).
     ///
     /// # Errors
     ///
-    /// As there.
+    /// Same as that method.
     pub async fn history(&self, filter_subject: Option<&str>, limit: usize) -> Result<Vec<Event>> {
         self.provider().history(filter_subject, limit).await
     }
 
-    /// Forgets a durable consumer; see [`EventProvider::unsubscribe`](crate::EventProvider::unsubscribe).
+    /// Deletes a durable consumer. See [`EventProvider::unsubscribe`](crate::EventProvider::unsubscribe).
     ///
     /// # Errors
     ///
-    /// As there.
+    /// Same as that method.
     pub async fn unsubscribe(&self, consumer_name: &str) -> Result<()> {
         self.provider().unsubscribe(consumer_name).await
     }
 
-    /// Counts of the stream.
+    /// Returns statistics of the stream.
     ///
     /// # Errors
     ///
@@ -242,24 +242,24 @@ impl NatsClient {
         })
     }
 
-    /// How many servers keep the stream, as it was when this connected. With more than one, what is acknowledged survives
-    /// the loss of a server, which [`Capabilities::durability`](crate::Capabilities) says as well.
+    /// Returns the number of servers that store the stream, as of connecting. With more than one, acknowledged events
+    /// survive the loss of a server. [`Capabilities::durability`](crate::Capabilities) reports this too.
     pub fn replicas(&self) -> usize {
         self.shared.replicas
     }
 
-    /// The client of async-nats. What is done through it is not portable. A client whose connection task has ended is
-    /// replaced: ask again then.
+    /// Returns the async-nats client. Code that uses it is not portable to other providers. If the connection task of a
+    /// client ends, the provider replaces the client; call this method again then.
     pub fn nats_client(&self) -> &async_nats::Client {
         self.shared.link.client()
     }
 
-    /// The JetStream context of async-nats, of the same client. What is done through it is not portable.
+    /// Returns the JetStream context of that client. Code that uses it is not portable to other providers.
     pub fn jetstream_context(&self) -> &jetstream::Context {
         self.shared.link.jetstream()
     }
 
-    /// The settings it was connected with.
+    /// Returns the settings that it was connected with.
     pub fn config(&self) -> &NatsConfig {
         &self.shared.settings.config
     }
@@ -287,7 +287,7 @@ impl Shared {
         Ok(())
     }
 
-    /// A request to JetStream's API, JSON or nothing; the inner error is what JetStream answered.
+    /// Sends a request to JetStream's API, with a JSON or empty body. The inner error is JetStream's answer.
     pub(super) async fn ask<T: DeserializeOwned>(
         &self,
         operation: &'static str,
@@ -305,7 +305,7 @@ impl Shared {
         }
     }
 
-    /// The consumer's state, `None` when there is no such consumer, or no stream to have one.
+    /// Returns the state of a consumer, or `None` if the consumer or the stream does not exist.
     pub(super) async fn consumer(&self, name: &str) -> Result<Option<consumer::Info>> {
         let subject = format!("CONSUMER.INFO.{}.{name}", self.stream_name());
         match self.ask("consumer info", subject, Vec::new()).await? {
@@ -325,7 +325,7 @@ impl Shared {
         }
     }
 
-    /// Deletes a consumer; fine when there is none.
+    /// Deletes a consumer. Succeeds if there is none.
     pub(super) async fn delete_consumer(&self, name: &str) -> Result<()> {
         let subject = format!("CONSUMER.DELETE.{}.{name}", self.stream_name());
         let deleted: std::result::Result<serde_json::Value, _> =
@@ -338,7 +338,8 @@ impl Shared {
         }
     }
 
-    /// All consumers of the stream, in pages. One whose server did not answer in time for its page is asked for by name.
+    /// Returns all consumers of the stream, read in pages. If a consumer's server did not answer in time for its page,
+    /// the consumer is requested by name.
     pub(super) async fn consumers(&self) -> Result<Vec<consumer::Info>> {
         #[derive(Deserialize)]
         struct Page {
@@ -362,7 +363,7 @@ impl Shared {
             listed.iter().for_each(|info| self.note_settings(info));
             found.extend(listed);
             for name in missing {
-                // Deleted in the meantime, if there is none.
+                // `None` if it was deleted in the meantime.
                 found.extend(self.consumer(&name).await?);
             }
             if is_last {

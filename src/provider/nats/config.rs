@@ -15,16 +15,16 @@ use crate::provider::settings::Choice;
 use crate::provider::{DEFAULT_MAX_UNCONFIRMED_ACKS, EventProvider, Isolation, ProviderUrl};
 use crate::subject::validate_prefix;
 
-/// Maximum number of publishes of a batch that wait for their acknowledgement, unless configured otherwise.
+/// Default maximum number of publishes of a batch that wait for their acknowledgement.
 pub const DEFAULT_MAX_IN_FLIGHT: usize = 256;
 
-/// Where the server keeps the events of a stream.
+/// Storage of a stream on the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StorageType {
-    /// In files: they survive a restart of the server.
+    /// Files. The events survive a restart of the server.
     File,
-    /// In memory: gone when the server restarts.
+    /// Memory. The events are lost when the server restarts.
     Memory,
 }
 
@@ -32,36 +32,36 @@ impl Choice for StorageType {
     const ALL: &'static [(&'static str, Self)] = &[("file", Self::File), ("memory", Self::Memory)];
 }
 
-/// The basic settings; [`NatsProvider::builder`] has the rest.
+/// Basic settings of the NATS provider. [`NatsProvider::builder`] has the others.
 ///
-/// Debug shows no credentials.
+/// The `Debug` output contains no credentials.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NatsConfig {
-    /// URL of the server, or several separated by commas; `user:password@` or `token@` before each host, the same for
-    /// all, authenticates. Default `nats://127.0.0.1:4222`.
+    /// URL of the server, or several URLs separated by commas. Credentials, `user:password@` or `token@`, precede each
+    /// host and must be the same for all. Default `nats://127.0.0.1:4222`.
     pub url: String,
     /// Token to authenticate with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
-    /// Path of a credentials file (`.creds`: a JWT and its seed).
+    /// Path of a credentials file (`.creds`: a JWT and its seed) to authenticate with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials_path: Option<String>,
     /// Name of the stream. Default `A3S_EVENTS`.
     pub stream_name: String,
     /// First tokens of every subject. Default `events`.
     pub subject_prefix: String,
-    /// Storage of a new stream. Default files.
+    /// Storage of a new stream. Default [`StorageType::File`].
     pub storage: StorageType,
     /// Maximum number of events in a new stream; the oldest are dropped. 0 is unlimited. Default 100,000.
     pub max_events: i64,
-    /// How long a new stream keeps an event, in seconds. 0 is for ever. Default 604,800, a week.
+    /// Maximum age of an event in a new stream, in seconds. 0 is for ever. Default 604,800, a week.
     pub max_age_secs: u64,
-    /// Maximum bytes in a new stream; the oldest events are dropped. 0 is unlimited, the default.
+    /// Maximum size of a new stream in bytes; the oldest events are dropped. 0, the default, is unlimited.
     pub max_bytes: i64,
-    /// Timeout of connecting in seconds. Default 5.
+    /// Timeout of connecting, in seconds. Default 5.
     pub connect_timeout_secs: u64,
-    /// Timeout of every other call in seconds. Default 10.
+    /// Timeout of every other call, in seconds. Default 10.
     pub request_timeout_secs: u64,
 }
 
@@ -84,17 +84,17 @@ impl Default for NatsConfig {
 }
 
 impl NatsConfig {
-    /// The subjects of the stream: everything under the prefix.
+    /// Returns the subjects of the stream: everything under the prefix.
     pub fn stream_subjects(&self) -> Vec<String> {
         vec![format!("{}.>", self.subject_prefix)]
     }
 
-    /// The subject of a topic in a category. Never fails and passes wildcards through.
+    /// Returns the subject of a topic in a category. Never fails, and passes wildcards through.
     pub fn build_subject(&self, category: &str, topic: &str) -> String {
         format!("{}.{category}.{topic}", self.subject_prefix)
     }
 
-    /// The filter of everything in a category.
+    /// Returns the filter that matches everything in a category.
     pub fn category_subject(&self, category: &str) -> String {
         format!("{}.{category}.>", self.subject_prefix)
     }
@@ -114,11 +114,11 @@ impl fmt::Debug for NatsConfig {
     }
 }
 
-/// Connects a [`NatsProvider`] with settings that [`NatsConfig`] lacks. Debug shows no credentials.
+/// Connects a [`NatsProvider`] with settings that [`NatsConfig`] lacks. The `Debug` output contains no credentials.
 ///
-/// What describes the stream (`replicas`, `dedup_window`, `max_event_bytes`, `compression`, `discard_new`, `atomic_batches`) makes a new
-/// one. Where it is set and the stream exists with another value, connecting is a
-/// [`Conflict`](EventError::Conflict) that names the field; where it is left out, the existing stream keeps its own.
+/// `replicas`, `dedup_window`, `max_event_bytes`, `compression`, `discard_new` and `atomic_batches` describe a new
+/// stream. If you set one and the stream exists with another value, connecting fails with a
+/// [`Conflict`](EventError::Conflict) that names the field. If you leave one out, an existing stream keeps its value.
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -186,37 +186,39 @@ impl NatsProviderBuilder {
         }
     }
 
-    /// Creates the stream if it does not exist. Default true; with false, a wrong name is an error.
+    /// Creates the stream if it does not exist, and again if it is deleted later. Default true. With false, a missing
+    /// stream is an error.
     pub fn create_if_missing(mut self, create: bool) -> Self {
         self.create_if_missing = create;
         self
     }
 
-    /// User and password to authenticate with.
+    /// Sets the user and password to authenticate with.
     pub fn user_and_password(mut self, user: impl Into<String>, password: impl Into<String>) -> Self {
         self.user_and_password = Some((user.into(), password.into()));
         self
     }
 
-    /// Seed of the NKey to authenticate with.
+    /// Sets the seed of the NKey to authenticate with.
     pub fn nkey(mut self, seed: impl Into<String>) -> Self {
         self.nkey = Some(seed.into());
         self
     }
 
-    /// Path of a credentials file, as [`NatsConfig::credentials_path`].
+    /// Sets the path of a credentials file, like [`NatsConfig::credentials_path`].
     pub fn credentials_file(mut self, path: impl Into<String>) -> Self {
         self.config.credentials_path = Some(path.into());
         self
     }
 
-    /// PEM file of the certificates to trust instead of those of the system.
+    /// Sets the PEM file of the certificates to trust instead of those of the system.
     pub fn root_certificates(mut self, path: impl Into<PathBuf>) -> Self {
         self.root_certificates = Some(path.into());
         self
     }
 
-    /// PEM files of the client's certificate, with its chain, and of its key, one and the one of the certificate.
+    /// Sets the PEM files of the client's certificate with its chain, and of its key. The key file must contain exactly
+    /// one key.
     pub fn client_certificate(mut self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
         self.client_certificate = Some(certificate.into());
         self.client_key = Some(key.into());
@@ -229,62 +231,64 @@ impl NatsProviderBuilder {
         self
     }
 
-    /// Begins with the TLS handshake instead of NATS's greeting, for servers with `handshake_first`.
+    /// Starts TLS before the server's greeting, for servers with `handshake_first`.
     pub fn tls_first(mut self, first: bool) -> Self {
         self.tls_first = first;
         self
     }
 
-    /// Name of this client in the server's lists.
+    /// Sets the name of this client in the server's lists.
     pub fn client_name(mut self, name: impl Into<String>) -> Self {
         self.client_name = Some(name.into());
         self
     }
 
-    /// Timeout of a publish whose options have none. Default is the request timeout.
+    /// Sets the timeout of a publish whose options have none. Default is the request timeout.
     pub fn publish_timeout(mut self, timeout: Duration) -> Self {
         self.publish_timeout = Some(timeout);
         self
     }
 
-    /// Maximum number of publishes of a batch that wait for their acknowledgement. Default 256.
+    /// Sets the maximum number of publishes of a batch that wait for their acknowledgement. Default 256.
     pub fn max_in_flight(mut self, max: usize) -> Self {
         self.max_in_flight = max;
         self
     }
 
-    /// Maximum number of acks of one consumer that are on their way to the server; another one waits until some are
+    /// Sets the maximum number of unconfirmed acks of one consumer. At the limit, an ack waits until earlier ones are
     /// confirmed. Default 1,000.
     pub fn max_unconfirmed_acks(mut self, max: usize) -> Self {
         self.max_unconfirmed_acks = max;
         self
     }
 
-    /// What is written: the event's own JSON, the default, or CloudEvents. Either is read, whatever is set here.
+    /// Sets the format in which events are written: the event's own JSON, the default, or CloudEvents. The provider
+    /// reads both, regardless of this setting.
     pub fn format(mut self, format: EventFormat) -> Self {
         self.format = format;
         self
     }
 
-    /// How many servers keep the stream. 1, 3 or 5; the server's default is 1.
+    /// Sets the number of servers that store a new stream: 1, 3 or 5. The server's default is 1.
     pub fn replicas(mut self, replicas: usize) -> Self {
         self.replicas = Some(replicas);
         self
     }
 
-    /// How long the server remembers a `msg_id`: at least 100 ms, and no longer than it keeps an event. Its default is 120 s.
+    /// Sets the time for which the server remembers a `msg_id`: at least 100 ms, and at most the time for which it
+    /// keeps an event. The server's default is 120 s.
     pub fn dedup_window(mut self, window: Duration) -> Self {
         self.dedup_window = Some(window);
         self
     }
 
-    /// Maximum size of one event in bytes of JSON, below the server's own limit.
+    /// Sets the maximum size of one event in bytes of JSON, below the server's own limit.
     pub fn max_event_bytes(mut self, max: usize) -> Self {
         self.max_event_bytes = Some(max);
         self
     }
 
-    /// Compresses the stream's files (S2); needs nats-server 2.10.
+    /// Compresses the stream's files (S2). Requires nats-server 2.10.
     pub fn compression(mut self, compress: bool) -> Self {
         self.compression = Some(compress);
         self
@@ -296,22 +300,26 @@ impl NatsProviderBuilder {
         self
     }
 
-    /// Whether [`publish_batch`](crate::EventProvider::publish_batch) sends events without options as atomic batches
-    /// (nats-server 2.12), always or never. Unless it is set, the faster way is found out by measuring: atomic batches are
-    /// more than ten times as fast where the server syncs every write, and a little slower elsewhere. A stream that exists
-    /// and does not allow them is left as it is.
+    /// Sends events without options as atomic batches in [`publish_batch`](crate::EventProvider::publish_batch)
+    /// (nats-server 2.12): always if true, never if false. By default, the provider measures which way is faster.
+    /// Atomic batches are more than ten times as fast if the server syncs every write, and slightly slower otherwise.
+    ///
+    /// With true, an existing stream that does not allow them is a conflict. Otherwise it keeps its setting.
     pub fn atomic_batches(mut self, atomic: bool) -> Self {
         self.atomic_batches = Some(atomic);
         self
     }
 
-    /// Connects, and makes the stream when it does not exist.
+    /// Connects, and creates the stream if it does not exist.
     ///
     /// # Errors
     ///
-    /// [`EventError::Config`] for a wrong setting, or a file that is unreadable or not usable, before any I/O on the network;
-    /// [`EventError::Connection`] when there is no server; [`EventError::Conflict`] when the stream exists with another
-    /// storage, other subjects or another value of what was set here; otherwise the server's error.
+    /// - [`EventError::Config`] if a setting is wrong or a file cannot be used, before any network I/O. Also if the
+    ///   stream is missing and [`create_if_missing`](Self::create_if_missing) is false.
+    /// - [`EventError::Connection`] if there is no server.
+    /// - [`EventError::Conflict`] if the stream exists with other storage, other subjects or another value of a
+    ///   setting.
+    /// - The server's error otherwise.
     pub async fn connect(mut self) -> Result<NatsProvider> {
         self.take_credentials_of_url()?;
         self.validate()?;
@@ -319,13 +327,13 @@ impl NatsProviderBuilder {
         NatsProvider::from_builder(self).await
     }
 
-    /// Takes the credentials out of the servers' URLs: the client would not use them, and would log them.
+    /// Moves the credentials out of the servers' URLs, because the client would ignore and log them.
     fn take_credentials_of_url(&mut self) -> Result<()> {
         let mut servers = Vec::new();
         let mut credentials = Vec::new();
         for server in self.config.url.split(',').map(str::trim) {
             if !server.contains('@') && server.contains(['?', '#']) {
-                // The client would take no notice, and would log them.
+                // The client would ignore and log them.
                 let rule = "has settings or a fragment, which are for EventBus::connect; use the fields of the config";
                 return Err(EventError::Config(format!("url: a server {rule}")));
             }
@@ -384,15 +392,17 @@ impl fmt::Debug for NatsProviderBuilder {
     }
 }
 
-/// Connects to `nats://[user:password@]host[:port][,…][/stream name][?key=value&…]`; a user without a password is a token.
+/// Connects to `nats://[user:password@]host[:port][,…][/stream name][?key=value&…]`. A user without a password is a
+/// token.
 pub(in crate::provider) async fn connect(url: ProviderUrl) -> Result<Arc<dyn EventProvider>> {
     Ok(Arc::new(from_url(&url)?.connect().await?))
 }
 
-/// A stream with a subject prefix of its own, on the same server.
+/// Returns the URL of a stream on the same server with its own subject prefix.
 pub(in crate::provider) fn isolate(url: ProviderUrl, isolation: &Isolation) -> Option<ProviderUrl> {
     if isolation.max_bytes.is_some() {
-        // The server refuses an event that is larger than its limit in bytes, where others drop all but that event.
+        // With a limit in bytes, the server refuses an event that is larger. Other providers drop all other events and
+        // keep it.
         return None;
     }
     let url = isolation.limit(url).without_setting("create_if_missing");
@@ -416,7 +426,7 @@ fn from_url(url: &ProviderUrl) -> Result<NatsProviderBuilder> {
     Ok(builder)
 }
 
-/// The servers of the authority, each with the scheme.
+/// Returns the servers of the authority, each with the scheme.
 fn servers(url: &ProviderUrl) -> String {
     let hosts = if url.authority().is_empty() { "127.0.0.1:4222" } else { url.authority() };
     let servers = hosts.split(',').map(|host| format!("{}://{host}", url.scheme()));

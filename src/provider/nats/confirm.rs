@@ -1,8 +1,8 @@
-//! Acks are sent and not waited for. Here they are sent, confirmed in the background, and sent again on a new connection.
+//! Sends acks without waiting, has them confirmed in the background, and sends them again on a new connection.
 //!
-//! A server takes the settlements of a consumer in the order in which a connection sends them. So the confirmation of the
-//! newest ack, which is sent once more for that, proves all that were sent before it on the same connection. In a cluster
-//! the consumer may move to another server meanwhile, so that each ack is confirmed by itself there.
+//! A server processes the settlements of a consumer in the order in which a connection sends them. The newest ack is
+//! sent once more as a request. Its confirmation proves all acks that were sent before it on the same connection. In a
+//! cluster the consumer may move to another server meanwhile, so each ack is confirmed separately there.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, Weak};
@@ -27,26 +27,28 @@ use crate::error::{EventError, Result};
 use crate::poison::IgnorePoison;
 use crate::provider::support::{Backoff, flushed};
 
-/// What settles a delivery.
+/// Body of an ack.
 pub(super) const ACK: &[u8] = b"+ACK";
-/// How long a confirmation is put off, so that it serves all acks that come meanwhile: until half of those are there that may be.
+/// Delay of a confirmation, so that it covers all acks sent meanwhile. It ends early for a flush, or once half of the
+/// allowed acks are in flight.
 const COLLECT: Duration = Duration::from_millis(50);
-/// Pauses behind failures in a row.
+/// Pauses after consecutive failures.
 const RETRY: Backoff = Backoff::exponential(Duration::from_millis(50), Duration::from_secs(2)).jitter(0.0);
-/// Consumers whose acks are looked after at once. One of another consumer is looked after with its next ack, or flush.
+/// Maximum number of consumers whose acks are confirmed at once. Acks of a further consumer are confirmed with its next
+/// ack or flush.
 const MAX_CONSUMERS: usize = 4_096;
-/// Acks of one consumer that are confirmed by themselves at a time.
+/// Number of acks of one consumer that are confirmed separately at a time.
 const AT_ONCE: usize = 64;
 
-/// What is to be sent for a delivery.
+/// A settlement to send.
 #[derive(Clone)]
 pub(super) struct Settled<'a> {
     pub(super) reply: &'a Subject,
     pub(super) body: Bytes,
     pub(super) sequence: u64,
-    /// Number of the delivery among all of the consumer.
+    /// Number of the delivery among all deliveries of the consumer.
     pub(super) delivery: u64,
-    /// When it came.
+    /// Time at which the delivery arrived.
     pub(super) received: Instant,
 }
 
@@ -57,14 +59,14 @@ pub(super) struct Confirmer {
 }
 
 impl Confirmer {
-    /// Starts the task. It ends when the provider is dropped, and some time after it was closed.
+    /// Starts the task. It ends when the provider is dropped, or at most one request timeout after it is closed.
     pub(super) fn start(shared: Weak<Shared>, closed: watch::Receiver<bool>) -> Self {
         let (consumers, received) = mpsc::channel(MAX_CONSUMERS);
         let task = tokio::spawn(confirm_all(shared, received, closed));
         Self { consumers, task: Mutex::new(Some(task)) }
     }
 
-    /// Has the acks of a consumer confirmed, soon.
+    /// Schedules the confirmation of a consumer's acks.
     fn look_after(&self, life: &Arc<Life>) {
         let flag = &life.unconfirmed.is_looked_after;
         if !flag.swap(true, Ordering::AcqRel) && self.consumers.try_send(Arc::clone(life)).is_err() {
@@ -72,11 +74,11 @@ impl Confirmer {
         }
     }
 
-    /// Waits for the end of the task, after the provider was closed.
+    /// Waits until the task has ended, after the provider was closed.
     pub(super) async fn ended(&self) -> Result<()> {
         let task = self.task.lock().ignore_poison().take();
         let Some(task) = task else { return Ok(()) };
-        // It has a deadline of its own.
+        // The task has its own timeout.
         match task.await {
             Ok(false) => Err(EventError::Timeout(
                 "close: acks were not confirmed in time; their events may come again".to_owned(),
@@ -94,7 +96,7 @@ impl Drop for Confirmer {
     }
 }
 
-/// Returns whether nothing was left at the end.
+/// Runs the task. Returns true if it left no ack unconfirmed.
 async fn confirm_all(
     shared: Weak<Shared>,
     mut received: mpsc::Receiver<Arc<Life>>,
@@ -143,7 +145,7 @@ async fn confirm(shared: Weak<Shared>, life: Arc<Life>) {
         }
         if acks.is_empty() {
             acks.is_looked_after.store(false, Ordering::Release);
-            // One may have been sent before that could be seen.
+            // Another ack may have been sent before the flag was cleared.
             if acks.is_empty() || acks.is_looked_after.swap(true, Ordering::AcqRel) {
                 return;
             }
@@ -152,7 +154,7 @@ async fn confirm(shared: Weak<Shared>, life: Arc<Life>) {
 }
 
 impl Shared {
-    /// Settles a delivery for good without waiting for the server, unless too many acks are on their way.
+    /// Sends an ack or term without waiting for its confirmation. Waits only while too many acks are in flight.
     pub(super) async fn send_ack(&self, life: &Arc<Life>, settled: Settled<'_>) -> Result<()> {
         let deadline = self.settings.config.request_timeout();
         let late = |_| unconfirmed("ack", format!("not sent within {} s", deadline.as_secs()));
@@ -174,7 +176,7 @@ impl Shared {
         Ok(())
     }
 
-    /// The same, if that can be done at once.
+    /// Sends an ack or term if that is possible without waiting, and returns true then.
     pub(super) fn try_send_ack(&self, life: &Arc<Life>, settled: &Settled<'_>) -> bool {
         let Some(place) = life.unconfirmed.place_now(self.settings.max_unconfirmed_acks) else {
             return false;
@@ -203,7 +205,7 @@ impl Shared {
         }
     }
 
-    /// Waits until the acks that were sent before are confirmed.
+    /// Waits until the acks sent before this call are confirmed.
     pub(super) async fn flush_acks(&self, life: &Arc<Life>) -> Result<()> {
         if !life.unconfirmed.is_empty() {
             self.look_after_acks(life);
@@ -213,7 +215,7 @@ impl Shared {
         flushed(tokio::time::timeout(deadline, life.unconfirmed.flush()).await.map_err(late)?)
     }
 
-    /// Has those confirmed that are there now.
+    /// Has the present acks confirmed.
     async fn confirm_acks(&self, life: &Life) -> Result<()> {
         let acks = &life.unconfirmed;
         if life.end().is_some() {
@@ -246,9 +248,9 @@ impl Shared {
         confirmed.into_iter().collect()
     }
 
-    /// Whether the server has confirmed an ack. Otherwise the next look says what became of it.
+    /// Returns true if the server confirms an ack, and false if the consumer was reset, has ended or is gone.
     async fn confirm_ack(&self, life: &Life, sent: &Sent, resets: u64) -> Result<bool> {
-        // Behind a reset it would settle what is delivered again.
+        // After a reset it would settle a redelivery.
         if life.resets() != resets || life.end().is_some() {
             return Ok(false);
         }
@@ -267,14 +269,15 @@ impl Shared {
         }
     }
 
-    /// Sends again what was sent on a connection that has ended, unless the server has forgotten the deliveries.
+    /// Sends the acks of an ended connection again, unless the server has forgotten their deliveries.
     async fn send_acks_again(&self, life: &Life, connection: u64, resets: u64) -> Result<()> {
         let acks = &life.unconfirmed;
         let Some(info) = self.consumer(&life.name).await?.filter(|info| life.is_of(info)) else {
             acks.clear();
             return Ok(());
         };
-        // A server that has crashed does not know of deliveries behind its last one, and a consumer that was reset neither.
+        // A server that has crashed does not know of deliveries after its last one. Neither does a consumer that was
+        // reset.
         let last = info.delivered.consumer_sequence;
         let forgotten = acks.end(Fate::Lost, |sent| sent.connection != connection && sent.delivery > last);
         if forgotten > 0 {

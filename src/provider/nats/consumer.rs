@@ -1,4 +1,4 @@
-//! Consumers on the server: what the options mean there, and whether what exists is what was asked for.
+//! Consumers on the server: maps options to JetStream settings, and checks existing consumers against them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,18 +15,18 @@ use crate::provider::driver::ConsumerSpec;
 use crate::provider::group::ConsumerConfig;
 use crate::types::{DeliverPolicy, SubscribeOptions};
 
-/// An ephemeral consumer whose program has died is deleted by the server after this time. Long, because a program that
-/// handles one event for this long asks for nothing meanwhile.
+/// Idle time after which the server deletes an ephemeral consumer whose process has died. It is long, because a process
+/// that handles one event for an hour sends no requests meanwhile.
 const EPHEMERAL_IDLE: Duration = Duration::from_secs(60 * 60);
-/// JetStream has no per-attempt delay for naks; ours are kept with the consumer, so that whoever opens it without options
-/// uses them.
+/// Metadata key of the backoff in seconds. JetStream has no per-attempt delay for naks, so the consumer's metadata
+/// stores it, also for programs that open the consumer without options.
 const BACKOFF_KEY: &str = "a3s-event-backoff-secs";
 
-/// The latest start time, in Unix milliseconds, in the year 2262: the server counts nanoseconds in 63 bits, and starts with
-/// everything where they do not suffice.
+/// Latest start time in Unix milliseconds, in the year 2262. The server counts nanoseconds in 63 bits; for a later time
+/// it would start with everything.
 const LAST_START: u64 = i64::MAX.unsigned_abs() / 1_000_000;
 
-/// What to do with a consumer of this name.
+/// The request to make for a consumer.
 enum Action {
     Create,
     Update,
@@ -46,7 +46,8 @@ impl Shared {
         }
     }
 
-    /// With `applies`, an existing consumer takes over these settings.
+    /// Opens a durable consumer, and creates it if there is none. With `applies`, changes an existing one to these
+    /// settings.
     async fn open_durable(
         self: &Arc<Self>,
         name: &str,
@@ -62,7 +63,7 @@ impl Shared {
                 let native = self.native(&wanted, name, true)?;
                 match self.put_consumer(Action::Create, name, native).await? {
                     Some(info) => return Ok(opened(&info, self.in_force(&info, wanted)?)),
-                    // Somebody else made it in the meantime, or the stream is gone: look again.
+                    // Another program created it in the meantime, or the stream is gone: look again.
                     None => continue,
                 }
             };
@@ -81,7 +82,7 @@ impl Shared {
             apply(&changed, &mut native);
             match self.put_consumer(Action::Update, name, native).await? {
                 Some(info) => return Ok(opened(&info, self.in_force(&info, changed)?)),
-                // Deleted in the meantime: make it anew.
+                // Deleted in the meantime: create it again.
                 None => continue,
             }
         }
@@ -101,16 +102,16 @@ impl Shared {
         }
     }
 
-    /// The settings of a consumer that was just made or changed, as the server tells them.
+    /// Returns the settings that the server reports for a consumer that was just created or changed.
     fn in_force(&self, info: &consumer::Info, wanted: ConsumerConfig) -> Result<ConsumerConfig> {
         let mut config = self.consumer_config_of(&info.config)?;
-        // A server before 2.10 keeps no metadata, and the start of its answer may be spelled in another way.
+        // A server before 2.10 keeps no metadata, and may write the start in another way.
         config.backoff = wanted.backoff;
         config.deliver_policy = wanted.deliver_policy;
         Ok(config)
     }
 
-    /// The consumer that the server is to make.
+    /// Returns the configuration of a consumer to create.
     fn native(&self, wanted: &ConsumerConfig, name: &str, durable: bool) -> Result<consumer::Config> {
         let mut native = consumer::Config {
             durable_name: durable.then(|| name.to_owned()),
@@ -126,7 +127,7 @@ impl Shared {
         Ok(native)
     }
 
-    /// Makes or changes a consumer; `None` when there is one already, none to change, or no stream.
+    /// Creates or changes a consumer. Returns `None` if there is one already, none to change, or no stream.
     async fn put_consumer(
         &self,
         action: Action,
@@ -138,7 +139,7 @@ impl Shared {
             Action::Update => ("consumer update", "update"),
         };
         let stream = self.stream_name();
-        // The server wants the filter in the subject too, so that permissions can tell consumers apart.
+        // The server requires the filter in the subject too, so that permissions can distinguish consumers.
         let subject = if config.filter_subject.is_empty() {
             format!("CONSUMER.CREATE.{stream}.{name}")
         } else {
@@ -164,7 +165,7 @@ impl Shared {
         }
     }
 
-    /// Refuses an existing consumer that cannot keep the contract.
+    /// Refuses an existing consumer that cannot fulfil the contract.
     fn check_adoptable(&self, name: &str, existing: &consumer::Config) -> Result<()> {
         let conflict = |field: &str, existing: String, requested: &str| {
             Err(EventError::Conflict {
@@ -186,7 +187,8 @@ impl Shared {
         Ok(())
     }
 
-    /// The settings of an existing consumer. Where the server keeps no metadata, the backoff is the one known here.
+    /// Returns the settings of an existing consumer. If the server keeps no metadata, the backoff is the one that this
+    /// process knows.
     pub(super) fn settings_of(&self, info: &consumer::Info) -> Result<ConsumerConfig> {
         let mut config = self.consumer_config_of(&info.config)?;
         if !self.link.client().is_server_compatible(2, 10, 0)
@@ -197,7 +199,7 @@ impl Shared {
         Ok(config)
     }
 
-    /// The same of its configuration, in our terms.
+    /// Converts a consumer configuration of the server.
     fn consumer_config_of(&self, native: &consumer::Config) -> Result<ConsumerConfig> {
         let mut config = ConsumerConfig::new(">", &SubscribeOptions::default())?;
         config.filter = self.filter_of(native);
@@ -209,19 +211,20 @@ impl Shared {
         Ok(config)
     }
 
-    /// The filter of a consumer, which has none when it gets everything.
+    /// Returns the filter of a consumer. A consumer that receives everything may have none on the server.
     pub(super) fn filter_of(&self, native: &consumer::Config) -> String {
         let filter = if native.filter_subject.is_empty() { ">" } else { &native.filter_subject };
         under_prefix(filter, self.prefix())
     }
 }
 
-/// Writes our settings into a consumer's configuration and leaves the rest of it alone.
+/// Writes the settings into a consumer's configuration, and keeps its other fields.
 fn apply(wanted: &ConsumerConfig, native: &mut consumer::Config) {
     native.ack_wait = wanted.ack_wait;
     native.max_deliver = wanted.max_deliver.map_or(-1, |max| i64::try_from(max).unwrap_or(i64::MAX));
     native.max_ack_pending = i64::try_from(wanted.max_ack_pending).unwrap_or(i64::MAX);
-    // The server's own backoff would replace the ack wait: it counts from the delivery, ours from the nak.
+    // The server's own backoff would replace the ack wait. It counts from the delivery; a nak delay counts from the
+    // nak.
     native.backoff = Vec::new();
     native.metadata.remove(BACKOFF_KEY);
     if !wanted.backoff.is_empty() {
@@ -230,7 +233,7 @@ fn apply(wanted: &ConsumerConfig, native: &mut consumer::Config) {
     }
 }
 
-/// Our backoff where we wrote it, else that of an earlier version, which used the server's.
+/// Returns the backoff in the metadata, or else the server's own, which earlier versions of this library used.
 fn backoff_of(native: &consumer::Config) -> Vec<Duration> {
     let ours = native
         .metadata
@@ -274,7 +277,8 @@ fn policy_of(native: &NativePolicy) -> DeliverPolicy {
     }
 }
 
-/// The same filter spelled so that it lies under the prefix, as the server wants it: `*.a` under `events` is `events.a`.
+/// Rewrites a filter so that it lies under the prefix, as the server requires. Under `events`, `*.a` becomes
+/// `events.a`.
 pub(super) fn under_prefix(filter: &str, prefix: &str) -> String {
     let mut patterns = filter.split('.');
     for _ in prefix.split('.') {
@@ -317,7 +321,7 @@ mod tests {
         let json = serde_json::to_value(&native).unwrap();
         assert_eq!(json["ack_wait"], 2_000_000_000_u64);
         assert_eq!((&json["max_deliver"], &json["max_ack_pending"]), (&4.into(), &1_000.into()));
-        // Only in the metadata: as a setting of the server it would replace the ack wait.
+        // Only in the metadata: as a server setting it would replace the ack wait.
         assert_eq!(json.get("backoff"), None);
         assert_eq!(backoff_of(&native), [Duration::from_secs(1), Duration::from_secs(5)]);
     }

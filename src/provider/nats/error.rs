@@ -1,4 +1,4 @@
-//! What the server and its client report, classified.
+//! Classifies the errors of the server and its client.
 
 use std::time::Duration;
 
@@ -9,12 +9,12 @@ use crate::error::{BackendError, ErrorKind, EventError};
 
 pub(super) const PROVIDER: &str = "nats";
 
-/// No answer in time: the request may have been carried out.
+/// Returns the error of a request without an answer in time. The server may have carried it out.
 pub(super) fn timeout(operation: &str, deadline: Duration) -> EventError {
     EventError::Timeout(format!("{operation}: nats-server did not answer within {} s", deadline.as_secs()))
 }
 
-/// A request that got no answer from JetStream.
+/// Converts the failure of a request that JetStream did not answer.
 pub(super) fn unanswered(
     operation: &'static str,
     error: async_nats::RequestError,
@@ -22,7 +22,7 @@ pub(super) fn unanswered(
 ) -> EventError {
     match error.kind() {
         RequestErrorKind::TimedOut => timeout(operation, deadline),
-        // The server says at once that nobody listens, so that nothing was stored.
+        // The server reports at once that there is no responder, so nothing was stored.
         RequestErrorKind::NoResponders => {
             let reason = match operation {
                 "publish" => "no stream takes the subject, or JetStream does not answer",
@@ -33,7 +33,7 @@ pub(super) fn unanswered(
         RequestErrorKind::InvalidSubject | RequestErrorKind::MaxPayloadExceeded => {
             BackendError::new(PROVIDER, operation, ErrorKind::InvalidInput, error).into()
         }
-        // The connection went away, before or after the request did.
+        // The connection ended, before or after the request was sent.
         RequestErrorKind::Other => BackendError::new(PROVIDER, operation, ErrorKind::Connection, error)
             .retryable()
             .may_be_stored()
@@ -41,7 +41,7 @@ pub(super) fn unanswered(
     }
 }
 
-/// An error that JetStream answered: certainly not carried out.
+/// Converts an error that JetStream answered. The request was certainly not carried out.
 pub(super) fn refused(operation: &'static str, error: jetstream::Error) -> EventError {
     let kind = match error.error_code() {
         ErrorCode::STREAM_NOT_FOUND | ErrorCode::CONSUMER_NOT_FOUND | ErrorCode::NO_MESSAGE_FOUND => {
@@ -61,24 +61,24 @@ pub(super) fn refused(operation: &'static str, error: jetstream::Error) -> Event
         let reason = format!("{error}: start nats-server with -js, and allow JetStream to the account");
         return BackendError::new(PROVIDER, operation, kind, reason).into();
     }
-    // 503 is the class of what passes: no leader yet, the storage catching up.
+    // 503 marks temporary conditions: no leader yet, or storage that is catching up.
     let passes = error.code() == 503;
     let failure = BackendError::new(PROVIDER, operation, kind, error);
     if passes { failure.retryable().into() } else { failure.into() }
 }
 
-/// The connection task of the client has ended; the next call makes another client.
+/// Returns the error of a client whose connection task has ended. The next call creates another client.
 pub(super) fn connection_ended() -> EventError {
     EventError::Connection("the connection to nats-server has ended".to_owned())
 }
 
-/// The server does not permit a publish to this subject.
+/// Returns the error of a publish to a subject that the server does not permit.
 pub(super) fn denied(operation: &'static str) -> EventError {
     let reason = "nats-server denies the permission to publish to this subject";
     BackendError::new(PROVIDER, operation, ErrorKind::Unauthorized, reason).into()
 }
 
-/// A first connection that failed.
+/// Converts the failure of a first connection.
 pub(super) fn not_connected(error: async_nats::ConnectError) -> EventError {
     use async_nats::ConnectErrorKind as Kind;
     match error.kind() {

@@ -1,4 +1,4 @@
-//! A member of a consumer: what it pulls is looked at, counted and handed to the receiver.
+//! A member of a consumer: checks and counts pulled deliveries, and hands them to the receiver.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -27,17 +27,17 @@ pub struct NatsFetch {
     consumer: Arc<ConsumerHandle>,
     is_durable: bool,
     puller: Puller,
-    /// Received, while the server is asked about it.
+    /// A received delivery while the provider asks the server about it.
     held: Option<Pending>,
-    /// What the receiver was given last, with its sequence: how it is settled.
+    /// Handlers that settle the items returned by the last call, with their sequences.
     given: Vec<(u64, Arc<Handler>)>,
-    /// Whether it reads the whole stream, so that what was dropped can be counted.
+    /// If true, the consumer reads the whole stream, so that dropped events can be counted.
     counts_losses: bool,
 }
 
 enum Pending {
     Fetched(Fetched),
-    /// What ends the connection that receives it. The server is still to be told to keep it to itself.
+    /// A delivery that ends the connection that receives it. Its nak with a long delay is still to be sent.
     Unreadable(Unreadable),
 }
 
@@ -56,7 +56,7 @@ impl NatsFetch {
         Self { consumer, is_durable, puller, held: None, given: Vec::new(), counts_losses }
     }
 
-    /// Looks at what is held, and gives it to the receiver unless it is not for this consumer.
+    /// Checks the held delivery and gives it to the receiver, unless it is already acked or precedes the start time.
     async fn hand_over(&mut self, taken: &mut VecDeque<Item>) -> Result<()> {
         let consumer = Arc::clone(&self.consumer);
         let life = &consumer.life;
@@ -67,7 +67,7 @@ impl NatsFetch {
                 let settling = Settling::parked(unreadable.reply.clone());
                 consumer.apply(&settling, 1, &AckKind::Nak(Some(long))).await?;
             }
-            // It comes again because its ack was not stored yet, or was lost.
+            // A redelivery, because the ack was not stored yet or was lost.
             Some(Pending::Fetched(fetched)) if life.is_acked(fetched.position, fetched.received) => {
                 let settling = fetched.settling();
                 consumer.send(&settling, fetched.position.sequence, &AckKind::Ack, 1).await?;
@@ -98,7 +98,7 @@ impl NatsFetch {
         Ok(())
     }
 
-    /// Whether what is held is still to be settled, and its lease not over.
+    /// Returns true if the held delivery can be settled and its lease has not ended.
     fn is_in_force(&self) -> bool {
         let life = &self.consumer.life;
         life.end().is_none()
@@ -138,14 +138,14 @@ impl NatsFetch {
         handler
     }
 
-    /// Gives the receiver what else was fetched and is as plain as can be. What needs more than that waits for the next call.
+    /// Gives the receiver more fetched events as long as they need no further check. The others wait for the next call.
     fn give_plain(&mut self, max: usize, at: Instant, taken: &mut VecDeque<Item>) {
         while taken.len() < max
             && let Some(fetched) = self.puller.pop_fetched()
         {
             let life = &self.consumer.life;
             if at.saturating_duration_since(fetched.since) >= life.config().ack_wait {
-                // Its lease is over, and it goes, or went, to somebody else.
+                // Its lease has ended, and another member may have it.
                 continue;
             }
             let is_plain = !self.puller.doubts()
@@ -162,12 +162,12 @@ impl NatsFetch {
         }
     }
 
-    /// How many events that this consumer should have got lie between the last delivery and this one.
+    /// Returns the number of events missed between the last delivery and this one, if the consumer can count them.
     fn missing_before(&self, position: Position) -> u64 {
         if self.counts_losses { self.consumer.life.missing_before(position) } else { 0 }
     }
 
-    /// How this lease of what the receiver was given is settled.
+    /// Takes the handler that settles this lease.
     fn take_given(&mut self, lease: Lease) -> Option<Arc<Handler>> {
         let place = self.given.iter().position(|(sequence, _)| *sequence == lease.sequence)?;
         Some(self.given.swap_remove(place).1)
@@ -187,7 +187,7 @@ impl NatsFetch {
                 match self.puller.next(ask.max).await? {
                     Pulled::Message(fetched) => {
                         self.held = Some(Pending::Fetched(fetched));
-                        // Its lease may be over.
+                        // Its lease may have ended.
                         continue;
                     }
                     Pulled::Unreadable(unreadable) => self.held = Some(Pending::Unreadable(unreadable)),
@@ -206,8 +206,8 @@ impl NatsFetch {
             self.hand_over(taken).await?;
         }
         if ask.max > 1 {
-            // The first one is the receiver's and what is fetched waits in the puller, so that cancelling this loses nothing. An
-            // error shows again at the next call.
+            // Cancelling loses nothing: the receiver has the first event, and the others wait in the puller. The next
+            // call reports an error again.
             let _ = self.puller.fetch(ask.max - 1).await;
             self.give_plain(ask.max, Instant::now(), taken);
         } else {
@@ -217,7 +217,7 @@ impl NatsFetch {
     }
 }
 
-/// A call, at the end of which what was fetched ahead is put on the shelf, also when it is dropped.
+/// A call. When it ends or is dropped, the events fetched ahead are put on the shelf.
 struct Call<'a>(&'a mut NatsFetch);
 
 impl Drop for Call<'_> {
@@ -244,7 +244,7 @@ impl Fetch for NatsFetch {
             self.given.clear();
             self.give_plain(ask.max, called, taken);
         }
-        // A call begins with nothing.
+        // `taken` is empty at the start of a call.
         let is_any = !taken.is_empty();
         if is_any && ask.max == 1 {
             self.puller.handed_out(called);
@@ -274,7 +274,7 @@ impl Fetch for NatsFetch {
             return self.puller.abandon();
         }
         if !self.is_durable {
-            // If it cannot be sent, the server finds out that the consumer is idle.
+            // If this cannot be sent, the server deletes the idle consumer later.
             let subject =
                 format!("$JS.API.CONSUMER.DELETE.{}.{}", consumer.shared.stream_name(), consumer.life.name);
             let client = consumer.shared.link.client();
@@ -309,7 +309,7 @@ impl Fetch for NatsFetch {
         if !self.is_durable {
             return consumer.shared.delete_consumer(&consumer.life.name).await;
         }
-        // JetStream counts what is given back as an attempt.
+        // JetStream counts a released event as an attempt.
         for lease in unused {
             if let Some((_, handler)) = self.given.iter().find(|(sequence, _)| *sequence == lease.sequence) {
                 handler.settle(Settlement::new(lease, AckKind::Release)).await?;

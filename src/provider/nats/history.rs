@@ -1,8 +1,8 @@
-//! History: windows of the stream, read backwards until enough was found.
+//! History: reads windows of the stream, the newest first, until enough events are found.
 //!
-//! JetStream reads forwards only. A window begins some way before the end, everything in it that matches is read, and the
-//! next window ends where it began. The server tells how much matches from a sequence on, so that a window with too much
-//! in it is made smaller before it is read, and one with little is followed by a larger one.
+//! JetStream reads forwards only. A window begins some way before the end. The provider reads every match in it, and
+//! the next window ends where it began. The server reports the number of matches from a sequence on, so the provider
+//! narrows a window with too many matches before reading it. Each further window is wider.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,11 +13,11 @@ use super::records::Records;
 use crate::error::Result;
 use crate::provider::{HistoryPage, HistoryQuery, StoredEvent, UnreadableRecord};
 
-/// Records per request.
+/// Number of records per request.
 const CHUNK: usize = 256;
-/// Sequences in the first window.
+/// Number of sequences in the first window.
 const FIRST_WINDOW: u64 = 64;
-/// Records of one page that cannot be read; the next page goes on behind them.
+/// Maximum number of unreadable records in a page. The next page continues behind them.
 const MAX_UNREADABLE: usize = 1_000;
 
 type Entry = std::result::Result<StoredEvent, UnreadableRecord>;
@@ -29,7 +29,7 @@ fn sequence_of(entry: &Entry) -> u64 {
     }
 }
 
-/// The newest records of a window, oldest first. What is older than enough of either kind is not kept.
+/// The newest records of a window, oldest first: at most `limit` events and `MAX_UNREADABLE` unreadable records.
 struct Window {
     entries: VecDeque<Entry>,
     events: usize,
@@ -47,7 +47,7 @@ impl Window {
     }
 }
 
-/// What a page holds so far.
+/// Contents of a page so far.
 struct Found {
     events: Vec<StoredEvent>,
     unreadable: Vec<UnreadableRecord>,
@@ -72,7 +72,7 @@ impl Found {
 }
 
 impl Shared {
-    /// The newest matches and what cannot be read among them, newest first.
+    /// Returns the newest matching events and the unreadable records among them, newest first.
     pub(super) async fn page(&self, query: &HistoryQuery) -> Result<HistoryPage> {
         let everything = format!("{}.>", self.prefix());
         let filter = query.filter.as_deref().unwrap_or(&everything);
@@ -116,7 +116,7 @@ impl Shared {
         Ok(found.into_page(first, first))
     }
 
-    /// The sequences that a query covers: the first one, and the one behind the last.
+    /// Returns the first sequence that a query covers, and the one behind the last.
     async fn range(&self, query: &HistoryQuery) -> Result<(u64, u64)> {
         let state = self.stream().await?.state;
         let mut first = state.first_sequence.max(1).max(query.since_sequence.unwrap_or(0));
@@ -130,7 +130,8 @@ impl Shared {
         Ok((first, end))
     }
 
-    /// The newest records of a window, given its first ones: `limit` events, or as many records that are none as fill a page.
+    /// Returns the newest records of a window, given its first ones: at most `limit` events, and as many unreadable
+    /// records as fill a page.
     async fn read_window(
         &self,
         filter: &str,
@@ -165,7 +166,7 @@ impl Shared {
         }
     }
 
-    /// First sequence between `first` and `end` that was stored at this time or later; `end` when there is none.
+    /// Returns the first sequence between `first` and `end` stored at this time or later, or `end` if there is none.
     pub(super) async fn first_stored_since(&self, unix_ms: u64, first: u64, end: u64) -> Result<u64> {
         let everything = format!("{}.>", self.prefix());
         let (mut low, mut high) = (first, end);
@@ -201,7 +202,7 @@ mod tests {
         for sequence in 1..=10 {
             window.add(entry(sequence, sequence % 2 == 0));
         }
-        // The events 6, 8 and 10, and what lies behind the first of them.
+        // The newest three events 6, 8 and 10, and the unreadable records since event 4.
         assert_eq!(window.entries.iter().map(sequence_of).collect::<Vec<_>>(), [5, 6, 7, 8, 9, 10]);
         let mut window = Window { entries: VecDeque::new(), events: 0, limit: 3 };
         for sequence in 1..=MAX_UNREADABLE as u64 + 5 {

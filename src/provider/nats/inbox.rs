@@ -1,4 +1,4 @@
-//! What answers a request for events: the inbox that it names, and the deliveries that come there.
+//! The inbox that a request for events names, and the deliveries that arrive there.
 
 use std::future::Future;
 
@@ -10,17 +10,17 @@ use super::client::Shared;
 use super::position::Position;
 use super::settle::Settling;
 
-/// A delivery that was received.
+/// A received delivery.
 pub(super) struct Fetched {
     pub(super) message: Message,
     pub(super) position: Position,
-    /// Where it is settled.
+    /// Subject on which it is settled.
     pub(super) reply: Subject,
-    /// Its lease has begun at this time or later.
+    /// Earliest time at which its lease can have begun.
     pub(super) since: Instant,
-    /// When it came.
+    /// Time at which it arrived.
     pub(super) received: Instant,
-    /// The connection that it came on.
+    /// Connection on which it arrived.
     pub(super) connection: u64,
 }
 
@@ -36,24 +36,24 @@ impl Fetched {
     }
 }
 
-/// Where the answers of the requests of one member come.
+/// The inbox for the answers to the requests of one member.
 pub(super) struct Inbox {
     pub(super) subject: Subject,
     pub(super) messages: Subscriber,
-    /// How many messages were taken out of it.
+    /// Number of messages received from it.
     pub(super) taken: u64,
-    /// The connection that it was made on.
+    /// Connection on which it was created.
     pub(super) connection: u64,
 }
 
-/// Asks for another delivery of an event, without waiting for an answer.
+/// Naks a delivery without waiting for an answer.
 pub(super) fn give_back(shared: &Shared, reply: Option<Subject>) {
     if let Some(reply) = reply {
         let _ = now(shared.link.client().publish(reply, b"-NAK".as_slice().into()));
     }
 }
 
-/// The output of a future that is ready at its first poll. It must not be stopped by the budget of the task it runs in.
+/// Returns the output of a future if it is ready at its first poll. The budget of the current task does not stop it.
 pub(super) fn now<F: Future>(future: F) -> Option<F::Output> {
     tokio::task::unconstrained(future).now_or_never()
 }

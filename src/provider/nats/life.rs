@@ -1,5 +1,5 @@
-//! The life of a consumer: from its creation at the server until it is deleted or lost. A consumer of the same name that
-//! is made afterwards is another one, and what the first delivered is not settled for it.
+//! The life of a consumer, from its creation on the server until it is deleted or lost. A later consumer of the same
+//! name is a different one, and deliveries of the first are not settled on it.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,34 +20,35 @@ use crate::provider::SubscriptionEnd;
 use crate::provider::group::ConsumerConfig;
 use crate::types::DeliverPolicy;
 
-/// Servers before 2.10 tell a time of creation that differs by some fraction of a millisecond after a restart.
+/// Tolerance for creation times. Servers before 2.10 report one that differs by a fraction of a millisecond after a
+/// restart.
 const OLD_SERVERS_DIFFER_BY: Duration = Duration::from_millis(20);
 
-/// What all members of a consumer in this process share.
+/// State shared by all members of a consumer in this process.
 pub(super) struct Life {
     pub(super) name: String,
     created: DateTime,
     stream_created: DateTime,
-    /// How much the time of creation of the same consumer may differ.
+    /// Maximum difference between two reported creation times of the same consumer.
     tolerance: Duration,
-    /// Whether it survives a restart of the server.
+    /// If true, the consumer survives a restart of the server.
     is_kept: bool,
     end: OnceLock<SubscriptionEnd>,
     resets: AtomicU64,
-    /// Where it starts with a time that was in the future when it was made, that time: the server starts it at the end of
-    /// the stream, at once.
+    /// Start time in Unix milliseconds, if it was in the future when the consumer was created. The server starts such a
+    /// consumer at the end of the stream, at once.
     waits_until: Option<u64>,
     state: Mutex<State>,
     /// Deliveries that this process cannot receive.
     pub(super) parked: Parked,
-    /// Acks on their way.
+    /// Acks that are not confirmed yet.
     pub(super) unconfirmed: Unconfirmed,
 }
 
 struct State {
-    /// The settings in force, as last read.
+    /// Settings in force, as last read.
     config: Arc<ConsumerConfig>,
-    /// What was delivered before this time is forgotten: the consumer was reset.
+    /// Time of the last reset. Earlier deliveries are forgotten.
     valid_from: Option<Instant>,
     seen: Option<Seen>,
 }
@@ -61,7 +62,7 @@ impl Life {
     ) -> Self {
         let is_new = info.delivered.consumer_sequence == 0;
         let sequence = match config.deliver_policy {
-            // What it begins with are the newest events of their subjects: what lies between them is not missing.
+            // The consumer begins with the newest event of each subject. The events between them are not missing.
             DeliverPolicy::LastPerSubject if is_new => stream.state.last_sequence,
             _ => info.delivered.stream_sequence,
         };
@@ -82,14 +83,14 @@ impl Life {
         }
     }
 
-    /// Whether this is the consumer whose life it is.
+    /// Returns true if this is the life of the reported consumer.
     pub(super) fn is_of(&self, info: &consumer::Info) -> bool {
         let apart =
             (info.created.unix_timestamp_nanos() - self.created.unix_timestamp_nanos()).unsigned_abs();
         apart <= self.tolerance.as_nanos()
     }
 
-    /// The settings in force, as last read.
+    /// Returns the settings in force, as last read.
     pub(super) fn config(&self) -> Arc<ConsumerConfig> {
         Arc::clone(&self.state().config)
     }
@@ -98,43 +99,44 @@ impl Life {
         self.state().config = config;
     }
 
-    /// Whether the record was stored before the time at which the consumer starts.
+    /// Returns true if the record was stored before the time at which the consumer starts.
     pub(super) fn is_before_start(&self, position: Position) -> bool {
         self.waits_until.is_some_and(|start| position.stored_at < start)
     }
 
-    /// Whether what was received at this time is settled for this consumer: it has neither ended nor been reset since.
+    /// Returns true if a delivery received at this time can be settled: the consumer has neither ended nor been reset
+    /// since.
     pub(super) fn takes(&self, received: Instant) -> bool {
         self.end().is_none() && self.is_in_force(received)
     }
 
-    /// Whether what was received at this time comes again because its ack was not stored yet.
+    /// Returns true if this is a redelivery of an acked event, sent before the server had stored the ack.
     pub(super) fn is_acked(&self, position: Position, received: Instant) -> bool {
         position.num_delivered > 1 && self.unconfirmed.contains(position.sequence, received)
     }
 
-    /// Why it has ended.
+    /// Returns the reason if the consumer has ended.
     pub(super) fn end(&self) -> Option<SubscriptionEnd> {
         self.end.get().copied()
     }
 
     pub(super) fn end_as(&self, end: SubscriptionEnd) {
-        // The first one to notice decides.
+        // The first reason is kept.
         let _ = self.end.set(end);
         self.unconfirmed.clear();
     }
 
-    /// How often it was reset, as far as is known here.
+    /// Returns the number of resets that this process knows of.
     pub(super) fn resets(&self) -> u64 {
         self.resets.load(Ordering::Acquire)
     }
 
-    /// Whether what was received at this time is still to be settled.
+    /// Returns true if the consumer has not been reset since this time.
     pub(super) fn is_in_force(&self, received: Instant) -> bool {
         self.state().valid_from.is_none_or(|from| received >= from)
     }
 
-    /// Forgets what was delivered before this time. `seen` is where the consumer goes on, if that is known.
+    /// Forgets deliveries received before this time. `seen` is the new position, if it is known.
     pub(super) fn reset(&self, at: Instant, seen: Option<Seen>) {
         let mut state = self.state();
         state.valid_from = state.valid_from.max(Some(at));
@@ -145,13 +147,13 @@ impl Life {
         self.resets.fetch_add(1, Ordering::Release);
     }
 
-    /// How many events before this one were delivered to nobody.
+    /// Returns the number of events before this one that were never delivered.
     pub(super) fn missing_before(&self, position: Position) -> u64 {
         self.state().seen.map_or(0, |seen| seen.missing_before(position))
     }
 
-    /// Notes a delivery, and returns how many events before it retention took, where the stream begins with `first` now.
-    /// What was deleted by hand in the middle of the stream was not dropped by retention.
+    /// Notes a delivery, and returns the number of events before it that retention dropped. `first` is the present
+    /// first sequence of the stream. Events deleted by hand from the middle of the stream do not count.
     pub(super) fn see(&self, position: Position, first: u64) -> u64 {
         let mut state = self.state();
         let here = Seen { sequence: position.sequence, delivery: position.delivery };
@@ -165,7 +167,7 @@ impl Life {
     }
 }
 
-/// The consumers that this process has open.
+/// Consumers that are open in this process.
 #[derive(Default)]
 pub(super) struct Lives(Mutex<HashMap<String, Weak<Life>>>);
 
@@ -174,7 +176,7 @@ impl Lives {
         self.0.lock().ignore_poison()
     }
 
-    /// The consumer of this name, if it is open.
+    /// Returns the consumer of this name, if it is open.
     pub(super) fn get(&self, name: &str) -> Option<Arc<Life>> {
         self.known().get(name)?.upgrade().filter(|life| life.end().is_none())
     }
@@ -187,7 +189,7 @@ fn waits_until(policy: &DeliverPolicy, info: &consumer::Info) -> Option<u64> {
 }
 
 impl Shared {
-    /// Takes note of the settings of a consumer that was asked for: another program may have changed them.
+    /// Notes the reported settings of a consumer, because another program may have changed them.
     pub(super) fn note_settings(&self, info: &consumer::Info) {
         let Some(life) = self.lives.get(&info.name).filter(|life| life.is_of(info)) else { return };
         match self.settings_of(info) {
@@ -196,7 +198,7 @@ impl Shared {
         }
     }
 
-    /// The life of a consumer that was just opened. Another one of the same name has ended then.
+    /// Returns the life of a consumer that was just opened, and ends that of an earlier consumer of the same name.
     pub(super) fn life(
         &self,
         info: &consumer::Info,
@@ -219,8 +221,8 @@ impl Shared {
         life
     }
 
-    /// Looks whether a consumer still lives, and notes the end if it does not. `told` says that the server has told of its
-    /// deletion.
+    /// Checks if a consumer still exists, and returns the reason if it has ended. `told` means that the server reported
+    /// its deletion.
     pub(super) async fn look_after(&self, life: &Life, told: bool) -> Result<Option<SubscriptionEnd>> {
         if let Some(end) = life.end() {
             return Ok(Some(end));

@@ -1,5 +1,5 @@
-//! The way to the server: a client of async-nats, made again when its connection task has ended, and requests that end
-//! by a deadline.
+//! The link to the server: an async-nats client, replaced when its connection task has ended, and requests with a
+//! timeout.
 
 use std::collections::VecDeque;
 use std::pin::pin;
@@ -24,68 +24,71 @@ use crate::error::{EventError, Result};
 use crate::poison::IgnorePoison;
 use crate::provider::support::Backoff;
 
-/// A connection that does not answer this often is dead after three of them.
+/// Interval of pings. A connection is dead after three unanswered ones.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
-/// Pauses between attempts to connect again: up to one second and some, because not all programs are to come back at once.
+/// Pauses between attempts to reconnect. The longest take a random time of 1 to 1.5 s, so that programs do not all
+/// reconnect at once.
 const RECONNECT: Backoff =
     Backoff::exponential(Duration::from_micros(1_500), Duration::from_millis(1_500)).jitter(1.0 / 3.0);
-/// Pauses between clients as long as they do not last.
+/// Pauses between clients that did not last.
 const REBUILD: Backoff =
     Backoff::exponential(Duration::from_millis(100), Duration::from_secs(30)).jitter(0.0);
-/// A client that worked for this long has lasted.
+/// Time for which a client must have worked to count as lasting.
 const LASTED: Duration = Duration::from_secs(60);
-/// An answer that takes longer may have been lost, or be none: then it is found out why.
+/// Time after which a missing answer is investigated. It may be lost, or never come.
 const PATIENCE: Duration = Duration::from_millis(50);
-/// Pauses before a question is asked again.
+/// Pauses before a request is sent again.
 const ASK_AGAIN: Backoff =
     Backoff::exponential(Duration::from_millis(250), Duration::from_secs(1)).jitter(0.0);
-/// Refusals that are remembered for those who wait for an answer.
+/// Maximum number of denials that are remembered for waiting requests.
 const MAX_DENIALS: usize = 64;
 
-/// The clients of a provider: one works, those before it have ended.
+/// The clients of a provider: the newest works, those before it have ended.
 pub(super) struct Link {
     settings: NatsProviderBuilder,
     first: Connection,
     events: Arc<Events>,
-    /// Held by whoever makes the next client: when the last one was made, and how many did not last.
+    /// Held while the next client is created. Contains the creation time of the last one, and the number of those that
+    /// did not last.
     rebuilding: tokio::sync::Mutex<(Option<Instant>, u64)>,
 }
 
-/// A client and what was made from it. A chain, because the native handles are given out as references.
+/// A client and the handles made from it. They form a chain, because the native handles are returned as references.
 struct Connection {
     client: Client,
     jetstream: jetstream::Context,
-    /// Its sender lives as long as the connection task of the client.
+    /// Closed when the connection task of the client ends, because that task holds the sender.
     task: watch::Receiver<()>,
     next: OnceLock<Box<Connection>>,
 }
 
-/// What the clients report.
+/// Connection events that the clients report.
 struct Events {
-    /// Counts the connections that were made, so that a new one can be waited for.
+    /// Number of connections made, so that requests can wait for a new one.
     connections: watch::Sender<u64>,
-    /// That the server is away is told once, and not at every attempt to reach it.
+    /// True while the server is away. The log reports this once, not at every attempt to connect.
     is_away: AtomicBool,
     denials: Denials,
 }
 
-/// Publishes that the server refused for lack of permission. It tells the connection, and answers no request.
+/// Publishes that the server refused for lack of permission. It reports them to the connection, and does not answer the
+/// request.
 struct Denials {
     recent: Mutex<VecDeque<(Instant, String)>>,
     count: watch::Sender<u64>,
 }
 
-/// What a request gets.
+/// The result of a request.
 type Answer = std::result::Result<Message, NoAnswer>;
 
-/// Why a request got no answer.
+/// The reason why a request got no answer.
 pub(super) enum NoAnswer {
-    /// Not in time. It may have been carried out.
+    /// No answer in time. The server may have carried out the request.
     Late,
     /// The server does not permit the subject.
     Denied,
     Failed(RequestError),
-    /// There is no client, and none could be made.
+    /// There is no client, and none could be created.
     NoClient(EventError),
 }
 
@@ -111,7 +114,7 @@ impl Link {
         Ok(Self { settings: settings.clone(), first, events, rebuilding: tokio::sync::Mutex::new((None, 0)) })
     }
 
-    /// The newest client, which may have ended.
+    /// Returns the newest client, which may have ended.
     pub(super) fn client(&self) -> &Client {
         &self.newest().client
     }
@@ -125,12 +128,12 @@ impl Link {
         newest.works() && newest.client.connection_state() == State::Connected
     }
 
-    /// Number of the connection in use.
+    /// Returns the number of the connection in use.
     pub(super) fn connection(&self) -> u64 {
         *self.events.connections.borrow()
     }
 
-    /// Number of the connection in use, also in the moment in which it is made. It has nothing to do with
+    /// Returns the number of the connection in use, exact even while it is made. It is unrelated to
     /// [`connection`](Self::connection), which counts later.
     pub(super) fn connection_exactly(&self) -> u64 {
         let (mut newest, mut clients) = (&self.first, 0);
@@ -140,24 +143,24 @@ impl Link {
         (clients << 32) + newest.client.statistics().connects.load(Ordering::Relaxed)
     }
 
-    /// The newest client, unless it has ended.
+    /// Returns the newest client, unless it has ended.
     pub(super) fn client_if_working(&self) -> Option<&Client> {
         let newest = self.newest();
         newest.works().then_some(&newest.client)
     }
 
-    /// Waits for another connection than this one and returns its number.
+    /// Waits for a connection other than this one, and returns its number.
     pub(super) async fn connection_after(&self, connection: u64) -> u64 {
         let mut connections = self.events.connections.subscribe();
         let newer = connections.wait_for(|now| *now != connection).await.map(|now| *now);
         match newer {
             Ok(newer) => newer,
-            // The sender is owned by this link.
+            // This link owns the sender.
             Err(_) => std::future::pending().await,
         }
     }
 
-    /// A client whose connection task works; it is made when there is none.
+    /// Returns a client whose connection task works, and creates one if there is none.
     pub(super) async fn working(&self) -> Result<&Client> {
         let newest = self.newest();
         if newest.works() {
@@ -182,10 +185,10 @@ impl Link {
         Ok(&newest.next.get_or_init(|| Box::new(made)).client)
     }
 
-    /// Lets the next client be made as soon as the first one: it is known why the last one ended, and that this does not
-    /// repeat itself.
+    /// Resets the pause before the next client to the shortest one. Called when the reason for the last end is
+    /// known and does not recur.
     pub(super) fn forgive(&self) {
-        // Whoever holds it is making a client already.
+        // The holder of the lock is already creating a client.
         if let Ok(mut rebuilding) = self.rebuilding.try_lock() {
             rebuilding.1 = 0;
         }
@@ -199,8 +202,8 @@ impl Link {
         newest
     }
 
-    /// A request that does the same however often it is carried out: it is sent again while there is no answer. A group of
-    /// a cluster that is choosing its leader drops what it is asked.
+    /// Sends an idempotent request, and repeats it while there is no answer. A group of a cluster that is electing its
+    /// leader drops requests.
     pub(super) async fn ask(&self, subject: &Subject, body: &[u8], deadline: Duration) -> Answer {
         let until = Instant::now().after(deadline);
         let mut asked = FuturesUnordered::new();
@@ -208,7 +211,7 @@ impl Link {
         loop {
             attempt += 1;
             asked.push(self.request(subject, body, until.duration_since(Instant::now())));
-            // Each ends by the deadline, so that this does.
+            // Each request ends by the deadline, and so does this loop.
             tokio::select! {
                 biased;
                 Some(answer) = asked.next() => return answer,
@@ -217,15 +220,15 @@ impl Link {
         }
     }
 
-    /// A request that may be carried out twice: it is sent again on a new connection, where the answer to the first one
-    /// would never come.
+    /// Sends a request that may be carried out twice. It is sent again on a new connection, where the first answer
+    /// would never arrive.
     pub(super) async fn request(&self, subject: &Subject, body: &[u8], deadline: Duration) -> Answer {
         let until = Instant::now().after(deadline);
         loop {
             let connection = self.connection();
             let request = Request::new().payload(body.to_vec().into());
             let mut asking = pin!(self.answer(subject, request, until));
-            // Most answers come before it is worth looking out for anything else.
+            // Most answers arrive before it is worth watching for a new connection.
             let answer = match timeout_at(until.min(Instant::now().after(PATIENCE)), &mut asking).await {
                 Ok(answer) => answer,
                 Err(_) => tokio::select! {
@@ -241,7 +244,7 @@ impl Link {
         }
     }
 
-    /// A request that is sent once.
+    /// Sends a request once.
     pub(super) async fn request_once(
         &self,
         subject: &Subject,
@@ -255,7 +258,7 @@ impl Link {
         let since = Instant::now();
         let client = timeout_at(until, self.working()).await.map_err(|_| NoAnswer::Late)?;
         let client = client.map_err(NoAnswer::NoClient)?;
-        // The deadline is ours: that of the client covers the wait for the answer only.
+        // The client's own timeout would cover only the wait for the answer.
         let mut asking = pin!(client.send_request(subject.clone(), request.timeout(None)));
         if let Ok(answer) = timeout_at(until.min(since.after(PATIENCE)), &mut asking).await {
             return answer.map_err(NoAnswer::Failed);
@@ -284,7 +287,7 @@ impl Connection {
         let servers = servers(&config.url)?;
         let connecting = async {
             let client = options.connect(servers).await.map_err(not_connected)?;
-            // Counted by a task of its own. From here on, another number means another connection.
+            // A separate task counts it. From here on, another number means another connection.
             let _ = counted.changed().await;
             Ok(client)
         };
@@ -346,19 +349,19 @@ impl Denials {
         self.count.send_modify(|count| *count += 1);
     }
 
-    /// Waits until a publish to this subject is denied.
+    /// Waits until the server denies a publish to this subject.
     async fn of(&self, subject: &str, since: Instant) {
         let mut count = self.count.subscribe();
         let is_denied = |_: &u64| {
             let recent = self.recent.lock().ignore_poison();
             recent.iter().any(|(at, denied)| *at >= since && denied == subject)
         };
-        // The sender lives as long as this.
+        // The sender lives as long as `self`.
         let _ = count.wait_for(is_denied).await;
     }
 }
 
-/// The subject in `Permissions Violation for Publish to "events.a"`.
+/// Returns the subject in `Permissions Violation for Publish to "events.a"`.
 fn denied_subject(error: &str) -> Option<&str> {
     let rest = error.split_once("Permissions Violation for Publish to \"")?.1;
     Some(rest.split_once('"')?.0)
@@ -404,7 +407,7 @@ async fn connect_options(settings: &NatsProviderBuilder) -> Result<ConnectOption
     Ok(options)
 }
 
-/// The first attempt is made at once.
+/// Returns the pause before an attempt. The first attempt is made at once.
 fn reconnect_delay(attempts: usize) -> Duration {
     if attempts == 0 { Duration::ZERO } else { RECONNECT.delay(attempts as u64) }
 }

@@ -45,29 +45,29 @@ use super::{
 };
 use crate::error::Result;
 
-/// The port of a server whose URL names none.
+/// Port of a server whose URL names none.
 pub(super) const DEFAULT_PORT: u16 = 4_222;
 
 /// A member of a consumer on NATS.
 pub type NatsSubscription = Receiver<NatsFetch>;
 
-/// The provider that keeps events in a stream of NATS JetStream.
+/// A provider that stores events in a NATS JetStream stream.
 #[derive(Debug)]
 pub struct NatsProvider {
     client: NatsClient,
 }
 
 impl NatsProvider {
-    /// Connects, and makes the stream when it does not exist.
+    /// Connects, and creates the stream if it does not exist.
     ///
     /// # Errors
     ///
-    /// As [`NatsProviderBuilder::connect`].
+    /// Same as [`NatsProviderBuilder::connect`].
     pub async fn connect(config: NatsConfig) -> Result<Self> {
         Self::builder(config).connect().await
     }
 
-    /// Settings that [`NatsConfig`] lacks.
+    /// Returns a builder for the settings that [`NatsConfig`] lacks.
     pub fn builder(config: NatsConfig) -> NatsProviderBuilder {
         NatsProviderBuilder::new(config)
     }
@@ -76,7 +76,7 @@ impl NatsProvider {
         Ok(Self { client: NatsClient::from_builder(settings).await? })
     }
 
-    /// The connection, with its native handles.
+    /// Returns the connection, with its native handles.
     pub fn client(&self) -> &NatsClient {
         &self.client
     }
@@ -100,8 +100,8 @@ impl Driver for NatsProvider {
     fn capabilities(&self) -> Capabilities {
         let shared = &self.client.shared;
         let mut capabilities = Capabilities::all(shared.durability);
-        // The server knows events, not deliveries: it takes a settlement whoever holds the lease now, counts every
-        // delivery as an attempt, and does not say what it dropped.
+        // The server accepts a settlement regardless of the present lease, counts every delivery as an attempt, and does
+        // not report what it dropped.
         capabilities.fenced_settlement = Support::No;
         capabilities.release_keeps_attempt = Support::No;
         capabilities.reports_gaps = Support::No;
@@ -131,7 +131,8 @@ impl Driver for NatsProvider {
 
     async fn delete_consumer(&self, name: &str) -> Result<()> {
         let shared = &self.client.shared;
-        // Only what is open now: a program that was told may have made another one before this is answered.
+        // Taken before the request: a program that learns of the deletion may open a new consumer before the answer
+        // arrives.
         let life = shared.lives.get(name);
         shared.delete_consumer(name).await?;
         if let Some(life) = life {

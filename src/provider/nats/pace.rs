@@ -1,25 +1,26 @@
-//! How much is fetched ahead: what the caller takes in the next moment, as its calls have come so far.
+//! Number of events to fetch ahead: those that the caller takes in the next moment at the pace of its calls so far.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What is fetched ahead is taken within this time if the calls go on as they came.
+/// Time in which the caller takes the events fetched ahead, if its calls continue at the same pace.
 pub(super) const AHEAD: Duration = Duration::from_millis(50);
-/// The most that is fetched ahead: events, and their bytes.
+/// Maximum number of events fetched ahead.
 const MAX_AHEAD: usize = 500;
+/// Maximum size of the events fetched ahead, in bytes.
 const MAX_AHEAD_BYTES: usize = 1024 * 1024;
-/// The part of what a consumer may have unsettled that one member fetches ahead at most: the rest is for the others.
+/// Divisor of `max_ack_pending`. One member fetches at most this share ahead and leaves the rest to the others.
 const SHARE: usize = 4;
-/// What a pause between two calls counts at most, and what is assumed before the first one.
+/// Upper limit of a measured pause between two calls, and the initial average.
 const SLOW: Duration = Duration::from_secs(1);
 
-/// How fast the caller takes events: the time between two calls that got one, as a moving average.
+/// Pace of the caller: the time between two calls that got an event, as a moving average.
 #[derive(Debug)]
 pub(super) struct Pace {
     last: Option<Instant>,
     average: Duration,
-    /// How large an event is, as a moving average.
+    /// Size of an event in bytes, as a moving average.
     size: usize,
 }
 
@@ -39,7 +40,7 @@ impl Pace {
         self.size = (self.size.saturating_mul(7).saturating_add(size)) / 8;
     }
 
-    /// How many events the caller takes at this pace before they are stale, of a consumer that may have so many unsettled.
+    /// Returns the number of events to fetch ahead at this pace, for a consumer with this `max_ack_pending`.
     pub(super) fn ahead(&self, max_ack_pending: usize) -> usize {
         let ahead = usize::try_from(AHEAD.as_nanos() / self.average.as_nanos().max(1)).unwrap_or(MAX_AHEAD);
         let of_size = MAX_AHEAD_BYTES / self.size.max(1);

@@ -1,5 +1,5 @@
-//! Deliveries that end the connection when they arrive. The server is told to keep each to itself for long, and this process
-//! hands it out instead: its own lease, its own delays. When the process dies, the server delivers it to another one.
+//! Deliveries that end the connection when they arrive. The provider naks each with a long delay and hands it out from
+//! memory instead, with its own leases and delays. If this process dies, the server delivers them to another one.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
@@ -11,33 +11,33 @@ use tokio::time::Instant;
 use crate::deadline::After;
 use crate::poison::IgnorePoison;
 
-/// A delivery that cannot be received.
+/// A delivery that the client cannot receive.
 #[derive(Clone)]
 pub(super) struct Unreadable {
     pub(super) sequence: u64,
     pub(super) subject: String,
     pub(super) raw: Vec<u8>,
     pub(super) reason: &'static str,
-    /// The subject on which its delivery is settled.
+    /// Subject on which the delivery is settled.
     pub(super) reply: Subject,
-    /// How often it was handed out.
+    /// Number of times that it was handed out.
     pub(super) attempts: u64,
 }
 
 enum State {
-    /// To be handed out at this time.
+    /// Due to be handed out at this time.
     Due(Instant),
     Settled,
 }
 
-/// The deliveries of one consumer that cannot be received.
+/// Deliveries of one consumer that the client cannot receive.
 #[derive(Default)]
 pub(super) struct Parked(Mutex<Inner>);
 
 #[derive(Default)]
 struct Inner {
     records: BTreeMap<u64, (State, Unreadable)>,
-    /// Up to this sequence every record was looked at: one that is not here can be received.
+    /// Sequence up to which every record was examined. A record up to here that is not listed can be received.
     examined: u64,
 }
 
@@ -50,24 +50,24 @@ impl Parked {
         self.inner().examined
     }
 
-    /// Notes that everything up to this sequence was looked at.
+    /// Notes that every record up to this sequence was examined.
     pub(super) fn examine(&self, sequence: u64) {
         let mut inner = self.inner();
         inner.examined = inner.examined.max(sequence);
     }
 
-    /// Adds a delivery, which is due at once. One that is here already stays what it is.
+    /// Adds a delivery, which is due at once. A delivery that is already listed stays unchanged.
     pub(super) fn add(&self, unreadable: Unreadable) {
         let entry = (State::Due(Instant::now()), unreadable);
         self.inner().records.entry(entry.1.sequence).or_insert(entry);
     }
 
-    /// Whether one waits to be handed out.
+    /// Returns true if a delivery is not settled yet.
     pub(super) fn has_any(&self) -> bool {
         self.next_due().is_some()
     }
 
-    /// When the next one is due.
+    /// Returns the time at which the next delivery is due.
     pub(super) fn next_due(&self) -> Option<Instant> {
         let due = |(state, _): &(State, Unreadable)| match state {
             State::Due(due) => Some(*due),
@@ -76,7 +76,7 @@ impl Parked {
         self.inner().records.values().filter_map(due).min()
     }
 
-    /// The first one that is due. It is leased, and due again when the lease ends.
+    /// Leases the first delivery that is due, and returns it. It is due again when the lease ends.
     pub(super) fn take_due(&self, lease: Duration) -> Option<Unreadable> {
         let now = Instant::now();
         let mut inner = self.inner();
@@ -87,14 +87,14 @@ impl Parked {
         Some(unreadable.clone())
     }
 
-    /// Makes it due after this time.
+    /// Makes a delivery due after this delay.
     pub(super) fn delay(&self, sequence: u64, delay: Duration) {
         if let Some((state @ State::Due(_), _)) = self.inner().records.get_mut(&sequence) {
             *state = State::Due(Instant::now().after(delay));
         }
     }
 
-    /// Notes that the server has confirmed its settlement.
+    /// Notes that the server has confirmed the settlement of a delivery.
     pub(super) fn settled(&self, sequence: u64) {
         if let Some((state, unreadable)) = self.inner().records.get_mut(&sequence) {
             *state = State::Settled;

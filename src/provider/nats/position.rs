@@ -1,29 +1,29 @@
-//! Where a delivery stands, which the subject that it is acknowledged on tells.
+//! Position of a delivery, read from the subject on which it is acknowledged.
 
 use async_nats::{Message, Subject};
 
-/// Where a delivery stands in its stream and in its consumer.
+/// Position of a delivery in its stream and in its consumer.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Position {
     pub(super) sequence: u64,
-    /// Number among all deliveries of the consumer, to all members.
+    /// Number of the delivery among all deliveries of the consumer, to all members.
     pub(super) delivery: u64,
     pub(super) num_delivered: u64,
-    /// When the record was stored, in Unix milliseconds.
+    /// Storage time of the record, in Unix milliseconds.
     pub(super) stored_at: u64,
 }
 
 impl Position {
-    /// Reads the subject that a delivery is acknowledged on:
-    /// `$JS.ACK.stream.consumer.attempt.sequence.delivery.time.pending`, in newer servers with domain and account before
-    /// the stream and maybe more behind.
+    /// Reads the subject on which a delivery is acknowledged:
+    /// `$JS.ACK.stream.consumer.attempt.sequence.delivery.time.pending`. Newer servers put domain and account before
+    /// the stream, and may append tokens.
     pub(super) fn of(message: &Message) -> Option<(Self, Subject)> {
         let reply = message.reply.clone()?;
         Some((Self::parse(&reply)?, reply))
     }
 
     fn parse(reply: &str) -> Option<Self> {
-        // Parsed for every delivery, so without an allocation.
+        // Runs for every delivery, so it does not allocate.
         let mut tokens = [""; 9];
         let mut count = 0;
         for token in reply.strip_prefix("$JS.ACK.")?.split('.').take(tokens.len()) {
@@ -44,10 +44,10 @@ impl Position {
     }
 }
 
-/// The last new event that is known of, and the last delivery. What lies between it and the next one and was delivered to
-/// nobody was dropped.
+/// The last known new event, and the last delivery. Events between this one and the next that were never delivered were
+/// dropped.
 ///
-/// It means something for consumers of the whole stream: of the others, nobody knows whether what was dropped matched.
+/// This is valid for consumers of the whole stream. For others, it is unknown if a dropped event matched the filter.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Seen {
     pub(super) sequence: u64,
@@ -55,7 +55,7 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    /// How many events before this one were delivered to nobody.
+    /// Returns the number of events before this one that were never delivered.
     pub(super) fn missing_before(self, position: Position) -> u64 {
         if position.num_delivered > 1 || position.delivery == 0 || position.sequence <= self.sequence {
             return 0;
@@ -64,7 +64,7 @@ impl Seen {
         skipped.saturating_sub(position.delivery.saturating_sub(self.delivery.saturating_add(1)))
     }
 
-    /// The same after a delivery; a redelivery is no new event.
+    /// Returns the state after a delivery. A redelivery is no new event.
     pub(super) fn then(self, position: Position) -> Self {
         let sequence = if position.num_delivered > 1 { self.sequence } else { position.sequence };
         Self { sequence: sequence.max(self.sequence), delivery: position.delivery.max(self.delivery) }

@@ -1,4 +1,4 @@
-//! Publishing: checks first, then a request whose answer says whether the event is stored.
+//! Publishing: checks the event, then sends a request whose answer says if the event is stored.
 
 use std::time::Duration;
 
@@ -21,16 +21,16 @@ use crate::provider::PublishReceipt;
 use crate::provider::driver::Checked;
 use crate::types::{Event, PublishOptions};
 
-/// What JetStream says of what it stored.
+/// JetStream's answer to a stored publish.
 #[derive(Deserialize)]
 pub(super) struct Acknowledged {
-    /// Of the last event.
+    /// Sequence of the last event.
     #[serde(rename = "seq")]
     pub(super) sequence: u64,
-    /// Whether an earlier message of the same id is stored.
+    /// If true, an earlier message with the same id is stored.
     #[serde(default)]
     pub(super) duplicate: bool,
-    /// How many events there are in a batch.
+    /// Number of events in a batch.
     pub(super) count: Option<u64>,
 }
 
@@ -45,7 +45,7 @@ impl Acknowledged {
 }
 
 impl Shared {
-    /// Stores one event. The error says whether it may have been stored.
+    /// Stores one event. The error says if the event may have been stored.
     pub(super) async fn publish(&self, checked: Checked<'_>) -> Result<PublishReceipt> {
         self.check_open()?;
         let body = self.encode(checked)?;
@@ -53,7 +53,7 @@ impl Shared {
         let deadline = self.deadline_of(options);
         let until = Instant::now().after(deadline);
         match self.publish_once(event, body.clone(), options, deadline).await {
-            // Nobody takes the subject, so that nothing was stored: the stream may be gone.
+            // No stream takes the subject, so nothing was stored. The stream may be gone.
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 match timeout_at(until, self.stream_made_again()).await {
                     Ok(Ok(_there_again)) => {
@@ -102,8 +102,8 @@ impl Shared {
         }
     }
 
-    /// A server before 2.12 tells a duplicate before it looks at the expected sequence, which then neither was nor is the
-    /// last one, maybe.
+    /// Checks the expected sequence of a duplicate. A server before 2.12 reports a duplicate before it looks at the
+    /// expected sequence.
     async fn check_expectation_of_duplicate(&self, duplicate: u64, options: &PublishOptions) -> Result<()> {
         let Some(expected) = options.expected_sequence else { return Ok(()) };
         let is_retry = expected.checked_add(1) == Some(duplicate);
@@ -123,7 +123,7 @@ impl Shared {
         }
     }
 
-    /// A bounded number of entries waits for its answers at once.
+    /// Publishes the entries one by one, with at most `max_in_flight` in flight.
     pub(super) async fn publish_pipelined(&self, batch: &[Checked<'_>]) -> Vec<Result<PublishReceipt>> {
         let mut results = Vec::with_capacity(batch.len());
         let mut in_flight = FuturesOrdered::new();
@@ -131,7 +131,8 @@ impl Shared {
             if in_flight.len() >= self.settings.max_in_flight {
                 results.extend(in_flight.next().await);
             }
-            // Sent in the order of their first poll, which a budget that runs out would shuffle.
+            // Publishes are sent in the order of their first poll. Running out of the task's budget would change the
+            // order.
             in_flight.push_back(tokio::task::unconstrained(self.publish(*event)));
         }
         while let Some(result) = in_flight.next().await {
@@ -140,7 +141,7 @@ impl Shared {
         results
     }
 
-    /// The body of the message, which may be larger than the event where its format is another one.
+    /// Encodes the body of the message. In another format it may be larger than the event.
     pub(super) fn encode(&self, checked: Checked<'_>) -> Result<Bytes> {
         let body = self.settings.format.encode(checked.event(), checked.size())?;
         if body.len() > self.max_event_bytes {
@@ -158,7 +159,7 @@ impl Shared {
         options.timeout_secs.map_or(usual, Duration::from_secs)
     }
 
-    /// What a refusal means: an error, unless it refuses the retry of what is stored already.
+    /// Converts a refusal into an error, or into a receipt if an earlier try of the same publish was stored.
     async fn not_stored(&self, error: jetstream::Error, options: &PublishOptions) -> Result<PublishReceipt> {
         let wrong_sequence = matches!(
             error.error_code(),
@@ -167,8 +168,8 @@ impl Shared {
         let Some(expected) = options.expected_sequence.filter(|_| wrong_sequence) else {
             return Err(refused("publish", error));
         };
-        // The server looks at the expected sequence before it looks for a duplicate. A first try that was stored has the
-        // sequence behind the expected one.
+        // The server checks the expected sequence before it looks for a duplicate. An earlier try that was stored has
+        // the sequence after the expected one.
         if let Some(msg_id) = &options.msg_id
             && self.msg_id_of(expected.saturating_add(1)).await.as_ref() == Some(msg_id)
         {
@@ -178,14 +179,14 @@ impl Shared {
         Err(self.unexpected_sequence(last_sequence(&existing).unwrap_or("another one"), expected))
     }
 
-    /// The `msg_id` that a record was stored with, as far as that can be found out.
+    /// Returns the `msg_id` that a record was stored with, or `None` if it cannot be read.
     async fn msg_id_of(&self, sequence: u64) -> Option<String> {
         let record = self.encoded(serde_json::json!({ "seq": sequence })).await.ok()??;
         record.header(header::NATS_MESSAGE_ID.as_ref())
     }
 }
 
-/// What an answer says of the event. An answer that is none of JetStream's says nothing about it.
+/// Parses the answer to a publish. After an answer that is not JetStream's, the event may be stored.
 pub(super) fn stored(answer: &Message) -> Result<std::result::Result<Acknowledged, jetstream::Error>> {
     match serde_json::from_slice(&answer.payload) {
         Ok(Response::Ok(acknowledged)) => Ok(Ok(acknowledged)),
@@ -208,7 +209,7 @@ fn headers(options: &PublishOptions, format: EventFormat) -> Option<HeaderMap> {
     (!headers.is_empty()).then_some(headers)
 }
 
-/// Bytes of headers in the protocol, which the server counts with the body.
+/// Returns the size of the headers on the wire in bytes. The server counts it with the body.
 fn header_len(headers: &HeaderMap) -> usize {
     let lines = headers.iter().flat_map(|(name, values)| {
         let name: &str = name.as_ref();
@@ -217,7 +218,7 @@ fn header_len(headers: &HeaderMap) -> usize {
     "NATS/1.0\r\n".len() + lines.sum::<usize>() + "\r\n".len()
 }
 
-/// The sequence in `wrong last sequence: 4 (code 400, ...)`. Only shown to people, never decided on.
+/// Returns the sequence in `wrong last sequence: 4 (code 400, ...)`. It appears in error messages only.
 fn last_sequence(description: &str) -> Option<&str> {
     let rest = description.split_once("wrong last sequence: ")?.1;
     let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());

@@ -1,8 +1,9 @@
-//! Pulling: asks the server for no more than the caller takes at once, so that nothing waits here while its lease runs.
+//! Pulls events. A request asks for no more than the caller takes at once, so that no event waits here while its lease
+//! runs.
 //!
-//! What is fetched and not handed out has begun its lease, is kept from other members and counts as delivered when it is
-//! given back. So a member fetches what a call takes until its calls have shown how fast they come, and then ahead of them
-//! what they take in the next moment. The client library's own message stream fetches ahead regardless of that.
+//! The lease of a fetched event has begun, other members cannot get it, and a nak of it counts as an attempt. So a
+//! member first fetches what one call takes. Once its calls have shown their pace, it fetches ahead what they take in
+//! the next moment. The client library's own message stream fetches ahead regardless of the pace.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -26,88 +27,91 @@ use crate::error::{BackendError, ErrorKind, EventError, Result};
 use crate::provider::SubscriptionEnd;
 use crate::provider::support::Backoff;
 
-/// How long the server keeps one request. It differs from the ack wait by default: server 2.9.10 delivers an event whose lease
-/// ends in the moment in which a request expires as if for the first time.
+/// Time for which the server keeps one request. It differs from the default ack wait: if a lease ends when a request
+/// expires, nats-server 2.9.10 redelivers the event as if for the first time.
 const EXPIRES: Duration = Duration::from_secs(27);
-/// How often it says that it still does.
+/// Interval in which the server reports that the request is still open.
 const HEARTBEAT: Duration = Duration::from_secs(1);
-/// Silence after which the request counts as lost: three heartbeats and some.
+/// Silence after which the request counts as lost: a little more than three heartbeats.
 const LOST: Duration = Duration::from_millis(3_500);
-/// Longest wait for the end of a request that ends at once: a cancelled one, or one that does not wait for events.
+/// Maximum time to wait for the end of a request that ends at once: a cancelled one, or one that does not wait for
+/// events.
 const END_DEADLINE: Duration = Duration::from_secs(5);
-/// Longest look for a consumer that nobody answers for.
+/// Maximum time to look up a consumer that does not answer.
 const LOOK_UP: Duration = Duration::from_millis(500);
-/// Pauses behind failures in a row.
+/// Pauses after consecutive failures.
 const RETRY: Backoff =
     Backoff::exponential(Duration::from_millis(20), Duration::from_millis(250)).jitter(0.0);
-/// More than one event and the status messages that can be on their way when a request is cancelled.
+/// Number of markers: more than the one event and the status messages that can be in flight when a request is
+/// cancelled.
 const MARKERS: u64 = 4;
 
-/// What a member of a consumer gets when it asks.
+/// The result of a member's request for an event.
 pub(super) enum Pulled {
     Message(Fetched),
     Unreadable(Unreadable),
-    /// The consumer is no more.
+    /// The consumer no longer exists.
     Gone(SubscriptionEnd),
     /// The provider was closed.
     Closed,
 }
 
-/// Asks for the events of one consumer. At most one request is open: while a call waits, a moment longer where the calls
-/// follow each other fast, and for the next call where it lingers.
+/// Requests the events of one consumer. At most one request is open. It may outlast the call: for a moment if calls
+/// follow each other fast, or until the next call if the puller lingers.
 pub(super) struct Puller {
     shared: Arc<Shared>,
     life: Arc<Life>,
     inbox: Option<Inbox>,
     state: State,
-    /// When the open request was sent, or brought something.
+    /// Time at which the open request was sent or cancelled.
     heard: Instant,
-    /// Received and not taken.
+    /// Events that were received and not yet taken.
     fetched: VecDeque<Fetched>,
-    /// When what keeps going wrong began, and how often it has.
+    /// Start of the present series of failures, and their number.
     trouble: Option<(Instant, u64)>,
-    /// Whether the connection has ended while events were on their way: one of them may be the reason.
+    /// If true, the connection ended while events were in flight, and one of them may be the reason.
     suspects: bool,
-    /// The connection on which the consumer was last known to be the same.
+    /// Connection on which the consumer was last known to be the same.
     known_on: u64,
-    /// Number of the last delivery. They count up, unless the consumer is another one or was reset.
+    /// Number of the last delivery. Numbers increase, unless the consumer was replaced or reset.
     last: u64,
-    /// How often the consumer was reset, as far as is known here.
+    /// Number of resets that this member knows of.
     resets: u64,
-    /// The connection, and the number of resets, for which what is fetched was looked through.
+    /// Connection and number of resets for which the fetched events were last checked.
     looked_on: (u64, u64),
-    /// When a delivery with a lower number came.
+    /// Time at which a delivery with a lower number arrived.
     fell_back: Option<Instant>,
     pace: Pace,
-    /// Where what was fetched ahead lies while nobody calls; `None` where nobody else could get it.
+    /// Shelf for the events fetched ahead between two calls; `None` if no other member could get them.
     shelf: Option<Arc<Shelf>>,
     is_shelved: bool,
-    /// Whether a request stays open when its caller has gone, for the next one: nobody else could get the event, and it may
-    /// be delivered more than once.
+    /// If true, a request stays open for the next call when its caller is dropped. No other member could get the event,
+    /// and it may be delivered more than once.
     lingers: bool,
 }
 
 enum State {
     Idle,
-    /// A request is open; the server was heard of at this time.
+    /// A request is open. The server last reported at this time.
     Waiting(Instant),
-    /// A request that the server ends by itself is open since this time, and may bring as many more.
+    /// A request that the server ends by itself is open since this time, and may bring so many more events.
     Fetching(Until, Instant, usize),
-    /// The request was cancelled at this time, and what it may have fetched is not seen yet.
+    /// The request was cancelled at this time, and the events that it fetched may still arrive.
     Cancelled(Instant),
 }
 
-/// When the server ends a request.
+/// The time at which the server ends a request.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Until {
-    /// When it has sent what is there.
+    /// Once it has sent the events that are available.
     NoMore,
-    /// A moment later.
+    /// A moment later, after [`AHEAD`].
     Moment,
 }
 
 impl Puller {
-    /// Asks for the deliveries behind the one with the number `last`. The only member of a consumer says so.
+    /// Requests the deliveries after the one with the number `last`. `is_alone` means that the consumer has no other
+    /// member.
     pub(super) fn new(shared: Arc<Shared>, life: Arc<Life>, last: u64, is_alone: bool) -> Self {
         Self {
             lingers: is_alone && life.config().max_deliver.is_none(),
@@ -130,16 +134,17 @@ impl Puller {
         }
     }
 
-    /// The next event, for a caller who takes up to `max` of them. Cancel-safe: nothing is awaited after a message was taken,
-    /// and a request whose caller has gone is cancelled, so that the event goes to another member. A caller whose calls
-    /// follow each other fast shares one request among several of them.
+    /// Returns the next event, for a caller that takes up to `max` of them.
+    ///
+    /// Cancel-safe: nothing is awaited after a message was taken. The request of a dropped call is cancelled, so that
+    /// the event goes to another member. If calls follow each other fast, several of them share one request.
     pub(super) async fn next(&mut self, max: usize) -> Result<Pulled> {
         self.take_arrived();
         let call = Call { puller: self };
         call.puller.run(max).await
     }
 
-    /// A call begins: what was fetched ahead is taken up again.
+    /// Takes the events fetched ahead from the shelf, at the beginning of a call.
     pub(super) fn unshelve(&mut self) {
         if !std::mem::take(&mut self.is_shelved) {
             return;
@@ -148,12 +153,13 @@ impl Puller {
         let shelved = shelf.take();
         (self.inbox, self.fetched) = (shelved.inbox, shelved.fetched);
         if self.inbox.is_none() {
-            // It went to somebody who waited.
+            // They went to another member.
             self.state = State::Idle;
         }
     }
 
-    /// A call has ended: what was fetched ahead goes to somebody else if that one waits and the next call does not come.
+    /// Puts the events fetched ahead on the shelf, at the end of a call. If another member waits and the next call does
+    /// not come, they go to that member.
     pub(super) fn shelve(&mut self, called: Instant) {
         let left = match self.state {
             State::Fetching(.., left) => Some(left),
@@ -172,8 +178,8 @@ impl Puller {
         }
     }
 
-    /// Notes that the caller gets an event now, and asks for those that it takes in the next moment, so that its calls do not
-    /// wait for round trips.
+    /// Notes that the caller gets an event now, and requests those that it takes in the next moment. Its calls then
+    /// need not wait for round trips.
     pub(super) fn handed_out(&mut self, called: Instant) {
         self.pace.note(called);
         let ahead = self.ahead();
@@ -186,14 +192,14 @@ impl Puller {
         if !is_current || !matches!(self.state, State::Idle) || self.fetched.len() > ahead / 2 {
             return;
         }
-        // Without waiting: the next call asks if this does not.
+        // Does not wait: if this sends nothing, the next call does.
         let _ = now(self.ask_for(Until::Moment, ahead - self.fetched.len()));
     }
 
-    /// How many events may be here before the caller asks for them.
+    /// Returns the maximum number of events to fetch before the caller asks for them.
     fn ahead(&self) -> usize {
         let config = self.life.config();
-        // What is fetched ahead counts as delivered, which may be the only delivery that is allowed.
+        // An event fetched ahead counts as delivered, and this may be the only delivery that is allowed.
         if config.max_deliver.is_some() { 1 } else { self.pace.ahead(config.max_ack_pending) }
     }
 
@@ -231,7 +237,7 @@ impl Puller {
             }
             self.give_back_outdated();
             if !self.fetched.is_empty() && !self.shared.link.is_connected() {
-                // Nobody could settle them now.
+                // Without a connection they cannot be settled.
                 self.setback("there is no connection").await?;
                 continue;
             }
@@ -258,8 +264,8 @@ impl Puller {
         }
     }
 
-    /// Takes up to `max` events that are there already, to be returned by the calls of [`next`](Puller::next). What a
-    /// dropped call has asked for is taken by the next one.
+    /// Fetches up to `max` available events, which later calls of [`next`](Puller::next) return. The next call takes
+    /// the events that a dropped call has requested.
     pub(super) async fn fetch(&mut self, max: usize) -> Result<()> {
         self.take_fetched(max).await;
         let wanted = max.saturating_sub(self.fetched.len());
@@ -282,7 +288,7 @@ impl Puller {
         Ok(())
     }
 
-    /// Takes what a request for what is there brings, until there are `max`, and what has arrived of another one.
+    /// Takes available events until there are `max`, and the events that have arrived for another request.
     async fn take_fetched(&mut self, max: usize) {
         self.take_ready(Instant::now());
         while self.fetched.len() < max
@@ -292,7 +298,7 @@ impl Puller {
         }
     }
 
-    /// Whether there are fetched events and nothing else is to be looked at before them.
+    /// Returns true if there are fetched events and nothing must be checked before them.
     pub(super) fn has_plain(&self) -> bool {
         let link = &self.shared.link;
         let is_known = (link.connection(), self.life.resets()) == self.looked_on
@@ -302,18 +308,18 @@ impl Puller {
         is_known && !self.fetched.is_empty() && !*self.shared.closed.borrow() && !self.life.parked.has_any()
     }
 
-    /// The next fetched event, if it is there.
+    /// Returns the next fetched event, if there is one.
     pub(super) fn pop_fetched(&mut self) -> Option<Fetched> {
         self.fetched.pop_front()
     }
 
-    /// Puts an event back that was popped.
+    /// Puts back an event that was popped.
     pub(super) fn unpop(&mut self, fetched: Fetched) {
         self.fetched.push_front(fetched);
     }
 
-    /// Gives back what was fetched on an earlier connection: a server that has crashed does not know that it sent it, and
-    /// would never confirm a settlement.
+    /// Naks events that were fetched on an earlier connection. A server that has crashed does not know that it sent
+    /// them, and would never confirm a settlement.
     fn give_back_outdated(&mut self) {
         let connection = self.shared.link.connection();
         let now = (connection, self.life.resets());
@@ -322,7 +328,7 @@ impl Puller {
         }
         let (shared, life) = (&self.shared, &self.life);
         self.fetched.retain(|fetched| {
-            // After a reset it is forgotten, and nobody waits for it to come back.
+            // After a reset the delivery is forgotten and needs no nak.
             let is_in_force = life.is_in_force(fetched.received);
             let is_current = fetched.connection == connection;
             if is_in_force && !is_current {
@@ -342,7 +348,7 @@ impl Puller {
             stale => {
                 let subject = Subject::from(client.new_inbox());
                 let subscribing = client.subscribe(subject.clone());
-                // The queue of the client is full while there is no connection.
+                // The client's queue is full while there is no connection.
                 let messages =
                     tokio::time::timeout(deadline, subscribing).await.map_err(|_| no_connection())?;
                 let messages = messages.map_err(|_| connection_ended())?;
@@ -355,7 +361,7 @@ impl Puller {
         sent.map_err(|_| connection_ended())
     }
 
-    /// Waits for the answer to the open request, or for anything else that is to be looked at.
+    /// Waits for the answer to the open request, or for anything that must be checked first.
     async fn wait(&mut self, heard: Instant) -> Result<()> {
         let Some(inbox) = &mut self.inbox else {
             self.state = State::Idle;
@@ -364,7 +370,7 @@ impl Puller {
         let mut closed = self.shared.closed.subscribe();
         let connection = inbox.connection;
         let lost = heard.after(LOST);
-        // A delivery that is parked here may come first.
+        // A parked delivery may be due first.
         let wake = self.life.parked.next_due().map_or(lost, |due| due.min(lost));
         let message = tokio::select! {
             biased;
@@ -384,7 +390,7 @@ impl Puller {
                     return Ok(());
                 }
                 self.cancel();
-                // An older server answers nothing for a consumer that was deleted.
+                // An older server does not answer for a deleted consumer.
                 if !self.is_gone(false).await {
                     self.setback("the server stopped answering").await?;
                 }
@@ -416,7 +422,7 @@ impl Puller {
             return Ok(());
         }
         let reason = message.description.unwrap_or_default();
-        // Nobody answers for a consumer that is deleted, and for one whose server is starting.
+        // A deleted consumer has no responder. Neither has one whose server is starting.
         let is_told = reason.contains("Deleted");
         if (is_told || status == StatusCode::NO_RESPONDERS) && self.is_gone(is_told).await {
             return Ok(());
@@ -424,7 +430,7 @@ impl Puller {
         self.setback(if reason.is_empty() { "no consumer answers" } else { &reason }).await
     }
 
-    /// Takes a delivery that has arrived.
+    /// Stores a delivery that has arrived.
     fn take_message(&mut self, message: Message, since: Instant, received: Instant, connection: u64) {
         let Some((position, reply)) = Position::of(&message) else {
             tracing::warn!(consumer = self.life.name, "a message that is no delivery came to an inbox");
@@ -434,7 +440,7 @@ impl Puller {
         if resets != self.resets {
             let counts_on = position.delivery > self.last && self.last > 0;
             if counts_on && !self.life.is_in_force(since) {
-                // The request is from before the reset, and so is this: what comes behind it counts from one.
+                // The request and this delivery are older than the reset. Deliveries after it count from one.
                 self.last = position.delivery;
                 return give_back(&self.shared, Some(reply));
             }
@@ -450,8 +456,7 @@ impl Puller {
         self.fetched.push_back(Fetched { message, position, reply, since, received, connection });
     }
 
-    /// Finds out whether the consumer is still the one that was opened, when a new connection or a delivery with a lower
-    /// number than before leaves it open.
+    /// Checks that the consumer is still the one that was opened, after a new connection or a lower delivery number.
     async fn look_after_life(&mut self) -> Result<()> {
         let connection = self.shared.link.connection();
         let end = self.shared.look_after(&self.life, false).await?;
@@ -462,7 +467,8 @@ impl Puller {
         if let (Some(fell_back), None, true) = (self.fell_back, end, connection == self.known_on)
             && !is_noticed
         {
-            // A server that has crashed may have forgotten deliveries, on a new connection. On this one it was reset.
+            // On a new connection, a crashed server may have forgotten deliveries. On the same one, the consumer was
+            // reset.
             self.life.reset(fell_back, None);
         }
         self.resets = self.life.resets();
@@ -471,7 +477,7 @@ impl Puller {
         Ok(())
     }
 
-    /// Whether there certainly is no such consumer any more. One that has lost its leader does not answer.
+    /// Returns true if the consumer certainly no longer exists. A consumer that has lost its leader does not answer.
     async fn is_gone(&self, told: bool) -> bool {
         let looking = tokio::time::timeout(LOOK_UP, self.shared.look_after(&self.life, told));
         matches!(looking.await, Ok(Ok(Some(_))))
@@ -489,23 +495,23 @@ impl Puller {
                 self.suspects |= message.is_none() && matches!(self.state, State::Fetching(..));
                 message
             }
-            // The rest of the answer went to the connection before.
+            // The rest of the answer went to the previous connection.
             _ = self.shared.link.connection_after(inbox.connection) => {
                 self.suspects |= matches!(self.state, State::Fetching(..));
                 None
             }
-            // Whatever calls are dropped meanwhile.
+            // Counted from the request, across dropped calls.
             () = tokio::time::sleep_until(self.heard.after(END_DEADLINE)) => None,
         };
         let Some(message) = message else {
-            // A cancelled request ends like this, its inbox having got all that it was to get.
+            // A cancelled request ends like this, after its inbox has received everything.
             self.forget_request();
             return;
         };
         self.take_answer(message, since, Instant::now());
     }
 
-    /// Takes what has arrived of a request that ends by itself.
+    /// Takes the messages that have arrived for a request that ends by itself.
     fn take_ready(&mut self, received: Instant) {
         while let State::Fetching(_, since, _) = self.state
             && let Some(inbox) = &mut self.inbox
@@ -521,7 +527,7 @@ impl Puller {
         let is_event = message.status.is_none() && message.subject != inbox.subject;
         match &mut self.state {
             State::Fetching(.., left) if is_event && *left > 1 => *left -= 1,
-            // The last one that was asked for, or the word that there are no more.
+            // The last requested event, or the status that there are no more.
             State::Fetching(..) => self.state = State::Idle,
             _ => {}
         }
@@ -531,7 +537,8 @@ impl Puller {
         }
     }
 
-    /// Takes what the open request has brought since its caller has gone. It came after the server was heard of last.
+    /// Takes the messages that have arrived for the open request since its caller was dropped. They were sent after the
+    /// server last reported.
     fn take_arrived(&mut self) {
         while let State::Waiting(heard) = self.state
             && let Some(inbox) = &mut self.inbox
@@ -550,11 +557,11 @@ impl Puller {
         }
     }
 
-    /// Cancels the open request, without waiting: the server drops a request when nobody listens to its inbox.
+    /// Cancels the open request without waiting. The server drops a request whose inbox has no subscriber.
     ///
-    /// What it sends until it gets to know is not lost. The unsubscription counts messages, on the server as here, and the
-    /// markers behind it use the count up: an event that comes before is one of those counted, and one that comes later finds
-    /// nobody listening, so that the server takes it back at once and uncounted.
+    /// Events that it sends before it learns of this are not lost. The unsubscription counts messages, on the server
+    /// and here, and the markers behind it use up the count. An event that arrives before them is one of the counted
+    /// messages. A later event has no subscriber, so the server takes it back at once and uncounted.
     pub(super) fn cancel(&mut self) {
         if !matches!(self.state, State::Waiting(_)) {
             return;
@@ -563,7 +570,7 @@ impl Puller {
         while let Some(Some(message)) = now(inbox.messages.next()) {
             inbox.taken += 1;
             if message.status.is_none() {
-                // It came in time, and with it the end of the request.
+                // The event came in time and ended the request.
                 let connection = inbox.connection;
                 self.state = State::Idle;
                 let received = Instant::now();
@@ -582,16 +589,16 @@ impl Puller {
             self.heard = Instant::now();
             self.state = State::Cancelled(self.heard);
         } else {
-            // The client's queue is full or the connection another one: dropping the inbox is all that can be done.
+            // The client's queue is full or the connection is new, so the inbox can only be dropped.
             self.forget_request();
         }
     }
 
-    /// Gives back what is here and nobody has taken, without waiting, and leaves what is on its way to the provider. What
-    /// cannot be sent comes again when its lease ends.
+    /// Naks the fetched events that were not taken, without waiting, and leaves those in flight to the provider. An
+    /// event whose nak cannot be sent is redelivered when its lease ends.
     pub(super) fn abandon(&mut self) {
         self.cancel();
-        // With lower numbers than before it came from a successor of the consumer, where it is to go back to.
+        // Since then, deliveries with lower numbers came from a successor of the consumer, and go back to it.
         let successor_since = self.fell_back;
         let is_over = self.life.end().is_some();
         for fetched in self.fetched.drain(..) {
@@ -614,12 +621,12 @@ impl Puller {
         self.forget_request();
     }
 
-    /// Whether it is to be found out first where the last deliveries came from.
+    /// Returns true if the origin of the last deliveries must be checked first.
     pub(super) fn doubts(&self) -> bool {
         self.fell_back.is_some()
     }
 
-    /// What was fetched and nobody has taken.
+    /// Cancels the open request, waits for its end, and returns the next fetched event that was not taken.
     pub(super) async fn take_left_over(&mut self) -> Option<Fetched> {
         self.cancel();
         while let State::Cancelled(since) | State::Fetching(_, since, _) = self.state {
@@ -633,7 +640,7 @@ impl Puller {
         self.state = State::Idle;
     }
 
-    /// Waits before the next try, longer each time; an error when it has gone on for longer than a call may take.
+    /// Waits before the next try, longer each time. Fails if the failures have lasted longer than a call may take.
     async fn setback(&mut self, reason: &str) -> Result<()> {
         let (since, count) = self.trouble.unwrap_or((Instant::now(), 0));
         let count = count + 1;
@@ -659,8 +666,8 @@ fn no_connection() -> EventError {
     EventError::Connection("there is no connection to nats-server".to_owned())
 }
 
-/// A call that waits. When it is dropped before its end, its request is cancelled, unless it lingers for the next call: a
-/// server that has sent an event and finds nobody listening any more delivers it again behind later ones.
+/// A call that waits. When it is dropped, its request is cancelled, unless it lingers for the next call. Otherwise the
+/// server would send an event without a subscriber, and redeliver it after later ones.
 struct Call<'a> {
     puller: &'a mut Puller,
 }

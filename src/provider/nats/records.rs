@@ -1,5 +1,5 @@
-//! Reading stored records from a sequence on: many in one round trip where that is possible, and one by one through an
-//! interface that encodes headers where a record ends the connection that receives it.
+//! Reads stored records from a sequence on: many per request if possible. Records that end the connection that receives
+//! them are read one by one, through an API that encodes headers.
 
 use std::time::Duration;
 
@@ -19,32 +19,32 @@ use super::wire::decode;
 use crate::error::{BackendError, ErrorKind, EventError, Result};
 use crate::types::Event;
 
-/// A helper consumer that could not be deleted is gone after this time.
+/// Idle time after which the server deletes a helper consumer.
 const HELPER_IDLE: Duration = Duration::from_secs(5);
-/// Records that are read one by one per call, so that the call ends in time on a slow network too.
+/// Maximum number of records that one call reads one by one, so that it ends in time on a slow network too.
 const ONE_BY_ONE: usize = 32;
 
-/// Matching records from one sequence on, in order.
+/// Matching records from a sequence on, in order.
 pub(super) struct Records {
     pub(super) found: Vec<Record>,
-    /// How many match in all, those in `found` included, where the server tells.
+    /// Total number of matches including `found`, if the server reports it.
     pub(super) total: Option<u64>,
-    /// Whether others may lie behind the last one.
+    /// If true, more matches may follow the last one.
     pub(super) has_more: bool,
 }
 
 /// A stored record.
 pub(super) struct Record {
     pub(super) sequence: u64,
-    /// In Unix milliseconds.
+    /// Storage time in Unix milliseconds.
     pub(super) stored_at: u64,
-    /// Where it is stored.
+    /// Subject under which it is stored.
     pub(super) subject: String,
-    /// The event, or why it is none.
+    /// The event, or the reason why it is not one.
     pub(super) content: std::result::Result<Event, String>,
 }
 
-/// A record as the server hands it out in JSON.
+/// A record as the server returns it in JSON.
 #[derive(Deserialize)]
 pub(super) struct Encoded {
     pub(super) subject: String,
@@ -57,17 +57,17 @@ pub(super) struct Encoded {
 }
 
 impl Encoded {
-    /// Its headers, or why they end the connection of a client that receives them.
+    /// Returns the headers, or the reason why they end the connection of a client that receives them.
     fn headers(&self) -> std::result::Result<HeaderMap, &'static str> {
         parse_headers(&STANDARD.decode(&self.hdrs).map_err(|_| "its headers are not base64")?)
     }
 
-    /// The value of a header.
+    /// Returns the value of a header.
     pub(super) fn header(&self, name: &str) -> Option<String> {
         Some(self.headers().ok()?.get(name)?.as_str().to_owned())
     }
 
-    /// Why it cannot be received.
+    /// Returns the reason if the client cannot receive it.
     pub(super) fn unreceivable(&self) -> Option<&'static str> {
         self.headers().err()
     }
@@ -77,17 +77,17 @@ impl Encoded {
     }
 }
 
-/// How an attempt to read many records at once ends.
+/// The outcome of an attempt to read many records at once.
 enum Attempt {
     Read(Records),
-    /// The server or the stream does not do that.
+    /// The server or the stream does not support it.
     Unavailable,
-    /// The connection ended, maybe because of one of them.
+    /// The connection ended, possibly because of one of the records.
     Interrupted,
 }
 
 impl Shared {
-    /// Up to `max` matching records from `start` on. Fewer are all there are, unless more are said to follow.
+    /// Returns up to `max` matching records from `start` on. If there are fewer and `has_more` is false, these are all.
     pub(super) async fn read(&self, filter: &str, start: u64, max: usize) -> Result<Records> {
         let deadline = self.settings.config.request_timeout();
         let reading = async {
@@ -123,13 +123,13 @@ impl Shared {
                     if records.found.is_empty() {
                         records.total = Some(direct.pending + 1);
                     }
-                    // The server tells which record it sent before, so that a lost one is noticed.
+                    // The server reports the record that it sent before, so that a lost one is noticed.
                     check_complete(last, direct.last)?;
                     last = direct.sequence;
                     records.has_more = direct.pending > 0;
                     records.found.push(direct.into_record(&message));
                 }
-                // 204 ends the batch, 404 says that nothing matches.
+                // 204 ends the batch; 404 means that nothing matches.
                 Some(status) if status.as_u16() == 204 => {
                     let told = header(&message, "Nats-Last-Sequence").and_then(|last| last.parse().ok());
                     check_complete(last, told.unwrap_or(last))?;
@@ -146,7 +146,7 @@ impl Shared {
         }
     }
 
-    /// For servers and streams without direct reads: a consumer that keeps nothing and is deleted again.
+    /// Reads through a temporary consumer, for servers and streams without direct reads.
     async fn read_through_consumer(&self, filter: &str, start: u64, max: usize) -> Result<Attempt> {
         let name = format!("a3s-history-{}", uuid::Uuid::now_v7().simple());
         let config = consumer::Config {
@@ -177,7 +177,7 @@ impl Shared {
         })
     }
 
-    /// `None` when the connection ended.
+    /// Reads up to `count` records of a consumer. Returns `None` if the connection ended.
     async fn read_all_of(&self, consumer: &str, count: usize) -> Result<Option<Vec<Record>>> {
         let mut found = Vec::with_capacity(count);
         if count == 0 {
@@ -189,7 +189,7 @@ impl Shared {
             let Some(message) = self.answer(&mut answers).await else { return Ok(None) };
             match message.status {
                 None => {}
-                // Retention was faster, if nothing is left.
+                // If nothing is left, retention has dropped the records.
                 Some(StatusCode::NOT_FOUND) => {
                     if self.has_nothing_left(consumer).await? {
                         break;
@@ -216,7 +216,7 @@ impl Shared {
         Ok(self.consumer(consumer).await?.is_some_and(|info| info.num_pending == 0))
     }
 
-    /// Reads records whose headers may be anything. What cannot be received is remembered.
+    /// Reads records with any headers, and remembers those that the client cannot receive.
     async fn read_one_by_one(&self, filter: &str, start: u64, max: usize) -> Result<Records> {
         let mut records = Records { found: Vec::new(), total: None, has_more: true };
         let mut next = start;
@@ -244,7 +244,7 @@ impl Shared {
         Ok(records)
     }
 
-    /// A stored record with its headers encoded; `None` when there is none.
+    /// Returns a stored record with encoded headers, or `None` if there is none.
     pub(super) async fn encoded(&self, request: serde_json::Value) -> Result<Option<Encoded>> {
         #[derive(Deserialize)]
         struct Answer {
@@ -260,7 +260,7 @@ impl Shared {
         }
     }
 
-    /// A request that is answered by several messages.
+    /// Sends a request that several messages answer.
     async fn request_many(&self, subject: String, request: &serde_json::Value) -> Result<Answers> {
         let client = self.link.working().await?;
         let connection = self.link.connection();
@@ -271,7 +271,7 @@ impl Shared {
         Ok(Answers { messages, connection })
     }
 
-    /// The next answer; `None` when the connection ended, so that no other will come.
+    /// Returns the next answer, or `None` if the connection ended and no other will come.
     async fn answer(&self, answers: &mut Answers) -> Option<Message> {
         tokio::select! {
             biased;
@@ -281,21 +281,21 @@ impl Shared {
     }
 }
 
-/// The answers to one request, on one connection.
+/// Answers to one request, on one connection.
 struct Answers {
     messages: Subscriber,
     connection: u64,
 }
 
-/// What the server says of a record that it hands out without a consumer. The publisher of the record may have written
-/// headers of the same names; those of the server are the last ones.
+/// The server's metadata of a record that it returns without a consumer. The publisher may have written headers of the
+/// same names; those of the server are the last ones.
 struct Direct {
     sequence: u64,
     stored_at: u64,
     subject: String,
-    /// How many more match behind it.
+    /// Number of matches behind it.
     pending: u64,
-    /// The record that was sent before it.
+    /// Sequence of the record that was sent before it.
     last: u64,
 }
 
@@ -325,7 +325,7 @@ pub(super) fn unix_ms(time: datetime::DateTime) -> Option<u64> {
     u64::try_from(time.unix_timestamp_nanos() / 1_000_000).ok()
 }
 
-/// An error when something is missing between two records.
+/// Returns an error if a record between two others is missing.
 fn check_complete(expected: u64, found: u64) -> Result<()> {
     if expected == found {
         return Ok(());
@@ -334,7 +334,7 @@ fn check_complete(expected: u64, found: u64) -> Result<()> {
     Err(BackendError::new(PROVIDER, "history", ErrorKind::Backend, reason).retryable().into())
 }
 
-/// The server did not go on to the end.
+/// Returns the error of a read that the server ended early.
 fn broken_off(status: StatusCode, description: Option<&str>) -> EventError {
     let reason = format!("the read was broken off: {status} {}", description.unwrap_or_default());
     BackendError::new(PROVIDER, "history", ErrorKind::Backend, reason).retryable().into()

@@ -1,4 +1,4 @@
-//! Moving a consumer to another position, which the server does itself since 2.14.
+//! Moves a consumer to another position. The server supports this since 2.14.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::error::{EventError, Result};
 use crate::provider::ConsumerPosition;
 use crate::provider::support::unsupported;
 
-/// By then the server has written a consumer's state: it does so at most every 100 ms, in a task of its own.
+/// Time after which the server has written a consumer's state. It writes at most every 100 ms, in a separate task.
 const WRITTEN: Duration = Duration::from_millis(500);
 
 impl Shared {
@@ -22,7 +22,7 @@ impl Shared {
         self.link.client().is_server_compatible(2, 14, 0)
     }
 
-    /// Moves a durable consumer. Its settings and its open subscriptions stay.
+    /// Moves a durable consumer. It keeps its settings and its open subscriptions.
     pub(super) async fn reset_consumer(&self, name: &str, position: ConsumerPosition) -> Result<()> {
         self.check_open()?;
         if !self.resets_consumers() {
@@ -32,15 +32,15 @@ impl Shared {
         let info = info.ok_or_else(|| unknown(name))?;
         let sequence = self.sequence_of(position).await?;
         if let Some(life) = self.lives.get(name) {
-            // Asked for behind the reset, a confirmation would settle what is delivered again. What is not confirmed now is
-            // delivered again, as everything is.
+            // After the reset, a confirmation would settle a redelivery. Events whose acks are unconfirmed now are
+            // redelivered like all others.
             let _ = self.flush_acks(&life).await;
             life.unconfirmed.clear();
         }
         self.move_consumer(&info, sequence).await?;
-        // While the server writes the state of an earlier delivery, it does not write the new position, and does not make up
-        // for it before the next delivery (`consumerFileStore::writeState` of nats-server 2.15). A restart before that would
-        // bring the old position back. So a consumer that has delivered nothing since is moved once more.
+        // While the server writes the state of an earlier delivery, it does not write the new position. It then writes
+        // it only with the next delivery (`consumerFileStore::writeState` of nats-server 2.15). A restart before that
+        // would restore the old position. So a consumer that has delivered nothing since is moved once more.
         tokio::time::sleep(WRITTEN).await;
         let now = self.consumer(name).await?.filter(|now| now.created == info.created);
         if now.ok_or_else(|| unknown(name))?.delivered.consumer_sequence == 0 {
@@ -52,7 +52,7 @@ impl Shared {
 
     async fn move_consumer(&self, info: &consumer::Info, sequence: u64) -> Result<()> {
         let name = &info.name;
-        // What arrives from here on may come from the new position already.
+        // Events that arrive from here on may come from the new position.
         let asked = Instant::now();
         let subject = format!("CONSUMER.RESET.{}.{name}", self.stream_name());
         let body = json!({ "seq": sequence }).to_string();
@@ -73,15 +73,15 @@ impl Shared {
         Ok(())
     }
 
-    /// The sequence that a position means now.
+    /// Returns the sequence that a position refers to now.
     async fn sequence_of(&self, position: ConsumerPosition) -> Result<u64> {
         let State { first_sequence, last_sequence, .. } = self.stream().await?.state;
         let (first, end) = (first_sequence.max(1), last_sequence.saturating_add(1));
         match position {
             ConsumerPosition::First => Ok(first),
             ConsumerPosition::Last => Ok(end),
-            // What lies before the first one was dropped before, and is not missed again. The server takes a sequence far
-            // behind the last one for what it says, and would wait for it.
+            // Events before the first one were dropped earlier and do not count as missed again. The server accepts a
+            // sequence far behind the last one, and would wait for it.
             ConsumerPosition::Sequence(sequence) => Ok(sequence.min(end).max(first)),
             ConsumerPosition::Time(unix_ms) => self.first_stored_since(unix_ms, first, end.max(first)).await,
         }

@@ -1,4 +1,4 @@
-//! The table of the settings of the NATS provider.
+//! Table of the settings of the NATS provider.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::provider::validate::SMALLEST_LIMIT;
 pub(in crate::provider) static SETTINGS: Settings<NatsProviderBuilder> = Settings::new(&[
     row!(
         "(servers)" = config.url,
-        Setting::text().doc("the server, or several separated by commas"),
+        Setting::text().doc("URL of the server, or several URLs separated by commas"),
         |builder| Value::Text(without_credentials(&builder.config.url))
     ),
     row!(
@@ -20,7 +20,7 @@ pub(in crate::provider) static SETTINGS: Settings<NatsProviderBuilder> = Setting
             .doc("user and password to authenticate with; a user without a password is a token"),
         |builder| builder.user_and_password.as_ref().map(|(user, _)| user.clone()).to_value()
     ),
-    row!("(scheme `tls`)" = require_tls, Setting::flag().doc("refuses connections without TLS")),
+    row!("(scheme `tls`)" = require_tls, Setting::flag().doc("refusal of connections without TLS")),
     row!(
         "(path)" = config.stream_name,
         Setting::text()
@@ -31,13 +31,10 @@ pub(in crate::provider) static SETTINGS: Settings<NatsProviderBuilder> = Setting
         "create_if_missing" = create_if_missing,
         Setting::flag()
             .formerly(&["create"])
-            .doc("creates the stream if it does not exist, and again if it is deleted later")
+            .doc("creation of the stream if it does not exist, and again if it is deleted later")
     ),
     row!("subject_prefix" = config.subject_prefix, Setting::text().doc("first tokens of every subject")),
-    row!(
-        "storage" = config.storage,
-        Setting::choice::<StorageType>().doc("where a new stream keeps its events")
-    ),
+    row!("storage" = config.storage, Setting::choice::<StorageType>().doc("storage of a new stream")),
     row!(
         "max_events" = config.max_events,
         Setting::count("events")
@@ -46,14 +43,14 @@ pub(in crate::provider) static SETTINGS: Settings<NatsProviderBuilder> = Setting
     ),
     row!(
         "max_age" = config.max_age_secs,
-        Setting::seconds().zero("for ever").doc("how long a new stream keeps an event")
+        Setting::seconds().zero("for ever").doc("maximum age of an event in a new stream")
     ),
     row!(
         "max_bytes" = config.max_bytes,
         Setting::size("bytes")
             .least(SMALLEST_LIMIT)
             .zero("unlimited")
-            .doc("maximum size of a new stream; the oldest events are dropped")
+            .doc("maximum size of a new stream in bytes; the oldest events are dropped")
     ),
     row!(
         "connect_timeout" = config.connect_timeout_secs,
@@ -67,15 +64,13 @@ pub(in crate::provider) static SETTINGS: Settings<NatsProviderBuilder> = Setting
     row!("nkey" = nkey, Setting::text().secret().doc("seed of the NKey to authenticate with")),
     row!(
         "credentials_path" = config.credentials_path,
-        Setting::file()
-            .secret()
-            .doc("credentials file (`.creds`) to authenticate with: a JWT and its seed; `credentials_file` of the builder")
+        Setting::file().secret().doc(
+            "path of a credentials file (`.creds`: a JWT and its seed); `credentials_file` of the builder"
+        )
     ),
     row!(
         "root_certificates" = root_certificates,
-        Setting::file()
-            .unset("the system's")
-            .doc("PEM file of the certificate authorities to trust")
+        Setting::file().unset("the system's").doc("PEM file of the certificate authorities to trust")
     ),
     row!(
         "client_certificate" = client_certificate,
@@ -89,11 +84,11 @@ pub(in crate::provider) static SETTINGS: Settings<NatsProviderBuilder> = Setting
     ),
     row!(
         "tls_first" = tls_first,
-        Setting::flag().doc("starts TLS before the greeting of the server, for servers with `handshake_first`")
+        Setting::flag().doc("TLS handshake before the server's greeting, for servers with `handshake_first`")
     ),
     row!(
         "client_name" = client_name,
-        Setting::text().unset("`a3s-event`").doc("name of this client in the lists of the server")
+        Setting::text().unset("`a3s-event`").doc("name of this client in the server's lists")
     ),
     row!(
         "publish_timeout" = publish_timeout,
@@ -107,28 +102,28 @@ pub(in crate::provider) static SETTINGS: Settings<NatsProviderBuilder> = Setting
         "max_in_flight" = max_in_flight,
         Setting::count("publishes")
             .least(1)
-            .doc("maximum number of publishes of a batch without an answer")
+            .doc("maximum number of publishes of a batch that wait for their acknowledgement")
     ),
     row!("max_unconfirmed_acks" = max_unconfirmed_acks, common::MAX_UNCONFIRMED_ACKS),
     row!(
         "format" = format,
         Setting::choice::<EventFormat>()
             .formerly(&["wire"])
-            .doc("what is written: the event's own JSON or CloudEvents; both are read")
+            .doc("format in which events are written: their own JSON or CloudEvents; both are read")
     ),
     row!(
         "replicas" = replicas,
         Setting::count("servers")
             .only(&[1, 3, 5])
             .unset("the server's, `1`")
-            .doc("number of servers that keep a new stream")
+            .doc("number of servers that store a new stream")
     ),
     row!(
         "dedup_window" = dedup_window,
         Setting::duration()
             .shortest(Duration::from_millis(100))
             .unset("the server's, `2m`")
-            .doc("how long the server remembers a `msg_id`; no longer than it keeps an event")
+            .doc("time for which the server remembers a `msg_id`; at most the maximum age of an event")
     ),
     row!(
         "max_event_bytes" = max_event_bytes,
@@ -137,25 +132,25 @@ pub(in crate::provider) static SETTINGS: Settings<NatsProviderBuilder> = Setting
             .most(i32::MAX as i128)
             .formerly(&["max_message_size"])
             .unset("the server's")
-            .doc("maximum size of one event, below the limit of the server")
+            .doc("maximum size of one event in bytes of JSON, below the server's limit")
     ),
     row!(
         "compression" = compression,
         Setting::flag()
             .unset("the server's, `false`")
-            .doc("compresses the files of a new stream (S2); nats-server 2.10")
+            .doc("compression (S2) of the files of a new stream; requires nats-server 2.10")
     ),
     row!(
         "discard_new" = discard_new,
         Setting::flag()
             .unset("the server's, `false`")
-            .doc("a full stream refuses new events instead of dropping the oldest")
+            .doc("refusal of new events by a full stream, instead of dropping the oldest")
     ),
     row!(
         "atomic_batches" = atomic_batches,
-        Setting::flag()
-            .unset("the faster one, measured")
-            .doc("stores batches without options as one, always or never; nats-server 2.12")
+        Setting::flag().unset("the faster one, measured").doc(
+            "use of atomic batches for events without options, always or never; requires nats-server 2.12"
+        )
     ),
 ]);
 
@@ -164,7 +159,7 @@ fn is_stream_name(name: &str) -> bool {
     (1..=255).contains(&name.len()) && !name.contains(breaks_name)
 }
 
-/// The URL without what stands before the `@` of each server.
+/// Returns the URLs without the credentials before the `@` of each server.
 fn without_credentials(urls: &str) -> String {
     let shown = urls.split(',').map(|url| match url.rsplit_once('@') {
         Some((before, host)) => {
@@ -173,7 +168,7 @@ fn without_credentials(urls: &str) -> String {
                 before.split_once("://").map_or(String::new(), |(s, _)| format!("{s}://"))
             )
         }
-        // Nor what no server's URL has.
+        // Drops a query or fragment too, which no server's URL has.
         None => url.split(['?', '#']).next().unwrap_or_default().to_owned(),
     });
     shown.collect::<Vec<_>>().join(",")

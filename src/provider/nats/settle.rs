@@ -1,4 +1,4 @@
-//! Settling deliveries: at the server, or here where the server would settle something else.
+//! Settling deliveries: on the server, or locally if the server would settle another delivery.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -18,11 +18,11 @@ use crate::error::{BackendError, ErrorKind, EventError, Result};
 use crate::provider::support::shorten;
 use crate::provider::{AckFuture, AckHandler, AckKind, Settlement};
 
-/// A settlement that takes longer may be on its way to a server that has forgotten the delivery: then it is found out.
+/// Time after which a settlement is investigated: the server may have crashed and forgotten the delivery.
 const PATIENCE: Duration = Duration::from_millis(50);
-/// Longest wait for the confirmation of a settlement.
+/// Maximum time to wait for the confirmation of a settlement.
 const CONFIRMATION: Duration = Duration::from_secs(3);
-/// Pause between two looks at a consumer whose server is not ready.
+/// Pause between two requests for the state of a consumer whose server is not ready.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// The consumer as its deliveries need it.
@@ -32,20 +32,20 @@ pub(super) struct ConsumerHandle {
     pub(super) stream: Arc<str>,
 }
 
-/// Where a delivery is settled.
+/// Data needed to settle a delivery.
 #[derive(Clone)]
 pub(super) struct Settling {
     pub(super) reply: Subject,
-    /// Number among all deliveries of the consumer, to all members.
+    /// Number of the delivery among all deliveries of the consumer, to all members.
     pub(super) delivery: u64,
-    /// The connection that it came on.
+    /// Connection on which the delivery arrived.
     pub(super) connection: u64,
-    /// When it came.
+    /// Time at which the delivery arrived.
     pub(super) received: Instant,
 }
 
 impl Settling {
-    /// Of a delivery that this process does not receive: its number is not known.
+    /// Creates the data of a delivery that the client cannot receive. Its number is unknown.
     pub(super) fn parked(reply: Subject) -> Self {
         Self { reply, delivery: 0, connection: 0, received: Instant::now() }
     }
@@ -82,8 +82,8 @@ impl ConsumerHandle {
         }
     }
 
-    /// Waits until a new connection shows that the server does not know a delivery. It would never confirm that it is
-    /// settled, and delivers the event again.
+    /// Waits until a new connection shows that the server has forgotten a delivery. Such a server never confirms the
+    /// settlement, and redelivers the event.
     async fn forgets(&self, settling: &Settling) {
         let mut connection = settling.connection;
         loop {
@@ -99,7 +99,7 @@ impl ConsumerHandle {
         }
     }
 
-    /// Nobody listens for settlements: the consumer is gone, or its server is starting.
+    /// Handles a settlement without a responder: the consumer is gone, or its server is starting.
     async fn nobody_settles(&self, verb: &'static str) -> Result<()> {
         let name = &self.life.name;
         if self.shared.consumer(name).await?.is_some_and(|info| self.life.is_of(&info)) {
@@ -110,7 +110,7 @@ impl ConsumerHandle {
 
     fn settle_for_the_gone(&self, verb: &'static str) -> Result<()> {
         match verb {
-            // Nothing comes again, which is what was asked for.
+            // Nothing is redelivered, as the caller wants.
             "ack" | "term" => Ok(()),
             _ => {
                 let name = &self.life.name;
@@ -123,7 +123,7 @@ impl ConsumerHandle {
         self.settle(settling, kind.verb(), &self.body(num_delivered, kind)).await
     }
 
-    /// What tells the server.
+    /// Returns the body of a settlement.
     fn body(&self, num_delivered: u64, kind: &AckKind) -> Bytes {
         match kind {
             AckKind::Ack => Bytes::from_static(ACK),
@@ -143,9 +143,9 @@ impl ConsumerHandle {
         }
     }
 
-    /// Whether a settlement can still take effect; otherwise what it answers.
+    /// Returns the answer to a settlement that can no longer take effect, or `None` if it can.
     fn check_life(&self, settling: &Settling, verb: &'static str) -> Option<Result<()>> {
-        // The server knows the name only: it would settle the delivery for a successor, or for what comes after a reset.
+        // The server knows only the name. It would settle a delivery of a successor, or one after a reset.
         if self.life.end().is_some() {
             return Some(self.settle_for_the_gone(verb));
         }
@@ -155,7 +155,8 @@ impl ConsumerHandle {
         })
     }
 
-    /// Sends what settles an event for good. The server's confirmation is not waited for, unless nobody would look for it.
+    /// Sends an ack or term without waiting for its confirmation. After the provider was closed it waits, because the
+    /// confirming task ends.
     pub(super) fn send<'a>(
         &'a self,
         settling: &'a Settling,
@@ -179,7 +180,7 @@ impl ConsumerHandle {
         AckFuture::new(self.shared.send_ack(&self.life, settled))
     }
 
-    /// After which time the event is to come again.
+    /// Returns the delay before the event is redelivered.
     fn delay(&self, kind: &AckKind, num_delivered: u64) -> Duration {
         match kind {
             AckKind::Nak(Some(delay)) => *delay,
@@ -192,7 +193,7 @@ impl ConsumerHandle {
     }
 }
 
-/// Nobody has said whether it took effect. Asking again is safe.
+/// Returns the error of a settlement that may have taken effect. It can be repeated safely.
 pub(super) fn unconfirmed(
     verb: &'static str,
     reason: impl Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -204,8 +205,8 @@ pub(super) fn unconfirmed(
 pub(super) struct Handler {
     pub(super) consumer: Arc<ConsumerHandle>,
     pub(super) settling: Settling,
-    /// The sequence of a record that the server keeps to itself, because it cannot be received: what does not end it stays
-    /// here.
+    /// Sequence of a parked record, which the client cannot receive and the server holds. Only its ack or term goes to
+    /// the server.
     pub(super) parked: Option<u64>,
 }
 

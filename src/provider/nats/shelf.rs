@@ -1,5 +1,5 @@
-//! What a member has fetched ahead while it does not call. It stays there for the next call, unless somebody else waits for
-//! it: a busy member holds up no idle one.
+//! Events that a member has fetched ahead, kept between its calls. The next call takes them. If it does not come and
+//! another member waits, they are nacked, so that a busy member does not hold up an idle one.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
@@ -19,28 +19,28 @@ use super::strays::Stray;
 use crate::poison::IgnorePoison;
 use crate::provider::support::Backoff;
 
-/// What was fetched is to be taken by then; later it goes to whoever waits.
+/// Time since the last call after which another waiting member gets the events.
 const BUSY: Duration = AHEAD.saturating_mul(2);
-/// Pauses between two looks whether somebody waits.
+/// Pauses between two checks for a waiting member.
 const LOOK_AGAIN: Backoff = Backoff::exponential(BUSY, Duration::from_secs(1)).jitter(0.0);
-/// Most members that are watched at once. What others have fetched stays with them until its lease ends.
+/// Maximum number of members watched at once. Events of further members stay with them until their lease ends.
 const MAX_WATCHED: usize = 4_096;
 
 /// The shelf of one member.
 pub(super) struct Shelf(Mutex<State>);
 
-/// What lies there.
+/// Contents of a shelf.
 #[derive(Default)]
 pub(super) struct Shelved {
     pub(super) inbox: Option<Inbox>,
     pub(super) fetched: VecDeque<Fetched>,
-    /// How many more events its open request may bring.
+    /// Maximum number of events that the open request may still bring.
     pub(super) left: Option<usize>,
 }
 
 struct State {
     shelved: Shelved,
-    /// When the member called last.
+    /// Time of the member's last call.
     called: Instant,
     is_watched: bool,
 }
@@ -54,7 +54,7 @@ impl Shelf {
         self.0.lock().ignore_poison()
     }
 
-    /// Leaves something at the end of a call. `true` when the shelf is to be watched from now on.
+    /// Fills the shelf at the end of a call. Returns true if the shelf must be watched from now on.
     pub(super) fn put(&self, shelved: Shelved, called: Instant) -> bool {
         let mut state = self.state();
         state.shelved = shelved;
@@ -62,17 +62,18 @@ impl Shelf {
         !std::mem::replace(&mut state.is_watched, true)
     }
 
-    /// Takes what is left at the beginning of a call.
+    /// Takes the contents at the beginning of a call.
     pub(super) fn take(&self) -> Shelved {
         std::mem::take(&mut self.state().shelved)
     }
 
-    /// Nobody watches it.
+    /// Notes that the shelf is not watched.
     fn not_watched(&self) {
         self.state().is_watched = false;
     }
 
-    /// Whether something has lain here for long; `None` when nothing has, and it need not be watched any more.
+    /// Returns `Some(true)` if the contents have been here for [`BUSY`]. Returns `None` if the shelf is empty after
+    /// that time, and ends the watch.
     fn is_idle(&self) -> Option<bool> {
         let mut state = self.state();
         if state.called.elapsed() < BUSY {
@@ -83,7 +84,7 @@ impl Shelf {
         has_some.then_some(true)
     }
 
-    /// Gives everything back that still lies here.
+    /// Naks the events that are still here, and hands the inbox over to be emptied.
     fn release(&self, shared: &Shared, life: &Arc<Life>) {
         let Shelved { inbox, fetched, left } = {
             let mut state = self.state();
@@ -102,7 +103,7 @@ impl Shelf {
     }
 }
 
-/// The task that looks after the shelves of a provider.
+/// The task that watches the shelves of a provider.
 pub(super) struct Shelves {
     watched: mpsc::Sender<(Arc<Shelf>, Arc<Life>)>,
     task: JoinHandle<()>,
@@ -115,7 +116,7 @@ impl Shelves {
         Self { watched, task: tokio::spawn(watch_all(shared, received, closed)) }
     }
 
-    /// Has a shelf watched.
+    /// Hands a shelf over to be watched.
     pub(super) fn watch(&self, shelf: &Arc<Shelf>, life: &Arc<Life>) {
         if self.watched.try_send((Arc::clone(shelf), Arc::clone(life))).is_err() {
             shelf.not_watched();

@@ -1,5 +1,5 @@
-//! What the server sends to a subscription that is gone, until it gets to know: it is given back at once, instead of coming
-//! again when its lease ends.
+//! Naks deliveries that arrive after their request was abandoned. They are redelivered at once instead of when their
+//! lease ends.
 
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
@@ -15,49 +15,49 @@ use super::inbox::give_back;
 use super::life::Life;
 use crate::poison::IgnorePoison;
 
-/// Longest wait for the end of what is on its way to an inbox.
+/// Maximum time to wait for the rest of the deliveries to one inbox.
 const END_DEADLINE: Duration = Duration::from_secs(5);
-/// Most inboxes that are watched at once. What comes to another one comes again when its lease ends.
+/// Maximum number of inboxes watched at once. Deliveries to further inboxes are redelivered when their lease ends.
 const MAX_INBOXES: usize = 1_024;
-/// After the provider was closed, subscriptions that end with it have this long to leave their inboxes here.
+/// Time in which subscriptions can hand over their inboxes after the provider was closed.
 const GRACE: Duration = Duration::from_millis(50);
 
-/// An inbox that a request was open for.
+/// The inbox of an abandoned request.
 pub(super) struct Stray {
     pub(super) inbox: Subject,
     pub(super) messages: Subscriber,
-    /// How many events the request may bring, where it ends with a message that says so, or with the last of them; otherwise
-    /// it ends with the inbox.
+    /// Maximum number of events that the request may still bring. The request ends with the last of them, or with a
+    /// status message. `None` if it ends with the inbox.
     pub(super) left: Option<usize>,
-    /// The consumer that it was sent to ask; `None` when a successor answers.
+    /// The consumer that the request asked; `None` if a successor of that consumer answers.
     pub(super) life: Option<Arc<Life>>,
 }
 
-/// The inboxes of subscriptions that are gone, and the task that empties them.
+/// Inboxes of abandoned requests, and the task that empties them.
 pub(super) struct Strays {
     inboxes: mpsc::Sender<Stray>,
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Strays {
-    /// Starts the task, which ends after the provider was closed or dropped.
+    /// Starts the task. It ends after the provider is closed or dropped.
     pub(super) fn start(shared: Weak<Shared>, closed: watch::Receiver<bool>) -> Self {
         let (inboxes, received) = mpsc::channel(MAX_INBOXES);
         let task = tokio::spawn(empty(shared, received, closed));
         Self { inboxes, task: Mutex::new(Some(task)) }
     }
 
-    /// Leaves an inbox to be emptied.
+    /// Hands an inbox over to the task.
     pub(super) fn collect(&self, stray: Stray) {
-        // Full or ended: the leases decide.
+        // If the channel is full or closed, the events are redelivered when their leases end.
         let _ = self.inboxes.try_send(stray);
     }
 
-    /// Waits for the end of the task, after the provider was closed.
+    /// Waits until the task has ended, after the provider was closed.
     pub(super) async fn ended(&self) {
         let task = self.task.lock().ignore_poison().take();
         if let Some(task) = task {
-            // It has deadlines of its own.
+            // The task has its own timeouts.
             let _ = task.await;
         }
     }

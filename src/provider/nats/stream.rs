@@ -1,4 +1,4 @@
-//! The stream: made when it does not exist, compared when it does, and asked whether it takes what is published.
+//! The stream: created if it does not exist, compared if it does, and checked if it accepts publishes.
 
 use std::fmt;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::error::{BackendError, ErrorKind, EventError, Result};
 use crate::provider::validate::MAX_METADATA_BYTES;
 use crate::provider::{Durability, StreamSummary};
 
-/// A stream that refuses what is beyond its limit in bytes is full when it has less room than this: a small event.
+/// Size of a small event in bytes. A stream that refuses events beyond its limit in bytes is full if it has less room.
 const SMALL_EVENT: u64 = 1_024;
 
 pub(super) fn durability(stream: &stream::Config) -> Durability {
@@ -34,7 +34,7 @@ impl Shared {
         self.ask("stream info", subject, Vec::new()).await?.map_err(|error| refused("stream info", error))
     }
 
-    /// `None` when there is no such stream.
+    /// Returns the state of the stream, or `None` if it does not exist.
     pub(super) async fn stream_if_any(&self) -> Result<Option<stream::Info>> {
         let subject = format!("STREAM.INFO.{}", self.stream_name());
         match self.ask("stream info", subject, Vec::new()).await? {
@@ -44,7 +44,7 @@ impl Shared {
         }
     }
 
-    /// The stream, which is made again when it is gone and may be made.
+    /// Returns the state of the stream, which is created again if it is gone and `create_if_missing` is true.
     pub(super) async fn stream_or_made_again(&self) -> Result<stream::Info> {
         match self.stream_if_any().await? {
             Some(info) => Ok(info),
@@ -52,9 +52,9 @@ impl Shared {
         }
     }
 
-    /// Makes a stream again that seems to be gone.
+    /// Creates a stream again that seems to be gone.
     ///
-    /// Whoever comes while it is being made waits, and goes on in the order of coming, so that a batch keeps its order.
+    /// Concurrent callers wait, and continue in the order of their calls, so that a batch keeps its order.
     pub(super) async fn stream_made_again(&self) -> Result<stream::Info> {
         let _one_at_a_time = self.making.lock().await;
         if let Some(info) = self.stream_if_any().await? {
@@ -74,10 +74,11 @@ impl Shared {
         self.stream().await
     }
 
-    /// Whether a publish would be taken: the stream is there and has a leader, our subjects and room.
+    /// Returns true if a publish would be accepted: the stream exists and has a leader, the provider's subjects and
+    /// room.
     ///
-    /// One that is gone is not healthy. Where it may be made it is made again, so that the next answer is another one: a
-    /// program that waits for health before it publishes would wait for ever.
+    /// A missing stream is not healthy. With `create_if_missing` it is created again, so that the next answer is
+    /// different. A program that waits for health before it publishes would otherwise wait for ever.
     pub(super) async fn is_healthy(&self) -> bool {
         if self.check_open().is_err() || !self.link.is_connected() {
             return false;
@@ -102,7 +103,7 @@ impl Shared {
         existing.subjects.iter().any(|subjects| *subjects == everything || subjects == ">")
     }
 
-    /// All streams of the account, in pages.
+    /// Returns all streams of the account, read in pages.
     pub(super) async fn streams(&self) -> Result<Vec<StreamSummary>> {
         #[derive(Deserialize)]
         struct Page {
@@ -145,7 +146,7 @@ impl Shared {
         deleted.map(drop).map_err(|error| refused("stream delete", error))
     }
 
-    /// Deletes what the filter matches, and returns how many events that were.
+    /// Deletes the events that the filter matches, and returns their number.
     pub(super) async fn purge(&self, filter: Option<&str>) -> Result<u64> {
         #[derive(Deserialize)]
         struct Purged {
@@ -161,7 +162,7 @@ impl Shared {
         purged.map(|answer| answer.purged).map_err(|error| refused("stream purge", error))
     }
 
-    /// The stream's configuration in force; the stream is made when it does not exist.
+    /// Returns the configuration of the stream, which is created if it does not exist.
     pub(super) async fn open_stream(&self) -> Result<stream::Config> {
         let name = self.stream_name();
         let found: std::result::Result<stream::Info, _> =
@@ -181,7 +182,7 @@ impl Shared {
                     self.ask("stream create", format!("STREAM.CREATE.{name}"), wanted).await?;
                 match made {
                     Ok(info) => return Ok(info.config),
-                    // Another program made it in the meantime.
+                    // Another program created it in the meantime.
                     Err(error) if error.error_code() == ErrorCode::STREAM_NAME_EXIST => {
                         self.stream().await?.config
                     }
@@ -197,7 +198,7 @@ impl Shared {
         Ok(existing)
     }
 
-    /// Which stream has the subjects already, as far as the server lets us ask.
+    /// Returns a conflict that names the stream with the same subjects, if the server permits the question.
     async fn overlap(&self, refusal: jetstream::Error) -> EventError {
         #[derive(Deserialize)]
         struct Names {
@@ -242,7 +243,7 @@ impl Shared {
         }
     }
 
-    /// Refuses an existing stream that cannot do what the settings say. Its limits are left as they are.
+    /// Refuses an existing stream that does not fit the settings. Its limits may differ and are not changed.
     fn check_stream(&self, existing: &stream::Config) -> Result<()> {
         let settings = &self.settings;
         if !self.has_our_subjects(existing) {
@@ -297,10 +298,10 @@ impl Shared {
     }
 }
 
-/// Whether a stream takes events: one that is full and drops the oldest does.
+/// Returns true if a stream accepts events. A full stream that drops the oldest accepts them.
 fn takes_publishes(info: &stream::Info) -> bool {
     let stream::Info { config, state, .. } = info;
-    // A server of its own tells no leader, or itself.
+    // A standalone server reports no leader, or itself.
     let is_led =
         info.cluster.as_ref().is_none_or(|group| group.leader.as_ref().is_some_and(|name| !name.is_empty()));
     let reaches = |count: u64, max: i64| u64::try_from(max).is_ok_and(|max| max > 0 && count >= max);
@@ -310,7 +311,7 @@ fn takes_publishes(info: &stream::Info) -> bool {
     is_led && !is_full && !config.sealed
 }
 
-/// The limit of the stream counts headers too, where the metadata of a message and its id stand.
+/// Returns the stream's size limit, which includes the headers with the metadata and id of a message.
 fn with_headers(max: usize) -> i32 {
     i32::try_from(max.saturating_add(MAX_METADATA_BYTES)).unwrap_or(i32::MAX)
 }

@@ -1,5 +1,5 @@
-//! The PEM files of TLS, read before the first connection: the client would notice what is wrong with them only behind an
-//! open connection, and call it a server that cannot be reached.
+//! Checks the PEM files of TLS before the first connection. The client would find their errors only after it has opened
+//! a connection, and report an unreachable server.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -14,7 +14,7 @@ use async_nats::rustls::{Error, InconsistentKeys, RootCertStore};
 use super::config::NatsProviderBuilder;
 use crate::error::{EventError, Result};
 
-/// Larger than any file of certificates.
+/// Maximum size in bytes, larger than any file of certificates.
 const MAX_BYTES: u64 = 1 << 20;
 
 /// Refuses files that cannot be used.
@@ -28,7 +28,7 @@ pub(super) async fn check(settings: &NatsProviderBuilder) -> Result<()> {
         roots.map_or(Ok(()), |path| check_roots(&path))?;
         client.map_or(Ok(()), |(certificate, key)| check_client(&certificate, &key))
     });
-    // A file can be a pipe to which nobody writes.
+    // The file can be a pipe without a writer.
     match tokio::time::timeout(settings.config.connect_timeout(), checked).await {
         Ok(Ok(checked)) => checked,
         Ok(Err(ended)) => Err(EventError::Config(format!("tls: the files were not read: {ended}"))),
@@ -63,7 +63,7 @@ fn check_client(certificate: &Path, key: &Path) -> Result<()> {
     }
 }
 
-/// A file and the setting that names it. Its contents are in no message.
+/// A file and the setting that names it. No error shows its contents.
 struct PemFile {
     field: &'static str,
     path: PathBuf,

@@ -1,4 +1,4 @@
-//! Acks of one consumer that were sent and that the server has not confirmed yet.
+//! Acks of one consumer that were sent and not yet confirmed by the server.
 
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicBool;
@@ -12,41 +12,41 @@ use tokio::time::Instant;
 use crate::deadline::After;
 use crate::poison::IgnorePoison;
 
-/// What the server sent before it had stored an ack may arrive this long after its confirmation.
+/// Time after the confirmation of an ack in which redeliveries that were sent before it may still arrive.
 const ON_ITS_WAY: Duration = Duration::from_secs(1);
-/// Confirmed acks that are remembered for that.
+/// Maximum number of confirmed acks remembered for that time.
 const MAX_REMEMBERED: usize = 1_000;
 
-/// The acks of one consumer that are not confirmed.
+/// Unconfirmed acks of one consumer.
 pub(super) struct Unconfirmed {
     state: Mutex<State>,
     progress: watch::Sender<Progress>,
-    /// Somebody waits: the confirmation is not put off.
+    /// Ends the delay before the next confirmation, because a caller waits.
     pub(super) urgent: Notify,
-    /// Whether the task that has them confirmed knows of this consumer.
+    /// If true, the task that has acks confirmed knows of this consumer.
     pub(super) is_looked_after: AtomicBool,
 }
 
 #[derive(Default)]
 struct State {
-    /// In the order of their numbers.
+    /// Sent acks in the order of their numbers.
     sent: VecDeque<Sent>,
-    /// Number of the newest.
+    /// Number of the newest ack.
     last: u64,
-    /// Acks that will not take effect, which nobody was told.
+    /// Number of lost acks that no flush has reported yet.
     lost: u64,
-    /// Places that are taken by acks that are about to be sent.
+    /// Number of places reserved for acks that are about to be sent.
     reserved: usize,
-    /// Confirmed events, and when they were.
+    /// Sequences of confirmed events, and the time of each confirmation.
     confirmed: VecDeque<(u64, Instant)>,
 }
 
-/// How far it has come.
+/// Progress of the confirmations.
 #[derive(Debug, Clone, Copy, Default)]
 struct Progress {
-    /// Acks that are waited for, or about to be sent.
+    /// Number of acks that are unconfirmed or about to be sent.
     open: usize,
-    /// The lowest number that is waited for; above all numbers when there is none.
+    /// Lowest unconfirmed number; `u64::MAX` if there is none.
     first: u64,
 }
 
@@ -56,13 +56,13 @@ pub(super) struct Sent {
     pub(super) number: u64,
     pub(super) reply: Subject,
     pub(super) sequence: u64,
-    /// Number of the delivery among all of the consumer.
+    /// Number of the delivery among all deliveries of the consumer.
     pub(super) delivery: u64,
-    /// The connection that it was sent on last.
+    /// Connection on which it was last sent.
     pub(super) connection: u64,
 }
 
-/// A place among those that may be on their way, until it is used or dropped.
+/// A reserved place among the unconfirmed acks, until it is used or dropped.
 pub(super) struct Place<'a>(Option<&'a Unconfirmed>);
 
 impl Drop for Place<'_> {
@@ -75,13 +75,13 @@ impl Drop for Place<'_> {
     }
 }
 
-/// What became of an ack.
+/// The final state of an ack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
     Confirmed,
-    /// It will not take effect: its event is delivered again.
+    /// The ack will not take effect, and its event is redelivered.
     Lost,
-    /// Nothing is delivered again, whether or not it takes effect.
+    /// The ack no longer matters, because the consumer was reset or is gone.
     NoMatter,
 }
 
@@ -101,13 +101,13 @@ impl Unconfirmed {
         self.state.lock().ignore_poison()
     }
 
-    /// Called with the state locked, so that nobody is told of a state that was never there.
+    /// Publishes the progress. Called with the state locked, so that it is consistent.
     fn tell(&self, state: &State) {
         let open = state.sent.len() + state.reserved;
         let first = state.sent.front().map_or(u64::MAX, |sent| sent.number);
         self.progress.send_if_modified(|progress| {
             *progress = Progress { open, first };
-            // Whoever comes later looks first.
+            // A later subscriber reads the value first.
             self.progress.receiver_count() > 0
         });
     }
@@ -116,12 +116,12 @@ impl Unconfirmed {
         self.state().sent.is_empty()
     }
 
-    /// A place for another one, unless so many are on their way.
+    /// Reserves a place for another ack, unless `max` are in flight.
     pub(super) fn place_now(&self, max: usize) -> Option<Place<'_>> {
         let mut state = self.state();
         let open = state.sent.len() + state.reserved;
         if open >= max / 2 {
-            // Before nobody can go on.
+            // Requests the confirmation before the limit blocks callers.
             self.urgent.notify_one();
         }
         if open >= max {
@@ -132,31 +132,31 @@ impl Unconfirmed {
         Some(Place(Some(self)))
     }
 
-    /// Waits for a place.
+    /// Waits for a free place and reserves it.
     pub(super) async fn place(&self, max: usize) -> Place<'_> {
         loop {
             if let Some(place) = self.place_now(max) {
                 return place;
             }
-            // The sender lives as long as this.
+            // The sender lives as long as `self`.
             let _ = self.progress.subscribe().wait_for(|progress| progress.open < max).await;
         }
     }
 
-    /// Waits until none that was sent before this call is waited for any more, and returns how many were lost since the call
-    /// before.
+    /// Waits until no ack that was sent before this call is unconfirmed. Returns the number of acks lost since the
+    /// previous call.
     pub(super) async fn flush(&self) -> u64 {
         let last = self.state().last;
         let mut progress = self.progress.subscribe();
         if progress.borrow().first <= last {
             self.urgent.notify_one();
         }
-        // The sender lives as long as this.
+        // The sender lives as long as `self`.
         let _ = progress.wait_for(|progress| progress.first > last).await;
         std::mem::take(&mut self.state().lost)
     }
 
-    /// Whether what was received at this time comes again because its ack was not stored yet.
+    /// Returns true if a redelivery received at this time may have been sent before the server had stored the ack.
     pub(super) fn contains(&self, sequence: u64, received: Instant) -> bool {
         let state = self.state();
         let is_late = |at: &Instant| received <= at.after(ON_ITS_WAY);
@@ -164,13 +164,13 @@ impl Unconfirmed {
             || state.confirmed.iter().any(|(confirmed, at)| *confirmed == sequence && is_late(at))
     }
 
-    /// Notes an ack that was sent, unless that matters no more.
+    /// Notes an ack that was sent, unless it no longer matters.
     pub(super) fn push(&self, mut place: Place<'_>, sent: Sent, still_matters: impl Fn() -> bool) {
         let mut state = self.state();
         if place.0.take().is_some() {
             state.reserved -= 1;
         }
-        // Asked under the lock: whoever ends or resets the consumer clears this afterwards.
+        // Checked under the lock, because `clear` follows the end or reset of the consumer.
         if still_matters() {
             state.last += 1;
             let number = state.last;
@@ -179,19 +179,19 @@ impl Unconfirmed {
         self.tell(&state);
     }
 
-    /// Those that are waited for.
+    /// Returns the unconfirmed acks.
     pub(super) fn all(&self) -> Vec<Sent> {
         self.state().sent.iter().cloned().collect()
     }
 
-    /// The newest, if there is one, and whether all were sent on this connection.
+    /// Returns the newest ack, and true if all were sent on this connection.
     pub(super) fn newest(&self, connection: u64) -> Option<(Sent, bool)> {
         let state = self.state();
         let newest = state.sent.back()?.clone();
         Some((newest, state.sent.iter().all(|sent| sent.connection == connection)))
     }
 
-    /// Notes that one was sent again.
+    /// Notes that an ack was sent again on this connection.
     pub(super) fn sent_again(&self, number: u64, connection: u64) {
         let mut state = self.state();
         if let Ok(at) = state.sent.binary_search_by_key(&number, |sent| sent.number)
@@ -201,12 +201,12 @@ impl Unconfirmed {
         }
     }
 
-    /// Forgets all, because the consumer was reset or is gone.
+    /// Forgets all acks, because the consumer was reset or is gone.
     pub(super) fn clear(&self) {
         self.end(Fate::NoMatter, |_| true);
     }
 
-    /// Ends the wait for those that `is_so` names, and returns how many these were.
+    /// Ends the wait for the acks that `is_so` selects, and returns their number.
     pub(super) fn end(&self, fate: Fate, is_so: impl Fn(&Sent) -> bool) -> u64 {
         let mut guard = self.state();
         let state = &mut *guard;
@@ -258,7 +258,7 @@ mod tests {
         let mut flush = std::pin::pin!(acks.flush());
         assert_eq!(poll_once(&mut flush).await, None);
         push(&acks, 3);
-        // Out of order, so that a count would not do.
+        // Out of order, so that counting would not suffice.
         acks.end(Fate::Confirmed, |sent| sent.sequence == 3);
         acks.end(Fate::Confirmed, |sent| sent.sequence == 2);
         assert_eq!(poll_once(&mut flush).await, None);

@@ -1,8 +1,8 @@
-//! Records that end the connection when they arrive, which only a hostile publisher writes: async-nats 0.51 panics on a
-//! carriage return in a header, and drops the connection for headers that are not UTF-8 or none.
+//! Records that end the connection when they arrive. async-nats 0.51 panics on a carriage return in a header, and drops
+//! the connection if headers are invalid or not UTF-8. Only a hostile publisher writes such records.
 //!
-//! The server goes on delivering such a record until it is settled. So when the connection has ended while events were
-//! on their way, those that are delivered and not settled are looked at through an interface that encodes headers.
+//! The server redelivers such a record until it is settled. If the connection ends while events are in flight, the
+//! provider reads the unsettled deliveries through an API that encodes headers.
 
 use std::collections::BTreeSet;
 use std::str::FromStr;
@@ -20,16 +20,16 @@ use super::records::Encoded;
 use crate::error::Result;
 use crate::poison::IgnorePoison;
 
-/// Unsettled records that are looked at, at most.
+/// Maximum number of unsettled records that are examined.
 const MAX_LOOKED_AT: u64 = 10_000;
-/// How many are asked for at once.
+/// Number of records requested at once.
 const AT_ONCE: usize = 32;
-/// Most records that are remembered.
+/// Maximum number of remembered sequences.
 const MAX_REMEMBERED: usize = 10_000;
-/// How long the server keeps such a delivery to itself, unless it is told again.
+/// Minimum delay of the nak that makes the server hold such a delivery.
 pub(super) const PARKED_FOR: Duration = Duration::from_secs(60 * 60);
 
-/// Sequences of records that end the connection that receives them, as far as they were met.
+/// Known sequences of records that end the connection that receives them.
 #[derive(Default)]
 pub(super) struct Hostile(Mutex<BTreeSet<u64>>);
 
@@ -42,21 +42,21 @@ impl Hostile {
         }
     }
 
-    /// Whether one is met when records are read from this sequence on.
+    /// Returns true if such a record is known at this sequence or later.
     pub(super) fn any_from(&self, start: u64) -> bool {
         let known = self.0.lock().ignore_poison();
         known.range(start..).next().is_some()
     }
 
-    /// The stream is another one.
+    /// Forgets all sequences, because the stream was replaced.
     pub(super) fn clear(&self) {
         self.0.lock().ignore_poison().clear();
     }
 }
 
 impl Shared {
-    /// Finds the deliveries of a consumer that ended the connection, and parks them. What was looked at once is not looked
-    /// at again, however often this is cancelled and called anew.
+    /// Finds the deliveries of a consumer that ended the connection, and parks them. Each record is examined once, even
+    /// if this call is cancelled and repeated.
     pub(super) async fn park_unreadable(&self, life: &Life) -> Result<()> {
         let Some(info) = self.consumer(&life.name).await? else { return Ok(()) };
         let last = info.delivered.stream_sequence;
@@ -69,7 +69,7 @@ impl Shared {
             })
             .buffered(AT_ONCE);
         while let Some((sequence, record)) = looking.try_next().await? {
-            // What was dropped in the meantime is delivered to nobody.
+            // A record that was dropped in the meantime is not delivered.
             if let Some(reason) = record.as_ref().and_then(Encoded::unreceivable)
                 && let Some(record) = record
             {
@@ -96,7 +96,7 @@ impl Shared {
     }
 }
 
-/// Reads the headers of a message as the client does. The error says why it would end the connection.
+/// Parses the headers of a message as the client does. The error is the reason why they would end the connection.
 pub(super) fn parse_headers(raw: &[u8]) -> std::result::Result<HeaderMap, &'static str> {
     let mut headers = HeaderMap::new();
     if raw.is_empty() {
@@ -128,7 +128,7 @@ pub(super) fn parse_headers(raw: &[u8]) -> std::result::Result<HeaderMap, &'stat
     Ok(headers)
 }
 
-/// Whether a line holds a carriage return that does not end it.
+/// Returns true if a line contains a carriage return that does not end it.
 fn has_bare_return(headers: &[u8]) -> bool {
     headers.iter().enumerate().any(|(at, byte)| *byte == b'\r' && headers.get(at + 1) != Some(&b'\n'))
 }

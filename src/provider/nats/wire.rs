@@ -1,4 +1,4 @@
-//! What a message holds: the JSON of an event, or a CloudEvent. Either is read; one of them is written.
+//! Message bodies: the JSON of an event, or a CloudEvent. The provider reads both and writes one of them.
 
 use std::time::Duration;
 
@@ -13,27 +13,27 @@ use crate::provider::settings::Choice;
 use crate::provider::support::without_values;
 use crate::types::Event;
 
-/// The longest span that is sent to the server. Added to the present it still is a time that 63 bits of nanoseconds can say.
+/// Longest duration that is sent to the server. Added to the present, it fits into 63 bits of nanoseconds.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
-/// A duration that the server can take: what is longer is as good as for ever.
+/// Limits a duration to one that the server accepts.
 pub(super) fn sent(duration: Duration) -> Duration {
     duration.min(LONGEST)
 }
 
-/// A duration in nanoseconds, as the server reads them.
+/// Returns a duration in nanoseconds, as the server reads it.
 pub(super) fn nanos(duration: Duration) -> u128 {
     sent(duration).as_nanos()
 }
 
-/// What the provider writes. It reads both, whatever is set here.
+/// The format in which the provider writes events. It reads every format, regardless of this setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum EventFormat {
     /// The JSON of the event. The default.
     #[default]
     Native,
-    /// The event as a [`CloudEvent`](crate::CloudEvent) in structured mode, for readers that know nothing of us.
+    /// The event as a [`CloudEvent`](crate::CloudEvent) in structured mode, for readers that do not know this library.
     #[cfg(feature = "cloudevents")]
     #[cfg_attr(docsrs, doc(cfg(feature = "cloudevents")))]
     CloudEvents,
@@ -50,7 +50,7 @@ impl Choice for EventFormat {
 }
 
 impl EventFormat {
-    /// Writes a body, for which this many bytes are expected.
+    /// Writes the body of an event. `size` is its expected size in bytes.
     pub(super) fn encode(self, event: &Event, size: usize) -> Result<Vec<u8>> {
         match self {
             Self::Native => {
@@ -63,7 +63,7 @@ impl EventFormat {
         }
     }
 
-    /// Tells readers what the body is.
+    /// Adds the headers that announce the format.
     #[cfg_attr(
         not(feature = "cloudevents"),
         allow(unused_variables, clippy::unused_self, reason = "what is native needs no header")
@@ -77,10 +77,10 @@ impl EventFormat {
     }
 }
 
-/// Reads a record that is stored under a subject. The error says why it is not an event.
+/// Reads a record that is stored under a subject. The error is the reason why it is not an event.
 ///
-/// What announces itself as a CloudEvent is read as one, and so is a body that is no event of ours and has a `specversion`:
-/// that is what there was before NATS had headers.
+/// A record that announces itself as a CloudEvent is read as one. So is a body that is not a native event and has a
+/// `specversion`, because early versions of NATS had no headers.
 #[cfg_attr(
     not(feature = "cloudevents"),
     allow(unused_variables, reason = "the body of an event of ours says everything")
@@ -105,7 +105,7 @@ pub(super) fn decode(
     Err(without_values(&error))
 }
 
-/// Whether a body is a JSON object with the one attribute that every CloudEvent has under this name.
+/// Returns true if a body is a JSON object with a `specversion`, which every CloudEvent has.
 #[cfg(feature = "cloudevents")]
 fn has_specversion(payload: &[u8]) -> bool {
     #[derive(serde::Deserialize)]
@@ -144,7 +144,7 @@ fn from_cloud_event(
         EventError::Serialization(error) => without_values(&error),
         error => error.to_string(),
     })?;
-    // One of others has a subject of its own meaning, and no category: what counts here is where it was published.
+    // A CloudEvent of another publisher has its own subject. The event gets the subject that it was published under.
     if event.subject != subject {
         let own = std::mem::replace(&mut event.subject, subject.to_owned());
         if !own.is_empty() {

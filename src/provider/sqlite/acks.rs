@@ -1,4 +1,4 @@
-//! Acks that nobody waits for: they are in the queue of the writer thread, and stored a moment later.
+//! Acks that no caller waits for. The writer thread has them in its queue and stores them shortly afterwards.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,15 +15,15 @@ use crate::provider::group::Lease;
 use crate::provider::support::flushed;
 use crate::provider::{AckFailures, AckKind};
 
-/// The acks of one member that are not stored yet.
+/// Acks of one member that are not stored yet.
 #[derive(Debug)]
 pub(super) struct UnstoredAcks {
-    /// A permit for each that may be.
+    /// One permit per ack that may be unstored.
     room: Arc<Semaphore>,
     max: u32,
-    /// Whether some were sent since the last flush.
+    /// True if no ack was sent since the last flush.
     is_flushed: AtomicBool,
-    /// Those of a transaction that failed, since the last flush.
+    /// Number of acks in failed transactions since the last flush.
     lost: AtomicU64,
     failures: Arc<AckFailures>,
 }
@@ -35,12 +35,12 @@ impl UnstoredAcks {
         Self { room, max, is_flushed: AtomicBool::new(true), lost: AtomicU64::new(0), failures }
     }
 
-    /// A place for another one, if there is one now.
+    /// Returns a permit for another ack, if one is available now.
     pub(super) fn place_now(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.room).try_acquire_owned().ok()
     }
 
-    /// Waits for a place.
+    /// Waits for a permit.
     pub(super) async fn place(&self, timeout: Duration) -> Result<OwnedSemaphorePermit> {
         let placing = Arc::clone(&self.room).acquire_owned();
         match tokio::time::timeout(timeout, placing).await {
@@ -49,12 +49,12 @@ impl UnstoredAcks {
         }
     }
 
-    /// Notes that one is sent, by whoever has a place.
+    /// Records that an ack was sent since the last flush.
     pub(super) fn note_sent(&self) {
         self.is_flushed.store(false, Ordering::Release);
     }
 
-    /// Waits until those that were sent before are stored, and, with `sync`, until the disk has them.
+    /// Waits until all acks that were sent before are stored. Then awaits `sync`, which waits for the disk.
     pub(super) async fn flush(
         &self,
         timeout: Duration,
@@ -65,26 +65,26 @@ impl UnstoredAcks {
         }
         let all = tokio::time::timeout(timeout, self.room.acquire_many(self.max)).await;
         let Ok(_all) = all else { return Err(late("flush", "acks are not stored", timeout)) };
-        // The next ones wait for a place, so that this cannot overlook one.
+        // Later acks wait for a permit, so that this flush misses none.
         sync.await?;
         self.is_flushed.store(true, Ordering::Release);
         flushed(self.lost.swap(0, Ordering::Relaxed))
     }
 }
 
-/// Nothing is wrong yet, and asking again is safe.
+/// Returns a retryable timeout error: the acks may still be stored.
 fn late(operation: &'static str, what: &str, timeout: Duration) -> EventError {
     let cause = format!("{what} after {timeout:?}");
     BackendError::new(super::NAME, operation, ErrorKind::Timeout, cause).retryable().into()
 }
 
-/// An ack, or another settlement for good, on its way.
+/// A sent ack or term that is not stored yet.
 pub(super) struct SentAck {
     pub(super) consumer: ConsumerKey,
     pub(super) lease: Lease,
     pub(super) kind: AckKind,
     pub(super) acks: Arc<UnstoredAcks>,
-    /// How it was settled; `None` before.
+    /// Result of the settlement; `None` before it has run.
     pub(super) settled: Option<Result<()>>,
     pub(super) place: OwnedSemaphorePermit,
 }
@@ -112,10 +112,10 @@ impl Work for SentAck {
                 let (consumer, sequence) = (self.consumer.id, self.lease.sequence);
                 tracing::debug!(consumer, sequence, %error, "an ack came too late");
             }
-            // The failure of the transaction is in the log already.
+            // The failure of the transaction is already logged.
             _ => self.note_lost(),
         }
-        // Whoever waits for a place, or for the last one, goes on.
+        // Lets the next ack, or a flush, proceed.
         drop(self.place);
         None
     }

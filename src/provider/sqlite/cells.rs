@@ -1,4 +1,4 @@
-//! The consumers that have subscriptions in this process, and how those are woken.
+//! The consumers that have subscriptions in this process, and how they are woken.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -9,44 +9,44 @@ use crate::provider::group::{ConsumerConfig, Lease};
 use crate::provider::members::Members;
 use crate::subject::SubjectIndex;
 
-/// A consumer of one stream: another stream in the same place may have one with the same id.
+/// Identifies a consumer. The id alone is not enough, because another stream at the same path may have the same id.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub(super) struct ConsumerKey {
-    /// Which of the streams that this process met in this place.
+    /// Number of the stream among those that this process has found at this path.
     pub(super) stream: u64,
-    /// The row of a durable consumer; below zero for an ephemeral one.
+    /// Row id of a durable consumer; negative for an ephemeral one.
     pub(super) id: i64,
 }
 
-/// The settings of a consumer, and when they were read: later ones have a higher number.
+/// Settings of a consumer. Settings that were read later have a higher `read` number.
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
     pub(super) read: u64,
     pub(super) config: ConsumerConfig,
-    /// How often the consumer was moved to another position.
+    /// Number of times that the consumer was moved to another position.
     pub(super) generation: u32,
 }
 
-/// Whom a transaction made work for.
+/// Consumers to wake after a transaction.
 #[derive(Debug, Default)]
 pub(super) struct Wakeups {
-    /// Subjects that something was published under.
+    /// Subjects of published events.
     pub(super) subjects: Vec<Arc<str>>,
     /// Consumers that have room or an event again.
     pub(super) consumers: Vec<i64>,
     /// Consumers whose settings were read.
     pub(super) settings: Vec<(i64, Settings)>,
-    /// Another process wrote.
+    /// If true, another process wrote.
     pub(super) foreign: bool,
-    /// What happened may concern anyone.
+    /// If true, every consumer is woken.
     pub(super) everyone: bool,
-    /// Another stream took the place of the one that is read.
+    /// If true, another stream replaced the one that was read.
     pub(super) stream_replaced: bool,
 }
 
 impl Wakeups {
     pub(super) fn add_subject(&mut self, subject: &str) {
-        // Events of one subject tend to come together.
+        // Events of one subject are often published together.
         if self.subjects.last().is_none_or(|last| &**last != subject) {
             self.subjects.push(subject.into());
         }
@@ -59,7 +59,7 @@ pub(super) struct Cell {
     pub(super) key: ConsumerKey,
     pub(super) members: Members,
     settings: Mutex<Settings>,
-    /// Why it ended while it had subscriptions.
+    /// Reason why the consumer ended while it had subscriptions.
     end: OnceLock<SubscriptionEnd>,
 }
 
@@ -68,12 +68,12 @@ impl Cell {
         self.key.id > 0
     }
 
-    /// The settings in force.
+    /// Returns the settings in force.
     pub(super) fn settings(&self) -> ConsumerConfig {
         self.lock_settings().config.clone()
     }
 
-    /// Whether the consumer was moved to another position since it gave this lease.
+    /// Returns true if the consumer was moved to another position since it gave this lease.
     pub(super) fn is_stale(&self, lease: Lease) -> bool {
         lease.generation < self.lock_settings().generation
     }
@@ -85,12 +85,12 @@ impl Cell {
         }
     }
 
-    /// Why the consumer has ended, if it has.
+    /// Returns the reason why the consumer has ended, if it has.
     pub(super) fn end(&self) -> Option<SubscriptionEnd> {
         self.end.get().copied()
     }
 
-    /// Ends the consumer. The first reason stays.
+    /// Ends the consumer. Keeps the first reason.
     pub(super) fn end_as(&self, end: SubscriptionEnd) {
         let _ = self.end.set(end);
         self.members.wake_one();
@@ -110,7 +110,7 @@ pub(super) struct Cells {
 #[derive(Debug, Default)]
 struct Open {
     cells: HashMap<i64, Arc<Cell>>,
-    /// The consumers of each filter.
+    /// Consumers by filter.
     filters: SubjectIndex<BTreeSet<i64>>,
 }
 
@@ -126,7 +126,7 @@ impl Open {
 
     fn remove(&mut self, cell: &Cell) {
         let id = cell.key.id;
-        // Another stream may have brought another consumer with this id.
+        // Another stream may have added another consumer with this id.
         if self.cells.get(&id).is_none_or(|open| open.key != cell.key) {
             return;
         }
@@ -163,7 +163,7 @@ impl Cells {
         cell
     }
 
-    /// Takes a member away.
+    /// Removes a member.
     pub(super) fn leave(&self, cell: &Cell) {
         let mut open = self.lock();
         if cell.members.leave() {
@@ -177,7 +177,7 @@ impl Cells {
         !self.lock().cells.is_empty()
     }
 
-    /// The durable consumers that have subscriptions.
+    /// Returns the durable consumers that have subscriptions.
     pub(super) fn durables(&self) -> Vec<i64> {
         self.lock().cells.keys().copied().filter(|id| *id > 0).collect()
     }

@@ -1,16 +1,17 @@
-//! Checksums of rows: what the disk gives back wrong is not taken for right.
+//! Checksums of rows, which detect damage to stored data.
 //!
-//! CRC-32 (ISO-HDLC, as in gzip and PNG) over the fields in order, numbers as eight bytes, least significant first.
+//! CRC-32 (ISO-HDLC, as in gzip and PNG) over the fields in order. Numbers count as eight bytes, least significant
+//! first.
 
 use crc32fast::Hasher;
 use rusqlite::ffi;
 
-/// The checksum of an event's row.
+/// Returns the checksum of an event's row.
 pub(super) fn of_event(sequence: i64, subject: i64, stored_at: i64, record: &[u8]) -> i64 {
     of(record, &[sequence, subject, stored_at])
 }
 
-/// The checksum of some bytes and numbers.
+/// Returns the checksum of some bytes and numbers.
 pub(super) fn of(bytes: &[u8], numbers: &[i64]) -> i64 {
     let mut hasher = Hasher::new();
     for number in numbers {
@@ -20,7 +21,7 @@ pub(super) fn of(bytes: &[u8], numbers: &[i64]) -> i64 {
     i64::from(hasher.finalize())
 }
 
-/// What is reported of a row that does not match its checksum, as of any other damage to the file.
+/// Returns the error for a row that does not match its checksum. Other damage to the file has the same error code.
 pub(super) fn mismatch(row: &str) -> rusqlite::Error {
     let damaged = ffi::Error::new(ffi::SQLITE_CORRUPT);
     rusqlite::Error::SqliteFailure(damaged, Some(format!("{row} does not match its checksum")))

@@ -1,10 +1,10 @@
-//! The clock: that of the wall, because times have to mean the same in every process. It may be wrong, and be corrected.
+//! The wall clock, because times must mean the same in every process. It may be wrong, and may be corrected.
 
 use super::SqliteConfig;
 use crate::provider::support::unix_millis;
 
 impl SqliteConfig {
-    /// The time, in Unix milliseconds.
+    /// Returns the time in Unix milliseconds.
     pub(super) fn now_ms(&self) -> u64 {
         #[cfg(test)]
         return unix_millis().saturating_add_signed(self.skew.get());
@@ -13,7 +13,7 @@ impl SqliteConfig {
     }
 }
 
-/// How wrong the clock is, in milliseconds, to be changed by a test at any time.
+/// Error of the clock in milliseconds. A test can change it at any time.
 #[cfg(test)]
 #[derive(Debug, Clone, Default)]
 pub(super) struct Skew(std::sync::Arc<std::sync::atomic::AtomicI64>);
@@ -29,7 +29,7 @@ impl Skew {
     }
 }
 
-/// A clock is no part of the settings.
+/// The clock is not part of the settings.
 #[cfg(test)]
 impl PartialEq for Skew {
     fn eq(&self, _: &Self) -> bool {
@@ -60,8 +60,8 @@ mod tests {
         provider.subscribe_durable_with_options("worker", "events.>", &options).await.unwrap()
     }
 
-    /// What was handed out, refused and given back while the clock was ahead comes when it would have come with a right
-    /// one, in the same process and in the next one.
+    /// Events that were leased, nacked or released while the clock was ahead are redelivered when they are due by a
+    /// correct clock. This applies to the same process and to the next one.
     #[tokio::test(flavor = "multi_thread")]
     async fn a_clock_that_was_ahead_strands_nothing() {
         let folder = tempfile::tempdir().unwrap();
@@ -122,7 +122,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_clock_that_was_ahead_keeps_no_event_and_falsifies_no_time() {
-        // More than are brought back in one step.
+        // More events than one step corrects.
         const EVENTS: usize = 700;
         let config = SqliteConfig::in_memory().max_age(Duration::from_secs(100));
         let provider = SqliteProvider::connect(config.clone()).await.unwrap();

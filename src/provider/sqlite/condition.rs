@@ -1,8 +1,13 @@
-//! Whether the file can be written, and how an outage ends.
+//! Detects that the file cannot be written, and ends the outage.
 //!
-//! An outage begins when what was written may be lost, or is written to where nobody finds it. From then on nothing is
-//! written until the file was opened again, its log was found sound and put on the disk once more, and all of it was copied
-//! into the file. That is tried again and again, with growing pauses.
+//! An outage begins when written data may be lost, or is written to an unreachable file. From then on, writes are
+//! refused until three steps have succeeded:
+//!
+//! - The file is opened again.
+//! - Its log is verified and written to the disk once more.
+//! - All of the log is copied into the file.
+//!
+//! The provider repeats the attempts with growing pauses.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -23,39 +28,40 @@ use crate::provider::support::Backoff;
 /// Pauses between attempts to end an outage.
 const RECOVER: Backoff =
     Backoff::exponential(Duration::from_millis(100), Duration::from_secs(10)).jitter(0.0);
-/// So many transactions fail one after the other before the file is opened again.
+/// Number of consecutive failed transactions after which the file is reopened.
 const MAX_FAILURES: u32 = 3;
-/// Frames of the log that are to be copied into the file; as many as SQLite takes by itself.
+/// Number of uncopied frames in the log that triggers a checkpoint; the default of SQLite.
 const CHECKPOINT_FRAMES: u64 = 1_000;
-/// A log this long waits for a moment without readers: every transaction tries to copy what is left.
+/// Length of a long log in frames. Every transaction then tries to copy the rest, until no reader prevents it.
 const LONG_LOG: u64 = 4 * CHECKPOINT_FRAMES;
 
-/// What is known about the file as a place to write to.
+/// State of the file as a target of writes.
 #[derive(Debug)]
 pub(super) struct Condition {
-    /// What SQLite works on, unless that is in memory.
+    /// Files that SQLite works on; `None` for a database in memory.
     place: Option<Place>,
     outage: Option<Outage>,
-    /// Whether the connection is a stand-in without a file.
+    /// True if the connection is a placeholder without a file.
     is_closed: bool,
-    /// Whether the file was opened again in this outage.
+    /// True if the file was reopened in this outage.
     is_reopened: bool,
     next_attempt: Instant,
-    /// Attempts that were made or are due.
+    /// Number of attempts that were made or are due.
     attempts: u64,
-    /// Transactions that failed one after the other in a way that opening the file again can mend.
+    /// Number of consecutive transactions that failed in a way that reopening the file can fix.
     failures: u32,
-    /// Bytes of what the disk had no room for: there is room again when those can be written.
+    /// Size in bytes of the largest write that found no room. Once a write of this size succeeds, the disk has room
+    /// again.
     refused_bytes: usize,
-    /// Newest sequence that was committed.
+    /// Newest committed sequence.
     newest: u64,
-    /// Length and time of the file that took the place, when it was looked at last.
+    /// Length and modification time of the new file at the path, as of the last attempt.
     seen: Option<(u64, Option<SystemTime>)>,
-    /// Whether the last checkpoint failed.
+    /// True if the last checkpoint failed.
     checkpoint_failed: bool,
 }
 
-/// Why an outage goes on.
+/// Reason why an outage continues.
 #[derive(Debug, thiserror::Error)]
 enum StillOut {
     #[error("{0}")]
@@ -93,18 +99,18 @@ impl Condition {
         }
     }
 
-    /// Puts the next attempt off, longer each time.
+    /// Postpones the next attempt, longer each time.
     fn pause(&mut self) {
         self.attempts += 1;
         self.next_attempt = Instant::now().after(RECOVER.delay(self.attempts));
     }
 
-    /// When the next attempt to end the outage is due, if there is one.
+    /// Returns the time of the next attempt to end the outage, if there is one.
     pub(super) fn next_attempt(&self) -> Option<Instant> {
         self.outage.as_ref().map(|_| self.next_attempt)
     }
 
-    /// How the writing of so many bytes ended.
+    /// Records the outcome of writing this many bytes.
     pub(super) fn note_bytes(&mut self, bytes: usize, outcome: &Result<(), Failure>) {
         match outcome {
             Ok(()) if bytes >= self.refused_bytes => self.refused_bytes = 0,
@@ -119,7 +125,7 @@ fn is_full(failure: &Failure) -> bool {
 }
 
 impl Store {
-    /// Refuses what cannot be done during an outage.
+    /// Refuses access that is not possible during an outage.
     pub(super) fn refuse(&self, access: Access) -> Result<(), Failure> {
         let Condition { outage, is_closed, .. } = &self.condition;
         match outage {
@@ -130,7 +136,7 @@ impl Store {
         }
     }
 
-    /// After a commit: whether it went to the file that the path names.
+    /// Fails if the last commit went to files that are no longer at their paths.
     pub(super) fn check_place(&self, access: Access) -> Result<(), Failure> {
         match self.displaced() {
             Some(outage) if access != Access::Read => Err(Failure::committed_nowhere(outage)),
@@ -145,7 +151,7 @@ impl Store {
         })
     }
 
-    /// Looks whether the file is where it was, while nothing is written.
+    /// Begins an outage if a file is no longer at its path. Called while nothing is written.
     pub(super) fn look_at_place(&mut self) {
         if self.condition.outage.is_none()
             && let Some(outage) = self.displaced()
@@ -154,7 +160,7 @@ impl Store {
         }
     }
 
-    /// Draws the conclusions from how a transaction ended.
+    /// Records the outcome of a transaction, and begins an outage if needed.
     pub(super) fn note(&mut self, access: Access, outcome: &Result<(), Failure>) {
         match outcome {
             Ok(()) if access != Access::Read => {
@@ -174,7 +180,7 @@ impl Store {
         if !self.connection.is_autocommit()
             && let Some(cause) = outcome.as_ref().err().and_then(Failure::sqlite)
         {
-            // It could not be rolled back: the connection is of no more use.
+            // The rollback failed, so the connection is unusable.
             self.begin_outage(Outage::Failing(Arc::clone(cause)));
         }
     }
@@ -192,7 +198,7 @@ impl Store {
 
     fn begin_outage(&mut self, outage: Outage) {
         let condition = &mut self.condition;
-        // In memory there is nothing to open again.
+        // A database in memory cannot be reopened.
         if condition.place.is_none()
             || condition.outage.as_ref().is_some_and(|known| known.is_replaced() || !outage.is_replaced())
         {
@@ -205,14 +211,15 @@ impl Store {
         let is_replaced = outage.is_replaced();
         condition.outage = Some(outage);
         if is_replaced {
-            // What is open is let go of at once, so that a file that was moved away is whole.
+            // The files are closed at once, so that a file that was moved away is complete.
             self.condition.next_attempt = Instant::now();
             self.stream_replaced();
             self.condition.newest = 0;
         }
     }
 
-    /// Proves that an event can be stored: writes one, of the size of what the disk had no room for last, and takes it back.
+    /// Proves that an event can be stored. Writes one as large as the largest write that found no room, and rolls it
+    /// back.
     pub(super) fn probe(&mut self) -> Result<(), Failure> {
         self.look_at_place();
         self.refuse(Access::Write)?;
@@ -238,11 +245,11 @@ impl Store {
             )?
             .execute(params![bytes])?;
         self.connection.prepare_cached("UPDATE stream SET last_sequence = last_sequence + 1")?.execute([])?;
-        // Otherwise nothing of it would leave the memory before it is taken back.
+        // Without this, the write would stay in memory until the rollback.
         self.connection.cache_flush()
     }
 
-    /// Copies what is in the log into the file when it is enough to be worth it.
+    /// Copies the log into the file if the log is long enough.
     pub(super) fn checkpoint_if_due(&mut self) {
         if self.condition.place.is_none() || self.condition.outage.is_some() {
             return;
@@ -265,7 +272,7 @@ impl Store {
         }
     }
 
-    /// Tries to end the outage, if it is time.
+    /// Tries to end the outage if an attempt is due.
     pub(super) fn recover_if_due(&mut self, readers: &Readers) {
         let Some(outage) = self.condition.outage.clone() else { return };
         if self.condition.next_attempt > Instant::now() {
@@ -293,7 +300,8 @@ impl Store {
         let Some(place) = &self.condition.place else { return Ok(()) };
         if let Err(error) = log::renew(&self.connection, place.log()) {
             if matches!(error, NotRenewed::Damaged { .. }) {
-                // Without a connection its index is forgotten, and made anew of what is there.
+                // The next attempt reopens the file. Without another connection, SQLite then rebuilds the index from
+                // the log.
                 self.condition.is_reopened = false;
             }
             return Err(error.into());
@@ -308,7 +316,7 @@ impl Store {
         }
     }
 
-    /// Lets go of what is open. What it shows of the log is not trusted, and not copied, unless it is all there is.
+    /// Closes the files. Their view of the log is not trusted, and not copied unless no other copy exists.
     fn close_file(&mut self, outage: &Outage, readers: &Readers) -> Result<(), StillOut> {
         readers.renew(None);
         if self.condition.is_closed {
@@ -316,14 +324,14 @@ impl Store {
         }
         let mut is_copied = false;
         match outage {
-            // What is open is the only way to what was stored last.
+            // Only the open files still have the newest data.
             Outage::LostLog => {
                 let state = LogState::after(&self.connection, "FULL")?;
                 if state.copied < state.frames {
                     return Err(StillOut::NotCopied);
                 }
             }
-            // For whoever moved it away; a file that was deleted does not need it.
+            // Completes a file that was moved away. A deleted file does not need it.
             Outage::Replaced => {
                 let state = LogState::after(&self.connection, "PASSIVE");
                 is_copied = state.is_ok_and(|state| state.copied == state.frames);
@@ -331,12 +339,12 @@ impl Store {
             Outage::LostWrites(_) | Outage::Failing(_) => {}
         }
         self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-        // There is no closed connection; one without a file stands in, and nothing is asked of it.
+        // A `Connection` is always open, so an unused one in memory takes its place.
         let stand_in = Connection::open_in_memory()?;
         drop(self.install(stand_in));
         self.condition.is_closed = true;
         if let Some(place) = self.condition.place.as_ref().filter(|_| is_copied) {
-            // Whoever opened another file of this name would take the log for its own.
+            // A program that opens another file at this path would apply the log to it.
             place.remove_side_files();
         }
         Ok(())
@@ -365,7 +373,8 @@ impl Store {
         Ok(())
     }
 
-    /// Whether there is a file again that has not changed since it was looked at last: nobody is copying it any more.
+    /// Returns true if a file exists and has not changed since the last attempt, so that no copy into it is in
+    /// progress.
     fn is_settled(&mut self) -> bool {
         let found = std::fs::metadata(&self.config.path).ok();
         let found = found.filter(|found| found.len() > 0).map(|found| (found.len(), found.modified().ok()));
@@ -425,7 +434,7 @@ mod tests {
         assert!(refused.is_retryable() && !refused.may_be_stored(), "{refused}");
         assert!(store.probe().is_err());
         store.transaction(Access::Read, |store| store.counters().map(drop)).unwrap();
-        // Not before its time.
+        // The attempt is not due yet.
         store.recover_if_due(&readers);
         assert!(write(&mut store, "events.b").is_err());
         recover(&mut store, &readers);
@@ -447,7 +456,7 @@ mod tests {
         std::fs::write(&log, &bytes).unwrap();
         store.note(Access::Sync, &Err(failed_sync()));
         recover(&mut store, &readers);
-        // The first attempt found the log new to itself: there was no other connection that knew more of it.
+        // No other connection was open, so reopening recovered only the sound part of the log.
         assert_eq!(store.counters().unwrap().last, 1);
         assert!(store.take_wakeups().stream_replaced, "sequences come again");
         write(&mut store, "events.c").unwrap();

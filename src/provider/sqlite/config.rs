@@ -13,22 +13,22 @@ use crate::provider::validate::DEFAULT_MAX_EVENT_BYTES;
 use crate::provider::{DEFAULT_MAX_UNCONFIRMED_ACKS, DEFAULT_TIMEOUT, EventProvider, Isolation, ProviderUrl};
 use crate::subject::validate_prefix;
 
-/// How long a `msg_id` is remembered unless configured otherwise.
+/// Default time for which a `msg_id` is remembered.
 pub const DEFAULT_DEDUP_WINDOW: Duration = Duration::from_secs(120);
-/// Timeout of waiting for a writer in another process unless configured otherwise.
+/// Default maximum time that a call waits for a writer in another process.
 pub const DEFAULT_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 const MAX_COMMIT_DELAY: Duration = Duration::from_secs(1);
 const IN_MEMORY: &str = ":memory:";
 
-/// When a publish counts as stored.
+/// Point at which a publish counts as stored.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Synchronous {
-    /// When the disk has it: survives a loss of power. The default.
+    /// Stored by the disk: survives a power loss. The default.
     #[default]
     Full,
-    /// When the operating system has it: survives a crash of the process; a loss of power can take the newest events.
+    /// Stored by the operating system: survives a process crash. A power loss can lose the newest events.
     Normal,
 }
 
@@ -41,16 +41,16 @@ pub(in crate::provider) static SETTINGS: Settings<SqliteConfig> = Settings::new(
         "(path)" = path,
         Setting::file()
             .rule(|path| !path.is_empty(), "name a file, or be :memory:")
-            .doc("the file; `:memory:` is a database that is gone with the provider")
+            .doc("path of the file; `:memory:` is a database in memory that ends with the provider")
     ),
     row!(
         "create_if_missing" = create_if_missing,
-        Setting::flag().formerly(&["create"]).doc("creates the file if it does not exist")
+        Setting::flag().formerly(&["create"]).doc("if true, creates the file if it does not exist")
     ),
     row!(
         "subject_prefix" = subject_prefix,
         Setting::text()
-            .doc("first tokens of every subject; a file keeps the prefix that it was created with")
+            .doc("leading tokens of every subject; a file keeps the prefix that it was created with")
     ),
     row!("stream_name" = stream_name, common::STREAM_NAME),
     row!("max_events" = max_events, common::MAX_EVENTS),
@@ -61,43 +61,43 @@ pub(in crate::provider) static SETTINGS: Settings<SqliteConfig> = Settings::new(
     row!(
         "synchronous" = synchronous,
         Setting::choice::<Synchronous>()
-            .doc("when a publish is stored: `full` waits for the disk, `normal` for the operating system")
+            .doc("durability of a publish: `full` waits for the disk, `normal` for the operating system")
     ),
     row!(
         "busy_timeout" = busy_timeout,
         Setting::duration()
             .shorter_than(DEFAULT_TIMEOUT)
-            .doc("timeout of waiting for a writer in another process; shorter than that of a call")
+            .doc("maximum wait for a writer in another process; shorter than the timeout of a call")
     ),
     row!(
         "commit_max_events" = commit_max_events,
         Setting::count("events")
             .least(1)
             .formerly(&["group_events"])
-            .doc("maximum number of events, published or settled, in one transaction that calls share")
+            .doc("maximum number of events, published or settled, in one transaction shared by several calls")
     ),
     row!(
         "commit_max_bytes" = commit_max_bytes,
         Setting::size("bytes of JSON")
             .formerly(&["group_bytes"])
-            .doc("maximum size of the events in one transaction that calls share")
+            .doc("maximum size of the events in one transaction shared by several calls")
     ),
     row!(
         "commit_delay" = commit_delay,
         Setting::duration().longest(MAX_COMMIT_DELAY).zero("never waits").formerly(&["group_delay"]).doc(
-            "maximum time that a transaction waits for further calls; no other process can write meanwhile"
+            "maximum time that a transaction waits for further calls; other processes cannot write meanwhile"
         )
     ),
     row!("max_unconfirmed_acks" = max_unconfirmed_acks, common::MAX_UNCONFIRMED_ACKS),
     row!(
         "cache_size" = cache_size,
         Setting::size("bytes").doc(
-            "maximum part of the file that the writer keeps in memory; a smaller file takes its own size"
+            "maximum bytes of the file that the writer caches in memory; a smaller file takes only its own size"
         )
     ),
 ]);
 
-/// The settings of a [`SqliteProvider`].
+/// Settings of a [`SqliteProvider`].
 ///
 /// ```
 /// use std::time::Duration;
@@ -116,51 +116,52 @@ pub(in crate::provider) static SETTINGS: Settings<SqliteConfig> = Settings::new(
 #[non_exhaustive]
 #[must_use]
 pub struct SqliteConfig {
-    /// Path of the database file; `:memory:` is a database that is gone with the provider.
+    /// Path of the database file; `:memory:` is a database in memory that ends with the provider.
     pub path: PathBuf,
-    /// Creates the file if it does not exist. Default true; with false, a wrong path is an error.
+    /// If true, creates the file if it does not exist. Default true; with false, a wrong path is an error.
     pub create_if_missing: bool,
-    /// First tokens of every subject. Default `events`. A file keeps the prefix that it was made with.
+    /// Leading tokens of every subject. Default `events`. A file keeps the prefix that it was created with.
     pub subject_prefix: String,
     /// Name of the stream in [`ReceivedEvent::stream`](crate::ReceivedEvent::stream). Default `sqlite`.
     pub stream_name: String,
     /// Maximum number of stored events; the oldest are dropped. 0 is unlimited, the default.
     pub max_events: u64,
-    /// Maximum size of all stored events in bytes of JSON; the oldest are dropped, but never the newest. 0 is unlimited,
-    /// the default.
+    /// Maximum size of all stored events in bytes of JSON; the oldest are dropped, but never the newest. 0 is
+    /// unlimited, the default.
     pub max_bytes: u64,
-    /// How long events are kept. Zero is for ever, the default.
+    /// Maximum age of a stored event. Zero is unlimited, the default.
     pub max_age: Duration,
     /// Maximum size of one event in bytes of JSON. Default 1 MiB, as on NATS.
     pub max_event_bytes: usize,
-    /// How long a `msg_id` is remembered. Default 120 s; zero switches deduplication off.
+    /// Time for which a `msg_id` is remembered. Default 120 s; zero disables deduplication.
     pub dedup_window: Duration,
-    /// When a publish counts as stored. Default [`Synchronous::Full`].
+    /// Point at which a publish counts as stored. Default [`Synchronous::Full`].
     pub synchronous: Synchronous,
-    /// Timeout of waiting for a writer in another process. Default 5 s.
+    /// Maximum time that a call waits for a writer in another process. Default 5 s.
     pub busy_timeout: Duration,
-    /// Maximum number of events, published or settled, in one transaction that calls share. Default 1,000.
+    /// Maximum number of events, published or settled, in one transaction shared by several calls. Default 1,000.
     pub commit_max_events: usize,
-    /// Maximum bytes of JSON in one transaction that calls share. Default 4 MiB.
+    /// Maximum bytes of JSON in one transaction shared by several calls. Default 4 MiB.
     pub commit_max_bytes: usize,
-    /// Maximum time that a transaction waits for further calls before it is committed. Default 1 ms; zero never waits.
+    /// Maximum time that a transaction waits for further calls before its commit. Default 1 ms; zero never waits.
     ///
-    /// It waits only while it has fewer calls than the one before it had, and for each of them no longer than a commit
-    /// takes here: a lone caller never waits, and many that call again as soon as they are answered share one commit.
+    /// The transaction waits only while it has fewer calls than the previous one. It waits for each call no longer than
+    /// a commit takes here. A single caller never waits. Many callers that call again as soon as they are answered
+    /// share one commit.
     pub commit_delay: Duration,
-    /// Maximum number of acks of one subscription that are in the queue and not stored, and of all that are stored and that a
-    /// loss of power could take back. Default 1,000.
+    /// Maximum number of queued acks per subscription that are not stored yet. Also the maximum number of stored acks
+    /// of the provider that a power loss could undo. Default 1,000.
     pub max_unconfirmed_acks: usize,
-    /// How wrong the clock is in a test.
+    /// Error of the clock in a test.
     #[cfg(test)]
     pub(super) skew: super::clock::Skew,
-    /// Maximum bytes of the file that the writer keeps in memory. Default 16 MiB, of which a smaller file takes its own
+    /// Maximum bytes of the file that the writer caches in memory. Default 16 MiB; a smaller file takes only its own
     /// size.
     pub cache_size: u64,
 }
 
 impl SqliteConfig {
-    /// The default settings for a file, which is made when it does not exist.
+    /// Returns the default settings for a file. The provider creates the file if it does not exist.
     pub fn file(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
@@ -184,108 +185,108 @@ impl SqliteConfig {
         }
     }
 
-    /// The default settings for a database that is gone with the provider.
+    /// Returns the default settings for a database in memory, which ends with the provider.
     pub fn in_memory() -> Self {
         Self::file(IN_MEMORY)
     }
 
-    /// Creates the file if it does not exist.
+    /// Sets whether the provider creates the file if it does not exist.
     pub fn create_if_missing(mut self, create: bool) -> Self {
         self.create_if_missing = create;
         self
     }
 
-    /// First tokens of every subject.
+    /// Sets the leading tokens of every subject.
     pub fn subject_prefix(mut self, prefix: impl Into<String>) -> Self {
         self.subject_prefix = prefix.into();
         self
     }
 
-    /// Name of the stream in received events.
+    /// Sets the name of the stream in received events.
     pub fn stream_name(mut self, name: impl Into<String>) -> Self {
         self.stream_name = name.into();
         self
     }
 
-    /// Maximum number of stored events; 0 is unlimited.
+    /// Sets the maximum number of stored events; 0 is unlimited.
     pub fn max_events(mut self, max: u64) -> Self {
         self.max_events = max;
         self
     }
 
-    /// Maximum size of all stored events in bytes of JSON; 0 is unlimited.
+    /// Sets the maximum size of all stored events in bytes of JSON; 0 is unlimited.
     pub fn max_bytes(mut self, max: u64) -> Self {
         self.max_bytes = max;
         self
     }
 
-    /// How long events are kept; zero is for ever.
+    /// Sets the maximum age of a stored event; zero is unlimited.
     pub fn max_age(mut self, max: Duration) -> Self {
         self.max_age = max;
         self
     }
 
-    /// Maximum size of one event in bytes of JSON.
+    /// Sets the maximum size of one event in bytes of JSON.
     pub fn max_event_bytes(mut self, max: usize) -> Self {
         self.max_event_bytes = max;
         self
     }
 
-    /// How long a `msg_id` is remembered; zero switches deduplication off.
+    /// Sets the time for which a `msg_id` is remembered; zero disables deduplication.
     pub fn dedup_window(mut self, window: Duration) -> Self {
         self.dedup_window = window;
         self
     }
 
-    /// When a publish counts as stored.
+    /// Sets the point at which a publish counts as stored.
     pub fn synchronous(mut self, synchronous: Synchronous) -> Self {
         self.synchronous = synchronous;
         self
     }
 
-    /// Timeout of waiting for a writer in another process.
+    /// Sets the maximum time that a call waits for a writer in another process.
     pub fn busy_timeout(mut self, timeout: Duration) -> Self {
         self.busy_timeout = timeout;
         self
     }
 
-    /// Maximum number of events, published or settled, in one transaction that calls share.
+    /// Sets the maximum number of events, published or settled, in one transaction shared by several calls.
     pub fn commit_max_events(mut self, events: usize) -> Self {
         self.commit_max_events = events;
         self
     }
 
-    /// Maximum bytes of JSON in one transaction that calls share.
+    /// Sets the maximum bytes of JSON in one transaction shared by several calls.
     pub fn commit_max_bytes(mut self, bytes: usize) -> Self {
         self.commit_max_bytes = bytes;
         self
     }
 
-    /// Maximum time that a transaction waits for further calls before it is committed; zero never waits.
+    /// Sets the maximum time that a transaction waits for further calls before its commit; zero never waits.
     pub fn commit_delay(mut self, delay: Duration) -> Self {
         self.commit_delay = delay;
         self
     }
 
-    /// Maximum number of acks of one subscription that are in the queue and not stored, and of all that are stored and that a
-    /// loss of power could take back.
+    /// Sets the maximum number of queued acks per subscription that are not stored yet. It is also the maximum number
+    /// of stored acks of the provider that a power loss could undo.
     pub fn max_unconfirmed_acks(mut self, max: usize) -> Self {
         self.max_unconfirmed_acks = max;
         self
     }
 
-    /// Maximum bytes of the file that the writer keeps in memory.
+    /// Sets the maximum bytes of the file that the writer caches in memory.
     pub fn cache_size(mut self, bytes: u64) -> Self {
         self.cache_size = bytes;
         self
     }
 
-    /// The file; `None` for a database in memory.
+    /// Returns the path of the file; `None` for a database in memory.
     pub(super) fn file_path(&self) -> Option<&Path> {
         Some(self.path.as_path()).filter(|path| *path != Path::new(IN_MEMORY))
     }
 
-    /// Checks what can be checked without opening the file.
+    /// Checks the settings without opening the file.
     pub(super) fn check(&self) -> Result<()> {
         SETTINGS.check(self)?;
         validate_prefix(&self.subject_prefix)
@@ -303,7 +304,7 @@ pub(in crate::provider) async fn connect(url: ProviderUrl) -> Result<Arc<dyn Eve
     Ok(Arc::new(SqliteProvider::connect(from_url(&url)?).await?))
 }
 
-/// A file of its own, or another database in memory.
+/// Returns a URL with a file of its own, or for another database in memory.
 pub(in crate::provider) fn isolate(url: ProviderUrl, isolation: &Isolation) -> Option<ProviderUrl> {
     let url = isolation.limit(url);
     if url.path() == IN_MEMORY {

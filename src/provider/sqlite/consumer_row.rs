@@ -1,4 +1,4 @@
-//! How a consumer is stored, and what makes sure that a damaged row is not taken for a sound one.
+//! Storage of consumers, with checksums that detect damaged rows.
 
 use rusqlite::{Row, params};
 
@@ -9,7 +9,7 @@ use super::{checksum, pending};
 use crate::provider::group::{ConsumerConfig, ConsumerSnapshot};
 use crate::types::SubscribeOptions;
 
-/// The columns that [`check_row`] and [`snapshot_of`] read, in their order.
+/// Columns that [`check_row`] and [`snapshot_of`] read, in this order.
 pub(super) const COLUMNS: &str =
     "version, name, filter, options, cursor, missed, exhausted, checksum, generation, starts_at";
 
@@ -45,13 +45,13 @@ pub(super) fn save(connection: &rusqlite::Connection, id: i64, known: &mut Known
     Ok(())
 }
 
-/// The part of a row's checksum that its settings make.
+/// Returns the checksum of a row's settings, which is part of the row's checksum.
 pub(super) fn identity(id: i64, name: &str, filter: &str, options: &str) -> i64 {
-    // A name has no line break, and neither has a filter.
+    // Neither a name nor a filter contains a line break.
     checksum::of(format!("{name}\n{filter}\n{options}").as_bytes(), &[id])
 }
 
-/// The checksum of a row: of its settings, of cursor, missed and exhausted, and of the others.
+/// Returns the checksum of a row. It covers the settings and all numbers of the row.
 pub(super) fn row_checksum(
     identity: i64,
     [cursor, missed, exhausted]: [i64; 3],
@@ -79,7 +79,7 @@ pub(super) fn options_to_json(config: &ConsumerConfig) -> String {
     serde_json::to_string(&config.to_options()).unwrap_or_default()
 }
 
-/// The snapshot in a row of `consumers`, without its backlog and pending events.
+/// Returns the snapshot in a row of `consumers`, without its backlog and pending events.
 pub(super) fn snapshot_of(row: &Row<'_>) -> Sql<ConsumerSnapshot> {
     const OPTIONS: usize = 3;
     let unreadable = |error: Box<dyn std::error::Error + Send + Sync>| {

@@ -1,4 +1,4 @@
-//! Consumers in the file: the shared state machine, loaded when it is needed and written where it changed.
+//! Consumers in the file: the shared state machine, loaded on demand and written when it has changed.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
@@ -16,25 +16,25 @@ use crate::provider::group::{ConsumerConfig, GroupState, Lease, Start};
 use crate::provider::{AckKind, ConsumerPosition};
 use crate::types::DeliverPolicy;
 
-/// A consumer that is cached.
+/// A cached consumer.
 pub(super) struct Known {
     pub(super) name: String,
     pub(super) machine: GroupState,
-    /// The matches behind the cursor, as far as they were looked for.
+    /// Matches after the cursor, as far as they were looked up.
     pub(super) upcoming: VecDeque<u64>,
-    /// Up to here all matches are in `upcoming`.
+    /// Sequence up to which all matches are in `upcoming`.
     pub(super) scanned: u64,
-    /// The time before which nothing is stored for it, until something is stored behind that.
+    /// Start time in Unix milliseconds; `None` once the consumer has started.
     pub(super) starts_at: Option<u64>,
     /// Version of the row.
     pub(super) version: i64,
-    /// Whether another process may have changed the row.
+    /// True if another process may have changed the row.
     is_stale: bool,
-    /// First of the stored backlog.
+    /// First sequence of the stored backlog.
     pub(super) backlog_front: Option<u64>,
-    /// The stored cursor; `None` while it counts for nothing, which is before the start and for those of the whole stream.
+    /// Cursor as last stored; `None` until the consumer has started.
     pub(super) position: Option<u64>,
-    /// Checksum of what seldom changes in the row.
+    /// Checksum of the parts of the row that seldom change.
     identity: i64,
 }
 
@@ -55,7 +55,7 @@ impl Known {
         }
     }
 
-    /// The checksum of its row.
+    /// Returns the checksum of its row.
     pub(super) fn checksum(&self) -> i64 {
         let Self { machine, identity, version, .. } = self;
         let numbers = [machine.cursor(), machine.missed(), machine.exhausted()].map(signed);
@@ -63,25 +63,25 @@ impl Known {
     }
 }
 
-/// The consumers that are cached: durable ones by their row, ephemeral ones, which have none, by numbers below
-/// zero.
+/// Cached consumers: durable ones by row id, ephemeral ones, which have no row, by negative numbers.
 #[derive(Default)]
 pub(super) struct Consumers {
     known: HashMap<i64, Known>,
-    /// To be written before the commit.
+    /// Consumers to write before the commit.
     changed: BTreeSet<i64>,
-    /// Ephemeral consumers that this transaction changed, which cannot be read back from the file, and when they start.
+    /// Ephemeral consumers that this transaction changed, with their start times before. They cannot be read back from
+    /// the file.
     before: HashMap<i64, Option<u64>>,
     /// Ephemeral consumers that this transaction opened.
     opened: Vec<i64>,
-    /// Ephemeral consumers that this transaction forgot.
+    /// Ephemeral consumers that this transaction removed.
     forgotten: Vec<(i64, Known)>,
-    /// Those that may be full, and nobody else is.
+    /// Consumers that may be full. No other consumer is full.
     full: BTreeSet<i64>,
-    /// Where those consumers stand that retention may overtake.
+    /// Positions of consumers, to count events that retention drops before they are delivered.
     pub(super) positions: Positions,
     ephemerals_ever: i64,
-    /// Counts how often settings were read or changed.
+    /// Number of times that settings were read or changed.
     settings_read: u64,
 }
 
@@ -124,18 +124,18 @@ impl Consumers {
         self.changed.clear();
     }
 
-    /// Another process wrote: what is known has to be compared with the file.
+    /// Marks the cached consumers for comparison with the file, because another process wrote.
     pub(super) fn mark_stale(&mut self) {
         self.known.iter_mut().filter(|(id, _)| **id > 0).for_each(|(_, known)| known.is_stale = true);
         self.positions.forget();
     }
 
-    /// A consumer that [`Store::consumer`] found in this transaction.
+    /// Returns a consumer that [`Store::consumer`] found in this transaction.
     pub(super) fn known_mut(&mut self, id: i64) -> Option<&mut Known> {
         self.known.get_mut(&id)
     }
 
-    /// The settings of a consumer that is known, as of now.
+    /// Returns the current settings of a cached consumer.
     fn settings(&mut self, id: i64) -> Option<Settings> {
         let machine = &self.known.get(&id)?.machine;
         let (config, generation) = (machine.config().clone(), machine.generation());
@@ -147,28 +147,28 @@ impl Consumers {
         self.known.insert(id, known);
     }
 
-    /// The version of a row that is known.
+    /// Returns the row version of a cached consumer.
     pub(super) fn version(&self, id: i64) -> Option<i64> {
         self.known.get(&id).map(|known| known.version)
     }
 
-    /// Up to where a known consumer has what there is.
+    /// Returns the cursor of a cached consumer.
     pub(super) fn cursor(&self, id: i64) -> Option<u64> {
         self.known.get(&id).map(|known| known.machine.cursor())
     }
 
-    /// The ephemeral consumers.
+    /// Returns the ephemeral consumers.
     pub(super) fn ephemerals(&self) -> impl Iterator<Item = (i64, &Known)> {
         self.known.iter().filter(|(id, _)| **id < 0).map(|(id, known)| (*id, known))
     }
 
-    /// The consumers that hold first deliveries back.
+    /// Returns the consumers that have reached `max_ack_pending`.
     pub(super) fn full(&self) -> impl Iterator<Item = (i64, &Known)> {
         let known = self.full.iter().filter_map(|id| Some((*id, self.known.get(id)?)));
         known.filter(|(_, known)| known.machine.is_full())
     }
 
-    /// Notes whether a consumer is full, whenever that may have changed.
+    /// Records whether a consumer is full. Called whenever that may have changed.
     pub(super) fn note_full(&mut self, id: i64) {
         match self.known.get(&id) {
             Some(known) if known.machine.is_full() => self.full.insert(id),
@@ -178,7 +178,7 @@ impl Consumers {
 }
 
 impl Store {
-    /// Opens a durable consumer. With `change` the settings of an existing one are adapted.
+    /// Opens a durable consumer. With `change`, applies the settings to an existing one.
     pub(super) fn open_durable(
         &mut self,
         name: &str,
@@ -248,12 +248,12 @@ impl Store {
         let mut known = Known::new(id, name.to_owned(), machine, 1);
         known.starts_at = starts_at;
         self.consumers.insert(id, known);
-        // The checksum covers the id.
+        // The checksum covers the id, so the row is written again.
         self.mark_changed(id);
         Ok(id)
     }
 
-    /// Opens an ephemeral consumer, which lives in memory only.
+    /// Opens an ephemeral consumer, which exists in memory only.
     pub(super) fn open_ephemeral(&mut self, config: ConsumerConfig) -> Sql<Result<Opened>> {
         let (start, starts_at) = self.start(&config)?;
         self.consumers.ephemerals_ever += 1;
@@ -267,12 +267,12 @@ impl Store {
         Ok(self.opened(-number))
     }
 
-    /// Forgets a durable consumer.
+    /// Deletes a durable consumer.
     pub(super) fn unsubscribe(&mut self, name: &str) -> Sql<()> {
         let Some(id) = self.durable_id(name)? else {
             return Ok(());
         };
-        // A damaged one is forgotten as well.
+        // A damaged consumer is deleted as well.
         let _ = self.sound_consumer("unsubscribe", id)?;
         self.connection.prepare_cached("DELETE FROM consumers WHERE id = ?1")?.execute([id])?;
         self.forget_position(id)?;
@@ -284,7 +284,7 @@ impl Store {
         Ok(())
     }
 
-    /// Moves a durable consumer. What it had handed out is forgotten.
+    /// Moves a durable consumer and discards its pending events.
     pub(super) fn reset_durable(&mut self, name: &str, position: ConsumerPosition) -> Sql<Result<()>> {
         let cursor = self.cursor_at(position)?;
         let found = self.durable_id(name)?;
@@ -295,7 +295,7 @@ impl Store {
         };
         known.machine.reset(Start::after(cursor));
         known.starts_at = None;
-        // What is known of the log lies behind the old position.
+        // The cached matches follow the old position.
         (known.upcoming, known.scanned) = (VecDeque::new(), 0);
         if let Some(id) = found {
             self.mark_changed(id);
@@ -305,7 +305,7 @@ impl Store {
         Ok(Ok(()))
     }
 
-    /// The cursor before a position, which lies among what is retained or at its end.
+    /// Returns the cursor before a position. It lies within the retained events or at their end.
     fn cursor_at(&mut self, position: ConsumerPosition) -> Sql<u64> {
         let (first_retained, last) = (self.first()?, self.counters()?.last);
         let first = match position {
@@ -334,7 +334,7 @@ impl Store {
         };
         let machine = match self.sound_consumer("settle", id)? {
             Ok(Some(Known { machine, .. })) => machine,
-            // What was delivered before it was forgotten can be acked; nothing will come again.
+            // An event that was delivered before the consumer was deleted can still be acked. It is never redelivered.
             Ok(None) => {
                 return Ok(match kind {
                     AckKind::Ack | AckKind::Term(_) => Ok(()),
@@ -358,10 +358,10 @@ impl Store {
         Ok(Ok(()))
     }
 
-    /// Takes back what a member left.
+    /// Releases the leases that a member left, and removes its ephemeral consumer if requested.
     pub(super) fn take_back(&mut self, what: &GiveBack) -> Sql<()> {
         for lease in &what.leases {
-            // A lease that is lost in the meantime needs no release.
+            // A lease that was lost meanwhile needs no release.
             let _ = self.settle(what.consumer, *lease, &AckKind::Release)?;
         }
         if let Some(id) = self.id_of(what.consumer).filter(|id| what.forget && *id < 0) {
@@ -372,8 +372,8 @@ impl Store {
         Ok(())
     }
 
-    /// The same as [`consumer`](Store::consumer), where damage to its rows is an error of this call alone. Afterwards
-    /// the consumer is known, and no more is read of it in this transaction.
+    /// Like [`consumer`](Store::consumer), but returns damage to the consumer's rows as an error of this call alone.
+    /// Afterwards the consumer is cached, and this transaction reads no more of it.
     pub(super) fn sound_consumer(
         &mut self,
         operation: &'static str,
@@ -386,7 +386,7 @@ impl Store {
         }
     }
 
-    /// The consumer, as it is in force; `None` when it is gone.
+    /// Returns the current state of a consumer; `None` if it does not exist.
     pub(super) fn consumer(&mut self, id: i64) -> Sql<Option<&mut Known>> {
         if id > 0 && self.consumers.known.get(&id).is_none_or(|known| known.is_stale) {
             self.refresh(id)?;
@@ -401,7 +401,7 @@ impl Store {
         Ok(self.consumers.known.get_mut(&id))
     }
 
-    /// Loads a durable consumer, unless what is known of it is still in force.
+    /// Loads a durable consumer, unless the cached one is current.
     fn refresh(&mut self, id: i64) -> Sql<()> {
         let row = self
             .connection
@@ -429,7 +429,7 @@ impl Store {
         if let Some(outdated) = self.consumers.known.remove(&id)
             && outdated.machine.generation() == known.machine.generation()
         {
-            // What was found of the log stays true, unless the consumer was moved: the log only grows.
+            // Cached matches stay valid unless the consumer was moved, because events are only appended.
             known.upcoming = outdated.upcoming;
             known.scanned = outdated.scanned;
         }
@@ -439,7 +439,7 @@ impl Store {
         Ok(())
     }
 
-    /// Has the members of a consumer told its settings.
+    /// Passes the settings to the consumer's members.
     fn tell_settings(&mut self, id: i64) {
         self.wakeups.settings.extend(self.consumers.settings(id).map(|settings| (id, settings)));
     }
@@ -457,7 +457,7 @@ impl Store {
         }
     }
 
-    /// Writes what changed.
+    /// Writes the changed consumers.
     pub(super) fn save_consumers(&mut self) -> Sql<()> {
         for id in std::mem::take(&mut self.consumers.changed) {
             if let Some(known) = self.consumers.known.get_mut(&id) {
@@ -468,7 +468,7 @@ impl Store {
         Ok(())
     }
 
-    /// Tells where a consumer stands, as stored.
+    /// Records the stored position of a consumer.
     fn note_position(&mut self, id: i64) -> Sql<()> {
         let Some(known) = self.consumers.known.get_mut(&id) else { return Ok(()) };
         let now = Some(known.machine.cursor()).filter(|_| known.starts_at.is_none());
@@ -484,10 +484,11 @@ impl Store {
         self.moved(id, &filter, None, before, None)
     }
 
-    /// Where a new consumer starts, and the time that it starts at where nothing is stored yet.
+    /// Returns the position at which a new consumer starts. Also returns its start time if no event is stored at or
+    /// after it yet.
     fn start(&mut self, config: &ConsumerConfig) -> Sql<(Start, Option<u64>)> {
         let newest = self.counters()?.last;
-        // What was dropped before is not missed.
+        // Events dropped earlier do not count as missed.
         let dropped = self.first()?.saturating_sub(1);
         let start = match &config.deliver_policy {
             DeliverPolicy::All => Start::after(dropped),
@@ -514,7 +515,8 @@ impl Store {
         Ok((start, None))
     }
 
-    /// A consumer whose start time has come begins; one whose has not misses nothing of what is stored until now.
+    /// Starts a consumer whose start time has come. Otherwise moves it to the end of the stream, because it does not
+    /// miss the events stored so far.
     pub(super) fn begin_if_due(&mut self, id: i64) -> Sql<()> {
         let Some(starts_at) = self.consumers.known.get(&id).and_then(|known| known.starts_at) else {
             return Ok(());

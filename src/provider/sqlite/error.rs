@@ -1,4 +1,4 @@
-//! From failures of SQLite to errors of the contract.
+//! Conversion of SQLite failures into errors of the contract.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,14 +7,14 @@ use rusqlite::{ErrorCode, ffi};
 
 use crate::error::{BackendError, ErrorKind, EventError};
 
-/// What SQLite answers.
+/// Result of a call to SQLite.
 pub(super) type Sql<T> = rusqlite::Result<T>;
 
 /// A failure that every caller of one transaction gets.
 #[derive(Debug, Clone)]
 pub(super) struct Failure {
     cause: Cause,
-    /// Whether the transaction may have been committed all the same.
+    /// True if the transaction may still have been committed.
     outcome_unknown: bool,
 }
 
@@ -24,7 +24,7 @@ enum Cause {
     Outage(Outage),
 }
 
-/// Why nothing is written until the file was opened again.
+/// Reason why nothing is written until the file is reopened.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(super) enum Outage {
     #[error(
@@ -46,29 +46,30 @@ impl Outage {
 }
 
 impl Failure {
-    /// Before the commit: nothing is stored.
+    /// Returns a failure before the commit: nothing is stored.
     pub(super) fn rolled_back(cause: rusqlite::Error) -> Self {
         Self { cause: Cause::Sqlite(Arc::new(cause)), outcome_unknown: false }
     }
 
-    /// Not begun, because of an earlier failure.
+    /// Returns the failure of a transaction that was not begun because of an outage.
     pub(super) fn refused(outage: Outage) -> Self {
         Self { cause: Cause::Outage(outage), outcome_unknown: false }
     }
 
-    /// Committed to what nobody may find.
+    /// Returns the failure of a commit to a file that may be unreachable.
     pub(super) fn committed_nowhere(outage: Outage) -> Self {
         Self { cause: Cause::Outage(outage), outcome_unknown: true }
     }
 
-    /// The commit itself failed.
+    /// Returns a failure of the commit itself.
     pub(super) fn in_commit(cause: rusqlite::Error) -> Self {
-        // A full disk or a lock is found before the commit record is written; a failing device may be found after.
+        // SQLite detects a full disk or a lock before it writes the commit record. It may detect a failing device
+        // afterwards.
         let outcome_unknown = cause.sqlite_error_code() == Some(ErrorCode::SystemIoFailure);
         Self { cause: Cause::Sqlite(Arc::new(cause)), outcome_unknown }
     }
 
-    /// What SQLite answered.
+    /// Returns the error of SQLite, if it is the cause.
     pub(super) fn sqlite(&self) -> Option<&Arc<rusqlite::Error>> {
         match &self.cause {
             Cause::Sqlite(cause) => Some(cause),
@@ -76,7 +77,7 @@ impl Failure {
         }
     }
 
-    /// What was found when the transaction had been committed.
+    /// Returns the outage that was detected after the commit, if any.
     pub(super) fn outage_that_begins(&self) -> Option<&Outage> {
         match &self.cause {
             Cause::Outage(outage) if self.outcome_unknown => Some(outage),
@@ -89,7 +90,7 @@ impl Failure {
             Cause::Sqlite(cause) => backend_error(operation, cause, Box::new(Arc::clone(cause))),
             Cause::Outage(outage) => {
                 let error = BackendError::new(super::NAME, operation, ErrorKind::Storage, outage.clone());
-                // What was stored is gone with a file: that is for a person to know.
+                // The stored events are gone with the file. An operator must see this error, so it is not retryable.
                 if outage.is_replaced() { error } else { error.retryable() }
             }
         };
@@ -97,25 +98,25 @@ impl Failure {
     }
 }
 
-/// Whether it is open what is on the disk of all that was written before: the system forgets what it could not write, so
-/// that the next success says nothing about it.
+/// Returns true if earlier writes may be missing on the disk. The operating system may discard what it could not write,
+/// and the next success does not report it.
 pub(super) fn is_lost_write(cause: &rusqlite::Error) -> bool {
     let code = cause.sqlite_error().map(|error| error.extended_code);
     matches!(code, Some(ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC))
 }
 
-/// Whether the fault may be in what is open, so that opening it again can end it.
+/// Returns true if the cause may be in the open files, so that reopening them can help.
 pub(super) fn is_failing(cause: &rusqlite::Error) -> bool {
     matches!(cause.sqlite_error_code(), Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen))
 }
 
-/// Whether a row or page is damaged, which concerns only those who need it.
+/// Returns true if a row or page is damaged, which affects only calls that need it.
 pub(super) fn is_damage(cause: &rusqlite::Error) -> bool {
     cause.sqlite_error_code() == Some(ErrorCode::DatabaseCorrupt)
         || matches!(cause, rusqlite::Error::FromSqlConversionFailure(..))
 }
 
-/// A failure of one operation that only its caller sees.
+/// Returns the error of one operation, which only its caller gets.
 pub(super) fn failed(operation: &'static str, cause: rusqlite::Error) -> EventError {
     Failure::rolled_back(cause).to_error(operation)
 }
@@ -128,7 +129,7 @@ pub(super) struct FileFailure<E: std::error::Error + 'static> {
     source: E,
 }
 
-/// A failure to open, make or copy the file at `path`.
+/// Returns the error for a failure to open, create or copy the file at `path`.
 pub(super) fn file_failed(
     operation: &'static str,
     path: impl Into<PathBuf>,
@@ -139,7 +140,7 @@ pub(super) fn file_failed(
     backend_error(operation, &cause, Box::new(source)).into()
 }
 
-/// The same for what the file system answers.
+/// Does the same for an error of the file system.
 pub(super) fn io_failed(
     operation: &'static str,
     path: impl Into<PathBuf>,
@@ -155,7 +156,7 @@ fn backend_error(
     source: Box<dyn std::error::Error + Send + Sync>,
 ) -> BackendError {
     let (kind, retryable) = match cause.sqlite_error_code() {
-        // Another process writes, and did not end within the busy timeout.
+        // Another process wrote for longer than the busy timeout.
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => (ErrorKind::Timeout, true),
         Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure | ErrorCode::CannotOpen) => {
             (ErrorKind::Storage, true)

@@ -1,4 +1,4 @@
-//! What a consumer hands out next.
+//! Fetches the next events of a consumer.
 
 use std::collections::VecDeque;
 
@@ -17,22 +17,22 @@ use crate::provider::receiver::Ask;
 use crate::provider::{SubscriptionEnd, UndecodableRecord};
 use crate::subject::subject_matches;
 
-/// How many events to look at before a rare filter is looked up by its subjects.
+/// Number of events to scan before a rare filter is looked up by its subjects.
 const SCAN: u32 = 512;
-/// Most bytes of JSON in one answer, unless its first event is larger.
+/// Bytes of JSON from which an answer is full; its last event may exceed them.
 const MAX_BYTES: usize = 8 * 1024 * 1024;
 
-/// What a member gets.
+/// One item of an answer.
 #[derive(Debug)]
 pub(super) enum Item {
     Event {
         lease: Lease,
-        /// As it is stored; whoever takes it decodes it, so that the writer thread has less to do.
+        /// Record as stored. The member decodes it, which keeps work off the writer thread.
         record: Vec<u8>,
-        /// Acked already, for a member that takes events at most once.
+        /// True if the event is already acked, for a member that takes events at most once.
         acked: bool,
     },
-    /// A damaged record, for a member that keeps those.
+    /// A damaged record, for a member that keeps undecodable records.
     Damaged {
         lease: Lease,
         record: UndecodableRecord,
@@ -41,7 +41,7 @@ pub(super) enum Item {
 }
 
 impl Item {
-    /// The lease of what nobody was given.
+    /// Returns the lease of an item that was not delivered.
     pub(super) fn unused_lease(&self) -> Option<Lease> {
         match self {
             Self::Event { lease, acked: false, .. } | Self::Damaged { lease, .. } => Some(*lease),
@@ -50,24 +50,24 @@ impl Item {
     }
 }
 
-/// What a member gets when it asks.
+/// Answer to a request of a member.
 #[derive(Debug, Default)]
 pub(super) struct Answer {
     pub(super) items: Vec<Item>,
-    /// When to ask again if nothing happens before.
+    /// Time at which to ask again if nothing happens before.
     pub(super) due: Option<Time>,
-    /// Why nothing will come again.
+    /// Reason why no more events will follow.
     pub(super) end: Option<SubscriptionEnd>,
 }
 
 impl Answer {
-    /// The leases of events that nobody was given.
+    /// Returns the leases of events that were not delivered.
     pub(super) fn unused_leases(self) -> Vec<Lease> {
         self.items.into_iter().filter_map(|item| item.unused_lease()).collect()
     }
 }
 
-/// A member asks for events.
+/// Request of a member for events.
 pub(super) struct Request {
     pub(super) consumer: ConsumerKey,
     pub(super) ask: Ask,
@@ -86,7 +86,7 @@ impl Work for Request {
             Ok(()) => self.done,
             Err(failure) => Err(failure.to_error("next")),
         };
-        // The member was dropped while it waited: others get what it would have got.
+        // The member was dropped while it waited, so its events are released to other members.
         let unwanted = self.reply.send(answer).err()?.ok()?;
         let leases = unwanted.unused_leases();
         (!leases.is_empty()).then_some(GiveBack { consumer: self.consumer, leases, forget: false })
@@ -95,14 +95,14 @@ impl Work for Request {
 
 const DAMAGED: &str = "it does not match its checksum";
 
-/// What still goes into an answer.
+/// Remaining room in an answer.
 struct Room {
     events: usize,
     bytes: usize,
 }
 
-/// Hands out events until there is no room, none is due, or the next matches have to be looked up, which is when it
-/// returns true.
+/// Delivers events until there is no room, none is due, or the next matches must be looked up. Returns true in the last
+/// case.
 fn hand_out(
     connection: &Connection,
     known: &mut Known,
@@ -135,7 +135,7 @@ fn hand_out(
             Err(Unreadable::Gone) => true,
         };
         if is_over {
-            // It was leased a moment ago and cannot be stale.
+            // The lease is new and cannot be stale.
             let _ = machine.ack(lease);
         }
         match record {
@@ -220,19 +220,19 @@ impl Store {
         Ok(Ok(answer))
     }
 
-    /// The subject that a record was stored under.
+    /// Returns the subject that a record was stored under.
     pub(super) fn subject_of(&self, sequence: u64) -> Sql<String> {
         let sql = "SELECT name FROM events JOIN subjects ON id = subject WHERE sequence = ?1";
         self.connection.query_row(sql, [signed(sequence)], |row| row.get(0))
     }
 
-    /// Finds the next matches behind the cursor, unless some are known.
+    /// Finds the next matches after the cursor, unless some are cached.
     fn look_ahead(&mut self, id: i64) -> Sql<()> {
         let (first, last) = (self.first()?, self.counters()?.last);
         let Some(Known { machine, upcoming, scanned, .. }) = self.consumer(id)? else {
             return Ok(());
         };
-        // Handed out by another process, or dropped by retention, since it was found.
+        // Since the match was found, another process delivered it or retention dropped it.
         let gone = machine.cursor().max(first.saturating_sub(1));
         while upcoming.front().is_some_and(|sequence| *sequence <= gone) {
             upcoming.pop_front();
@@ -253,7 +253,7 @@ impl Store {
         Ok(())
     }
 
-    /// Looks at a number of events behind `from`, and returns up to where all matches are found.
+    /// Scans a number of events after `from`. Returns the sequence up to which all matches are found.
     fn scan(&self, filter: &str, from: u64, last: u64, found: &mut VecDeque<u64>) -> Sql<u64> {
         if self.is_everything(filter) {
             // All retained sequences are consecutive.
@@ -280,7 +280,7 @@ impl Store {
         if scanned < SCAN || !found.is_empty() {
             return Ok(reached);
         }
-        // A rare filter: its subjects know where it goes on.
+        // For a rare filter, the index by subject finds the next match.
         let next = history::next_match(&self.connection, filter, reached)?;
         Ok(next.map_or(last, |next| next - 1))
     }

@@ -1,4 +1,4 @@
-//! Who is concerned by what another process wrote.
+//! Finds the consumers to wake after another process wrote.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,21 +7,21 @@ use super::cells::Wakeups;
 use super::error::Sql;
 use super::store::{Store, signed};
 
-/// Most events of others whose subjects are looked up; with more, everyone looks.
+/// Maximum number of events of other processes whose subjects are looked up. With more, every consumer is woken.
 const MAX_EVENTS: u64 = 1_000;
-/// With fewer open consumers than this, their rows are looked up one by one.
+/// Number of open consumers below which their rows are read one by one.
 const FEW: usize = 16;
 
 impl Store {
-    /// A transaction that wrote is committed: its wakeups tell of every event that is new, unless others wrote as well.
+    /// Records that the wakeups of a committed write cover every new event, unless another process wrote as well.
     pub(super) fn note_told(&mut self) {
         if let Some(last) = self.known_last().filter(|_| !self.wakeups.foreign) {
             self.told = Some(last);
         }
     }
 
-    /// Adds whom the writes of another process concern: those who match the new events, and the open consumers whose rows
-    /// are not those that are known.
+    /// Adds the consumers that a write of another process concerns: those that match a new event, and open consumers
+    /// whose row has changed.
     pub(super) fn add_foreign(&mut self, wakeups: &mut Wakeups, durables: &[i64]) -> Sql<()> {
         let last = self.counters()?.last;
         match self.told.replace(last) {
@@ -74,7 +74,7 @@ mod tests {
     use crate::provider::sqlite::{SqliteConfig, SqliteProvider};
     use crate::types::Event;
 
-    /// What the writes of others since the last look make this process do.
+    /// Returns the wakeups for what other processes wrote since the last look.
     fn look(store: &mut Store, durables: &[i64]) -> Wakeups {
         store.look_for_changes().unwrap();
         let mut wakeups = store.take_wakeups();

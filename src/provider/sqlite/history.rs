@@ -1,4 +1,4 @@
-//! Reading what is stored: always from one snapshot, at a cost that follows the answer.
+//! Reads stored events, always from one snapshot and at a cost that follows the size of the answer.
 
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
@@ -12,20 +12,20 @@ use crate::provider::support::without_values;
 use crate::provider::{HistoryPage, HistoryQuery, StoredEvent, UnreadableRecord};
 use crate::subject::subject_matches;
 
-/// Records of one page that cannot be read; the next page goes on behind them.
+/// Maximum number of unreadable records in one page. The next page continues after them.
 const MAX_UNREADABLE: usize = 1_000;
 
-/// What a page holds so far.
+/// Content of a page so far.
 #[derive(Default)]
 struct Found {
     events: Vec<StoredEvent>,
     unreadable: Vec<UnreadableRecord>,
-    /// The record that was looked at last.
+    /// Sequence of the record that was read last.
     oldest: Option<u64>,
 }
 
 impl Found {
-    /// Adds a row: sequence, subject, time of storage, checksum and record.
+    /// Adds a row of sequence, subject, storage time, checksum and record.
     fn add(&mut self, connection: &Connection, row: &Row<'_>) -> Sql<()> {
         self.oldest = Some(unsigned(row.get(0)?));
         match decode(connection, row)? {
@@ -40,7 +40,8 @@ impl Found {
     }
 }
 
-/// The newest matches of a query, newest first. `everything` is the filter that selects all that can be stored.
+/// Returns the newest matches of a query, newest first. `everything` is the filter that matches every event of the
+/// stream.
 pub(super) fn page(connection: &Connection, query: &HistoryQuery, everything: &str) -> Sql<HistoryPage> {
     let Some((first, last)) = bounds(connection)? else {
         return Ok(HistoryPage::default());
@@ -66,7 +67,7 @@ pub(super) fn page(connection: &Connection, query: &HistoryQuery, everything: &s
     Ok(HistoryPage::new(found.events, found.unreadable, searched_from, since))
 }
 
-/// First and last retained sequence.
+/// Returns the first and last retained sequence.
 pub(super) fn bounds(connection: &Connection) -> Sql<Option<(u64, u64)>> {
     let end = |order: &str| {
         connection
@@ -77,8 +78,8 @@ pub(super) fn bounds(connection: &Connection) -> Sql<Option<(u64, u64)>> {
     Ok(end("ASC")?.zip(end("DESC")?))
 }
 
-/// The newest matches. A frequent filter is served by reading backwards; when that finds too little, a rare one by its
-/// subjects.
+/// Returns the newest matches. Reads backwards first, which suits a frequent filter. If that finds too few, it reads by
+/// subject, which suits a rare filter.
 fn newest(
     connection: &Connection,
     filter: Option<&str>,
@@ -93,13 +94,13 @@ fn newest(
     };
     let budget = limit.saturating_mul(8).saturating_add(256) as u64;
     let scan_from = since.max(before.saturating_sub(budget));
-    // Few subjects have many events.
+    // The results are cached, because few subjects have many events.
     let mut known = HashMap::new();
     read_backwards(connection, scan_from, before, limit, &mut found, |subject| {
         if let Some(matches) = known.get(&subject) {
             return Ok(*matches);
         }
-        // A subject without a name cannot be compared with the filter, and matches.
+        // A subject without a name cannot be compared with the filter, so it matches.
         let matches = name_of(connection, subject)?.is_none_or(|name| subject_matches(&name, filter));
         known.insert(subject, matches);
         Ok(matches)
@@ -170,7 +171,7 @@ fn name_of(connection: &Connection, subject: i64) -> Sql<Option<String>> {
         .optional()
 }
 
-/// The inner error is a record that is damaged or not an event.
+/// Decodes a row. The inner error is a record that is damaged or not an event.
 fn decode(connection: &Connection, row: &Row<'_>) -> Sql<Result<StoredEvent, UnreadableRecord>> {
     let (sequence, subject, stored_at) = (row.get(0)?, row.get(1)?, row.get(2)?);
     let record = row.get_ref(4)?.as_blob()?;
@@ -185,14 +186,14 @@ fn decode(connection: &Connection, row: &Row<'_>) -> Sql<Result<StoredEvent, Unr
         }
     };
     let mut unreadable = UnreadableRecord::new(unsigned(sequence), reason);
-    // Where the row is damaged, both may be wrong; they are what is stored.
+    // If the row is damaged, both stored values may be wrong.
     unreadable.stored_at = Some(unsigned(stored_at));
     unreadable.subject = name_of(connection, subject)?;
     Ok(Err(unreadable))
 }
 
-/// The subjects of events that have no name: of rows that are damaged. Ids are given one after the other, so that there are
-/// few gaps where such a one can be.
+/// Returns the subject ids of damaged rows, which have no name in `subjects`. Ids are assigned consecutively, so that
+/// there are few gaps to search.
 fn subjects_without_name(connection: &Connection) -> Sql<Vec<i64>> {
     let mut known = connection.prepare_cached("SELECT id FROM subjects ORDER BY id")?;
     let mut between = connection.prepare_cached(
@@ -228,7 +229,7 @@ fn newest_before(connection: &Connection, subject: i64, before: u64) -> Sql<Opti
         .optional()
 }
 
-/// The ids of the subjects that a filter matches.
+/// Returns the ids of the subjects that a filter matches.
 pub(super) fn subjects_matching(connection: &Connection, filter: &str) -> Sql<Vec<i64>> {
     let literal = filter.split(['*', '>']).next().unwrap_or_default();
     let mut statement =
@@ -247,7 +248,7 @@ pub(super) fn subjects_matching(connection: &Connection, filter: &str) -> Sql<Ve
     Ok(found)
 }
 
-/// The first match behind a sequence.
+/// Returns the first match after a sequence.
 pub(super) fn next_match(connection: &Connection, filter: &str, after: u64) -> Sql<Option<u64>> {
     let mut statement = connection.prepare_cached(
         "SELECT sequence FROM events WHERE subject = ?1 AND sequence > ?2 ORDER BY sequence LIMIT 1",
@@ -262,14 +263,14 @@ pub(super) fn next_match(connection: &Connection, filter: &str, after: u64) -> S
     Ok(first)
 }
 
-/// The newest event of each matching subject.
+/// Returns the newest event of each matching subject.
 pub(super) fn newest_per_subject(connection: &Connection, filter: &str) -> Sql<Vec<u64>> {
     let subjects = subjects_matching(connection, filter)?;
     subjects.into_iter().filter_map(|id| newest_before(connection, id, u64::MAX).transpose()).collect()
 }
 
-/// The first event that was stored at this time or later. Storage times never fall, so that halving finds it; the time of a
-/// damaged row says nothing.
+/// Returns the first event that was stored at this time or later. Uses a binary search, because storage times never
+/// decrease. Ignores the times of damaged rows.
 pub(super) fn first_stored_since(connection: &Connection, unix_ms: u64) -> Sql<Option<u64>> {
     let Some((mut low, last)) = bounds(connection)? else {
         return Ok(None);
@@ -285,7 +286,7 @@ pub(super) fn first_stored_since(connection: &Connection, unix_ms: u64) -> Sql<O
     Ok((low <= last).then_some(low))
 }
 
-/// Sequence and time of the first row in this range that matches its checksum.
+/// Returns sequence and storage time of the first row in this range that matches its checksum.
 fn first_sound(connection: &Connection, from: u64, before: u64) -> Sql<Option<(u64, u64)>> {
     let mut statement = connection.prepare_cached(
         "SELECT sequence, subject, stored_at, checksum, record FROM events WHERE sequence >= ?1 AND sequence < ?2
@@ -312,7 +313,7 @@ mod tests {
 
     const EVERYTHING: &str = "events.>";
 
-    /// Twelve events, every second one under `events.a`.
+    /// Creates a stream of twelve events, every second one under `events.a`.
     async fn stream() -> (tempfile::TempDir, SqliteProvider, Connection) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("e.db");
@@ -358,7 +359,7 @@ mod tests {
             assert_eq!(sequences(&page).1, [3], "{filter}");
             assert_eq!((page.unreadable[0].subject.as_deref(), page.next), (None, None), "{filter}");
         }
-        // Also where a rare filter is served by its subjects, far behind the newest events.
+        // This also applies when a rare filter is read by subject, far before the newest events.
         let common = Event::new("events.common", "", "", "", serde_json::json!(0));
         let batch: Vec<_> = (0..300).map(|_| crate::provider::PublishRequest::from(&common)).collect();
         assert!(provider.publish_batch(&batch).await.iter().all(Result::is_ok));
@@ -390,7 +391,7 @@ mod tests {
     #[tokio::test]
     async fn a_damaged_time_moves_no_bound() {
         let (_folder, provider, connection) = stream().await;
-        // Times of ten milliseconds each, with checksums that match.
+        // Storage times at intervals of ten milliseconds, with checksums that match.
         let mut rows = connection.prepare("SELECT sequence, subject, record FROM events").unwrap();
         let rows: Vec<(i64, i64, Vec<u8>)> = rows
             .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
@@ -408,7 +409,7 @@ mod tests {
                 let damage = "UPDATE events SET stored_at = ?2 WHERE sequence = ?1";
                 connection.execute(damage, [damaged, wrong]).unwrap();
                 let since = super::first_stored_since(&connection, 60).unwrap();
-                // The damaged row itself may be on either side.
+                // The damaged row itself may be on either side of the bound.
                 let expected =
                     [6].into_iter().chain((damaged == 6).then_some(7)).chain((damaged == 5).then_some(5));
                 assert!(

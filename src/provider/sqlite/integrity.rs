@@ -1,4 +1,4 @@
-//! What is wrong with a file.
+//! Finds damage in a file.
 
 use rusqlite::Connection;
 
@@ -7,10 +7,10 @@ use super::consumer_row::{COLUMNS, check_row};
 use super::error::{Sql, is_damage};
 use super::pending;
 
-/// As many as SQLite reports of its own.
+/// Maximum number of findings, as in SQLite's own check.
 const MAX_FINDINGS: usize = 100;
 
-/// Reads the whole file. What cannot be read is a finding, so that it does not hide the others.
+/// Checks the whole file. An unreadable part is a finding, so that the other parts are still checked.
 pub(super) fn check(connection: &Connection) -> Sql<Vec<String>> {
     let mut findings = Vec::new();
     for part in [structure, events, counters, consumers] {
@@ -57,7 +57,7 @@ fn events(connection: &Connection, findings: &mut Vec<String>) -> Sql<()> {
     Ok(())
 }
 
-/// Filters go by the name in `subjects`, readers by the one in the record.
+/// Compares the subject in the record, which readers use, with the name in `subjects`, which filters use.
 fn wrong_subject(record: &[u8], name: Option<String>) -> Option<&'static str> {
     #[derive(serde::Deserialize)]
     struct Subject {

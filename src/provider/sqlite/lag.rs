@@ -1,4 +1,4 @@
-//! How far behind consumers are, read from a snapshot so that nobody who writes waits for it.
+//! Lag of consumers, read from a snapshot so that no writer waits for it.
 
 use std::collections::HashMap;
 
@@ -12,21 +12,21 @@ use super::{history, pending};
 use crate::provider::ConsumerInfo;
 use crate::subject::SubjectIndex;
 
-/// Subjects to be looked up one by one before it is cheaper to look at every event.
+/// Maximum number of subject lookups. With more, it is cheaper to scan every event.
 const MAX_LOOKUPS: usize = 2_000;
 
-/// Where a consumer stands.
+/// Position of a consumer.
 #[derive(Debug, Clone)]
 pub(super) struct Standing {
     filter: String,
     cursor: u64,
     starts_at: Option<u64>,
-    /// Retained events that come before the cursor goes on.
+    /// Number of retained events to deliver before the cursor advances.
     backlog: u64,
 }
 
 impl Store {
-    /// The ephemeral consumers of this process, without their lag.
+    /// Returns the ephemeral consumers of this process, without their lag.
     pub(super) fn ephemerals(&mut self) -> Sql<Vec<(ConsumerInfo, Standing)>> {
         let first = self.first()?;
         let found = self.consumers.ephemerals().map(|(_, known)| {
@@ -60,7 +60,7 @@ fn standing(known: &super::consumers::Known, first: u64) -> Standing {
     }
 }
 
-/// All durable consumers, and these ephemeral ones, by name.
+/// Returns all durable consumers and the given ephemeral ones, sorted by name.
 pub(super) fn infos(
     connection: &Connection,
     everything: &str,
@@ -89,12 +89,12 @@ pub(super) fn infos(
     Ok(infos)
 }
 
-/// The lag of one consumer.
+/// Returns the lag of one consumer.
 pub(super) fn of(connection: &Connection, everything: &str, standing: Standing) -> Sql<u64> {
     Ok(lags(connection, everything, &[&standing])?.first().copied().unwrap_or_default())
 }
 
-/// The lag of a durable consumer; none when it is gone.
+/// Returns the lag of a durable consumer; 0 if it does not exist.
 pub(super) fn of_durable(connection: &Connection, everything: &str, id: i64) -> Sql<u64> {
     let first = history::bounds(connection)?.map_or(0, |(first, _)| first);
     let standing = connection
@@ -114,10 +114,10 @@ fn durable(connection: &Connection, id: i64, row: &Row<'_>, first: u64) -> Sql<S
     Ok(Standing { filter: snapshot.config.filter, cursor: snapshot.cursor, starts_at, backlog })
 }
 
-/// Those who have not got every match, by filter: up to where each has it, and its place.
+/// Consumers with undelivered matches, by filter. Each has the sequence up to which it received them, and its index.
 type Behind<'a> = HashMap<&'a str, Vec<(u64, usize)>>;
 
-/// How many retained matches each has not got yet.
+/// Returns the number of retained matches that each consumer has not received.
 fn lags(connection: &Connection, everything: &str, standings: &[&Standing]) -> Sql<Vec<u64>> {
     let mut lags: Vec<u64> = standings.iter().map(|standing| standing.backlog).collect();
     let Some((first, last)) = history::bounds(connection)? else { return Ok(lags) };
@@ -149,7 +149,7 @@ fn lags(connection: &Connection, everything: &str, standings: &[&Standing]) -> S
     Ok(lags)
 }
 
-/// The subjects of each filter, unless they are too many to look up each of them for each consumer.
+/// Returns the subjects of each filter; `None` if there are too many to look up for each consumer.
 fn few_subjects<'a>(connection: &Connection, behind: &Behind<'a>) -> Sql<Option<HashMap<&'a str, Vec<i64>>>> {
     let mut budget = MAX_LOOKUPS;
     let mut found = HashMap::new();
@@ -183,7 +183,7 @@ fn by_subject(
     Ok(counts)
 }
 
-/// Looks at every event once, for all consumers together.
+/// Reads every event once, for all consumers together.
 fn by_event(connection: &Connection, behind: Behind<'_>, first: u64, last: u64) -> Sql<Vec<(usize, u64)>> {
     let mut filters = SubjectIndex::new();
     let mut groups = Vec::new();
@@ -191,9 +191,9 @@ fn by_event(connection: &Connection, behind: Behind<'_>, first: u64, last: u64) 
     for (filter, mut members) in behind {
         members.sort_unstable();
         lowest = lowest.min(members.first().map_or(last, |(from, _)| *from));
-        // A filter that breaks the grammar, which only damage can bring, matches nothing.
+        // An invalid filter, which only damage can cause, matches nothing.
         if filters.insert(filter, groups.len()).is_ok() {
-            // How many events are behind just so many of the members.
+            // Number of events by the number of members that have not received them.
             groups.push((vec![0_u64; members.len() + 1], members));
         }
     }
@@ -207,7 +207,7 @@ fn by_event(connection: &Connection, behind: Behind<'_>, first: u64, last: u64) 
             groups_of.insert(row.get(0)?, matching);
         }
     }
-    // The index holds nothing but what is needed here, but all of it.
+    // The index has only the required columns, but all of it must be read.
     let are_few = (last - lowest) < (last - first) / 8;
     let mut statement = connection.prepare_cached(if are_few {
         "SELECT subject, sequence FROM events WHERE sequence > ?1"

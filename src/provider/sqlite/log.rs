@@ -1,7 +1,9 @@
-//! The write-ahead log as a file: whether it is sound, and how it is put on the disk again.
+//! The write-ahead log as a file: verifies it and writes it to the disk again.
 //!
-//! A system that fails to sync may forget what it could not write and take it for written: the next sync succeeds and says
-//! nothing about it. What is known to be in the log is therefore written once more, which makes it new for the system.
+//! After a failed sync, the operating system may discard what it could not write, and treat it as written. The next
+//! sync then succeeds without reporting the loss. The verified log is therefore written once more, which makes its
+//! content new for the system.
+//!
 //! The format is that of <https://sqlite.org/fileformat2.html#the_write_ahead_log>.
 
 use std::fs::OpenOptions;
@@ -15,31 +17,32 @@ use crate::private_file;
 
 const HEADER: usize = 32;
 const FRAME_HEADER: usize = 24;
-/// The last bit says in which byte order checksums read the log.
+/// Magic number of a log. Its last bit gives the byte order in which checksums read the log.
 const MAGIC: u32 = 0x377F_0682;
 
-/// Why the log is not on the disk.
+/// Reason why the log could not be written again.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum NotRenewed {
     #[error("{0}")]
     Sql(#[from] rusqlite::Error),
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// Part of what the connections see of the log is not in it any more.
+    /// Part of the log that the connections use is no longer in it.
     #[error("the write-ahead log has {sound} sound frames, and {expected} are in use")]
     Damaged { sound: u64, expected: u64 },
 }
 
-/// How much of the log is in use.
+/// Part of the log that is in use.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LogState {
     pub(super) frames: u64,
-    /// How many of them are in the file already.
+    /// Number of frames that are already copied into the file.
     pub(super) copied: u64,
 }
 
 impl LogState {
-    /// Runs a checkpoint of this mode; `NOOP` only asks. Without a log there is nothing to copy.
+    /// Runs a checkpoint in this mode and returns the state of the log. `NOOP` copies nothing. Without a log, all
+    /// numbers are 0.
     pub(super) fn after(connection: &Connection, mode: &str) -> Sql<Self> {
         let number = |value: i64| u64::try_from(value).unwrap_or(0);
         connection
@@ -48,12 +51,12 @@ impl LogState {
     }
 }
 
-/// Writes the log once more, if it is sound as far as it is in use, and has it synced. Nobody else writes meanwhile.
+/// Writes the log once more and syncs it, if the part in use is sound. Blocks other writers meanwhile.
 pub(super) fn renew(connection: &Connection, path: &Path) -> Result<(), NotRenewed> {
-    // Asked before, because a transaction must not ask. Should another process empty the log in between, the next attempt
-    // finds it in order.
+    // A transaction cannot run a checkpoint, so the state is read first. If another process empties the log in between,
+    // the next attempt succeeds.
     let LogState { frames, .. } = LogState::after(connection, "NOOP")?;
-    // A transaction that writes nothing keeps others from writing and from emptying the log.
+    // An empty write transaction keeps others from writing and from emptying the log.
     connection.execute_batch("BEGIN IMMEDIATE")?;
     let renewed = write_again(path, frames);
     let ended = connection.execute_batch("ROLLBACK");
@@ -72,11 +75,11 @@ fn write_again(path: &Path, expected: u64) -> Result<(), NotRenewed> {
     file.rewind()?;
     file.write_all(&log)?;
     file.sync_all()?;
-    // Its name has to be there too.
+    // Its directory entry must be on the disk too.
     Ok(private_file::sync_parent(path)?)
 }
 
-/// How many frames belong to transactions that are whole.
+/// Returns the number of frames that belong to complete transactions.
 fn committed_frames(log: &[u8]) -> u64 {
     let Some((header, frames)) = log.split_at_checked(HEADER) else { return 0 };
     let (Some(magic), Some(page_size)) = (number(header, 0), number(header, 8)) else { return 0 };
@@ -97,7 +100,7 @@ fn committed_frames(log: &[u8]) -> u64 {
         if (number(frame, 16), number(frame, 20)) != (Some(sum.s0), Some(sum.s1)) {
             break;
         }
-        // A commit says how large the file is from then on.
+        // Only the last frame of a transaction contains the size of the file.
         if number(frame, 4).is_some_and(|pages| pages != 0) {
             committed = place;
         }
@@ -105,12 +108,12 @@ fn committed_frames(log: &[u8]) -> u64 {
     committed
 }
 
-/// A number of four bytes, most significant first.
+/// Reads a number of four bytes, most significant first.
 fn number(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..)?.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
 }
 
-/// The checksum that goes on from frame to frame.
+/// Checksum that continues from frame to frame.
 struct Checksum {
     big_endian: bool,
     s0: u32,
@@ -133,7 +136,7 @@ impl Checksum {
 mod tests {
     use super::*;
 
-    /// A log with three transactions.
+    /// Creates a log with three transactions.
     fn logged() -> (tempfile::TempDir, Connection) {
         let folder = tempfile::tempdir().unwrap();
         let connection = Connection::open(folder.path().join("e.db")).unwrap();

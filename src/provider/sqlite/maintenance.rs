@@ -1,4 +1,4 @@
-//! Reading beside the writer thread, and what keeps a file in good order.
+//! Reads beside the writer thread, and maintenance of the file.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -20,23 +20,23 @@ use crate::error::{EventError, Result};
 use crate::private_file;
 use crate::provider::DEFAULT_TIMEOUT;
 
-/// How long the work on a whole file may take.
+/// Timeout of an operation on the whole file.
 const MAINTENANCE_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 
-/// How much the file takes.
+/// Sizes of the database file and its log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FileInfo {
-    /// Bytes of the file itself.
+    /// Size of the file itself in bytes.
     pub file_bytes: u64,
-    /// Bytes of its write-ahead log.
+    /// Size of its write-ahead log in bytes.
     pub wal_bytes: u64,
-    /// Bytes inside the file that are free for new events.
+    /// Space in the file that is free for new events, in bytes.
     pub free_bytes: u64,
 }
 
 impl Shared {
-    /// Runs `work` in one snapshot of the file, off the runtime and beside the writer thread.
+    /// Runs `work` in one snapshot of the file, outside the runtime and beside the writer thread.
     pub(super) async fn read<T: Send + 'static>(
         &self,
         operation: &'static str,
@@ -59,7 +59,7 @@ impl Shared {
         self.on_connection(operation, timeout, |connection| in_snapshot(connection, work)).await
     }
 
-    /// Runs `work` on a connection of its own, off the runtime.
+    /// Runs `work` on a separate connection, outside the runtime.
     async fn on_connection<T: Send + 'static>(
         &self,
         operation: &'static str,
@@ -84,7 +84,8 @@ impl Shared {
         match found {
             Err(_interrupted) if self.queue.is_stopping() => Err(ended()),
             Err(error) => {
-                // It may be the first sign that the file is not where it was; only the writer can open another one.
+                // The error may mean that the file was moved. The writer checks this, because only it can open another
+                // file.
                 let look = |store: &mut Store| {
                     store.look_at_place();
                     Ok(Ok(()))
@@ -98,19 +99,19 @@ impl Shared {
 }
 
 fn in_snapshot<T>(connection: &Connection, work: impl FnOnce(&Connection) -> Sql<T>) -> Sql<T> {
-    // It is rolled back in the end: there is nothing to commit, and a commit fails where a damaged page was met.
+    // The transaction is rolled back: there is nothing to commit, and a commit fails after a damaged page was read.
     work(&*connection.unchecked_transaction()?)
 }
 
 impl SqliteProvider {
-    /// Reads the whole file and returns what is wrong with it, at most 100 findings; nothing when it is sound.
+    /// Reads the whole file and returns what is wrong with it: at most 100 findings, none if the file is sound.
     ///
     /// Checks the structure of the file, every event and consumer against its checksum, and the counters against the
-    /// events. Takes the time to read the file; publishing goes on.
+    /// events. Takes as long as reading the file; publishing continues.
     ///
     /// # Errors
     ///
-    /// A [`Backend`](EventError::Backend) error when the file cannot be read at all.
+    /// A [`Backend`](EventError::Backend) error if the file cannot be read at all.
     ///
     /// ```
     /// # use a3s_event::provider::sqlite::{SqliteConfig, SqliteProvider};
@@ -129,12 +130,13 @@ impl SqliteProvider {
         self.shared.read_within("integrity_check", MAINTENANCE_TIMEOUT, integrity::check).await
     }
 
-    /// Writes a copy of the stream as it is now to a new file, which only its owner can read. Publishing goes on.
+    /// Writes a copy of the current stream to a new file, which only its owner can read. Publishing continues.
     ///
     /// # Errors
     ///
-    /// A [`Backend`](EventError::Backend) error of the kind [`Storage`](crate::ErrorKind::Storage) when the file exists
-    /// or cannot be written; nothing is left of it then.
+    /// - [`EventError::Unsupported`] for a database in memory.
+    /// - A [`Backend`](EventError::Backend) error of the kind [`Storage`](crate::ErrorKind::Storage) if the file exists
+    ///   or cannot be written. An incomplete copy is deleted.
     ///
     /// ```
     /// # use a3s_event::EventProvider;
@@ -168,14 +170,14 @@ impl SqliteProvider {
         })
     }
 
-    /// Moves what is in the write-ahead log into the file, and empties the log unless someone reads from it.
+    /// Copies the write-ahead log into the file, and empties the log unless another connection reads from it.
     ///
-    /// It happens by itself while events are published, and when the last provider of a file is closed; this is for a
-    /// moment of one's own, as before a copy of the folder.
+    /// The provider does this by itself while events are published, and when the last provider of a file is closed.
+    /// Call it to choose the time yourself, such as before you copy the folder.
     ///
     /// # Errors
     ///
-    /// A [`Backend`](EventError::Backend) error when the file cannot be written.
+    /// A [`Backend`](EventError::Backend) error if the file cannot be written.
     ///
     /// ```
     /// # use a3s_event::{Event, EventProvider};
@@ -200,12 +202,12 @@ impl SqliteProvider {
         self.shared.on_connection("checkpoint", MAINTENANCE_TIMEOUT, checkpoint).await
     }
 
-    /// How much the file takes; all zero for a database in memory. How many events are in it, and their size, says
-    /// [`info`](crate::EventProvider::info).
+    /// Returns the sizes of the file; all zero for a database in memory. [`info`](crate::EventProvider::info) returns
+    /// the number and the size of the events.
     ///
     /// # Errors
     ///
-    /// A [`Backend`](EventError::Backend) error when the file cannot be read.
+    /// A [`Backend`](EventError::Backend) error if the file cannot be read.
     ///
     /// ```
     /// # use a3s_event::provider::sqlite::{SqliteConfig, SqliteProvider};
@@ -219,7 +221,7 @@ impl SqliteProvider {
     /// # }
     /// ```
     pub async fn file_info(&self) -> Result<FileInfo> {
-        // SQLite names the log after the file that a link leads to.
+        // SQLite names the log after the target of a symbolic link.
         let path = self.shared.readers.path().and_then(|path| path.canonicalize().ok());
         let read = move |connection: &Connection| {
             let size_of = |path: &Path| std::fs::metadata(path).map_or(0, |metadata| metadata.len());
@@ -235,13 +237,13 @@ impl SqliteProvider {
     }
 }
 
-/// Why there is no copy.
+/// Reason why the copy failed.
 enum NotCopied {
     Sql(rusqlite::Error),
     Io(std::io::Error),
 }
 
-/// A path as SQLite takes it in a statement: in the bytes of the system, which need not be UTF-8.
+/// A path as a parameter of a statement, in the bytes of the operating system, which need not be UTF-8.
 struct PathText(Vec<u8>);
 
 impl ToSql for PathText {
@@ -251,27 +253,27 @@ impl ToSql for PathText {
 }
 
 fn copy(connection: &Connection, target: &Path) -> std::result::Result<(), NotCopied> {
-    // Made by us, so that nobody else can read it at any moment; SQLite takes an empty file as a new one.
+    // Created here, so that only its owner can read it at any time. SQLite accepts an empty file as a new one.
     let file = create_new_private(target).map_err(NotCopied::Io)?;
     let copied = vacuum_into(connection, target, &file);
     if copied.is_err() {
-        // The failure is what matters; a leftover says so when the next backup meets it.
+        // The first error is returned. If the file remains, the next backup reports that it exists.
         let _ = std::fs::remove_file(target);
     }
     copied
 }
 
 fn vacuum_into(connection: &Connection, target: &Path, file: &File) -> std::result::Result<(), NotCopied> {
-    // Absolute: SQLite takes a name that begins with "file:" for a URI.
+    // SQLite would parse a relative name that begins with "file:" as a URI.
     let absolute = std::path::absolute(target).map_err(NotCopied::Io)?;
     let path = PathText(absolute.into_os_string().into_encoded_bytes());
-    // The one statement that a connection for reading may not run writes to another file.
+    // `VACUUM INTO` writes to another file only, but a query-only connection refuses it.
     connection.pragma_update(None, "query_only", false).map_err(NotCopied::Sql)?;
     let copied = connection.execute("VACUUM INTO ?1", [path]);
     connection.pragma_update(None, "query_only", true).map_err(NotCopied::Sql)?;
     copied.map_err(NotCopied::Sql)?;
     file.sync_all().map_err(NotCopied::Io)?;
-    // What was written has to be what the path names.
+    // An empty file means that the path leads to another file by now.
     if file.metadata().map_err(NotCopied::Io)?.len() == 0 {
         return Err(NotCopied::Io(std::io::Error::other("SQLite wrote to another file")));
     }

@@ -1,4 +1,4 @@
-//! A member of a consumer: it asks the writer thread, and waits.
+//! A member of a consumer: sends requests to the writer thread and waits for the answers.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -25,17 +25,17 @@ use crate::provider::{
 
 /// A member of a consumer of the SQLite provider.
 ///
-/// What the writer thread is asked for is kept here until the answer is used, so that dropping a future loses nothing.
+/// Keeps every request until its answer is used, so that dropping a future loses no event.
 #[derive(Debug)]
 pub struct SqliteFetch {
     shared: Arc<Shared>,
     cell: Arc<Cell>,
     handler: Arc<Handler>,
-    /// The answer to a request for events.
+    /// Receiver of the answer to a request for events.
     asked: Option<oneshot::Receiver<Result<Answer>>>,
-    /// What came with the last answer, as it is stored.
+    /// Items of the last answer, as stored.
     arrived: VecDeque<fetch::Item>,
-    /// A record that is no event, while its subject is looked up.
+    /// An undecodable record whose subject is being looked up.
     undecodable: Option<(Lease, UndecodableRecord)>,
 }
 
@@ -47,7 +47,7 @@ impl SqliteFetch {
         Self { shared, cell, handler, asked: None, arrived: VecDeque::new(), undecodable: None }
     }
 
-    /// Sends a request, unless a call that was dropped has sent one.
+    /// Sends a request, unless a dropped call has sent one.
     async fn ask(&mut self, ask: Ask) -> Result<()> {
         if self.asked.is_some() {
             return Ok(());
@@ -67,14 +67,14 @@ impl SqliteFetch {
         if ask.ack && answer.is_ok() {
             self.handler.acks.note_sent();
         }
-        // After a timeout the answer may still come; the next call waits for it.
+        // After a timeout the answer may still arrive; the next call waits for it.
         if !matches!(answer, Err(EventError::Timeout(_))) {
             self.asked = None;
         }
         answer
     }
 
-    /// Decodes what has arrived.
+    /// Decodes the items that have arrived.
     async fn decode(&mut self, taken: &mut VecDeque<Item>) -> Result<()> {
         loop {
             if let Some((Lease { sequence, .. }, _)) = &self.undecodable {
@@ -156,7 +156,7 @@ impl Fetch for SqliteFetch {
         unused.extend(self.undecodable.take().map(|(lease, _)| lease));
         unused.extend(self.arrived.drain(..).filter_map(|item| item.unused_lease()));
         if let Some(mut asked) = self.asked.take() {
-            // From here on the writer thread takes back what it cannot deliver.
+            // From here on, the writer thread releases what it cannot deliver.
             asked.close();
             if let Ok(Ok(answer)) = asked.try_recv() {
                 unused.extend(answer.unused_leases());
@@ -177,10 +177,10 @@ impl Fetch for SqliteFetch {
 
     async fn flush(&self) -> Result<()> {
         let access = if self.cell.is_durable() { Access::Sync } else { Access::Read };
-        // A transaction that waits for the disk waits for all before it.
+        // A synced transaction also syncs all earlier ones.
         let sync = async {
             match self.shared.call("flush", access, |_store| Ok(Ok(()))).await {
-                // The writer has stored what was queued, and synced it, before it ended.
+                // The writer stored and synced the queued work before it ended.
                 Err(error) if error.is_closed() => Ok(()),
                 synced => synced,
             }
@@ -222,7 +222,7 @@ struct Handler {
 }
 
 impl Handler {
-    /// Settles an event for good without waiting until that is stored.
+    /// Sends an ack or term without waiting until it is stored.
     fn send(&self, lease: Lease, kind: AckKind) -> AckFuture<'_> {
         let (queue, timeout) = (&self.shared.queue, DEFAULT_TIMEOUT);
         let access = if self.cell.is_durable() { Access::Write } else { Access::Read };
@@ -254,7 +254,7 @@ impl AckHandler for Handler {
         if !is_confirmed && !is_lost && matches!(kind, AckKind::Ack | AckKind::Term(_)) {
             return self.send(lease, kind);
         }
-        // Only the end of an event must not be forgotten: what is lost of the others makes it come again.
+        // Acks and terms must not be lost. If another settlement is lost, the event is redelivered.
         let access = match kind {
             _ if !self.cell.is_durable() => Access::Read,
             AckKind::Ack | AckKind::Term(_) => Access::Sync,
@@ -273,7 +273,7 @@ mod tests {
 
     use super::*;
 
-    /// A sound row whose record is not an event, as another program could leave it, and an event behind it.
+    /// Stores a sound row whose record is not an event, as another program could, and an event after it.
     async fn with_a_foreign_record(path: &std::path::Path) -> SqliteProvider {
         let provider = SqliteProvider::connect(SqliteConfig::file(path)).await.unwrap();
         let event = Event::new("events.test", "test", "", "test", serde_json::json!(1));

@@ -50,13 +50,14 @@ use crate::error::{EventError, Result};
 
 const NAME: &str = "sqlite";
 
-/// The provider that keeps events in a file of this machine.
+/// A provider that stores events in a SQLite file on this machine.
 #[derive(Debug)]
 pub struct SqliteProvider {
     shared: Arc<Shared>,
 }
 
-/// What the provider, its subscriptions and their deliveries share. The writer thread ends with the last of them.
+/// State that the provider, its subscriptions and their deliveries share. Dropping the last of them ends the writer
+/// thread.
 #[derive(Debug)]
 struct Shared {
     config: Arc<SqliteConfig>,
@@ -73,17 +74,20 @@ impl Drop for Shared {
 }
 
 impl SqliteProvider {
-    /// Opens the file, which is made when it does not exist.
+    /// Opens the file. Creates it if it does not exist, unless `create_if_missing` is false.
     ///
     /// # Errors
     ///
-    /// [`EventError::Config`] for a wrong setting, a directory, a file of another program or of a newer version of this
-    /// one; [`EventError::Conflict`] for a file that was made with another prefix; a [`Backend`](EventError::Backend)
-    /// error of the kind [`Storage`](crate::ErrorKind::Storage) that names the file when it cannot be opened or read.
+    /// - [`EventError::Config`] for an invalid setting, a directory, a file of another program, or a file of a newer
+    ///   version.
+    /// - [`EventError::Conflict`] for a file that was created with another prefix.
+    /// - A [`Backend`](EventError::Backend) error of the kind [`Storage`](crate::ErrorKind::Storage), naming the file,
+    ///   if the file cannot be opened or read.
     pub async fn connect(mut config: SqliteConfig) -> Result<Self> {
         config.check()?;
         if let Some(path) = config.file_path() {
-            // It stays the same file when the program changes its folder, and SQLite does not take it for a URI.
+            // An absolute path stays valid if the program changes its working directory, and SQLite does not parse it
+            // as a URI.
             config.path = std::path::absolute(path).map_err(|error| io_failed("open", path, error))?;
         }
         let config = Arc::new(config);
@@ -98,7 +102,7 @@ impl SqliteProvider {
         Ok(Self { shared })
     }
 
-    /// The settings in force.
+    /// Returns the settings in force.
     pub fn config(&self) -> &SqliteConfig {
         &self.shared.config
     }
@@ -116,7 +120,7 @@ impl Shared {
         answered(operation, DEFAULT_TIMEOUT, &mut answer).await
     }
 
-    /// The filter of everything in the stream.
+    /// Returns the filter that matches every event of the stream.
     fn everything(&self) -> String {
         format!("{}.>", self.config.subject_prefix)
     }
@@ -125,7 +129,7 @@ impl Shared {
         if self.queue.is_stopping() { Err(ended()) } else { Ok(()) }
     }
 
-    /// Leaves out what is too old and not dropped yet.
+    /// Limits a query to events within `max_age`. Older ones may still be in the file.
     fn retained(&self, query: &HistoryQuery) -> HistoryQuery {
         let mut query = query.clone();
         if !self.config.max_age.is_zero() {
@@ -230,7 +234,8 @@ impl Driver for SqliteProvider {
         self.shared.read("consumers", read).await
     }
 
-    /// Whether an event can be stored: one is written and taken back, of the size of what the disk had no room for last.
+    /// Returns true if an event can be stored. Writes one as large as the largest write that found no room, and rolls
+    /// it back.
     async fn is_healthy(&self) -> bool {
         let probe = |store: &mut Store| Ok(store.probe().map_err(|failure| failure.to_error("health")));
         let proven = self.shared.call("health", Access::Own, probe).await;
@@ -244,7 +249,7 @@ impl Driver for SqliteProvider {
         Some(Arc::clone(&self.shared.ack_failures))
     }
 
-    /// Finishes what is queued and closes the file. Whoever reads at the moment is interrupted.
+    /// Finishes the queued work and closes the file. Interrupts running reads.
     async fn shut(&self) -> Result<()> {
         self.shared.queue.stop();
         tokio::time::timeout(DEFAULT_TIMEOUT, self.shared.queue.ended())

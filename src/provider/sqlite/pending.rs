@@ -1,7 +1,9 @@
-//! How pending events are stored: those of neighbouring sequences in one row, because they come and go together.
+//! Storage of pending events. One row has the events of neighbouring sequences, because those are usually added and
+//! removed together.
 //!
-//! The state of a block is its checksum and then one entry per run of events that differ in nothing but their sequence:
-//! first and last place in the block, whether they are leased, the attempt, the due time and how long it was to wait for it.
+//! The state of a block is its checksum, followed by one entry per run of events that differ only in their sequence. An
+//! entry has the first and last place in the block, a flag for leased, the attempt, the due time, and the original
+//! wait.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -13,16 +15,16 @@ use super::error::Sql;
 use super::store::{signed, unsigned};
 use crate::provider::group::{GroupState, PendingState, Time};
 
-/// Sequences per row.
+/// Number of sequences per row.
 const BLOCK: u64 = 256;
-/// The form that is written.
+/// Version of the format that is written.
 const FORM: i64 = 2;
 const ENTRY: usize = OLD_ENTRY + 8;
-/// An entry of version 1, without how long there was to wait.
+/// Size of an entry of version 1, which has no original wait.
 const OLD_ENTRY: usize = 1 + 1 + 1 + 4 + 8;
 const CHECKSUM: usize = 8;
 
-/// Writes the blocks that hold these sequences, which are in ascending order.
+/// Writes the blocks that contain these sequences, which must be in ascending order.
 pub(super) fn save(connection: &Connection, consumer: i64, machine: &GroupState, changed: &[u64]) -> Sql<()> {
     let mut blocks: Vec<u64> = changed.iter().map(|sequence| sequence / BLOCK).collect();
     blocks.dedup();
@@ -45,7 +47,7 @@ pub(super) fn save(connection: &Connection, consumer: i64, machine: &GroupState,
     Ok(())
 }
 
-/// All pending events of a consumer, in ascending order.
+/// Returns all pending events of a consumer in ascending order.
 pub(super) fn load(connection: &Connection, consumer: i64) -> Sql<Vec<PendingState>> {
     let mut statement = connection
         .prepare_cached("SELECT block, state, form FROM pending WHERE consumer = ?1 ORDER BY block")?;

@@ -1,7 +1,7 @@
-//! Whether the files that are open are still the ones that their names stand for.
+//! Checks that the open files are still the ones at their paths.
 //!
-//! On Unix a file that is open can be deleted, moved away or replaced: what is written then is in no file that anybody finds.
-//! Elsewhere the system does not allow it.
+//! On Unix, an open file can be deleted, moved or replaced. Later writes then go to a file that may be unreachable.
+//! Other systems do not allow this.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,12 +16,12 @@ pub(super) struct Place {
     side_files: [Named; 2],
 }
 
-/// What is not where it was.
+/// The file that is no longer at its path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Displaced {
-    /// The file itself: what was stored in it is not found under its name.
+    /// The database itself. Its path no longer leads to the stored events.
     File,
-    /// The log or its index: all that was stored is in the file or in what is open.
+    /// The log or its index. All stored events are in the database or in the open files.
     SideFile,
 }
 
@@ -31,7 +31,7 @@ struct Named {
     identity: Identity,
 }
 
-/// What tells one file from another for as long as either is open.
+/// Identity of a file, unique while the file is open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Identity {
     #[cfg(unix)]
@@ -65,22 +65,22 @@ impl Named {
     fn is_there(&self) -> bool {
         match Identity::of(&self.path) {
             Ok(found) => found == self.identity,
-            // What cannot be looked at for another reason is met by whoever reads and writes.
+            // The next read or write reports any other error.
             Err(error) => !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory),
         }
     }
 }
 
 impl Place {
-    /// The files behind a connection that is open and in WAL mode.
+    /// Returns the files of an open connection in WAL mode.
     pub(super) fn of(path: &Path) -> io::Result<Self> {
-        // SQLite follows links before it names them.
+        // SQLite resolves links before it names the side files.
         let real = path.canonicalize()?;
         let side_file = |suffix| Named::new(side_file(&real, suffix));
         Ok(Self { file: Named::new(path.to_owned())?, side_files: [side_file("-wal")?, side_file("-shm")?] })
     }
 
-    /// The write-ahead log.
+    /// Returns the path of the write-ahead log.
     pub(super) fn log(&self) -> &Path {
         let [log, _index] = &self.side_files;
         &log.path
@@ -90,7 +90,7 @@ impl Place {
         self.file.identity
     }
 
-    /// What is not where it was, if anything.
+    /// Returns the file that is no longer at its path, if any.
     pub(super) fn displaced(&self) -> Option<Displaced> {
         if !self.file.is_there() {
             return Some(Displaced::File);
@@ -98,19 +98,19 @@ impl Place {
         (!self.has_side_files()).then_some(Displaced::SideFile)
     }
 
-    /// Whether the log and its index are the ones that are open.
+    /// Returns true if the log and its index are still the open ones.
     fn has_side_files(&self) -> bool {
         self.side_files.iter().all(Named::is_there)
     }
 
-    /// Whether the log or its index are still there: another file must not be opened beside them.
+    /// Returns true if the open log or its index still exists. Another file must not be opened beside them.
     pub(super) fn has_left_overs(&self) -> bool {
         self.side_files
             .iter()
             .any(|named| Identity::of(&named.path).is_ok_and(|found| found == named.identity))
     }
 
-    /// Deletes the log and its index, unless others have taken their names.
+    /// Deletes the log and its index, unless other files have taken their names.
     pub(super) fn remove_side_files(&self) {
         for Named { path, identity } in &self.side_files {
             if Identity::of(path).is_ok_and(|found| found == *identity)

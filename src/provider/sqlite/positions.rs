@@ -1,4 +1,5 @@
-//! Whom retention overtakes: counted by filter and position, so that a drop costs no more with many consumers.
+//! Counts events that retention drops before consumers receive them. It counts by filter and position, so that many
+//! consumers do not make a drop more expensive.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -8,28 +9,29 @@ use super::error::Sql;
 use super::store::{Store, signed, unsigned};
 use crate::subject::SubjectIndex;
 
-/// The consumers of one filter that does not select everything.
+/// Consumers of one filter that does not match everything.
 #[derive(Default)]
 struct Group {
     filter: String,
-    /// Where durable consumers stand, and how many do.
+    /// Number of durable consumers at each cursor.
     cursors: BTreeMap<u64, usize>,
-    /// What the table `overtaken` has: matches that were dropped behind a cursor, up to the next higher one.
+    /// Content of the table `overtaken`: the number of matches that were dropped after a cursor, up to the next higher
+    /// one.
     missed: BTreeMap<u64, u64>,
     ephemerals: BTreeSet<i64>,
 }
 
 impl Group {
-    /// The highest cursor before this sequence.
+    /// Returns the highest cursor before this sequence.
     fn highest_before(&self, sequence: u64) -> Option<u64> {
         self.cursors.range(..sequence).next_back().map(|(cursor, _)| *cursor)
     }
 }
 
-/// Where consumers stand, as far as that has to be known to count what they miss.
+/// Positions of consumers, as far as they are needed to count missed events.
 #[derive(Default)]
 pub(super) struct Positions {
-    /// `None` until it is read.
+    /// `None` until read.
     known: Option<Known>,
 }
 
@@ -37,7 +39,7 @@ pub(super) struct Positions {
 struct Known {
     groups: Vec<Group>,
     filters: SubjectIndex<usize>,
-    /// Durable consumers that wait for their start time.
+    /// Start times of durable consumers that have not started.
     not_started: HashMap<i64, u64>,
 }
 
@@ -47,7 +49,7 @@ impl Known {
             Some(index) => *index,
             None => {
                 let index = self.groups.len();
-                // A filter that breaks the grammar, which only damage can bring, matches nothing.
+                // An invalid filter, which only damage can cause, matches nothing.
                 self.filters.insert(filter, index).ok()?;
                 self.groups.push(Group { filter: filter.to_owned(), ..Group::default() });
                 index
@@ -58,7 +60,7 @@ impl Known {
 }
 
 impl Positions {
-    /// Another process wrote, or a transaction failed.
+    /// Discards the positions, because another process wrote or a transaction failed.
     pub(super) fn forget(&mut self) {
         self.known = None;
     }
@@ -111,7 +113,7 @@ impl Store {
         Ok(known)
     }
 
-    /// A consumer stands elsewhere, or is new or gone. What is stored follows.
+    /// Records that a consumer has moved, or is new or gone. Updates the stored counts.
     pub(super) fn moved(
         &mut self,
         id: i64,
@@ -125,7 +127,8 @@ impl Store {
         }
         let is_everything = self.is_everything(filter);
         let Some(mut known) = self.consumers.positions.known.take() else {
-            // Nobody knows them yet; only what is stored at this place goes to the one before.
+            // The positions are not loaded. Only the count stored at the old position may have to move to the next
+            // lower one.
             return match before.filter(|_| !is_everything && id > 0) {
                 Some(before) => self.leave(filter, before),
                 None => Ok(()),
@@ -162,7 +165,7 @@ impl Store {
         changes.into_iter().try_for_each(|(cursor, missed)| self.store_missed(filter, cursor, missed))
     }
 
-    /// As [`moved`](Store::moved) for the last one of this position, without knowing the others.
+    /// Does the work of [`moved`](Store::moved) when a consumer leaves a position and the positions are not loaded.
     fn leave(&mut self, filter: &str, before: u64) -> Sql<()> {
         let is_noted: bool = self
             .connection
@@ -171,7 +174,7 @@ impl Store {
         if !is_noted {
             return Ok(());
         }
-        // The rows say where everyone stands now.
+        // The rows have the current positions.
         let mut known = self.known_positions()?;
         let changes = match known.group(filter) {
             Some(group) if !group.cursors.contains_key(&before) => group.hand_down(before),
@@ -181,7 +184,7 @@ impl Store {
         changes.into_iter().try_for_each(|(cursor, missed)| self.store_missed(filter, cursor, missed))
     }
 
-    /// Notes how many matches were dropped behind a cursor; none when it is nobody's any more.
+    /// Stores the number of matches that were dropped after a cursor. Deletes the row if the number is 0.
     fn store_missed(&self, filter: &str, cursor: u64, missed: u64) -> Sql<()> {
         let cursor = signed(cursor);
         if missed == 0 {
@@ -197,7 +200,7 @@ impl Store {
             .map(drop)
     }
 
-    /// Moves a consumer behind what retention dropped before it got there, and counts what it missed.
+    /// Moves a consumer past the events that retention dropped, and counts those that it missed.
     pub(super) fn overtake(&mut self, id: i64) -> Sql<()> {
         self.begin_if_due(id)?;
         let dropped = self.first()?.saturating_sub(1);
@@ -206,12 +209,12 @@ impl Store {
             return Ok(());
         };
         let (cursor, filter) = (known.machine.cursor(), known.machine.config().filter.clone());
-        // What is dropped is counted from where it stands in the file, where it may not have gone on since.
+        // Drops are counted from the stored position, which may be behind the cursor.
         let position = known.position.unwrap_or(cursor);
         let missed = if self.is_everything(&filter) {
             dropped - cursor
         } else if id < 0 {
-            // Noted at once when it happened.
+            // An ephemeral consumer's count was updated when the event was dropped.
             0
         } else {
             let mut positions = self.known_positions()?;
@@ -227,7 +230,7 @@ impl Store {
         Ok(())
     }
 
-    /// Counts what was dropped for those who did not get it yet. The events are in ascending order.
+    /// Counts the dropped events that consumers have not received. The events must be in ascending order.
     pub(super) fn count_missed(&mut self, dropped: &[Dropped]) -> Sql<()> {
         let Some(newest) = dropped.last() else { return Ok(()) };
         let mut known = self.known_positions()?;
@@ -276,7 +279,7 @@ impl Store {
         Ok(())
     }
 
-    /// Has consumers begin whose start time has come although they never looked.
+    /// Starts consumers whose start time has come although they never asked for events.
     fn start_before(&mut self, ids: &[i64], dropped: &[Dropped]) -> Sql<()> {
         for id in ids {
             let Ok(Some(known)) = self.sound_consumer("retention", *id)? else { continue };
@@ -292,7 +295,7 @@ impl Store {
 }
 
 impl Group {
-    /// Nobody stands at this cursor any more: what was counted there goes to the next lower one. Returns what to store.
+    /// Moves the count of a cursor without consumers to the next lower cursor. Returns the counts to store.
     fn hand_down(&mut self, cursor: u64) -> Vec<(u64, u64)> {
         let Some(missed) = self.missed.remove(&cursor) else { return Vec::new() };
         let mut changes = vec![(cursor, 0)];

@@ -1,4 +1,4 @@
-//! Publishing: checked and encoded by the caller, stored by the writer thread together with whatever else waits.
+//! Publishing. The caller checks and encodes events. The writer thread stores them together with other waiting work.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::provider::driver::Checked;
 use crate::provider::support::answered_without_storing;
 use crate::provider::{DEFAULT_TIMEOUT, PublishReceipt};
 
-/// An event as it is stored, encoded by the caller.
+/// An event in its stored form, encoded by the caller.
 struct Prepared {
     subject: String,
     record: Vec<u8>,
@@ -42,7 +42,7 @@ fn timeout(event: Checked<'_>) -> Duration {
     event.options().timeout_secs.map_or(DEFAULT_TIMEOUT, Duration::from_secs)
 }
 
-/// The part of a batch that goes to the writer thread at once.
+/// Part of a batch that goes to the writer thread in one call.
 #[derive(Default)]
 struct Part {
     entries: Vec<Result<Prepared>>,
@@ -71,13 +71,13 @@ impl Shared {
         results
     }
 
-    /// Stores the entries that could be encoded and puts the answers in the places of all.
+    /// Stores the entries that could be encoded, and returns the answers of all entries in order.
     async fn store(&self, part: Part) -> Vec<Result<PublishReceipt>> {
         let Part { entries, bytes, timeout } = part;
         let mut results = Vec::with_capacity(entries.len());
         let mut prepared = Vec::new();
         for entry in entries {
-            // Stands in for the receipt until it is known.
+            // A placeholder until the receipt is known.
             results.push(entry.map(|entry| {
                 prepared.push(entry);
                 PublishReceipt::stored(0)
@@ -122,13 +122,13 @@ impl Part {
         self.entries.push(prepared);
     }
 
-    /// More would keep other callers waiting.
+    /// Returns true if more entries would keep other callers waiting.
     fn is_full(&self, config: &SqliteConfig) -> bool {
         self.entries.len() >= config.commit_max_events || self.bytes >= config.commit_max_bytes
     }
 }
 
-/// A failure of the whole transaction, as each of its entries gets it.
+/// Returns the failure of a whole transaction as the error of one entry.
 fn for_one_entry(error: &Arc<EventError>) -> EventError {
     match &**error {
         EventError::Closed(text) => EventError::Closed(text.clone()),
@@ -168,10 +168,10 @@ impl Store {
         counters.last += 1;
         counters.messages += 1;
         counters.bytes += entry.record.len() as u64;
-        // The clock may go back a little; storage times never do, or time ranges would have holes.
+        // Storage times never decrease, even if the clock goes back a little. Otherwise time ranges would have holes.
         counters.last_stored_at = counters.last_stored_at.max(now_ms);
         let (sequence, stored_at) = (signed(counters.last), counters.last_stored_at);
-        // Asked before the insert, because it is the event itself when nothing is stored.
+        // Cached before the insert, because in an empty stream this event is the first one.
         self.first()?;
         self.connection
             .prepare_cached(

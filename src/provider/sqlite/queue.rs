@@ -14,47 +14,47 @@ use crate::poison::IgnorePoison;
 use crate::provider::group::Lease;
 use crate::provider::support::closed;
 
-/// What may wait: this many KiB, where a job counts as one and its events as their size.
+/// Capacity of the queue in KiB. A job counts as one KiB plus the size of its events.
 const CAPACITY_KIB: u32 = 16 * 1024;
 
-/// What a job needs of the transaction that it runs in.
+/// Access to the file that a job needs from its transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Access {
-    /// It needs none: it runs alone and makes its own.
+    /// No transaction: the job runs alone and begins its own.
     Own,
-    /// It changes nothing in the file.
+    /// The job changes nothing in the file.
     Read,
-    /// What it changes survives a crash of the process.
+    /// The changes survive a process crash.
     Write,
-    /// What it changes survives what the settings say.
+    /// The changes are as durable as the setting `synchronous` says.
     Sync,
 }
 
-/// One piece of work for the writer thread.
+/// A job for the writer thread.
 pub(super) trait Work: Send {
-    /// Does the work. An error ends the whole transaction; what concerns this job alone is part of its answer.
+    /// Does the work. An error fails the whole transaction; an error of this job alone is part of its answer.
     fn run(&mut self, store: &mut Store) -> Sql<()>;
 
-    /// Tells the caller, after the commit or instead of it. Returns what has to be given back because nobody took it.
+    /// Answers the caller after the commit or after a failure. Returns the leases to release if the caller is gone.
     fn answer(self: Box<Self>, outcome: std::result::Result<(), &Failure>) -> Option<GiveBack>;
 
-    /// Whether nobody waits for it, so that it can wait for work that comes soon.
+    /// Returns true if no caller waits for the job, so that it can wait for further jobs.
     fn can_wait(&self) -> bool {
         false
     }
 }
 
-/// What a member leaves to the others.
+/// Leases that a member leaves to the other members.
 #[derive(Debug, Default)]
 pub(super) struct GiveBack {
     pub(super) consumer: ConsumerKey,
-    /// Delivered to nobody: they go to another member without counting.
+    /// Leases of undelivered events. The events go to another member without counting an attempt.
     pub(super) leases: Vec<Lease>,
-    /// Whether the consumer ends with its member.
+    /// If true, the consumer ends with its member.
     pub(super) forget: bool,
 }
 
-/// Work that answers its caller once.
+/// A job that answers its caller once.
 struct Call<T, F> {
     operation: &'static str,
     work: Option<F>,
@@ -79,13 +79,13 @@ where
             Ok(()) => self.done.unwrap_or_else(|| Err(ended())),
             Err(failure) => Err(failure.to_error(self.operation)),
         };
-        // Whoever does not wait any more does not need the answer.
+        // A caller that no longer waits needs no answer.
         let _ = self.reply.send(answer);
         None
     }
 }
 
-/// How much a job, or all of a transaction, changes.
+/// Amount of changes by a job, or by all jobs of a transaction.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Size {
     pub(super) events: usize,
@@ -93,7 +93,7 @@ pub(super) struct Size {
 }
 
 impl Size {
-    /// That of a job that publishes nothing.
+    /// Size of a job that publishes nothing.
     pub(super) const ONE: Self = Self { events: 1, bytes: 0 };
 }
 
@@ -104,14 +104,14 @@ struct Job {
     _room: OwnedSemaphorePermit,
 }
 
-/// What goes into one transaction.
+/// Jobs that share one transaction.
 pub(super) struct Group {
     pub(super) work: Vec<Box<dyn Work>>,
     pub(super) given_back: Vec<GiveBack>,
-    /// `None` when there is nothing to do.
+    /// `None` if there is nothing to do.
     pub(super) access: Option<Access>,
     pub(super) size: Size,
-    /// Jobs that somebody waits for.
+    /// Number of jobs that a caller waits for.
     pub(super) awaited: usize,
     limits: Size,
 }
@@ -122,7 +122,7 @@ impl Group {
         Self { work: Vec::new(), given_back, access, size: Size { events: 0, bytes: 0 }, awaited: 0, limits }
     }
 
-    /// Whether nobody waits for any of it.
+    /// Returns true if no caller waits for any of the jobs.
     pub(super) fn can_wait(&self) -> bool {
         self.awaited == 0 && self.given_back.is_empty() && self.access != Some(Access::Own)
     }
@@ -149,15 +149,15 @@ impl Group {
 #[derive(Default)]
 struct Waiting {
     jobs: VecDeque<Job>,
-    /// Bounded by the subscriptions that exist: each leaves once.
+    /// Bounded by the number of subscriptions, because each leaves once.
     given_back: Vec<GiveBack>,
     stopping: bool,
-    /// Whether the writer thread sleeps. To wake it costs more than to queue a job.
+    /// True while the writer thread sleeps. Waking it costs more than queuing a job.
     asleep: bool,
 }
 
 impl Waiting {
-    /// Moves what has room from the queue to the group, in order, as long as it needs at most this access.
+    /// Moves jobs from the queue to the group in order, as long as they fit and need at most this access.
     fn fill(&mut self, group: &mut Group, access: Access) {
         while let Some(job) = self.jobs.front()
             && job.access <= access
@@ -169,12 +169,12 @@ impl Waiting {
     }
 }
 
-/// Jobs for the writer thread, in order.
+/// Queue of jobs for the writer thread, in order.
 pub(super) struct Queue {
     waiting: Mutex<Waiting>,
     arrived: Condvar,
     room: Arc<Semaphore>,
-    /// Turns true when the writer thread has ended.
+    /// Becomes true when the writer thread has ended.
     ended: watch::Sender<bool>,
 }
 
@@ -194,7 +194,7 @@ impl Queue {
         }
     }
 
-    /// Hands `work` to the writer thread and returns where the answer will be. Waits for room at most `timeout`.
+    /// Hands `work` to the writer thread and returns the receiver of its answer. Waits up to `timeout` for room.
     pub(super) async fn call<T: Send + 'static>(
         &self,
         operation: &'static str,
@@ -209,7 +209,7 @@ impl Queue {
         Ok(answer)
     }
 
-    /// Queues work. Cancel-safe: it is queued when this returns, and not before.
+    /// Queues a job. Cancel-safe: the job is queued when this returns, and not before.
     pub(super) async fn submit(
         &self,
         operation: &'static str,
@@ -223,7 +223,7 @@ impl Queue {
         self.push(access, size, work, room)
     }
 
-    /// Queues work that changes little, if there is room now; otherwise it comes back.
+    /// Queues a small job if there is room now. Otherwise returns the job.
     pub(super) fn submit_now(
         &self,
         access: Access,
@@ -257,8 +257,8 @@ impl Queue {
         weight: u32,
         timeout: Duration,
     ) -> Result<OwnedSemaphorePermit> {
-        // Nearly always there is room. Then this needs no timer, and many calls of one task are queued in one go: the
-        // runtime would suspend a task that acquires too often.
+        // There is nearly always room. This fast path needs no timer. It also lets one task queue many calls in one go:
+        // the runtime would suspend a task that acquires too often.
         if let Ok(room) = Arc::clone(&self.room).try_acquire_many_owned(weight) {
             return Ok(room);
         }
@@ -270,7 +270,7 @@ impl Queue {
         }
     }
 
-    /// Gives back without waiting: for members that are dropped.
+    /// Releases leases without waiting. Used by members that are dropped.
     pub(super) fn give_back(&self, what: GiveBack) {
         if !*self.ended.borrow() {
             let mut waiting = self.lock();
@@ -279,7 +279,7 @@ impl Queue {
         }
     }
 
-    /// What is to be done next: nothing when `timeout` runs out, `None` at the end.
+    /// Returns the next jobs: an empty group if `timeout` expires, `None` if the queue has ended.
     pub(super) fn take(&self, limits: Size, timeout: Option<Duration>) -> Option<Group> {
         let mut waiting = self.lock();
         if waiting.jobs.is_empty() && waiting.given_back.is_empty() && !waiting.stopping {
@@ -293,8 +293,8 @@ impl Queue {
         Some(group)
     }
 
-    /// Adds what came since then to the group of a transaction that is under way, and returns whether something did.
-    /// Waits for it when fewer than `expected` of the jobs have somebody who waits, at most for `timeout`.
+    /// Adds new jobs to the group of a running transaction, and returns true if there were any. Waits up to `timeout`
+    /// for one if fewer than `expected` jobs have a waiting caller.
     pub(super) fn more(&self, group: &mut Group, access: Access, expected: usize, timeout: Duration) -> bool {
         let before = group.work.len();
         let mut waiting = self.lock();
@@ -307,7 +307,7 @@ impl Queue {
         group.work.len() > before
     }
 
-    /// Sleeps until something comes, or it ends, or `timeout` runs out.
+    /// Sleeps until a job arrives, the queue stops, or `timeout` expires.
     fn sleep<'a>(
         &self,
         mut waiting: MutexGuard<'a, Waiting>,
@@ -333,7 +333,7 @@ impl Queue {
         }
     }
 
-    /// Takes no more work; what is queued is still done.
+    /// Refuses new jobs. Queued jobs are still done.
     pub(super) fn stop(&self) {
         let mut waiting = self.lock();
         waiting.stopping = true;
@@ -341,7 +341,7 @@ impl Queue {
         self.wake(waiting);
     }
 
-    /// Called when the writer thread ends, for whatever reason: nobody waits for it any more.
+    /// Ends the queue when the writer thread ends for any reason, so that no caller waits for it any more.
     pub(super) fn end(&self) {
         self.stop();
         self.ended.send_replace(true);
@@ -385,7 +385,7 @@ pub(super) fn ended() -> EventError {
     closed(super::NAME)
 }
 
-/// There was no room in time: nothing was done.
+/// Returns the error for a queue that stayed full: nothing was done.
 fn busy(operation: &'static str, timeout: Duration) -> EventError {
     let cause = format!("{CAPACITY_KIB} KiB wait to be written, and no room came within {timeout:?}");
     BackendError::new(super::NAME, operation, ErrorKind::Timeout, cause).retryable().into()

@@ -1,4 +1,4 @@
-//! Connections for reading, beside the writer thread. The writer closes last, so that nothing of the log stays behind.
+//! Connections for reading, beside the writer thread. The writer closes last, so that no log remains.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -17,13 +17,13 @@ use crate::deadline::After;
 use crate::error::Result;
 use crate::poison::IgnorePoison;
 
-/// Reads at the same time; more wait for their turn.
+/// Maximum number of concurrent reads; further reads wait.
 const MAX_READS: usize = 4;
 
-/// Connections for reading, opened when they are needed.
+/// Pool of connections for reading, opened on demand.
 #[derive(Debug)]
 pub(super) struct Readers {
-    /// Without a file there is nothing that a second connection could read.
+    /// Path of the file; `None` for a database in memory, which no second connection can read.
     path: Option<PathBuf>,
     busy_timeout: Duration,
     pub(super) turns: Arc<Semaphore>,
@@ -34,12 +34,12 @@ pub(super) struct Readers {
 #[derive(Default)]
 struct Pool {
     idle: Vec<Connection>,
-    /// What interrupts those that are in use, by the number that each got.
+    /// Interrupt handles of the lent connections, by number.
     in_use: HashMap<u64, InterruptHandle>,
     lent_ever: u64,
-    /// Connections from before the file was opened anew are not kept.
+    /// Number of times that the file was reopened. Connections of an earlier generation are not kept.
     generation: u64,
-    /// The file that the writer works on, while it has one open.
+    /// File that the writer opened last.
     file: Option<Identity>,
     closed: bool,
 }
@@ -64,14 +64,14 @@ impl Readers {
         }
     }
 
-    /// The file; `None` for a database in memory.
+    /// Returns the path of the file; `None` for a database in memory.
     pub(super) fn path(&self) -> Option<&Path> {
         self.path.as_deref()
     }
 
-    /// Lends a connection to the thread that calls.
+    /// Lends a connection to the calling thread.
     pub(super) fn lend(self: &Arc<Self>, operation: &'static str, path: &Path) -> Result<Lent> {
-        // What is open can be another file than the one that the path names, where somebody deleted or moved that.
+        // If the file at the path was moved or replaced, the open connections use another file.
         let named = Identity::of(path).ok();
         let idle = {
             let mut pool = self.lock();
@@ -99,7 +99,8 @@ impl Readers {
         Ok(Lent { readers: Arc::clone(self), connection: Some(connection), number, generation, keep: false })
     }
 
-    /// Lets go of every connection: this file is opened from now on. Those in use go when they come back.
+    /// Closes the idle connections, because the writer opens `file` from now on. Lent connections are closed when they
+    /// return.
     pub(super) fn renew(&self, file: Option<Identity>) {
         let idle = {
             let mut pool = self.lock();
@@ -110,7 +111,7 @@ impl Readers {
         drop(idle);
     }
 
-    /// Lends no more. What reads at the moment is interrupted.
+    /// Stops lending, and interrupts running reads.
     pub(super) fn close(&self) {
         self.turns.close();
         let idle = {
@@ -122,7 +123,7 @@ impl Readers {
         drop(idle);
     }
 
-    /// Waits until every connection is closed, at most for `timeout`. For the writer thread, which closes last.
+    /// Waits up to `timeout` until every connection is closed. Called by the writer thread, which closes last.
     pub(super) fn wait_until_closed(&self, timeout: Duration) {
         let deadline = Instant::now().after(timeout);
         let mut pool = self.lock();
@@ -135,7 +136,7 @@ impl Readers {
                 );
                 return;
             }
-            // Once more each time: a statement that had not begun was not interrupted.
+            // Repeated, because an interrupt does not affect a statement that has not begun.
             pool.in_use.values().for_each(InterruptHandle::interrupt);
             let step = left.min(Duration::from_millis(10));
             pool = self.returned.wait_timeout(pool, step).ignore_poison().0;
@@ -153,7 +154,7 @@ impl Readers {
             refused => refused,
         };
         drop(pool);
-        // It counts as in use until it is closed.
+        // The connection counts as in use until it is closed.
         drop(refused);
         self.lock().in_use.remove(&number);
         self.returned.notify_all();
@@ -165,7 +166,7 @@ impl Readers {
     }
 }
 
-/// A connection that goes back when it is dropped.
+/// A connection that returns to the pool when it is dropped.
 pub(super) struct Lent {
     readers: Arc<Readers>,
     connection: Option<Connection>,
@@ -178,7 +179,7 @@ impl Lent {
     pub(super) fn run<T>(&mut self, work: impl FnOnce(&Connection) -> Sql<T>) -> Sql<T> {
         let Some(connection) = &self.connection else { return Err(rusqlite::Error::InvalidQuery) };
         let found = work(connection);
-        // One that met an error may be the cause of it.
+        // A connection that failed may be the cause of the error.
         self.keep = found.is_ok();
         found
     }

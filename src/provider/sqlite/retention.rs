@@ -1,4 +1,4 @@
-//! Dropping the oldest events, in small steps.
+//! Drops the oldest events in small steps.
 
 use std::collections::HashSet;
 
@@ -11,12 +11,13 @@ use super::store::{Counters, Store, signed, unsigned};
 use super::{checksum, history};
 use crate::provider::support::CLOCK_TOLERANCE_MS;
 
-/// How many events one transaction drops beside those that it makes room for, so that nobody waits long for it.
+/// Number of events that one transaction drops in addition to those it makes room for. It is small, so that no caller
+/// waits long.
 const STEP: u64 = 64;
-/// How many rows one transaction brings back into the present, for the same reason.
+/// Number of rows with a future time that one transaction corrects, small for the same reason.
 const ROWS: u64 = 256;
 
-/// An event that is to be dropped.
+/// An event to drop.
 struct Oldest {
     sequence: u64,
     subject_id: i64,
@@ -26,12 +27,12 @@ struct Oldest {
 }
 
 impl Store {
-    /// Whether events are too old after some time without anyone doing anything.
+    /// Returns true if events expire by age, even while nothing else happens.
     pub(super) fn expires_by_age(&self) -> bool {
         !self.config.max_age.is_zero()
     }
 
-    /// Whether there is something to drop.
+    /// Returns true if there are events to drop, or future storage times that keep events from expiring.
     pub(super) fn is_retention_due(&mut self) -> Sql<bool> {
         let counters = self.counters()?;
         let oldest = self.oldest_stored_at()?;
@@ -40,7 +41,7 @@ impl Store {
         Ok(is_surplus || (self.expires_by_age() && is_ahead(counters, now_ms)))
     }
 
-    /// A transaction of its own, for the time when nobody publishes.
+    /// Runs retention in a transaction of its own, while no caller publishes.
     pub(super) fn retain_in_transaction(&mut self) -> Sql<()> {
         if let Err(failure) = self.transaction(Access::Write, |_| Ok(())) {
             tracing::debug!(?failure, "events that are too old could not be dropped");
@@ -49,13 +50,13 @@ impl Store {
         Ok(())
     }
 
-    /// Drops what the limits do not allow, up to the bound of one transaction.
+    /// Drops the events that exceed the limits, up to the bound of one transaction.
     pub(super) fn retain(&mut self) -> Sql<()> {
         if !self.is_retention_due()? {
             self.set_surplus(false);
             return Ok(());
         }
-        // More than what came in, or it would never end.
+        // More than were stored, so that the surplus shrinks.
         let most = STEP + 2 * self.appended;
         let dropped = self.surplus_events(most)?;
         let is_ahead = is_ahead(self.counters()?, self.config.now_ms());
@@ -103,7 +104,7 @@ impl Store {
         Ok(surplus)
     }
 
-    /// Whether the oldest event, stored at this time, has to go.
+    /// Returns true if the oldest event, stored at this time, must be dropped.
     fn is_surplus(&self, counters: Counters, stored_at: u64, now_ms: u64) -> bool {
         let config = &self.config;
         let max_age_ms = u64::try_from(config.max_age.as_millis()).unwrap_or(u64::MAX);
@@ -112,9 +113,9 @@ impl Store {
             || (max_age_ms != 0 && stored_at.saturating_add(max_age_ms) <= now_ms)
     }
 
-    /// When the clock was set back, what has a later storage time was stored now at the latest: a time from when the clock
-    /// was ahead would keep events from growing old, and would be that of all that is stored meanwhile. Done in steps, from the
-    /// oldest on, so that no storage time is before that of an older event at any time.
+    /// Sets future storage times to the current time, after the clock was set back. A future time would keep events
+    /// from expiring, and all later events would get it too. Works in steps from the oldest event on, so that storage
+    /// times never decrease.
     pub(super) fn bound_storage_times(&mut self) -> Sql<()> {
         let now_ms = self.config.now_ms();
         let counters = self.counters()?;
@@ -135,7 +136,7 @@ impl Store {
                 let is_sound =
                     row.get::<_, i64>(3)? == checksum::of_event(sequence, subject, row.get(2)?, record);
                 let bounded = checksum::of_event(sequence, subject, signed(now_ms), record);
-                // The time of a damaged row says nothing, and what is damaged must stay recognisable.
+                // The time of a damaged row means nothing, and the damage must stay detectable.
                 rows.push((sequence, is_sound.then_some(bounded)));
             }
         }
@@ -151,13 +152,13 @@ impl Store {
         if (rows.len() as u64) < most || rows.iter().all(|(_, bounded)| bounded.is_none()) {
             self.set_counters(Counters { last_stored_at: now_ms, ..counters });
         }
-        // Among them may be the oldest.
+        // The rows may include the oldest event.
         self.forget_first();
         self.set_surplus(true);
         Ok(())
     }
 
-    /// The same for `msg_id`s: none is kept for longer than the window from now on.
+    /// Does the same for `msg_id`s: from now on, none is kept for longer than the window.
     pub(super) fn bound_message_ids(&mut self, now_ms: u64) -> Sql<()> {
         if std::mem::replace(&mut self.ids_are_bounded, true) {
             return Ok(());
@@ -179,7 +180,7 @@ impl Store {
             .map(drop)
     }
 
-    /// Forgets `msg_id`s that are older than the window, a few at a time.
+    /// Deletes `msg_id`s that are older than the window, a few at a time.
     pub(super) fn forget_message_ids(&self, before_ms: u64) -> Sql<()> {
         const STEP: u32 = 256;
         let expired: Vec<String> = self
@@ -200,7 +201,7 @@ impl From<Oldest> for Dropped {
     }
 }
 
-/// Whether the newest storage time is from a clock that was ahead.
+/// Returns true if the newest storage time is from a clock that was ahead.
 fn is_ahead(counters: Counters, now_ms: u64) -> bool {
     counters.last_stored_at > now_ms.saturating_add(CLOCK_TOLERANCE_MS)
 }

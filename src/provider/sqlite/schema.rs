@@ -1,4 +1,4 @@
-//! The file: who may read it, what is in it, and how older versions are brought up to date.
+//! The database file: its permissions, its schema, and the migration from older versions.
 
 use std::fs::{self, File};
 use std::io;
@@ -13,18 +13,19 @@ use super::error::{Sql, file_failed, io_failed};
 use crate::error::{EventError, Result};
 use crate::private_file;
 
-/// Marks a file as ours: "A3SE".
+/// Application id that marks the files of this provider: "A3SE".
 const APPLICATION_ID: i32 = 0x4133_5345;
-/// The first SQLite without the WAL-reset bug, which can corrupt a file that several connections write.
+/// First SQLite version without the WAL-reset bug, which can corrupt a file that several connections write.
 const FIRST_SAFE_SQLITE: i32 = 3_051_003;
-/// The version that this program makes.
+/// Schema version that this program creates.
 const NEWEST: usize = 2;
-/// Statements that each take the file from the version before to the next one. Never changed, only added to.
+/// Statements that each migrate the file from the previous version to the next. Entries are only appended, never
+/// changed.
 const MIGRATIONS: [&str; NEWEST] = [include_str!("schema_1.sql"), include_str!("schema_2.sql")];
-/// Prepared statements kept per connection; more than the provider has.
+/// Maximum number of prepared statements cached per connection; more than the provider has.
 const STATEMENTS: usize = 64;
 
-/// Opens the file for writing, bringing it up to date where needed. It is made where it does not exist, if `create_if_missing` allows.
+/// Opens the file for writing and migrates it if needed. Creates it if it does not exist and `create` is true.
 pub(super) fn open_writer(config: &SqliteConfig, create: bool) -> Result<Connection> {
     check_sqlite_version(rusqlite::version_number())?;
     let (prefix, busy_timeout) = (config.subject_prefix.as_str(), config.busy_timeout);
@@ -42,10 +43,10 @@ pub(super) fn open_writer(config: &SqliteConfig, create: bool) -> Result<Connect
     }
     create_private(path)?;
     let fail = |error| file_failed("open", path, error);
-    // It exists: what is gone again by now must not be made for everyone to read.
+    // The flags never create the file: if it was deleted meanwhile, SQLite would create it readable by everyone.
     let mut connection = Connection::open_with_flags(path, flags()).map_err(fail)?;
     if connection.is_readonly("main").map_err(fail)? {
-        // SQLite opens it all the same; what cannot be written is no place for the positions of consumers.
+        // SQLite opens a read-only file without an error, but consumers must store their positions in it.
         let read_only = io::Error::new(io::ErrorKind::PermissionDenied, "it is read-only");
         return Err(io_failed("open", path, read_only));
     }
@@ -54,39 +55,39 @@ pub(super) fn open_writer(config: &SqliteConfig, create: bool) -> Result<Connect
     connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(())).map_err(fail)?;
     migrate(&mut connection, version, prefix).map_err(fail)?;
     check_prefix(&connection, path, prefix)?;
-    // Its own would say nothing when the disk fails: the writer thread runs them and looks at the outcome.
+    // Automatic checkpoints do not report a failing disk, so the writer thread runs them and checks the outcome.
     connection.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(())).map_err(fail)?;
     set_cache_size(&connection, config.cache_size).map_err(fail)?;
     Ok(connection)
 }
 
-/// How much of the file a connection keeps in memory at most.
+/// Sets the maximum bytes of the file that a connection caches in memory.
 fn set_cache_size(connection: &Connection, bytes: u64) -> Sql<()> {
-    // Below zero SQLite counts in KiB.
+    // SQLite reads a negative size as KiB.
     let kib = i64::try_from((bytes / 1024).max(1)).unwrap_or(i64::MAX);
     connection.pragma_update(None, "cache_size", -kib)
 }
 
-/// Opens another connection to a file that [`open_writer`] has prepared, for reading.
+/// Opens another connection, for reading, to a file that [`open_writer`] has prepared.
 pub(super) fn open_reader(path: &Path, busy_timeout: Duration) -> Sql<Connection> {
     let connection = Connection::open_with_flags(path, flags())?;
     configure(&connection, busy_timeout)?;
-    // What is in the log is the business of the writer, which closes last.
+    // Only the writer, which closes last, copies the log into the file.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     connection.pragma_update(None, "query_only", true)?;
     Ok(connection)
 }
 
 fn flags() -> OpenFlags {
-    // One thread uses a connection at a time, so that SQLite needs no lock of its own.
-    // None of them makes the file: that is done before, for its owner only.
+    // Only one thread uses a connection at a time, so that SQLite needs no lock of its own. The flags never create the
+    // file: that is done before, readable by its owner only.
     OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX
 }
 
 fn configure(connection: &Connection, busy_timeout: Duration) -> Sql<()> {
     connection.busy_timeout(busy_timeout)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
-    // A file from elsewhere must not run code of its own.
+    // A file from elsewhere must not run its own code.
     connection.pragma_update(None, "trusted_schema", false)
 }
 
@@ -100,7 +101,7 @@ fn check_sqlite_version(linked: i32) -> Result<()> {
     )))
 }
 
-/// Makes the file, and its folder, so that only its owner can read it. SQLite gives its side files the same mode.
+/// Creates the file and its folder, readable by the owner only. SQLite gives its side files the same mode.
 fn create_private(path: &Path) -> Result<()> {
     if path.is_dir() {
         return Err(EventError::Config(format!("sqlite file '{}': is a directory", path.display())));
@@ -121,9 +122,9 @@ fn create_private(path: &Path) -> Result<()> {
     }
 }
 
-/// Where a link that leads nowhere would lead: `create_new` does not follow it, and SQLite does.
+/// Resolves symbolic links, including dangling ones. SQLite follows those and `create_new` does not.
 fn link_target(path: &Path) -> io::Result<PathBuf> {
-    /// As many as Linux follows.
+    /// Maximum number of links to follow, as on Linux.
     const MAX_LINKS: usize = 40;
     let mut target = path.to_owned();
     for _ in 0..MAX_LINKS {
@@ -135,23 +136,24 @@ fn link_target(path: &Path) -> io::Result<PathBuf> {
     Err(io::Error::other("too many symbolic links"))
 }
 
-/// The name of a file that SQLite keeps beside another one.
+/// Returns the name of a file that SQLite keeps beside another one.
 pub(super) fn side_file(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
 }
 
-/// Makes an empty file that only its owner can read.
+/// Creates an empty file that only its owner can read.
 pub(super) fn create_new_private(path: &Path) -> io::Result<File> {
     private_file::create_options().create_new(true).open(path)
 }
 
-/// Refuses a file that is not ours, or newer than this program, before anything is written to it. Returns its version.
+/// Returns the version of the file. Refuses a file of another program or of a newer version before anything is written
+/// to it.
 fn check_ours(connection: &Connection, path: &Path) -> Result<usize> {
     let fail = |error| file_failed("open", path, error);
     let refuse = |why: &str| Err(EventError::Config(format!("sqlite file '{}': {why}", path.display())));
-    // One snapshot: another process may be making the file at this moment.
+    // One snapshot, because another process may be creating the file.
     let connection = connection.unchecked_transaction().map_err(fail)?;
     let application_id: i32 = pragma(&connection, "application_id").map_err(fail)?;
     let version: i32 = pragma(&connection, "user_version").map_err(fail)?;
@@ -172,7 +174,7 @@ fn check_ours(connection: &Connection, path: &Path) -> Result<usize> {
     }
 }
 
-/// Applies what is newer than `version`, all or nothing. Another process may do the same at this moment.
+/// Applies the migrations after `version` in one transaction. Another process may do the same concurrently.
 fn migrate(connection: &mut Connection, version: usize, prefix: &str) -> Sql<()> {
     if version == NEWEST {
         return Ok(());
@@ -190,7 +192,8 @@ fn migrate(connection: &mut Connection, version: usize, prefix: &str) -> Sql<()>
     transaction.commit()
 }
 
-/// A stream keeps the prefix that it was made with, or filters would stop to mean everything.
+/// Checks the prefix of the file. A stream keeps its prefix, because a filter for everything would otherwise miss
+/// events.
 fn check_prefix(connection: &Connection, path: &Path, prefix: &str) -> Result<()> {
     let existing: Option<String> = connection
         .query_row("SELECT prefix FROM stream", [], |row| row.get(0))
@@ -207,7 +210,7 @@ fn check_prefix(connection: &Connection, path: &Path, prefix: &str) -> Result<()
     }
 }
 
-/// The value of a pragma.
+/// Returns the value of a pragma.
 pub(super) fn pragma<T: rusqlite::types::FromSql>(connection: &Connection, name: &str) -> Sql<T> {
     connection.pragma_query_value(None, name, |row| row.get(0))
 }

@@ -1,4 +1,4 @@
--- Version 1. What is committed here is never changed: a later version is another file.
+-- Version 1. Never change this file once it is committed; a later version is another file.
 
 -- One row: the stream and its counters.
 CREATE TABLE stream (
@@ -15,8 +15,8 @@ CREATE TABLE subjects (
     name TEXT NOT NULL UNIQUE
 ) STRICT;
 
--- The record comes last, so that the columns before it are read without the pages that a large one overflows to. The
--- checksum is that of sequence, subject, time and record, so that no damaged row is taken for a sound one.
+-- The record is the last column, so that the others are read without the overflow pages of a large record. The checksum
+-- covers sequence, subject, time and record, so that a damaged row is detected.
 CREATE TABLE events (
     sequence INTEGER PRIMARY KEY,
     subject INTEGER NOT NULL,
@@ -26,7 +26,7 @@ CREATE TABLE events (
     record BLOB NOT NULL
 ) STRICT;
 
--- Ends with the sequence, as every index does: the events of a subject in order.
+-- Every index ends with the sequence, so this one has the events of a subject in order.
 CREATE INDEX events_by_subject ON events (subject);
 
 CREATE TABLE message_ids (
@@ -37,7 +37,7 @@ CREATE TABLE message_ids (
 
 CREATE INDEX message_ids_by_age ON message_ids (stored_at);
 
--- An id is never used twice: whoever holds the one of a forgotten consumer must not meet another.
+-- Ids are never reused: the id of a deleted consumer must not lead to another consumer.
 CREATE TABLE consumers (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     name TEXT NOT NULL UNIQUE,
@@ -52,14 +52,14 @@ CREATE TABLE consumers (
     checksum INTEGER NOT NULL
 ) STRICT;
 
--- Events before the cursor that are still to be handed out first.
+-- Events before the cursor that are still to be delivered first.
 CREATE TABLE backlog (
     consumer INTEGER NOT NULL,
     sequence INTEGER NOT NULL,
     PRIMARY KEY (consumer, sequence)
 ) STRICT, WITHOUT ROWID;
 
--- Events that were handed out and are not settled: a row for each block of 256 sequences that has some.
+-- Events that were delivered and are not settled: one row for each block of 256 sequences that has any.
 CREATE TABLE pending (
     consumer INTEGER NOT NULL,
     block INTEGER NOT NULL,

@@ -1,7 +1,7 @@
-//! What the writer thread works on: the connection, and what of the file it has cached.
+//! State of the writer thread: its connection, and its cache of the file.
 //!
-//! Everything cached is in force only while nobody else writes, which the start of each transaction checks, and
-//! is forgotten when a transaction fails.
+//! The cache is valid only while no other process writes, which the start of each transaction checks. A failed
+//! transaction discards the cache.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -19,13 +19,13 @@ use super::queue::Access;
 use crate::provider::group::Time;
 use crate::provider::settings::Choice as _;
 
-/// Subject ids cached. Programs with more subjects look some of them up.
+/// Maximum number of cached subject ids. Programs with more subjects look some of them up in the file.
 const MAX_KNOWN_SUBJECTS: usize = 10_000;
 
-/// The counters of the stream.
+/// Counters of the stream.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Counters {
-    /// Newest sequence ever given; 0 before the first.
+    /// Newest sequence ever assigned; 0 before the first.
     pub(super) last: u64,
     pub(super) last_stored_at: u64,
     pub(super) messages: u64,
@@ -37,29 +37,29 @@ pub(super) struct Store {
     pub(super) config: Arc<SqliteConfig>,
     pub(super) consumers: Consumers,
     pub(super) wakeups: Wakeups,
-    /// Counts the streams that this process met in this place.
+    /// Number of streams that replaced the first one at this path.
     stream: u64,
-    /// Up to here, those who wait were told of every event; `None` before anything was read.
+    /// Newest sequence that waiting members were woken for; `None` before anything was read.
     pub(super) told: Option<u64>,
-    /// Acks that a loss of power may take back.
+    /// Number of acks that a power loss could undo.
     unsynced_acks: usize,
-    /// Events that this transaction stored.
+    /// Number of events that this transaction stored.
     pub(super) appended: u64,
-    /// Whether this transaction looked for ids that have their time from a clock that was ahead.
+    /// True if this transaction has looked for `msg_id`s with a future time.
     pub(super) ids_are_bounded: bool,
     counters: Option<Counters>,
     counters_changed: bool,
-    /// Lowest retained sequence, or the next one when nothing is retained.
+    /// Lowest retained sequence, or the next one if nothing is retained.
     first: Option<u64>,
-    /// When the oldest event was stored.
+    /// Storage time of the oldest event.
     oldest_stored_at: Option<u64>,
     subject_ids: HashMap<Arc<str>, i64>,
-    /// Whether retention stopped at the bound of one transaction.
+    /// True if retention stopped at the bound of one transaction.
     surplus: bool,
-    /// What `PRAGMA data_version` said last: it changes when another connection commits.
+    /// Last value of `PRAGMA data_version`, which changes when another connection commits.
     data_version: i64,
     synchronous: Option<Synchronous>,
-    /// How long commits take that wait for the disk: a moving mean.
+    /// Moving average of the duration of commits that wait for the disk.
     commit_time: Duration,
     pub(super) condition: Condition,
 }
@@ -89,7 +89,7 @@ impl Store {
         }
     }
 
-    /// Runs `work` in one transaction. After a failure nothing of it is left.
+    /// Runs `work` in one transaction. If it fails, nothing of it remains.
     pub(super) fn transaction(
         &mut self,
         access: Access,
@@ -132,12 +132,12 @@ impl Store {
         self.unsynced_acks += count;
     }
 
-    /// Whether so many acks could be lost with the power that the disk is to have them.
+    /// Returns true if there are so many unsynced acks that the next write must sync them.
     pub(super) fn has_to_sync_acks(&self) -> bool {
         self.unsynced_acks >= self.config.max_unconfirmed_acks
     }
 
-    /// Has the disk take the acks that it has not, before the end.
+    /// Syncs the acks that are not on the disk yet, before the writer ends.
     pub(super) fn sync_acks(&mut self) {
         if self.unsynced_acks > 0
             && let Err(failure) = self.transaction(Access::Sync, |_store| Ok(()))
@@ -146,7 +146,7 @@ impl Store {
         }
     }
 
-    /// How long a commit takes that waits for the disk.
+    /// Returns the average duration of a commit that waits for the disk.
     pub(super) fn commit_time(&self) -> Duration {
         self.commit_time
     }
@@ -159,7 +159,7 @@ impl Store {
         Ok(())
     }
 
-    /// What only has to survive a crash of the process is not worth waiting for the disk.
+    /// Sets the sync mode. A change that only has to survive a process crash does not wait for the disk.
     fn set_synchronous(&mut self, access: Access) -> Sql<()> {
         let wanted = if access == Access::Sync { self.config.synchronous } else { Synchronous::Normal };
         if access != Access::Read && self.synchronous != Some(wanted) {
@@ -174,12 +174,13 @@ impl Store {
             return Ok(());
         }
         if access == Access::Sync && self.unsynced_acks > 0 {
-            // Whatever is written last takes all that is not on the disk yet along. SQLite writes no page that stays the same.
+            // A sync also covers all earlier writes. It needs a changed row, because SQLite does not write a page that
+            // stays the same.
             self.counters()?;
             self.execute("UPDATE stream SET messages = messages + 1")?;
             self.counters_changed = true;
         }
-        // What retention compares with the rows must be in them.
+        // Retention reads the rows of consumers, so they are written first.
         self.save_consumers()?;
         self.bound_storage_times()?;
         self.retain()?;
@@ -206,7 +207,7 @@ impl Store {
         self.wakeups = Wakeups::default();
     }
 
-    /// Forgets what is cached if another connection wrote.
+    /// Discards the cache if another connection wrote.
     pub(super) fn look_for_changes(&mut self) -> Sql<()> {
         let data_version =
             self.connection.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))?;
@@ -219,7 +220,8 @@ impl Store {
         Ok(())
     }
 
-    /// Another stream took the place of the one that was read: its consumers are others, also those with the same id.
+    /// Discards all state after another stream has replaced the one that was read. Its consumers are different ones,
+    /// even those with the same id.
     pub(super) fn stream_replaced(&mut self) {
         self.stream += 1;
         self.consumers = Consumers::default();
@@ -228,17 +230,17 @@ impl Store {
         self.wakeups.stream_replaced = true;
     }
 
-    /// The consumer with this id, for those outside of the writer thread.
+    /// Returns the key of a consumer, for use outside the writer thread.
     pub(super) fn key(&self, id: i64) -> ConsumerKey {
         ConsumerKey { stream: self.stream, id }
     }
 
-    /// The id behind a key, unless the key is one of a stream that was replaced.
+    /// Returns the id of a consumer; `None` if its stream was replaced.
     pub(super) fn id_of(&self, key: ConsumerKey) -> Option<i64> {
         (key.stream == self.stream).then_some(key.id)
     }
 
-    /// Works on this connection from now on, which may show another state of the file.
+    /// Replaces the connection and returns the old one. The new connection may see another state of the file.
     pub(super) fn install(&mut self, connection: Connection) -> Connection {
         self.forget();
         self.consumers.rolled_back();
@@ -277,12 +279,12 @@ impl Store {
         self.counters_changed = true;
     }
 
-    /// Newest sequence, where it is cached.
+    /// Returns the newest sequence, if it is cached.
     pub(super) fn known_last(&self) -> Option<u64> {
         self.counters.map(|counters| counters.last)
     }
 
-    /// Lowest retained sequence, or the next one when nothing is retained.
+    /// Returns the lowest retained sequence, or the next one if nothing is retained.
     pub(super) fn first(&mut self) -> Sql<u64> {
         if let Some(first) = self.first {
             return Ok(first);
@@ -300,18 +302,18 @@ impl Store {
         Ok(*self.first.insert(first))
     }
 
-    /// When the oldest retained event was stored.
+    /// Returns the storage time of the oldest retained event.
     pub(super) fn oldest_stored_at(&mut self) -> Sql<Option<u64>> {
         self.first()?;
         Ok(self.oldest_stored_at)
     }
 
-    /// Retention dropped the oldest events.
+    /// Discards the cached first sequence, because the oldest events have changed.
     pub(super) fn forget_first(&mut self) {
         self.first = None;
     }
 
-    /// An event was stored; it may be the oldest one.
+    /// Records that an event was stored, which may be the oldest one.
     pub(super) fn note_appended(&mut self, stored_at: u64) {
         self.appended += 1;
         self.oldest_stored_at.get_or_insert(stored_at);
@@ -325,14 +327,14 @@ impl Store {
         self.surplus = surplus;
     }
 
-    /// Whether the filter selects every event that can be stored here.
+    /// Returns true if the filter matches every event that can be stored here.
     pub(super) fn is_everything(&self, filter: &str) -> bool {
         filter.strip_suffix('>').is_some_and(|literal| {
             literal.is_empty() || literal.strip_suffix('.') == Some(self.config.subject_prefix.as_str())
         })
     }
 
-    /// The id of a subject, which is made when it is new.
+    /// Returns the id of a subject, which is created if it is new.
     pub(super) fn subject_id(&mut self, name: &str) -> Sql<i64> {
         if let Some(id) = self.subject_ids.get(name) {
             return Ok(*id);
@@ -356,7 +358,7 @@ impl Store {
         Ok(id)
     }
 
-    /// Forgets subjects that have no event any more.
+    /// Deletes subjects that have no events any more.
     pub(super) fn drop_unused_subjects(&mut self, ids: &HashSet<i64>) -> Sql<()> {
         let mut used =
             self.connection.prepare_cached("SELECT EXISTS (SELECT 1 FROM events WHERE subject = ?1)")?;
@@ -370,7 +372,7 @@ impl Store {
         Ok(())
     }
 
-    /// The time of leases: Unix time, because it has to mean the same in every process.
+    /// Returns the current time for leases. It is Unix time, because it must mean the same in every process.
     pub(super) fn now(&self) -> Time {
         Time::from_origin(Duration::from_millis(self.config.now_ms()))
     }
@@ -384,12 +386,12 @@ impl Store {
     }
 }
 
-/// As SQLite stores numbers; ours never come near the limit.
+/// Converts a number to the form that SQLite stores. The numbers used here never come near the limit.
 pub(super) fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// What [`signed`] stored. A number below zero was not stored by us and means nothing.
+/// Reverses [`signed`]. A negative number was not stored by this provider and becomes 0.
 pub(super) fn unsigned(number: i64) -> u64 {
     u64::try_from(number).unwrap_or(0)
 }

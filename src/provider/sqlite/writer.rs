@@ -1,4 +1,4 @@
-//! The writer thread: the one place that changes the file, in as few transactions as the load allows.
+//! The writer thread: the only place that changes the file, in as few transactions as the load allows.
 
 use std::sync::Arc;
 use std::thread;
@@ -20,28 +20,28 @@ use crate::error::Result;
 use crate::provider::DEFAULT_TIMEOUT;
 use crate::provider::support::Backoff;
 
-/// How often to look for the writes of other processes: often after one, seldom when nothing happens.
+/// Interval between checks for writes of other processes: short after a write, longer while idle.
 const POLL: Backoff = Backoff::exponential(Duration::from_millis(5), Duration::from_millis(50)).jitter(0.0);
-/// How late an event may be dropped that is too old, while nothing else happens.
+/// Maximum delay until an expired event is dropped while nothing else happens.
 const AGE_CHECK: Duration = Duration::from_millis(500);
 
-/// Owns the write connection. Lives on its own thread until its queue is stopped.
+/// Owner of the write connection. Runs on its own thread until its queue is stopped.
 pub(super) struct Writer {
     store: Store,
     queue: Arc<Queue>,
     cells: Arc<Cells>,
     readers: Arc<Readers>,
     limits: Size,
-    /// Longest wait for further calls.
+    /// Maximum wait for further calls.
     delay: Duration,
-    /// Calls in the last transaction: whoever was answered may call again at once.
+    /// Number of awaited calls in the last synced transaction. Their callers may call again at once.
     expected: usize,
-    /// Looks that found nothing, since the last work and the last write of another process.
+    /// Number of checks that found nothing, since the last job and the last write of another process.
     idle: u64,
 }
 
 impl Writer {
-    /// Opens the file on a thread of its own. The receiver says when it is open.
+    /// Opens the file on a new thread. The receiver reports when it is open.
     pub(super) fn start(
         config: Arc<SqliteConfig>,
         queue: Arc<Queue>,
@@ -80,12 +80,13 @@ impl Writer {
             self.wake();
         }
         self.store.sync_acks();
-        // Whoever closes last copies the log into the file and deletes it.
+        // The last connection copies the log into the file and deletes it.
         self.readers.close();
         self.readers.wait_until_closed(DEFAULT_TIMEOUT / 2);
     }
 
-    /// How long to wait for work before looking what others wrote and what has become too old.
+    /// Returns the time to wait for jobs. Then it is time to look for writes of other processes, for expired events, or
+    /// for the end of an outage.
     fn timeout(&self) -> Option<Duration> {
         if self.store.has_surplus() {
             return Some(Duration::ZERO);
@@ -97,7 +98,7 @@ impl Writer {
         poll.into_iter().chain(age).chain(attempt).min()
     }
 
-    /// Runs a group, and what comes meanwhile, in one transaction and tells everyone how it ended.
+    /// Runs a group, and jobs that arrive meanwhile, in one transaction. Reports the outcome to every caller.
     fn execute(&mut self, mut group: Group, access: Access) {
         if access == Access::Own {
             let outcome = group.work.iter_mut().try_for_each(|work| work.run(&mut self.store));
@@ -107,13 +108,13 @@ impl Writer {
         let deadline = Instant::now().after(self.delay);
         self.wait_for_company(&mut group, deadline);
         let access = group.access.unwrap_or(access).max(access);
-        // Those who only read must not keep what is too old from being dropped.
+        // Jobs that only read must not prevent expired events from being dropped.
         let is_due = self.store.expires_by_age() && self.store.is_retention_due().unwrap_or(false);
         let access = if is_due { access.max(Access::Write) } else { access };
         let (queue, expected) = (&self.queue, self.expected);
         let access =
             if access == Access::Write && self.store.has_to_sync_acks() { Access::Sync } else { access };
-        // What does not wait for the disk has nothing to share.
+        // Without a sync there is no wait to share.
         let wait = if access == Access::Sync { self.store.commit_time() } else { Duration::ZERO };
         let outcome = self.store.transaction(access, |store| {
             for what in &group.given_back {
@@ -137,7 +138,7 @@ impl Writer {
                 "a sqlite transaction failed and was rolled back"
             );
             for mut what in group.given_back {
-                // Their leases run out. An ephemeral consumer that nobody has any more needs no transaction to end.
+                // The leases expire. An ephemeral consumer without members needs no transaction to end.
                 what.leases.clear();
                 let _ = self.store.take_back(&what);
             }
@@ -147,13 +148,13 @@ impl Writer {
         }
         self.answer(group.work, outcome.as_ref().map(|_| ()));
         if outcome.is_ok() && access != Access::Read {
-            // Nobody waits for it.
+            // No caller waits for the checkpoint.
             self.store.checkpoint_if_due();
         }
     }
 
-    /// Whoever sent acks asks for more soon, unless somebody waits for the room that they make. Nobody is kept from the file
-    /// meanwhile.
+    /// Waits for further jobs if the group contains only acks, whose senders usually ask for events soon. Does not wait
+    /// if a consumer is full and needs the room. The file is not locked meanwhile.
     fn wait_for_company(&self, group: &mut Group, deadline: Instant) {
         while group.can_wait()
             && self.store.consumers.full().next().is_none()
@@ -174,12 +175,12 @@ impl Writer {
         }
     }
 
-    /// With nothing to do: drops what is too old or too much, and wakes whom the writes of another process concern.
+    /// Runs when there are no jobs: drops expired and surplus events, and looks for writes of other processes.
     fn look_around(&mut self) {
         self.idle += 1;
         self.store.look_at_place();
         if self.store.refuse(Access::Write).is_err() {
-            // There is no hurry until the outage ends.
+            // Nothing can be dropped until the outage ends.
             self.store.set_surplus(false);
             return;
         }
@@ -187,7 +188,7 @@ impl Writer {
             if self.store.is_retention_due()? { self.store.retain_in_transaction() } else { Ok(()) }
         });
         if let Err(error) = looked {
-            // The next call meets the same failure and tells its caller. Until then there is no hurry to try again.
+            // The next call reports the same failure to its caller. Until then a retry is not urgent.
             self.store.set_surplus(false);
             tracing::debug!(%error, "cannot look for changes in the sqlite file");
         }
@@ -213,7 +214,7 @@ fn open(config: &SqliteConfig) -> Result<(Connection, Option<Place>)> {
     Ok((connection, place.map_err(|error| io_failed("open", &config.path, error))?))
 }
 
-/// Ends the queue with the thread, also when the thread panics.
+/// Ends the queue with the thread, even if the thread panics.
 struct End {
     queue: Arc<Queue>,
     cells: Arc<Cells>,
@@ -234,7 +235,7 @@ mod tests {
     use crate::task::poll_once;
     use crate::types::Event;
 
-    /// A writer that is asked what it would do, and has no thread.
+    /// Creates a writer without a thread, whose decisions a test can inspect.
     fn writer(config: SqliteConfig) -> Writer {
         let config = Arc::new(config);
         let (connection, place) = open(&config).unwrap();
@@ -252,7 +253,7 @@ mod tests {
         }
     }
 
-    /// One turn with nothing to do.
+    /// Runs one turn with nothing to do.
     fn idle_turn(writer: &mut Writer) {
         writer.look_around();
         writer.wake();

@@ -1,13 +1,13 @@
-//! Which language a schema is written in: a keyword means in one draft what it does not mean in another.
+//! The draft or dialect of a schema: a keyword can have a meaning in one draft and none in another.
 
 use serde_json::{Map, Value};
 
 use crate::text::shorten;
 
-/// The drafts, oldest first. Without `$schema` it is the last.
+/// Known drafts, oldest first. A schema without `$schema` uses the last one.
 const DRAFTS: [&str; 5] = ["draft-04", "draft-06", "draft-07", "draft/2019-09", "draft/2020-12"];
 
-/// Assertions that not every draft knows: the first draft that does, and the last. In the others they say nothing.
+/// Assertions that only some drafts know, with the first and the last such draft. In other drafts they have no effect.
 const LIFETIMES: [(&str, &str, &str); 19] = [
     ("$dynamicRef", "draft/2020-12", "draft/2020-12"),
     ("$recursiveRef", "draft/2019-09", "draft/2019-09"),
@@ -30,13 +30,14 @@ const LIFETIMES: [(&str, &str, &str); 19] = [
     ("unevaluatedProperties", "draft/2019-09", "draft/2020-12"),
 ];
 
-/// Keywords whose value has names as keys, and schemas behind them.
+/// Keywords whose value is an object with names as keys and schemas as values.
 const NAMED: [&str; 6] =
     ["$defs", "definitions", "dependencies", "dependentSchemas", "patternProperties", "properties"];
-/// Keywords whose value is data.
+/// Keywords whose value is data, not a schema.
 const DATA: [&str; 5] = ["const", "default", "enum", "examples", "required"];
 
-/// Why two schemas, each with its name, are not of one meaning.
+/// Returns why two schemas, each with its name, cannot be compared: they differ in draft, or one has an unknown
+/// keyword.
 pub(super) fn conflict(from: (&Value, &str), to: (&Value, &str)) -> Option<String> {
     let [from_draft, to_draft] = [from, to].map(|(schema, _)| draft_of(schema));
     if from_draft != to_draft {
@@ -54,7 +55,7 @@ pub(super) fn conflict(from: (&Value, &str), to: (&Value, &str)) -> Option<Strin
     })
 }
 
-/// The draft, or the URI of another dialect.
+/// Returns the draft, or the URI of another dialect.
 fn draft_of(schema: &Value) -> String {
     let Some(uri) = schema.get("$schema").and_then(Value::as_str) else { return DRAFTS[4].to_owned() };
     let known = uri
@@ -66,7 +67,7 @@ fn draft_of(schema: &Value) -> String {
     if DRAFTS.contains(&known) { known.to_owned() } else { shorten(uri) }
 }
 
-/// An assertion of another draft.
+/// Returns an assertion that the draft does not know, if there is one.
 fn meaningless<'a>(schema: &'a Value, draft: &str) -> Option<&'a str> {
     let place = |draft: &str| DRAFTS.iter().position(|other| *other == draft);
     let is_of_another = |keyword: &str| {

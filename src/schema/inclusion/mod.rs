@@ -1,14 +1,14 @@
-//! Whether one JSON Schema allows all that another one allows, decided on their structure.
+//! Compares two JSON Schemas by structure: does one allow everything that the other allows?
 //!
-//! The answer "no difference" can be relied on, with one deliberate exception: a field that a schema does not declare
-//! counts as not written by those who follow it. Otherwise adding an optional field to a schema that allows further fields,
-//! as nearly all do, would be a difference, because somebody may have written a field of that name with another type. A field
-//! that is required, or that something else in the schema speaks of, is written.
+//! The answer "no difference" is reliable, with one deliberate exception: a field that a schema does not declare counts
+//! as not written under this schema. Otherwise adding an optional field to a schema that allows further fields, as
+//! nearly all do, would be a difference. A program could have written a field of that name with another type. A field
+//! counts as written if it is required or if another part of the schema mentions it.
 //!
-//! Only texts of one meaning are compared: both in the same dialect, and without keywords that mean nothing there.
+//! Only schemas of the same dialect are compared, and only without keywords that this dialect does not know.
 //!
-//! The other answer may be wrong: what is not compared field by field, such as `not` or `if`, must be equal on both sides,
-//! and is reported as not comparable otherwise.
+//! A reported difference may be wrong. Keywords that are not compared in detail, such as `not` or `if`, must be equal
+//! on both sides. Otherwise they are reported as not comparable.
 
 mod dialect;
 mod parts;
@@ -22,14 +22,15 @@ use self::parts::{
 use super::json::compile;
 use crate::text::shorten;
 
-/// Comparisons of two places in the schemas after which the whole is given up. Alternatives are tried each against each.
+/// Maximum number of comparisons of two places, after which the whole comparison is given up. Alternatives are compared
+/// each with each.
 const MAX_STEPS: usize = 20_000;
-/// Levels that are compared within each other, references followed.
+/// Maximum depth of nested comparisons, including followed references.
 const MAX_DEPTH: usize = 128;
-/// Values of a list that are tried one by one.
+/// Maximum number of listed values that are checked one by one.
 const MAX_LISTED: usize = 1_000;
 
-/// What `from` allows and `to` does not, each as a sentence with the place in it. Each schema comes with its name.
+/// Returns what `from` allows and `to` does not, as sentences with the place. Each schema comes with its name.
 pub(super) fn differences(from: (&Value, &str), to: (&Value, &str)) -> Vec<String> {
     if from.0 == to.0 {
         return Vec::new();
@@ -55,7 +56,7 @@ pub(super) fn differences(from: (&Value, &str), to: (&Value, &str)) -> Vec<Strin
     comparison.found
 }
 
-/// Keywords that are not looked into: the same on both sides, or not comparable.
+/// Keywords that are compared as a whole: they must be equal on both sides.
 const OPAQUE: [&str; 18] = [
     "not",
     "if",
@@ -87,10 +88,10 @@ struct Comparison<'a> {
     from: &'a Value,
     to: &'a Value,
     names: (&'a str, &'a str),
-    /// Whether the same reference means the same on both sides.
+    /// If true, the same reference means the same on both sides.
     same_references: bool,
-    /// Pairs of references that are being compared: where schemas refer to themselves, a pair that is met again inside of
-    /// itself adds nothing.
+    /// Pairs of references that are being compared. In recursive schemas, a pair that occurs again within itself adds
+    /// nothing.
     referenced: Vec<(String, String)>,
     steps: usize,
     depth: usize,
@@ -103,7 +104,7 @@ impl Comparison<'_> {
         self.found.push(format!("{path}: {what}"));
     }
 
-    /// `from` allows something here that `to` does not.
+    /// Reports that `from` allows something here that `to` does not.
     fn lost(&mut self, path: &str, what: &str) {
         let (from, to) = self.names;
         self.report(path, &format!("{from} allows {what}, {to} does not"));
@@ -113,14 +114,14 @@ impl Comparison<'_> {
         self.report(path, &format!("'{keyword}' cannot be compared"));
     }
 
-    /// Whether all that `from` allows is allowed by `to`, without a report.
+    /// Returns true if `to` allows everything that `from` allows. Reports nothing.
     fn fits(&mut self, from: &Value, to: &Value) -> bool {
         let outer = std::mem::take(&mut self.found);
         self.compare(from, to, "");
         std::mem::replace(&mut self.found, outer).is_empty()
     }
 
-    /// Whether two parts are the same text and mean the same.
+    /// Returns true if two parts have the same text and the same meaning.
     fn is_same(&self, from: Option<&Value>, to: Option<&Value>) -> bool {
         from == to && (self.same_references || !from.is_some_and(has_reference))
     }
@@ -164,7 +165,7 @@ impl Comparison<'_> {
             _ => return,
         };
         if ["unevaluatedItems", "unevaluatedProperties"].iter().any(|keyword| to.contains_key(*keyword)) {
-            // It depends on everything around it.
+            // Its meaning depends on everything around it.
             return self.not_comparable(path, "unevaluated");
         }
         if let Some(values) = finite(from) {
@@ -189,7 +190,8 @@ impl Comparison<'_> {
         self.compare_assertions(from, to, path);
     }
 
-    /// `from` has alternatives or parts: each alternative with what stands beside it must fit; of parts, all together.
+    /// Compares a `from` with alternatives or parts. Each alternative must fit together with the keywords beside it;
+    /// the parts of `allOf` must fit all together.
     fn compare_parts(
         &mut self,
         from: &Map<String, Value>,
@@ -218,7 +220,7 @@ impl Comparison<'_> {
         }
     }
 
-    /// `to` has alternatives: what `from` allows must fit into one of them, as a whole or type by type.
+    /// Compares with alternatives in `to`: what `from` allows must fit into one of them, as a whole or type by type.
     fn compare_with_branches(
         &mut self,
         from: &Map<String, Value>,
@@ -253,7 +255,7 @@ impl Comparison<'_> {
         }
     }
 
-    /// Whether no value can fit into two of the alternatives, as far as their types, listed values and tags tell.
+    /// Returns true if no value fits two of the alternatives, as far as their types, listed values and tags tell.
     fn are_disjoint(&self, branches: &[Value]) -> bool {
         let resolved: Option<Vec<&Map<String, Value>>> =
             branches.iter().map(|branch| resolve(self.to, branch)?.0.as_object()).collect();
@@ -268,7 +270,7 @@ impl Comparison<'_> {
         true
     }
 
-    /// `from` allows just these values.
+    /// Compares a `from` that allows just these values.
     fn compare_values(&mut self, values: &[&Value], to: &Map<String, Value>, path: &str) {
         let mut document = Map::new();
         for name in ["$schema", DEFINITIONS[0], DEFINITIONS[1]] {
@@ -354,7 +356,7 @@ impl Comparison<'_> {
         }
     }
 
-    /// Compares a least and a greatest length or count.
+    /// Compares a minimum and a maximum length or count.
     fn compare_bounds(
         &mut self,
         from: &Map<String, Value>,
@@ -379,7 +381,7 @@ impl Comparison<'_> {
             self.lost(path, "an item twice");
         }
         if [from, to].iter().any(|schema| schema.get("items").is_some_and(Value::is_array)) {
-            // The tuples of earlier drafts.
+            // Tuples of earlier drafts.
             if !self.is_same(from.get("items"), to.get("items")) {
                 self.not_comparable(path, "items");
             }
@@ -425,7 +427,7 @@ impl Comparison<'_> {
                 }
                 None => match from_others.filter(|others| !is_anything(others)) {
                     Some(others) => Some(others),
-                    // Written, with any value.
+                    // The field is written, with any value.
                     None if from_required.contains(&name.as_str()) || writes_others(from) => {
                         Some(&Value::Bool(true))
                     }
@@ -433,7 +435,7 @@ impl Comparison<'_> {
                         if let Some(keyword) = speaks_of(from, name).filter(|_| !is_anything(to_field)) {
                             self.not_comparable(&format!("{path}/{name}"), keyword);
                         }
-                        // Not declared and not described: taken as not written.
+                        // Neither declared nor mentioned: counts as not written.
                         None
                     }
                 },

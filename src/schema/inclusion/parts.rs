@@ -1,8 +1,8 @@
-//! What schemas consist of: fields, references, types, listed values and bounds.
+//! Parts of schemas: fields, references, types, listed values and bounds.
 
 use serde_json::{Map, Number, Value};
 
-/// Where schemas keep what they refer to.
+/// Keywords under which schemas keep definitions to refer to.
 pub(super) const DEFINITIONS: [&str; 2] = ["$defs", "definitions"];
 
 /// Keywords that narrow a schema. All others are annotations.
@@ -52,7 +52,7 @@ pub(super) const ASSERTIONS: [&str; 43] = [
     "uniqueItems",
 ];
 
-/// The required fields.
+/// Returns the names of the required fields.
 pub(super) fn names(schema: &Map<String, Value>) -> Vec<&str> {
     let names = schema.get("required").and_then(Value::as_array).into_iter().flatten();
     names.filter_map(Value::as_str).collect()
@@ -62,7 +62,7 @@ pub(super) fn fields(schema: &Map<String, Value>) -> Option<&Map<String, Value>>
     schema.get("properties").and_then(Value::as_object)
 }
 
-/// Whether objects need more fields than are declared, so that some are written which are not.
+/// Returns true if objects need more fields than the schema declares. Then undeclared fields are written.
 pub(super) fn writes_others(schema: &Map<String, Value>) -> bool {
     let declared = fields(schema).map_or(0, Map::len);
     let least = schema.get("minProperties").and_then(Value::as_f64).unwrap_or(0.0);
@@ -71,7 +71,7 @@ pub(super) fn writes_others(schema: &Map<String, Value>) -> bool {
     is_more
 }
 
-/// A keyword beside `properties` that says something about this field, so that it may well be written.
+/// Returns a keyword beside `properties` that mentions this field. Such a field may be written.
 pub(super) fn speaks_of(schema: &Map<String, Value>, name: &str) -> Option<&'static str> {
     const SPEAKERS: [&str; 8] = [
         "if",
@@ -83,7 +83,7 @@ pub(super) fn speaks_of(schema: &Map<String, Value>, name: &str) -> Option<&'sta
         "dependentSchemas",
         "propertyNames",
     ];
-    // It says something about all fields.
+    // This keyword applies to all fields.
     if schema
         .get("unevaluatedProperties")
         .is_some_and(|others| !is_anything(others) && *others != Value::Bool(false))
@@ -96,7 +96,7 @@ pub(super) fn speaks_of(schema: &Map<String, Value>, name: &str) -> Option<&'sta
 fn names_field(part: &Value, name: &str) -> bool {
     match part {
         Value::String(text) => text == name,
-        // It may lead to anything.
+        // The reference may lead to any schema.
         Value::Object(fields) if fields.contains_key("$ref") => true,
         Value::Object(fields) => fields.iter().any(|(key, value)| key == name || names_field(value, name)),
         Value::Array(items) => items.iter().any(|item| names_field(item, name)),
@@ -116,7 +116,7 @@ fn is_assertion(keyword: &str) -> bool {
     ASSERTIONS.binary_search(&keyword).is_ok() || keyword.starts_with("unevaluated")
 }
 
-/// Follows references inside of the schema. `None` where one leads elsewhere, in a circle, or has assertions beside it.
+/// Follows references inside the schema. `None` if one leads elsewhere or in a circle, or has assertions beside it.
 pub(super) fn resolve<'a>(root: &'a Value, mut schema: &'a Value) -> Option<(&'a Value, Option<&'a str>)> {
     const LONGEST_CHAIN: usize = 32;
     let mut last = None;
@@ -144,7 +144,7 @@ pub(super) fn has_reference(schema: &Value) -> bool {
     }
 }
 
-/// What a schema or a part of one consists of.
+/// Returns the direct parts of a schema or of a part of one.
 fn parts(schema: &Value) -> Box<dyn Iterator<Item = &Value> + '_> {
     match schema {
         Value::Array(items) => Box::new(items.iter()),
@@ -153,7 +153,7 @@ fn parts(schema: &Value) -> Box<dyn Iterator<Item = &Value> + '_> {
     }
 }
 
-/// Whether something refers to another place than the definitions.
+/// Returns true if a reference leads to a place other than the definitions.
 pub(super) fn has_reference_elsewhere(schema: &Value) -> bool {
     let is_elsewhere = |reference: &str| {
         !DEFINITIONS.iter().any(|definitions| reference.starts_with(&format!("#/{definitions}/")))
@@ -164,7 +164,7 @@ pub(super) fn has_reference_elsewhere(schema: &Value) -> bool {
         || parts(schema).any(has_reference_elsewhere)
 }
 
-/// One schema that asserts what both do; `None` where they assert the same keyword or cannot be put together.
+/// Merges two schemas into one that asserts both. Returns `None` if they differ in a keyword or cannot be merged.
 pub(super) fn merge(root: &Value, mut all: Map<String, Value>, part: &Value) -> Option<Map<String, Value>> {
     match resolve(root, part)?.0 {
         Value::Bool(true) => {}
@@ -175,7 +175,7 @@ pub(super) fn merge(root: &Value, mut all: Map<String, Value>, part: &Value) -> 
                 }
                 all.insert(keyword.clone(), value.clone());
             }
-            // What one side says about fields or items must not be read together with the other's.
+            // Keywords about fields or items that one side uses must not be combined with those of the other side.
             let splits = |keywords: &[&str]| {
                 let own = keywords.iter().filter(|keyword| part.contains_key(**keyword)).count();
                 let total = keywords.iter().filter(|keyword| all.contains_key(**keyword)).count();
@@ -194,7 +194,7 @@ pub(super) fn merge(root: &Value, mut all: Map<String, Value>, part: &Value) -> 
     Some(all)
 }
 
-/// The values that a schema allows where they are listed, or can be.
+/// Returns the values that a schema allows, if it lists them or they can be listed.
 pub(super) fn finite(schema: &Map<String, Value>) -> Option<Vec<&Value>> {
     const NULL: &Value = &Value::Null;
     const NO: &Value = &Value::Bool(false);
@@ -217,12 +217,12 @@ fn have_common(a: &[&Value], b: &[&Value]) -> bool {
     a.iter().any(|a| b.iter().any(|b| is_equal(a, b)))
 }
 
-/// Whether two values are the same to JSON Schema, for which 1 and 1.0 are one number.
+/// Returns true if two values are equal in JSON Schema, where 1 and 1.0 are the same number.
 fn is_equal(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Number(a), Value::Number(b)) => match (integer(a), integer(b)) {
             (Some(a), Some(b)) => a == b,
-            // Whatever is so close may be taken for the same.
+            // Numbers this close may count as the same.
             _ => a.as_f64().zip(b.as_f64()).is_none_or(|(a, b)| (a - b).abs() <= f64::EPSILON * a.abs()),
         },
         (Value::Array(a), Value::Array(b)) => {
@@ -235,7 +235,10 @@ fn is_equal(a: &Value, b: &Value) -> bool {
     }
 }
 
-/// Whether no value fits both: other types, other listed values, or a field that both require and that tells them apart.
+/// Returns true if no value fits both schemas:
+/// - they have no type or no listed value in common;
+/// - they both require a field whose listed values differ;
+/// - one requires a field that the other forbids.
 pub(super) fn exclude_each_other(root: &Value, a: &Map<String, Value>, b: &Map<String, Value>) -> bool {
     let alternatives = |schema: &Map<String, Value>| {
         ["$ref", "anyOf", "oneOf"].iter().any(|keyword| schema.contains_key(*keyword))
@@ -277,7 +280,7 @@ pub(super) fn exclude_each_other(root: &Value, a: &Map<String, Value>, b: &Map<S
         || b_required.iter().any(|name| forbids(a, name))
 }
 
-/// A set of types, with the numbers that are not integers apart from the integers.
+/// A set of types, where integers and other numbers are separate members.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Types(u8);
 
@@ -335,7 +338,7 @@ impl Types {
         Self(self.0 & !other.0)
     }
 
-    /// The names of the types; a number that is no integer is a `number`.
+    /// Returns the names of the types. A number that is not an integer is a `number`.
     pub(super) fn names(self) -> Vec<&'static str> {
         let all = [
             (Self::NULL, "null"),
@@ -359,7 +362,8 @@ pub(super) struct Bound<'a> {
 }
 
 impl<'a> Bound<'a> {
-    /// The tighter one of both keywords; an error for the form of draft 4, where the exclusive one is a boolean.
+    /// Returns the tighter of the two keywords. Returns an error for the form of draft 4, where the exclusive keyword
+    /// is a boolean.
     pub(super) fn of(
         schema: &'a Map<String, Value>,
         inclusive: &str,

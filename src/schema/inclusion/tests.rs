@@ -1,4 +1,4 @@
-//! Each kind of change in both directions, and any schemas against any payloads.
+//! Each kind of change in both directions, and random schemas against random payloads.
 
 use super::parts::ASSERTIONS;
 use super::*;
@@ -17,7 +17,7 @@ fn the_keywords_are_sorted() {
     assert!(ASSERTIONS.is_sorted());
 }
 
-/// Both directions of each change: what is lost from the first schema to the second, and back.
+/// Compares each change in both directions: what is lost from the first schema to the second, and back.
 #[test]
 fn each_kind_of_change_is_found_in_the_direction_in_which_it_loses_something() {
     let object = |fields: Value| json!({"type": "object", "properties": fields});
@@ -47,7 +47,7 @@ fn each_kind_of_change_is_found_in_the_direction_in_which_it_loses_something() {
             Some("/a: v1 allows integer"),
             Some("further fields"),
         ),
-        // Written without being described: with any value.
+        // Written without being declared: with any value.
         (
             json!({"required": ["x"]}),
             json!({"required": ["x"], "properties": {"x": {"type": "string"}}}),
@@ -108,7 +108,7 @@ fn each_kind_of_change_is_found_in_the_direction_in_which_it_loses_something() {
             Some("'patternProperties' cannot be compared"),
             Some("'patternProperties' cannot"),
         ),
-        // Two numbers that are one to the validator.
+        // Two numbers that the validator treats as the same.
         (
             json!({"properties": {"k": {"const": 1}}, "required": ["k"], "type": "object"}),
             json!({"type": "object", "oneOf": [
@@ -214,7 +214,7 @@ fn each_kind_of_change_is_found_in_the_direction_in_which_it_loses_something() {
             Some("number"),
         ),
         (json!({"type": "integer"}), json!({"allOf": [{"type": "number"}]}), no, Some("number")),
-        // Not looked into.
+        // Compared as a whole.
         (json!({"not": {"type": "null"}}), json!({"not": {"type": "null"}, "title": "t"}), no, no),
         (
             json!({"not": {"type": "null"}}),
@@ -245,7 +245,7 @@ fn texts_of_two_meanings_are_not_compared() {
     };
     let mail = json!({"type": "string", "format": "email"});
     for (from, to, expected) in [
-        // A format asserts something in one of them only.
+        // In only one of the drafts does a format assert something.
         (
             mail.clone(),
             draft("draft-07", mail.clone()),
@@ -256,7 +256,7 @@ fn texts_of_two_meanings_are_not_compared() {
             draft("draft-06", json!({"type": "integer"})),
             Some("cannot be compared"),
         ),
-        // Keywords that say nothing there.
+        // Keywords that the draft does not know.
         (
             draft("draft-07", json!({"prefixItems": [{"type": "integer"}], "maxItems": 1})),
             draft("draft-07", json!({"items": {"type": "integer"}})),
@@ -272,7 +272,7 @@ fn texts_of_two_meanings_are_not_compared() {
             json!({"items": {"maxItems": 0}}),
             Some("v1 has 'additionalItems'"),
         ),
-        // One language.
+        // The same draft.
         (draft("draft-07", mail.clone()), draft("draft-07", json!({"type": "string"})), None),
         (
             json!({"$schema": "https://json-schema.org/draft/2020-12/schema", "type": "integer"}),
@@ -316,7 +316,7 @@ fn references_are_followed_within_the_schema() {
     // Inlined.
     let inlined = json!({"type": "object", "properties": {"owner": {"properties": {"name": long}}}});
     assert!(lost(&person(json!({"type": "string"}), ""), &inlined).is_empty());
-    // The same text that means another thing.
+    // The same text with another meaning.
     let root = |kind: &str| json!({"properties": {"next": {"items": {"$ref": "#"}}, "v": {"type": kind}}});
     assert!(lost(&root("integer"), &root("number")).is_empty());
     assert!(!lost(&root("number"), &root("integer")).is_empty());
@@ -336,7 +336,7 @@ fn large_and_entangled_schemas_are_given_up_in_time() {
         (&alternatives(9, json!({"minLength": 2})), "v2"),
     );
     assert!(found[0].contains("too many alternatives"), "{found:?}");
-    // Two circles whose lengths have no common factor.
+    // Two cycles whose lengths have no common factor.
     let circle = |length: usize| {
         let name = |n: usize| format!("d{}", n % length);
         let one = |n: usize| {
@@ -351,7 +351,7 @@ fn large_and_entangled_schemas_are_given_up_in_time() {
     assert!(found[0].contains("too deep"), "{found:?}");
 }
 
-/// A schema without annotations, of every keyword that is compared and of those that are not.
+/// Generates a schema without annotations, from all keywords: those that are compared and those that are not.
 fn any_schema() -> impl Strategy<Value = Value> {
     let number = prop_oneof![Just("integer"), Just("number")];
     let bound = || -3_i64..4;
@@ -402,7 +402,7 @@ fn any_schema() -> impl Strategy<Value = Value> {
     })
 }
 
-/// A schema and another one that is like it but for one place.
+/// Generates a schema and a copy of it that differs in one place.
 fn any_change() -> impl Strategy<Value = (Value, Value)> {
     let change = (any::<prop::sample::Index>(), any::<prop::sample::Index>(), 0..4, any_schema());
     (any_schema(), change, any_schema(), any_schema(), any::<bool>()).prop_map(
@@ -416,7 +416,7 @@ fn any_change() -> impl Strategy<Value = (Value, Value)> {
                     let key = key.get(&at.keys().cloned().collect::<Vec<_>>()).clone();
                     at.remove(&key);
                 }
-                // A field is described that was not, which is what most versions do.
+                // A field is declared that was not, as in most new versions.
                 1 => {
                     let fields = at.entry("properties").or_insert(json!({})).as_object_mut().unwrap();
                     fields.entry(*key.get(&["a", "b", "c"])).or_insert(other);
@@ -437,7 +437,7 @@ fn any_change() -> impl Strategy<Value = (Value, Value)> {
     )
 }
 
-/// The places of a schema and of the schemas in it that are objects.
+/// Finds the places of a schema and of the schemas in it that are objects.
 fn find_schemas(schema: &Value, at: String, places: &mut Vec<String>) {
     if let Value::Array(items) = schema {
         for (index, item) in items.iter().enumerate() {
@@ -463,7 +463,7 @@ fn without_reference(schema: Value) -> Value {
     serde_json::from_str(&schema.to_string().replace("\"$ref\":\"#/$defs/d\"", "\"title\":\"\"")).unwrap()
 }
 
-/// Lets no object of a schema have fields that nothing in it speaks of.
+/// Closes the objects of a schema to fields that nothing in it mentions.
 fn close(mut schema: Value) -> Value {
     let Value::Object(keywords) = &mut schema else { return schema };
     for (keyword, value) in keywords.iter_mut() {
@@ -484,7 +484,7 @@ fn close(mut schema: Value) -> Value {
         }
     }
     let elsewhere = ["patternProperties", "enum", "const", "anyOf", "oneOf", "allOf", "$ref"];
-    // A schema that allows further fields with any value says no more than one without the keyword.
+    // To allow further fields with any value is the same as to omit the keyword.
     let says_something_of_others = ["unevaluatedProperties", "additionalProperties"]
         .into_iter()
         .any(|keyword| keywords.get(keyword).is_some_and(|others| !is_anything(others)));
@@ -523,7 +523,7 @@ fn any_payload() -> impl Strategy<Value = Value> {
 }
 
 proptest! {
-    /// Where no difference is found, everything that follows the first schema follows the second, provided that it has
+    /// If no difference is found, everything that follows the first schema follows the second, provided that it has
     /// only fields that the first one declares.
     #[test]
     fn without_a_difference_nothing_is_lost(
@@ -543,7 +543,7 @@ proptest! {
         }
     }
 
-    /// A wider copy of a schema loses nothing, and what is narrower in the copy is found on the way back.
+    /// Widening a schema loses nothing, and the comparison finds what is narrower on the way back.
     #[test]
     fn a_new_optional_field_and_a_dropped_requirement_are_found_in_one_direction(
         schema in any_schema().prop_map(without_reference), field in any_schema().prop_map(without_reference),

@@ -1,4 +1,4 @@
-//! Putting an HTTP sink together.
+//! Builder of HTTP sinks.
 
 use std::fmt;
 use std::sync::atomic::AtomicBool;
@@ -42,7 +42,7 @@ pub struct HttpSinkBuilder {
     timeout: Duration,
     payload: PayloadForm,
     allowed: Allowed,
-    /// What a setting could not be read as is said by `build`.
+    /// An invalid setting is kept as an error here, and `build` returns it.
     headers: Result<HeaderMap>,
     signer: Result<Signer>,
     roots: Result<Roots>,
@@ -67,19 +67,20 @@ impl HttpSinkBuilder {
         }
     }
 
-    /// Sends the whole event as the body, in the JSON format. Default is the binary mode, whose body is the payload.
+    /// Sends the whole event as the body, in the JSON format. The default is binary mode, whose body is the payload.
     pub fn structured(mut self) -> Self {
         self.mode = ContentMode::Structured;
         self
     }
 
-    /// How long an answer may take, lookup and connection included. Default 10 s. The timeout of the trigger holds too.
+    /// Sets the timeout for an answer, including lookup and connection. Default 10 s. The timeout of the trigger also
+    /// applies.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// Sends a header with every event. Its value is a secret: it is shown nowhere.
+    /// Sends a header with every request. Its value is a secret and is never shown.
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.headers = self.headers.and_then(|mut headers| {
             let (name, value) = user_header(name, value)?;
@@ -89,29 +90,29 @@ impl HttpSinkBuilder {
         self
     }
 
-    /// Signs each request after Standard Webhooks with this secret, `whsec_` and base64. Called twice while a secret is
-    /// replaced, it signs with both.
+    /// Signs each request with this secret according to Standard Webhooks. The secret is `whsec_` and base64. To rotate
+    /// a secret, call this twice; the sink then signs with both.
     pub fn sign_with(mut self, secret: &str) -> Self {
         self.signer = self.signer.and_then(|mut signer| signer.add(secret).map(|()| signer));
         self
     }
 
-    /// Trusts the certificate authorities of this PEM text, and no longer those of the system. Called again, it adds to them.
+    /// Trusts the certificate authorities of this PEM text instead of those of the system. Further calls add to them.
     pub fn root_certificates(mut self, pem: &[u8]) -> Self {
         self.roots = self.roots.and_then(|mut roots| roots.add(pem).map(|()| roots));
         self
     }
 
-    /// Asks the receiver for its permission before the first event, with the `OPTIONS` request of the CloudEvents webhook
-    /// specification: `origin` is the DNS name by which it knows this system. Without the answer that it allows, deliveries
-    /// fail and are to be tried again. Default is to send without asking.
+    /// Asks the receiver for permission before the first event, with the `OPTIONS` request of the CloudEvents webhook
+    /// specification. `origin` is the DNS name by which the receiver knows this system. Until the receiver gives
+    /// permission, deliveries fail and are retried. The default is to send without asking.
     pub fn ask_permission_as(mut self, origin: &str) -> Self {
         self.permission = Permission::of(origin).map(Some);
         self
     }
 
-    /// Sends payloads that are encrypted at rest in clear. Without, they leave the process as they are stored. An error then
-    /// shows the status of an answer and not its text, which could quote the payload.
+    /// Sends payloads decrypted. By default, payloads that are encrypted at rest leave the process as they are stored.
+    /// With this setting, an error shows the status of an answer but not its text, which could quote the payload.
     pub fn decrypted(mut self) -> Self {
         self.payload = PayloadForm::Clear;
         self
@@ -123,14 +124,14 @@ impl HttpSinkBuilder {
         self
     }
 
-    /// Allows a port beside 80 and 443.
+    /// Allows a port in addition to 80 and 443.
     pub fn allow_port(mut self, port: u16) -> Self {
         self.allowed.ports.push(port);
         self
     }
 
-    /// Allows addresses that are not public: a network such as `10.1.0.0/16`, or a single address. Metadata services stay
-    /// blocked.
+    /// Allows addresses that are not public: a network such as `10.1.0.0/16`, or a single address. Metadata services
+    /// stay blocked.
     pub fn allow_network(mut self, network: &str) -> Self {
         match Network::parse(network) {
             Some(network) => self.allowed.networks.push(network),
@@ -143,7 +144,7 @@ impl HttpSinkBuilder {
         self
     }
 
-    /// Allows a host by its name, whatever it resolves to, other than metadata services.
+    /// Allows a host name with every address that it resolves to, except metadata services.
     pub fn allow_host(mut self, host: impl Into<String>) -> Self {
         self.allowed.hosts.push(host.into());
         self
@@ -155,14 +156,19 @@ impl HttpSinkBuilder {
         self
     }
 
-    /// Builds the sink. Connects to nothing yet.
+    /// Builds the sink without connecting.
     ///
     /// # Errors
     ///
-    /// [`EventError::Config`] that names the setting: a URL with another scheme, with credentials, a fragment, a port that is
-    /// not allowed or a host that is blocked, longer than 2,048 bytes; a header that is reserved or not legal; a secret that
-    /// is none; an origin that is no DNS name; PEM text without a usable certificate; or when the system's certificates
-    /// cannot be used.
+    /// [`EventError::Config`] that names the setting, for:
+    ///
+    /// - a URL with a scheme, port or host that is not allowed, with credentials or a fragment, or longer than 2,048
+    ///   bytes;
+    /// - a header that is reserved or not legal;
+    /// - an invalid secret, network or timeout;
+    /// - an origin that is not a DNS name;
+    /// - PEM text without a usable certificate;
+    /// - certificates of the system that cannot be used.
     pub fn build(self) -> Result<HttpSink> {
         let url = self.allowed.check_url(&self.url)?;
         if self.timeout.is_zero() {

@@ -1,4 +1,4 @@
-//! The HTTP client of a sink: it goes where it is allowed to and nowhere else, and trusts whom it is told to.
+//! HTTP client of a sink: it connects only to allowed targets, and trusts only the configured certificate authorities.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::error::{EventError, Result};
 
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The certificate authorities that are trusted; those of the system when there are none.
+/// Trusted certificate authorities; if there are none, those of the system.
 pub(super) struct Roots(RootCertStore);
 
 impl Roots {
@@ -25,7 +25,7 @@ impl Roots {
         Self(RootCertStore::empty())
     }
 
-    /// Adds those of a PEM text.
+    /// Adds the certificates of a PEM text.
     pub(super) fn add(&mut self, pem: &[u8]) -> Result<()> {
         let refused = |rule: String| EventError::Config(format!("root certificates: {rule}"));
         let before = self.0.len();
@@ -43,7 +43,7 @@ impl Roots {
 
 pub(super) fn client(allowed: Allowed, lookup: Lookup, roots: Roots) -> Result<Client> {
     let refused = |error: &dyn fmt::Display| EventError::Config(format!("TLS of an HTTP sink: {error}"));
-    // The same backend as the NATS client, so that the program has one.
+    // The NATS client uses the same backend, so the program needs only one.
     let tls = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(|error| refused(&error))?;

@@ -1,7 +1,10 @@
-//! Where an HTTP sink may connect to: the guard against requests forged on behalf of this process (SSRF).
+//! Guard against server-side request forgery (SSRF): decides where an HTTP sink may connect to.
 //!
-//! Pure functions. Blocked is what the IANA special-purpose address registries call not globally reachable, what embeds such
-//! an address, and the addresses and names under which clouds hand out credentials.
+//! The module consists of pure functions. It blocks:
+//!
+//! - addresses that the IANA special-purpose address registries call not globally reachable;
+//! - IPv6 addresses that embed an IPv4 address;
+//! - addresses and names under which clouds offer credentials.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -13,7 +16,7 @@ use crate::text::shorten;
 
 const MAX_URL_LEN: usize = 2_048;
 
-/// Names under which clouds and clusters offer credentials. Blocked whatever is allowed.
+/// Names under which clouds and clusters offer credentials. No setting allows them.
 const METADATA_NAMES: [&str; 6] = [
     "metadata",
     "metadata.google.internal",
@@ -23,7 +26,7 @@ const METADATA_NAMES: [&str; 6] = [
     "metadata.azure.internal",
 ];
 
-/// Addresses for the same.
+/// Addresses of the same services.
 const METADATA_V4: [Ipv4Addr; 4] = [
     Ipv4Addr::new(169, 254, 169, 254),
     Ipv4Addr::new(169, 254, 170, 2),
@@ -33,7 +36,7 @@ const METADATA_V4: [Ipv4Addr; 4] = [
 const METADATA_V6: [Ipv6Addr; 2] =
     [Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254), Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)];
 
-/// Networks that are not reachable from everywhere: base, prefix length, why.
+/// Networks that are not globally reachable: base, prefix length, reason.
 const BLOCKED_V4: [(Ipv4Addr, u32, &str); 16] = [
     (Ipv4Addr::new(0, 0, 0, 0), 8, "unspecified"),
     (Ipv4Addr::new(10, 0, 0, 0), 8, "private"),
@@ -53,7 +56,7 @@ const BLOCKED_V4: [(Ipv4Addr, u32, &str); 16] = [
     (Ipv4Addr::new(240, 0, 0, 0), 4, "reserved"),
 ];
 
-/// A network in the notation `10.0.0.0/8`; a single address is one of its full length.
+/// A network in the notation `10.0.0.0/8`. A single address is a network with the full prefix length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Network {
     base: IpAddr,
@@ -91,7 +94,7 @@ fn in_v6(address: Ipv6Addr, base: Ipv6Addr, bits: u32) -> bool {
     differing.checked_shr(128 - bits).unwrap_or(0) == 0
 }
 
-/// What a sink is allowed beyond public addresses.
+/// Targets that a sink may connect to in addition to public addresses.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Allowed {
     pub(super) http: bool,
@@ -100,7 +103,7 @@ pub(super) struct Allowed {
     pub(super) hosts: Vec<String>,
 }
 
-/// Why something is not connected to.
+/// The reason why a target is blocked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Blocked {
     pub(super) what: String,
@@ -116,7 +119,7 @@ impl fmt::Display for Blocked {
 impl std::error::Error for Blocked {}
 
 impl Allowed {
-    /// Reads a URL, and checks everything about it that needs no lookup.
+    /// Parses a URL and runs all checks that need no lookup.
     pub(super) fn check_url(&self, text: &str) -> Result<Url> {
         let refuse = |rule: String| EventError::Config(format!("sink url '{}': {rule}", shown(text)));
         if text.len() > MAX_URL_LEN {
@@ -143,7 +146,7 @@ impl Allowed {
         Ok(url)
     }
 
-    /// Checks the host of a URL: an address at once, a name as far as it can be told from the name.
+    /// Checks the host of a URL: an address completely, a name without resolving it.
     pub(super) fn check_host(&self, url: &Url) -> std::result::Result<(), Blocked> {
         let host = url.host_str().unwrap_or_default();
         let literal = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
@@ -176,7 +179,7 @@ impl Allowed {
         self.hosts.iter().any(|allowed| allowed.eq_ignore_ascii_case(name))
     }
 
-    /// Checks what a name was resolved to. One address that is blocked blocks all: which one is used is not ours to say.
+    /// Checks the addresses of a resolved name. One blocked address blocks all, because the client chooses among them.
     pub(super) fn check_resolved(
         &self,
         host: &str,
@@ -205,8 +208,8 @@ impl Allowed {
     }
 }
 
-/// A URL as an error shows it: scheme and host. Credentials, path and query may be secrets, and in what is no URL nobody can
-/// tell which part is which.
+/// Returns a URL as errors show it: scheme and host. Credentials, path and query may be secrets. In text that is not a
+/// URL, any part may be one.
 fn shown(text: &str) -> String {
     match text.split_once("://") {
         Some((scheme, _)) if text.contains('@') => shorten(&format!("{scheme}://***")),
@@ -232,7 +235,7 @@ fn check_metadata(address: IpAddr) -> std::result::Result<(), Blocked> {
     Ok(())
 }
 
-/// Why this address is not connected to; `None` for a public one.
+/// Returns why an address is blocked; `None` for a public address.
 pub(super) fn blocked(address: IpAddr) -> Option<&'static str> {
     match address {
         IpAddr::V4(address) => blocked_v4(address),
@@ -261,19 +264,19 @@ fn blocked_v6(address: Ipv6Addr) -> Option<&'static str> {
         0xfe80..=0xfebf => Some("link-local"),
         0xfec0..=0xfeff => Some("site-local"),
         0xff00.. => Some("multicast"),
-        // 2001:2::/48, 2001:10::/28, 2001:20::/28 and the rest of the protocol assignments, Teredo among them.
+        // 2001:2::/48, 2001:10::/28, 2001:20::/28 and the other protocol assignments, including Teredo.
         0x2001 if second < 0x0200 => Some("reserved"),
         0x2001 if second == 0x0db8 => Some("documentation"),
         0x3fff if second < 0x1000 => Some("documentation"),
         0x5f00 => Some("reserved"),
-        // Only this much is handed out as global unicast.
+        // Only this range is assigned as global unicast.
         0x2000..=0x3fff => None,
         _ => Some("reserved"),
     }
 }
 
-/// The IPv4 address in an IPv6 address that leads to it. None of these is connected to, whatever it leads to: a public
-/// address has a form of its own.
+/// Returns the IPv4 address that an IPv6 address embeds, with the reason to block it. All these forms are blocked,
+/// because a public IPv4 address can be written by itself.
 fn embedded_v4(address: Ipv6Addr) -> Option<(Ipv4Addr, &'static str)> {
     let [a, b, c, d, e, f, g, h] = address.segments();
     let join = |high: u16, low: u16| Ipv4Addr::from_bits((u32::from(high) << 16) | u32::from(low));

@@ -1,6 +1,6 @@
 use super::*;
 
-/// Hosts of URLs that must not be connected to.
+/// Hosts of URLs that must be blocked.
 #[rustfmt::skip]
 pub(in super::super) const FORBIDDEN: [&str; 75] = [
     // Loopback, in every spelling that URLs allow.
@@ -17,7 +17,7 @@ pub(in super::super) const FORBIDDEN: [&str; 75] = [
     // Metadata.
     "169.254.169.254", "2852039166", "0xa9fea9fe", "169.254.43518", "[fd00:ec2::254]", "100.100.100.200",
     "metadata.google.internal", "metadata",
-    // Not for hosts.
+    // Multicast, reserved, documentation and benchmarking.
     "224.0.0.1", "239.255.255.255", "[ff02::1]", "255.255.255.255", "240.0.0.1", "192.0.2.1", "198.51.100.7",
     "203.0.113.9", "198.18.0.1", "[2001:db8::1]", "192.0.0.8",
 ];
@@ -115,7 +115,7 @@ fn what_is_allowed_is_allowed_and_metadata_never() {
         "http://DB.internal/",
     ] {
         let passes = allowed.check_url(url).is_ok();
-        // A name that means loopback is no address: it is allowed by name.
+        // `localhost` is a name, so that a network cannot allow it.
         assert_eq!(passes, !url.contains("localhost"), "{url}");
     }
     for url in [

@@ -31,31 +31,31 @@ use crate::text::shorten;
 use crate::types::Event;
 use crate::webhooks::REQUEST_ORIGIN;
 
-/// Most that is read of a response.
+/// Maximum number of bytes that are read of a response.
 const MAX_RESPONSE: usize = 64 * 1024;
-/// How long the rest of a successful response may take.
+/// Timeout for reading the body of a response.
 const DRAIN: Duration = Duration::from_secs(1);
-/// How soon a receiver is tried again whose certificate is not trusted: somebody has to do something first.
+/// Delay before a retry after a certificate error, which needs manual repair.
 const RETRY_TLS_AFTER: Duration = Duration::from_secs(30);
-/// The longest wait that a receiver can ask for.
+/// Maximum delay that a receiver can ask for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(3_600);
 
 /// Posts events as CloudEvents to a URL.
 ///
-/// | answer | what it means |
+/// | answer | effect |
 /// |---|---|
-/// | 2xx | taken |
-/// | 410 | the receiver wants no more: this sink is disabled and fails from now on |
-/// | 404, 408, 409, 425, 429, 5xx | try again, after `Retry-After` if it says so, at most an hour |
+/// | 2xx | the event is taken |
+/// | 410 | the receiver wants no more events: this sink is disabled and fails from now on |
+/// | 404, 408, 409, 425, 429, 5xx | retried, after `Retry-After` if present, at most an hour |
 /// | 3xx | fails; redirects are never followed |
-/// | other | fails; no retry helps |
-/// | none, within the timeout | try again |
-/// | a certificate that is not trusted, expired, or of another name | try again, after 30 s |
+/// | other | fails without a retry |
+/// | none within the timeout | retried |
+/// | a certificate that is not trusted, expired, or of another name | retried after 30 s |
 ///
-/// It is **closed by default**: https only, ports 80 and 443, and no address that is not public, whether it is written in
-/// the URL in any spelling or a name resolves to it. A name is looked up for each connection, every address is checked, and
-/// the connection goes to an address that was. No proxy of the environment is used. What is needed inside is
-/// [allowed](HttpSinkBuilder::allow_network) one by one.
+/// The sink is **closed by default**. It connects by https only, to ports 80 and 443 and to public addresses. This
+/// applies to addresses in the URL, in any spelling, and to addresses that a name resolves to. The sink looks a name up
+/// for each connection, checks every address, and connects to a checked one. It uses no proxy of the environment. You
+/// can [allow](HttpSinkBuilder::allow_network) internal targets one by one.
 ///
 /// ```
 /// use a3s_event::sink::HttpSink;
@@ -85,17 +85,17 @@ pub struct HttpSink {
 }
 
 impl HttpSink {
-    /// Begins a sink that posts to this URL.
+    /// Returns a builder for a sink that posts to this URL.
     pub fn builder(name: impl Into<String>, url: impl Into<String>) -> HttpSinkBuilder {
         HttpSinkBuilder::new(name.into(), url.into())
     }
 
-    /// Whether the receiver has said that it wants no more events.
+    /// Returns true if the receiver has answered that it wants no more events.
     pub fn is_disabled(&self) -> bool {
         self.is_disabled.load(Ordering::Relaxed)
     }
 
-    /// Posts again after the receiver had said that it wants no more events.
+    /// Enables the sink again after the receiver wanted no more events.
     pub fn enable(&self) {
         self.is_disabled.store(false, Ordering::Relaxed);
     }
@@ -127,7 +127,7 @@ impl HttpSink {
         Ok(headers)
     }
 
-    /// Sends a request, where that is allowed, and waits for the beginning of the answer.
+    /// Sends a request if the target is allowed, and waits for the head of the response.
     async fn send(
         &self,
         method: Method,
@@ -153,7 +153,7 @@ impl HttpSink {
         let response = self.send(Method::POST, headers, message.body.unwrap_or_default()).await?;
         let (status, after) = (response.status(), retry_after(response.headers()));
         if status.is_success() {
-            // Read to its end, the connection can be used again.
+            // A connection can be reused after its response was read to the end.
             let _ = tokio::time::timeout(DRAIN, start_of(response)).await;
             return Ok(());
         }
@@ -176,14 +176,15 @@ impl HttpSink {
 }
 
 impl HttpSink {
-    /// What of an answer goes into errors and dead letters. A receiver may quote what it was sent: payloads that leave in clear
-    /// are encrypted elsewhere, and headers and all of the URL but the host are secrets.
+    /// Returns the text of an answer for errors and dead letters. A receiver may quote the request, so secrets are
+    /// masked: the values of headers, and the path and query of the URL. Returns `None` for an empty answer, and if
+    /// payloads are sent in clear.
     fn quotable(&self, answer: &str) -> Option<String> {
         if self.payload == PayloadForm::Clear || answer.is_empty() {
             return None;
         }
         let headers = self.headers.values().filter_map(|value| value.to_str().ok());
-        // The value, and what stands behind the scheme in it.
+        // The value, and the part of it after a scheme.
         let in_headers = headers.flat_map(|value| [value, value.rsplit(' ').next().unwrap_or_default()]);
         let in_url = [self.url.query().unwrap_or_default(), self.url.path().trim_matches('/')];
         let secrets = in_headers.chain(in_url).filter(|secret| !secret.is_empty());
@@ -206,7 +207,7 @@ impl EventSink for HttpSink {
     }
 }
 
-/// Shows neither headers nor secrets, and of the URL what is no secret.
+/// Shows the host of the URL, but no headers and no secrets.
 impl fmt::Debug for HttpSink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HttpSink")
@@ -227,16 +228,16 @@ fn set(headers: &mut HeaderMap, name: &str, value: &str) -> std::result::Result<
     Ok(())
 }
 
-/// After the retry classes of Knative Eventing, and the status for "too early".
+/// Returns true for the retry classes of Knative Eventing, and for the status "too early".
 fn is_retried(status: StatusCode) -> bool {
     status.is_server_error() || matches!(status.as_u16(), 404 | 408 | 409 | 425 | 429)
 }
 
-/// Seconds or a date, which is now when it is past.
+/// Reads seconds or a date. A date in the past means now.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = single(headers.get_all(RETRY_AFTER)).ok()??;
     let seconds = if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        // More digits than fit are a time that is further than any that is waited for.
+        // A number with more digits than fit exceeds the maximum anyway.
         text.parse().unwrap_or(u64::MAX)
     } else {
         let at = http_date(text)?;
@@ -246,10 +247,10 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(Duration::from_secs(seconds).min(MAX_RETRY_AFTER))
 }
 
-/// A date in one of the three forms of RFC 9110, section 5.6.7.
+/// Parses a date in one of the three forms of RFC 9110, section 5.6.7.
 fn http_date(text: &str) -> Option<SystemTime> {
     let of_this_century = || {
-        // The form of RFC 850 has two digits for the year, of which the parser takes 70 to 99 for the century before.
+        // The form of RFC 850 has a two-digit year, and the parser reads 70 to 99 as 1970 to 1999.
         let (weekday, date_and_time) = text.split_once(", ")?;
         let (date, time) = date_and_time.split_once(' ')?;
         let (day, month_and_year) = date.split_once('-')?;
@@ -260,7 +261,7 @@ fn http_date(text: &str) -> Option<SystemTime> {
     httpdate::parse_http_date(text).ok().or_else(of_this_century)
 }
 
-/// The beginning of the body, as far as it is wanted; the rest is not read.
+/// Reads the beginning of the body, up to the limit.
 async fn start_of(mut response: Response) -> String {
     let mut body = Vec::new();
     while let Ok(Some(chunk)) = response.chunk().await {
@@ -272,7 +273,7 @@ async fn start_of(mut response: Response) -> String {
     String::from_utf8_lossy(&body).into_owned()
 }
 
-/// No answer came. What is blocked stays blocked; the rest may pass.
+/// Returns the failure for a request without a response. A blocked target is fatal; the rest can be retried.
 fn failure_of(error: &reqwest::Error) -> SinkFailure {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(error);
     let mut last = "no answer".to_owned();
@@ -291,7 +292,7 @@ fn failure_of(error: &reqwest::Error) -> SinkFailure {
     SinkFailure::retry(format!("not sent: {last}"))
 }
 
-/// An I/O error does not name what it wraps as its source.
+/// Finds the TLS error in an I/O error, which does not return what it wraps as its source.
 fn tls_error<'a>(mut error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
     while let Some(wrapped) = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
         error = wrapped;

@@ -1,4 +1,4 @@
-//! The permission of a receiver, after section 4 of the CloudEvents specification for webhooks ("Abuse Protection").
+//! Permission of a receiver, after section 4 of the CloudEvents specification for webhooks ("Abuse Protection").
 
 use reqwest::Method;
 use reqwest::header::{HeaderMap, HeaderValue};
@@ -10,7 +10,7 @@ use crate::headers::single;
 use crate::text::shorten;
 use crate::webhooks::{ALLOWED_ORIGIN, ANY_ORIGIN, ORIGIN_RULE, REQUEST_ORIGIN, is_origin};
 
-/// The permission to send as this origin.
+/// Permission to send as this origin.
 pub(super) struct Permission {
     pub(super) origin: HeaderValue,
     is_given: OnceCell<()>,
@@ -24,7 +24,7 @@ impl Permission {
         }
     }
 
-    /// Asks until it is given, and then no more. Deliveries that run at the same time wait for one answer.
+    /// Asks until the receiver gives permission, and then never again. Concurrent deliveries wait for one answer.
     pub(super) async fn ask(&self, sink: &HttpSink) -> std::result::Result<(), SinkFailure> {
         self.is_given.get_or_try_init(|| self.ask_once(sink)).await.map(drop)
     }
@@ -33,7 +33,7 @@ impl Permission {
         let mut headers = sink.headers.clone();
         headers.insert(REQUEST_ORIGIN, self.origin.clone());
         let response = sink.send(Method::OPTIONS, headers, Vec::new()).await?;
-        // Servers answer OPTIONS for other reasons too: only the header is consent, whatever the status.
+        // Servers answer OPTIONS for other reasons too. Only the header is consent, with any status.
         if self.is_allowed(response.headers()) {
             return Ok(());
         }

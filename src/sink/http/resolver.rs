@@ -1,4 +1,4 @@
-//! Looks names up for an HTTP sink: every address is checked, and only what was checked is connected to.
+//! Looks names up for an HTTP sink. It checks every address, and the client connects only to checked ones.
 
 use std::future::Future;
 use std::io;
@@ -11,15 +11,15 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
 use super::guard::Allowed;
 
-/// How long a lookup may take. One that fails is one that is blocked.
+/// Timeout of a lookup. If a lookup fails, the sink does not connect.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) type Found = Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send>>;
 
-/// Finds the addresses of a name.
+/// Function that finds the addresses of a name.
 pub(super) type Lookup = Arc<dyn Fn(String) -> Found + Send + Sync>;
 
-/// The lookup of the system.
+/// Returns the lookup of the system.
 pub(super) fn system() -> Lookup {
     Arc::new(|name| {
         Box::pin(async move {

@@ -1,10 +1,10 @@
-//! The signature of what is posted, by which a receiver knows who has sent it.
+//! Signatures of requests, by which a receiver authenticates the sender.
 
 use crate::error::Result;
 use crate::hash::fnv1a_128;
 use crate::webhooks::SigningKey;
 
-/// Signs with one key or, while one is replaced, with several.
+/// Signs with one key or, during a rotation, with several.
 #[derive(Clone, Default)]
 pub(super) struct Signer {
     keys: Vec<SigningKey>,
@@ -20,15 +20,16 @@ impl Signer {
         self.keys.is_empty()
     }
 
-    /// The value of `webhook-signature`: one signature per key.
+    /// Returns the value of `webhook-signature`, with one signature per key.
     pub(super) fn sign(&self, id: &str, timestamp: &str, body: &[u8]) -> String {
         let signatures: Vec<String> = self.keys.iter().map(|key| key.sign(id, timestamp, body)).collect();
         signatures.join(" ")
     }
 }
 
-/// The value of `webhook-id`: the same for each attempt to deliver an event. An id of other characters than those of a
-/// message id, a dot above all, would make the signed text ambiguous: its hash stands for it.
+/// Returns the value of `webhook-id`, which is the same for each attempt to deliver an event. An event id with
+/// characters that a message id does not allow, such as a dot, would make the signed text ambiguous. Its hash is used
+/// instead.
 pub(super) fn message_id(source: &str, event_id: &str) -> String {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
     if (1..=128).contains(&event_id.len()) && event_id.bytes().all(is_plain) {

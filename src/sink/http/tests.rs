@@ -13,7 +13,7 @@ fn event() -> Event {
     Event::typed("events.orders.new", "orders", "order.created", 1, "", "shop", json!({"total": 7}))
 }
 
-/// A server that answers each request with the next of these texts, and keeps what it was sent.
+/// A server that answers each request with the next of these texts, and keeps the requests.
 struct Server {
     port: u16,
     requests: Arc<Mutex<Vec<String>>>,
@@ -175,7 +175,7 @@ async fn each_status_has_its_class() {
         ("429 Too Many Requests", "retry-after: 7\r\nretry-after: 8\r\n", true, None),
         ("429 Too Many Requests", "retry-after: 99999999999999999999\r\n", true, Some(3_600)),
         ("503 Service Unavailable", "retry-after: Sunday, 06-Nov-94 08:49:37 GMT\r\n", true, Some(0)),
-        // 1999-12-01 was a Wednesday: it is 2099 that is meant.
+        // 1999-12-01 was a Wednesday, so a Tuesday means 2099.
         ("503 Service Unavailable", "retry-after: Tuesday, 01-Dec-99 10:00:00 GMT\r\n", true, Some(3_600)),
         ("503 Service Unavailable", "retry-after: Friday, 01-Dec-99 10:00:00 GMT\r\n", true, None),
         ("503 Service Unavailable", "retry-after: Tue Dec  1 10:00:00 2099\r\n", true, Some(3_600)),
@@ -240,7 +240,7 @@ async fn silence_and_refusal_are_tried_again() {
     assert!(failure(sink.deliver(&event()).await).is_retryable());
 }
 
-/// A lookup that gives out these addresses, one list after the other; the last one repeats.
+/// A lookup that returns these lists of addresses in order; the last one repeats.
 fn lookup(answers: &[&[&str]]) -> Lookup {
     let parse = |list: &&[&str]| list.iter().map(|address| address.parse().unwrap()).collect();
     let answers: Vec<Vec<IpAddr>> = answers.iter().map(parse).collect();
@@ -272,11 +272,11 @@ async fn a_name_that_resolves_to_something_forbidden_is_not_connected_to() {
         );
     }
     assert_eq!(server.connections.load(Ordering::SeqCst), 0);
-    // What was checked is connected to: a second lookup between the check and the connection would be blocked.
+    // The client connects to the checked address: a second lookup before the connection would be blocked.
     let changing = sink(&[&["127.0.0.1"], &["10.0.0.1"]]).allow_network("127.0.0.1").build().unwrap();
     changing.deliver(&event()).await.unwrap();
     assert_eq!(server.connections.load(Ordering::SeqCst), 1);
-    // The next attempt looks again.
+    // The next attempt looks the name up again.
     assert!(failure(changing.deliver(&event()).await).to_string().contains("blocked: 10.0.0.1"));
 }
 
@@ -288,7 +288,7 @@ async fn no_encoding_of_a_forbidden_address_makes_a_connection() {
         let built = HttpSink::builder("hook", url).allow_http().allow_port(server.port).build();
         assert!(built.is_err(), "{host}");
     }
-    // The guard also holds where a URL got past it when the sink was built.
+    // The guard also blocks a URL that passed the check of the builder.
     let mut sink = server.sink().build().unwrap();
     sink.allowed = Allowed { http: true, ..Allowed::default() };
     assert!(failure(sink.deliver(&event()).await).to_string().contains("blocked: 127.0.0.1"));

@@ -1,4 +1,4 @@
-//! Against a server that speaks TLS, with certificates that were made for the test.
+//! Tests against a TLS server, with certificates that were made for the tests.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -49,7 +49,7 @@ impl Authority {
     }
 }
 
-/// Answers every request with 202, and counts those that came through.
+/// Answers every request with 202, and counts the requests.
 struct Server {
     port: u16,
     requests: Arc<AtomicUsize>,
@@ -84,7 +84,7 @@ impl Server {
         Self { port, requests, task }
     }
 
-    /// A sink that looks the name up here.
+    /// Returns a sink that resolves the name to this server.
     fn sink(&self) -> HttpSinkBuilder {
         let address: IpAddr = "127.0.0.1".parse().unwrap();
         HttpSink::builder("hook", format!("https://{HOST}:{}/hook", self.port))

@@ -11,7 +11,7 @@ const WEEKDAYS: [&str; 7] = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"];
 const MONTHS: [&str; 12] =
     ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
 
-/// What a field is of.
+/// The kind of a field.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Number,
@@ -20,14 +20,14 @@ enum Kind {
     Weekday,
 }
 
-/// Times as a clock on the wall shows them, in seconds as if that were UTC.
+/// Times on a wall clock, in seconds as if the clock showed UTC.
 #[derive(Clone)]
 pub(super) struct Fields {
     cron: Cron,
     hours: Vec<i64>,
     minutes: Vec<i64>,
     seconds: Vec<i64>,
-    /// Whether the times of day are named one by one: no field of them begins with `*`.
+    /// If true, no field of the time of day begins with `*`.
     pub(super) is_fixed: bool,
 }
 
@@ -50,12 +50,12 @@ impl Fields {
                 check(text, kind)?;
             }
             is_fixed = !time.iter().any(|text| text.starts_with('*'));
-            // As cron has it: only two fields that are both restricted add up, and one that begins with `*` is not.
+            // As in cron, only two restricted fields add up, and a field that begins with `*` is not restricted.
             is_and =
                 [date.first(), date.get(2)].into_iter().flatten().any(|text| text.starts_with(['*', '?']));
         }
         let cron = CronParser::builder().dom_and_dow(is_and).build().parse(expression).map_err(|error| {
-            // The parser's reason as part of a sentence of ours. It quotes the expression as it is.
+            // The parser's reason becomes part of our sentence. It quotes the expression unchanged.
             let text = shorten_to(&error.to_string(), 200);
             let mut letters = text.trim_end_matches('.').chars();
             let first = letters.next().map(|first| first.to_ascii_lowercase());
@@ -71,7 +71,7 @@ impl Fields {
         })
     }
 
-    /// The first time at or behind this one.
+    /// Returns the first time at or after this one.
     pub(super) fn first_from(&self, wall: i64) -> Option<i64> {
         let (mut day, mut least) = (wall.div_euclid(SECONDS_PER_DAY), wall.rem_euclid(SECONDS_PER_DAY));
         loop {
@@ -95,7 +95,7 @@ impl Fields {
         }
     }
 
-    /// The last time at or before this one, from 1970 on.
+    /// Returns the last time at or before this one, from 1970 on.
     pub(super) fn last_to(&self, wall: i64) -> Option<i64> {
         let (mut day, mut most) = (wall.div_euclid(SECONDS_PER_DAY), wall.rem_euclid(SECONDS_PER_DAY));
         loop {
@@ -151,8 +151,8 @@ fn is_blank(c: char) -> bool {
     matches!(c, ' ' | '\t')
 }
 
-/// Whether a field is written as the documentation has it. The parser would pass over parts of some that are not, and take names
-/// of months for days of the week.
+/// Checks that a field has a documented form. The parser would ignore parts of some other forms, and would accept names
+/// of months as days of the week.
 fn check(field: &str, kind: Kind) -> Result<(), String> {
     let entries = match (field, kind) {
         ("?", Kind::Day | Kind::Weekday) => return Ok(()),

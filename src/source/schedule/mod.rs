@@ -14,23 +14,34 @@ use crate::error::{EventError, Result};
 use crate::text::shorten;
 use crate::timestamp::SECONDS_PER_DAY;
 
-/// Longest expression in bytes.
+/// Maximum length of an expression in bytes.
 const MAX_LEN: usize = 256;
 
-/// The times that a cron expression names, in a time zone.
+/// A cron expression in a time zone.
 ///
-/// An expression has five fields (minute, hour, day of the month, month, day of the week) or six, with the second in front,
-/// or seven, with the year at the end. Lists, ranges and steps of ranges are read everywhere, names (`Mon`, `Jan`) in their
-/// fields, `L`, `LW` and `15W` for the day of the month, `5L` and `2#3` for the day of the week, and `@hourly`, `@daily`,
-/// `@weekly`, `@monthly` and `@yearly`; what is written in another way is refused. Where the day of the month and the day of
-/// the week are both given, either one suffices, as cron has it: a field that begins with `*`, such as `*/2`, counts as not
-/// given, and restricts the other. With a `+` before the day of the week, both are needed.
+/// An expression has five fields: minute, hour, day of the month, month, day of the week. With six fields, the first
+/// one is the seconds. With seven fields, the last one is the year in addition. The fields may have these forms:
 ///
-/// The times of a schedule are **fixed** when none of its fields for second, minute and hour begins with `*`, and follow the
-/// clock's own course otherwise, as `*/15 * * * *` does. Where clocks are set forward, fixed times that do not exist that day
-/// come once, at the first moment behind the gap; where they are set back, a fixed time that exists twice comes once, at the
-/// first. Times that are not fixed come whenever the clock shows them: not at all in a gap, and twice where it shows them
-/// twice. The zone's rules come from the system, or from the copy that is built in.
+/// - lists, ranges and steps of ranges in every field;
+/// - names such as `Mon` and `Jan` in their fields;
+/// - `L`, `LW` and `15W` for the day of the month;
+/// - `5L` and `2#3` for the day of the week.
+///
+/// `@hourly`, `@daily`, `@weekly`, `@monthly` and `@yearly` replace all fields. Every other form is refused.
+///
+/// If the day of the month and the day of the week are both given, either one suffices, as in cron. A field that begins
+/// with `*`, such as `*/2`, counts as not given and restricts the other one. With a `+` before the day of the week,
+/// both must match.
+///
+/// The times of a schedule are **fixed** if none of its fields for second, minute and hour begins with `*`. The times
+/// of all other schedules, such as `*/15 * * * *`, follow the clock.
+///
+/// - When clocks are set forward, the fixed times that they skip fire once, together, at the first moment after the
+///   gap.
+/// - When clocks are set back, a fixed time that they show twice fires once, the first time.
+/// - Other times fire whenever the clock shows them: never in a gap, and twice if the clock shows them twice.
+///
+/// The rules of the zone come from the system or from the built-in copy.
 ///
 /// ```
 /// use a3s_event::source::Schedule;
@@ -50,22 +61,23 @@ pub struct Schedule {
     zone: TimeZone,
 }
 
-/// A time in which the zone's clocks run evenly, in Unix seconds.
+/// A period in which the zone's clocks run evenly, in Unix seconds.
 struct Span {
-    /// The first second; `None` where it has no beginning.
+    /// First second; `None` if the period has no beginning.
     start: Option<i64>,
-    /// The first second behind it.
+    /// First second after the period; `None` if it has no end.
     end: Option<i64>,
-    /// What clocks show, less Unix seconds.
+    /// Local time minus Unix time, in seconds.
     offset: i64,
 }
 
 impl Schedule {
-    /// The times of an expression in a zone of the time zone database, for instance `Europe/Berlin` or `UTC`.
+    /// Parses an expression for a zone of the time zone database, for instance `Europe/Berlin` or `UTC`.
     ///
     /// # Errors
     ///
-    /// [`EventError::Config`] for an expression that cannot be read, one that names no time to come, and an unknown zone.
+    /// [`EventError::Config`] for an invalid expression, an expression without a time in the future, or an unknown
+    /// zone.
     pub fn new(expression: &str, zone: &str) -> Result<Self> {
         let wrong =
             |rule: String| EventError::Config(format!("cron expression \"{}\": {rule}", shorten(expression)));
@@ -84,12 +96,12 @@ impl Schedule {
         }
     }
 
-    /// The first time behind this one, both in Unix milliseconds; `None` when there is none.
+    /// Returns the first time after this one, both in Unix milliseconds; `None` if there is none.
     pub fn next_after(&self, unix_ms: u64) -> Option<u64> {
         let mut from = i64::try_from(unix_ms / 1_000).ok()? + 1;
         loop {
             let span = self.span(from)?;
-            // A fixed time that clocks jumped over is due where they landed, and one that they show again is past.
+            // A fixed time in a gap is due at the end of the gap, and one that the clock shows again is past.
             let reached = span.start.filter(|_| self.fields.is_fixed).and_then(|start| self.reached(start));
             let least = match reached {
                 Some(reached) if span.start == Some(from) => reached,
@@ -100,13 +112,14 @@ impl Schedule {
             let Some(end) = span.end.filter(|end| next >= *end) else {
                 return u64::try_from(next).ok()?.checked_mul(1_000);
             };
-            // What clocks show again after `end` has been looked at, unless the search began less than that before it.
+            // Times that the clock shows again after `end` were already checked, unless the search began less than a
+            // day before it.
             let is_far = end - from > SECONDS_PER_DAY;
             from = if is_far { end.max(next - 2 * SECONDS_PER_DAY) } else { end };
         }
     }
 
-    /// The last time up to this one.
+    /// Returns the last time at or before this one.
     pub(super) fn last_until(&self, unix_ms: u64) -> Option<u64> {
         let mut to = i64::try_from(unix_ms / 1_000).ok()?;
         loop {
@@ -136,9 +149,9 @@ impl Schedule {
         })
     }
 
-    /// The latest time that clocks had come to when a span began.
+    /// Returns the latest local time that clocks had reached when a period began.
     fn reached(&self, start: i64) -> Option<i64> {
-        /// Clocks that are changed more often than this within two days are not looked behind.
+        /// Number of changes within two days after which the search stops.
         const MOST: usize = 4;
         let mut latest = i64::MIN;
         let mut at = start;

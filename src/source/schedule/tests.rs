@@ -6,7 +6,7 @@ fn ms(text: &str) -> u64 {
     u64::try_from(text.parse::<Timestamp>().unwrap().as_millisecond()).unwrap()
 }
 
-/// The times between two moments, as the zone's clocks show them.
+/// Returns the times between two moments, as the zone's clocks show them.
 fn times(expression: &str, zone: &str, from: &str, to: &str) -> Vec<String> {
     let schedule = Schedule::new(expression, zone).unwrap();
     let mut found = Vec::new();
@@ -101,14 +101,14 @@ fn a_time_in_the_fold_comes_once_and_steps_go_on() {
     );
 }
 
-/// Every form of a field of the time of day, over the gap of 29 March and the fold of 25 October 2026 in Berlin, from 01:00 to
-/// 04:00 on the clock.
+/// Checks every form of a time-of-day field in Berlin, from 01:00 to 04:00 on the clock: over the gap of 29 March and
+/// the fold of 25 October 2026.
 #[test]
 fn fixed_and_running_times_over_gap_and_fold_in_every_form() {
     let gap = ("2026-03-29T00:00:00Z", "2026-03-29T01:59:59Z");
     let fold = ("2026-10-24T23:00:00Z", "2026-10-25T02:59:59Z");
     for (expression, in_gap, in_fold) in [
-        // Fixed: what is jumped over comes once behind the gap, what is shown twice comes once.
+        // Fixed: skipped times fire once, after the gap; repeated times fire once.
         ("30 2 * * *", "3:00", "2:30"),
         ("0,30 2 * * *", "3:00", "2:00 2:30"),
         ("15 1,2,3 * * *", "1:15 3:00 3:15", "1:15 2:15 3:15"),
@@ -125,7 +125,7 @@ fn fixed_and_running_times_over_gap_and_fold_in_every_form() {
         ("30 2 29W * *", "", ""),
         ("30 2 */2 * 0", "3:00", "2:30"),
         ("0 30 2 * * * 2026", "3:00", "2:30"),
-        // Running: each time that the clock shows.
+        // Not fixed: each time that the clock shows.
         ("30 * * * *", "1:30 3:30", "1:30 2:30 2:30 3:30"),
         ("@hourly", "1:00 3:00", "1:00 2:00 2:00 3:00"),
         ("*/30 2 * * *", "", "2:00 2:30 2:00 2:30"),
@@ -147,7 +147,7 @@ fn fixed_and_running_times_over_gap_and_fold_in_every_form() {
             }
             let shown: Vec<_> = found.iter().map(|at| clock(&schedule, *at)).collect();
             assert_eq!(shown.join(" "), expected, "{expression}");
-            // The same times backwards, and from every second in between.
+            // The same times backwards, and from seconds in between.
             let (mut back, mut until) = (Vec::new(), ms(to));
             while let Some(last) = schedule.last_until(until).filter(|last| *last > before) {
                 back.push(last);
@@ -190,7 +190,7 @@ fn gaps_and_folds_of_other_sizes_are_the_same() {
             "2026-04-05T13:00:00Z",
             vec!["05 01:45 +1100"],
         ),
-        // No 30 December 2011 in Samoa.
+        // Samoa skipped 30 December 2011.
         (
             "0 9 * * *",
             "Pacific/Apia",
@@ -205,7 +205,7 @@ fn gaps_and_folds_of_other_sizes_are_the_same() {
             "2011-12-31T00:00:00Z",
             vec!["31 00:00 +1400", "31 09:00 +1400"],
         ),
-        // Midnight does not exist there.
+        // Cairo skips midnight.
         (
             "@daily",
             "Africa/Cairo",
@@ -341,7 +341,7 @@ fn only_names_of_the_time_zone_database_are_zones() {
     }
 }
 
-/// A calendar that looks at every minute, in a zone with gaps and folds.
+/// Compares with a calendar that checks every minute, in a zone with gaps and folds.
 #[test]
 fn running_times_are_those_of_a_clock_that_is_looked_at_every_minute() {
     let mut runner = proptest::test_runner::TestRunner::default();

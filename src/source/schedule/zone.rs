@@ -5,9 +5,10 @@ use jiff::tz::TimeZone;
 use crate::error::{EventError, Result};
 use crate::text::shorten;
 
-/// A zone of the time zone database by its name. Systems have other files beside those, whose names mean something else on each.
+/// Returns a zone of the time zone database by its name. Systems also have other files, whose names mean something else
+/// on each.
 pub(super) fn named(name: &str) -> Result<TimeZone> {
-    /// What is there to say that no zone is known, and what a system links to the zone that it is in.
+    /// Entries for an unknown zone, and links to the zone of the system.
     const NO_ZONES: [&str; 5] = ["Etc/Unknown", "Factory", "leapseconds", "localtime", "posixrules"];
     /// Copies of all zones, with and without leap seconds.
     const COPIES: [&str; 2] = ["posix/", "right/"];
@@ -22,7 +23,7 @@ pub(super) fn named(name: &str) -> Result<TimeZone> {
     }
     let zone = TimeZone::get(name).map_err(|_| unknown())?;
     match zone.iana_name() {
-        // Other programs tell upper and lower case apart.
+        // Other programs distinguish upper and lower case.
         Some(spelled) if spelled != name => Err(refused(&format!("is spelled \"{spelled}\""))),
         _ => Ok(zone),
     }

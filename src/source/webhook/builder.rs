@@ -1,4 +1,4 @@
-//! Putting a receiver together.
+//! Builder of webhook receivers.
 
 use std::fmt;
 use std::num::NonZeroU32;
@@ -14,14 +14,14 @@ use crate::error::{EventError, Result};
 use crate::subject::validate_subject;
 use crate::text::shorten;
 
-/// How long a body may take to come, and a request to be taken, unless configured otherwise.
+/// Default timeout for reading a body, and for taking the request.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
-/// How many ids are remembered.
+/// Maximum number of ids that are remembered.
 const REMEMBERED_IDS: usize = 100_000;
-/// Shortest token.
+/// Minimum length of a token in bytes.
 const MIN_TOKEN: usize = 16;
 
-/// Puts a [`WebhookReceiver`] together.
+/// Builds a [`WebhookReceiver`].
 #[must_use]
 pub struct WebhookReceiverBuilder {
     name: String,
@@ -58,100 +58,110 @@ impl WebhookReceiverBuilder {
         }
     }
 
-    /// The subject of what comes in. Default `events.webhook.{name}`.
+    /// Sets the subject of received events. Default `events.webhook.{name}`.
     pub fn subject(mut self, subject: impl Into<String>) -> Self {
         self.subject = subject.into();
         self
     }
 
-    /// The category of what comes in without one. Default `webhook`.
+    /// Sets the category of received events that have none. Default `webhook`.
     pub fn category(mut self, category: impl Into<String>) -> Self {
         self.category = category.into();
         self
     }
 
-    /// Publishes CloudEvents under their own subject where that is a legal one and not a place of the library, such as that
-    /// of dead letters. Without it only subjects below the
-    /// receiver's own are kept: whoever may send should not be able to publish anywhere.
+    /// Publishes CloudEvents under their own subject if it is legal and not reserved by the library, for instance for
+    /// dead letters. By default the receiver keeps only subjects below its own, so that a sender cannot publish
+    /// anywhere else.
     pub fn keep_subjects(mut self) -> Self {
         self.keep_subjects = true;
         self
     }
 
-    /// Asks for a signature with this secret, or with any of several: base64 of 24 to 64 bytes, with or without `whsec_`.
+    /// Requires a signature with this secret, or with any of several. A secret is base64 of 24 to 64 bytes, with or
+    /// without `whsec_`.
     pub fn secret(mut self, secret: impl Into<String>) -> Self {
         self.secrets.push(secret.into());
         self
     }
 
-    /// Asks for this token in `Authorization: Bearer`, or for any of several; at least 16 bytes. With secrets, too, both are
-    /// needed.
+    /// Requires this token in `Authorization: Bearer`, or any of several. A token has at least 16 bytes. With secrets,
+    /// too, a request needs both.
     pub fn token(mut self, token: impl Into<String>) -> Self {
         self.tokens.push(token.into());
         self
     }
 
-    /// Takes requests from anybody who can reach it.
+    /// Takes requests without authentication from every sender.
     pub fn unauthenticated(mut self) -> Self {
         self.unauthenticated = true;
         self
     }
 
-    /// Gives a sender of this origin its permission when it asks: a DNS name, or `*` for all. May be called for several.
-    /// Without, `OPTIONS` requests are answered with 405.
+    /// Gives permission to senders of this origin when they ask. The origin is a DNS name, or `*` for all. Call this
+    /// once per origin. Without an origin, the receiver answers `OPTIONS` requests with 405.
     pub fn allow_origin(mut self, origin: impl Into<String>) -> Self {
         self.origins.allowed.push(origin.into());
         self
     }
 
-    /// The rate that is allowed to a sender that asks, in requests per minute: what it asks for, and no more than this.
-    /// Default unlimited. It is told, not enforced.
+    /// Sets the maximum rate that a sender gets when it asks for permission, in requests per minute. It gets the rate
+    /// it asks for if that is lower. The rate is announced but not enforced. Default unlimited.
     pub fn allow_rate(mut self, per_minute: NonZeroU32) -> Self {
         self.origins.rate = Some(per_minute);
         self
     }
 
-    /// How far the time of a signed request may be from now, on both sides. Default 300 s, or less where the request could
-    /// else outlive the dedup window of the bus to which it is [published](WebhookReceiverBuilder::publish_to): 40 s with
-    /// the usual window of 120 s.
+    /// Sets how far the time of a signed request may be from now, in both directions. Default 300 s. The default is
+    /// lower if a request could otherwise outlive the deduplication window of the
+    /// [bus](WebhookReceiverBuilder::publish_to): 40 s with the usual window of 120 s.
     ///
-    /// A request is valid for twice this time, and may then take as long as the [timeout](WebhookReceiverBuilder::timeout).
-    /// With the clocks of receivers up to 5 s apart, a window of `2 * (tolerance + 5 s) + timeout` holds all of
-    /// that; 640 s for 300 s.
+    /// A request is valid for twice this time, and may then take as long as the
+    /// [timeout](WebhookReceiverBuilder::timeout). The clocks of receivers may be up to 5 s apart. The window must
+    /// therefore be at least `2 * (tolerance + 5 s) + timeout`: 640 s for 300 s.
     pub fn tolerance(mut self, tolerance: Duration) -> Self {
         self.tolerance = Some(tolerance);
         self
     }
 
-    /// Largest body in bytes. Default 1 MiB.
+    /// Sets the maximum size of a body in bytes. Default 1 MiB.
     pub fn max_body(mut self, bytes: usize) -> Self {
         self.max_body = bytes;
         self
     }
 
-    /// How long a body may take to come, and then the request to be taken. Default 30 s.
+    /// Sets the timeout for reading a body, and then for taking the request. Default 30 s.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// Publishes what comes in before it is answered: what was answered with 202 is stored. Where the provider deduplicates,
-    /// a `msg_id` is made of the receiver's name and the id of the signed request, or else the id and source of the
-    /// CloudEvent, so that a request that is sent again stores nothing twice. Without it,
-    /// [`start`](crate::source::EventSource::start) has to run, and 202 says only that the event is on its way.
+    /// Publishes the events of a request before it is answered, so that 202 means that they are stored. If the provider
+    /// deduplicates, a repeated request stores nothing twice. The `msg_id` is derived from the receiver's name and the
+    /// id of the signed request. For an unsigned request, it is derived from the id and source of the CloudEvent.
+    ///
+    /// If this is not set, [`start`](crate::source::EventSource::start) must run, and 202 means only that the receiver
+    /// accepted the events.
     pub fn publish_to(mut self, bus: Arc<EventBus>) -> Self {
         self.bus = Some(bus);
         self
     }
 
-    /// Builds it.
+    /// Builds the receiver.
     ///
     /// # Errors
     ///
-    /// [`EventError::Config`] for a path that is none, a secret or token too short, neither of them without
-    /// [`unauthenticated`](WebhookReceiverBuilder::unauthenticated), an origin that is no name, and with secrets a
-    /// [`tolerance`](WebhookReceiverBuilder::tolerance) that does not fit into the dedup window of the bus;
-    /// [`EventError::InvalidSubject`] for the subject.
+    /// [`EventError::Config`] for:
+    ///
+    /// - an invalid path;
+    /// - an invalid secret or a token that is too short;
+    /// - neither of them without [`unauthenticated`](WebhookReceiverBuilder::unauthenticated);
+    /// - an origin that is not a DNS name;
+    /// - a timeout or a maximum body size of zero;
+    /// - with secrets, a [`tolerance`](WebhookReceiverBuilder::tolerance) that does not fit into the deduplication
+    ///   window of the bus.
+    ///
+    /// [`EventError::InvalidSubject`] for an invalid subject.
     pub fn build(self) -> Result<Arc<WebhookReceiver>> {
         let wrong = |text: String| Err(EventError::Config(text));
         let is_plain = |c: char| c.is_ascii_alphanumeric() || "/-_.~".contains(c);
@@ -175,7 +185,7 @@ impl WebhookReceiverBuilder {
             return wrong("webhook timeout and max_body: must not be zero".to_owned());
         }
         self.origins.check()?;
-        // Without a signature there is no time to check.
+        // Only a signed request has a time to check.
         let bus = self.bus.as_deref().filter(|_| !self.secrets.is_empty());
         let tolerance = window::tolerance(self.tolerance, self.timeout, bus)?;
         Ok(Arc::new(WebhookReceiver {

@@ -1,4 +1,4 @@
-//! Headers as they come: in several lines, in any case, twice, and beside each other.
+//! Headers in unusual forms: in several lines, in any case, twice, and in combination.
 
 use serde_json::json;
 
@@ -12,8 +12,8 @@ fn binary(id: &str) -> [(&str, &str); 4] {
     [("ce-specversion", "1.0"), ("ce-id", id), ("ce-source", "/s"), ("ce-type", "t")]
 }
 
-/// What W3C's recommendation wants of whoever passes a context on: the lines of the two headers, and the state behind them;
-/// `None` where the trace begins anew.
+/// Cases of the W3C recommendation for propagating a context: the lines of the two headers, and the resulting state.
+/// `None` means that the trace begins anew.
 #[tokio::test]
 async fn a_trace_goes_on_through_any_headers() {
     const TP: &str = "traceparent";
@@ -32,11 +32,11 @@ async fn a_trace_goes_on_through_any_headers() {
         (vec![(TP, PARENT), (TP, other.as_str())], None),
         (vec![(TP, PARENT), (TP, PARENT)], None),
         (vec![(TP, " \t"), (TS, "foo=1")], None),
-        // The lines of a list are one list, in their order.
+        // Several lines are one list, in their order.
         (vec![(TP, PARENT), (TS, "foo=1"), (TS, "bar=2")], Some("foo=1,bar=2")),
         (vec![(TP, PARENT), (TS, "foo=1,"), (TS, ""), (TS, " \tbar=2 , baz=3\t")], Some("foo=1,bar=2,baz=3")),
         (vec![(TP, PARENT), (TS, ""), (TS, "")], Some("")),
-        // Of equal keys the first is the one that was added last.
+        // Of equal keys, the first one was added last.
         (vec![(TP, PARENT), (TS, "foo=1,foo=1")], Some("foo=1")),
         (vec![(TP, PARENT), (TS, "foo=1,foo=2")], Some("foo=1")),
         (vec![(TP, PARENT), (TS, "foo=1"), (TS, "foo=2,bar=3")], Some("foo=1,bar=3")),
@@ -80,7 +80,7 @@ async fn a_key_given_twice_is_refused_whatever_makes_the_body_json() {
     assert_eq!(bench.post(&[STRUCTURED], event(&format!("[{twice}]"))).await, 400);
     let batch = [("content-type", "application/cloudevents-batch+json")];
     assert_eq!(bench.post(&batch, format!("[{},{}]", event("1"), event(twice))).await, 400);
-    // What is not JSON is what its type says, and may look like it.
+    // Content of another type is kept as text, even if it looks like JSON.
     let mut text = binary("3").to_vec();
     text.push(("content-type", "text/plain"));
     assert_eq!(bench.post(&text, twice).await, 202);
@@ -105,7 +105,7 @@ async fn what_may_come_once_is_refused_when_it_comes_twice() {
         (with(&[("ce-datacontenttype", "application/json"), JSON]), "{}"),
         (with(&[("ce-id", "other")]), ""),
         (with(&[("ce-tenant", "a"), ("ce-tenant", "b")]), ""),
-        // Two lines that somebody on the way made one.
+        // Two lines that an intermediary joined.
         (with(&[("content-type", "application/json, application/cloudevents+json")]), "{}"),
     ] {
         assert_eq!(bench.post(&headers, body).await, 400, "{headers:?}");
@@ -163,7 +163,7 @@ async fn the_time_of_an_event_is_its_own_also_1970_and_before() {
         let event = json!({"specversion": "1.0", "id": "x", "source": "/s", "type": "t", "time": time});
         assert_eq!(bench.post(&[STRUCTURED], event.to_string()).await, 400, "{time:?}");
     }
-    // One without a time gets that of its arrival, and does not pretend that it was its own.
+    // An event without a time gets the time of its arrival, which is not shown as its own.
     let before = unix_millis();
     assert_eq!(bench.post(&binary("none"), "").await, 202);
     let event = bench.stored().await.pop().unwrap();

@@ -1,33 +1,32 @@
-//! A receiver of webhooks: an axum router that takes CloudEvents and signed JSON.
+//! Webhook receiver: an axum router that takes CloudEvents and signed JSON.
 //!
-//! A [`WebhookReceiver`] takes `POST` requests on one path, in the order that costs a stranger least: token, size,
-//! signature, then the content. What it takes:
+//! A [`WebhookReceiver`] takes `POST` requests on one path. It checks token, size and signature before the content, so
+//! that requests of unknown senders cost little. It takes:
 //!
 //! - CloudEvents in binary, structured and batched mode;
 //! - any other JSON (`application/json` or `…/…+json`), which becomes the payload of one event.
 //!
 //! Signatures are those of [Standard Webhooks](https://www.standardwebhooks.com): `webhook-id`, `webhook-timestamp` and
-//! `webhook-signature` (HMAC-SHA256), with a window of time, several secrets for their rotation, and a bounded memory of the
-//! ids that were taken.
+//! `webhook-signature` (HMAC-SHA256). The receiver accepts a limited range of times, supports several secrets for
+//! rotation, and remembers a limited number of request ids.
 //!
-//! | answer | when |
+//! | answer | reason |
 //! |---|---|
-//! | 202 | taken; with [`publish_to`](WebhookReceiverBuilder::publish_to) it is stored |
+//! | 202 | taken; with [`publish_to`](WebhookReceiverBuilder::publish_to), stored |
 //! | 200 | a signed request with this id was taken before; it is not taken again |
 //! | 400 | the content or a header cannot be read |
-//! | 401 | no or a wrong token or signature, or a time too far from now |
-//! | 408 | the body did not come in time |
-//! | 409 | a request with this id is being taken |
+//! | 401 | the token or signature is missing or wrong, or the time is too far from now |
+//! | 408 | the body did not arrive in time |
+//! | 409 | a request with this id is in progress |
 //! | 413 | the body or the batch is too large |
-//! | 415 | a content type or encoding that is not read |
-//! | 503 | cannot take it now; the sender is to try again |
+//! | 415 | the content type or encoding is not supported |
+//! | 503 | the receiver cannot take the request now; the sender should retry |
 //!
-//! A sender that asks for permission first, with the `OPTIONS` request of the CloudEvents webhook specification, gets it
-//! where its origin is [allowed](WebhookReceiverBuilder::allow_origin). A callback that it offers is not called. Permission
-//! is no authentication: what a request needs, it needs all the same.
+//! A sender can ask for permission first, with the `OPTIONS` request of the CloudEvents webhook specification. It gets
+//! permission if its origin is [allowed](WebhookReceiverBuilder::allow_origin). The receiver does not call a callback
+//! that the sender offers. Permission is not authentication: requests need their token or signature all the same.
 //!
-//! What belongs to a connection, such as the limits of headers and slow clients, is up to the server that the router is
-//! served by.
+//! Limits of a connection, such as the size of headers or slow clients, are up to the server that serves the router.
 
 mod builder;
 mod permission;
@@ -70,17 +69,17 @@ use crate::subject::validate_subject;
 use crate::trace::{TRACEPARENT, TRACESTATE, TraceContext};
 use crate::types::{Event, PublishOptions};
 
-/// Largest body in bytes unless configured otherwise.
+/// Default maximum size of a body in bytes.
 pub const DEFAULT_MAX_BODY: usize = 1024 * 1024;
-/// How far the time of a signed request may be from now, on both sides, unless configured otherwise or the dedup window of
-/// the bus is [too short](WebhookReceiverBuilder::tolerance) for that.
+/// Default range in which the time of a signed request may differ from now, in both directions. It is smaller if the
+/// deduplication window of the bus is [too short](WebhookReceiverBuilder::tolerance) for it.
 pub const DEFAULT_TOLERANCE: Duration = Duration::from_secs(300);
-/// Metadata key of the subject of a CloudEvent that was published under another one.
+/// Metadata key of the original subject of a CloudEvent that was published under another one.
 pub const ORIGINAL_SUBJECT: &str = "webhook_subject";
 /// Metadata key of the id of a signed request.
 pub const WEBHOOK_ID: &str = "webhook_id";
 
-/// Receives webhooks on one path. Its Debug shows no secret.
+/// Receives webhooks on one path. Its `Debug` output shows no secret.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -106,25 +105,25 @@ pub struct WebhookReceiver {
     category: String,
     keep_subjects: bool,
     verifier: Verifier,
-    /// Hashes: comparing them in whatever time says nothing about the tokens.
+    /// Hashes of the tokens. The time of a comparison reveals nothing about the tokens.
     tokens: Vec<[u8; 32]>,
     origins: Origins,
     taken: SeenIds,
     max_body: usize,
     timeout: Duration,
     bus: Option<Arc<EventBus>>,
-    /// Where events go while [`start`](EventSource::start) runs.
+    /// Channel for the events while [`start`](EventSource::start) runs.
     sender: Mutex<Option<mpsc::Sender<Event>>>,
     stop: Stop,
 }
 
 impl WebhookReceiver {
-    /// Starts a receiver of this name on this path.
+    /// Returns a builder for a receiver with this name on this path.
     pub fn builder(name: impl Into<String>, path: impl Into<String>) -> WebhookReceiverBuilder {
         WebhookReceiverBuilder::new(name.into(), path.into())
     }
 
-    /// The router with the one path, to be served or merged into another.
+    /// Returns a router with the one path. Serve it alone or merge it into another router.
     pub fn router(self: &Arc<Self>) -> Router {
         let receiver = Arc::clone(self);
         let receive = move |request: Request| {
@@ -217,7 +216,7 @@ impl WebhookReceiver {
         }
     }
 
-    /// What a request holds.
+    /// Returns the events of a request.
     fn events(
         &self,
         headers: &HeaderMap,
@@ -267,7 +266,7 @@ impl WebhookReceiver {
         Ok(Event::new(&self.subject, &self.category, "", &self.name, payload))
     }
 
-    /// A CloudEvent as an event of this receiver.
+    /// Converts a CloudEvent into an event of this receiver.
     fn own(&self, event: CloudEvent) -> std::result::Result<Event, Refusal> {
         let has_time = event.time.is_some() || event.extensions.contains_key(TIMESTAMP);
         let mut event = Event::try_from(event).map_err(Refusal::of)?;
@@ -290,13 +289,13 @@ impl WebhookReceiver {
         Ok(event)
     }
 
-    /// Whether the library keeps letters and records of its own there, which nobody outside is to write.
+    /// Returns true if the library stores dead letters and records under this subject, where no sender may publish.
     fn is_reserved(&self, subject: &str) -> bool {
         let own = || self.subject.split('.').next().unwrap_or_default();
         is_reserved(subject, self.bus.as_ref().map_or_else(own, |bus| bus.provider().subject_prefix()))
     }
 
-    /// Stores the events, or gives them to whoever runs this source.
+    /// Stores the events, or sends them to the channel of `start`.
     async fn hand_on(
         &self,
         events: Vec<Event>,
@@ -330,7 +329,7 @@ impl WebhookReceiver {
             })
             .collect();
         let results = bus.publish_batch_with_options(&requests).await;
-        // A failure that a retry can help comes first: the sender tries again, and what is stored is not stored twice.
+        // A failure that a retry can help comes first. The sender retries, and stored events are not stored twice.
         let failed: Vec<EventError> = results.into_iter().filter_map(Result::err).collect();
         match failed.iter().find(|error| !is_refusal(error)).or(failed.first()) {
             None => Ok(()),
@@ -341,8 +340,8 @@ impl WebhookReceiver {
         }
     }
 
-    /// The same when the request comes again. An id alone would not do: another receiver may get the same request, and
-    /// another source may use the same id.
+    /// Returns a `msg_id` that is the same for a repeated request. The id alone is not sufficient: another receiver may
+    /// get the same request, and another source may use the same id.
     fn msg_id(&self, event: &Event, request: Option<(&str, u64)>) -> String {
         let name = &self.name;
         let key = match request {
@@ -358,7 +357,7 @@ impl WebhookReceiver {
         if events.len() > sender.max_capacity() {
             return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "the batch has too many events"));
         }
-        // Places for all of them first: all or none.
+        // Reserves places for all of them first: all or none.
         let Ok(places) = sender.reserve_many(events.len()).await else {
             return Err(Refusal::unavailable("the receiver is ending"));
         };
@@ -371,11 +370,12 @@ impl WebhookReceiver {
 
 #[async_trait]
 impl EventSource for WebhookReceiver {
-    /// Hands what comes in to `sender`; with [`publish_to`](WebhookReceiverBuilder::publish_to) it only waits for the end.
+    /// Sends received events to `sender`. With [`publish_to`](WebhookReceiverBuilder::publish_to), it only waits for
+    /// the end.
     ///
     /// # Errors
     ///
-    /// None.
+    /// Never fails.
     async fn start(&self, sender: mpsc::Sender<Event>) -> Result<()> {
         *self.sender.lock().ignore_poison() = Some(sender.clone());
         let _end = Ended(self);
@@ -393,7 +393,7 @@ impl EventSource for WebhookReceiver {
     }
 }
 
-/// Takes the sender away when `start` ends, however it does.
+/// Removes the sender when `start` ends for any reason.
 struct Ended<'a>(&'a WebhookReceiver);
 
 impl Drop for Ended<'_> {
@@ -424,12 +424,12 @@ impl fmt::Debug for WebhookReceiver {
     }
 }
 
-/// A header that comes once and is text.
+/// Returns a header that occurs once and is text.
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     single(headers.get_all(name)).ok().flatten()
 }
 
-/// Only what is not encoded is read.
+/// Refuses encoded content.
 fn check_encoding(headers: &HeaderMap) -> std::result::Result<(), Refusal> {
     let is_identity = |coding: &str| coding.is_empty() || coding.eq_ignore_ascii_case("identity");
     match list(headers.get_all(header::CONTENT_ENCODING)) {
@@ -439,7 +439,7 @@ fn check_encoding(headers: &HeaderMap) -> std::result::Result<(), Refusal> {
     }
 }
 
-/// The trace that the request belongs to. A `tracestate` may come in several lines, a `traceparent` may not.
+/// Returns the trace context of the request. `tracestate` may have several lines, `traceparent` may not.
 fn context(headers: &HeaderMap) -> Option<TraceContext> {
     let state = list(headers.get_all(TRACESTATE)).ok().flatten();
     TraceContext::parse(text(headers, TRACEPARENT)?, state.as_deref())

@@ -1,4 +1,4 @@
-//! Who gets the permission to send, after section 4 of the CloudEvents specification for webhooks ("Abuse Protection").
+//! Permission to send, after section 4 of the CloudEvents specification for webhooks ("Abuse Protection").
 
 use std::num::NonZeroU32;
 
@@ -12,10 +12,10 @@ use crate::webhooks::{ALLOWED_ORIGIN, ANY_ORIGIN, ORIGIN_RULE, REQUEST_ORIGIN, i
 
 const REQUEST_RATE: &str = "webhook-request-rate";
 const ALLOWED_RATE: &str = "webhook-allowed-rate";
-/// No limit of the rate.
+/// Unlimited rate.
 const ANY_RATE: &str = "*";
 
-/// The senders that get permission.
+/// Senders that get permission.
 #[derive(Debug, Default)]
 pub(super) struct Origins {
     pub(super) allowed: Vec<String>,
@@ -33,7 +33,7 @@ impl Origins {
         }
     }
 
-    /// Whether anybody may ask.
+    /// Returns true if senders may ask for permission.
     pub(super) fn are_asked(&self) -> bool {
         !self.allowed.is_empty()
     }
@@ -66,7 +66,7 @@ impl Origins {
     }
 }
 
-/// Only digits: `+1` and ` 1` are no numbers here.
+/// Parses a rate. It accepts only digits, so `+1` and ` 1` are refused.
 fn rate_of(text: &str) -> Option<NonZeroU32> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
 }

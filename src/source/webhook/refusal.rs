@@ -1,4 +1,4 @@
-//! What a sender is told whose request is not taken.
+//! Answers to requests that are not taken.
 
 use std::borrow::Cow;
 
@@ -8,10 +8,10 @@ use axum::response::{IntoResponse, Response};
 use crate::cloudevents::http;
 use crate::error::{ErrorKind, EventError};
 
-/// Seconds after which a sender may try again.
+/// Delay in seconds after which a sender may retry.
 pub(super) const RETRY_AFTER: &str = "5";
 
-/// Why a request is not taken.
+/// The reason why a request is not taken.
 #[derive(Debug)]
 pub(super) struct Refusal {
     pub(super) status: StatusCode,
@@ -39,13 +39,13 @@ impl Refusal {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, reason)
     }
 
-    /// What was wrong with a CloudEvent.
+    /// Returns the refusal of an invalid CloudEvent.
     pub(super) fn of(error: EventError) -> Self {
         let status = StatusCode::from_u16(http::status(&error)).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         Self::new(status, error.to_string())
     }
 
-    /// Says what is wrong with the event, and about the broker only that it is not there.
+    /// Returns the refusal after a failed publish. It describes an invalid event, but no failure of the broker.
     pub(super) fn of_publish(error: &EventError) -> Self {
         match error {
             EventError::TooLarge { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, error.to_string()),
@@ -72,7 +72,7 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// Whether the event itself is what cannot be stored.
+/// Returns true if the event itself cannot be stored.
 pub(super) fn is_refusal(error: &EventError) -> bool {
     matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Schema)
 }

@@ -1,4 +1,4 @@
-//! Which requests were taken already.
+//! Ids of requests that were taken before.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard};
@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::poison::IgnorePoison;
 
-/// The ids of the requests of the last while; when there are too many, the oldest are forgotten first.
+/// The ids of recent requests. If there are too many, the oldest ones are dropped first.
 pub(super) struct SeenIds {
     max: usize,
     keep: Duration,
@@ -21,17 +21,17 @@ struct Ids {
     by_age: VecDeque<(Instant, String)>,
 }
 
-/// What becomes of a request with this id.
+/// The state of a request with this id.
 pub(super) enum Started<'a> {
-    /// It is taken now.
+    /// The request is new, and is now in progress.
     New(Taking<'a>),
-    /// It is being taken.
+    /// The request is in progress.
     InWork,
-    /// It was taken.
+    /// The request was taken.
     Done,
 }
 
-/// A request that is being taken. Dropped without [`done`](Taking::done) it was not taken, and may come again.
+/// A request in progress. If it is dropped without [`done`](Taking::done), it was not taken and may be repeated.
 pub(super) struct Taking<'a> {
     taken: &'a SeenIds,
     id: &'a str,
@@ -50,7 +50,7 @@ impl Drop for Taking<'_> {
         let mut ids = self.taken.lock();
         if ids.is_done.get(self.id) == Some(&false) {
             ids.is_done.remove(self.id);
-            // Its place among the ages goes too, or its next visit would have two.
+            // Removes its entry by age, too; otherwise a repeated request would have two.
             if let Some(place) = ids.by_age.iter().rposition(|(_, id)| id == self.id) {
                 ids.by_age.remove(place);
             }
@@ -63,7 +63,7 @@ impl SeenIds {
         Self { max: max.max(1), keep, ids: Mutex::default() }
     }
 
-    /// Begins to take a request.
+    /// Starts a request.
     pub(super) fn begin<'a>(&'a self, id: &'a str) -> Started<'a> {
         let mut ids = self.lock();
         let now = Instant::now();

@@ -1,4 +1,4 @@
-//! Checks who has sent a request, after Standard Webhooks.
+//! Verifies the signatures of requests, after Standard Webhooks.
 
 use std::time::Duration;
 
@@ -9,12 +9,12 @@ use super::Refusal;
 use crate::error::Result;
 use crate::webhooks::{SCHEME, SigningKey};
 
-/// Most signatures of one request that are looked at.
+/// Maximum number of signatures of one request that are checked.
 const MAX_SIGNATURES: usize = 16;
-/// Longest message id in bytes.
+/// Maximum length of a message id in bytes.
 const MAX_ID: usize = 256;
 
-/// Checks signatures with any of several secrets.
+/// Verifies signatures with any of several secrets.
 pub(super) struct Verifier {
     keys: Vec<SigningKey>,
     tolerance: Duration,
@@ -30,7 +30,7 @@ impl Verifier {
         !self.keys.is_empty()
     }
 
-    /// Checks the three headers against the body as it was sent, at this time in Unix milliseconds.
+    /// Verifies the three headers against the body as it was sent. `now_ms` is the current time in Unix milliseconds.
     pub(super) fn verify(
         &self,
         headers: &Signed<'_>,
@@ -38,7 +38,7 @@ impl Verifier {
         now_ms: u64,
     ) -> std::result::Result<(), Refusal> {
         let Signed { id, timestamp, signatures } = *headers;
-        // A dot would let one signature stand for another division into id and time.
+        // With a dot, a signature would also be valid for another division into id and time.
         if id.is_empty() || id.len() > MAX_ID || !id.bytes().all(|b| b.is_ascii_graphic() && b != b'.') {
             return Err(Refusal::bad_request(
                 "webhook-id: must be 1 to 256 visible characters without a dot",
@@ -63,7 +63,7 @@ impl Verifier {
     }
 }
 
-/// The headers of a signed request.
+/// Headers of a signed request.
 #[derive(Clone, Copy)]
 pub(super) struct Signed<'a> {
     pub(super) id: &'a str,

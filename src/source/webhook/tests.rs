@@ -205,7 +205,7 @@ async fn a_signed_request_is_valid_no_longer_than_its_id_is_remembered() {
     assert!(error.contains("tolerance") && error.contains("dedup window"), "{error}");
     let long = MemoryProvider::builder().dedup_window(Duration::from_secs(640)).build().unwrap();
     receiver(&Arc::new(EventBus::new(long))).unwrap();
-    // Nothing is signed, so that no time counts.
+    // Nothing is signed, so the time is not checked.
     let builder = WebhookReceiver::builder("orders", "/hooks/orders").publish_to(Arc::clone(&usual.bus));
     builder.token(TOKEN).tolerance(Duration::from_secs(300)).build().unwrap();
 }
@@ -254,7 +254,7 @@ async fn a_body_too_large_or_too_slow_is_refused() {
     let bench = bench(|builder| builder.unauthenticated().max_body(10).timeout(Duration::from_secs(10)));
     assert_eq!(bench.post(&[JSON], r#""12345678""#).await, 202);
     assert_eq!(bench.post(&[JSON], r#""123456789""#).await, 413);
-    // Streams whose size nobody knows before.
+    // Streams of unknown size.
     let stream = |count: usize| {
         let chunks = std::iter::repeat_n("1", count)
             .map(|chunk| Ok::<_, std::convert::Infallible>(Bytes::from(chunk)));
@@ -414,7 +414,7 @@ async fn a_sender_gets_permission_where_its_origin_is_allowed() {
         assert_eq!(shown("webhook-allowed-origin").is_some(), shown("webhook-allowed-rate").is_some());
         assert!(allowed.is_none() || shown("allow") == Some("POST"));
     }
-    // Permission opens no door: the events need their token all the same.
+    // Permission is not authentication: the events still need their token.
     assert_eq!(named.post(&[JSON, origin], "{}").await, 401);
 }
 

@@ -1,5 +1,5 @@
-//! For how long a signed request is valid, and for how long it is known that it was taken: the first must end before the
-//! second, or a request that somebody has recorded is taken twice.
+//! Validity of signed requests and the deduplication window. A request must expire before the window ends; otherwise a
+//! recorded request could be taken twice.
 
 use std::time::Duration;
 
@@ -7,18 +7,18 @@ use super::DEFAULT_TOLERANCE;
 use crate::bus::EventBus;
 use crate::error::{EventError, Result};
 
-/// How far the clocks of receivers may be apart, and what is lost by counting whole seconds.
+/// Maximum difference between the clocks of receivers, including the error of counting whole seconds.
 const CLOCKS: Duration = Duration::from_secs(5);
-/// How long a provider remembers that deduplicates and does not say for how long, by the contract.
+/// Deduplication window of a provider that does not report one, according to the contract.
 const CONTRACT_WINDOW: Duration = Duration::from_secs(120);
 
-/// For how long a request may be right: its time may be as far ahead as it may be old.
+/// Returns how long a request can be valid. Its time may be as far ahead as it may be old.
 pub(super) fn validity(tolerance: Duration) -> Duration {
     tolerance.saturating_add(CLOCKS).saturating_mul(2)
 }
 
-/// The tolerance of a receiver, which fits into the dedup window of the bus: another receiver may get the request at the end of
-/// its validity, and take as long as `timeout` to publish it.
+/// Returns the tolerance of a receiver, which fits into the deduplication window of the bus. Another receiver may get
+/// the request at the end of its validity, and take as long as `timeout` to publish it.
 pub(super) fn tolerance(
     asked: Option<Duration>,
     timeout: Duration,

@@ -26,7 +26,7 @@ pub(super) async fn a_durable_keeps_its_position(w: &World<'_>) {
     reader.silent_for(A_WHILE, "settled events do not come again").await;
 }
 
-/// Takes and acks `count` events, whichever member they come to; returns how many each member got.
+/// Takes and acks `count` events on either member; returns how many each member got.
 async fn share(readers: &mut [Reader<'_>; 2], count: usize) -> (Vec<u64>, [usize; 2]) {
     let mut sequences = Vec::new();
     let mut shares = [0, 0];
@@ -251,7 +251,7 @@ pub(super) async fn settings_are_those_in_force(w: &World<'_>) -> Outcome {
     Outcome::Kept
 }
 
-/// Three members wait while `end` runs; each must be told that it is over.
+/// Lets three members wait while `end` runs; each must learn that its subscription has ended.
 async fn all_are_ended(w: &World<'_>, name: &str, end: impl Future<Output = Result<()>>) {
     let (mut first, mut second, mut third) =
         (w.durable(name).await, w.durable(name).await, w.durable(name).await);

@@ -1,4 +1,4 @@
-//! Reading what is stored without a consumer, and reading about consumers.
+//! Reading stored events without a consumer, and reading about consumers.
 
 use a3s_event::{ConsumerInfo, Event, HistoryPage, HistoryQuery, StoredEvent};
 
@@ -174,7 +174,7 @@ async fn page(w: &World<'_>, query: &HistoryQuery) -> HistoryPage {
     w.ok("query_page", found)
 }
 
-/// All pages of a query, each of which begins where the one before says, and what is on them.
+/// Reads all pages of a query, each from where the previous one says. Returns their events and unreadable records.
 async fn pages(w: &World<'_>, query: HistoryQuery, most: usize) -> (Vec<u64>, Vec<u64>) {
     let (mut events, mut unreadable) = (Vec::new(), Vec::new());
     let mut next = Some(query);
@@ -229,7 +229,7 @@ pub(super) async fn pages_cover_everything_once(w: &World<'_>) {
     let mut wanted = Vec::new();
     for round in 0..12 {
         wanted.push(w.publish("wanted").await);
-        // Stretches without a match, shorter and longer than a page.
+        // Gaps without a match, shorter and longer than a page.
         w.publish_many("other", round % 5).await;
     }
     for limit in [1, 3, 4, 100] {
@@ -266,7 +266,7 @@ pub(super) async fn a_page_names_what_cannot_be_read(w: &World<'_>) -> Outcome {
             subject.is_none_or(|s| s == w.subject("a")),
         );
     }
-    // A page that is full of events names what it passed, and no record is named twice or left out between pages.
+    // A page that is full of events lists the records that it passed. No record is listed twice or lost between pages.
     for limit in [1, 2, 3, 4] {
         let (events, unreadable) = pages(w, all(limit), 100).await;
         w.check_eq(&format!("events on pages of {limit}"), &events, &newest_first(&readable));
@@ -281,7 +281,7 @@ pub(super) async fn a_page_names_what_cannot_be_read(w: &World<'_>) -> Outcome {
     w.check_eq("events of a range", &sequences(&ranged.events), &vec![readable[2]]);
     let named: Vec<u64> = ranged.unreadable.iter().map(|record| record.sequence).collect();
     w.check_eq("what of a range cannot be read", &named, &vec![stored[1]]);
-    // Without a page they are left out.
+    // A query without pages omits them.
     w.check_eq("query", &sequences(&query(w, HistoryQuery::new(4)).await), &newest_first(&readable));
     Outcome::Kept
 }
@@ -326,7 +326,7 @@ pub(super) async fn a_subscription_knows_its_lag(w: &World<'_>) {
     w.publish_many("a", 3).await;
     for expected in [3, 2, 1, 0] {
         let found = || async { w.ok("lag", w.call("lag", reader.subscription.lag()).await) };
-        // A server may count what was published a moment later.
+        // A server may count a published event a moment later.
         w.eventually("lag", expected, found).await;
         if expected > 0 {
             reader.ack_next().await;

@@ -42,7 +42,7 @@ pub(super) async fn the_lease_counts_from_hand_out(w: &World<'_>) {
     let mut reader = w.subscribe_with(ack_wait(1)).await;
     let published = w.publish_many("a", 2).await;
     w.check_eq("first event", &reader.ack_next().await, &published[0]);
-    // Whoever fetched both at once has the second for this long already.
+    // A provider that fetched both at once has had the second for this long already.
     w.elapse(ms(700)).await;
     let before = Instant::now();
     let second = reader.next().await;
@@ -67,7 +67,7 @@ pub(super) async fn a_waiting_member_takes_over_a_lost_lease(w: &World<'_>) {
     let mut holding = w.durable_with(&name, ack_wait(1)).await;
     let sequence = w.publish("a").await;
     let _held = holding.next().await;
-    // It waits before the lease runs out, and nothing is published that could wake it.
+    // It waits before the lease expires, and no publish can wake it.
     let mut waiting = w.durable(&name).await;
     let taken_over = waiting.next().await;
     let found = (taken_over.sequence(), taken_over.num_delivered());
@@ -180,7 +180,7 @@ pub(super) async fn max_ack_pending_lets_redeliveries_through(w: &World<'_>) {
 pub(super) async fn a_thousand_events_may_be_unsettled_by_default(w: &World<'_>) {
     let events: Vec<_> = (0..1_001).map(|_| w.event("a")).collect();
     let batch: Vec<_> = events.iter().map(PublishRequest::from).collect();
-    // No lease may run out while a slow disk hands out a thousand events.
+    // No lease may expire while a slow disk delivers a thousand events.
     let mut reader = w.subscribe_with(ack_wait(3_600)).await;
     for answer in w.call("publish_batch", w.provider.publish_batch(&batch)).await {
         w.ok("an entry", answer);

@@ -1,4 +1,4 @@
-//! The cases. Each takes a [`Harness`] and panics when the promise is broken.
+//! Conformance cases. Each takes a [`Harness`] and panics if the promise is broken.
 
 mod durable;
 mod history;
@@ -13,10 +13,10 @@ mod subjects;
 use crate::world::prepare;
 use crate::{Case, Harness, Need, Outcome};
 
-/// Hands the list of all cases to a macro: `for_each_case! { [my_macro] extra tokens }` expands to
+/// Passes the list of all cases to a macro: `for_each_case! { [my_macro] extra tokens }` expands to
 /// `my_macro! { { extra tokens } module { name [Need, ...] "promise" ... } ... }`.
 ///
-/// The list is written here and nowhere else.
+/// The list is defined only here.
 #[macro_export]
 macro_rules! for_each_case {
     ([$($callback:tt)*] $($extra:tt)*) => { $($callback)*! { { $($extra)* }
@@ -391,7 +391,7 @@ macro_rules! define_cases {
 
 for_each_case! { [define_cases] }
 
-/// All cases, in the order of the delivery contract.
+/// Returns all cases, in the order of the delivery contract.
 pub fn cases() -> &'static [Case] {
     CASES
 }

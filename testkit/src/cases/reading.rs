@@ -58,7 +58,7 @@ pub(super) async fn a_cancelled_waiter_strands_no_other(w: &World<'_>) {
     let name = w.name("waiters");
     let (mut first, mut second) = (w.durable(&name).await, w.durable(&name).await);
     for _ in 0..3 {
-        // The first is the first to wait. It gives up, and must leave the wakeup to the second.
+        // The first one waits first. It gives up, and must leave the wakeup to the second.
         let gives_up = async {
             let given_up = tokio::time::timeout(ms(100), first.subscription.next_delivery()).await;
             w.check("nothing to receive yet", given_up.is_err());
@@ -70,16 +70,16 @@ pub(super) async fn a_cancelled_waiter_strands_no_other(w: &World<'_>) {
     }
 }
 
-/// What a call of a subscription handed over.
+/// Result of a call of a subscription.
 enum Handed {
-    /// By `next`, which settled it: sequence and attempt.
+    /// From `next`, which settled it: sequence and attempt.
     Settled(u64, u64),
     Pending(Box<PendingEvent>),
     Delivery(Delivery),
 }
 
 impl Handed {
-    /// Sequence and attempt.
+    /// Returns sequence and attempt.
     fn number(&self) -> (u64, u64) {
         match self {
             Self::Settled(sequence, attempt) => (*sequence, *attempt),
@@ -88,7 +88,7 @@ impl Handed {
         }
     }
 
-    /// Settles what was not. Apart from the call, since only that may be cancelled without loss.
+    /// Settles what is unsettled. Separate from the call, because only the call may be cancelled without loss.
     async fn settle(self, w: &World<'_>) {
         match self {
             Self::Settled(..) => {}
@@ -119,8 +119,8 @@ fn take_delivery(subscription: &mut dyn Subscription) -> Taking<'_> {
     Box::pin(async { Ok(subscription.next_delivery().await?.map(Handed::Delivery)) })
 }
 
-/// Polls a call `before` times, publishes, polls it `after` times and drops it. Returns what was published, and what the
-/// call took if it was ready.
+/// Polls a call `before` times, publishes, polls it `after` times, and drops it. Returns the published sequence, and
+/// the result of the call if it was ready.
 async fn cancel_at(reader: &mut Reader<'_>, take: Take, before: usize, after: usize) -> (u64, Option<Taken>) {
     let w = reader.world;
     let mut call = take(&mut *reader.subscription);
@@ -139,7 +139,7 @@ async fn cancel_at(reader: &mut Reader<'_>, take: Take, before: usize, after: us
             let Some(published) = published else { w.fail(&"a call returned before anything was published") };
             return (published, Some(taken));
         }
-        // Lets what the call waits for happen, before the next poll or the cancellation.
+        // Lets the awaited work happen before the next poll or the cancellation.
         w.elapse(ms(2)).await;
     }
     drop(call);
@@ -149,10 +149,10 @@ async fn cancel_at(reader: &mut Reader<'_>, take: Take, before: usize, after: us
     }
 }
 
-/// Cancels a call after every number of polls with which it has not returned, with an event that arrives before, between
-/// and after the polls.
+/// Cancels a call after every number of polls at which it is not ready. An event arrives before, between and after the
+/// polls.
 async fn nothing_is_lost(w: &World<'_>, take: Take) {
-    /// Not even a slow server needs as many.
+    /// Maximum number of polls; even a slow server needs fewer.
     const MOST_POLLS: usize = 500;
     let mut reader = w.subscribe().await;
     for before in 0..4 {
@@ -291,7 +291,7 @@ pub(super) async fn a_closed_provider_ends_subscriptions(w: &World<'_>) {
     waiting.ended().await;
 }
 
-/// The sequences of a batch, which is acked.
+/// Acks a batch and returns its sequences.
 async fn batch(reader: &mut Reader<'_>, max: usize, wait: Duration) -> Vec<u64> {
     let w = reader.world;
     let call = pin!(reader.subscription.next_batch(max, wait));
@@ -323,7 +323,7 @@ pub(super) async fn next_batch_does_not_wait_to_be_full(w: &World<'_>) {
     let mut reader = w.subscribe().await;
     w.check_eq("a batch of nothing", &batch(&mut reader, 10, ms(50)).await, &vec![]);
     let sequence = w.publish("a").await;
-    // One event is there: waiting for the other nine would take an hour.
+    // One event is available: waiting for the other nine would take an hour.
     let found = tokio::time::timeout(SOON, batch(&mut reader, 10, ms(3_600_000))).await;
     w.check_eq("the batch", &found.ok(), &Some(vec![sequence]));
 }

@@ -94,7 +94,7 @@ pub(super) async fn a_reset_forgets_what_was_to_come_first(w: &World<'_>) -> Out
     let moved = w.call("reset_consumer", moved).await;
     let live = w.publish("x").await;
     if let Err(EventError::Unsupported { .. }) = moved {
-        // Refused for this start, and so it has changed nothing.
+        // Refused for this start, so nothing has changed.
         w.check_eq("what goes on", &reader.ack_many(3).await, &[&published[1..], &[live]].concat());
         reader.silent_for(A_WHILE, "that was all").await;
         return Outcome::NotApplicable("the provider moves no consumer that starts so");
@@ -119,7 +119,7 @@ pub(super) async fn what_was_delivered_before_a_reset_cannot_be_settled(w: &Worl
     w.check_eq("kind of the error of the nak", &error.kind(), &ErrorKind::Ack);
     let attempts = again.map(|delivery| delivery.num_delivered());
     w.check_eq("attempts of the new deliveries", &attempts, &[1, 1]);
-    // Both are still leased by the new deliveries, which nobody settles.
+    // Both are still leased by the new deliveries, which stay unsettled.
     let comes_again = [reader.next().await.num_delivered(), reader.next().await.num_delivered()];
     w.check_eq("attempts after the ack wait", &comes_again, &[2, 2]);
 }

@@ -1,4 +1,4 @@
-//! Settling: ack, nak, term, extend, release, and doing nothing.
+//! Settling: ack, nak, term, extend, release, and no settlement.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,7 +12,7 @@ fn ack_wait(secs: u64) -> SubscribeOptions {
     SubscribeOptions { ack_wait_secs: Some(secs), ..Default::default() }
 }
 
-/// Long enough for a lease of so many seconds to run out, had it not been settled.
+/// Time after which an unsettled lease of so many seconds has expired.
 const fn after_a_lease_of(secs: u64) -> Duration {
     Duration::from_secs(secs + 1)
 }
@@ -99,7 +99,7 @@ async fn ack_all(reader: &mut Reader<'_>, count: usize) {
     }
 }
 
-/// How many events of this consumer are not settled, as another connection sees it at once.
+/// Returns the number of unsettled events of this consumer, as another connection sees it at once.
 async fn pending(w: &World<'_>, name: &str) -> Option<u64> {
     let elsewhere = w.fixture.connect().await;
     let consumers = w.ok("consumers", w.call("consumers", elsewhere.consumers()).await);
@@ -203,7 +203,7 @@ pub(super) async fn extend_restarts_the_lease(w: &World<'_>) {
     reader.silent_for(after_a_lease_of(3), "the event is settled").await;
 }
 
-/// Drops one delivery in each view: nothing may happen at once, and each must come again after the lease.
+/// Drops one delivery in each view. Nothing may happen at once, and each event must be redelivered after the lease.
 async fn dropped<'w>(w: &'w World<'_>) -> (Reader<'w>, Vec<u64>) {
     let mut reader = w.subscribe_with(ack_wait(1)).await;
     let published = w.publish_many("a", 2).await;
@@ -226,7 +226,7 @@ pub(super) async fn dropping_a_delivery_is_not_a_nak(w: &World<'_>) {
     reader.next_not_before(before, ms(1_000), "the lease of a dropped delivery still holds").await;
 }
 
-/// A delivery whose lease ran out, and the delivery that took its place.
+/// Returns a delivery whose lease has expired, and the delivery that replaced it.
 async fn overdue<'w>(w: &'w World<'_>) -> (Reader<'w>, Delivery, Delivery) {
     let mut reader = w.subscribe_with(ack_wait(2)).await;
     w.publish("a").await;
@@ -238,7 +238,7 @@ async fn overdue<'w>(w: &'w World<'_>) -> (Reader<'w>, Delivery, Delivery) {
 
 pub(super) async fn a_late_ack_does_not_settle_the_newer_delivery(w: &World<'_>) {
     let (mut reader, late, newer) = overdue(w).await;
-    // Whether the ack is refused is another case.
+    // Another case checks if the ack is refused.
     let _ = late.ack().await;
     drop(newer);
     w.check_eq("num_delivered of the third delivery", &reader.next().await.num_delivered(), &3);
@@ -280,7 +280,7 @@ pub(super) async fn what_is_due_comes_in_sequence_order(w: &World<'_>) {
         let Some(delivery) = held[index].take() else { w.fail(&"each is given back once") };
         let given_back = if position % 2 == 0 { delivery.release().await } else { delivery.nak().await };
         w.ok("giving it back", given_back);
-        // So that no two are given back at the same time.
+        // No two may be released or nacked at the same time.
         w.elapse(ms(3)).await;
     }
     published.push(w.publish("a").await);

@@ -1,4 +1,4 @@
-//! Where a new consumer starts.
+//! Start positions of a new consumer.
 
 use a3s_event::{DeliverPolicy, Event, SubscribeOptions};
 
@@ -8,7 +8,7 @@ fn from(deliver_policy: DeliverPolicy) -> SubscribeOptions {
     SubscribeOptions { deliver_policy, ..Default::default() }
 }
 
-/// The consumer must receive exactly `expected`, and then what is published live, whose sequence is returned.
+/// Checks that the consumer receives exactly `expected`, and then a live event. Returns the sequence of that event.
 async fn receives(w: &World<'_>, mut reader: Reader<'_>, expected: &[u64]) -> u64 {
     let live = w.publish("a").await;
     let expected = [expected, &[live]].concat();
@@ -51,7 +51,7 @@ pub(super) async fn by_start_time_means_the_time_of_storage(w: &World<'_>) {
     receives(w, w.subscribe_with(from(policy)).await, &wanted).await;
 }
 
-/// A consumer that starts in the future, an event that was stored before that, and the start.
+/// Returns a consumer that starts in the future, an event that was stored before that, and the start.
 async fn before_its_start<'w>(w: &'w World<'_>) -> (Reader<'w>, u64, u64) {
     let mut head_start = 1_500;
     loop {

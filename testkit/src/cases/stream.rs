@@ -140,7 +140,7 @@ pub(super) async fn different_msg_ids_are_stored(w: &World<'_>) {
     w.check_eq("stored events", &w.stored().await, &4);
 }
 
-/// What a transport may read as something else: other spellings of a letter, blanks, and what has a meaning in headers,
+/// Ids that a transport may misread: other spellings of a letter, blanks, and characters with a meaning in headers,
 /// URLs and JSON.
 const ODD: &[&str] = &[
     "",
@@ -408,7 +408,7 @@ pub(super) async fn a_limit_in_bytes_never_drops_the_newest(w: &World<'_>) -> Ou
     Outcome::Kept
 }
 
-/// The subscription must tell that this many events were missed.
+/// Checks that the subscription reports this many missed events.
 async fn lagged(reader: &mut Reader<'_>, expected: u64) {
     let w = reader.world;
     match reader.answer().await {
@@ -436,7 +436,7 @@ pub(super) async fn a_leased_event_that_is_dropped_counts_as_missed(w: &World<'_
     Outcome::Kept
 }
 
-/// An ephemeral consumer of `wanted` that starts ten sequences behind the newest.
+/// Opens an ephemeral consumer of `wanted` that starts ten sequences after the newest.
 async fn starting_ten_ahead<'w>(w: &'w World<'_>) -> Reader<'w> {
     let sequence = w.publish("wanted").await + 10;
     let deliver_policy = DeliverPolicy::ByStartSequence { sequence };
@@ -485,8 +485,8 @@ pub(super) async fn last_per_subject_starts_with_what_is_retained(w: &World<'_>)
     Outcome::Kept
 }
 
-/// A durable consumer that was away while retention dropped the first 7 of 12 events, of which 4 match. `None` where nothing
-/// can be dropped: by a limit of five events, or by hand.
+/// Returns a durable consumer that was away while retention dropped the first 7 of 12 events, of which 4 match. Returns
+/// `None` if nothing can be dropped, by a limit of five events or by hand.
 async fn overtaken<'w>(w: &'w World<'_>, is_limited: bool) -> Option<(Reader<'w>, Vec<u64>)> {
     let name = w.name("overtaken");
     let filter = w.subject("wanted");
@@ -541,7 +541,7 @@ pub(super) async fn publishing_to_nobody_returns(w: &World<'_>) {
     }
 }
 
-/// More events than any reasonable buffer between a publisher and a subscriber.
+/// Publishes more events than any reasonable buffer between a publisher and a subscriber.
 async fn publish_ahead(w: &World<'_>) -> Vec<u64> {
     let events: Vec<_> = (0..100).map(|_| w.event("a")).collect();
     let batch: Vec<_> = events.iter().map(PublishRequest::from).collect();

@@ -1,11 +1,11 @@
-//! What is checked before any I/O, and what wildcards mean.
+//! Checks before any I/O, and the meaning of wildcards.
 
 use a3s_event::{DeliverPolicy, ErrorKind, Event, PublishOptions, SubscribeOptions};
 
 use crate::Outcome;
 use crate::world::{A_WHILE, World};
 
-/// Publishes each event and expects the refusal; then nothing may be stored.
+/// Publishes each event and expects a refusal. Then nothing may be stored.
 async fn all_refused(w: &World<'_>, what: &str, events: Vec<Event>) {
     for event in events {
         let answer = w.call("publish", w.provider.publish(&event)).await;
@@ -181,7 +181,7 @@ pub(super) async fn bad_subscribe_options_are_refused(w: &World<'_>) {
     w.check_eq("consumers", &info.consumers, &0);
 }
 
-/// Publishes one event per topic and returns the topics that the filter lets through.
+/// Publishes one event per topic and returns the topics that the filter matches.
 async fn received(w: &World<'_>, filter: &str, topics: &[&str], expected: usize) -> Vec<String> {
     let mut reader = w.subscribe_to(&w.subject(filter)).await;
     for topic in topics {

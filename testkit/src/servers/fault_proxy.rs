@@ -1,20 +1,20 @@
-//! A TCP proxy that damages what goes through it, for tests of any provider that talks to a server.
+//! TCP proxy that damages traffic, for tests of any provider that talks to a server.
 //!
-//! It listens on a free loopback port and forwards to the server. What goes wrong is chosen in three ways:
+//! It listens on a free loopback port and forwards to the server. There are three ways to inject faults:
 //!
-//! - [`filter`](FaultProxy::filter) decides about each frame: forward, drop, delay it, or [cut](Verdict::Cut) the connection
-//!   in the middle of it.
-//! - [`hold`](FaultProxy::hold) makes a black hole: connections stay, new ones are accepted, and nothing goes through in
-//!   the chosen directions until [`release`](FaultProxy::release). What was held then arrives, as after a partition of the
-//!   network in which TCP kept trying.
+//! - [`filter`](FaultProxy::filter) decides about each frame: forward, drop or delay it, or [cut](Verdict::Cut) the
+//!   connection in the middle of it.
+//! - [`hold`](FaultProxy::hold) creates a black hole: connections stay, new ones are accepted, and nothing passes in
+//!   the chosen directions until [`release`](FaultProxy::release). Held bytes then arrive, as after a network partition
+//!   in which TCP kept trying.
 //! - [`reset`](FaultProxy::reset) resets all connections at once.
 //!
-//! The proxy knows bytes only. Where a frame ends is told by a [`Framing`], for NATS
-//! `servers::nats::protocol::frame_length`; with [`unframed`] a frame is whatever one read
-//! returned, for example of an encrypted connection.
+//! The proxy only knows bytes. A [`Framing`] returns the end of a frame, for NATS
+//! `servers::nats::protocol::frame_length`. With [`unframed`], a frame is the result of one read, for example of an
+//! encrypted connection.
 //!
-//! What is random comes from the seed: [`Frame::one_in`] and the place of a cut depend on the seed, the number of the
-//! connection, the direction and the number of the frame, and on nothing else.
+//! All randomness comes from the seed. [`Frame::one_in`] and the place of a cut depend only on the seed, the number of
+//! the connection, the direction and the number of the frame.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]
@@ -53,17 +53,18 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
-/// The length of the frame at the beginning of these bytes; `None` while its end has not arrived.
+/// Function that returns the length of the frame at the beginning of these bytes, or `None` while its end has not
+/// arrived.
 pub type Framing = fn(&[u8]) -> Option<usize>;
 
 type Filter = Box<dyn FnMut(&Frame<'_>) -> Verdict + Send>;
 
-/// No framing: a frame is what has arrived.
+/// Returns everything that has arrived as one frame.
 pub fn unframed(bytes: &[u8]) -> Option<usize> {
     (!bytes.is_empty()).then_some(bytes.len())
 }
 
-/// Which way bytes go.
+/// Direction of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
     /// From the client to the server.
@@ -72,17 +73,17 @@ pub enum Direction {
     ToClient,
 }
 
-/// What is done with a frame.
+/// Decision about a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Verdict {
-    /// It goes on.
+    /// Forward the frame.
     Forward,
-    /// It disappears.
+    /// Drop the frame.
     Drop,
-    /// It goes on after this time, and what follows it in its direction not before.
+    /// Forward the frame after this delay, and what follows in its direction after it.
     Delay(Duration),
-    /// A part of it goes on, and then both sides see their connection reset.
+    /// Forward a part of the frame, and then reset the connections of both sides.
     Cut,
 }
 
@@ -90,9 +91,9 @@ pub enum Verdict {
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct Frame<'a> {
-    /// Number of the connection, from 0, in the order in which they were accepted.
+    /// Number of the connection, from 0, in the order of acceptance.
     pub connection: u64,
-    /// Which way it goes.
+    /// Direction of the frame.
     pub direction: Direction,
     /// Number of the frame in its connection and direction, from 0.
     pub number: u64,
@@ -102,17 +103,17 @@ pub struct Frame<'a> {
 }
 
 impl Frame<'_> {
-    /// True for about one of `n` frames, chosen by the seed; never when `n` is 0.
+    /// Returns true for about one of `n` frames, chosen by the seed; never if `n` is 0.
     pub fn one_in(&self, n: u64) -> bool {
         n > 0 && self.rng(0).u64(0..n) == 0
     }
 
-    /// How many bytes of it are sent before a cut: at least one, never all, unless it has one only.
+    /// Returns the number of bytes sent before a cut: at least one, and not all unless there is only one.
     fn cut_length(&self) -> usize {
         self.rng(1).usize(1..self.bytes.len().max(2))
     }
 
-    /// Its own generator, so that no choice depends on how the tasks take turns.
+    /// Returns a generator for this frame, so that no choice depends on the order of the tasks.
     fn rng(&self, purpose: u64) -> fastrand::Rng {
         let mut seed = self.seed;
         for part in [self.connection, self.direction as u64, self.number, purpose] {
@@ -134,18 +135,18 @@ struct Shared {
     framing: Framing,
     seed: u64,
     filter: Mutex<Filter>,
-    /// Whether the direction is held.
+    /// True for each direction that is held.
     held: watch::Sender<[bool; 2]>,
     resets: watch::Sender<u64>,
     accepted: watch::Sender<u64>,
 }
 
 impl FaultProxy {
-    /// Starts a proxy to a server, which forwards everything until it is told otherwise.
+    /// Starts a proxy to a server. It forwards everything until you inject a fault.
     ///
     /// # Panics
     ///
-    /// When loopback has no free port.
+    /// If loopback has no free port.
     pub async fn start(upstream: SocketAddr, framing: Framing, seed: u64) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("loopback has a free port");
         let address = listener.local_addr().expect("a bound socket has an address");
@@ -162,12 +163,12 @@ impl FaultProxy {
         Self { address, shared, accepting }
     }
 
-    /// The address to connect to.
+    /// Returns the address to connect to.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Lets this function decide about every frame from now on, one frame at a time. It replaces the one before.
+    /// Sets the function that decides about every frame from now on, one frame at a time. It replaces the previous one.
     pub fn filter(&self, filter: impl FnMut(&Frame<'_>) -> Verdict + Send + 'static) {
         *self.shared.filter.lock().unwrap_or_else(PoisonError::into_inner) = Box::new(filter);
     }
@@ -177,22 +178,22 @@ impl FaultProxy {
         self.filter(|_| Verdict::Forward);
     }
 
-    /// Nothing goes this way any more, on any connection.
+    /// Holds this direction on all connections: nothing passes any more.
     pub fn hold(&self, direction: Direction) {
         self.shared.held.send_modify(|held| held[direction as usize] = true);
     }
 
-    /// Everything goes through again, what was held first.
+    /// Releases both directions; held bytes go first.
     pub fn release(&self) {
         self.shared.held.send_replace([false; 2]);
     }
 
-    /// Resets all connections that there are.
+    /// Resets all current connections.
     pub fn reset(&self) {
         self.shared.resets.send_modify(|count| *count += 1);
     }
 
-    /// How many connections were accepted so far.
+    /// Returns the number of connections accepted so far.
     pub fn connections(&self) -> u64 {
         *self.shared.accepted.borrow()
     }
@@ -215,11 +216,11 @@ impl Drop for FaultProxy {
     }
 }
 
-/// Accepts for ever. It owns the connections, which end with it.
+/// Accepts connections forever. It owns them, and they end with it.
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     let mut connections = JoinSet::new();
     loop {
-        // An error is one of the connection that was about to be accepted.
+        // The error belongs to the connection that was about to be accepted.
         let Ok((client, _)) = listener.accept().await else { continue };
         while connections.try_join_next().is_some() {}
         let number = *shared.accepted.borrow();
@@ -240,7 +241,7 @@ async fn connection(
         return;
     };
     for stream in [&client, &server] {
-        // Frames are to arrive in the pieces in which they are sent.
+        // Frames must arrive in the pieces in which they are sent.
         let _ = stream.set_nodelay(true);
     }
     let ended = {
@@ -265,7 +266,7 @@ async fn connection(
     }
 }
 
-/// The connection is to be reset, or was.
+/// The connection must be reset, or was.
 struct Broken;
 
 /// One direction of one connection.
@@ -276,7 +277,7 @@ struct Lane<'a> {
 }
 
 impl Lane<'_> {
-    /// Forwards until the sender has no more to say.
+    /// Forwards until the sender has closed its direction.
     async fn pump(self, mut from: ReadHalf<'_>, mut to: WriteHalf<'_>) -> Result<(), Broken> {
         let mut received = Vec::new();
         let mut number = 0;
@@ -316,7 +317,7 @@ impl Lane<'_> {
         }
     }
 
-    /// Returns when this direction is not held.
+    /// Waits until this direction is not held.
     async fn released(&self) {
         let mut held = self.shared.held.subscribe();
         // The sender lives as long as the proxy.

@@ -1,4 +1,4 @@
-//! Real servers for tests (one feature each), and a proxy that damages what goes to them.
+//! Real servers for tests (one feature each), and a proxy that damages their traffic.
 
 pub mod fault_proxy;
 #[cfg(feature = "nats")]

@@ -1,11 +1,11 @@
-//! What was fetched and is not settled: who may start which event next.
+//! Queue of fetched events that are not settled. It decides which event starts next.
 //!
-//! Without an order every event may start at once. With one, the events of a key form a lane: at most one of them runs, and
-//! the one with the lowest sequence starts next. A lane exists only while it has events.
+//! Without an order, every event may start at once. With one, the events of a key form a lane: at most one of them
+//! runs, and the one with the lowest sequence starts next. A lane exists only while it has events.
 //!
-//! What is held is bounded twice. The capacity bounds what workers may start soon, and of each lane only a few events count
-//! against it. The others are parked: held with their leases kept, so that a lane that fails or is slow stops no other one.
-//! All that is held together is bounded by what the consumer may have unsettled.
+//! The queue has two bounds. The capacity bounds the events that workers may start soon, and only a few events of each
+//! lane count against it. The others are parked: held with their leases extended, so that a failing or slow lane does
+//! not stop the others. The consumer's limit of unsettled events bounds all held events together.
 
 mod state;
 
@@ -23,20 +23,20 @@ use crate::poison::IgnorePoison;
 use crate::provider::{Acker, Delivery};
 use crate::types::Event;
 
-/// Most events held for a subscription whose events are handled quickly; more where more are asked for.
+/// Maximum number of events held for a subscription whose events are handled quickly, unless more are requested.
 const MAX_QUICK: usize = 128;
-/// What has to be fetched again this soon is handled quickly.
+/// Handling is quick if the next fetch follows this soon.
 const QUICK: Duration = Duration::from_millis(10);
 
 /// The subscription that events come from.
 pub(super) struct Source {
-    /// Which of the consumer's subscriptions.
+    /// Index of the subscription in the consumer.
     pub(super) index: usize,
-    /// How often the stream was replaced by another one of its name, whose sequences start again.
+    /// Number of times that the stream was replaced by another one of its name, whose sequences restart.
     pub(super) epoch: u32,
     /// Name of the stream.
     pub(super) stream: Arc<str>,
-    /// Where its failures go.
+    /// Dead letters of the subscription.
     pub(super) letters: Arc<DeadLetters>,
 }
 
@@ -45,9 +45,9 @@ pub(super) struct Waiting {
     incoming: Incoming,
     source: Arc<Source>,
     lane: Option<Arc<str>>,
-    /// When the lease began, or was restarted.
+    /// Time when the lease began or was last extended.
     leased_at: Instant,
-    /// Whether it counts as parked, and not against the capacity.
+    /// True if it counts as parked, and not against the capacity.
     is_parked: bool,
 }
 
@@ -65,7 +65,7 @@ impl Waiting {
         (self.source.epoch, self.incoming.stored.sequence(), self.source.index)
     }
 
-    /// What a job needs beyond this is made when it starts: made for a whole batch it would cost more.
+    /// Creates the job when the event starts; creating jobs for a whole batch would cost more.
     fn into_job(self) -> Job {
         let Self { incoming, source, lane, leased_at, is_parked } = self;
         let Incoming { stored, content, is_settled } = incoming;
@@ -77,13 +77,13 @@ impl Waiting {
 /// A fetched event that was started.
 pub(super) struct Job {
     pub(super) guarded: Arc<Guarded>,
-    /// The event in clear, or why nobody can process it.
+    /// The event in clear, or the reason why it cannot be processed.
     pub(super) content: Result<Arc<Event>, Box<Poison>>,
-    /// Whether the provider settled it before it was handed out.
+    /// True if the provider settled it before it was handed out.
     pub(super) is_settled: bool,
     pub(super) source: Arc<Source>,
     lane: Option<Arc<str>>,
-    /// When the lease began, or was restarted.
+    /// Time when the lease began or was last extended.
     pub(super) leased_at: Instant,
     is_parked: bool,
 }
@@ -98,60 +98,59 @@ impl Job {
     }
 }
 
-/// Where an event stands: in the how manieth stream of this name, its sequence there, and the subscription that it came
-/// from.
+/// Position of an event: the epoch of its stream, its sequence there, and the index of its subscription.
 pub(super) type Place = (u32, u64, usize);
 
-/// How a job ended that was started.
+/// Result of a started job.
 pub(super) enum Ended {
-    /// Settled, or left to its lease.
+    /// Settled, or left until its lease expires.
     Done(Job),
-    /// To be given back when everything has stopped: it was not started, or it was interrupted.
+    /// To be released when everything has stopped: it was not started, or it was interrupted.
     Unstarted(Job),
-    /// The same, and this delivery counts: the handler failed.
+    /// The same, but this delivery counts: the handler failed.
     Failed(Job),
     /// To be started again at this time, before anything else of its lane. No worker waits for it.
     Again(Job, Instant),
 }
 
-/// What is to be given back to the provider, and whether the delivery counts.
+/// An event to release, or to nak if the delivery counts.
 pub(super) struct LeftOver {
     pub(super) job: Job,
     pub(super) counts: bool,
 }
 
-/// How many events of one lane count against the capacity; the others are parked.
+/// Bound on the events of one lane that count against the capacity; the others are parked.
 #[derive(Clone, Copy)]
 pub(super) struct LaneBounds {
     pub(super) most_counted: usize,
-    /// Whether that holds for every lane. Where giving back counts as an attempt it holds for failing ones only: what a busy
-    /// lane parked would use up its attempts with every shutdown.
+    /// If true, the bound holds for every lane. If false, it holds for failing lanes only: where a release counts as
+    /// an attempt, events that a busy lane parked would use up their attempts with every shutdown.
     pub(super) parks_busy: bool,
 }
 
-/// How many events are where.
+/// Number of events by state.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Counts {
     pub(super) running: usize,
     pub(super) waiting: usize,
-    /// Of those that wait, the ones that are parked.
+    /// Waiting events that are parked.
     pub(super) parked: usize,
 }
 
 pub(super) struct Queue {
     state: Mutex<State>,
-    /// Most events held for one subscription, unless they are handled quickly.
+    /// Maximum number of events held for one subscription, unless they are handled quickly.
     capacity: usize,
-    /// Most events that count against the capacity at all.
+    /// Upper limit of a growing capacity.
     max_capacity: usize,
     work: Notify,
     room: Notify,
-    /// An event was delayed.
+    /// Notified when an event is delayed.
     delayed: Notify,
 }
 
 impl Queue {
-    /// With `grows`, more than `capacity` events are held while they are handled quickly.
+    /// Creates a queue. With `grows`, it holds more than `capacity` events while they are handled quickly.
     pub(super) fn new(subscriptions: usize, capacity: usize, grows: bool, lane_bounds: LaneBounds) -> Self {
         Self {
             state: Mutex::new(State::new(subscriptions, capacity, lane_bounds)),
@@ -163,14 +162,14 @@ impl Queue {
         }
     }
 
-    /// Bounds what is held for a subscription, by how many events its consumer may have unsettled.
+    /// Bounds the events held for a subscription by the number of unsettled events that its consumer may have.
     pub(super) fn bound(&self, index: usize, max_ack_pending: usize) {
         if let Some(held) = self.lock().held.get_mut(index) {
             held.most = max_ack_pending.max(self.capacity);
         }
     }
 
-    /// Waits until more events may be fetched for a subscription, and says how many. Cancel-safe.
+    /// Waits until more events may be fetched for a subscription, and returns how many. Cancel-safe.
     pub(super) async fn room(&self, index: usize) -> usize {
         loop {
             let mut notified = pin!(self.room.notified());
@@ -209,7 +208,7 @@ impl Queue {
         held.room_of(capacity)
     }
 
-    /// Adds what was fetched.
+    /// Adds fetched events.
     pub(super) fn push(&self, fetched: impl IntoIterator<Item = Waiting>) {
         let mut state = self.lock();
         for waiting in fetched {
@@ -222,7 +221,7 @@ impl Queue {
         }
     }
 
-    /// Ends the job that was started before, if there is one, and waits for one to start. `None` when there is none left.
+    /// Ends the previous job, if there is one, and waits for one to start. Returns `None` when none is left.
     pub(super) async fn next(&self, mut ended: Option<Ended>) -> Option<Job> {
         let mut was_idle = false;
         loop {
@@ -249,7 +248,7 @@ impl Queue {
                     self.delayed.notify_one();
                 }
                 if nothing_follows {
-                    // Some may have waited for what was delayed.
+                    // Other workers may have waited for a delayed event.
                     self.work.notify_waiters();
                 } else if wakes {
                     // One worker wakes the next, as long as there is something to start.
@@ -266,7 +265,7 @@ impl Queue {
         }
     }
 
-    /// Lets delayed events start when their time has come, for ever.
+    /// Starts delayed events when they are due, forever.
     pub(super) async fn keep_time(&self) {
         loop {
             let mut delayed = pin!(self.delayed.notified());
@@ -289,8 +288,7 @@ impl Queue {
         }
     }
 
-    /// The leases of events that do not run, and that are so old that they are to be restarted. They count as restarted from
-    /// now on.
+    /// Returns the leases to extend, of events that do not run. They count as extended from now on.
     pub(super) fn to_extend(&self) -> Vec<Acker> {
         let now = Instant::now();
         let mut due = Vec::new();
@@ -303,7 +301,7 @@ impl Queue {
         due
     }
 
-    /// Remembers that the provider was asked to deliver an event again, at the latest at this time.
+    /// Remembers that an event was nacked, and the latest time of its redelivery.
     pub(super) fn note_refused(&self, job: &Job, until: Instant) {
         let (_, sequence, index) = job.place();
         if let Some(held) = self.lock().held.get_mut(index) {
@@ -311,7 +309,7 @@ impl Queue {
         }
     }
 
-    /// Forgets refused events that were due before this time: the provider has delivered all that was due by then, so that
+    /// Forgets nacked events that were due before this time. The provider has delivered everything due by then, so that
     /// these went to another member.
     pub(super) fn forget_refused(&self, index: usize, due_before: Instant) {
         if let Some(held) = self.lock().held.get_mut(index)
@@ -321,43 +319,44 @@ impl Queue {
         }
     }
 
-    /// The lowest sequence of a subscription, in the stream of this epoch, that was fetched and is neither handled nor given
-    /// up, as far as this process knows.
+    /// Returns the lowest open sequence of a subscription in the stream of this epoch. Open events were fetched and, as
+    /// far as this process knows, neither handled nor given up.
     pub(super) fn lowest_open(&self, index: usize, epoch: u32) -> Option<u64> {
         self.lock().lowest_open(index, epoch)
     }
 
-    /// Forgets what the provider was asked to deliver again: its stream is gone.
+    /// Forgets all nacked events of a subscription, because its stream is gone.
     pub(super) fn forget_all_refused(&self, index: usize) {
         if let Some(held) = self.lock().held.get_mut(index) {
             held.refused.clear();
         }
     }
 
-    /// Drops what was fetched for a subscription and does not run. Its consumer is gone, and another one delivers it again.
+    /// Drops the fetched events of a subscription that do not run. Its consumer is gone, and another one redelivers
+    /// them.
     pub(super) fn forget_waiting(&self, index: usize) {
         self.lock().forget_waiting(index);
         self.room.notify_waiters();
     }
 
-    /// Nothing is pushed any more: workers end when nothing is left to start before this time.
+    /// Closes the queue to new events. Workers end when nothing is left to start before this time.
     pub(super) fn close(&self, until: Instant) {
         self.lock().closed_until = Some(until);
         self.work.notify_waiters();
     }
 
-    /// Nothing is started any more.
+    /// Stops starting events.
     pub(super) fn stop(&self) {
         self.lock().stopped = true;
         self.work.notify_waiters();
     }
 
-    /// Takes everything that is not running, in the order of the stream.
+    /// Takes all events that are not running, in stream order.
     pub(super) fn take_left_over(&self) -> Vec<LeftOver> {
         self.lock().take_left_over()
     }
 
-    /// How many events run and wait.
+    /// Returns the number of running and waiting events.
     pub(super) fn counts(&self) -> Counts {
         self.lock().counts()
     }

@@ -10,18 +10,19 @@ use super::{Counts, Ended, Job, LaneBounds, LeftOver, Place, Source, Waiting};
 use crate::provider::Delivery;
 use crate::provider::group::DEFAULT_MAX_ACK_PENDING;
 
-/// The events of one key that wait for the one that is running or may start.
+/// Events of one key that wait for the one that is running or may start.
 #[derive(Default)]
 struct Lane {
     waiting: BTreeMap<Place, Waiting>,
-    /// Events of the lane, the running one included, that count against the capacity.
+    /// Number of events of the lane, including the running one, that count against the capacity.
     counted: usize,
-    /// Whether its first event has failed and is to be tried again.
+    /// True if its first event has failed and will be retried.
     is_failing: bool,
 }
 
 impl Lane {
-    /// Counts what was parked while its first event failed, so that a failure that passes does not make more be held for long.
+    /// Unparks events after the first event has recovered, so that a passing failure does not raise what is held for
+    /// long.
     fn recover(&mut self, bounds: LaneBounds, held: &mut [Held]) {
         let most = if bounds.parks_busy { bounds.most_counted } else { usize::MAX };
         let parked = self.waiting.values_mut().filter(|waiting| waiting.is_parked);
@@ -39,7 +40,7 @@ pub(super) enum Slot {
     Event(Waiting),
     /// An event whose next attempt is due.
     Again(Job),
-    /// The first of this lane.
+    /// The first event of this lane.
     Lane(Arc<str>),
 }
 
@@ -47,46 +48,46 @@ pub(super) struct State {
     pub(super) ready: VecDeque<Slot>,
     lanes: HashMap<Arc<str>, Lane>,
     lane_bounds: LaneBounds,
-    /// What failed and waits for its next attempt, by the time of that; the number tells those of one time apart.
+    /// Failed events by the time of their next attempt; the number makes keys of the same time unique.
     delayed: BTreeMap<(Instant, u64), Job>,
-    /// How many were ever delayed.
+    /// Number of delays so far.
     delays: u64,
     left_over: Vec<LeftOver>,
     /// By subscription.
     pub(super) held: Vec<Held>,
-    /// What runs, and how often: an event that lost its lease may run twice.
+    /// Running events, and how often each runs: an event that lost its lease may run twice.
     running: BTreeMap<Place, usize>,
-    /// Workers that wait for something to start.
+    /// Number of workers that wait for something to start.
     pub(super) idle: usize,
-    /// One of them was woken and is not here yet. It wakes the next one, so that a burst of quick jobs wakes few.
+    /// True until a woken worker has arrived. It wakes the next one, so that a burst of quick jobs wakes few.
     pub(super) waking: bool,
-    /// Nothing is pushed any more, and what is due later than this is not waited for.
+    /// Set when nothing more is pushed; what is due later than this is not waited for.
     pub(super) closed_until: Option<Instant>,
-    /// Nothing is started any more.
+    /// True if nothing more is started.
     pub(super) stopped: bool,
 }
 
-/// What is held for one subscription.
+/// Events held for one subscription.
 #[derive(Clone)]
 pub(super) struct Held {
-    /// Events fetched and not settled that count against the capacity.
+    /// Number of events fetched and not settled that count against the capacity.
     events: usize,
-    /// Those that do not.
+    /// Number of events fetched and not settled that do not count against the capacity.
     parked: usize,
-    /// Most of the first. It grows while they are handled quickly, so that fetching costs less, and what another member could
-    /// have waits for no longer than a moment.
+    /// Maximum of `events`. It grows while events are handled quickly: fetching costs less, and an event that another
+    /// member could handle waits only a moment.
     capacity: usize,
-    /// Most of both together.
+    /// Maximum of `events` and `parked` together.
     pub(super) most: usize,
-    /// Whether it was said that parked events leave no room.
+    /// True if the log says that parked events leave no room.
     told_full: bool,
     pub(super) fetched_at: Instant,
-    /// Events that the provider was asked to deliver again, and when that is due.
+    /// Nacked events, and the time when they are due.
     pub(super) refused: BTreeMap<u64, Instant>,
 }
 
 impl Held {
-    /// Whether more are to be fetched: while half of what may be held can still start, workers do not run out of work.
+    /// Returns true if more events should be fetched. Half of the capacity can still start then, so workers stay busy.
     pub(super) fn has_room(&self, ready: usize) -> bool {
         ready <= self.capacity / 2 && self.events < self.capacity && !self.is_full()
     }
@@ -99,7 +100,7 @@ impl Held {
         self.capacity
     }
 
-    /// How many may be fetched with this capacity.
+    /// Sets the capacity and returns how many events may be fetched.
     pub(super) fn room_of(&mut self, capacity: usize) -> usize {
         self.capacity = capacity;
         self.told_full &= self.parked > self.most / 2;
@@ -107,7 +108,7 @@ impl Held {
         capacity.saturating_sub(self.events).min(self.most.saturating_sub(total))
     }
 
-    /// How many are parked, once, when these leave no room.
+    /// Returns the number of parked events, once, when they leave no room.
     pub(super) fn news_of_full(&mut self) -> Option<usize> {
         let is_news = self.parked > 0 && self.is_full() && !std::mem::replace(&mut self.told_full, true);
         is_news.then_some(self.parked)
@@ -156,12 +157,12 @@ impl State {
         }
     }
 
-    /// Whether more are to be fetched for some subscription.
+    /// Returns true if more events should be fetched for some subscription.
     pub(super) fn has_room(&self) -> bool {
         self.held.iter().any(|held| held.has_room(self.ready.len()))
     }
 
-    /// Whether nothing will become ready that is not ready now.
+    /// Returns true if no more events will become ready.
     pub(super) fn nothing_follows(&self) -> bool {
         let next_due = self.delayed.first_key_value().map(|((at, _), _)| *at);
         self.stopped || self.closed_until.is_some_and(|until| next_due.is_none_or(|at| at > until))
@@ -192,13 +193,13 @@ impl State {
             lane.counted += 1;
         }
         if let Some(older) = lane.waiting.insert(waiting.place(), waiting) {
-            // It lost its lease and came again.
+            // It lost its lease and was redelivered.
             lane.counted -= usize::from(!older.is_parked);
             held.let_go(older.is_parked);
         }
     }
 
-    /// Whether another worker is to be woken.
+    /// Returns true if another worker should be woken.
     pub(super) fn wakes_one(&mut self) -> bool {
         let wakes = !self.ready.is_empty() && self.idle > 0 && !self.waking;
         self.waking |= wakes;
@@ -247,7 +248,7 @@ impl State {
             Ended::Failed(job) => (job, true),
         };
         self.no_longer_runs(&job);
-        // Its lane stands still: what is behind it must not overtake it.
+        // Its lane stops: the events behind it must stay behind it.
         self.left_over.push(LeftOver { job, counts });
     }
 
@@ -260,7 +261,7 @@ impl State {
         }
     }
 
-    /// Puts a job aside until its next attempt. Its lane waits for it, and no other one does.
+    /// Delays a job until its next attempt. Only its own lane waits for it.
     fn delay(&mut self, mut job: Job, at: Instant) {
         if let Some(lane) = job.lane.as_ref().and_then(|key| self.lanes.get_mut(key)) {
             lane.is_failing = true;
@@ -280,7 +281,7 @@ impl State {
         self.delayed.insert((at, self.delays), job);
     }
 
-    /// Makes those ready whose time has come, before all others, and says when the next one's comes.
+    /// Makes due jobs ready, before all others, and returns the time of the next one.
     pub(super) fn make_due_ready(&mut self, now: Instant) -> Option<Instant> {
         while let Some(first) = self.delayed.first_entry() {
             let (at, _) = *first.key();
@@ -292,7 +293,7 @@ impl State {
         None
     }
 
-    /// Lets the next event of a lane start, or ends the lane.
+    /// Lets the next event of a lane start, or removes the lane.
     fn go_on(&mut self, key: Arc<str>) {
         match self.lanes.get_mut(&key) {
             Some(lane) if !lane.waiting.is_empty() => {
@@ -306,7 +307,7 @@ impl State {
         }
     }
 
-    /// Calls this for each event that does not run.
+    /// Calls the closure for each event that does not run.
     pub(super) fn for_each_lease(&mut self, mut look_at: impl FnMut(&mut Instant, &Source, &Delivery)) {
         let Self { ready, lanes, delayed, left_over, .. } = self;
         let mut jobs: Vec<&mut Job> = left_over.iter_mut().map(|left_over| &mut left_over.job).collect();
@@ -343,7 +344,7 @@ impl State {
 
     pub(super) fn forget_waiting(&mut self, index: usize) {
         let is_its = |source: &Source| source.index == index;
-        // A lane whose first event is forgotten goes on with what it has from other subscriptions.
+        // A lane whose first event is dropped continues with its events of other subscriptions.
         let mut headless: HashSet<Arc<str>> = HashSet::new();
         self.delayed.retain(|_, job| {
             let is_kept = !is_its(&job.source);
@@ -373,7 +374,7 @@ impl State {
         self.count_anew(index);
     }
 
-    /// After events of a subscription were dropped: what runs is what is left of it.
+    /// Recounts after events of a subscription were dropped: only the running ones are left.
     fn count_anew(&mut self, index: usize) {
         let running = self.running.iter().filter(|((.., of), _)| *of == index).map(|(_, times)| times).sum();
         if let Some(held) = self.held.get_mut(index) {

@@ -1,4 +1,4 @@
-//! Three nats-servers that keep streams together: a leader can be killed, and the others go on.
+//! Three nats-servers that replicate streams: when a leader is killed, the others continue.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -9,13 +9,13 @@ use super::protocol::request;
 use super::{NatsServer, free_port};
 
 const NODES: usize = 3;
-/// Longer than three servers take to choose a leader, on a slow machine.
+/// Timeout for three servers to choose a leader, on a slow machine.
 const READY_DEADLINE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(50);
-/// The stream whose creation shows that the cluster works.
+/// Stream whose creation shows that the cluster works.
 const PROBE: &str = "TESTKIT_READY";
 
-/// A running cluster of three servers on loopback. It is killed and tidied up when it is dropped.
+/// A running cluster of three servers on loopback. Dropping it kills the servers and removes their files.
 ///
 /// ```no_run
 /// # async fn run() {
@@ -35,11 +35,11 @@ pub struct NatsCluster {
 }
 
 impl NatsCluster {
-    /// Starts three servers, and returns when they have a leader and keep a stream with three replicas.
+    /// Starts three servers, and returns when they have a leader and store a stream with three replicas.
     ///
     /// # Panics
     ///
-    /// As [`NatsServer::start`], and when they do not get ready.
+    /// Same as [`NatsServer::start`], and if the servers do not get ready.
     pub async fn start() -> Self {
         let routes = free_addresses();
         let mut nodes = Vec::new();
@@ -51,7 +51,7 @@ impl NatsCluster {
         cluster
     }
 
-    /// The URL that names all three.
+    /// Returns the URL that names all three servers.
     pub fn url(&self) -> String {
         self.nodes.iter().map(NatsServer::url).collect::<Vec<_>>().join(",")
     }
@@ -60,7 +60,7 @@ impl NatsCluster {
     ///
     /// # Panics
     ///
-    /// When there is no such stream, or no leader within a minute.
+    /// If there is no such stream, or no leader within a minute.
     pub async fn kill_leader(&mut self, stream: &str) -> usize {
         let leader = self.leader(stream).await;
         self.nodes[leader].kill();
@@ -72,17 +72,17 @@ impl NatsCluster {
     ///
     /// # Panics
     ///
-    /// When it does not get ready.
+    /// If it does not get ready.
     pub async fn start_again(&mut self, node: usize) {
         self.nodes[node].start_again().await;
         self.running[node] = true;
     }
 
-    /// The index of the server that leads a stream.
+    /// Returns the index of the server that leads a stream.
     ///
     /// # Panics
     ///
-    /// When there is no such stream, or no leader within a minute.
+    /// If there is no such stream, or no leader within a minute.
     pub async fn leader(&self, stream: &str) -> usize {
         let subject = format!("$JS.API.STREAM.INFO.{stream}");
         self.until(&format!("stream {stream} has a leader"), async || {
@@ -93,11 +93,11 @@ impl NatsCluster {
         .await
     }
 
-    /// Waits until every server has what the leader of the stream has.
+    /// Waits until every server has everything that the leader of the stream has.
     ///
     /// # Panics
     ///
-    /// When that takes longer than a minute.
+    /// If that takes longer than a minute.
     pub async fn in_sync(&self, stream: &str) {
         let subject = format!("$JS.API.STREAM.INFO.{stream}");
         self.until(&format!("stream {stream} is in sync"), async || {
@@ -123,7 +123,7 @@ impl NatsCluster {
         .await;
     }
 
-    /// The answer of the first running server that gives one.
+    /// Returns the answer of the first running server that gives one.
     async fn ask(&self, subject: &str, body: &Value) -> Option<Value> {
         for (node, _) in self.nodes.iter().zip(self.running).filter(|(_, running)| *running) {
             if let Ok(answer) = request(node.address(), subject, body).await {
@@ -158,7 +158,7 @@ fn node_config(index: usize, address: SocketAddr, routes: &[SocketAddr]) -> Stri
     )
 }
 
-/// The servers have to know the addresses of each other before any of them runs.
+/// Returns free addresses. The servers must know each other's address before any of them runs.
 fn free_addresses() -> Vec<SocketAddr> {
     (0..NODES).map(|_| (Ipv4Addr::LOCALHOST, free_port()).into()).collect()
 }

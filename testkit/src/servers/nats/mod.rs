@@ -1,4 +1,4 @@
-//! A real nats-server with JetStream for tests: its own port, its own store, gone when dropped.
+//! A real nats-server with JetStream for tests. It has its own port and store, and ends when dropped.
 
 mod cluster;
 pub mod protocol;
@@ -13,12 +13,12 @@ use std::time::Duration;
 
 pub use self::cluster::NatsCluster;
 
-/// The server that `scripts/fetch-nats-server` unpacks.
+/// Version of the server that `scripts/fetch-nats-server` unpacks.
 pub const REFERENCE: &str = "2.15.1";
-/// The oldest supported server, which the script unpacks where Debian's package can be had.
+/// Oldest supported version, which the script unpacks if Debian's package is available.
 pub const OLDEST: &str = "2.9.10";
 
-/// Longer than any server takes to start that starts at all.
+/// Timeout for a server to start.
 const START_DEADLINE: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(2);
 
@@ -32,20 +32,20 @@ pub struct NatsServer {
 }
 
 impl NatsServer {
-    /// Starts the server that `A3S_EVENT_NATS_SERVER` names, else the reference, on a free loopback port.
+    /// Starts the server that `A3S_EVENT_NATS_SERVER` names, or else the reference, on a free loopback port.
     ///
     /// # Panics
     ///
-    /// When there is no such server, with what to do about it, and when it does not get ready.
+    /// If there is no such server (the message says what to do), or if it does not get ready.
     pub async fn start() -> Self {
         Self::start_with("").await
     }
 
-    /// The same with lines for its configuration file.
+    /// Starts the same server with these lines in its configuration file.
     ///
     /// # Panics
     ///
-    /// As [`start`](NatsServer::start).
+    /// Same as [`start`](NatsServer::start).
     pub async fn start_with(config: &str) -> Self {
         Self::start_binary(&reference(), config).await
     }
@@ -54,7 +54,7 @@ impl NatsServer {
     ///
     /// # Panics
     ///
-    /// When it cannot be run or does not get ready.
+    /// If it cannot be run or does not get ready.
     pub async fn start_binary(binary: &Path, config: &str) -> Self {
         let folder = new_folder();
         fs::write(folder.join("nats.conf"), config).expect("the folder was just made");
@@ -65,17 +65,17 @@ impl NatsServer {
         server
     }
 
-    /// The URL to connect to.
+    /// Returns the URL to connect to.
     pub fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
-    /// The address it listens on, the same across restarts.
+    /// Returns the address that it listens on, the same across restarts.
     pub fn address(&self) -> SocketAddr {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
     }
 
-    /// The port it listens on, the same across restarts.
+    /// Returns the port that it listens on, the same across restarts.
     pub fn port(&self) -> u16 {
         self.port
     }
@@ -84,9 +84,9 @@ impl NatsServer {
     ///
     /// # Panics
     ///
-    /// When it cannot be waited for.
+    /// If waiting for the process fails.
     pub fn kill(&mut self) {
-        // An error means that it has ended already.
+        // An error means that it has already ended.
         let _ = self.child.kill();
         self.child.wait().expect("a child process can be waited for");
     }
@@ -95,17 +95,17 @@ impl NatsServer {
     ///
     /// # Panics
     ///
-    /// When it does not get ready.
+    /// If it does not get ready.
     pub async fn start_again(&mut self) {
         self.child = spawn(&self.binary, &self.folder, self.port);
         self.ready().await;
     }
 
-    /// Ends it in good order (SIGTERM), so that it writes what it has, and starts it again.
+    /// Stops it gracefully (SIGTERM), so that it writes its data, and starts it again.
     ///
     /// # Panics
     ///
-    /// When it does not end or does not get ready.
+    /// If it does not end or does not get ready.
     pub async fn restart(&mut self) {
         self.signal("TERM");
         let mut waited = Duration::ZERO;
@@ -117,15 +117,15 @@ impl NatsServer {
         self.start_again().await;
     }
 
-    /// Stops the process without ending it (SIGSTOP): connections stay open and nothing answers.
+    /// Suspends the process (SIGSTOP): connections stay open and nothing answers.
     ///
     /// # Panics
     ///
-    /// When the signal cannot be sent or does nothing.
+    /// If the signal cannot be sent or has no effect.
     pub async fn freeze(&self) {
         self.signal("STOP");
         let mut waited = Duration::ZERO;
-        // The signal was sent, but each thread goes on until it gets to know.
+        // The signal was sent, but each thread runs on until it receives it.
         while !self.is_stopped() {
             assert!(waited < START_DEADLINE, "nats-server did not stop");
             tokio::time::sleep(POLL).await;
@@ -140,11 +140,11 @@ impl NatsServer {
         String::from_utf8_lossy(&threads.stdout).lines().all(|state| state.starts_with('T'))
     }
 
-    /// Lets a stopped process go on (SIGCONT).
+    /// Resumes a suspended process (SIGCONT).
     ///
     /// # Panics
     ///
-    /// When the signal cannot be sent.
+    /// If the signal cannot be sent.
     pub fn thaw(&self) {
         self.signal("CONT");
     }
@@ -203,8 +203,8 @@ fn spawn(binary: &Path, folder: &Path, port: u16) -> Child {
     spawned.unwrap_or_else(|error| panic!("{} cannot be run: {error}", binary.display()))
 }
 
-/// A port that nobody listens on. It lies below those that the system gives to whoever asks for any: one of those could go to
-/// somebody else before a server listens on it, or while that server restarts.
+/// Returns a port that no program listens on. It is below the range of ephemeral ports. The system could give one of
+/// those to another program before a server listens on it, or while that server restarts.
 pub(crate) fn free_port() -> u16 {
     const FIRST: u32 = 10_000;
     const COUNT: u32 = 22_000;
@@ -228,18 +228,18 @@ fn new_folder() -> PathBuf {
         let folder = std::env::temp_dir().join(format!("a3s-event-nats-{}-{number}", std::process::id()));
         match fs::create_dir(&folder) {
             Ok(()) => return folder,
-            // Left behind by a killed run whose process id came round again.
+            // Left behind by a killed run that had the same process id.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => panic!("{} cannot be made: {error}", folder.display()),
         }
     }
 }
 
-/// The server that `A3S_EVENT_NATS_SERVER` names, else the reference.
+/// Returns the server that `A3S_EVENT_NATS_SERVER` names, or else the reference.
 ///
 /// # Panics
 ///
-/// When there is no such server, with what to do about it.
+/// If there is no such server; the message says what to do.
 pub fn reference() -> PathBuf {
     if let Some(binary) = std::env::var_os("A3S_EVENT_NATS_SERVER") {
         return binary.into();
@@ -252,7 +252,7 @@ pub fn reference() -> PathBuf {
     })
 }
 
-/// The server of this version, if `scripts/fetch-nats-server` has unpacked it.
+/// Returns the server of this version, if `scripts/fetch-nats-server` has unpacked it.
 pub fn unpacked(version: &str) -> Option<PathBuf> {
     let servers = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/nats-server");
     let binary = servers.join(version).join("nats-server");

@@ -1,4 +1,4 @@
-//! The wire protocol of NATS, as far as tests need it: where a frame ends, what a message says, and one request.
+//! The NATS wire protocol as far as tests need it: frame lengths, message contents, and one request.
 
 use std::io;
 use std::net::SocketAddr;
@@ -8,12 +8,12 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// Longest wait for the answer to a request.
+/// Timeout of a request.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 const INBOX: &str = "_INBOX.testkit";
 
-/// The length of the frame that these bytes begin with, `None` while its end is missing: a framing for the
-/// [fault proxy](crate::servers::fault_proxy).
+/// Returns the length of the frame that these bytes begin with, or `None` while its end is missing. It is a framing for
+/// the [fault proxy](crate::servers::fault_proxy).
 ///
 /// ```
 /// use a3s_event_testkit::servers::nats::protocol::frame_length;
@@ -40,16 +40,16 @@ pub fn frame_length(bytes: &[u8]) -> Option<usize> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Message<'a> {
-    /// Where it goes.
+    /// Destination of the message.
     pub subject: &'a str,
-    /// Where an answer to it goes.
+    /// Destination of an answer to it.
     pub reply: Option<&'a str>,
-    /// What it carries, behind its headers.
+    /// Content behind the headers.
     pub payload: &'a [u8],
 }
 
 impl<'a> Message<'a> {
-    /// The message in a frame; `None` when the frame is something else.
+    /// Parses the message in a frame; returns `None` if the frame is something else.
     ///
     /// ```
     /// use a3s_event_testkit::servers::nats::protocol::Message;
@@ -63,7 +63,7 @@ impl<'a> Message<'a> {
         let line = frame.windows(2).position(|pair| pair == b"\r\n")?;
         let body = frame.get(line + 2..frame.len().checked_sub(2)?)?;
         let words: Vec<&str> = std::str::from_utf8(&frame[..line]).ok()?.split_ascii_whitespace().collect();
-        // Between verb and sizes: the subject, for a client the number of its subscription, and the reply subject.
+        // Between verb and sizes are the subject, for a client the number of its subscription, and the reply subject.
         let (sizes, skipped) = match words.first()?.to_uppercase().as_str() {
             "PUB" => (1, 0),
             "HPUB" => (2, 0),
@@ -81,11 +81,11 @@ impl<'a> Message<'a> {
     }
 }
 
-/// Asks JetStream's API on a connection of its own. The answer is JSON, also when it is a refusal.
+/// Sends a request to JetStream's API on a separate connection. The answer is JSON, also if it is a refusal.
 ///
 /// # Errors
 ///
-/// When there is no connection, or no answer in time.
+/// If there is no connection, or no answer in time.
 pub async fn request(server: SocketAddr, subject: &str, body: &Value) -> io::Result<Value> {
     let late = |_| io::Error::new(io::ErrorKind::TimedOut, format!("no answer to {subject}"));
     tokio::time::timeout(ANSWER_DEADLINE, answer(server, subject, body)).await.map_err(late)?
