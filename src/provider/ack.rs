@@ -1,4 +1,4 @@
-//! Settling a delivery: what is asked for, and who does it.
+//! Settlement of deliveries: the request, and the handler that carries it out.
 
 use std::fmt;
 use std::future::Future;
@@ -12,26 +12,26 @@ use super::support::unsupported;
 use crate::error::{EventError, Result};
 use crate::poison::IgnorePoison;
 
-/// A way to settle a delivery, to keep it, or to give it back.
+/// A way to settle, extend or release a delivery.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AckKind {
-    /// The event was processed: it is not delivered to this consumer again.
+    /// Acknowledges the event: it was processed and is not redelivered to this consumer.
     Ack,
-    /// The event is to be delivered again after this delay, or after the consumer's backoff for this attempt.
+    /// Requests redelivery after this delay, or after the consumer's backoff for this attempt if `None`.
     Nak(Option<Duration>),
-    /// The event cannot be processed, for this reason: it is not delivered to this consumer again. Needs the capability
-    /// `term`.
+    /// Terminates the event for this reason: it cannot be processed and is not redelivered to this consumer. Requires
+    /// the capability `term`.
     Term(String),
-    /// The lease starts anew: the ack wait counts from now. Needs the capability `extend`.
+    /// Restarts the lease: the ack wait counts from now. Requires the capability `extend`.
     Extend,
-    /// The event is to be delivered again at once, as far as the backend can without counting an attempt. A backend that
-    /// cannot treats it as a nak without a delay.
+    /// Requests redelivery at once, without counting an attempt if the backend supports that. A backend that does not
+    /// support it uses a nak without a delay.
     Release,
 }
 
 impl AckKind {
-    /// The verb, for errors and logs: `ack`, `nak`, `term`, `extend` or `release`.
+    /// Returns the verb for errors and logs: `ack`, `nak`, `term`, `extend` or `release`.
     pub fn verb(&self) -> &'static str {
         match self {
             Self::Ack => "ack",
@@ -43,38 +43,40 @@ impl AckKind {
     }
 }
 
-/// What an [`AckHandler`] is asked for.
+/// A request to an [`AckHandler`]: a delivery, and how to settle it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Settlement {
-    /// The delivery that it is about.
+    /// Lease of the delivery.
     pub lease: Lease,
-    /// What becomes of that delivery.
+    /// Kind of the settlement.
     pub kind: AckKind,
-    /// Whether the caller waits until the backend has stored it. Otherwise it is enough that it is on its way: a handler may
-    /// answer before, and proves it later, at the latest in [`Subscription::flush`](super::Subscription::flush).
+    /// If true, the caller waits until the backend has stored the settlement. If false, the handler may answer while
+    /// the settlement is in flight. It must then confirm it later, at the latest in
+    /// [`Subscription::flush`](super::Subscription::flush).
     pub is_confirmed: bool,
 }
 
 impl Settlement {
-    /// Asks for `kind` of the delivery that `lease` names, to be on its way when it is answered.
+    /// Creates an unconfirmed settlement of the delivery that `lease` names: the handler may answer while it is in
+    /// flight.
     pub const fn new(lease: Lease, kind: AckKind) -> Self {
         Self { lease, kind, is_confirmed: false }
     }
 }
 
-/// Settles deliveries. Providers implement it, for one delivery or for all of a subscription; users call it through
-/// [`Delivery`](super::Delivery) and [`PendingEvent`](super::PendingEvent).
+/// Settles deliveries. Providers implement it, for one delivery or for all deliveries of a subscription. Users call it
+/// through [`Delivery`](super::Delivery) and [`PendingEvent`](super::PendingEvent).
 ///
-/// A settlement that cannot take effect, because the lease has gone to another delivery, is an
-/// [`Ack`](EventError::Ack) error, never a silent success. A kind that the provider declares absent is
+/// A settlement that cannot take effect, because another delivery has the lease, must fail with an
+/// [`Ack`](EventError::Ack) error. A kind that the provider declares absent fails with
 /// [`Unsupported`](EventError::Unsupported).
 ///
 /// ```
 /// use a3s_event::provider::{AckFuture, AckHandler, AckKind, Settlement};
 /// use a3s_event::EventError;
 ///
-/// /// For a backend that delivers once: nothing comes again, so that an ack has nothing to do.
+/// /// Handler of a backend without redelivery: an ack has nothing to do.
 /// struct DeliversOnce;
 ///
 /// impl AckHandler for DeliversOnce {
@@ -87,13 +89,14 @@ impl Settlement {
 /// }
 /// ```
 pub trait AckHandler: Send + Sync {
-    /// Does what is asked for. It answers when the backend has confirmed it, or, unless the caller
-    /// [waits for that](Settlement::is_confirmed), when nothing but the end of this process, of the connection or of the
-    /// backend can keep it from taking effect.
+    /// Settles a delivery and returns when the backend has confirmed it.
+    ///
+    /// Without [`is_confirmed`](Settlement::is_confirmed) it may return while the settlement is in flight. From then
+    /// on, only the end of this process, of the connection or of the backend may prevent it from taking effect.
     fn settle(&self, asked: Settlement) -> AckFuture<'_>;
 }
 
-/// The answer to a settlement: there already where nothing has to be waited for, which costs no allocation.
+/// The result of a settlement. It needs no allocation if the result is available at once.
 #[must_use = "nothing is settled before this is awaited"]
 pub struct AckFuture<'a>(Answer<'a>);
 
@@ -103,12 +106,12 @@ enum Answer<'a> {
 }
 
 impl<'a> AckFuture<'a> {
-    /// An answer that has to be waited for.
+    /// Creates an answer that completes with this future.
     pub fn new(settling: impl Future<Output = Result<()>> + Send + 'a) -> Self {
         Self(Answer::Waits(Box::pin(settling)))
     }
 
-    /// An answer that is there.
+    /// Creates an answer that is available at once.
     pub fn ready(settled: Result<()>) -> Self {
         Self(Answer::Ready(Some(settled)))
     }
@@ -121,7 +124,7 @@ impl Future for AckFuture<'_> {
         match &mut self.0 {
             Answer::Ready(settled) => match settled.take() {
                 Some(settled) => Poll::Ready(settled),
-                // Polled again behind its end, which no caller does.
+                // Polled after completion, which no caller does.
                 None => Poll::Pending,
             },
             Answer::Waits(settling) => settling.as_mut().poll(cx),
@@ -135,7 +138,7 @@ impl fmt::Debug for AckFuture<'_> {
     }
 }
 
-/// Settles an event that was acknowledged before it was handed out, by a call of `next` that was dropped.
+/// Settles an event that a dropped call of `next` has already acknowledged.
 pub(crate) struct AlreadyAcked;
 
 impl AckHandler for AlreadyAcked {
@@ -149,19 +152,19 @@ impl AckHandler for AlreadyAcked {
     }
 }
 
-/// Learns what becomes of deliveries.
+/// Observes deliveries and their settlements.
 pub(crate) trait SettlementObserver: Send + Sync {
-    /// A delivery was handed out.
+    /// Called when a delivery was handed out.
     fn begun(&self);
 
-    /// It was asked to be settled, with or without effect.
+    /// Called when a settlement was requested, with or without effect.
     fn settled(&self, kind: &AckKind, took_effect: bool);
 
-    /// It was settled or dropped: nobody holds it any more.
+    /// Called when the delivery was settled or dropped.
     fn ended(&self);
 }
 
-/// Tells an observer about one delivery.
+/// Reports one delivery to an observer.
 pub(super) struct Observed(Arc<dyn SettlementObserver>);
 
 impl Observed {
@@ -185,7 +188,7 @@ pub(crate) struct Acker {
 }
 
 impl Acker {
-    /// Settles without waiting for the backend.
+    /// Settles without waiting for the backend to store it.
     pub(crate) async fn settle(&self, kind: AckKind) -> Result<()> {
         self.handler.settle(Settlement::new(self.lease, kind)).await
     }
@@ -202,7 +205,8 @@ impl Acker {
 pub(super) type SettleFuture = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 type Closure = Box<dyn FnOnce() -> SettleFuture + Send>;
 
-/// Settles through the two closures of [`PendingEvent::new`](super::PendingEvent::new), of which one can be called once.
+/// Settles through the two closures of [`PendingEvent::new`](super::PendingEvent::new), one of which can be called
+/// once.
 pub(super) struct ClosureHandler(Mutex<Option<(Closure, Closure)>>);
 
 impl ClosureHandler {

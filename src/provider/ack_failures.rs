@@ -1,9 +1,10 @@
-//! Acks that nobody waited for and that did not take effect.
+//! Counts of unconfirmed acks that did not take effect.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Counts the acks of a provider that were sent and did not take effect, which nobody is told: their events come again, or have.
-/// A provider that does not wait for acks makes one and [shows](crate::EventProvider::ack_failures) it.
+/// Counts the acks of a provider that were sent and did not take effect. No call returns an error for them. Their
+/// events are redelivered, or already were. A provider that does not wait for acks creates one and
+/// [returns](crate::EventProvider::ack_failures) it.
 ///
 /// ```
 /// use a3s_event::provider::AckFailures;
@@ -19,22 +20,22 @@ pub struct AckFailures {
 }
 
 impl AckFailures {
-    /// Counts acks that were lost on their way: the connection or the backend ended, or the backend failed to store them.
+    /// Adds acks that were lost in flight: the connection or the backend ended, or the backend failed to store them.
     pub fn add_lost(&self, count: u64) {
         self.lost.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// Counts acks that came too late: the lease was over and the event delivered again, or the consumer was moved.
+    /// Adds acks that came too late: the lease had expired and the event was redelivered, or the consumer was moved.
     pub fn add_stale(&self, count: u64) {
         self.stale.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// How many acks were lost.
+    /// Returns the number of lost acks.
     pub fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
     }
 
-    /// How many acks came too late.
+    /// Returns the number of acks that came too late.
     pub fn stale(&self) -> u64 {
         self.stale.load(Ordering::Relaxed)
     }

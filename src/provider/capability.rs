@@ -1,4 +1,4 @@
-//! What a provider can do, and the central refusal of what it cannot.
+//! Capabilities of a provider, and the checks that refuse options it lacks.
 
 use std::time::Duration;
 
@@ -6,40 +6,40 @@ use super::support::unsupported;
 use crate::error::Result;
 use crate::types::{DeliverPolicy, PublishOptions, SubscribeOptions};
 
-/// Whether a provider has a capability.
+/// Declaration about one capability.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Support {
-    /// The provider does not say. Options pass through, and the bus warns once.
+    /// Not declared. Options pass through, and the bus warns once.
     #[default]
     Unknown,
-    /// The promise is honoured, and the conformance kit proves it.
+    /// Supported: the guarantee holds, and the conformance kit tests it.
     Yes,
-    /// The promise is refused with [`EventError::Unsupported`](crate::EventError::Unsupported) before any I/O.
+    /// Absent: calls that need it fail with [`EventError::Unsupported`](crate::EventError::Unsupported) before any I/O.
     No,
 }
 
 impl Support {
-    /// Whether the capability is declared present.
+    /// Returns `true` if the capability is declared present.
     pub const fn is_yes(self) -> bool {
         matches!(self, Self::Yes)
     }
 
-    /// Whether the capability is declared absent.
+    /// Returns `true` if the capability is declared absent.
     pub const fn is_no(self) -> bool {
         matches!(self, Self::No)
     }
 }
 
-/// What an acknowledged publish survives.
+/// Failure that an acknowledged publish survives.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Durability {
-    /// The provider does not say.
+    /// Not declared.
     #[default]
     Unknown,
-    /// Nothing: it is gone when what keeps it restarts.
+    /// No failure: the event is lost when the process or server that keeps it restarts.
     None,
-    /// It is acknowledged before it is safe: a crash of what keeps it can lose the last moments.
+    /// Acknowledged before it is safe: a crash of the process or server that keeps it can lose the most recent events.
     Deferred,
     /// Survives `kill -9` of the process.
     ProcessCrash,
@@ -49,7 +49,7 @@ pub enum Durability {
     NodeLoss,
 }
 
-/// What a provider can do. Start from [`Capabilities::unknown`], [`all`](Capabilities::all) or
+/// Capabilities of a provider. Start from [`Capabilities::unknown`], [`all`](Capabilities::all) or
 /// [`none`](Capabilities::none) and set the fields that differ.
 ///
 /// ```
@@ -62,70 +62,71 @@ pub enum Durability {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Capabilities {
-    /// What an acknowledged publish survives.
+    /// Failure that an acknowledged publish survives.
     pub durability: Durability,
-    /// Named consumers keep their position and the attempts of what is pending across a disconnect, and across a restart
-    /// where stored events outlive one.
+    /// Named consumers keep their position and the attempts of pending events across a disconnect. They also keep them
+    /// across a restart if stored events do.
     pub durable: Support,
-    /// Several subscriptions of one durable share the work.
+    /// Several subscriptions of one durable consumer share its events.
     pub shared_consumers: Support,
-    /// Unsettled and refused events are delivered again: `ack_wait_secs`, `max_deliver`, `nak`.
+    /// Unsettled and nacked events are redelivered: `ack_wait_secs`, `max_deliver`, `nak`.
     pub redelivery: Support,
-    /// A refusal can say when: `nak_after`, `backoff_secs`.
+    /// A nak can delay the redelivery: `nak_after`, `backoff_secs`.
     pub nak_with_delay: Support,
     /// `term` settles an event without redelivery.
     pub term: Support,
     /// `extend` restarts a lease.
     pub extend: Support,
-    /// `msg_id` is deduplicated.
+    /// Publishes with the same `msg_id` are deduplicated.
     pub dedup: Support,
     /// `expected_sequence` is checked.
     pub expected_sequence: Support,
-    /// All six deliver policies.
+    /// All six deliver policies are supported.
     pub start_policies: Support,
-    /// `max_ack_pending` bounds unsettled events.
+    /// `max_ack_pending` limits the unsettled events.
     pub max_ack_pending: Support,
-    /// `publish_batch` is more than one publish after the other.
+    /// `publish_batch` publishes events together instead of one after the other.
     pub batch_publish: Support,
     /// `query` reads history by sequence and time.
     pub history_query: Support,
-    /// `consumers` lists position and lag.
+    /// `consumers` lists every consumer with its lag.
     pub consumer_info: Support,
-    /// A settlement whose lease went to another delivery is refused. Without it, such a settlement takes effect on the
-    /// delivery that is in force.
+    /// A settlement whose lease went to another delivery is refused. Without this capability it takes effect on the
+    /// current delivery.
     pub fenced_settlement: Support,
-    /// `release` and `close` give events back without counting an attempt. Without it, what was given back counts one
-    /// delivery more.
+    /// `release` and `close` count no attempt for the released events. Without this capability, a released event counts
+    /// one delivery more.
     pub release_keeps_attempt: Support,
-    /// A consumer overtaken by retention is told how many matching events it missed, whatever its filter.
+    /// If retention drops events before a consumer reads them, the consumer receives the number of matching events
+    /// missed, with any filter.
     pub reports_gaps: Support,
     /// `reset_consumer` moves a durable consumer to another position.
     pub reset_consumer: Support,
-    /// Sequences, first deliveries and history follow one order over the whole stream. Without it they follow one per
-    /// subject.
+    /// Sequences, first deliveries and history follow one order over the whole stream. Without this capability they
+    /// follow one order per subject.
     pub total_order: Support,
-    /// The members of a durable consumer share its events across connections, so that a busy one holds up nobody. Without
-    /// it each connection has its own part of the subjects.
+    /// The members of a durable consumer share its events across connections, so that a busy member delays no other.
+    /// Without this capability, each connection has its own part of the subjects.
     pub event_sharing: Support,
-    /// Maximum size of one event in bytes of JSON; `None` when it is not known. Under a [driver](super::driver::Driver)
-    /// [`DEFAULT_MAX_EVENT_BYTES`](super::validate::DEFAULT_MAX_EVENT_BYTES) is in force then.
+    /// Maximum size of one event in bytes of JSON; `None` if unknown. Without it a [driver](super::driver::Driver) has
+    /// the limit [`DEFAULT_MAX_EVENT_BYTES`](super::validate::DEFAULT_MAX_EVENT_BYTES).
     pub max_event_bytes: Option<usize>,
-    /// How long a `msg_id` is remembered, at least; `None` when it is not known.
+    /// Minimum time for which a `msg_id` is remembered; `None` if unknown.
     pub dedup_window: Option<Duration>,
 }
 
 impl Capabilities {
-    /// Nothing is declared: what a provider reports that was written before capabilities existed.
+    /// Returns capabilities that declare nothing, as for a provider written before capabilities existed.
     pub const fn unknown() -> Self {
         Self::uniform(Support::Unknown, Durability::Unknown)
     }
 
-    /// Everything is honoured.
+    /// Returns capabilities that are all present.
     pub const fn all(durability: Durability) -> Self {
         Self::uniform(Support::Yes, durability)
     }
 
-    /// Everything optional is refused: plain publish, subscribe and history.
+    /// Returns capabilities that are all absent: only plain publish, subscribe and history remain.
     pub const fn none(durability: Durability) -> Self {
         Self::uniform(Support::No, durability)
     }
@@ -157,25 +158,25 @@ impl Capabilities {
         }
     }
 
-    /// Refuses publish options that the provider declares it cannot honour.
+    /// Refuses publish options that the provider declares absent.
     ///
     /// # Errors
     ///
-    /// [`EventError::Unsupported`](crate::EventError::Unsupported) that names the first such option.
+    /// [`EventError::Unsupported`](crate::EventError::Unsupported), which names the first such option.
     pub fn check_publish(&self, provider: &str, options: &PublishOptions) -> Result<()> {
         refuse_first(provider, &self.used_by_publish(options))
     }
 
-    /// Refuses subscribe options that the provider declares it cannot honour.
+    /// Refuses subscribe options that the provider declares absent.
     ///
     /// # Errors
     ///
-    /// [`EventError::Unsupported`](crate::EventError::Unsupported) that names the first such option.
+    /// [`EventError::Unsupported`](crate::EventError::Unsupported), which names the first such option.
     pub fn check_subscribe(&self, provider: &str, options: &SubscribeOptions) -> Result<()> {
         refuse_first(provider, &self.used_by_subscribe(options))
     }
 
-    /// The first option in use that the provider says nothing about.
+    /// Returns the first option in use whose capability is not declared.
     pub(crate) fn undeclared(
         &self,
         publish: Option<&PublishOptions>,

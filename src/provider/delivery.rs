@@ -1,4 +1,4 @@
-//! What a subscription hands out: an event together with the right to settle it.
+//! Deliveries: an event together with the right to settle it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,9 +12,9 @@ use super::support::stand_in;
 use crate::error::{EventError, Result};
 use crate::types::{Event, ReceivedEvent};
 
-/// One delivery of a shared event: the cheapest view, because the payload is never copied.
+/// One delivery of a shared event. This is the cheapest view, because the payload is never copied.
 ///
-/// Dropping it is neither an ack nor a nak: the lease decides, and the event is delivered again after the ack wait.
+/// Dropping it neither acks nor naks the event: when the lease expires after the ack wait, the event is redelivered.
 ///
 /// ```
 /// use a3s_event::{Event, EventProvider, MemoryProvider, Subscription};
@@ -46,31 +46,32 @@ pub struct Delivery {
 pub struct UndecodableRecord {
     /// The record as stored.
     pub raw: Vec<u8>,
-    /// Why it cannot be decoded.
+    /// Reason why it cannot be decoded.
     pub reason: String,
 }
 
 impl UndecodableRecord {
-    /// Puts a record together. For providers.
+    /// Creates a record. For providers.
     pub fn new(raw: Vec<u8>, reason: impl Into<String>) -> Self {
         Self { raw, reason: reason.into() }
     }
 
-    /// What a reader is told who does not keep such records, with the record's sequence.
+    /// Converts the record into an [`Undecodable`](EventError::Undecodable) error with this sequence, for readers that
+    /// do not keep such records.
     pub fn into_error(self, sequence: u64) -> EventError {
         EventError::Undecodable { sequence, raw: self.raw, reason: self.reason }
     }
 }
 
 impl Delivery {
-    /// Puts a delivery together. For providers.
+    /// Creates a delivery. For providers.
     ///
-    /// The handler is asked to settle `lease`; one handler can serve all deliveries of a subscription.
+    /// `handler` settles `lease`. One handler can serve all deliveries of a subscription.
     pub fn new(event: Arc<Event>, lease: Lease, stream: Arc<str>, handler: Arc<dyn AckHandler>) -> Self {
         Self { event, stream, acker: Acker { handler, lease }, undecodable: None, observed: None }
     }
 
-    /// The delivery of a record that is not an event. For providers, once they were asked to
+    /// Creates the delivery of a record that is not an event. For providers that were asked to
     /// [keep](super::Subscription::keep_undecodable) such records.
     pub fn undecodable(
         subject: &str,
@@ -83,37 +84,37 @@ impl Delivery {
         Self { undecodable: Some(Arc::new(record)), ..Self::new(event, lease, stream, handler) }
     }
 
-    /// The event.
+    /// Returns the event.
     pub fn event(&self) -> &Event {
         &self.event
     }
 
-    /// The event, shared with the provider and every other delivery of it.
+    /// Returns the event, shared with the provider and every other delivery of it.
     pub fn shared_event(&self) -> Arc<Event> {
         Arc::clone(&self.event)
     }
 
-    /// Sequence of the event in its stream.
+    /// Returns the sequence of the event in its stream.
     pub fn sequence(&self) -> u64 {
         self.acker.lease.sequence
     }
 
-    /// Which delivery this is to this consumer, starting at 1.
+    /// Returns the number of this delivery of the event to this consumer, starting at 1.
     pub fn num_delivered(&self) -> u64 {
         self.acker.lease.attempt.into()
     }
 
-    /// Name of the stream that holds the event.
+    /// Returns the name of the stream that holds the event.
     pub fn stream(&self) -> &str {
         &self.stream
     }
 
-    /// The record itself, when it is not an event: [`event`](Delivery::event) is then only a stand-in for it.
+    /// Returns the stored record if it is not an event. [`event`](Delivery::event) is then a placeholder.
     pub fn undecodable_record(&self) -> Option<&UndecodableRecord> {
         self.undecodable.as_deref()
     }
 
-    /// The owned view; copies the event when it is still shared.
+    /// Converts the delivery into the owned view. Copies the event if it is still shared.
     pub fn into_pending(self) -> PendingEvent {
         let received = ReceivedEvent {
             sequence: self.sequence(),
@@ -124,12 +125,13 @@ impl Delivery {
         PendingEvent { received, acker: self.acker, observed: self.observed }
     }
 
-    /// The owned event, leaving the settlement behind: the lease decides. Copies the event when it is still shared.
+    /// Converts the delivery into the owned event without settling it, as if it were dropped. Copies the event if it is
+    /// still shared.
     pub fn into_received(self) -> ReceivedEvent {
         self.into_pending().received
     }
 
-    /// Acknowledges the event and keeps its owned view: what [`Subscription::next`](super::Subscription::next) hands out.
+    /// Acknowledges the event and returns its owned view, as [`Subscription::next`](super::Subscription::next) does.
     ///
     /// # Errors
     ///
@@ -137,13 +139,13 @@ impl Delivery {
     ///
     /// # Cancel safety
     ///
-    /// Once the ack was sent, an event whose future is dropped does not come again.
+    /// If the future is dropped after the ack was sent, the event is not redelivered.
     pub async fn ack_into_received(self) -> Result<ReceivedEvent> {
         self.settle(AckKind::Ack).await?;
         Ok(self.into_received())
     }
 
-    /// Ends an event for good: providers that cannot terminate can acknowledge.
+    /// Terminates the event, or acknowledges it if the provider cannot terminate.
     pub(crate) async fn term_or_ack(&self, reason: &str, is_confirmed: bool) -> Result<()> {
         match self.settle_as(AckKind::Term(reason.to_owned()), is_confirmed).await {
             Err(EventError::Unsupported { .. }) => self.settle_as(AckKind::Ack, is_confirmed).await,
@@ -151,17 +153,17 @@ impl Delivery {
         }
     }
 
-    /// The right to settle this delivery, apart from it.
+    /// Returns the right to settle this delivery.
     pub(crate) fn acker(&self) -> &Acker {
         &self.acker
     }
 
-    /// Lets an observer learn what becomes of this delivery.
+    /// Reports the settlement of this delivery to an observer.
     pub(crate) fn observed_by(self, observer: Arc<dyn SettlementObserver>) -> Self {
         Self { observed: Some(Observed::begin(observer)), ..self }
     }
 
-    /// The same delivery of another form of the event, for instance its decrypted one.
+    /// Replaces the event by another form of it, for instance the decrypted one. The delivery stays the same.
     #[must_use]
     pub fn map_event(mut self, event: Arc<Event>) -> Self {
         self.event = event;
@@ -196,18 +198,19 @@ impl From<PendingEvent> for Delivery {
 
 /// An owned event together with the right to settle it.
 ///
-/// Dropping it is neither an ack nor a nak: the lease decides, and the event is delivered again after the ack wait.
+/// Dropping it neither acks nor naks the event: when the lease expires after the ack wait, the event is redelivered.
 /// The field `received` can be moved out.
 pub struct PendingEvent {
-    /// The event as it arrived.
+    /// The received event.
     pub received: ReceivedEvent,
     acker: Acker,
     observed: Option<Observed>,
 }
 
 impl PendingEvent {
-    /// Makes a pending event from two closures, one of which is called at most once. It can be acked and naked, and
-    /// refuses the rest with [`EventError::Unsupported`]; [`with_handler`](PendingEvent::with_handler) is the full form.
+    /// Creates a pending event from two closures, one of which is called at most once. It can be acked and naked, and
+    /// refuses other settlements with [`EventError::Unsupported`]. [`with_handler`](PendingEvent::with_handler)
+    /// supports all of them.
     pub fn new(
         received: ReceivedEvent,
         ack_fn: impl FnOnce() -> SettleFuture + Send + 'static,
@@ -216,14 +219,14 @@ impl PendingEvent {
         Self::with_handler(received, ClosureHandler::new(Box::new(ack_fn), Box::new(nak_fn)))
     }
 
-    /// Makes a pending event that is settled through `handler`.
+    /// Creates a pending event that is settled through `handler`.
     pub fn with_handler(received: ReceivedEvent, handler: impl AckHandler + 'static) -> Self {
         let attempt = u32::try_from(received.num_delivered).unwrap_or(u32::MAX);
         let lease = Lease::new(received.sequence, attempt);
         Self { received, acker: Acker { handler: Arc::new(handler), lease }, observed: None }
     }
 
-    /// As [`Delivery::observed_by`].
+    /// Reports the settlement of this event to an observer.
     pub(crate) fn observed_by(self, observer: Arc<dyn SettlementObserver>) -> Self {
         Self { observed: Some(Observed::begin(observer)), ..self }
     }
@@ -235,47 +238,48 @@ impl fmt::Debug for PendingEvent {
     }
 }
 
-/// The verbs that deliveries and pending events share.
+/// Implements the settlement methods that deliveries and pending events share.
 macro_rules! settling {
     ($owner:ident) => {
         impl $owner {
-            /// Settles the event and keeps it.
+            /// Settles the event by reference.
             pub(crate) async fn settle(&self, kind: AckKind) -> Result<()> {
                 self.settle_as(kind, false).await
             }
 
-            /// The same, and waits until the backend has stored it where `is_confirmed` says so.
+            /// Settles the event by reference. If `is_confirmed` is true, waits until the backend has stored the
+            /// settlement.
             pub(crate) async fn settle_as(&self, kind: AckKind, is_confirmed: bool) -> Result<()> {
                 let asked = Settlement { lease: self.acker.lease, kind, is_confirmed };
                 self.acker.settle_observed(asked, self.observed.as_ref()).await
             }
 
-            /// Settles the event: it is not delivered to this consumer again.
+            /// Acknowledges the event: it is not redelivered to this consumer.
             ///
-            /// This does not wait until the backend has stored it. The ack is on its way, and this process does not hand the
-            /// event out again; where the process, the connection or the backend ends before it is stored, the event is
-            /// delivered again. [`ack_confirmed`](Self::ack_confirmed) waits for that,
-            /// and [`Subscription::flush`](super::Subscription::flush) for all that are on their way.
+            /// Returns while the ack is in flight, before the backend has stored it. This process does not hand the
+            /// event out again. If the process, the connection or the backend ends before the ack is stored, the event
+            /// is redelivered. [`ack_confirmed`](Self::ack_confirmed) waits until it is stored, and
+            /// [`Subscription::flush`](super::Subscription::flush) waits for all acks in flight.
             ///
             /// # Errors
             ///
-            /// [`EventError::Ack`] when the lease is known to be lost to another delivery (that delivery stays in force), or
-            /// the backend's error. The event is then delivered again.
+            /// [`EventError::Ack`] if the lease is known to be lost to another delivery, which stays in force, or the
+            /// backend's error. The event is then redelivered.
             pub async fn ack(self) -> Result<()> {
                 self.settle(AckKind::Ack).await
             }
 
-            /// Settles the event and waits until the backend has stored that: what returns `Ok` is not delivered to this
-            /// consumer again, whatever ends.
+            /// Acknowledges the event and waits until the backend has stored the ack. After `Ok` the event is not
+            /// redelivered to this consumer, even if the process, the connection or the backend ends.
             ///
             /// # Errors
             ///
-            /// As [`ack`](Self::ack); also when the backend does not say in time whether it has stored it.
+            /// As [`ack`](Self::ack); also if the backend does not confirm in time that the ack is stored.
             pub async fn ack_confirmed(self) -> Result<()> {
                 self.settle_as(AckKind::Ack, true).await
             }
 
-            /// Asks for redelivery after the consumer's backoff for this attempt; at once when it has none.
+            /// Requests redelivery after the consumer's backoff for this attempt, or at once if it has none.
             ///
             /// # Errors
             ///
@@ -284,7 +288,7 @@ macro_rules! settling {
                 self.settle(AckKind::Nak(None)).await
             }
 
-            /// Asks for redelivery after `delay`.
+            /// Requests redelivery after `delay`.
             ///
             /// # Errors
             ///
@@ -293,7 +297,7 @@ macro_rules! settling {
                 self.settle(AckKind::Nak(Some(delay))).await
             }
 
-            /// Settles the event without redelivery because it cannot be processed.
+            /// Terminates the event: it cannot be processed and is not redelivered.
             ///
             /// # Errors
             ///
@@ -311,7 +315,7 @@ macro_rules! settling {
                 self.settle(AckKind::Extend).await
             }
 
-            /// Gives the event back for another delivery at once, as far as the backend can without counting an attempt.
+            /// Requests redelivery at once, without counting an attempt if the backend supports that.
             ///
             /// # Errors
             ///

@@ -1,11 +1,10 @@
-//! What a backend writes to become a provider.
+//! The trait that a backend implements to become a provider.
 //!
-//! A [`Driver`] stores checked events and opens consumers; for every driver there is an [`EventProvider`], which checks what
-//! comes from outside, fills in the defaults, and refuses what the driver declares absent. So a driver repeats none of
-//! that, and the same input fails the same way on every backend. What receives is a [`Fetch`], under a
-//! [`Receiver`].
+//! A [`Driver`] stores checked events and opens consumers. Every driver is an [`EventProvider`], which validates the
+//! input, fills in the defaults, and refuses what the driver declares absent. A driver therefore repeats no checks, and
+//! the same input fails the same way on every backend. A [`Fetch`] receives events, under a [`Receiver`].
 //!
-//! The driver layer may still change: implement [`EventProvider`] itself where that matters more than its length.
+//! The driver layer may still change. If you need a stable interface, implement [`EventProvider`] directly.
 
 use std::any::Any;
 use std::future::Future;
@@ -25,26 +24,26 @@ use crate::error::Result;
 use crate::subject::{validate_consumer_name, validate_filter_under};
 use crate::types::{Event, PublishOptions, SubscribeOptions};
 
-/// A backend. See the [module](self).
+/// A backend that becomes an [`EventProvider`]; see the [module](self).
 ///
-/// Methods are called from many tasks at once, and none may wait without a deadline.
+/// Methods are called from many tasks at once. Every method must limit its waiting by a timeout.
 pub trait Driver: Send + Sync + 'static {
-    /// What receives for one member of a consumer.
+    /// The type that receives events for one member of a consumer.
     type Fetch: Fetch;
 
-    /// Name of the provider, for instance `memory`.
+    /// Returns the name of the provider, for instance `memory`.
     fn name(&self) -> &str;
 
-    /// What every subject of the stream begins with: `events` by default.
+    /// Returns the prefix of every subject of the stream. Default `events`.
     fn subject_prefix(&self) -> &str {
         "events"
     }
 
-    /// What the backend can do. Options that it declares absent never reach the driver.
+    /// Returns the capabilities of the backend. Options that it declares absent never reach the driver.
     fn capabilities(&self) -> Capabilities;
 
-    /// Largest event in bytes of JSON: that of the [capabilities](Driver::capabilities), else
-    /// [`DEFAULT_MAX_EVENT_BYTES`].
+    /// Returns the maximum size of one event in bytes of JSON: the limit of the [capabilities](Driver::capabilities),
+    /// or [`DEFAULT_MAX_EVENT_BYTES`] if they have none.
     fn max_event_bytes(&self) -> usize {
         Driver::capabilities(self).max_event_bytes.unwrap_or(DEFAULT_MAX_EVENT_BYTES)
     }
@@ -53,8 +52,8 @@ pub trait Driver: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// The backend's error, which says through [`may_be_stored`](crate::EventError::may_be_stored) whether the event may
-    /// have been stored all the same; [`Conflict`](crate::EventError::Conflict) for another expected sequence.
+    /// The backend's error, or [`Conflict`](crate::EventError::Conflict) if another sequence was expected.
+    /// [`may_be_stored`](crate::EventError::may_be_stored) tells whether the event may be stored.
     fn store(&self, event: Checked<'_>) -> impl Future<Output = Result<PublishReceipt>> + Send;
 
     /// Stores many events and returns one result per event, in order. The default stores one after the other.
@@ -71,16 +70,16 @@ pub trait Driver: Send + Sync + 'static {
         }
     }
 
-    /// Opens a consumer, which is made when it does not exist.
+    /// Opens a consumer and creates it if it does not exist.
     ///
     /// # Errors
     ///
-    /// [`Conflict`](crate::EventError::Conflict) for a durable consumer with another filter or start; otherwise the
+    /// [`Conflict`](crate::EventError::Conflict) if a durable consumer has another filter or start; otherwise the
     /// backend's error.
     fn open(&self, consumer: ConsumerSpec) -> impl Future<Output = Result<Self::Fetch>> + Send;
 
-    /// Forgets a durable consumer and its position; `Ok` when there is none. Its open subscriptions end. Needs the capability
-    /// `durable`.
+    /// Deletes a durable consumer and its position, and ends its open subscriptions. Returns `Ok` if it does not exist.
+    /// Requires the capability `durable`.
     ///
     /// # Errors
     ///
@@ -90,19 +89,19 @@ pub trait Driver: Send + Sync + 'static {
         async { Err(unsupported("durable", Driver::name(self))) }
     }
 
-    /// As [`EventProvider::query_page`]. The filter is checked. Without the capability `history_query` only the filter and the
-    /// limit are asked for.
+    /// Implements [`EventProvider::query_page`]. The filter is validated. Without the capability `history_query`, a
+    /// query has only a filter and a limit.
     ///
     /// # Errors
     ///
     /// The backend's error.
     fn page(&self, query: &HistoryQuery) -> impl Future<Output = Result<HistoryPage>> + Send;
 
-    /// As [`EventProvider::reset_consumer`].
+    /// Implements [`EventProvider::reset_consumer`].
     ///
     /// # Errors
     ///
-    /// As there.
+    /// As [`EventProvider::reset_consumer`].
     fn move_consumer(
         &self,
         name: &str,
@@ -112,61 +111,61 @@ pub trait Driver: Send + Sync + 'static {
         async { Err(unsupported("reset_consumer", Driver::name(self))) }
     }
 
-    /// As [`EventProvider::consumers`].
+    /// Implements [`EventProvider::consumers`].
     ///
     /// # Errors
     ///
-    /// As there.
+    /// As [`EventProvider::consumers`].
     fn list_consumers(&self) -> impl Future<Output = Result<Vec<ConsumerInfo>>> + Send {
         async { Err(unsupported("consumers", Driver::name(self))) }
     }
 
-    /// As [`EventProvider::streams`], in any order.
+    /// Implements [`EventProvider::streams`], in any order.
     ///
     /// # Errors
     ///
-    /// As there.
+    /// As [`EventProvider::streams`].
     fn list_streams(&self) -> impl Future<Output = Result<Vec<StreamSummary>>> + Send {
         async { Err(unsupported("streams", Driver::name(self))) }
     }
 
-    /// As [`EventProvider::delete_stream`].
+    /// Implements [`EventProvider::delete_stream`].
     ///
     /// # Errors
     ///
-    /// As there.
+    /// As [`EventProvider::delete_stream`].
     fn drop_stream(&self) -> impl Future<Output = Result<()>> + Send {
         async { Err(unsupported("delete_stream", Driver::name(self))) }
     }
 
-    /// As [`EventProvider::purge`]. The filter is checked.
+    /// Implements [`EventProvider::purge`]. The filter is validated.
     ///
     /// # Errors
     ///
-    /// As there.
+    /// As [`EventProvider::purge`].
     fn purge_events(&self, filter: Option<&str>) -> impl Future<Output = Result<u64>> + Send {
         let _ = filter;
         async { Err(unsupported("purge", Driver::name(self))) }
     }
 
-    /// As [`EventProvider::info`].
+    /// Implements [`EventProvider::info`].
     ///
     /// # Errors
     ///
     /// The backend's error.
     fn count(&self) -> impl Future<Output = Result<ProviderInfo>> + Send;
 
-    /// Whether a publish would be stored. The default asks for the [counts](Driver::count).
+    /// Returns `true` if a publish would be stored. The default calls [`count`](Driver::count).
     fn is_healthy(&self) -> impl Future<Output = bool> + Send {
         async { self.count().await.is_ok() }
     }
 
-    /// As [`EventProvider::ack_failures`].
+    /// Implements [`EventProvider::ack_failures`].
     fn failed_acks(&self) -> Option<Arc<AckFailures>> {
         None
     }
 
-    /// Ends the provider: later publishes fail and open subscriptions end.
+    /// Closes the provider: later publishes fail and open subscriptions end.
     ///
     /// # Errors
     ///
@@ -174,7 +173,8 @@ pub trait Driver: Send + Sync + 'static {
     fn shut(&self) -> impl Future<Output = Result<()>> + Send;
 }
 
-/// An event that passed every check, with options that the driver declares to honour. Only the layer makes one.
+/// A validated event with its options. Options that the driver declares absent are already refused. Only this layer
+/// creates it.
 #[derive(Debug, Clone, Copy)]
 pub struct Checked<'a> {
     event: &'a Event,
@@ -192,33 +192,33 @@ impl<'a> Checked<'a> {
         Ok(Self { event, options, size })
     }
 
-    /// The event.
+    /// Returns the event.
     pub fn event(&self) -> &'a Event {
         self.event
     }
 
-    /// The options.
+    /// Returns the options.
     pub fn options(&self) -> &'a PublishOptions {
         self.options
     }
 
-    /// Its size in bytes of JSON: exact for a large event, and without the characters that escapes add for one that is far
-    /// below the limit.
+    /// Returns the size in bytes of JSON. It is exact for a large event. For an event far below the limit, it omits the
+    /// characters that escapes add.
     pub fn size(&self) -> usize {
         self.size
     }
 }
 
-/// The consumer to open. Its filter, name and options are checked.
+/// The consumer to open, with a validated filter, name and options.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConsumerSpec {
-    /// The name of a durable consumer; an ephemeral one has none.
+    /// Name of a durable consumer; `None` for an ephemeral one.
     pub name: Option<String>,
     /// The settings, with every default filled in.
     pub config: ConsumerConfig,
-    /// Whether an existing consumer takes over these settings. Otherwise it keeps its own, and only the filter has to be the
-    /// same.
+    /// If true, an existing consumer takes over these settings. If false, it keeps its own, and only the filter must be
+    /// the same.
     pub applies: bool,
 }
 
@@ -245,7 +245,7 @@ impl ConsumerSpec {
     }
 }
 
-/// As the `subscribe` methods of [`EventProvider`], whose names and options this takes.
+/// Opens a consumer. Takes the names and options of the `subscribe` methods of [`EventProvider`].
 pub(super) async fn open<D: Driver>(
     driver: &D,
     name: Option<&str>,
@@ -283,7 +283,7 @@ impl<D: Driver> EventProvider for D {
         for PublishRequest { event, options } in batch {
             results.push(Checked::new(self, event, options).map(|event| {
                 checked.push(event);
-                // Stands in for the receipt until it is known.
+                // A placeholder until the receipt is known.
                 PublishReceipt::stored(0)
             }));
         }
@@ -340,7 +340,7 @@ impl<D: Driver> EventProvider for D {
     }
 
     async fn unsubscribe(&self, consumer_name: &str) -> Result<()> {
-        // Nothing can have a name that is not one.
+        // No consumer can have an invalid name.
         if Driver::capabilities(self).durable.is_no() || validate_consumer_name(consumer_name).is_err() {
             return Ok(());
         }

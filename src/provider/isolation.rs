@@ -1,4 +1,4 @@
-//! Streams apart from all others, for tests.
+//! Isolated streams for tests.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -6,25 +6,25 @@ use std::time::Duration;
 use super::ProviderUrl;
 use crate::duration;
 
-/// A fresh stream that a test wants next to the one of a URL, and what it is to be like. A [scheme](super::Scheme::isolated_by)
-/// says how its URL is made.
+/// A request for a fresh stream next to the stream of a URL, for a test. A [scheme](super::Scheme::isolated_by) makes
+/// its URL.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Isolation {
-    /// What no other stream is called: letters, digits and `_`.
+    /// Unique name of the stream: letters, digits and `_`.
     pub name: String,
-    /// A folder for what is kept in files, which whoever asks removes.
+    /// Folder for the files of the stream. The caller removes it.
     pub folder: PathBuf,
-    /// Most stored events; the oldest are dropped.
+    /// Maximum number of stored events; the oldest are dropped.
     pub max_events: Option<usize>,
-    /// Most stored bytes; the oldest events are dropped, but never the newest one.
+    /// Maximum size of all stored events in bytes; the oldest are dropped, but never the newest.
     pub max_bytes: Option<u64>,
-    /// How long a `msg_id` is remembered.
+    /// Time for which a `msg_id` is remembered for deduplication.
     pub dedup_window: Option<Duration>,
 }
 
 impl Isolation {
-    /// A stream with the settings of the URL.
+    /// Creates a request for a stream with the settings of the URL.
     pub fn new(name: impl Into<String>, folder: impl Into<PathBuf>) -> Self {
         Self {
             name: name.into(),
@@ -35,7 +35,7 @@ impl Isolation {
         }
     }
 
-    /// Writes the limits into a URL whose settings are called `max_events`, `max_bytes` and `dedup_window`.
+    /// Adds the limits to a URL whose settings are named `max_events`, `max_bytes` and `dedup_window`.
     pub fn limit(&self, url: ProviderUrl) -> ProviderUrl {
         let limits = [
             ("max_events", self.max_events.map(|max| max.to_string())),

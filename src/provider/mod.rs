@@ -1,9 +1,11 @@
-//! The contract that backends implement, and the backends.
+//! The provider contract and the built-in providers.
 //!
-//! [`EventProvider`] stores and serves events, [`Subscription`] hands them out, [`Capabilities`] says which promises a
-//! provider honours; the others are refused, never ignored. The promises themselves are in
-//! [the delivery contract](crate::docs::delivery). A provider is done when it passes the conformance kit; see
-//! [writing a provider](crate::docs::writing_a_provider).
+//! An [`EventProvider`] stores events and opens subscriptions. A [`Subscription`] delivers events to one consumer.
+//! [`Capabilities`] declares which guarantees a provider supports; calls that need an absent one are refused, never
+//! ignored.
+//!
+//! [The delivery contract](crate::docs::delivery) lists all guarantees. To add a backend, see
+//! [writing a provider](crate::docs::writing_a_provider). A provider is complete when it passes the conformance kit.
 
 mod ack;
 mod ack_failures;
@@ -51,24 +53,26 @@ use crate::error::Result;
 use crate::task::poll_once;
 use crate::types::{Event, PublishOptions, ReceivedEvent, SubscribeOptions};
 
-/// Deadline of a provider's call when nothing else was said. The bus's own deadline is longer: it is for providers that
-/// hang.
+/// Default timeout of a provider call. The bus has a longer timeout of its own, for providers that hang.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How many acks may be on their way unless configured otherwise.
+/// Default maximum number of unconfirmed acks per consumer: sent to the backend and not yet stored.
 pub const DEFAULT_MAX_UNCONFIRMED_ACKS: usize = 1_000;
 
-/// A backend: it stores events and hands them out.
+/// A backend that stores events and delivers them to subscriptions.
 ///
-/// Implementors write the required methods; everything else has a default that is honest: what a provider does not
-/// implement it refuses or does one by one. Methods take `&self` and are called from many tasks at once. No method may
-/// wait without a deadline.
+/// Implement the required methods. Every other method has a default: it refuses the call, falls back to a required
+/// method, or does nothing. Methods take `&self` and are called from many tasks at once. Every method must limit its
+/// waiting by a timeout.
 ///
 /// # Contract
 ///
-/// The delivery contract in [`docs::delivery`](crate::docs::delivery) binds every implementation. In short: a publish
-/// that returned is stored; subjects and filters are checked before any I/O; first deliveries come in sequence order;
-/// what is not settled comes again.
+/// The delivery contract in [`docs::delivery`](crate::docs::delivery) binds every implementation. In short:
+///
+/// - A publish that returned `Ok` is stored.
+/// - Subjects and filters are validated before any I/O.
+/// - First deliveries arrive in sequence order.
+/// - An event that is not settled is redelivered.
 #[async_trait]
 pub trait EventProvider: Send + Sync {
     /// Stores one event and returns its sequence, which is greater than that of every publish acknowledged before.
@@ -76,97 +80,99 @@ pub trait EventProvider: Send + Sync {
     /// # Errors
     ///
     /// [`InvalidSubject`](crate::EventError::InvalidSubject), [`InvalidEvent`](crate::EventError::InvalidEvent) and
-    /// [`TooLarge`](crate::EventError::TooLarge) before any I/O; otherwise the backend's error, which says through
-    /// [`may_be_stored`](crate::EventError::may_be_stored) whether the event may have been stored all the same.
+    /// [`TooLarge`](crate::EventError::TooLarge) before any I/O; otherwise the backend's error.
+    /// [`may_be_stored`](crate::EventError::may_be_stored) tells whether the event may be stored.
     async fn publish(&self, event: &Event) -> Result<u64>;
 
-    /// Opens the durable consumer `consumer_name`, creating it with default options when it does not exist. Everyone
-    /// who opens the same name shares the work. An existing consumer keeps its settings and its position.
+    /// Opens the durable consumer `consumer_name` and creates it with default options if it does not exist. All
+    /// subscriptions to this name share its events. An existing consumer keeps its settings and its position.
     ///
-    /// Needs the capability `durable`; sharing needs `shared_consumers`.
+    /// Requires the capability `durable`; sharing requires `shared_consumers`.
     ///
     /// # Errors
     ///
     /// [`InvalidName`](crate::EventError::InvalidName) and [`InvalidSubject`](crate::EventError::InvalidSubject) before
-    /// any I/O; [`Conflict`](crate::EventError::Conflict) when the consumer has another filter.
+    /// any I/O; [`Conflict`](crate::EventError::Conflict) if the consumer has another filter.
     async fn subscribe_durable(
         &self,
         consumer_name: &str,
         filter_subject: &str,
     ) -> Result<Box<dyn Subscription>>;
 
-    /// Opens an ephemeral consumer: private, starting with everything retained, gone when dropped.
+    /// Opens an ephemeral consumer. It is private, starts with the first retained event, and is deleted when the
+    /// subscription is dropped.
     ///
     /// # Errors
     ///
     /// [`InvalidSubject`](crate::EventError::InvalidSubject) before any I/O; otherwise the backend's error.
     async fn subscribe(&self, filter_subject: &str) -> Result<Box<dyn Subscription>>;
 
-    /// Exactly the newest `limit` stored events that match, newest first; everything matches `None`. Leaves no consumer
-    /// behind and does not wait when there are fewer.
+    /// Returns exactly the newest `limit` stored events that match the filter, newest first. `None` matches every
+    /// event. If fewer events match, it returns them without waiting. Leaves no consumer behind.
     ///
     /// # Errors
     ///
     /// [`InvalidSubject`](crate::EventError::InvalidSubject) before any I/O; otherwise the backend's error.
     async fn history(&self, filter_subject: Option<&str>, limit: usize) -> Result<Vec<Event>>;
 
-    /// Forgets a durable consumer and its position; `Ok` when there is none. Its open subscriptions end.
+    /// Deletes a durable consumer and its position, and ends its open subscriptions. Returns `Ok` if it does not exist.
     ///
     /// # Errors
     ///
     /// The backend's error.
     async fn unsubscribe(&self, consumer_name: &str) -> Result<()>;
 
-    /// Counts of the stream, in time that does not depend on how much is stored.
+    /// Returns the counts of the stream, in time that does not depend on the number of stored events.
     ///
     /// # Errors
     ///
     /// The backend's error.
     async fn info(&self) -> Result<ProviderInfo>;
 
-    /// Name of the provider, for instance `memory`.
+    /// Returns the name of the provider, for instance `memory`.
     fn name(&self) -> &str;
 
-    /// What every subject of the stream begins with.
+    /// Returns the prefix of every subject of the stream.
     fn subject_prefix(&self) -> &str {
         "events"
     }
 
-    /// The subject of a topic in a category. Never fails and passes wildcards through, so it builds filters too; the
-    /// result is checked when it is used.
+    /// Builds the subject of a topic in a category. Never fails and keeps wildcards, so it builds filters too. The
+    /// result is validated when it is used.
     fn build_subject(&self, category: &str, topic: &str) -> String {
         format!("{}.{category}.{topic}", self.subject_prefix())
     }
 
-    /// The filter of everything in a category.
+    /// Builds the filter that matches every subject in a category.
     fn category_subject(&self, category: &str) -> String {
         format!("{}.{category}.>", self.subject_prefix())
     }
 
-    /// What the provider declares about itself. The default declares nothing.
+    /// Returns the declared capabilities. By default all are [`Unknown`](Support::Unknown).
     fn capabilities(&self) -> Capabilities {
         Capabilities::unknown()
     }
 
     /// Stores one event with options.
     ///
-    /// The default refuses options out of range and those that [`capabilities`](EventProvider::capabilities) declares
-    /// absent, and otherwise publishes without them.
+    /// The default refuses options that are out of range or that [`capabilities`](EventProvider::capabilities) declares
+    /// absent. Otherwise it publishes without the options.
     ///
     /// # Errors
     ///
-    /// As [`publish`](EventProvider::publish); [`Unsupported`](crate::EventError::Unsupported) for an option declared
-    /// absent; [`Conflict`](crate::EventError::Conflict) when `expected_sequence` is not the stream's last sequence.
+    /// - As [`publish`](EventProvider::publish).
+    /// - [`Unsupported`](crate::EventError::Unsupported) for an option declared absent.
+    /// - [`Conflict`](crate::EventError::Conflict) if `expected_sequence` is not the stream's last sequence.
     async fn publish_with_options(&self, event: &Event, opts: &PublishOptions) -> Result<u64> {
         validate::validate_publish_options(opts)?;
         self.capabilities().check_publish(self.name(), opts)?;
         self.publish(event).await
     }
 
-    /// Stores one event with options, and tells a duplicate from a first publish.
+    /// Stores one event with options and reports whether it was a duplicate.
     ///
-    /// The default calls [`publish_with_options`](EventProvider::publish_with_options) and reports no duplicate; a provider
-    /// that declares the capability `dedup` implements this method.
+    /// The default calls [`publish_with_options`](EventProvider::publish_with_options) and reports no duplicate. A
+    /// provider with the capability `dedup` must implement this method.
     ///
     /// # Errors
     ///
@@ -175,8 +181,9 @@ pub trait EventProvider: Send + Sync {
         self.publish_with_options(event, opts).await.map(PublishReceipt::stored)
     }
 
-    /// Stores many events and returns one result per event, in order. An event that fails does not stop the ones behind
-    /// it. Needs the capability `batch_publish` to be more than one publish after the other, which is the default.
+    /// Stores many events and returns one result per event, in order. An event that fails does not stop the events
+    /// after it. The default publishes one event after the other; a provider with the capability `batch_publish` does
+    /// better.
     async fn publish_batch(&self, batch: &[PublishRequest<'_>]) -> Vec<Result<PublishReceipt>> {
         let mut results = Vec::with_capacity(batch.len());
         for request in batch {
@@ -185,13 +192,15 @@ pub trait EventProvider: Send + Sync {
         results
     }
 
-    /// Opens a durable consumer with options. Where the consumer exists, legal changes are applied and others refused.
+    /// Opens a durable consumer with options and creates it if it does not exist. On an existing consumer, permitted
+    /// changes are applied and others refused.
     ///
     /// # Errors
     ///
-    /// As [`subscribe_durable`](EventProvider::subscribe_durable); [`Config`](crate::EventError::Config) for an option
-    /// out of range; [`Conflict`](crate::EventError::Conflict) that names the field for a change that is not legal
-    /// (filter and start policy); [`Unsupported`](crate::EventError::Unsupported) for an option declared absent.
+    /// - As [`subscribe_durable`](EventProvider::subscribe_durable).
+    /// - [`Config`](crate::EventError::Config) for an option out of range.
+    /// - [`Conflict`](crate::EventError::Conflict) for a changed filter or start policy. The error names the field.
+    /// - [`Unsupported`](crate::EventError::Unsupported) for an option declared absent.
     async fn subscribe_durable_with_options(
         &self,
         consumer_name: &str,
@@ -219,8 +228,9 @@ pub trait EventProvider: Send + Sync {
         self.subscribe(filter_subject).await
     }
 
-    /// Reads stored events by filter, sequence and time, newest first. The page names every record in its range that cannot
-    /// be read as an event, and says where to go on. Needs the capability `history_query`.
+    /// Reads one page of stored events by filter, sequence and time, newest first. The page also lists every record in
+    /// its range that cannot be read as an event, and the start of the next page. Requires the capability
+    /// `history_query`.
     ///
     /// # Errors
     ///
@@ -231,8 +241,8 @@ pub trait EventProvider: Send + Sync {
         Err(unsupported("query", self.name()))
     }
 
-    /// Exactly the newest events that a query asks for, from as many [pages](EventProvider::query_page) as it takes. Records
-    /// that cannot be read are left out; only a page names them. Needs the capability `history_query`.
+    /// Returns exactly the newest events that match a query, reading as many [pages](EventProvider::query_page) as
+    /// needed. Unreadable records are skipped; only a page lists them. Requires the capability `history_query`.
     ///
     /// # Errors
     ///
@@ -241,20 +251,21 @@ pub trait EventProvider: Send + Sync {
         all_pages(query.clone(), |query| async move { self.query_page(&query).await }).await
     }
 
-    /// Moves a durable consumer to another position. What was delivered and not settled is forgotten: a settlement of it
-    /// is refused. Open subscriptions stay open and go on from the new position.
+    /// Moves a durable consumer to another position. Open subscriptions stay open and continue from there. Unsettled
+    /// deliveries are forgotten, and settling one of them fails.
     ///
     /// # Errors
     ///
-    /// [`Unsupported`](crate::EventError::Unsupported) by default, and where a provider cannot move a consumer that has this
-    /// start policy, which stays as it is then; [`NotFound`](crate::EventError::NotFound) when there is
-    /// no durable consumer of this name; otherwise the backend's error.
+    /// - [`Unsupported`](crate::EventError::Unsupported) by default, and for a consumer whose start policy the provider
+    ///   cannot move; it is then unchanged.
+    /// - [`NotFound`](crate::EventError::NotFound) if no durable consumer has this name.
+    /// - Otherwise the backend's error.
     async fn reset_consumer(&self, consumer_name: &str, position: ConsumerPosition) -> Result<()> {
         let _ = (consumer_name, position);
         Err(unsupported("reset_consumer", self.name()))
     }
 
-    /// Position, lag and pending events of every consumer. Needs the capability `consumer_info`.
+    /// Returns the state of every consumer, such as lag and pending events. Requires the capability `consumer_info`.
     ///
     /// # Errors
     ///
@@ -263,18 +274,18 @@ pub trait EventProvider: Send + Sync {
         Err(unsupported("consumers", self.name()))
     }
 
-    /// The streams that this connection can see, sorted by name.
+    /// Returns the streams that this connection can see, sorted by name.
     ///
     /// # Errors
     ///
-    /// [`Unsupported`](crate::EventError::Unsupported) by default: then there is the provider's own, of which
-    /// [`info`](EventProvider::info) tells. Otherwise the backend's error.
+    /// [`Unsupported`](crate::EventError::Unsupported) by default: the provider then knows only its own stream, which
+    /// [`info`](EventProvider::info) describes. Otherwise the backend's error.
     async fn streams(&self) -> Result<Vec<StreamSummary>> {
         Err(unsupported("streams", self.name()))
     }
 
-    /// Deletes the provider's stream with all its events and consumers; open subscriptions end. What is published
-    /// afterwards fails, or makes a new stream where the provider does so.
+    /// Deletes the provider's stream with all its events and consumers, and ends open subscriptions. A later publish
+    /// fails, or creates a new stream if the provider supports that.
     ///
     /// # Errors
     ///
@@ -283,39 +294,39 @@ pub trait EventProvider: Send + Sync {
         Err(unsupported("delete_stream", self.name()))
     }
 
-    /// Deletes the stored events that the filter matches, or all of them without one, and returns how many there were.
-    /// Consumers go on behind them, as behind what retention took.
+    /// Deletes the stored events that match the filter, or all of them without one, and returns their number. Consumers
+    /// skip the deleted events, as they skip events that retention dropped.
     ///
     /// # Errors
     ///
-    /// [`Unsupported`](crate::EventError::Unsupported) by default; an error for a filter that is none; otherwise the
+    /// [`Unsupported`](crate::EventError::Unsupported) by default; an error for an invalid filter; otherwise the
     /// backend's error.
     async fn purge(&self, filter_subject: Option<&str>) -> Result<u64> {
         let _ = filter_subject;
         Err(unsupported("purge", self.name()))
     }
 
-    /// Whether the backend makes progress.
+    /// Returns `true` if the backend makes progress.
     ///
     /// # Errors
     ///
-    /// None by default: a failing [`info`](EventProvider::info) is `Ok(false)`.
+    /// None by default: if [`info`](EventProvider::info) fails, the result is `Ok(false)`.
     async fn health(&self) -> Result<bool> {
         Ok(self.info().await.is_ok())
     }
 
-    /// Counts of the acks that were sent and did not take effect, for the [metrics](crate::metrics) of the bus; `None` by default,
-    /// for providers that confirm each ack.
+    /// Returns the counts of acks that were sent and did not take effect, for the [metrics](crate::metrics) of the bus.
+    /// Returns `None` by default, for providers that confirm each ack.
     fn ack_failures(&self) -> Option<Arc<AckFailures>> {
         None
     }
 
-    /// The concrete provider, to reach a native client. What is done through it is not portable.
+    /// Returns the concrete provider, for access to its native client. Code that uses it is not portable.
     fn as_any(&self) -> Option<&dyn Any> {
         None
     }
 
-    /// Ends the provider: later publishes fail and open subscriptions end with `Ok(None)`.
+    /// Closes the provider: later publishes fail and open subscriptions end with `Ok(None)`.
     ///
     /// # Errors
     ///
@@ -325,18 +336,18 @@ pub trait EventProvider: Send + Sync {
     }
 }
 
-/// One entry of a batch.
+/// An event of a batch, with its options.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct PublishRequest<'a> {
-    /// The event.
+    /// The event to publish.
     pub event: &'a Event,
-    /// Its options.
+    /// The options of this publish.
     pub options: PublishOptions,
 }
 
 impl<'a> PublishRequest<'a> {
-    /// An entry with options.
+    /// Creates an entry with options.
     pub fn new(event: &'a Event, options: PublishOptions) -> Self {
         Self { event, options }
     }
@@ -355,35 +366,36 @@ pub struct ProviderInfo {
     pub provider: String,
     /// Number of stored events.
     pub messages: u64,
-    /// Their size in bytes, as the provider counts them: about that of their JSON.
+    /// Size of the stored events in bytes, as the provider counts them: about the size of their JSON.
     pub bytes: u64,
     /// Number of consumers.
     pub consumers: usize,
 }
 
-/// A consumer's stream of events.
+/// A stream of events for one consumer.
 ///
-/// All `next*` methods are **cancel-safe**: dropping the returned future loses no event. `Ok(None)` means closed, is
-/// terminal and repeats. `Err` is not terminal unless [`is_closed`](crate::EventError::is_closed): log it and call again.
+/// All `next*` methods are **cancel-safe**: dropping the returned future loses no event. `Ok(None)` means that the
+/// subscription is closed, and every later call returns it again. After an `Err`, log it and call again, unless
+/// [`is_closed`](crate::EventError::is_closed) is true for it.
 #[async_trait]
 pub trait Subscription: Send + Sync {
-    /// The next event, acknowledged before it is handed over: **at most once from there on**. If processing fails, the
-    /// event does not come again; use [`next_manual_ack`](Subscription::next_manual_ack) or
-    /// [`next_delivery`](Subscription::next_delivery) for at-least-once processing.
+    /// Waits for the next event and acknowledges it before returning it: delivery is **at most once from then on**. If
+    /// processing fails, the event is not redelivered. For at-least-once processing, use
+    /// [`next_manual_ack`](Subscription::next_manual_ack) or [`next_delivery`](Subscription::next_delivery).
     async fn next(&mut self) -> Result<Option<ReceivedEvent>>;
 
-    /// The next event, to be settled by the caller within the ack wait.
+    /// Waits for the next event. The caller must settle it within the ack wait.
     async fn next_manual_ack(&mut self) -> Result<Option<PendingEvent>>;
 
-    /// The next event without a copy of its payload, to be settled by the caller within the ack wait.
+    /// Waits for the next event without copying its payload. The caller must settle it within the ack wait.
     async fn next_delivery(&mut self) -> Result<Option<Delivery>> {
         Ok(self.next_manual_ack().await?.map(Delivery::from))
     }
 
-    /// Up to `max` deliveries: waits at most `wait` for the first and takes what else is there without waiting.
+    /// Returns up to `max` deliveries. Waits at most `wait` for the first one, then adds those already available.
     ///
-    /// `None` means closed. The batch is empty when nothing came in time. An error ends the batch and is its last entry.
-    /// Cancel-safe: nothing is awaited once the first delivery was taken.
+    /// `None` means that the subscription is closed. The batch is empty if no event arrived in time. An error ends the
+    /// batch and is its last entry. Cancel-safe: nothing is awaited after the first delivery was taken.
     async fn next_batch(&mut self, max: usize, wait: Duration) -> Option<Vec<Result<Delivery>>> {
         let mut batch = Vec::new();
         if max == 0 {
@@ -396,23 +408,24 @@ pub trait Subscription: Send + Sync {
         while batch.len() < max && batch.last().is_some_and(Result::is_ok) {
             match poll_once(self.next_delivery()).await.map(Result::transpose) {
                 Some(Some(item)) => batch.push(item),
-                // Nothing there, or closed: the next call says which.
+                // Nothing is available, or the subscription is closed: the next call reports it.
                 Some(None) | None => break,
             }
         }
         Some(batch)
     }
 
-    /// Asks for records that are not events as [deliveries](Delivery::undecodable_record), to be settled by the caller,
-    /// instead of settling them and returning [`Undecodable`](crate::EventError::Undecodable). Whoever asks can keep such a
-    /// record elsewhere before it is settled; the bus does so where it has a dead-letter handler.
+    /// Enables [deliveries](Delivery::undecodable_record) of records that are not events, so that the caller can store
+    /// them before settling them. Otherwise the provider settles such a record and returns
+    /// [`Undecodable`](crate::EventError::Undecodable). [`EventBus`](crate::EventBus) calls this if it has a
+    /// dead-letter handler.
     ///
-    /// `false`, the default, means that the provider does not do this.
+    /// Returns `false`, the default, if the provider does not support it.
     fn keep_undecodable(&mut self) -> bool {
         false
     }
 
-    /// How many matching retained events were not delivered to this consumer yet.
+    /// Returns the number of matching retained events that were not yet delivered to this consumer.
     ///
     /// # Errors
     ///
@@ -421,31 +434,32 @@ pub trait Subscription: Send + Sync {
         Err(unsupported("lag", "unknown"))
     }
 
-    /// The settings in force, with every default filled in, as last read from the backend. They can differ from those that
-    /// were asked for: a consumer that was opened without options keeps its own. `None`, the default, means that the
-    /// provider cannot tell.
+    /// Returns the settings in force, with every default filled in, as last read from the backend. They can differ from
+    /// the requested ones: a consumer that was opened without options keeps its own. `None`, the default, means that
+    /// the provider does not know them.
     fn settings(&self) -> Option<group::ConsumerConfig> {
         None
     }
 
-    /// Why the subscription ended, once a `next*` method returned `Ok(None)`. `None`, the default, means that it is open or
-    /// that the provider cannot tell.
+    /// Returns the reason for the end of the subscription, after a `next*` method returned `Ok(None)`. `None`, the
+    /// default, means that the subscription is open or that the reason is unknown.
     fn end(&self) -> Option<SubscriptionEnd> {
         None
     }
 
-    /// Waits until the backend has stored what was settled before this call: the acks that are on their way. Cancel-safe.
+    /// Waits until the backend has stored every settlement made before this call, including acks in flight.
+    /// Cancel-safe.
     ///
     /// # Errors
     ///
-    /// The backend's error, or a timeout. What is not stored is delivered again. The default does nothing, for providers whose
-    /// settlements wait themselves.
+    /// The backend's error, or a timeout. An event whose settlement was not stored is redelivered. The default does
+    /// nothing, for providers that confirm each settlement.
     async fn flush(&mut self) -> Result<()> {
         Ok(())
     }
 
-    /// Ends the subscription: what it holds but has not handed out is given back without counting an attempt. A durable
-    /// consumer keeps its position. Events that were handed out can still be settled.
+    /// Closes the subscription and releases the events that it has not handed out, without counting an attempt. A
+    /// durable consumer keeps its position. Events that were handed out can still be settled.
     ///
     /// # Errors
     ///
@@ -455,7 +469,7 @@ pub trait Subscription: Send + Sync {
     }
 }
 
-/// The newest events that a query asks for, from as many pages as it takes.
+/// Returns the newest events that match a query, reading as many pages as needed.
 async fn all_pages<F: Future<Output = Result<HistoryPage>>>(
     query: HistoryQuery,
     page: impl Fn(HistoryQuery) -> F,

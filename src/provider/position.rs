@@ -1,4 +1,4 @@
-//! Where a consumer goes on, and why a subscription ends.
+//! Positions of consumers, and reasons for the end of a subscription.
 
 /// The position to which [`reset_consumer`](super::EventProvider::reset_consumer) moves a consumer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -6,7 +6,7 @@
 pub enum ConsumerPosition {
     /// The first retained event.
     First,
-    /// Behind the newest stored event: only what is published from now on is delivered.
+    /// The end of the stream: only events published from now on are delivered.
     Last,
     /// The first event with this sequence or a higher one.
     Sequence(u64),
@@ -14,17 +14,18 @@ pub enum ConsumerPosition {
     Time(u64),
 }
 
-/// Why a subscription ended.
+/// Reason for the end of a subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SubscriptionEnd {
     /// The subscription or its provider was closed.
     Closed,
-    /// Someone deleted the consumer: [`unsubscribe`](super::EventProvider::unsubscribe), or an operator at the server.
-    /// Opening it again would handle the stream from its start policy.
+    /// The consumer was deleted by [`unsubscribe`](super::EventProvider::unsubscribe) or by an operator at the server.
+    /// A new consumer of this name would process the stream from its start policy.
     Deleted,
-    /// The backend lost the consumer, and the stream is the same: a new consumer can go on behind what was handled.
+    /// The backend lost the consumer, and the stream is unchanged: a new consumer can continue after the events
+    /// handled.
     Lost,
-    /// The stream was deleted or replaced by another one of the same name, whose sequences start again.
+    /// The stream was deleted, or replaced by another stream of the same name whose sequences start over.
     StreamReplaced,
 }

@@ -1,11 +1,11 @@
-//! History queries: read what is stored without a consumer.
+//! History queries: reading stored events without a consumer.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::types::Event;
 
-/// Which stored events to read. Answers come newest first: exactly the newest `limit` that match.
+/// A query for stored events. It returns exactly the newest `limit` events that match, newest first.
 ///
 /// ```
 /// use a3s_event::provider::HistoryQuery;
@@ -17,55 +17,55 @@ use crate::types::Event;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct HistoryQuery {
-    /// Subject filter; everything when `None`.
+    /// Subject filter; `None` matches everything.
     pub filter: Option<String>,
-    /// Most events in the answer.
+    /// Maximum number of events in the answer.
     pub limit: usize,
-    /// Only events with this sequence or a higher one.
+    /// Minimum sequence, inclusive.
     pub since_sequence: Option<u64>,
-    /// Only events with a lower sequence than this: the way to the next page.
+    /// Maximum sequence, exclusive. Selects the next page.
     pub before_sequence: Option<u64>,
-    /// Only events stored at this time or later, in Unix milliseconds.
+    /// Minimum storage time in Unix milliseconds, inclusive.
     pub since_time: Option<u64>,
-    /// Only events stored before this time, in Unix milliseconds.
+    /// Maximum storage time in Unix milliseconds, exclusive.
     pub before_time: Option<u64>,
 }
 
 impl HistoryQuery {
-    /// The newest `limit` events.
+    /// Creates a query for the newest `limit` events.
     pub fn new(limit: usize) -> Self {
         Self { limit, ..Self::default() }
     }
 
-    /// Only events whose subject matches.
+    /// Selects only events whose subject matches.
     #[must_use]
     pub fn filter(mut self, filter: impl Into<String>) -> Self {
         self.filter = Some(filter.into());
         self
     }
 
-    /// Only events with this sequence or a higher one.
+    /// Selects only events with this sequence or a higher one.
     #[must_use]
     pub fn since_sequence(mut self, sequence: u64) -> Self {
         self.since_sequence = Some(sequence);
         self
     }
 
-    /// Only events with a lower sequence than this. For the next page, the sequence of the last event of this one.
+    /// Selects only events with a lower sequence. For the next page, pass the sequence of the last event of this page.
     #[must_use]
     pub fn before_sequence(mut self, sequence: u64) -> Self {
         self.before_sequence = Some(sequence);
         self
     }
 
-    /// Only events stored at this time or later, in Unix milliseconds.
+    /// Selects only events stored at this time or later, in Unix milliseconds.
     #[must_use]
     pub fn since_time(mut self, unix_ms: u64) -> Self {
         self.since_time = Some(unix_ms);
         self
     }
 
-    /// Only events stored before this time, in Unix milliseconds.
+    /// Selects only events stored before this time, in Unix milliseconds.
     #[must_use]
     pub fn before_time(mut self, unix_ms: u64) -> Self {
         self.before_time = Some(unix_ms);
@@ -73,26 +73,27 @@ impl HistoryQuery {
     }
 }
 
-/// A stored event as a query returns it.
+/// A stored event, as a query returns it.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct StoredEvent {
-    /// The event, shared with the provider where it lives in memory.
+    /// The event, shared with a provider that keeps it in memory.
     pub event: Arc<Event>,
-    /// Its sequence in the stream.
+    /// Sequence of the event in the stream.
     pub sequence: u64,
-    /// When it was stored, in Unix milliseconds.
+    /// Storage time in Unix milliseconds.
     pub stored_at: u64,
 }
 
 impl StoredEvent {
-    /// Puts an answer together. For providers.
+    /// Creates a stored event. For providers.
     pub fn new(event: Arc<Event>, sequence: u64, stored_at: u64) -> Self {
         Self { event, sequence, stored_at }
     }
 }
 
-/// One answer to a history query: events and what could not be read, newest first, and how far the search went.
+/// One page of the answer to a history query: events and unreadable records, newest first, and the range that was
+/// searched.
 ///
 /// ```
 /// use a3s_event::{EventProvider, HistoryQuery, MemoryProvider};
@@ -117,22 +118,22 @@ impl StoredEvent {
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct HistoryPage {
-    /// The matching events, newest first; at most as many as the query's limit.
+    /// Matching events, newest first; at most as many as the query's limit.
     pub events: Vec<StoredEvent>,
-    /// Records in the searched range that cannot be read as events, newest first. Where a record does not tell its subject,
-    /// the filter cannot leave it out.
+    /// Records in the searched range that cannot be read as events, newest first. A record whose subject cannot be read
+    /// is listed regardless of the filter.
     pub unreadable: Vec<UnreadableRecord>,
-    /// The lowest sequence that was looked at: everything from here to the end of the query's range was searched. `None`
-    /// when the range is empty.
+    /// Lowest sequence that was searched: the page covers everything from here to the end of the query's range. `None`
+    /// if the range is empty.
     pub searched_from: Option<u64>,
-    /// Where the next page begins: a value for [`HistoryQuery::before_sequence`]. `None` means that the whole range was
+    /// Start of the next page: a value for [`HistoryQuery::before_sequence`]. `None` means that the whole range was
     /// searched.
     pub next: Option<u64>,
 }
 
 impl HistoryPage {
-    /// The page of a search through a range whose lowest sequence is `first`, which looked at nothing below
-    /// `searched_from`. For providers.
+    /// Creates the page of a search. `first` is the lowest sequence of the range, and `searched_from` the lowest
+    /// sequence that was searched. For providers.
     pub fn new(
         events: Vec<StoredEvent>,
         unreadable: Vec<UnreadableRecord>,
@@ -143,7 +144,7 @@ impl HistoryPage {
         Self { events, unreadable, searched_from, next }
     }
 
-    /// Whether the whole range of the query was searched, so that there is no next page.
+    /// Returns `true` if the whole range of the query was searched, so that there is no next page.
     pub fn is_complete(&self) -> bool {
         self.next.is_none()
     }
@@ -153,18 +154,18 @@ impl HistoryPage {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct UnreadableRecord {
-    /// Its sequence in the stream.
+    /// Sequence of the record in the stream.
     pub sequence: u64,
-    /// The subject under which it is stored, where that can be read.
+    /// Subject under which it is stored, if that can be read.
     pub subject: Option<String>,
-    /// When it was stored, in Unix milliseconds, where that can be read.
+    /// Storage time in Unix milliseconds, if that can be read.
     pub stored_at: Option<u64>,
-    /// Why it cannot be read.
+    /// Reason why it cannot be read.
     pub reason: String,
 }
 
 impl UnreadableRecord {
-    /// A record of which nothing else is known. For providers.
+    /// Creates a record of which only the sequence and the reason are known. For providers.
     pub fn new(sequence: u64, reason: impl Into<String>) -> Self {
         Self { sequence, subject: None, stored_at: None, reason: reason.into() }
     }
@@ -174,22 +175,22 @@ impl UnreadableRecord {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StreamSummary {
-    /// Its name.
+    /// Name of the stream.
     pub name: String,
-    /// The filters of the subjects that it stores.
+    /// Filters of the subjects that it stores.
     pub subjects: Vec<String>,
     /// Number of stored events.
     pub events: u64,
-    /// Their size in bytes, as the backend counts it.
+    /// Size of the stored events in bytes, as the backend counts them.
     pub bytes: u64,
     /// Number of consumers.
     pub consumers: usize,
-    /// Whether it is the one that the provider publishes to.
+    /// If true, the provider publishes to this stream.
     pub is_own: bool,
 }
 
 impl StreamSummary {
-    /// An empty stream that is not the provider's own. For providers.
+    /// Creates the summary of an empty stream that is not the provider's own. For providers.
     pub fn new(name: impl Into<String>, subjects: Vec<String>) -> Self {
         Self { name: name.into(), subjects, events: 0, bytes: 0, consumers: 0, is_own: false }
     }
@@ -199,28 +200,28 @@ impl StreamSummary {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConsumerInfo {
-    /// Name of the consumer; for an ephemeral one a name that the provider made up.
+    /// Name of the consumer. For an ephemeral consumer, the provider generates one.
     pub name: String,
-    /// Its subject filter.
+    /// Subject filter.
     pub filter: String,
-    /// Whether it is durable.
+    /// If true, the consumer is durable.
     pub durable: bool,
-    /// Matching retained events that were not delivered yet.
+    /// Number of matching retained events that were not yet delivered.
     pub lag: u64,
-    /// Delivered events that are not settled yet.
+    /// Number of delivered events that are not yet settled.
     pub pending: u64,
-    /// How many of the pending events were delivered more than once.
+    /// Number of pending events that were delivered more than once.
     pub redelivered: u64,
-    /// When an event was last settled, in Unix milliseconds, where the backend knows it.
+    /// Time of the last settlement in Unix milliseconds, if the backend knows it.
     pub last_progress: Option<u64>,
-    /// How many subscriptions it has, where the backend knows it.
+    /// Number of subscriptions, if the backend knows it.
     pub members: Option<usize>,
-    /// How many events were given up after `max_deliver` attempts, where the backend knows it.
+    /// Number of events given up after `max_deliver` attempts, if the backend knows it.
     pub given_up: Option<u64>,
 }
 
 impl ConsumerInfo {
-    /// A consumer with nothing pending. For providers.
+    /// Creates the state of a consumer without lag or pending events. For providers.
     pub fn new(name: impl Into<String>, filter: impl Into<String>, durable: bool) -> Self {
         Self {
             name: name.into(),
@@ -235,8 +236,8 @@ impl ConsumerInfo {
         }
     }
 
-    /// Whether it has something to do and has settled nothing for this long, at this time in Unix milliseconds. `None`
-    /// where the backend does not know when it last did.
+    /// Returns `true` if the consumer has lag or pending events and settled nothing for `timeout`. `now` is in Unix
+    /// milliseconds. Returns `None` if the backend does not know the time of the last settlement.
     ///
     /// ```
     /// use std::time::Duration;

@@ -1,39 +1,40 @@
-//! The answer to a publish.
+//! The result of a publish.
 
 use crate::error::{EventError, Result};
 
-/// Where an event is stored, and whether this publish stored it.
+/// Result of a publish: the sequence of the event, and whether this publish stored it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct PublishReceipt {
-    /// Sequence of the event in its stream. For a duplicate, that of the event which was stored first.
+    /// Sequence of the event in its stream. For a duplicate, the sequence of the event that was stored first.
     pub sequence: u64,
-    /// Whether an earlier publish with the same `msg_id` stored an event within the dedup window. This publish stored
-    /// nothing then; the stored event may differ from the one that was passed.
+    /// If true, an earlier publish with the same `msg_id` within the dedup window stored an event, and this publish
+    /// stored nothing. The stored event may differ from the one passed.
     pub duplicate: bool,
 }
 
 impl PublishReceipt {
-    /// The event was stored under this sequence. For providers.
+    /// Creates the receipt of an event that was stored under this sequence. For providers.
     pub const fn stored(sequence: u64) -> Self {
         Self { sequence, duplicate: false }
     }
 
-    /// An earlier publish stored an event under this sequence. For providers.
+    /// Creates the receipt of a duplicate: an earlier publish stored an event under this sequence. For providers.
     pub const fn duplicate(sequence: u64) -> Self {
         Self { sequence, duplicate: true }
     }
 }
 
-/// The answer to a publish for which nothing has to be stored: a duplicate, or a conflict with the expected sequence.
+/// Returns the receipt of a duplicate, for which nothing is stored. Returns `None` if the event must be stored.
 ///
 /// `first` is the sequence of an event with the same `msg_id` within the dedup window. Only the retry of a publish is a
-/// duplicate: one that expects what the first one expected, or the stream's present end. With any other expectation it is
-/// another publish, as on JetStream, which compares the expected sequence before it looks for the id.
+/// duplicate: it expects the same sequence as the first publish, or the stream's present last sequence. With any other
+/// expectation it is a different publish and conflicts. JetStream does the same, because it compares the expected
+/// sequence before it looks up the id.
 ///
 /// # Errors
 ///
-/// [`EventError::Conflict`] when another sequence was expected.
+/// [`EventError::Conflict`] if another sequence was expected.
 pub fn answered_without_storing(
     stream: &str,
     last: u64,

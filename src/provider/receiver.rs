@@ -1,9 +1,14 @@
-//! The receive side of every provider: takes what a backend delivers, holds it until somebody asks, and hands it out.
+//! The receive side of every provider: takes events from a backend, buffers them and hands them out.
 //!
-//! A backend writes a [`Fetch`]; [`Receiver`] makes a [`Subscription`] of it. Here stands, once for all providers: no await
-//! point loses an event, `next` acknowledges before it hands over, a lease that has waited here starts anew, a record that
-//! is no event is kept or ended, what retention took is told, calls that fail do not spin, and what was not handed out is
-//! given back.
+//! A backend implements [`Fetch`], and [`Receiver`] makes a [`Subscription`] of it. For all providers:
+//!
+//! - No await point loses an event.
+//! - `next` acknowledges an event before it returns it.
+//! - A lease that waited in the buffer is restarted.
+//! - A record that is not an event is kept or terminated.
+//! - A consumer that lagged behind retention receives an error.
+//! - Calls that fail are followed by a pause, so that they do not spin.
+//! - Events that were not handed out are released.
 
 mod failures;
 
@@ -28,15 +33,15 @@ use crate::error::{ErrorKind, EventError, Result};
 use crate::poison::IgnorePoison;
 use crate::types::{Event, ReceivedEvent};
 
-/// A lease that has waited here for longer than this starts anew before its event is handed out.
+/// Age above which a buffered lease is restarted before its event is handed out.
 const FRESH: Duration = Duration::from_millis(50);
 
-/// What a backend does for one member of a consumer. [`Receiver`] does the rest.
+/// The operations that a backend implements for one member of a consumer. [`Receiver`] does the rest.
 pub trait Fetch: Send + Sync + 'static {
-    /// Waits until there is something for this member, and puts it behind what `taken` holds, oldest first. At the end of
-    /// the subscription it returns why.
+    /// Waits until there are items for this member and appends them to `taken`, oldest first. At the end of the
+    /// subscription, returns the reason.
     ///
-    /// Cancel-safe: once it was taken from the backend, an item is in `taken` or comes with the next call.
+    /// Must be cancel-safe: an item taken from the backend is in `taken`, or the next call appends it.
     ///
     /// # Errors
     ///
@@ -47,36 +52,37 @@ pub trait Fetch: Send + Sync + 'static {
         taken: &mut VecDeque<Item>,
     ) -> impl Future<Output = Result<Option<SubscriptionEnd>>> + Send;
 
-    /// Takes what can be had without waiting, as [`fetch`](Fetch::fetch) does, and says whether that was anything. A shortcut for
-    /// backends that have events at hand; the default leaves everything to `fetch`.
+    /// Takes the items that are available without waiting, as [`fetch`](Fetch::fetch) does. Returns `true` if it took
+    /// any. This is a shortcut for backends that hold events locally; the default leaves everything to `fetch`.
     fn take_now(&mut self, ask: Ask, taken: &mut VecDeque<Item>) -> bool {
         let _ = (ask, taken);
         false
     }
 
-    /// Name of the stream that is read.
+    /// Returns the name of the stream.
     fn stream(&self) -> Arc<str>;
 
-    /// Another member can take over what this one has not: called when something was taken, for backends that wake one
-    /// member at a time.
+    /// Lets another member take further items. Called after this member took some, for backends that wake one member at
+    /// a time.
     fn pass_on(&self) {}
 
-    /// Whether a lease that began, or started anew, at this time was lost, as far as is known here: its event is not handed
-    /// out.
+    /// Returns `true` if a lease that was started or restarted at `since` is known to be lost. Its event is then not
+    /// handed out.
     fn is_stale(&self, lease: Lease, since: Instant) -> bool {
         let _ = (lease, since);
         false
     }
 
-    /// Leaves the consumer, and gives back what was leased to this member and not handed out, without waiting. Called once.
+    /// Leaves the consumer and releases the leases in `unused`, which were not handed out, without waiting. Called
+    /// once.
     ///
     /// Does nothing by default, for backends whose members share nothing.
     fn leave(&mut self, unused: Vec<Lease>) {
         let _ = unused;
     }
 
-    /// Does what [`leave`](Fetch::leave) does and waits until the backend has confirmed it. When it fails or is dropped on
-    /// the way, it or `leave` is called again.
+    /// Leaves as [`leave`](Fetch::leave) does and waits until the backend has confirmed it. If this fails or is
+    /// dropped, it or `leave` is called again.
     ///
     /// # Errors
     ///
@@ -86,8 +92,8 @@ pub trait Fetch: Send + Sync + 'static {
         async { Ok(()) }
     }
 
-    /// Waits until the backend has stored what was settled through this member. Does nothing by default, for backends that
-    /// confirm each settlement.
+    /// Waits until the backend has stored every settlement made through this member. Does nothing by default, for
+    /// backends that confirm each settlement.
     ///
     /// # Errors
     ///
@@ -96,7 +102,8 @@ pub trait Fetch: Send + Sync + 'static {
         async { Ok(()) }
     }
 
-    /// How many matching retained events were not delivered to this consumer yet. Needs the capability `consumer_info`.
+    /// Returns the number of matching retained events that were not yet delivered to this consumer. Requires the
+    /// capability `consumer_info`.
     ///
     /// # Errors
     ///
@@ -105,46 +112,47 @@ pub trait Fetch: Send + Sync + 'static {
         async { Err(unsupported("lag", "unknown")) }
     }
 
-    /// The settings in force, as far as they are known.
+    /// Returns the settings in force, if they are known.
     fn settings(&self) -> Option<ConsumerConfig> {
         None
     }
 }
 
-/// What a member asks for.
+/// A member's request for items.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Ask {
-    /// Most items in `taken` when the call returns.
+    /// Maximum number of items in `taken` when the call returns.
     pub max: usize,
-    /// Acknowledge what is taken, where that costs nothing extra; [`Item::acked`] tells the receiver that it was done.
+    /// If true, the backend should acknowledge the items that it takes where that costs nothing extra. [`Item::acked`]
+    /// then tells the receiver that it did.
     pub ack: bool,
-    /// Lease records that are no events like others, instead of ending them.
+    /// If true, the backend leases records that are not events, as it leases events. If false, it terminates them.
     pub keep_undecodable: bool,
 }
 
-/// What a backend has for a member.
+/// An item that a backend has for a member.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Item {
     /// A delivery.
     Leased(Leased),
-    /// What the member is to be told, for instance that it [fell behind](EventError::Lagged) retention.
+    /// An error for the member, for instance that it [lagged](EventError::Lagged) behind retention.
     Error(EventError),
 }
 
 impl Item {
-    /// A delivery of an event, to be settled through `handler`.
+    /// Creates a delivery of an event that is settled through `handler`.
     pub fn event(lease: Lease, event: Arc<Event>, handler: Arc<dyn AckHandler>) -> Self {
         Self::Leased(Leased { lease, content: Content::Event(event), handler: Some(handler), since: None })
     }
 
-    /// A delivery of an event that was acknowledged as it was taken.
+    /// Creates a delivery of an event that was acknowledged when it was taken.
     pub fn acked(lease: Lease, event: Arc<Event>) -> Self {
         Self::Leased(Leased { lease, content: Content::Event(event), handler: None, since: None })
     }
 
-    /// A delivery of a record that is no event, with the subject that it is stored under.
+    /// Creates a delivery of a record that is not an event, with the subject under which it is stored.
     pub fn undecodable(
         lease: Lease,
         subject: &str,
@@ -155,7 +163,7 @@ impl Item {
         Self::Leased(Leased { lease, content, handler: Some(handler), since: None })
     }
 
-    /// Says when its lease began, where that was before it is put into `taken`.
+    /// Sets the time at which the lease began, if that was before the item is put into `taken`.
     pub fn leased_since(mut self, since: Instant) -> Self {
         if let Self::Leased(leased) = &mut self {
             leased.since = Some(since);
@@ -168,9 +176,9 @@ impl Item {
 pub struct Leased {
     lease: Lease,
     content: Content,
-    /// `None` when it is acknowledged already.
+    /// `None` if it is already acknowledged.
     handler: Option<Arc<dyn AckHandler>>,
-    /// When the lease began or started anew, where that is not when it was put into `taken`.
+    /// Time at which the lease was started or restarted, if that is not when it was put into `taken`.
     since: Option<Instant>,
 }
 
@@ -185,7 +193,7 @@ enum Content {
     Undecodable { subject: Box<str>, record: UndecodableRecord },
 }
 
-/// What is to be done for a caller.
+/// The next action for a caller.
 enum Next {
     HandOut,
     Fetch,
@@ -193,36 +201,36 @@ enum Next {
     End,
 }
 
-/// What has to be done with the first item before it is handed out.
+/// An action that the first item needs before it is handed out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
     Ack,
     Extend,
 }
 
-/// In a mutex that is never locked, because a future alone cannot be shared between threads.
+/// A settlement in progress. The mutex is never locked; it makes the future shareable between threads.
 type Settling = Mutex<Pin<Box<dyn Future<Output = Result<()>> + Send>>>;
 
 /// A [`Subscription`] on top of a backend's [`Fetch`].
 pub struct Receiver<F: Fetch> {
     fetch: F,
     stream: Arc<str>,
-    /// Leased to this member and not handed out.
+    /// Items leased to this member and not handed out.
     taken: VecDeque<Item>,
-    /// When `taken` was leased, or its leases restarted.
+    /// Time at which the leases of `taken` were started or restarted.
     leased_at: Instant,
-    /// What is being done with the first of `taken`. Kept here, so that a call that goes on behind a dropped one does not do
-    /// it twice.
+    /// The settlement in progress of the first item. It is kept here, so that the call after a dropped one continues it
+    /// instead of settling twice.
     settling: Option<(Step, Settling)>,
     keeps_undecodable: bool,
     failures: Failures,
-    /// Why it ended, once it has.
+    /// Reason for the end, once the subscription has ended.
     end: Option<SubscriptionEnd>,
     has_left: bool,
 }
 
 impl<F: Fetch> Receiver<F> {
-    /// A subscription that receives through `fetch`.
+    /// Creates a subscription that receives through `fetch`.
     pub fn new(fetch: F) -> Self {
         Self {
             stream: fetch.stream(),
@@ -237,12 +245,12 @@ impl<F: Fetch> Receiver<F> {
         }
     }
 
-    /// The first item, as soon as there is one; `None` at the end.
+    /// Returns the first item as soon as there is one, or `None` at the end.
     async fn take(&mut self, ack: bool) -> Result<Option<Leased>> {
         loop {
             let is_ready = match self.ready_now(1, ack) {
                 Some(is_ready) => is_ready?,
-                // Boxed, so that what is there at once does not carry around what waits.
+                // Boxed, so that the path without waiting does not carry the future that waits.
                 None => Box::pin(self.ready(1, ack)).await?,
             };
             if !is_ready {
@@ -254,8 +262,7 @@ impl<F: Fetch> Receiver<F> {
         }
     }
 
-    /// Waits until there is something to hand out, which is then the first of `taken` and ready to be popped. `false` at the
-    /// end.
+    /// Waits until the first item of `taken` is ready to be handed out. Returns `false` at the end.
     async fn ready(&mut self, max: usize, ack: bool) -> Result<bool> {
         self.failures.pause().await;
         let is_ready = self.prepare(max, ack).await;
@@ -282,7 +289,7 @@ impl<F: Fetch> Receiver<F> {
         }
     }
 
-    /// The same without waiting; `None` when it has to be waited.
+    /// Does the same as `ready` without waiting. Returns `None` if it would have to wait.
     fn ready_now(&mut self, max: usize, ack: bool) -> Option<Result<bool>> {
         if self.failures.is_pausing() {
             return None;
@@ -317,13 +324,13 @@ impl<F: Fetch> Receiver<F> {
 
     fn note_fetched(&mut self, ack: bool) {
         self.fetch.pass_on();
-        // What goes out at once needs no time.
+        // An item that is handed out at once needs no time.
         if self.taken.len() > 1 || self.settlement_before(ack).is_some() {
             self.leased_at = Instant::now();
         }
     }
 
-    /// What comes next, where `is_new` says that `taken` has not waited here.
+    /// Returns the next action. If `is_new` is true, `taken` has not waited here.
     fn next_step(&mut self, ack: bool, is_new: bool) -> Next {
         if !is_new {
             self.drop_stale();
@@ -347,7 +354,7 @@ impl<F: Fetch> Receiver<F> {
         }
     }
 
-    /// What has to be done with the first item whether or not it has waited.
+    /// Returns the settlement that the first item needs regardless of how long it waited.
     fn settlement_before(&self, ack: bool) -> Option<Step> {
         if let Some((step, _)) = &self.settling {
             return Some(*step);
@@ -361,7 +368,7 @@ impl<F: Fetch> Receiver<F> {
         }
     }
 
-    /// Whether the lease of the first item has waited here and is to start anew.
+    /// Returns [`Step::Extend`] if the lease of the first item waited too long here.
     fn restart_before(&self, taken_at: Option<Instant>) -> Option<Step> {
         match self.taken.front()? {
             Item::Leased(Leased { handler: Some(_), since, .. }) => {
@@ -371,7 +378,7 @@ impl<F: Fetch> Receiver<F> {
         }
     }
 
-    /// Begins to acknowledge the first item, or to restart its lease, unless a call that was dropped has.
+    /// Starts to acknowledge the first item, or to restart its lease, unless a dropped call already did.
     fn begin_settling(&mut self, step: Step) {
         if self.settling.is_some() {
             return;
@@ -385,17 +392,17 @@ impl<F: Fetch> Receiver<F> {
             (Step::Ack, Content::Event(_)) => AckKind::Ack,
             (Step::Ack, Content::Undecodable { record, .. }) => AckKind::Term(record.reason.clone()),
         };
-        // What has waited here may be another member's by now, and nobody is to be told twice of a record.
+        // Confirmed if another member may have the lease by now, and for records, which must be reported only once.
         let is_confirmed = matches!(content, Content::Undecodable { .. })
             || (since.is_none() && self.leased_at.elapsed() > FRESH);
         let (handler, lease) = (Arc::clone(handler), *lease);
         let settling = Box::pin(async move {
             match handler.settle(Settlement { lease, kind, is_confirmed }).await {
-                // Who cannot terminate a record can acknowledge it.
+                // A provider that cannot terminate a record acknowledges it.
                 Err(EventError::Unsupported { .. }) if step == Step::Ack => {
                     handler.settle(Settlement { lease, kind: AckKind::Ack, is_confirmed }).await
                 }
-                // Who cannot restart a lease hands the event out with what is left of it.
+                // Without `extend`, the event is handed out with the rest of its lease.
                 Err(EventError::Unsupported { .. }) => Ok(()),
                 settled => settled,
             }
@@ -403,11 +410,11 @@ impl<F: Fetch> Receiver<F> {
         self.settling = Some((step, Mutex::new(settling)));
     }
 
-    /// Acknowledges the first item, or restarts its lease, if that needs no waiting.
+    /// Acknowledges the first item, or restarts its lease. Returns `None` if it would have to wait.
     fn settle_now(&mut self, step: Step) -> Option<Result<()>> {
         self.begin_settling(step);
         let Some((_, settling)) = &mut self.settling else { return Some(Ok(())) };
-        // Whoever waits for it polls it again.
+        // A call that waits polls it again.
         let polled =
             settling.get_mut().ignore_poison().as_mut().poll(&mut Context::from_waker(Waker::noop()));
         let Poll::Ready(outcome) = polled else { return None };
@@ -415,7 +422,7 @@ impl<F: Fetch> Receiver<F> {
         Some(self.note_settled(step, outcome))
     }
 
-    /// The same, however long it takes.
+    /// Does the same as `settle_now`, and waits for the answer.
     async fn settle_first(&mut self, step: Step) -> Result<()> {
         self.begin_settling(step);
         let Some((_, settling)) = &mut self.settling else { return Ok(()) };
@@ -428,9 +435,9 @@ impl<F: Fetch> Receiver<F> {
         match outcome {
             Ok(()) if step == Step::Extend => self.note_restarted(),
             Ok(()) => self.note_acked(),
-            // Not confirmed: it may have been done, and the next call asks again.
+            // Not confirmed, but perhaps stored: the next call asks again.
             Err(error) if error.is_retryable() => return Err(error),
-            // The lease was lost while the event lay here: it goes, or went, to another delivery.
+            // The lease was lost while the event waited here: another delivery has the event, or will have it.
             Err(error) if matches!(error.kind(), ErrorKind::Ack | ErrorKind::Closed) => {
                 self.taken.pop_front();
             }
@@ -447,7 +454,8 @@ impl<F: Fetch> Receiver<F> {
         }
     }
 
-    /// The first item is settled: an event is still to be handed out, and of another record its reader is told.
+    /// Notes that the first item is settled. An event is still handed out; another record becomes an error for its
+    /// reader.
     fn note_acked(&mut self) {
         let Some(front) = self.taken.front_mut() else { return };
         let Item::Leased(first) = front else { return };
@@ -462,7 +470,7 @@ impl<F: Fetch> Receiver<F> {
 }
 
 impl<F: Fetch> Receiver<F> {
-    /// The first item, which [`ready`](Self::ready) has prepared.
+    /// Returns the first item, which [`ready`](Self::ready) has prepared.
     fn pop(&mut self) -> Option<Result<Leased>> {
         Some(match self.taken.pop_front()? {
             Item::Leased(leased) => Ok(leased),
@@ -481,9 +489,9 @@ impl<F: Fetch> Receiver<F> {
         }
     }
 
-    /// What was leased to this member and not handed out.
+    /// Returns the leases of this member that were not handed out.
     fn unused(&self) -> Vec<Lease> {
-        // What is being acknowledged is not given back: the ack may have been done.
+        // An item whose ack is in progress is not released: the ack may take effect.
         let is_in_doubt = matches!(&self.settling, Some((Step::Ack, _)));
         let unused = |item: &Item| match item {
             Item::Leased(Leased { lease, handler: Some(_), .. }) => Some(*lease),
@@ -536,14 +544,14 @@ impl<F: Fetch> Subscription for Receiver<F> {
             }
         };
         match tokio::time::timeout_at(Instant::now().after(wait), ready).await {
-            // The first one came in time, and what was to come with it did not.
+            // The first item arrived in time, and `fetch` waited for more.
             Err(_elapsed) if !self.taken.is_empty() && self.settlement_before(false).is_none() => {}
             Err(_elapsed) => return Some(batch),
             Ok(Err(error)) => return Some(vec![Err(error)]),
             Ok(Ok(false)) => return None,
             Ok(Ok(true)) => {}
         }
-        // The rest came with the first one: nothing is awaited once that was taken.
+        // The rest arrived with the first item: nothing is awaited after that was taken.
         while batch.len() < max
             && let Some(item) = self.pop()
         {

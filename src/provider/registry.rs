@@ -1,4 +1,4 @@
-//! From a URL to a provider.
+//! Connects to providers by URL.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,14 +13,14 @@ use super::{EventProvider, Isolation};
 use crate::error::{EventError, Result};
 use crate::text::{shorten, shorten_to};
 
-/// Schemes that this crate knows, with the feature that brings them.
+/// Schemes of this crate, with the feature that enables each.
 const KNOWN_SCHEMES: [(&str, &str); 3] = [("sqlite", "sqlite"), ("nats", "nats"), ("tls", "nats")];
 
 type Connecting = Pin<Box<dyn Future<Output = Result<Arc<dyn EventProvider>>> + Send>>;
 type Connect = Arc<dyn Fn(ProviderUrl) -> Connecting + Send + Sync>;
 type Isolate = Arc<dyn Fn(ProviderUrl, &Isolation) -> Option<ProviderUrl> + Send + Sync>;
 
-/// A URL scheme: its name, the settings that its URLs take, and how to connect.
+/// A URL scheme: its name, the settings of its URLs, and the function that connects.
 #[derive(Clone)]
 pub struct Scheme {
     name: String,
@@ -31,7 +31,7 @@ pub struct Scheme {
 }
 
 impl Scheme {
-    /// A scheme, whose name is not case-sensitive. The settings are those of the provider's
+    /// Creates a scheme. The name is case-insensitive. The settings are those of the provider's
     /// [table](crate::provider::settings::Settings::iter).
     pub fn new<F, Fut>(
         name: impl Into<String>,
@@ -51,8 +51,8 @@ impl Scheme {
         }
     }
 
-    /// Says which URL reaches a fresh stream next to that of a URL, so that tests can have one each: `None` where there is no
-    /// stream with such limits.
+    /// Sets the function that returns the URL of a fresh stream next to that of a URL, so that each test can have one.
+    /// It returns `None` if no stream can have such limits.
     pub fn isolated_by(
         mut self,
         isolate: impl Fn(ProviderUrl, &Isolation) -> Option<ProviderUrl> + Send + Sync + 'static,
@@ -61,23 +61,23 @@ impl Scheme {
         self
     }
 
-    /// Says that URLs name servers, and at which port they are where none is written.
+    /// Sets the default port, for a scheme whose URLs name servers.
     pub fn at_port(mut self, port: u16) -> Self {
         self.port = Some(port);
         self
     }
 
-    /// The port of its servers where a URL writes none; `None` for a scheme without servers.
+    /// Returns the default port of the servers; `None` for a scheme without servers.
     pub fn port(&self) -> Option<u16> {
         self.port
     }
 
-    /// The name, in lower case.
+    /// Returns the name, in lower case.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The settings that URLs of this scheme take.
+    /// Returns the settings of URLs with this scheme.
     pub fn settings(&self) -> impl Iterator<Item = &'static Setting> {
         self.settings.iter().copied()
     }
@@ -90,7 +90,7 @@ impl fmt::Debug for Scheme {
     }
 }
 
-/// An ordinary value that maps URL schemes to providers. There is no global registry.
+/// A map from URL schemes to providers. It is an ordinary value; there is no global registry.
 ///
 /// ```
 /// use a3s_event::provider::ProviderRegistry;
@@ -108,12 +108,12 @@ pub struct ProviderRegistry {
 }
 
 impl ProviderRegistry {
-    /// A registry that knows no scheme.
+    /// Creates a registry without schemes.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A registry of the providers that are compiled in.
+    /// Creates a registry of the providers that are compiled in.
     pub fn builtin() -> Self {
         let mut registry = Self::new();
         registry.register(
@@ -140,18 +140,18 @@ impl ProviderRegistry {
         self.schemes.insert(scheme.name.clone(), scheme);
     }
 
-    /// The schemes that can be connected to.
+    /// Returns the names of the registered schemes.
     pub fn schemes(&self) -> impl Iterator<Item = &str> {
         self.schemes.keys().map(String::as_str)
     }
 
-    /// The scheme of this name, in lower case.
+    /// Returns the scheme with this name in lower case.
     pub fn scheme(&self, name: &str) -> Option<&Scheme> {
         self.schemes.get(name)
     }
 
-    /// Writes a URL as it may be shown: without credentials, and of its settings only the values that the provider declares
-    /// no secret. A value of an unknown scheme is not shown.
+    /// Formats a URL for display, without credentials. It shows the value of a setting only if the provider declares it
+    /// and does not declare it secret. It shows no value of an unknown scheme.
     ///
     /// ```
     /// use a3s_event::provider::{ProviderRegistry, ProviderUrl};
@@ -172,13 +172,18 @@ impl ProviderRegistry {
         Shown { url, is_open: &is_open }.to_string()
     }
 
-    /// Connects to the provider that a URL names. The path is the primary name, the query holds the provider's settings.
+    /// Connects to the provider that a URL names. The path is the primary name, and the query holds the provider's
+    /// settings.
     ///
     /// # Errors
     ///
-    /// [`EventError::Config`] for a URL that cannot be read, a scheme that is not compiled in (naming its feature) or not
-    /// known (listing those that are), an unknown setting (listing the valid ones) or a wrong value; otherwise the
-    /// provider's error. Credentials are never part of the text.
+    /// [`EventError::Config`] for:
+    ///
+    /// - a URL that cannot be parsed
+    /// - a scheme that is not compiled in (the error names its feature) or not known (it lists the available ones)
+    /// - an unknown setting (it lists the valid ones) or a wrong value
+    ///
+    /// Otherwise the provider's error. No error contains credentials.
     pub async fn connect(&self, url: &str) -> Result<Arc<dyn EventProvider>> {
         self.connect_to(ProviderUrl::parse(url)?).await
     }
@@ -187,7 +192,7 @@ impl ProviderRegistry {
     ///
     /// # Errors
     ///
-    /// As there, but for a URL that cannot be read.
+    /// As [`connect`](ProviderRegistry::connect), except for a URL that cannot be parsed.
     pub async fn connect_to(&self, url: ProviderUrl) -> Result<Arc<dyn EventProvider>> {
         match self.schemes.get(url.scheme()) {
             Some(scheme) => (scheme.connect)(url).await,
@@ -195,7 +200,7 @@ impl ProviderRegistry {
         }
     }
 
-    /// The URL of a fresh stream next to that of `url`. `None` where there is no stream with such limits.
+    /// Returns the URL of a fresh stream next to that of `url`, or `None` if no stream can have such limits.
     ///
     /// ```
     /// use a3s_event::provider::{Isolation, ProviderRegistry, ProviderUrl};
@@ -211,7 +216,7 @@ impl ProviderRegistry {
     /// # Errors
     ///
     /// [`EventError::Config`] for a scheme that is not compiled in or not known;
-    /// [`Unsupported`](EventError::Unsupported) for one that does not say how.
+    /// [`Unsupported`](EventError::Unsupported) for a scheme without an [`isolated_by`](Scheme::isolated_by) function.
     pub fn isolated(&self, url: &ProviderUrl, isolation: &Isolation) -> Result<Option<ProviderUrl>> {
         let Some(scheme) = self.schemes.get(url.scheme()) else {
             return Err(self.unknown_scheme(url.scheme()));
@@ -243,7 +248,7 @@ impl fmt::Debug for ProviderRegistry {
     }
 }
 
-/// The parts of a provider URL. Display and Debug show `***` in place of credentials.
+/// A parsed provider URL. `Display` and `Debug` show `***` in place of credentials.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ProviderUrl {
     scheme: String,
@@ -255,11 +260,11 @@ pub struct ProviderUrl {
 }
 
 impl ProviderUrl {
-    /// Reads `scheme://[user[:password]@]authority[/path][?key=value&…]` or `scheme:path[?…]`.
+    /// Parses `scheme://[user[:password]@]authority[/path][?key=value&…]` or `scheme:path[?…]`.
     ///
     /// # Errors
     ///
-    /// [`EventError::Config`] when there is no scheme, an escape is broken, or a key is given twice.
+    /// [`EventError::Config`] for a URL without a scheme, with a broken escape, or with a repeated key.
     pub fn parse(url: &str) -> Result<Self> {
         let bad = |rule: &str| EventError::Config(format!("provider URL: {rule}"));
         let (scheme, rest) =
@@ -312,48 +317,48 @@ impl ProviderUrl {
         })
     }
 
-    /// The scheme, in lower case.
+    /// Returns the scheme, in lower case.
     pub fn scheme(&self) -> &str {
         &self.scheme
     }
 
-    /// Host and port, or the list of them, without credentials, percent-decoded.
+    /// Returns the host and port, or a list of them, percent-decoded and without credentials.
     pub fn authority(&self) -> &str {
         &self.authority
     }
 
-    /// The path, with its leading slash when it has one, percent-decoded.
+    /// Returns the path, percent-decoded, with its leading slash if it has one.
     pub fn path(&self) -> &str {
         &self.path
     }
 
-    /// The user name, percent-decoded.
+    /// Returns the user name, percent-decoded.
     pub fn username(&self) -> Option<&str> {
         self.username.as_deref()
     }
 
-    /// The password, percent-decoded.
+    /// Returns the password, percent-decoded.
     pub fn password(&self) -> Option<&str> {
         self.password.as_deref()
     }
 
-    /// The settings in the query, percent-decoded, in the order of the text.
+    /// Returns the settings in the query, percent-decoded, in their order in the URL.
     pub fn settings(&self) -> impl Iterator<Item = (&str, &str)> {
         self.query.iter().map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
-    /// The text of a setting in the query, percent-decoded.
+    /// Returns the text of a setting in the query, percent-decoded.
     pub fn setting(&self, key: &str) -> Option<&str> {
         self.settings().find(|(known, _)| *known == key).map(|(_, value)| value)
     }
 
-    /// The same with another path.
+    /// Replaces the path.
     pub fn with_path(mut self, path: impl Into<String>) -> Self {
         self.path = path.into();
         self
     }
 
-    /// The same with this value of a setting.
+    /// Sets the value of a setting.
     pub fn with_setting(self, key: impl Into<String>, value: impl Into<String>) -> Self {
         let key = key.into();
         let mut url = self.without_setting(&key);
@@ -361,17 +366,17 @@ impl ProviderUrl {
         url
     }
 
-    /// The same with the default of a setting.
+    /// Removes a setting, so that its default applies.
     pub fn without_setting(mut self, key: &str) -> Self {
         self.query.retain(|(known, _)| known != key);
         self
     }
 
-    /// Refuses a user name and a password, which a provider without accounts would ignore.
+    /// Refuses a user name and a password, for providers without accounts, which would ignore them.
     ///
     /// # Errors
     ///
-    /// [`EventError::Config`] when there is one; it does not repeat it.
+    /// [`EventError::Config`] if the URL has one of them. The error does not repeat it.
     pub fn refuse_credentials(&self) -> Result<()> {
         if self.username.is_none() && self.password.is_none() {
             return Ok(());
@@ -390,7 +395,7 @@ impl fmt::Display for ProviderUrl {
     }
 }
 
-/// A URL without its secrets, and the test for keys whose values are none.
+/// A URL to display without its secrets, and the test for keys whose values may be shown.
 struct Shown<'a> {
     url: &'a ProviderUrl,
     is_open: &'a dyn Fn(&str) -> bool,
@@ -400,7 +405,7 @@ impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { url, is_open } = self;
         let credentials = if url.username.is_some() { "***@" } else { "" };
-        // What an escape stood for may be no part of a printable line.
+        // Decoded text can contain unprintable characters.
         let shown = |part| shorten_to(part, usize::MAX);
         write!(f, "{}://{credentials}{}{}", url.scheme, shown(&url.authority), shown(&url.path))?;
         for (number, (key, value)) in url.settings().enumerate() {
@@ -411,7 +416,7 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
-/// Behind a separator that was not escaped, the value of one setting would go on with another one, perhaps a secret.
+/// Returns `false` if the value may contain an unescaped separator and a further setting, perhaps a secret.
 fn is_one_value(value: &str) -> bool {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '/');
     value.len() <= 64 && value.chars().all(is_plain)
@@ -423,13 +428,14 @@ impl fmt::Debug for ProviderUrl {
     }
 }
 
-/// A key as it is shown. What has not the form of one is the rest of a value in which an `&` was not escaped.
+/// Returns a key as it may be shown. Text that does not look like a key is hidden: it may be part of a value with an
+/// unescaped `&`.
 pub(super) fn shown_key(key: &str) -> &str {
     let is_key = |byte: u8| byte.is_ascii_lowercase() || byte == b'_';
     if key.len() <= 40 && key.bytes().all(is_key) { key } else { "***" }
 }
 
-/// Percent-decoding (RFC 3986, section 2.1).
+/// Decodes percent-encoding (RFC 3986, section 2.1).
 fn decode(text: &str) -> Result<String> {
     let broken = || EventError::Config("provider URL: broken percent-escape".to_owned());
     let mut bytes = Vec::with_capacity(text.len());

@@ -1,5 +1,5 @@
-//! What the built-in providers share, so that those of others can use it too: checks of settings, common answers, and texts
-//! and times as the library writes them. Checks of events and options are in [`validate`](super::validate).
+//! Helpers that the built-in providers share and third-party providers can use: common errors and answers, backoff, and
+//! texts and times as the library writes them. For checks of events and options, see [`validate`](super::validate).
 
 use super::UndecodableRecord;
 pub use super::receipt::answered_without_storing;
@@ -9,11 +9,11 @@ use crate::error::{EventError, Result};
 pub use crate::text::{shorten, without_values};
 use crate::types::Event;
 
-/// How far the clock may be behind the newest storage time before that counts as wrong: a clock that is kept right by small
-/// steps is not further off.
+/// Maximum time in milliseconds that the clock may be behind the newest storage time before it counts as wrong. A clock
+/// that is corrected in small steps stays within this limit.
 pub const CLOCK_TOLERANCE_MS: u64 = 1_000;
 
-/// Refuses a call because the provider of this name was closed.
+/// Returns the error of a call to a closed provider of this name.
 ///
 /// ```
 /// use a3s_event::provider::support::closed;
@@ -24,11 +24,11 @@ pub fn closed(provider: &str) -> EventError {
     EventError::Closed(format!("the {provider} provider was closed"))
 }
 
-/// What a flush answers when so many acks did not take effect since the one before.
+/// Returns the result of a flush, given the number of acks that did not take effect since the previous flush.
 ///
 /// # Errors
 ///
-/// [`EventError::Ack`] unless there are none.
+/// [`EventError::Ack`] unless `lost` is 0.
 ///
 /// ```
 /// use a3s_event::provider::support::flushed;
@@ -42,7 +42,7 @@ pub fn flushed(lost: u64) -> Result<()> {
     }
 }
 
-/// Refuses an option or operation, named as in the API.
+/// Returns the error for an unsupported option or operation, named as in the API.
 ///
 /// ```
 /// use a3s_event::provider::support::unsupported;
@@ -53,7 +53,7 @@ pub fn unsupported(option: &str, provider: &str) -> EventError {
     EventError::Unsupported { option: option.to_owned(), provider: provider.to_owned() }
 }
 
-/// Makes the event that stands for a stored record which is not one, where an event is needed.
+/// Creates a placeholder event for a stored record that is not an event.
 pub fn stand_in(record: &UndecodableRecord, subject: &str, sequence: u64) -> Event {
     let raw = String::from_utf8_lossy(&record.raw).into_owned();
     let mut event = Event::new(subject, "", "", "", serde_json::json!({ "raw": raw }));

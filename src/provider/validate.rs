@@ -1,4 +1,4 @@
-//! Checks of what comes from outside, shared by every provider so that the same input fails the same way everywhere.
+//! Checks of external input. All providers share them, so that the same input fails the same way everywhere.
 
 use std::io::{self, Write};
 
@@ -9,23 +9,23 @@ use crate::subject::validate_published;
 use crate::text::{is_invisible, shorten};
 use crate::types::{Event, PublishOptions};
 
-/// Longest event id in bytes.
+/// Maximum length of an event id in bytes.
 pub const MAX_ID_LEN: usize = 512;
-/// Longest `msg_id` in bytes.
+/// Maximum length of a `msg_id` in bytes.
 pub const MAX_MSG_ID_LEN: usize = 512;
-/// Most bytes in the keys and values of an event's metadata.
+/// Maximum size of the keys and values of an event's metadata in bytes.
 pub const MAX_METADATA_BYTES: usize = 32 * 1024;
-/// Deepest nesting of arrays and objects in a payload.
+/// Maximum nesting depth of arrays and objects in a payload.
 pub const MAX_PAYLOAD_DEPTH: usize = 100;
-/// How many bytes one byte of text takes at most in JSON: `\u0000`.
+/// Maximum number of bytes of JSON for one byte of text: `\u0000`.
 const LONGEST_ESCAPE: usize = 6;
-/// Largest event in bytes of JSON unless the provider is configured otherwise; NATS has the same default.
+/// Default maximum size of an event in bytes of JSON. NATS has the same default.
 pub const DEFAULT_MAX_EVENT_BYTES: usize = 1024 * 1024;
-/// A limit of fewer bytes would take no event.
+/// Minimum of a size limit in bytes. A smaller limit would accept no event.
 pub const SMALLEST_LIMIT: i128 = 256;
 
-/// Checks an event for publishing on a stream with this prefix and returns its size in bytes of JSON: exact for a large
-/// event, and without the characters that escapes add for one that is far below the limit.
+/// Validates an event for publishing on a stream with this prefix and returns its size in bytes of JSON. The size is
+/// exact for a large event. For an event far below the limit, it omits the characters that escapes add.
 ///
 /// # Errors
 ///
@@ -46,7 +46,7 @@ pub fn validate_event(event: &Event, prefix: &str, max_event_bytes: usize) -> Re
         return Err(EventError::TooLarge { what: "metadata", actual: metadata, limit: MAX_METADATA_BYTES });
     }
     let unescaped = unescaped_len(event)?;
-    // Only near the limit does the exact size matter, which takes several times as long to find.
+    // Only near the limit does the exact size matter, and it takes several times as long to compute.
     if unescaped <= max_event_bytes / LONGEST_ESCAPE {
         return Ok(unescaped);
     }
@@ -71,25 +71,25 @@ fn validate_id(id: &str) -> Result<()> {
 }
 
 fn has_control(text: &str) -> bool {
-    // Without an early exit the compiler looks at many bytes at a time.
+    // Without an early exit, the compiler checks many bytes at a time.
     let in_ascii = text.bytes().fold(false, |found, byte| found | (byte < 0x20) | (byte == 0x7f));
     in_ascii || (!text.is_ascii() && text.chars().any(char::is_control))
 }
 
-/// Checks a payload that is encrypted before the provider sees it.
+/// Validates the nesting depth of a payload before it is encrypted.
 ///
 /// # Errors
 ///
-/// [`EventError::InvalidEvent`] when it is nested deeper than [`MAX_PAYLOAD_DEPTH`].
+/// [`EventError::InvalidEvent`] if it is nested deeper than [`MAX_PAYLOAD_DEPTH`].
 pub fn validate_payload(payload: &Value) -> Result<()> {
     payload_len(payload).map(drop)
 }
 
-/// Checks publish options.
+/// Validates publish options.
 ///
 /// # Errors
 ///
-/// [`EventError::Config`] that names the option, its value and the rule.
+/// [`EventError::Config`], which names the option, its value and the rule.
 pub fn validate_publish_options(options: &PublishOptions) -> Result<()> {
     if options.timeout_secs == Some(0) {
         return Err(EventError::Config("timeout_secs 0: must be at least 1".to_owned()));
@@ -104,7 +104,7 @@ pub fn validate_publish_options(options: &PublishOptions) -> Result<()> {
     } else if msg_id.chars().any(|c| c.is_control() || is_invisible(c)) {
         "must have no control or invisible character".to_owned()
     } else if msg_id.starts_with(char::is_whitespace) || msg_id.ends_with(char::is_whitespace) {
-        // Where an id travels in a header, blanks at its ends are not a part of it.
+        // A transport that carries the id in a header strips white space at its ends.
         "must not begin or end with white space".to_owned()
     } else {
         return Ok(());
@@ -112,14 +112,14 @@ pub fn validate_publish_options(options: &PublishOptions) -> Result<()> {
     Err(EventError::Config(format!("msg_id \"{}\": {rule}", shorten(msg_id))))
 }
 
-/// The size of the event's JSON in bytes: what it takes on the wire and in a store.
+/// Returns the size of the event's JSON in bytes, as sent and stored.
 fn encoded_len(event: &Event) -> Result<usize> {
     let mut counter = CountBytes(0);
     serde_json::to_writer(&mut counter, event)?;
     Ok(counter.0)
 }
 
-/// The same without the characters that escapes in strings add, in a fraction of the time.
+/// Returns the size without the characters that escapes add, in a fraction of the time.
 fn unescaped_len(event: &Event) -> Result<usize> {
     const KEYS_AND_PUNCTUATION: usize = concat!(
         r#"{"id":,"subject":,"category":,"eventType":,"version":,"payload":,"#,
@@ -147,7 +147,7 @@ fn payload_len(payload: &Value) -> Result<usize> {
     })
 }
 
-/// `None` when the value is nested deeper than `depth_left` levels.
+/// Returns the size, or `None` if the value is nested deeper than `depth_left` levels.
 fn value_len(value: &Value, depth_left: usize) -> Option<usize> {
     Some(match value {
         Value::Null | Value::Bool(true) => 4,

@@ -1,4 +1,4 @@
-//! The settings of a consumer, checked and with every default filled in.
+//! The settings of a consumer, validated and with every default filled in.
 
 use std::time::Duration;
 
@@ -6,39 +6,40 @@ use crate::error::{EventError, Result};
 use crate::subject::validate_filter;
 use crate::types::{DeliverPolicy, SubscribeOptions};
 
-/// Lease of a delivery when nothing else was said.
+/// Default ack wait, the duration of a lease.
 pub const DEFAULT_ACK_WAIT: Duration = Duration::from_secs(30);
-/// Unsettled events of a consumer when nothing else was said.
+/// Default maximum number of unsettled events of a consumer.
 pub const DEFAULT_MAX_ACK_PENDING: usize = 1_000;
 
 const MAX_ACK_WAIT_SECS: u64 = 24 * 60 * 60;
 const MAX_BACKOFF_SECS: u64 = 365 * 24 * 60 * 60;
 const MAX_MAX_ACK_PENDING: i64 = 1_000_000;
 
-/// The settings of a consumer. What [`SubscribeOptions`] leaves out has its default here, the same on every provider.
+/// The settings of a consumer. Options that [`SubscribeOptions`] leaves out have the same defaults on every provider.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConsumerConfig {
     /// Subject filter.
     pub filter: String,
-    /// Where the consumer starts when it is created.
+    /// Start position of a new consumer.
     pub deliver_policy: DeliverPolicy,
-    /// How long a lease lasts.
+    /// Duration of a lease.
     pub ack_wait: Duration,
-    /// Delay after a nak, by attempt; the last one repeats, none means at once.
+    /// Delays before redelivery after a nak, one per attempt. The last one repeats. Without any, redelivery is
+    /// immediate.
     pub backoff: Vec<Duration>,
-    /// Most deliveries of one event; `None` is unlimited.
+    /// Maximum number of deliveries of one event; `None` is unlimited.
     pub max_deliver: Option<u64>,
-    /// Most unsettled events.
+    /// Maximum number of unsettled events.
     pub max_ack_pending: usize,
 }
 
 impl ConsumerConfig {
-    /// Checks a filter and options and fills in the defaults.
+    /// Validates a filter and options, and fills in the defaults.
     ///
     /// # Errors
     ///
-    /// [`EventError::InvalidSubject`] for the filter, [`EventError::Config`] that names the option, its value and its
+    /// [`EventError::InvalidSubject`] for the filter; [`EventError::Config`], which names the option, its value and its
     /// rule.
     pub fn new(filter: &str, options: &SubscribeOptions) -> Result<Self> {
         validate_filter(filter)?;
@@ -67,7 +68,7 @@ impl ConsumerConfig {
         })
     }
 
-    /// The options that [`new`](ConsumerConfig::new) makes these settings from.
+    /// Returns options from which [`new`](ConsumerConfig::new) makes these settings.
     pub fn to_options(&self) -> SubscribeOptions {
         SubscribeOptions {
             max_deliver: self.max_deliver.and_then(|max| i64::try_from(max).ok()),
@@ -78,17 +79,17 @@ impl ConsumerConfig {
         }
     }
 
-    /// The delay before the redelivery that follows a nak of this attempt.
+    /// Returns the delay before the redelivery that follows a nak of this attempt.
     pub fn backoff_after(&self, attempt: u32) -> Duration {
         let index = usize::try_from(attempt.saturating_sub(1)).unwrap_or(usize::MAX);
         self.backoff.get(index).or(self.backoff.last()).copied().unwrap_or_default()
     }
 
-    /// Takes over the settings that may change while a consumer lives: everything but its filter and start.
+    /// Applies the settings that may change while a consumer exists: all except its filter and start.
     ///
     /// # Errors
     ///
-    /// [`EventError::Conflict`] that names the field; nothing is changed then.
+    /// [`EventError::Conflict`], which names the field; nothing is changed then.
     pub fn change_to(&mut self, consumer: &str, wanted: Self) -> Result<()> {
         self.check_filter(consumer, &wanted.filter)?;
         if self.deliver_policy != wanted.deliver_policy {
@@ -107,7 +108,7 @@ impl ConsumerConfig {
     ///
     /// # Errors
     ///
-    /// [`EventError::Conflict`] that names the field `filter`.
+    /// [`EventError::Conflict`], which names the field `filter`.
     pub fn check_filter(&self, consumer: &str, filter: &str) -> Result<()> {
         if self.filter == filter { Ok(()) } else { Err(conflict(consumer, "filter", &self.filter, filter)) }
     }

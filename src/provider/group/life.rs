@@ -1,4 +1,4 @@
-//! The life of a delivery, found by walking through the state machine: the diagram of ARCHITECTURE.md is what it does.
+//! Walks through the state machine to find the life cycle of a delivery, which the diagram in ARCHITECTURE.md shows.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -8,34 +8,34 @@ use crate::provider::AckKind;
 use crate::types::SubscribeOptions;
 
 const PAGE: &str = "ARCHITECTURE.md";
-/// Set to write the diagram anew.
+/// Environment variable: if set, the test writes the diagram instead of comparing it.
 const WRITE: &str = "A3S_EVENT_WRITE_DOCS";
-/// What the bus adds to the state machine, where it has dead letters.
+/// Transitions that the bus adds to the state machine if it has dead letters.
 const DEAD_LETTERS: &str =
     "    given_up --> dead_lettered: by the bus\n    terminated --> dead_lettered: by the bus\n";
-/// More steps show nothing new: two attempts are allowed.
+/// Number of steps per path. More steps show nothing new, because two attempts are allowed.
 const STEPS: usize = 6;
 
-/// One event, and the consumer that it is for.
+/// One event and its consumer.
 #[derive(Clone)]
 struct World {
     group: GroupState,
     now: Time,
-    /// Of the latest delivery.
+    /// Lease of the latest delivery.
     lease: Option<Lease>,
     is_retained: bool,
     is_terminated: bool,
 }
 
-/// What happens to the event.
+/// A step in the life of the event.
 #[derive(Clone)]
 enum Step {
-    /// A member asks, at once or when what is leased or refused is due.
+    /// A member asks, either at once or when the leased or nacked event is due.
     Fetch {
         later: bool,
     },
     Settle(AckKind),
-    /// Retention takes it, and a member asks when it would be due.
+    /// Retention drops the event, and a member asks at its due time.
     Retention,
 }
 
@@ -67,7 +67,7 @@ impl World {
         }
     }
 
-    /// Takes a step; what made the change, if it is one.
+    /// Takes a step. Returns the cause of the change, if there was one.
     fn take(&mut self, step: &Step) -> Option<&'static str> {
         let before = self.state();
         let done = match step {
@@ -97,7 +97,7 @@ impl World {
         Some(done)
     }
 
-    /// Asks for an event; `None` when that changed nothing.
+    /// Asks for an event. Returns `None` if that changed nothing.
     fn fetch(&mut self) -> Option<&'static str> {
         let before = (self.state(), self.lease);
         let is_retained = self.is_retained;
@@ -113,7 +113,7 @@ impl World {
     }
 }
 
-/// Every change that some path of this many steps shows.
+/// Collects every change on the paths of `left` steps.
 fn walk(world: &World, left: usize, found: &mut BTreeSet<(&'static str, String, &'static str)>) {
     if left == 0 {
         return;
@@ -122,7 +122,7 @@ fn walk(world: &World, left: usize, found: &mut BTreeSet<(&'static str, String, 
         let mut next = world.clone();
         if let Some(cause) = next.take(&step) {
             let (from, to) = (world.state(), next.state());
-            // What is gone stays gone, whatever happens to its record.
+            // Final states: later changes of the record do not matter.
             if !matches!(from, "acked" | "terminated" | "given_up" | "dropped") {
                 let is_last = if to == "given_up" { " at the last attempt" } else { "" };
                 found.insert((from, format!("{cause}{is_last}"), to));

@@ -1,8 +1,8 @@
-//! The one consumer state machine: cursor, leases, delivery counts, redelivery.
+//! The consumer state machine: cursor, leases, delivery counts and redelivery.
 //!
-//! It serves the providers that have no server to do this work. It is pure: time comes in as an argument, there is no
-//! I/O, no clock and no lock, and it knows events by their sequence only. A provider keeps one [`GroupState`] per consumer
-//! and asks it what to hand out next; what it answers and how it settles is the delivery contract.
+//! It serves providers without a server that does this work. It is pure: the time is an argument, and it has no I/O, no
+//! clock and no lock. It knows events only by their sequence. A provider keeps one [`GroupState`] per consumer, asks it
+//! which event to deliver next, and passes every settlement to it. Its answers implement the delivery contract.
 //!
 //! ```
 //! use a3s_event::SubscribeOptions;
@@ -42,7 +42,7 @@ use self::undo::Undo;
 use crate::error::EventError;
 use crate::provider::AckKind;
 
-/// A point in time: nanoseconds since an origin that the provider chooses and keeps.
+/// A point in time, in nanoseconds since an origin that the provider chooses and keeps.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Time(u64);
 
@@ -50,30 +50,30 @@ impl Time {
     /// The origin.
     pub const ZERO: Self = Self(0);
 
-    /// The point `since_origin` behind the origin; the last one that can be told after 584 years.
+    /// Returns the time `since_origin` after the origin. Saturates after 584 years.
     pub fn from_origin(since_origin: Duration) -> Self {
         Self(u64::try_from(since_origin.as_nanos()).unwrap_or(u64::MAX))
     }
 
-    /// How far behind the origin this is.
+    /// Returns the duration since the origin.
     pub const fn since_origin(self) -> Duration {
         Duration::from_nanos(self.0)
     }
 
-    /// The point `wait` later.
+    /// Returns the time `wait` later.
     #[must_use]
     pub fn after(self, wait: Duration) -> Self {
         Self(self.0.saturating_add(Self::from_origin(wait).0))
     }
 
-    /// How much later than `earlier` this is; nothing when it is not.
+    /// Returns the duration since `earlier`, or zero if `earlier` is later.
     #[must_use]
     pub const fn saturating_since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 }
 
-/// Where a new consumer starts.
+/// Start position of a new consumer.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Start {
     cursor: u64,
@@ -81,12 +81,12 @@ pub struct Start {
 }
 
 impl Start {
-    /// With the first match after this sequence.
+    /// Starts with the first match after this sequence.
     pub fn after(cursor: u64) -> Self {
         Self { cursor, backlog: VecDeque::new() }
     }
 
-    /// With these sequences, in ascending order, and then with the first match after `cursor`.
+    /// Starts with these sequences, in ascending order, and continues with the first match after `cursor`.
     pub fn backlog(sequences: impl IntoIterator<Item = u64>, cursor: u64) -> Self {
         Self { cursor, backlog: sequences.into_iter().collect() }
     }
@@ -98,27 +98,27 @@ impl Start {
 pub struct Lease {
     /// Sequence of the event.
     pub sequence: u64,
-    /// Which delivery of the event to this consumer it is, starting at 1.
+    /// Number of this delivery of the event to this consumer, starting at 1.
     pub attempt: u32,
-    /// How often the consumer had been [reset](GroupState::reset).
+    /// Number of times the consumer had been [reset](GroupState::reset).
     pub generation: u32,
 }
 
 impl Lease {
-    /// The right to settle this delivery of the event, from a consumer that was never reset.
+    /// Creates the lease of this delivery of the event, for a consumer that was never reset.
     pub const fn new(sequence: u64, attempt: u32) -> Self {
         Self { sequence, attempt, generation: 0 }
     }
 }
 
-/// What a consumer has for a member that asks.
+/// Answer of a consumer to a member that asks for an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fetched {
-    /// Hand out this event.
+    /// Deliver this event.
     Deliver(Lease),
-    /// Tell the member that retention dropped this many events before they were processed.
+    /// Report to the member that retention dropped this many events before they were processed.
     Missed(u64),
-    /// Nothing now; [`GroupState::next_due`] says when to ask again if nothing is published or settled before.
+    /// No event to deliver. Ask again at [`GroupState::next_due`], or earlier if an event is published or settled.
     Idle,
 }
 
@@ -126,12 +126,12 @@ pub enum Fetched {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum StaleLease {
-    /// The event was delivered again and that delivery is in force.
+    /// The event was redelivered, and the new delivery is in force.
     #[error("delivery {attempt} of sequence {sequence} lost its lease: the event was delivered again")]
     Redelivered {
         /// Sequence of the event.
         sequence: u64,
-        /// The delivery that lost its lease.
+        /// Number of the delivery that lost its lease.
         attempt: u32,
     },
     /// The consumer was moved to another position after the delivery.
@@ -141,15 +141,15 @@ pub enum StaleLease {
     Reset {
         /// Sequence of the event.
         sequence: u64,
-        /// The delivery that lost its lease.
+        /// Number of the delivery that lost its lease.
         attempt: u32,
     },
-    /// The event is settled, or was given back by this very delivery.
+    /// The event is settled, or this delivery already nacked or released it.
     #[error("delivery {attempt} of sequence {sequence} is already settled")]
     Settled {
         /// Sequence of the event.
         sequence: u64,
-        /// The delivery.
+        /// Number of the delivery.
         attempt: u32,
     },
 }
@@ -164,30 +164,30 @@ impl From<StaleLease> for EventError {
 #[derive(Debug, Clone)]
 pub struct GroupState {
     config: ConsumerConfig,
-    /// Every match up to here was handed out once or skipped.
+    /// Sequence up to which every match was delivered once or skipped.
     cursor: u64,
-    /// Matches before the cursor that are to be handed out first.
+    /// Matches before the cursor that are delivered first.
     backlog: VecDeque<u64>,
     pending: PendingEvents,
-    /// When pending events are due. An entry whose time is not its event's is out of date and is skipped.
+    /// Due times of pending events. An entry is outdated and skipped if its event has another due time.
     timers: BinaryHeap<Reverse<(Time, u64)>>,
-    /// Pending events that were found to be due, which come in the order of their sequences.
+    /// Pending events that were found to be due. They are delivered in the order of their sequences.
     due: BTreeSet<u64>,
-    /// The latest time that was told. After an earlier one the clock was set back.
+    /// Latest observed time. An earlier one means that the clock was set back.
     now: Time,
-    /// How often it was moved to another position.
+    /// Number of moves to another position.
     generation: u32,
     redelivered: usize,
     missed: u64,
     exhausted: u64,
-    /// Which pending events changed, where someone stores them.
+    /// Sequences of pending events that changed, if a provider tracks them.
     changed: Option<Vec<u64>>,
-    /// What it takes to take the changes back, where someone may want that.
+    /// State for undoing the changes, if a provider remembers them.
     undo: Option<Box<Undo>>,
 }
 
 impl GroupState {
-    /// A consumer that has handed out nothing.
+    /// Creates a consumer that has delivered nothing.
     pub fn new(config: ConsumerConfig, start: Start) -> Self {
         Self {
             config,
@@ -206,16 +206,16 @@ impl GroupState {
         }
     }
 
-    /// The settings in force.
+    /// Returns the settings in force.
     pub fn config(&self) -> &ConsumerConfig {
         &self.config
     }
 
-    /// Takes over changed settings; deliveries in flight keep the lease they have.
+    /// Applies changed settings. Deliveries in flight keep their lease.
     ///
     /// # Errors
     ///
-    /// [`EventError::Conflict`] as [`ConsumerConfig::change_to`]; nothing is changed then.
+    /// [`EventError::Conflict`] as for [`ConsumerConfig::change_to`]; nothing is changed then.
     pub fn reconfigure(&mut self, consumer: &str, wanted: ConsumerConfig) -> Result<(), EventError> {
         if let Some(undo) = &mut self.undo {
             undo.keep_config(&self.config);
@@ -223,8 +223,7 @@ impl GroupState {
         self.config.change_to(consumer, wanted)
     }
 
-    /// Moves the consumer: it goes on at `start`, as if it were new. What was handed out and not settled is forgotten, and
-    /// its leases are stale.
+    /// Moves the consumer to `start`, as if it were new. Pending events are forgotten, and their leases become stale.
     pub fn reset(&mut self, start: Start) {
         let forgotten: Vec<u64> = self.pending.iter().map(|(sequence, _)| sequence).collect();
         forgotten.into_iter().for_each(|sequence| self.forget(sequence));
@@ -237,16 +236,17 @@ impl GroupState {
         self.generation = self.generation.wrapping_add(1);
     }
 
-    /// Retention dropped everything up to `cursor`, and `missed` matches of it were never handed out.
+    /// Skips everything up to `cursor`, which retention dropped. `missed` is the number of skipped matches that were
+    /// never delivered.
     pub fn skip_to(&mut self, cursor: u64, missed: u64) {
         self.cursor = self.cursor.max(cursor);
         self.missed += missed;
     }
 
-    /// Decides what to hand out at `now`.
+    /// Decides what to deliver at `now`.
     ///
-    /// `first_retained` is the lowest sequence that the stream still holds, and `next_match` answers the first retained
-    /// match after a sequence. Events that are due again go before new ones, in the order of their sequences.
+    /// `first_retained` is the lowest sequence that the stream still holds. `next_match` returns the first retained
+    /// match after a sequence. Events due for redelivery precede new ones, in the order of their sequences.
     pub fn fetch(
         &mut self,
         now: Time,
@@ -280,11 +280,11 @@ impl GroupState {
         }
     }
 
-    /// Does what a delivery's holder asks for. `now` is called when the time matters.
+    /// Settles a delivery. `now` is called only if the time matters.
     ///
     /// # Errors
     ///
-    /// [`StaleLease`] when the event is settled or was delivered again.
+    /// [`StaleLease`] if the event is settled or redelivered, or the consumer was reset.
     pub fn settle(
         &mut self,
         lease: Lease,
@@ -299,23 +299,23 @@ impl GroupState {
         }
     }
 
-    /// Settles an event.
+    /// Acknowledges an event.
     ///
     /// # Errors
     ///
-    /// [`StaleLease`] when the event is settled or was delivered again.
+    /// [`StaleLease`] if the event is settled or redelivered, or the consumer was reset.
     pub fn ack(&mut self, lease: Lease) -> Result<(), StaleLease> {
         self.leased(lease)?;
         self.forget(lease.sequence);
         Ok(())
     }
 
-    /// Asks for redelivery after `delay`, or after the backoff for this attempt. After the last allowed attempt the event
-    /// is exhausted instead.
+    /// Requests redelivery after `delay`, or after the backoff for this attempt. After the last allowed attempt, the
+    /// event is given up instead.
     ///
     /// # Errors
     ///
-    /// [`StaleLease`] when the event is settled or was delivered again.
+    /// [`StaleLease`] if the event is settled or redelivered, or the consumer was reset.
     pub fn nak(&mut self, lease: Lease, delay: Option<Duration>, now: Time) -> Result<(), StaleLease> {
         self.leased(lease)?;
         self.observe(now);
@@ -333,7 +333,7 @@ impl GroupState {
     ///
     /// # Errors
     ///
-    /// [`StaleLease`] when the event is settled or was delivered again.
+    /// [`StaleLease`] if the event is settled or redelivered, or the consumer was reset.
     pub fn extend(&mut self, lease: Lease, now: Time) -> Result<(), StaleLease> {
         self.leased(lease)?;
         self.observe(now);
@@ -341,11 +341,11 @@ impl GroupState {
         Ok(())
     }
 
-    /// Gives an event back as if it had not been handed out this time.
+    /// Releases an event as if this delivery had not happened.
     ///
     /// # Errors
     ///
-    /// [`StaleLease`] when the event is settled or was delivered again.
+    /// [`StaleLease`] if the event is settled or redelivered, or the consumer was reset.
     pub fn release(&mut self, lease: Lease, now: Time) -> Result<(), StaleLease> {
         self.leased(lease)?;
         self.observe(now);
@@ -356,7 +356,7 @@ impl GroupState {
         Ok(())
     }
 
-    /// When the next pending event is due, if any is pending.
+    /// Returns the due time of the next pending event, if any is pending.
     pub fn next_due(&mut self) -> Option<Time> {
         self.drop_outdated();
         let later = self.timers.peek().map(|Reverse((due, _))| *due);
@@ -364,42 +364,42 @@ impl GroupState {
         overdue.into_iter().chain(later).min()
     }
 
-    /// Records that retention dropped matches after the cursor; the next [`fetch`](GroupState::fetch) says so.
+    /// Records that retention dropped matches after the cursor. The next [`fetch`](GroupState::fetch) reports them.
     pub fn note_missed(&mut self, missed: u64) {
         self.missed += missed;
     }
 
-    /// Every match up to this sequence was handed out once or skipped.
+    /// Returns the sequence up to which every match was delivered once or skipped.
     pub fn cursor(&self) -> u64 {
         self.cursor
     }
 
-    /// Retained events still to be handed out before the cursor goes on.
+    /// Returns the number of retained backlog events, which are delivered before the cursor advances.
     pub fn backlog_since(&self, first_retained: u64) -> usize {
         self.backlog.iter().filter(|sequence| **sequence >= first_retained).count()
     }
 
-    /// Events handed out and not settled.
+    /// Returns the number of events that were delivered and are not settled.
     pub fn pending(&self) -> usize {
         self.pending.len()
     }
 
-    /// Whether `max_ack_pending` holds first deliveries back.
+    /// Returns `true` if `max_ack_pending` holds first deliveries back.
     pub fn is_full(&self) -> bool {
         self.pending.len() >= self.config.max_ack_pending
     }
 
-    /// Pending events that were handed out more than once.
+    /// Returns the number of pending events that were delivered more than once.
     pub fn redelivered(&self) -> usize {
         self.redelivered
     }
 
-    /// Events that were given up after `max_deliver` attempts.
+    /// Returns the number of events given up after `max_deliver` attempts.
     pub fn exhausted(&self) -> u64 {
         self.exhausted
     }
 
-    /// The pending event to deliver again at `now`; gives up those that are exhausted or no longer retained.
+    /// Returns the pending event to redeliver at `now`. Gives up events that are exhausted or no longer retained.
     fn next_redelivery(&mut self, first_retained: u64) -> Option<(u64, u32)> {
         self.collect_due();
         loop {
@@ -416,7 +416,7 @@ impl GroupState {
         }
     }
 
-    /// Notices the time. When the clock was set back, nothing waits longer than it was to wait in the first place.
+    /// Records the time. If the clock was set back, no wait becomes longer than originally requested.
     fn observe(&mut self, now: Time) {
         if std::mem::replace(&mut self.now, now) > now {
             self.bound_waits();
@@ -428,7 +428,7 @@ impl GroupState {
         let unbounded = |since| since > now || since == Time::ZERO;
         let unbounded: Vec<_> = self.pending.iter().filter(|(_, pending)| unbounded(pending.since)).collect();
         for (sequence, pending) in unbounded {
-            // What is stored without its beginning waits at most as long as it would from now on.
+            // An event stored without the start of its wait waits at most as long as if it started now.
             let since = if pending.since == Time::ZERO { now } else { pending.since };
             let due = now.after(pending.due.saturating_since(since));
             self.reschedule(sequence, Pending { since: now, due, ..pending });
@@ -444,7 +444,7 @@ impl GroupState {
         Fetched::Deliver(Lease { sequence, attempt, generation: self.generation })
     }
 
-    /// Has the event come again after `wait`.
+    /// Schedules the redelivery of the event after `wait`.
     fn schedule(&mut self, sequence: u64, wait: Duration, leased: bool, attempt: u32) {
         let pending = Pending { attempt, leased, due: self.now.after(wait), since: self.now };
         self.reschedule(sequence, pending);
@@ -467,7 +467,7 @@ impl GroupState {
             self.pending.iter().map(|(sequence, pending)| Reverse((pending.due, sequence))).collect();
     }
 
-    /// Finds what has become due.
+    /// Collects the events that have become due.
     fn collect_due(&mut self) {
         while let Some(Reverse((due, sequence))) = self.timers.peek().copied() {
             if self.pending.get(sequence).is_some_and(|pending| pending.due == due) {

@@ -1,4 +1,4 @@
-//! The state machine against a reference model: a plain list of events, searched from one end to the other.
+//! Tests the state machine against a reference model: a plain list of events that every decision searches completely.
 
 use std::time::Duration;
 
@@ -16,27 +16,27 @@ enum Op {
         matches: bool,
     },
     Fetch,
-    /// These settle one of the leases ever handed out, so that late ones and doubles occur.
+    /// These settle any lease that was ever handed out, including stale and settled ones.
     Ack(prop::sample::Index),
     Nak(prop::sample::Index, Option<u16>),
     Extend(prop::sample::Index),
     Release(prop::sample::Index),
-    /// A member dies with everything it holds: its leases are never settled.
+    /// A member crashes: the leases that it holds are never settled.
     CrashMember,
     Advance(u16),
     /// Retention drops the oldest stored events.
     Retain {
         drop: u8,
     },
-    /// Changes everything that may be changed, whatever is leased.
+    /// Changes every setting that may change, while events are leased.
     Reconfigure(SubscribeOptions),
-    /// The consumer goes on from what was stored.
+    /// The consumer is restored from its stored state.
     Restart,
     /// The clock is set back.
     SetBack(u16),
-    /// The consumer is moved to behind this sequence, or to the end.
+    /// The consumer is moved to after this sequence, or to the end.
     Reset(u8),
-    /// Some of the above happens in a transaction that fails.
+    /// Some of the above operations run in a transaction that fails.
     Fail(u8),
 }
 
@@ -62,7 +62,7 @@ fn op() -> impl Strategy<Value = Op> {
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Fate {
-    /// Not handed out yet.
+    /// Not yet delivered.
     Waiting,
     /// Before the consumer's start.
     Skipped,
@@ -85,14 +85,14 @@ struct Entry {
     fate: Fate,
 }
 
-/// The reference: every decision looks at every event.
+/// The reference model: every decision looks at every event.
 struct Model {
     entries: Vec<Entry>,
     config: ConsumerConfig,
     reported_missed: u64,
     highest_first_delivery: u64,
     generation: u32,
-    /// Those given up before the last reset.
+    /// Number of events given up before the last reset.
     exhausted_before: usize,
 }
 
@@ -124,7 +124,7 @@ impl Model {
     }
 
     fn fetch(&mut self, now: Time) -> Fetched {
-        // What is due comes in sequence order, whenever it became due.
+        // Due events are delivered in sequence order, regardless of when they became due.
         let due: Vec<(u64, u32)> = self
             .entries
             .iter()
@@ -176,7 +176,7 @@ impl Model {
         Fetched::Deliver(Lease { sequence, attempt, generation: self.generation })
     }
 
-    /// What a settlement does; whether it takes effect.
+    /// Applies a settlement. Returns `true` if it takes effect.
     fn settle(&mut self, lease: Lease, settled: impl FnOnce(&ConsumerConfig) -> Fate) -> bool {
         let config = self.config.clone();
         let generation = self.generation;
@@ -191,7 +191,7 @@ impl Model {
 }
 
 impl Model {
-    /// At no time is there more to wait than when the wait began.
+    /// Limits every remaining wait to its original duration.
     fn set_back(&mut self, now: Time) {
         for entry in &mut self.entries {
             if let Fate::Pending { due, since, .. } = &mut entry.fate
@@ -219,7 +219,7 @@ fn pending(attempt: u32, leased: bool, now: Time, wait: Duration) -> Fate {
     Fate::Pending { attempt, leased, due: now.after(wait), since: now }
 }
 
-/// The pending events as a provider stores them that writes only what changed.
+/// Pending events, as a provider stores them that writes only changes.
 #[derive(Default)]
 struct Rows(BTreeMap<u64, PendingState>);
 
@@ -239,12 +239,12 @@ impl Rows {
     }
 }
 
-/// Where the consumer of a run starts.
+/// Start of the consumer in a run.
 #[derive(Debug, Clone)]
 enum From {
-    /// Behind this sequence, which may lie in the future.
+    /// After this sequence, which may lie in the future.
     After(u8),
-    /// With those of the stored events that are marked, and then behind the stored ones.
+    /// With the marked stored events, and then after all stored events.
     Backlog(Vec<bool>),
 }
 
@@ -255,7 +255,7 @@ fn from() -> impl Strategy<Value = From> {
     ]
 }
 
-/// A consumer of a stream with `before` events.
+/// Runs the operations on a consumer of a stream with `before` events.
 fn run(options: &SubscribeOptions, before: u8, from: &From, ops: Vec<Op>) -> Result<(), TestCaseError> {
     let config = ConsumerConfig::new("events.>", options).expect("valid options");
     let before = u64::from(before);
@@ -299,8 +299,8 @@ fn run(options: &SubscribeOptions, before: u8, from: &From, ops: Vec<Op>) -> Res
                 model.entries.push(Entry { sequence, matches, retained: true, fate });
             }
             Op::Fetch => {
-                // What a provider does: it tells how many matches behind the cursor retention took. The machine knows
-                // its backlog, which lies before the cursor.
+                // As a provider does, report the matches after the cursor that retention dropped. The machine itself
+                // tracks its backlog, which lies before the cursor.
                 let overtaken = model
                     .entries
                     .iter()
@@ -358,7 +358,7 @@ fn run(options: &SubscribeOptions, before: u8, from: &From, ops: Vec<Op>) -> Res
                 now = Time::from_origin(
                     now.since_origin().saturating_sub(Duration::from_millis(millis.into())),
                 );
-                // Whoever is told the time notices.
+                // The machine notices the change when it observes the time.
                 consumer.observe(now);
                 model.set_back(now);
             }
@@ -378,7 +378,7 @@ fn run(options: &SubscribeOptions, before: u8, from: &From, ops: Vec<Op>) -> Res
     Ok(())
 }
 
-/// What is taken back leaves no trace.
+/// Checks that undone changes leave no trace.
 fn fail(
     consumer: &mut GroupState,
     model: &Model,

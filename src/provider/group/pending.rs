@@ -1,27 +1,27 @@
-//! The events that were handed out and are not settled.
+//! Events that were delivered and are not settled.
 
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 
 use super::Time;
 
-/// An event that was handed out and is not settled.
+/// An event that was delivered and is not settled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Pending {
-    /// Deliveries so far.
+    /// Number of deliveries so far.
     pub(super) attempt: u32,
-    /// Whether the latest delivery may still be settled; false once it was refused or given back.
+    /// If true, the latest delivery can still be settled; false after a nak or a release.
     pub(super) leased: bool,
-    /// When the event is to be delivered again.
+    /// Time of the redelivery.
     pub(super) due: Time,
-    /// When that was decided: at no time is there more left to wait than from here to `due`.
+    /// Time at which `due` was set. The remaining wait is never longer than from here to `due`.
     pub(super) since: Time,
 }
 
 /// Pending events in the order of their sequences.
 ///
-/// Events come in that order and most go soon and nearly in that order, so that a queue with holes costs less than a
-/// tree; a search is a binary one, and the holes never outnumber what is pending by much.
+/// Events are added in that order, and most are removed soon and nearly in that order. A queue with holes therefore
+/// costs less than a tree. A lookup is a binary search. The queue has at most 64 more holes than pending events.
 #[derive(Debug, Clone, Default)]
 pub(super) struct PendingEvents {
     slots: VecDeque<(u64, Option<Pending>)>,
@@ -83,7 +83,7 @@ impl PendingEvents {
     }
 
     fn find(&self, sequence: u64) -> Result<usize, usize> {
-        // The oldest is asked for most.
+        // The oldest event is looked up most often.
         match self.slots.front() {
             Some((oldest, _)) if *oldest == sequence => Ok(0),
             _ => self.slots.binary_search_by_key(&sequence, |(sequence, _)| *sequence),

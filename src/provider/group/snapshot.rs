@@ -1,32 +1,32 @@
-//! What a provider stores of a consumer, so that it goes on after a restart or in another process.
+//! State of a consumer that a provider stores, so that the consumer continues after a restart or in another process.
 
 use std::ops::RangeInclusive;
 
 use super::pending::Pending;
 use super::{ConsumerConfig, GroupState, Start, Time};
 
-/// Everything that a consumer is made of.
+/// The complete state of a consumer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConsumerSnapshot {
     /// The settings in force.
     pub config: ConsumerConfig,
-    /// Every match up to here was handed out once or skipped.
+    /// Sequence up to which every match was delivered once or skipped.
     pub cursor: u64,
-    /// Matches before the cursor that are to be handed out first, in ascending order.
+    /// Matches before the cursor that are delivered first, in ascending order.
     pub backlog: Vec<u64>,
-    /// Events handed out and not settled, in ascending order.
+    /// Events that were delivered and are not settled, in ascending order.
     pub pending: Vec<PendingState>,
-    /// Events that retention dropped and no member was told about.
+    /// Number of events that retention dropped and that are not yet reported to a member.
     pub missed: u64,
-    /// Events that were given up after `max_deliver` attempts.
+    /// Number of events given up after `max_deliver` attempts.
     pub exhausted: u64,
-    /// How often the consumer was [reset](GroupState::reset).
+    /// Number of times the consumer was [reset](GroupState::reset).
     pub generation: u32,
 }
 
 impl ConsumerSnapshot {
-    /// A consumer with nothing handed out and nothing before its cursor.
+    /// Creates the snapshot of a consumer with no pending events and no backlog.
     pub fn new(config: ConsumerConfig, cursor: u64) -> Self {
         Self {
             config,
@@ -40,30 +40,29 @@ impl ConsumerSnapshot {
     }
 }
 
-/// An event that was handed out and is not settled.
+/// An event that was delivered and is not settled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PendingState {
     /// Sequence of the event.
     pub sequence: u64,
-    /// Deliveries so far.
+    /// Number of deliveries so far.
     pub attempt: u32,
-    /// Whether the latest delivery may still be settled; false once it was refused or given back.
+    /// If true, the latest delivery can still be settled; false after a nak or a release.
     pub leased: bool,
-    /// When the event is to be delivered again.
+    /// Time of the redelivery.
     pub due: Time,
-    /// When that was decided; the origin where it is not known. A clock that is set back does not prolong what was to
-    /// be waited from then on.
+    /// Time at which `due` was set, or the origin if unknown. It limits the remaining wait if the clock is set back.
     pub since: Time,
 }
 
 impl PendingState {
-    /// An event that was delivered `attempt` times and comes again when it is due.
+    /// Creates an event that was delivered `attempt` times and is redelivered at `due`.
     pub const fn new(sequence: u64, attempt: u32, leased: bool, due: Time) -> Self {
         Self { sequence, attempt, leased, due, since: Time::ZERO }
     }
 
-    /// The same, where it is known when the due time was decided.
+    /// Sets the time at which `due` was set.
     #[must_use]
     pub const fn since(mut self, since: Time) -> Self {
         self.since = since;
@@ -72,7 +71,7 @@ impl PendingState {
 }
 
 impl GroupState {
-    /// The consumer that was stored as `snapshot`. Its changes are [tracked](GroupState::track_changes).
+    /// Restores the consumer that was stored as `snapshot`. Its changes are [tracked](GroupState::track_changes).
     pub fn restore(snapshot: ConsumerSnapshot) -> Self {
         let mut consumer = Self::new(snapshot.config, Start::backlog(snapshot.backlog, snapshot.cursor));
         let ack_wait = consumer.config.ack_wait;
@@ -85,7 +84,7 @@ impl GroupState {
             consumer.reschedule(sequence, Pending { attempt, leased, due, since });
             consumer.redelivered += usize::from(attempt > 1);
         }
-        // Nobody knows how late it was when this was stored.
+        // The time of the snapshot is unknown, so the first observed time limits all waits.
         consumer.now = Time::from_origin(std::time::Duration::MAX);
         consumer.generation = snapshot.generation;
         consumer.missed = snapshot.missed;
@@ -94,7 +93,7 @@ impl GroupState {
         consumer
     }
 
-    /// Everything that has to be stored.
+    /// Returns everything that must be stored.
     pub fn snapshot(&self) -> ConsumerSnapshot {
         ConsumerSnapshot {
             config: self.config.clone(),
@@ -107,14 +106,14 @@ impl GroupState {
         }
     }
 
-    /// Notes from now on which pending events change, for [`take_changes`](GroupState::take_changes). Whoever tracks must
-    /// take, or the notes grow.
+    /// Starts to record which pending events change, for [`take_changes`](GroupState::take_changes). Call
+    /// `take_changes` regularly, because the record grows until then.
     pub fn track_changes(&mut self) {
         self.changed = Some(Vec::new());
     }
 
-    /// The events that became pending, changed, or are not pending any more since this was last asked, in ascending
-    /// order. Nothing unless changes are tracked.
+    /// Returns the events that became pending, changed, or stopped being pending since the last call, in ascending
+    /// order. Returns nothing unless changes are tracked.
     pub fn take_changes(&mut self) -> Vec<u64> {
         let mut changed = self.changed.as_mut().map(std::mem::take).unwrap_or_default();
         changed.sort_unstable();
@@ -122,27 +121,27 @@ impl GroupState {
         changed
     }
 
-    /// The pending events among these sequences, in ascending order.
+    /// Returns the pending events among these sequences, in ascending order.
     pub fn pending_in(&self, sequences: RangeInclusive<u64>) -> impl Iterator<Item = PendingState> {
         self.pending.range(sequences).map(|(sequence, pending)| stored(sequence, pending))
     }
 
-    /// How often the consumer was [reset](GroupState::reset).
+    /// Returns the number of times the consumer was [reset](GroupState::reset).
     pub fn generation(&self) -> u32 {
         self.generation
     }
 
-    /// Events that retention dropped and no member was told about.
+    /// Returns the number of events that retention dropped and that are not yet reported to a member.
     pub fn missed(&self) -> u64 {
         self.missed
     }
 
-    /// The next event of the backlog.
+    /// Returns the next event of the backlog.
     pub fn backlog_front(&self) -> Option<u64> {
         self.backlog.front().copied()
     }
 
-    /// Notes that the pending state of an event is about to change.
+    /// Records that the pending state of an event is about to change.
     pub(super) fn note_change(&mut self, sequence: u64) {
         if let Some(changed) = &mut self.changed {
             changed.push(sequence);

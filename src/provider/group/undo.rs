@@ -1,4 +1,4 @@
-//! Taking changes back: for providers that keep a consumer in memory and change it in transactions that may fail.
+//! Undoing changes, for providers that change a consumer in memory in transactions that may fail.
 
 use std::cmp::Reverse;
 use std::collections::VecDeque;
@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use super::pending::Pending;
 use super::{ConsumerConfig, GroupState};
 
-/// What a consumer was before the changes, as far as it was changed.
+/// State of a consumer before the changes, as far as it was changed.
 #[derive(Debug, Clone)]
 pub(super) struct Undo {
     cursor: u64,
@@ -14,9 +14,9 @@ pub(super) struct Undo {
     missed: u64,
     exhausted: u64,
     generation: u32,
-    /// The first that were taken from the backlog, in that order.
+    /// Sequences taken from the front of the backlog, in that order.
     popped: Vec<u64>,
-    /// All of the backlog, where it was replaced.
+    /// The whole backlog, if it was replaced.
     backlog: Option<VecDeque<u64>>,
     pending: Vec<(u64, Option<Pending>)>,
     config: Option<ConsumerConfig>,
@@ -24,7 +24,7 @@ pub(super) struct Undo {
 
 impl Undo {
     pub(super) fn keep_popped(&mut self, sequence: u64) {
-        // What comes behind a replaced backlog was never there.
+        // Sequences of a replacement were never in the original backlog.
         if self.backlog.is_none() {
             self.popped.push(sequence);
         }
@@ -44,8 +44,9 @@ impl Undo {
 }
 
 impl GroupState {
-    /// Remembers what changes from now on, until [`keep_changes`](GroupState::keep_changes) or
-    /// [`take_back_changes`](GroupState::take_back_changes). It costs as much as changes, not as much as there is.
+    /// Records all changes from now on, until [`keep_changes`](GroupState::keep_changes) or
+    /// [`take_back_changes`](GroupState::take_back_changes). The cost depends on the number of changes, not on the size
+    /// of the state.
     pub fn remember_changes(&mut self) {
         self.undo = Some(Box::new(Undo {
             cursor: self.cursor,
@@ -60,12 +61,12 @@ impl GroupState {
         }));
     }
 
-    /// The changes stay.
+    /// Keeps the changes and stops recording.
     pub fn keep_changes(&mut self) {
         self.undo = None;
     }
 
-    /// Makes the consumer what it was when its changes began to be [remembered](GroupState::remember_changes).
+    /// Undoes all changes since the last [`remember_changes`](GroupState::remember_changes).
     pub fn take_back_changes(&mut self) {
         let Some(undo) = self.undo.take() else { return };
         for (sequence, before) in undo.pending.into_iter().rev() {

@@ -11,7 +11,7 @@ use crate::provider::validate::DEFAULT_MAX_EVENT_BYTES;
 use crate::provider::{EventProvider, Isolation, ProviderUrl};
 use crate::subject::validate_prefix;
 
-/// How long a `msg_id` is remembered unless configured otherwise.
+/// Default deduplication window: the time for which a `msg_id` is remembered.
 pub const DEFAULT_DEDUP_WINDOW: Duration = Duration::from_secs(120);
 
 pub(in crate::provider) static SETTINGS: Settings<MemoryProviderBuilder> = Settings::new(&[
@@ -24,20 +24,19 @@ pub(in crate::provider) static SETTINGS: Settings<MemoryProviderBuilder> = Setti
     row!("dedup_window" = dedup_window, common::DEDUP_WINDOW),
     row!(
         "channel_capacity" = config.channel_capacity,
-        Setting::count("events")
-            .doc("without effect: consumers read the stored events, so that no channel overflows")
+        Setting::count("events").doc("no effect: consumers read from the store, so no channel can overflow")
     ),
 ]);
 
-/// The basic settings; [`MemoryProvider::builder`] has the rest.
+/// The basic settings. [`MemoryProvider::builder`] has the others.
 #[derive(Debug, Clone)]
 pub struct MemoryConfig {
     /// First tokens of every subject. Default `events`.
     pub subject_prefix: String,
     /// Maximum number of stored events; the oldest are dropped. 0 is unlimited. Default 100,000.
     pub max_events: usize,
-    /// Default 10,000. Subscribers read from the store itself, so that there is no channel that could overflow: any
-    /// capacity is honoured.
+    /// No effect: subscribers read from the store itself, so no channel can overflow. Any capacity is accepted. Default
+    /// 10,000.
     pub channel_capacity: usize,
 }
 
@@ -47,7 +46,7 @@ impl Default for MemoryConfig {
     }
 }
 
-/// Builds a [`MemoryProvider`] with settings that [`MemoryConfig`] lacks.
+/// Builds a [`MemoryProvider`], with settings that [`MemoryConfig`] lacks.
 ///
 /// ```
 /// use std::time::Duration;
@@ -81,44 +80,44 @@ impl MemoryProviderBuilder {
         }
     }
 
-    /// First tokens of every subject. Default `events`.
+    /// Sets the first tokens of every subject. Default `events`.
     pub fn subject_prefix(mut self, prefix: impl Into<String>) -> Self {
         self.config.subject_prefix = prefix.into();
         self
     }
 
-    /// Name of the stream in [`ReceivedEvent::stream`](crate::ReceivedEvent::stream). Default `memory`.
+    /// Sets the name of the stream in [`ReceivedEvent::stream`](crate::ReceivedEvent::stream). Default `memory`.
     pub fn stream_name(mut self, name: impl Into<String>) -> Self {
         self.stream_name = name.into();
         self
     }
 
-    /// Maximum number of stored events; the oldest are dropped. 0 is unlimited. Default 100,000.
+    /// Sets the maximum number of stored events; the oldest are dropped. 0 is unlimited. Default 100,000.
     pub fn max_events(mut self, max: usize) -> Self {
         self.config.max_events = max;
         self
     }
 
-    /// Maximum size of all stored events in bytes of JSON; the oldest are dropped, but never the newest. 0 is unlimited,
-    /// the default.
+    /// Sets the maximum size of all stored events in bytes of JSON; the oldest are dropped, but never the newest. 0,
+    /// the default, is unlimited.
     pub fn max_bytes(mut self, max: u64) -> Self {
         self.max_bytes = max;
         self
     }
 
-    /// How long events are kept. Zero is for ever, the default.
+    /// Sets the maximum age of a stored event. Zero, the default, is unlimited.
     pub fn max_age(mut self, max: Duration) -> Self {
         self.max_age = max;
         self
     }
 
-    /// Maximum size of one event in bytes of JSON. Default 1 MiB, as on NATS.
+    /// Sets the maximum size of one event in bytes of JSON. Default 1 MiB, as on NATS.
     pub fn max_event_bytes(mut self, max: usize) -> Self {
         self.max_event_bytes = max;
         self
     }
 
-    /// How long a `msg_id` is remembered. Default 120 s; zero switches deduplication off.
+    /// Sets the time for which a `msg_id` is remembered. Default 120 s; zero disables deduplication.
     pub fn dedup_window(mut self, window: Duration) -> Self {
         self.dedup_window = window;
         self
@@ -128,8 +127,11 @@ impl MemoryProviderBuilder {
     ///
     /// # Errors
     ///
-    /// [`EventError::Config`](crate::EventError::Config) for a prefix that is not a subject, an empty stream name, or a `max_event_bytes` or
-    /// `max_bytes` too small for any event.
+    /// [`EventError::Config`](crate::EventError::Config) for:
+    ///
+    /// - a prefix that is not a subject
+    /// - an empty stream name
+    /// - a `max_event_bytes` or `max_bytes` too small for any event
     pub fn build(self) -> Result<MemoryProvider> {
         SETTINGS.check(&self)?;
         validate_prefix(&self.config.subject_prefix)?;
@@ -143,7 +145,7 @@ impl fmt::Debug for MemoryProviderBuilder {
     }
 }
 
-/// Every connection has a stream of its own.
+/// Adds only the limits: every connection has its own stream.
 #[expect(clippy::unnecessary_wraps, reason = "as the other schemes have it")]
 pub(in crate::provider) fn isolate(url: ProviderUrl, isolation: &Isolation) -> Option<ProviderUrl> {
     Some(isolation.limit(url))

@@ -1,4 +1,4 @@
-//! A consumer: its place in the stream, its leases, and the settling of them.
+//! A consumer: its position in the stream, its leases, and their settlement.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,17 +19,17 @@ use crate::provider::{
 #[derive(Debug)]
 pub(super) struct ConsumerCell {
     name: String,
-    /// Name of the stream it reads.
+    /// Name of the stream that it reads.
     stream: Arc<str>,
     durable: bool,
     group: GroupId,
     /// Open subscriptions.
     pub(super) members: Members,
-    /// Set, under the stream's exclusive lock, when the consumer is forgotten.
+    /// Set when the consumer is deleted, under the stream's exclusive lock.
     pub(super) gone: AtomicBool,
-    /// A member found nothing to do since the last publish woke one. Changed under the stream's lock.
+    /// True if a member found nothing to do since the last publish woke one. Changed under the stream's lock.
     idle: AtomicBool,
-    /// Matches before a start in the future, to be skipped by the next fetch. Changed under the stream's lock.
+    /// Number of matches before a start in the future; the next fetch skips them. Changed under the stream's lock.
     skipped: AtomicU64,
     clock: Clock,
     state: Mutex<Position>,
@@ -38,11 +38,11 @@ pub(super) struct ConsumerCell {
 #[derive(Debug)]
 struct Position {
     machine: GroupState,
-    /// Ordinal in the group of the next match to hand out.
+    /// Ordinal in the group of the next match to deliver.
     next_ordinal: u64,
 }
 
-/// What a member finds when it looks.
+/// Result of a member's search for events.
 pub(super) enum Look {
     Leased,
     Nothing { due: Option<Time> },
@@ -89,14 +89,15 @@ impl ConsumerCell {
         self.group
     }
 
-    /// Wakes a member after a publish. Who is awake finds the event by itself, and wakes the next member when it has one.
+    /// Wakes a member after a publish, if one is idle. A member that is awake finds the event itself and then wakes the
+    /// next one.
     pub(super) fn wake_if_idle(&self) {
         if self.idle.load(Ordering::Relaxed) && self.idle.swap(false, Ordering::Relaxed) {
             self.members.wake_one();
         }
     }
 
-    /// A match was stored that lies before this consumer's start.
+    /// Skips a newly stored match that lies before this consumer's start.
     pub(super) fn skip_one(&self) {
         self.skipped.fetch_add(1, Ordering::Relaxed);
     }
@@ -116,14 +117,14 @@ impl ConsumerCell {
         info
     }
 
-    /// How many matching retained events were not delivered yet.
+    /// Returns the number of matching retained events that were not yet delivered.
     pub(super) fn lag(&self, shared: &Shared) -> u64 {
         self.lag_at(&self.lock(), shared)
     }
 
-    /// Moves the consumer; its members go on from there.
+    /// Moves the consumer. Its members continue from the new position.
     pub(super) fn reset(&self, shared: &Shared, to: ConsumerPosition) -> Result<()> {
-        // Without what is too old, which is no position any more.
+        // Drop expired events first: they are no valid position.
         drop(shared.read());
         let mut position = self.lock();
         let mut stream = shared.write();
@@ -151,7 +152,7 @@ impl ConsumerCell {
         }
     }
 
-    /// Takes what there is to hand out now, under one look at the clock and the stream.
+    /// Takes the events that can be delivered now, at one time and under one lock of the stream.
     pub(super) fn take(
         self: &Arc<Self>,
         shared: &Shared,
@@ -185,7 +186,7 @@ impl ConsumerCell {
             let missed = match fetched {
                 Fetched::Deliver(lease) => match stream.log.event(lease.sequence) {
                     Some(event) if ask.ack => {
-                        // It was leased under this very lock and cannot be stale.
+                        // It was leased under this very lock, so it cannot be stale.
                         let _ = machine.ack(lease);
                         taken.push_back(Item::acked(lease, Arc::clone(event)));
                         continue;
@@ -208,12 +209,12 @@ impl ConsumerCell {
         if stream.lifecycle == Lifecycle::Abandoned && machine.pending() == 0 {
             return Look::End(SubscriptionEnd::Closed);
         }
-        // Under the stream's lock: a publish that comes behind this look sees it.
+        // Set under the stream's lock, so that the next publish sees it.
         self.idle.store(true, Ordering::Relaxed);
         Look::Nothing { due: machine.next_due() }
     }
 
-    /// Settles a delivery and wakes a member when that makes work for it.
+    /// Settles a delivery and wakes a member if that creates work for it.
     fn settle_now(&self, lease: Lease, kind: AckKind) -> Result<()> {
         let delivers_again = matches!(kind, AckKind::Nak(_) | AckKind::Extend | AckKind::Release);
         if delivers_again && self.gone.load(Ordering::Relaxed) {
@@ -223,10 +224,10 @@ impl ConsumerCell {
         let wakes = {
             let mut state = self.lock();
             let was_full = state.machine.is_full();
-            // The time is taken under the lock, so that the machine sees none that is before an earlier one.
+            // The time is read under the lock, so that the machine sees times in order.
             state.machine.settle(lease, &kind, || self.clock.now())?;
             let gives_back = matches!(kind, AckKind::Nak(_) | AckKind::Release);
-            // A member that waits for the end of an abandoned stream waits for the last settlement.
+            // Members of an abandoned stream wait for the last settlement, which ends it.
             gives_back || was_full || state.machine.pending() == 0
         };
         if wakes {
@@ -239,7 +240,7 @@ impl ConsumerCell {
     }
 
     fn lock(&self) -> MutexGuard<'_, Position> {
-        // The machine's methods leave no half-done state behind, so that a panic elsewhere does not matter here.
+        // The machine's methods leave no inconsistent state, so a panic elsewhere does not matter here.
         self.state.lock().ignore_poison()
     }
 }

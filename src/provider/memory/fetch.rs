@@ -1,4 +1,4 @@
-//! A member of a consumer: it takes what is there, and waits.
+//! A member of a consumer: takes available events and waits for more.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -38,7 +38,7 @@ impl Fetch for MemoryFetch {
             match self.cell.take(&self.shared, ask, &self.handler, taken) {
                 Look::Leased => return Ok(None),
                 Look::End(end) => return Ok(Some(end)),
-                // Boxed, so that the common case does not carry a timer around.
+                // Boxed, so that the common case carries no timer.
                 Look::Nothing { due } => {
                     let due = due.map(|due| self.shared.clock.instant(due));
                     Box::pin(self.cell.members.wait(due)).await;
@@ -65,7 +65,7 @@ impl Fetch for MemoryFetch {
 
     fn leave(&mut self, unused: Vec<Lease>) {
         for lease in unused {
-            // A lease that is lost in the meantime needs no release.
+            // A lease that was lost in the meantime needs no release.
             drop(self.handler.settle(Settlement::new(lease, AckKind::Release)));
         }
         let mut stream = self.shared.write();

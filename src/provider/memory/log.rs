@@ -9,20 +9,20 @@ use crate::provider::{HistoryPage, HistoryQuery, StoredEvent};
 use crate::subject::subject_matches;
 use crate::types::Event;
 
-/// Number of a distinct subject; freed numbers are used again.
+/// Number of a distinct subject; freed numbers are reused.
 pub(super) type SubjectId = u32;
 
-/// Where an event went.
+/// Result of an append.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Appended {
     pub(super) sequence: u64,
     pub(super) subject: SubjectId,
     pub(super) stored_at: u64,
-    /// Whether no retained event has this subject, so that its id may have stood for another one before.
+    /// If true, no other retained event has this subject, and its id may have named another subject before.
     pub(super) is_new_subject: bool,
 }
 
-/// How much may be stored. Zero is unlimited.
+/// Retention limits. Zero is unlimited.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
     pub(super) max_events: usize,
@@ -33,7 +33,7 @@ pub(super) struct Limits {
 #[derive(Debug)]
 struct Entry {
     event: Arc<Event>,
-    /// The event before this one with the same subject; 0 for none. May be gone already.
+    /// Sequence of the previous event with the same subject, or 0. That event may already be dropped.
     previous: u64,
     stored_at: u64,
     size: u32,
@@ -43,7 +43,7 @@ struct Entry {
 #[derive(Debug)]
 struct Subject {
     name: Arc<str>,
-    /// Newest event of this subject.
+    /// Sequence of the newest event of this subject.
     newest: u64,
     stored: usize,
 }
@@ -52,15 +52,15 @@ struct Subject {
 #[derive(Debug)]
 pub(super) struct Log {
     limits: Limits,
-    /// The filter that selects all that can be stored here, `{prefix}.>`.
+    /// The filter that matches everything that can be stored here, `{prefix}.>`.
     everything: String,
     entries: VecDeque<Entry>,
-    /// Sequence of the first entry, or of the next event when there is none.
+    /// Sequence of the first entry, or of the next event if there is none.
     first: u64,
     bytes: u64,
     last_stored_at: u64,
     subject_ids: HashMap<Arc<str>, SubjectId>,
-    /// The same subjects in order, so that a filter finds those under its literal beginning.
+    /// The same subjects in order, so that a filter finds those with its literal prefix.
     subjects_in_order: BTreeMap<Arc<str>, SubjectId>,
     subjects: Vec<Subject>,
     free_subjects: Vec<SubjectId>,
@@ -90,12 +90,12 @@ impl Log {
         self.bytes
     }
 
-    /// Lowest retained sequence, or the next one when nothing is retained.
+    /// Returns the lowest retained sequence, or the next one if nothing is retained.
     pub(super) fn first(&self) -> u64 {
         self.first
     }
 
-    /// Newest sequence ever given; 0 before the first.
+    /// Returns the newest sequence ever assigned, or 0.
     pub(super) fn last(&self) -> u64 {
         self.first + self.entries.len() as u64 - 1
     }
@@ -109,7 +109,7 @@ impl Log {
         self.notice_clock(now_ms);
         let sequence = self.last() + 1;
         let subject = self.subject_id(&event.subject);
-        // The clock may go back a little; storage times never do, or time ranges would have holes.
+        // The clock may go back a little. Storage times never do, because time ranges would have holes.
         self.last_stored_at = self.last_stored_at.max(now_ms);
         let mut previous = 0;
         let mut is_new_subject = false;
@@ -129,7 +129,7 @@ impl Log {
         Appended { sequence, subject, stored_at: self.last_stored_at, is_new_subject }
     }
 
-    /// The subject of an event that retention must drop next, if any.
+    /// Returns the subject of the event that retention must drop next, if any.
     pub(super) fn surplus(&self, now_ms: u64) -> Option<SubjectId> {
         let oldest = self.entries.front()?;
         let Limits { max_events, max_bytes, max_age_ms } = self.limits;
@@ -139,8 +139,8 @@ impl Log {
         surplus.then_some(oldest.subject)
     }
 
-    /// When the clock was set back, what has a later storage time was stored now at the latest. Without that, the time when
-    /// the clock was ahead would keep events from growing old, and would be the time of all that is stored meanwhile.
+    /// Corrects storage times after the clock was set back: a later time becomes the current time. Otherwise events
+    /// stored while the clock was ahead would not expire, and new events would get the same late time.
     pub(super) fn notice_clock(&mut self, now_ms: u64) {
         if !self.is_ahead_of(now_ms) {
             return;
@@ -154,12 +154,13 @@ impl Log {
         self.last_stored_at > now_ms.saturating_add(CLOCK_TOLERANCE_MS)
     }
 
-    /// Whether the oldest event is too old, or has a storage time that cannot be. Never without an age limit.
+    /// Returns `true` if the oldest event is too old or a storage time lies in the future. Always `false` without an
+    /// age limit.
     pub(super) fn has_expired(&self, now_ms: u64) -> bool {
         self.limits.max_age_ms != 0 && (self.is_ahead_of(now_ms) || self.surplus(now_ms).is_some())
     }
 
-    /// Whether events expire by age.
+    /// Returns `true` if events expire by age.
     pub(super) fn has_age_limit(&self) -> bool {
         self.limits.max_age_ms != 0
     }
@@ -182,12 +183,12 @@ impl Log {
         Some((sequence, entry.event))
     }
 
-    /// First sequence stored at this time or later.
+    /// Returns the first sequence stored at this time or later.
     pub(super) fn first_stored_since(&self, unix_ms: u64) -> u64 {
         self.first + self.entries.partition_point(|entry| entry.stored_at < unix_ms) as u64
     }
 
-    /// All retained matches in ascending order.
+    /// Returns all retained matches in ascending order.
     pub(super) fn matches(&self, filter: &str) -> VecDeque<u64> {
         if self.is_everything(filter) {
             return (self.first..=self.last()).collect();
@@ -200,14 +201,14 @@ impl Log {
         found.into()
     }
 
-    /// The newest retained event of each matching subject, in ascending order.
+    /// Returns the newest retained event of each matching subject, in ascending order.
     pub(super) fn last_per_subject(&self, filter: &str) -> Vec<u64> {
         let mut found: Vec<u64> = self.subjects_matching(filter).map(|subject| subject.newest).collect();
         found.sort_unstable();
         found
     }
 
-    /// The newest matches of a query, newest first.
+    /// Returns the newest matches of a query, newest first.
     pub(super) fn page(&self, query: &HistoryQuery) -> HistoryPage {
         let since = query.since_sequence.unwrap_or(0).max(self.first);
         let since = query.since_time.map_or(since, |time| since.max(self.first_stored_since(time)));
@@ -233,7 +234,8 @@ impl Log {
         HistoryPage::new(events, Vec::new(), searched_from.filter(|_| since < before), since)
     }
 
-    /// A frequent filter is served by reading backwards; when that finds too little, a rare one by its subjects.
+    /// Returns the newest matches. Scans backwards, which is fast for a frequent filter. If that finds too few,
+    /// searches by subject, which is fast for a rare one.
     fn newest_matches(&self, filter: &str, since: u64, before: u64, limit: usize) -> Vec<u64> {
         let mut found = Vec::new();
         let budget = limit.saturating_mul(8).saturating_add(256) as u64;
@@ -260,7 +262,7 @@ impl Log {
         found
     }
 
-    /// The retained events of one subject from this one backwards.
+    /// Returns the retained events of one subject, from this one backwards.
     fn chain(&self, newest: u64) -> impl Iterator<Item = u64> + '_ {
         let retained = move |sequence: u64| (sequence >= self.first).then_some(sequence);
         std::iter::successors(retained(newest), move |sequence| retained(self.entry(*sequence)?.previous))
@@ -278,7 +280,7 @@ impl Log {
             .filter_map(|(_, id)| self.subjects.get(*id as usize))
     }
 
-    /// Whether the filter selects every event that can be stored here.
+    /// Returns `true` if the filter matches every event that can be stored here.
     fn is_everything(&self, filter: &str) -> bool {
         filter == ">" || filter == self.everything
     }

@@ -29,7 +29,7 @@ use crate::error::{EventError, Result};
 use crate::poison::IgnorePoison;
 use crate::provider::support::{closed, unix_millis};
 
-/// The provider that keeps events in the memory of this process.
+/// A provider that keeps events in the memory of this process.
 #[derive(Debug)]
 pub struct MemoryProvider {
     shared: Arc<Shared>,
@@ -37,7 +37,7 @@ pub struct MemoryProvider {
 
 const NAME: &str = "memory";
 
-/// What the provider, its subscriptions and their deliveries share.
+/// State that the provider, its subscriptions and their deliveries share.
 #[derive(Debug)]
 struct Shared {
     settings: MemoryProviderBuilder,
@@ -45,7 +45,7 @@ struct Shared {
     stream: RwLock<Stream>,
 }
 
-/// Time since the provider was made, on tokio's clock, so that tests can pause it.
+/// Time since the creation of the provider, on tokio's clock, so that tests can pause it.
 #[derive(Debug, Clone, Copy)]
 struct Clock {
     origin: tokio::time::Instant,
@@ -62,13 +62,13 @@ impl Clock {
 }
 
 impl MemoryProvider {
-    /// An empty provider. A prefix that is not a subject is found out by the first publish or subscription; the
+    /// Creates an empty provider. An invalid prefix fails the first publish or subscription; the
     /// [builder](MemoryProvider::builder) refuses it at once.
     pub fn new(config: MemoryConfig) -> Self {
         Self::from_builder(MemoryProviderBuilder::new(config))
     }
 
-    /// Starts from the default settings.
+    /// Returns a builder with the default settings.
     pub fn builder() -> MemoryProviderBuilder {
         MemoryProviderBuilder::new(MemoryConfig::default())
     }
@@ -77,7 +77,7 @@ impl MemoryProvider {
         let limits = Limits {
             max_events: settings.config.max_events,
             max_bytes: settings.max_bytes,
-            // Rounded up: an age below a millisecond is not for ever.
+            // Rounded up: an age below a millisecond must not become 0, which is unlimited.
             max_age_ms: u64::try_from(settings.max_age.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX),
         };
         let stream = Stream::new(&settings.config.subject_prefix, limits, Dedup::new(settings.dedup_window));
@@ -105,7 +105,7 @@ impl Default for MemoryProvider {
     }
 }
 
-/// Without the provider nobody can publish: subscriptions end once everything is delivered and settled.
+/// Ends the subscriptions once everything is delivered and settled, because no publish can follow.
 impl Drop for MemoryProvider {
     fn drop(&mut self) {
         self.end(Lifecycle::Abandoned);
@@ -113,7 +113,7 @@ impl Drop for MemoryProvider {
 }
 
 impl Shared {
-    /// The stream for reading, without events that are too old.
+    /// Returns the stream for reading, without expired events.
     fn read(&self) -> RwLockReadGuard<'_, Stream> {
         let stream = self.stream.read().ignore_poison();
         if !stream.log.has_age_limit() || !stream.log.has_expired(unix_millis()) {
@@ -125,7 +125,7 @@ impl Shared {
         self.stream.read().ignore_poison()
     }
 
-    /// The stream for changing. No method panics half-way through a change, so that poison means nothing here.
+    /// Returns the stream for changing. No method panics half-way through a change, so poison is ignored.
     fn write(&self) -> RwLockWriteGuard<'_, Stream> {
         self.stream.write().ignore_poison()
     }
@@ -137,7 +137,7 @@ impl Shared {
         }
     }
 
-    /// Opens a consumer, which is made when it does not exist.
+    /// Opens a consumer and creates it if it does not exist.
     fn open(&self, wanted: ConsumerSpec) -> Result<Arc<ConsumerCell>> {
         let ConsumerSpec { name, config, applies, .. } = wanted;
         loop {
@@ -155,7 +155,7 @@ impl Shared {
                 false => machine.config().check_filter(name, &config.filter),
             })?;
             existing.members.wake_one();
-            // Forgotten in the meantime: open it anew.
+            // Deleted in the meantime: open it again.
             if !existing.gone.load(Ordering::Relaxed) {
                 return Ok(existing);
             }

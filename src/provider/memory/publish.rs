@@ -1,4 +1,4 @@
-//! Publishing: checks first, one short exclusive section, then waking the readers.
+//! Publishing: checks, then one short exclusive section, then waking the readers.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::provider::group::Time;
 use crate::provider::support::{answered_without_storing, closed, unix_millis};
 use crate::types::Event;
 
-/// The `msg_id`s of the dedup window and the sequences they were stored under.
+/// The `msg_id`s of the dedup window, with the sequences of their events.
 #[derive(Debug)]
 pub(super) struct Dedup {
     window: Duration,
@@ -46,10 +46,10 @@ impl Dedup {
     }
 }
 
-/// Most events of a batch that are stored under one lock.
+/// Maximum number of events of a batch that are stored under one lock.
 const EVENTS_PER_SECTION: usize = 16;
 
-/// An event as it is kept, copied outside the lock.
+/// An event to store, copied outside the lock.
 struct Prepared<'a> {
     event: Arc<Event>,
     checked: Checked<'a>,
@@ -77,7 +77,7 @@ impl Shared {
         Ok(stored.receipt())
     }
 
-    /// Stores a batch in few exclusive sections, each short enough to keep nobody waiting.
+    /// Stores a batch in few exclusive sections, each short enough that other callers wait only briefly.
     pub(super) fn publish_batch(&self, batch: &[Checked<'_>]) -> Vec<Result<PublishReceipt>> {
         batch.chunks(EVENTS_PER_SECTION).flat_map(|section| self.publish_section(section)).collect()
     }

@@ -1,4 +1,4 @@
-//! The stream: the log, what each filter matches in it, and who reads it.
+//! The stream: the log, the matches of each filter, and the readers.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -14,20 +14,20 @@ use crate::provider::group::Start;
 use crate::subject::SubjectIndex;
 use crate::types::{DeliverPolicy, Event};
 
-/// Number of a group; freed numbers are used again.
+/// Number of a group; freed numbers are reused.
 pub(super) type GroupId = usize;
 
-/// Whether events come in and go out.
+/// State of the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lifecycle {
     Open,
-    /// Nobody can publish any more: subscriptions end once everything is delivered and settled.
+    /// The provider was dropped: subscriptions end once everything is delivered and settled.
     Abandoned,
     /// Subscriptions end at once.
     Closed,
 }
 
-/// Events to be freed outside the lock. A full store drops one per publish, which needs no allocation.
+/// Dropped events, which are freed outside the lock. A full store drops one per publish, which needs no allocation.
 #[derive(Debug, Default)]
 pub(super) struct Dropped {
     last: Option<Arc<Event>>,
@@ -40,15 +40,15 @@ impl Dropped {
     }
 }
 
-/// All consumers of one filter, and the retained sequences that match it: found once for all of them.
+/// All consumers of one filter, and the retained sequences that match it, found once for all of them.
 #[derive(Debug)]
 pub(super) struct Group {
     filter: String,
-    /// How many matches retention has dropped from the front: the ordinal of the first match.
+    /// Ordinal of the first match: the number of matches that retention has dropped from the front.
     first_ordinal: u64,
     matches: VecDeque<u64>,
     members: Vec<Arc<ConsumerCell>>,
-    /// Those of the members that have subscriptions: a publish costs nothing for the others.
+    /// Members that have subscriptions. A publish costs nothing for the others.
     attended: Vec<Arc<ConsumerCell>>,
     /// Members that start in the future.
     not_started: Vec<(Arc<ConsumerCell>, Future)>,
@@ -57,7 +57,7 @@ pub(super) struct Group {
 /// A start in the future.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Future {
-    /// Behind this sequence.
+    /// After this sequence.
     Behind(u64),
     /// With the first event stored at this time or later.
     Since(u64),
@@ -77,12 +77,12 @@ impl Group {
         self.first_ordinal
     }
 
-    /// The match at this ordinal.
+    /// Returns the match at this ordinal.
     pub(super) fn at(&self, ordinal: u64) -> Option<u64> {
         self.matches.get(usize::try_from(ordinal.checked_sub(self.first_ordinal)?).ok()?).copied()
     }
 
-    /// How many retained matches there are from this ordinal on.
+    /// Returns the number of retained matches from this ordinal on.
     pub(super) fn count_from(&self, ordinal: u64) -> u64 {
         let skipped = ordinal.saturating_sub(self.first_ordinal);
         (self.matches.len() as u64).saturating_sub(skipped)
@@ -107,7 +107,7 @@ impl Group {
     }
 }
 
-/// The groups that a subject goes to, as of one generation of the filters.
+/// The groups that read a subject, as of one generation of the filters.
 #[derive(Debug, Default)]
 struct Route {
     generation: u64,
@@ -123,7 +123,7 @@ pub(super) struct Stream {
     filters: SubjectIndex<GroupId>,
     groups: Vec<Option<Group>>,
     free_groups: Vec<GroupId>,
-    /// Counts the changes of `filters`; a route of another generation is out of date.
+    /// Number of changes of `filters`. A route of another generation is outdated.
     generation: u64,
     routes: Vec<Route>,
     consumers: usize,
@@ -147,8 +147,8 @@ impl Stream {
         }
     }
 
-    /// Stores an event, and says under which sequence and subject and whether anyone reads it. What retention no longer
-    /// allows goes into `dropped`, to be freed outside the lock.
+    /// Stores an event. Returns its sequence, its subject, and whether a consumer reads it. Events that retention drops
+    /// go into `dropped`, to be freed outside the lock.
     pub(super) fn append(
         &mut self,
         event: Arc<Event>,
@@ -170,7 +170,7 @@ impl Stream {
         (sequence, subject, has_readers)
     }
 
-    /// Drops the oldest events as long as a limit is exceeded.
+    /// Drops the oldest events while a limit is exceeded.
     pub(super) fn enforce_retention(&mut self, now_ms: u64, dropped: &mut Dropped) {
         self.log.notice_clock(now_ms);
         while let Some(subject) = self.log.surplus(now_ms) {
@@ -187,7 +187,7 @@ impl Stream {
         }
     }
 
-    /// Wakes the readers of a subject. Called after the append, under a shared lock, so that readers need not wait.
+    /// Wakes the readers of a subject. Called after the append, under a shared lock, so that readers do not wait.
     pub(super) fn wake_readers(&self, id: SubjectId, subject: &str) {
         match self.routes.get(id as usize).filter(|route| route.generation == self.generation) {
             Some(route) => {
@@ -201,7 +201,7 @@ impl Stream {
         }
     }
 
-    /// Wakes everyone, for instance to see that the stream is closed.
+    /// Wakes a member of every consumer, for instance to notice that the stream is closed.
     pub(super) fn wake_all(&self) {
         self.groups
             .iter()
@@ -231,7 +231,7 @@ impl Stream {
         format!("ephemeral-{}", self.ephemerals_ever)
     }
 
-    /// Where a consumer with this policy starts, as of now.
+    /// Returns the start position of a new consumer with this policy.
     pub(super) fn start(&self, filter: &str, policy: &DeliverPolicy) -> Start {
         let newest = self.log.last();
         match policy {
@@ -248,7 +248,7 @@ impl Stream {
         }
     }
 
-    /// The start of a consumer that is to begin with what is not stored yet.
+    /// Returns the start of a consumer that begins with an event not yet stored.
     pub(super) fn future(&self, policy: &DeliverPolicy) -> Option<Future> {
         let last = self.log.last();
         match policy {
@@ -262,7 +262,7 @@ impl Stream {
         }
     }
 
-    /// The cursor before a position, which lies among what is retained or at its end.
+    /// Returns the cursor before a position, limited to the retained events and their end.
     pub(super) fn cursor_at(&self, position: ConsumerPosition) -> u64 {
         let first = match position {
             ConsumerPosition::First => 0,
@@ -273,19 +273,19 @@ impl Stream {
         first.saturating_sub(1).clamp(self.log.first() - 1, self.log.last())
     }
 
-    /// A consumer goes on behind this cursor, wherever it was to start. Returns the ordinal of the first match there.
+    /// Moves a consumer to after this cursor, replacing a start in the future. Returns the ordinal of its first match.
     pub(super) fn start_anew(&mut self, cell: &ConsumerCell, cursor: u64) -> u64 {
         let Some(Some(group)) = self.groups.get_mut(cell.group()) else { return 0 };
         group.not_started.retain(|(member, _)| !std::ptr::eq(&**member, cell));
         group.ordinal_after(cursor)
     }
 
-    /// Adds a consumer to the group of its filter. `make` gets the group and the ordinal of the first match after the
-    /// consumer's cursor.
+    /// Adds a consumer to the group of its filter. `make` receives the group and the ordinal of the first match after
+    /// the consumer's cursor.
     ///
     /// # Errors
     ///
-    /// `InvalidSubject` for a filter that breaks the grammar.
+    /// `InvalidSubject` for an invalid filter.
     pub(super) fn add_consumer(
         &mut self,
         filter: &str,
@@ -307,7 +307,7 @@ impl Stream {
         Ok(cell)
     }
 
-    /// A consumer has got its first subscription, or lost its last one.
+    /// Records that a consumer has its first subscription, or lost its last one.
     pub(super) fn set_attended(&mut self, cell: &Arc<ConsumerCell>, is_attended: bool) {
         let Some(Some(group)) = self.groups.get_mut(cell.group()) else { return };
         if is_attended {
@@ -319,7 +319,7 @@ impl Stream {
         }
     }
 
-    /// Forgets a consumer; its subscriptions end.
+    /// Deletes a consumer and ends its subscriptions.
     pub(super) fn remove_consumer(&mut self, cell: &Arc<ConsumerCell>) {
         if cell.gone.swap(true, Ordering::Relaxed) {
             return;
@@ -379,7 +379,7 @@ impl Stream {
         }
     }
 
-    /// Calls `visit` with each group that this subject goes to.
+    /// Calls `visit` with each group that reads this subject.
     fn with_route(&mut self, id: SubjectId, subject: &str, mut visit: impl FnMut(&mut Group)) {
         if self.routes.get(id as usize).is_none_or(|route| route.generation != self.generation) {
             let mut groups = Vec::new();

@@ -43,7 +43,7 @@ pub(in crate::provider) static SETTINGS: Settings<NatsProviderBuilder> = Setting
     ),
     row!(
         "max_age" = config.max_age_secs,
-        Setting::seconds().zero("for ever").doc("maximum age of an event in a new stream")
+        Setting::seconds().zero("unlimited").doc("maximum age of an event in a new stream")
     ),
     row!(
         "max_bytes" = config.max_bytes,

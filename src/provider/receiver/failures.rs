@@ -1,4 +1,4 @@
-//! Calls that failed one after the other: each is followed by a pause, so that whoever calls again at once does not spin.
+//! Pauses after failed calls, so that a caller that retries at once does not spin.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use crate::backoff::Backoff;
 use crate::deadline::After;
 
-/// Pauses behind failures in a row.
+/// Pauses after consecutive failures.
 const RETRY: Backoff =
     Backoff::exponential(Duration::from_millis(20), Duration::from_millis(250)).jitter(0.0);
 
@@ -18,7 +18,7 @@ pub(super) struct Failures {
 }
 
 impl Failures {
-    /// Waits for the end of the pause. It stays when the wait is cancelled.
+    /// Waits for the end of the pause. A cancelled wait keeps the pause.
     pub(super) async fn pause(&mut self) {
         if let Some(until) = self.until {
             tokio::time::sleep_until(until).await;
@@ -51,7 +51,7 @@ mod tests {
         assert_eq!(started.elapsed(), Duration::ZERO);
         for _ in 0..100 {
             failures.note(true);
-            // Whoever gives up waiting waits on with the next call.
+            // After a cancelled wait, the next call waits for the rest.
             let cancelled = tokio::time::timeout(Duration::from_millis(1), failures.pause()).await;
             assert!(cancelled.is_err());
             failures.pause().await;

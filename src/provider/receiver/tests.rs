@@ -7,16 +7,16 @@ use crate::error::BackendError;
 use crate::provider::AckFuture;
 use crate::task::poll_once;
 
-/// A backend that has what a test gives it, and notes what it is asked for.
+/// A backend that returns the items of a test and records the settlements.
 struct Backend {
     items: Mutex<VecDeque<Item>>,
     asked: Mutex<Vec<(u64, AckKind)>>,
     given_back: Mutex<Option<Vec<u64>>>,
-    /// Leases that are lost.
+    /// Sequences whose lease is lost.
     lost: Mutex<HashSet<u64>>,
-    /// Settlements that nobody confirms, once each.
+    /// Sequences whose settlement stays unconfirmed, once each.
     unconfirmed: Mutex<HashSet<u64>>,
-    /// As many settlements as there are permits get their answer.
+    /// One permit for each settlement that gets an answer.
     answers: Semaphore,
 }
 

@@ -1,4 +1,4 @@
-//! Settings of every provider that keeps its own events: the same words and bounds mean the same.
+//! Settings shared by all providers that store events themselves, with the same bounds and meanings.
 
 use super::Setting;
 use crate::provider::validate::SMALLEST_LIMIT;
@@ -18,8 +18,8 @@ pub const MAX_BYTES: Setting = Setting::size("bytes of JSON")
     .zero("unlimited")
     .doc("maximum size of all stored events; the oldest are dropped, but never the newest");
 
-/// How long an event is kept.
-pub const MAX_AGE: Setting = Setting::duration().zero("for ever").doc("how long an event is kept");
+/// Maximum age of a stored event.
+pub const MAX_AGE: Setting = Setting::duration().zero("unlimited").doc("maximum age of a stored event");
 
 /// Maximum size of one event.
 pub const MAX_EVENT_BYTES: Setting = Setting::size("bytes of JSON")
@@ -27,11 +27,11 @@ pub const MAX_EVENT_BYTES: Setting = Setting::size("bytes of JSON")
     .formerly(&["max_payload"])
     .doc("maximum size of one event");
 
-/// Maximum number of acks that a crash can take back.
+/// Maximum number of acks per consumer that are in flight and not yet stored. A crash can lose them.
 pub const MAX_UNCONFIRMED_ACKS: Setting = Setting::count("acks")
     .least(1)
-    .doc("maximum number of acks of one consumer that are on their way and not stored");
+    .doc("maximum number of acks per consumer that are in flight and not yet stored");
 
-/// How long a `msg_id` is remembered.
+/// Time for which a `msg_id` is remembered.
 pub const DEDUP_WINDOW: Setting =
-    Setting::duration().zero("no deduplication").doc("how long a `msg_id` is remembered");
+    Setting::duration().zero("no deduplication").doc("time for which a `msg_id` is remembered");

@@ -1,8 +1,8 @@
-//! The settings of a provider as one table.
+//! The settings of a provider, declared in one table.
 //!
-//! A provider declares each of its settings once: the key in a URL, the field of the config, the values that are allowed,
-//! whether the value is a secret, and what it means. The table reads URLs, checks configs, writes their `Debug` output, and
-//! tells others which values of a URL may be shown; the tables of [the reference](crate::docs::configuration) are made of it.
+//! A provider declares each setting once: its key in a URL, its field of the config, the allowed values, whether it is
+//! secret, and its meaning. The table reads URLs, checks configs, writes their `Debug` output, and tells which values
+//! of a URL may be shown. The tables of [the reference](crate::docs::configuration) are generated from it.
 //!
 //! ```
 //! use std::fmt;
@@ -59,9 +59,9 @@ use crate::text::shorten;
 #[doc(inline)]
 pub use crate::__setting_row as row;
 
-/// Declares a row of a table: `row!("key" = field, setting)`. `config.field` is a field of the config that a builder holds
-/// under that name. A key in parentheses, such as `"(path)"`, stands for a part of the URL other than the query, which the
-/// provider reads by itself; with a function behind the setting, that function says what `Debug` shows.
+/// Declares a row of a table: `row!("key" = field, setting)`. `config.field` is a field of the config that a builder
+/// holds as its field `config`. A key in parentheses, such as `"(path)"`, names a part of the URL other than the query,
+/// which the provider reads itself. A function after the setting returns the value that `Debug` shows.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __setting_row {
@@ -93,19 +93,19 @@ macro_rules! __setting_row {
     };
 }
 
-/// The kind of a value, and its form in a URL.
+/// Type of a value, and its form in a URL.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub enum Kind {
     /// `true` or `false`.
     Flag,
-    /// A number of what the text names, such as `events`.
+    /// A number. The text is its unit, such as `events`.
     Count(&'static str),
-    /// A number of bytes, `65536` or `64KiB`; the text says of what.
+    /// A number of bytes, such as `65536` or `64KiB`. The text is its unit, such as `bytes of JSON`.
     Size(&'static str),
     /// A [duration], such as `250ms`.
     Duration,
-    /// A duration that the config keeps in whole seconds.
+    /// A duration that the config stores in whole seconds.
     Seconds,
     /// Any text.
     Text,
@@ -115,10 +115,10 @@ pub enum Kind {
     Choice(fn() -> Vec<&'static str>),
 }
 
-/// A rule for a text: the check, and what the text must do.
+/// A rule for a text: the check, and the text after "must" in its error.
 type TextRule = (fn(&str) -> bool, &'static str);
 
-/// A setting, described without a config.
+/// A setting, independent of a config.
 #[derive(Debug, Clone, Copy)]
 pub struct Setting {
     key: &'static str,
@@ -127,7 +127,7 @@ pub struct Setting {
     kind: Kind,
     min: Option<i128>,
     max: Option<i128>,
-    /// One more than `max`, where that is how people say it.
+    /// Exclusive maximum of a duration, which messages show in place of `max`.
     below: Option<Duration>,
     only: &'static [i128],
     zero: Option<&'static str>,
@@ -138,7 +138,7 @@ pub struct Setting {
     doc: &'static str,
 }
 
-/// Declaration. Each method returns the setting with one more property.
+/// Declares a setting. Each method returns it with one more property.
 impl Setting {
     const fn of(kind: Kind) -> Self {
         Self {
@@ -159,118 +159,118 @@ impl Setting {
         }
     }
 
-    /// A switch.
+    /// Creates a switch.
     pub const fn flag() -> Self {
         Self::of(Kind::Flag)
     }
 
-    /// A number of `unit`, such as `events`.
+    /// Creates a number of `unit`, such as `events`.
     pub const fn count(unit: &'static str) -> Self {
         Self::of(Kind::Count(unit)).least(0)
     }
 
-    /// A number of bytes, where `unit` says of what.
+    /// Creates a number of bytes; `unit` describes them, such as `bytes of JSON`.
     pub const fn size(unit: &'static str) -> Self {
         Self::of(Kind::Size(unit)).least(0)
     }
 
-    /// A duration.
+    /// Creates a duration.
     pub const fn duration() -> Self {
         Self::of(Kind::Duration)
     }
 
-    /// A duration that the config keeps as a number of seconds.
+    /// Creates a duration that the config stores as a number of seconds.
     pub const fn seconds() -> Self {
         Self::of(Kind::Seconds)
     }
 
-    /// A text.
+    /// Creates a text.
     pub const fn text() -> Self {
         Self::of(Kind::Text)
     }
 
-    /// Path of a file. A secret one is the path of a file that holds secrets.
+    /// Creates the path of a file. Mark it as secret if the file holds secrets.
     pub const fn file() -> Self {
         Self::of(Kind::File)
     }
 
-    /// One of the names of an enum.
+    /// Creates a choice from the names of an enum.
     pub const fn choice<T: Choice>() -> Self {
         Self::of(Kind::Choice(value::names::<T>))
     }
 
-    /// The smallest number.
+    /// Sets the minimum number.
     pub const fn least(mut self, min: i128) -> Self {
         self.min = Some(min);
         self
     }
 
-    /// The largest number.
+    /// Sets the maximum number.
     pub const fn most(mut self, max: i128) -> Self {
         self.max = Some(max);
         self
     }
 
-    /// The only numbers that are allowed.
+    /// Sets the only allowed numbers.
     pub const fn only(mut self, numbers: &'static [i128]) -> Self {
         self.only = numbers;
         self
     }
 
-    /// The shortest duration.
+    /// Sets the minimum duration.
     pub const fn shortest(self, min: Duration) -> Self {
         self.least(min.as_nanos().cast_signed())
     }
 
-    /// The longest duration.
+    /// Sets the maximum duration.
     pub const fn longest(self, max: Duration) -> Self {
         self.most(max.as_nanos().cast_signed())
     }
 
-    /// The duration that is just too long.
+    /// Sets the exclusive maximum of a duration.
     pub const fn shorter_than(mut self, below: Duration) -> Self {
         self.below = Some(below);
         self.most(below.as_nanos().cast_signed() - 1)
     }
 
-    /// Allows zero below the smallest value, and says what it means, such as `unlimited`.
+    /// Allows zero below the minimum. `meaning` describes zero, such as `unlimited`.
     pub const fn zero(mut self, meaning: &'static str) -> Self {
         self.zero = Some(meaning);
         self
     }
 
-    /// A rule for texts: the check, and how an error goes on behind "must", such as `not be empty`.
+    /// Sets a rule for texts: the check, and the text after "must" in its error, such as `not be empty`.
     pub const fn rule(mut self, check: fn(&str) -> bool, rule: &'static str) -> Self {
         self.rule = Some((check, rule));
         self
     }
 
-    /// The value is a secret, or leads to one: it is shown nowhere.
+    /// Marks the value as a secret, or as leading to one: it is never shown.
     pub const fn secret(mut self) -> Self {
         self.is_secret = true;
         self
     }
 
-    /// Former keys. They are refused with an error that names the present one. A former key that ends in `_secs`, `_ms` or
-    /// `_us` needs no mention when the rest is a key, present or former.
+    /// Sets former keys. A URL with one of them is refused with an error that names the present key. The former keys of
+    /// a duration with the suffix `_secs`, `_ms` or `_us` are known without this.
     pub const fn formerly(mut self, keys: &'static [&'static str]) -> Self {
         self.former = keys;
         self
     }
 
-    /// Describes the value in force when none is set, such as `the server's`.
+    /// Describes the value in force if none is set, such as `the server's`.
     pub const fn unset(mut self, meaning: &'static str) -> Self {
         self.unset = meaning;
         self
     }
 
-    /// Describes the setting, as a sentence of Markdown without its full stop.
+    /// Describes the meaning of the setting in Markdown, as a phrase without a full stop.
     pub const fn doc(mut self, doc: &'static str) -> Self {
         self.doc = doc;
         self
     }
 
-    /// Names the key and the field; [`row`] calls it.
+    /// Sets the key and the field. Called by [`row`].
     #[doc(hidden)]
     pub const fn named(mut self, key: &'static str, field: &'static str, is_of_config: bool) -> Self {
         (self.key, self.field, self.is_of_config) = (key, field, is_of_config);
@@ -278,14 +278,14 @@ impl Setting {
     }
 }
 
-/// Properties.
+/// Reads the properties of a setting.
 impl Setting {
-    /// The key in the query of a URL, or the part of the URL in parentheses.
+    /// Returns the key in the query of a URL, or the part of the URL in parentheses.
     pub const fn key(&self) -> &'static str {
         self.key
     }
 
-    /// The kind of its value.
+    /// Returns the kind of its value.
     pub const fn kind(&self) -> Kind {
         self.kind
     }
@@ -295,17 +295,17 @@ impl Setting {
         self.is_secret
     }
 
-    /// The description of the setting.
+    /// Returns the description of the setting.
     pub const fn description(&self) -> &'static str {
         self.doc
     }
 
-    /// Returns `true` if the setting is a key of the query, and not another part of the URL.
+    /// Returns `true` if the setting is a key of the query, not another part of the URL.
     pub fn is_in_query(&self) -> bool {
         !self.key.starts_with('(')
     }
 
-    /// The value of a text of a URL.
+    /// Parses the value in a URL.
     fn parse(&self, text: &str) -> std::result::Result<Value, String> {
         let parsed = match self.kind {
             Kind::Flag => text.parse().map(Value::Flag).map_err(|_| "must be true or false".to_owned()),
@@ -324,7 +324,7 @@ impl Setting {
         Ok(parsed)
     }
 
-    /// The value of a config, in the unit of the setting.
+    /// Returns the value of a config in the unit of the setting.
     fn normal(&self, value: Value) -> Value {
         match (self.kind, value) {
             (Kind::Seconds, Value::Number(seconds)) => {
@@ -358,7 +358,7 @@ impl Setting {
         Err(format!("must be {}", range.as_deref().unwrap_or("at least 0")))
     }
 
-    /// The allowed numbers or durations in words, empty for any.
+    /// Returns the allowed numbers or durations in words. Empty if any is allowed.
     fn range(&self) -> String {
         let shown = |number: &i128| match self.kind {
             Kind::Duration | Kind::Seconds => duration::format(nanos(*number)),
@@ -381,7 +381,7 @@ impl Setting {
         bounds.join(", ")
     }
 
-    /// The value as it may be shown.
+    /// Returns the value as it may be shown.
     fn shown(&self, value: &Value) -> String {
         match value {
             Value::Unset => "None".to_owned(),
@@ -414,7 +414,7 @@ fn nanos(number: i128) -> Duration {
     Duration::new(seconds.unwrap_or(u64::MAX), rest.unwrap_or_default())
 }
 
-/// A setting and the place of its value in the config `C`.
+/// A setting, and the access to its value in the config `C`.
 #[derive(Debug)]
 pub struct Row<C> {
     setting: Setting,
@@ -423,7 +423,7 @@ pub struct Row<C> {
 }
 
 impl<C> Row<C> {
-    /// A setting, how to read its value and how to set it. [`row`] writes the two functions.
+    /// Creates a row from a setting and the functions that read and set its value. [`row`] writes the two functions.
     pub const fn new(
         setting: Setting,
         get: fn(&C) -> Value,
@@ -432,7 +432,7 @@ impl<C> Row<C> {
         Self { setting, get, set }
     }
 
-    /// A setting that the provider takes from a part of the URL other than the query.
+    /// Creates a row for a part of the URL other than the query, which the provider reads itself.
     pub const fn part(setting: Setting, get: fn(&C) -> Value) -> Self {
         Self { setting, get, set: |_, _| Err("is no key of the query".to_owned()) }
     }
@@ -442,29 +442,34 @@ impl<C> Row<C> {
     }
 }
 
-/// The table of a provider whose config is `C`.
+/// The settings of a provider whose config is `C`.
 #[derive(Debug)]
 pub struct Settings<C: 'static> {
     rows: &'static [Row<C>],
 }
 
 impl<C> Settings<C> {
-    /// A table of these rows.
+    /// Creates a table of these rows.
     pub const fn new(rows: &'static [Row<C>]) -> Self {
         Self { rows }
     }
 
-    /// The settings, in the order of the table.
+    /// Returns the settings, in the order of the table.
     pub fn iter(&self) -> impl Iterator<Item = &'static Setting> + use<C> {
         self.rows.iter().map(|row| &row.setting)
     }
 
-    /// Takes the settings in the query of a URL into a config.
+    /// Applies the settings in the query of a URL to a config.
     ///
     /// # Errors
     ///
-    /// [`EventError::Config`] for an unknown key, listing the valid ones; for a former key, naming the present one; and for a
-    /// wrong value, naming the key and the rule. No secret is part of the text.
+    /// [`EventError::Config`] for:
+    ///
+    /// - an unknown key; the error lists the valid ones
+    /// - a former key; the error names the present one
+    /// - a wrong value; the error names the key and the rule
+    ///
+    /// No error contains a secret.
     pub fn read(&self, url: &ProviderUrl, config: &mut C) -> Result<()> {
         for (key, text) in url.settings() {
             let is_meant = |row: &&Row<C>| row.setting.is_in_query() && row.setting.key == key;
@@ -509,7 +514,7 @@ impl<C> Settings<C> {
     ///
     /// # Errors
     ///
-    /// [`EventError::Config`] that names the field, its value unless it is a secret, and the rule.
+    /// [`EventError::Config`], which names the field, the rule, and the value unless it is a secret.
     pub fn check(&self, config: &C) -> Result<()> {
         for row in self.rows {
             let value = row.value(config);
@@ -530,7 +535,7 @@ impl<C> Settings<C> {
         self.debug_rows(name, config, f, |_| true)
     }
 
-    /// The same with only those settings that the builder's config [holds](Setting::named).
+    /// Writes a config for `Debug`, with only those settings that the builder's config [holds](Setting::named).
     ///
     /// # Errors
     ///

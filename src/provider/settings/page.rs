@@ -1,13 +1,13 @@
-//! The tables of the page about configuration, made of the tables of the providers.
+//! Generates the tables of the configuration page from the tables of the providers.
 
 use super::*;
 
 const PAGE: &str = "src/docs/configuration.md";
-/// Set to write the page instead of comparing it.
+/// Environment variable: if set, the test writes the page instead of comparing it.
 const WRITE: &str = "A3S_EVENT_WRITE_DOCS";
 
 impl Setting {
-    /// The values in words.
+    /// Returns the allowed values in words.
     fn values(&self) -> String {
         let of = match self.kind {
             Kind::Flag => "`true`, `false`".to_owned(),
@@ -19,13 +19,13 @@ impl Setting {
             Kind::Choice(names) => format!("`{}`", names().join("`, `")),
         };
         let (range, rule) = (self.range(), self.rule.map(|(_, rule)| format!("must {rule}")));
-        let zero = self.zero.filter(|_| range.is_empty()).map(|meaning| format!("0 is {meaning}"));
+        let zero = self.zero.filter(|_| range.is_empty()).map(|meaning| format!("0 means {meaning}"));
         let secret = self.is_secret.then(|| "secret".to_owned());
         let parts = [Some(of), secret, Some(range).filter(|range| !range.is_empty()), zero, rule];
         parts.into_iter().flatten().collect::<Vec<_>>().join("; ")
     }
 
-    /// A value as a URL has it.
+    /// Returns a value as written in a URL.
     fn written(&self, value: &Value) -> String {
         match (self.kind, value) {
             (_, Value::Unset) => self.unset.to_owned(),
@@ -37,7 +37,7 @@ impl Setting {
     }
 }
 
-/// The table of a provider, with the values of a config that nobody changed.
+/// Returns the table of a provider, with the values of its default config.
 fn table<C>(settings: &Settings<C>, default: &C) -> String {
     let mut lines = vec![
         "| in a URL | in code | values | default | meaning |".to_owned(),
@@ -56,7 +56,7 @@ fn table<C>(settings: &Settings<C>, default: &C) -> String {
     lines.join("\n") + "\n"
 }
 
-/// The page with this table between the marks that have this name.
+/// Returns the page with this table between the markers of this name.
 fn with_table(page: &str, name: &str, table: &str) -> String {
     let (begin, end) = (format!("<!-- settings of {name} -->\n"), "<!-- end of settings -->");
     let (before, rest) = page.split_once(&begin).unwrap_or_else(|| panic!("{PAGE} has no {begin}"));

@@ -188,7 +188,7 @@ fn debug_shows_every_value_but_the_secrets() {
     );
 }
 
-/// Sets every secret, and returns how many there are.
+/// Sets every secret and returns the number of secrets.
 fn hides_its_secrets<C>(settings: &'static Settings<C>, mut config: C) -> usize {
     let is_set = |row: &&Row<C>| row.setting.is_secret && row.setting.is_in_query();
     for row in settings.rows.iter().filter(is_set) {
@@ -216,7 +216,7 @@ fn no_config_of_any_provider_shows_its_secrets() {
     );
 }
 
-/// What a setting takes, so that only the point of a test is wrong.
+/// Returns an accepted value of a setting, so that only the tested part of a URL is wrong.
 fn taken(setting: &Setting) -> String {
     match setting.kind {
         Kind::Flag => "true".to_owned(),
@@ -236,7 +236,7 @@ async fn no_secret_of_any_provider_is_shown_anywhere() {
         let in_query = settings.iter().filter(|setting| setting.is_in_query());
         for secret in in_query.filter(|setting| setting.is_secret()) {
             secrets += 1;
-            // Alone, with each other setting, with a wrong value of it, and given twice.
+            // Alone, with each other setting, with a wrong value of that setting, and given twice.
             let others = settings.iter().filter(|other| other.is_in_query() && other.key() != secret.key());
             let mut queries =
                 vec![String::new(), "&no_such_setting=1".to_owned(), format!("&{}=canary", secret.key())];

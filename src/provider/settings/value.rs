@@ -7,11 +7,11 @@ use std::time::Duration;
 use crate::duration;
 use crate::text::shorten_to;
 
-/// The value of a setting, whatever type the config holds it in.
+/// The value of a setting, independent of its type in the config.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Value {
-    /// The setting has no value: the backend decides.
+    /// No value: the backend decides.
     Unset,
     /// A switch.
     Flag(bool),
@@ -23,7 +23,7 @@ pub enum Value {
     Text(String),
 }
 
-/// Counts and durations are shown as a URL has them, texts in quotes.
+/// Formats counts and durations as in a URL, and texts in quotes.
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -38,14 +38,14 @@ impl fmt::Display for Value {
 
 /// A type that a field of a config may have.
 pub trait SettingValue: Sized {
-    /// Takes a value.
+    /// Converts a value into this type.
     ///
     /// # Errors
     ///
     /// The rule that the value breaks.
     fn from_value(value: Value) -> Result<Self, String>;
 
-    /// Returns the value.
+    /// Converts this into a value.
     fn to_value(&self) -> Value;
 }
 
@@ -53,7 +53,7 @@ pub trait SettingValue: Sized {
 pub trait Choice: Copy + PartialEq + 'static {
     /// The choices with their names in a URL.
     const ALL: &'static [(&'static str, Self)];
-    /// The names of choices that this build lacks, with the feature that brings them.
+    /// The names of choices that this build lacks, with the feature that enables each.
     const ABSENT: &'static [(&'static str, &'static str)] = &[];
 
     /// Returns the name of this choice in a URL.
@@ -62,7 +62,7 @@ pub trait Choice: Copy + PartialEq + 'static {
     }
 }
 
-/// The names of all choices, also of those that this build lacks.
+/// Returns the names of all choices, including those that this build lacks.
 pub(super) fn names<T: Choice>() -> Vec<&'static str> {
     T::ALL.iter().map(|(name, _)| *name).chain(T::ABSENT.iter().map(|(name, _)| *name)).collect()
 }
@@ -143,7 +143,7 @@ impl SettingValue for Duration {
     }
 }
 
-/// Returns the number of a value. A duration is a number of seconds: some configs count them.
+/// Returns the number of a value. A duration becomes its number of seconds, because some configs store seconds.
 fn number(value: Value) -> Result<i128, String> {
     match value {
         Value::Number(number) => Ok(number),
