@@ -188,46 +188,46 @@ pub enum EventError {
 #[non_exhaustive]
 pub enum EncryptionFailure {
     /// No key has the id that the envelope names.
-    #[error("is not known")]
+    #[error("no key has this id")]
     UnknownKey,
     /// The key exists and is disabled.
     #[error("is disabled")]
     KeyDisabled,
     /// The key has encrypted as many payloads as random nonces allow.
-    #[error("has sealed 2^32 - 1 payloads, the most that random nonces allow; promote another key")]
+    #[error("has encrypted 2^32 - 1 payloads, the limit of random nonces; promote another key")]
     KeyExhausted,
     /// The payload is not an envelope: a field is absent or has the wrong type.
     #[error("not an encrypted payload: its field '{0}' is absent or of the wrong type")]
     NotAnEnvelope(&'static str),
     /// The version of the envelope is unknown to this library.
-    #[error("the version of the envelope is not known")]
+    #[error("the version of the envelope is not supported")]
     UnknownVersion,
     /// The envelope names an algorithm other than the one of its version.
-    #[error("the algorithm of the envelope is not known")]
+    #[error("the algorithm of the envelope is not supported")]
     UnknownAlgorithm,
     /// The nonce or the ciphertext is not standard base64.
     #[error("the {0} is not base64")]
     NotBase64(&'static str),
     /// The length of the nonce is not 96 bits.
-    #[error("the nonce does not have 96 bits")]
+    #[error("the nonce is not 96 bits long")]
     NonceLength,
     /// The envelope was changed, moved to another event, or encrypted with another key under the same id.
-    #[error("the envelope cannot be opened: it was changed, moved, or sealed with another key")]
+    #[error("the envelope cannot be decrypted: it was changed, moved, or encrypted with another key")]
     Authentication,
     /// The envelope is bound to an event, and the call tried to decrypt it without the event.
-    #[error("the envelope is bound to its event: open it with decrypt_event")]
+    #[error("the envelope is bound to its event: decrypt it with decrypt_event")]
     Bound,
     /// The envelope is not bound to an event, and unbound envelopes are refused.
     #[error("the envelope is not bound to its event, and unbound envelopes are refused")]
     Unbound,
     /// The decrypted payload is not JSON, or nested deeper than 128 levels.
-    #[error("the sealed payload is not JSON")]
+    #[error("the decrypted payload is not JSON")]
     NotJson,
     /// The payload is too large for the algorithm.
-    #[error("cannot seal: the payload is too large")]
+    #[error("cannot encrypt: the payload is too large")]
     TooLarge,
     /// The operating system has no random numbers.
-    #[error("cannot seal: the system has no random numbers")]
+    #[error("cannot encrypt: the operating system has no random numbers")]
     NoRandomness,
 }
 
@@ -449,7 +449,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn variants_of_before_print_as_before() {
+    fn the_variants_of_0_3_0_keep_their_texts() {
         let json_error = serde_json::from_str::<u8>("x").unwrap_err();
         let json_text = json_error.to_string();
         for (error, text) in [

@@ -54,7 +54,7 @@ impl EncryptionKey {
             private_file::read(path, MAX_FILE_LEN).map_err(|error| refuse(error.to_string()))?;
         let content = Zeroizing::new(content);
         if let Some(mode) = private_file::mode(&metadata).filter(|mode| mode & 0o077 != 0) {
-            return Err(refuse(format!("mode {mode:04o} lets others in; it must be 0600 or less")));
+            return Err(refuse(format!("mode {mode:04o} grants access to other users; it must be 0600 or less")));
         }
         if matches!(private_file::owner(&metadata), Owner::Other { .. }) {
             return Err(refuse("it belongs to another user".to_owned()));
@@ -73,7 +73,7 @@ impl EncryptionKey {
             |rule: &str| EventError::Config(format!("environment variable '{}': {rule}", shorten(variable)));
         // The standard library may panic on an invalid name.
         if variable.is_empty() || variable.contains(['=', '\0']) {
-            return Err(refuse("is not a name of a variable"));
+            return Err(refuse("is not a valid name"));
         }
         let text = std::env::var_os(variable).ok_or_else(|| refuse("is not set"))?;
         let text = Zeroizing::new(text.into_encoded_bytes());

@@ -83,7 +83,7 @@ impl KeyRing {
 
     pub(super) fn promote(&self, id: &str) -> Result<(), &'static str> {
         let _one_at_a_time = self.lock();
-        let position = self.iter().position(|key| key.id == id).ok_or("is not known")?;
+        let position = self.iter().position(|key| key.id == id).ok_or("no key has this id")?;
         if self.get(id).is_some_and(Key::is_disabled) {
             return Err("is disabled; enable it first");
         }
@@ -93,7 +93,7 @@ impl KeyRing {
 
     pub(super) fn set_disabled(&self, id: &str, disabled: bool) -> Result<(), &'static str> {
         let _one_at_a_time = self.lock();
-        let key = self.get(id).ok_or("is not known")?;
+        let key = self.get(id).ok_or("no key has this id")?;
         if disabled && std::ptr::eq(key, self.primary()) {
             return Err("is the primary key; promote another one first");
         }
@@ -169,7 +169,7 @@ impl Key {
             key_id = shorten(&self.id),
             sealed = self.sealed(),
             limit = MAX_SEALED,
-            "the encryption key has sealed half of what it may; rotate to another one"
+            "the encryption key has encrypted half of its limit of payloads; rotate to another key"
         );
     }
 }

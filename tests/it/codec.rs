@@ -136,7 +136,7 @@ fn encryption_rows(rows: &mut Vec<Row>) {
             text,
         ));
     };
-    row("unknown key id", "keyId", json!("k9"), "'k9': is not known");
+    row("unknown key id", "keyId", json!("k9"), "'k9': no key has this id");
     row("ciphertext shorter than the tag", "ciphertext", json!("AAAA"), "'k1'");
     row("nonce of the wrong length", "nonce", json!("AAAA"), "96 bits");
     row("bad base64", "nonce", json!("~"), "not base64");

@@ -108,7 +108,7 @@ impl Aes256GcmEncryptor {
         if self.keys.add(key_id, key) {
             return Ok(());
         }
-        Err(key_error(&shown, "another key has this id; give the new key an id of its own"))
+        Err(key_error(&shown, "another key has this id; choose a unique id"))
     }
 
     /// Makes an added key the primary one, also while other tasks use the encryptor. A payload encrypted at that moment
@@ -174,7 +174,7 @@ impl Aes256GcmEncryptor {
     ///
     /// [`EventError::Config`] if there is no key with this id.
     pub fn restore_sealed_count(&self, key_id: &str, count: u64) -> Result<()> {
-        let key = self.keys.get(key_id).ok_or_else(|| key_error(key_id, "is not known"))?;
+        let key = self.keys.get(key_id).ok_or_else(|| key_error(key_id, "no key has this id"))?;
         key.raise_sealed(count);
         Ok(())
     }

@@ -80,7 +80,7 @@ fn a_change_anywhere_is_found_out() {
             let mut envelope = sealed.clone();
             envelope[field] = json!(STANDARD.encode(changed));
             let text = config_error(encryptor.decrypt(&envelope));
-            assert!(text.contains("'k1'") && text.contains("cannot be opened"), "{text}");
+            assert!(text.contains("'k1'") && text.contains("cannot be decrypted"), "{text}");
         }
     }
 }
@@ -97,12 +97,12 @@ fn what_is_not_an_envelope_is_a_typed_error() {
         ("nonce", short(13), "96 bits"),
         ("nonce", json!(1), "its field 'nonce'"),
         ("ciphertext", json!("a b"), "ciphertext is not base64"),
-        ("ciphertext", short(0), "cannot be opened"),
-        ("ciphertext", short(15), "cannot be opened"),
-        ("ciphertext", short(16), "cannot be opened"),
+        ("ciphertext", short(0), "cannot be decrypted"),
+        ("ciphertext", short(15), "cannot be decrypted"),
+        ("ciphertext", short(16), "cannot be decrypted"),
         ("ciphertext", json!(null), "its field 'ciphertext'"),
-        ("keyId", json!("k2"), "'k2': is not known"),
-        ("keyId", json!(""), "'': is not known"),
+        ("keyId", json!("k2"), "'k2': no key has this id"),
+        ("keyId", json!(""), "'': no key has this id"),
         ("keyId", json!(["k1"]), "its field 'keyId'"),
         ("encrypted", json!(false), "its field 'encrypted'"),
     ] {
@@ -397,10 +397,10 @@ fn keys_have_states_and_rotate_while_shared() {
     for (refused, rule) in [
         (encryptor.promote("k1"), "'k1': is disabled"),
         (encryptor.disable_key("k2"), "'k2': is the primary key"),
-        (encryptor.promote("k3"), "'k3': is not known"),
-        (encryptor.disable_key("k3"), "'k3': is not known"),
-        (encryptor.enable_key("k3"), "'k3': is not known"),
-        (encryptor.restore_sealed_count("k3", 1), "'k3': is not known"),
+        (encryptor.promote("k3"), "'k3': no key has this id"),
+        (encryptor.disable_key("k3"), "'k3': no key has this id"),
+        (encryptor.enable_key("k3"), "'k3': no key has this id"),
+        (encryptor.restore_sealed_count("k3", 1), "'k3': no key has this id"),
     ] {
         let text = config_error(refused);
         assert!(text.contains(rule), "{text}");
