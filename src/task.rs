@@ -14,7 +14,7 @@ pub(crate) async fn within<T>(
     what: impl FnOnce() -> String + Send,
     call: impl Future<Output = Result<T>> + Send,
 ) -> Result<T> {
-    let late = || Err(EventError::Timeout(format!("{} gave no answer within {limit:?}", what())));
+    let late = || Err(EventError::Timeout(format!("{} did not complete within {limit:?}", what())));
     in_time(limit, call).await.unwrap_or_else(late)
 }
 
@@ -56,7 +56,7 @@ fn message_of(panic: &(dyn Any + Send)) -> String {
     match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
         (Some(text), _) => (*text).to_owned(),
         (None, Some(text)) => text.clone(),
-        (None, None) => "a value that is no text".to_owned(),
+        (None, None) => "a value other than text".to_owned(),
     }
 }
 
@@ -80,7 +80,7 @@ mod tests {
         assert_eq!(within(limit, what, async { Ok(1) }).await.unwrap(), 1);
         let error = within(limit, what, std::future::pending::<Result<()>>()).await.unwrap_err();
         assert!(
-            matches!(&error, EventError::Timeout(text) if text == "query on provider 'memory' gave no answer within 3s")
+            matches!(&error, EventError::Timeout(text) if text == "query on provider 'memory' did not complete within 3s")
         );
     }
 }

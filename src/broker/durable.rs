@@ -130,7 +130,7 @@ impl BrokerHandle {
         if !self.manager.is_finished()
             && let Err(error) = (&mut self.manager).await
         {
-            tracing::error!(%error, "the task of the durable triggers ended");
+            tracing::error!(%error, "the task of the durable triggers failed");
         }
     }
 }
@@ -197,7 +197,7 @@ impl Manager {
                 tokio::select! {
                     () = wait_for_stop(&mut stopping) => break,
                     outcome = change => if let Ok(Err(error)) = outcome {
-                        tracing::error!(%error, "consumer of a durable trigger not opened; trying again");
+                        tracing::error!(%error, "opening the consumer of a durable trigger failed; retrying");
                     },
                 }
             }
@@ -273,28 +273,28 @@ impl Server {
                                 None => ending.await,
                             };
                             if let Err(error) = ended {
-                                tracing::warn!(trigger = self.lane.name(), %error, "trigger not ended in order");
+                                tracing::warn!(trigger = self.lane.name(), %error, "trigger did not shut down cleanly");
                             }
                             return;
                         }
                         outcome = consumer.stopped() => match outcome {
                             // A recreated consumer would deliver the stream again.
                             Err(error) if error.kind() == ErrorKind::NotFound => {
-                                tracing::error!(trigger = self.lane.name(), %error, "durable trigger ended for good");
+                                tracing::error!(trigger = self.lane.name(), %error, "durable trigger ended: its consumer no longer exists");
                                 self.lane.note_end(error.to_string());
                                 return;
                             }
                             Err(error) => tracing::error!(
                                 trigger = self.lane.name(),
                                 %error,
-                                "durable trigger ended; opening it again"
+                                "durable trigger ended; reopening it"
                             ),
                             Ok(()) => {}
                         },
                     }
                 }
                 Err(error) => {
-                    tracing::debug!(trigger = self.lane.name(), %error, "consumer not opened");
+                    tracing::debug!(trigger = self.lane.name(), %error, "opening the consumer failed");
                     report(&mut first, Err(error));
                 }
             }

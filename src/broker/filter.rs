@@ -211,7 +211,7 @@ impl EventFilter {
     fn check_below(&self, depth: usize, count: &mut usize) -> Result<()> {
         *count += 1;
         if *count > MAX_FILTERS {
-            return Err(refused("filters", &format!("more than {MAX_FILTERS}"), "too many in one"));
+            return Err(refused("filters", &format!("more than {MAX_FILTERS}"), "too many in one filter"));
         }
         check_depth(depth)?;
         match &self.0 {
@@ -278,7 +278,7 @@ fn check_attribute(attribute: &str, value: &str) -> Result<()> {
         return Err(refused("filter attribute", attribute, "must be of the characters a-z and 0-9"));
     }
     if attribute == "data" {
-        return Err(refused("filter attribute", attribute, "is the content, and no attribute"));
+        return Err(refused("filter attribute", attribute, "is the payload, not an attribute"));
     }
     if value.is_empty() || value.len() > MAX_TEXT_LEN {
         let rule = format!("must have between 1 and {MAX_TEXT_LEN} bytes");
@@ -289,7 +289,7 @@ fn check_attribute(attribute: &str, value: &str) -> Result<()> {
 
 fn check_depth(depth: usize) -> Result<()> {
     if depth >= MAX_DEPTH {
-        return Err(refused("filters", &format!("{MAX_DEPTH} levels"), "nested too deep"));
+        return Err(refused("filters", &format!("{MAX_DEPTH} levels"), "nested too deeply"));
     }
     Ok(())
 }
@@ -318,7 +318,7 @@ fn read(json: &Value, depth: usize) -> Result<EventFilter> {
 
 fn read_list(dialect: &str, filters: &[Value], depth: usize) -> Result<Vec<EventFilter>> {
     if filters.len() > MAX_FILTERS {
-        return Err(refused(dialect, &format!("{} filters", filters.len()), "too many in one"));
+        return Err(refused(dialect, &format!("{} filters", filters.len()), "too many in one filter"));
     }
     filters.iter().map(|filter| read(filter, depth)).collect()
 }

@@ -8,7 +8,7 @@ pub const HOPS_KEY: &str = "broker_hops";
 pub const HOP_LIMIT_REASON: &str = "hop_limit";
 
 /// Log message for an event that returns after it was given up at the hop limit.
-pub(super) const LEFT_OUT: &str = "event left out of a loop";
+pub(super) const LEFT_OUT: &str = "event dropped: it returned after the hop limit";
 
 pub(super) const DEFAULT_HOP_LIMIT: u32 = 16;
 

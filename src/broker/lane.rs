@@ -319,23 +319,29 @@ impl Lane {
         self.count_failed();
         let (id, subject) = event.name();
         let (Some(sink), Snapshot::Whole(stored)) = (&self.dead_letter, event) else {
-            self.log(id, subject, reason, attempts, "event was not delivered to a sink");
+            self.log(
+                id,
+                subject,
+                reason,
+                attempts,
+                "delivery to the sink failed; there is no dead-letter sink",
+            );
             return;
         };
         let letter = letter_now(self, stored, reason, attempts);
         match self.call(&**sink, Arc::new(letter), key.letter()).await {
             Ok(()) => {
                 self.count_dead_lettered();
-                self.log(id, subject, reason, attempts, "event went to the dead letters");
+                self.log(id, subject, reason, attempts, "delivery to the sink failed; event dead-lettered");
             }
             Err(failure) => {
-                let reason = format!("{reason}; dead-letter sink '{}': {failure}", sink.name());
+                let reason = format!("{reason}; dead-letter sink '{}' failed: {failure}", sink.name());
                 self.log(
                     id,
                     subject,
                     &reason,
                     attempts,
-                    "event is lost: its dead letter was not taken either",
+                    "event lost: the sink and the dead-letter sink failed",
                 );
             }
         }

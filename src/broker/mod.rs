@@ -139,7 +139,7 @@ impl Broker {
     /// [`put_trigger`](Broker::put_trigger) rejects it.
     pub async fn add_trigger(&self, trigger: Trigger) {
         if let Err(error) = trigger.filter.check() {
-            tracing::warn!(trigger = trigger.name, %error, "the trigger will match nothing");
+            tracing::warn!(trigger = trigger.name, %error, "invalid subject pattern: the trigger matches no event");
         }
         let lane = self.lane(trigger.into());
         self.write().insert(lane);

@@ -34,12 +34,12 @@ impl LetterBox {
     /// cannot be stored anywhere. In both cases the log says that the event was given up and where its dead letter is.
     pub(super) async fn put(&self, letter: &DeadLetter) -> Result<Fate> {
         let Some(handler) = &self.handler else {
-            log_given_up(letter, None, "event given up and lost: there is no dead-letter handler to keep it");
+            log_given_up(letter, None, "event given up and lost: no dead-letter handler is set");
             return Ok(Fate::Lost);
         };
         if handler.is_letter(&letter.event.event, &self.prefix) {
             // Dead-lettering it again would loop forever, and it is already stored.
-            log_given_up(letter, None, "event given up: a dead letter is not dead-lettered again");
+            log_given_up(letter, None, "event given up: dead letters are not dead-lettered again");
             return Ok(Fate::Lost);
         }
         let keeping = async {
@@ -48,7 +48,7 @@ impl LetterBox {
             })
         };
         let receipt = within(self.timeout, || "the dead-letter handler".to_owned(), keeping).await?;
-        log_given_up(letter, Some(&receipt), "event given up; its dead letter is kept");
+        log_given_up(letter, Some(&receipt), "event given up; its dead letter is stored");
         self.metrics.record_dlq();
         Ok(Fate::Kept)
     }
@@ -127,7 +127,7 @@ impl DeadLetters {
             }
             Err(error) => {
                 let sequence = delivery.sequence();
-                tracing::error!(sequence, %error, "event not dead-lettered; it will be tried again");
+                tracing::error!(sequence, %error, "dead-lettering the event failed; it will be retried");
                 match delivery.settle(AckKind::Nak(Some(RETRY_DELAY))).await {
                     // Without delayed naks, the event is redelivered when its lease expires.
                     Err(EventError::Unsupported { .. }) => Ok(false),
@@ -147,7 +147,7 @@ impl DeadLetters {
                 done = &mut writing => return done.map(|fate| self.count(fate)),
                 () = tokio::time::sleep(self.extend_after()) => {
                     if let Err(error) = delivery.extend().await {
-                        tracing::debug!(sequence = delivery.sequence(), %error, "lease not extended");
+                        tracing::debug!(sequence = delivery.sequence(), %error, "extending the lease failed");
                     }
                 }
             }
@@ -160,7 +160,7 @@ impl DeadLetters {
             match self.letter_box.put(letter).await {
                 Ok(fate) => break self.count(fate),
                 Err(error) => {
-                    tracing::error!(sequence = delivery.sequence(), %error, "record not dead-lettered; trying again");
+                    tracing::error!(sequence = delivery.sequence(), %error, "dead-lettering the record failed; retrying");
                 }
             }
             tokio::time::sleep(RETRY_DELAY).await;

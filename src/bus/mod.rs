@@ -321,10 +321,10 @@ impl EventBus {
     pub async fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetterEvent>> {
         let Some(handler) = &self.dlq_handler else {
             return Err(EventError::NotFound(
-                "a dead-letter handler; EventBus::set_dlq_handler sets one".to_owned(),
+                "dead-letter handler; call EventBus::set_dlq_handler to set one".to_owned(),
             ));
         };
-        let mut letters = self.within_deadline("dead letters", handler.list(limit)).await?;
+        let mut letters = self.within_deadline("dead_letters", handler.list(limit)).await?;
         for letter in &mut letters {
             if let Some(payload) = self.decrypted(&letter.event.event) {
                 letter.event.event.payload = payload;
@@ -396,7 +396,7 @@ impl EventBus {
                 Some(payload)
             }
             Err(error) => {
-                tracing::warn!(event = event.id, %error, "payload left encrypted");
+                tracing::warn!(event = event.id, %error, "decrypting the payload failed; it is returned encrypted");
                 None
             }
         }

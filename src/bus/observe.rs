@@ -134,14 +134,14 @@ impl Observing {
             (Ok(true), Err(error)) => {
                 metrics.record_connected(true);
                 if !matches!(error, EventError::Unsupported { .. }) {
-                    tracing::debug!(%error, "lag not observed");
+                    tracing::debug!(%error, "reading the lag failed");
                 }
             }
             (unhealthy, _) => {
                 metrics.record_connected(false);
                 tracing::debug!(
                     error = unhealthy.err().map(|error| error.to_string()),
-                    "provider not healthy"
+                    "the provider is not healthy"
                 );
             }
         }

@@ -105,8 +105,8 @@ impl Opener {
         tracing::warn!(
             consumer,
             max_deliver = settings.max_deliver,
-            "somebody limited the deliveries of a consumer whose bus has dead letters; the limit is taken off, and the \
-             bus counts"
+            "another program limited the deliveries of this consumer; the limit is removed, because the bus counts the \
+             deliveries for its dead letters"
         );
         limited.close().await?;
         drop(limited);
@@ -215,6 +215,6 @@ fn limit_conflict(consumer: &str, settings: &ConsumerConfig) -> EventError {
         resource: format!("consumer '{consumer}'"),
         field: "max_deliver".to_owned(),
         existing: settings.max_deliver.map_or_else(|| "none".to_owned(), |max| max.to_string()),
-        requested: "none, because the bus has dead letters and counts by itself".to_owned(),
+        requested: "none, because the bus counts the deliveries for its dead letters".to_owned(),
     }
 }

@@ -237,7 +237,7 @@ impl EventBus {
 
     #[cfg_attr(
         not(feature = "routing"),
-        allow(clippy::unused_async, reason = "there is nothing to route to")
+        allow(clippy::unused_async, reason = "without routing, nothing is awaited")
     )]
     async fn route_stored(
         &self,
@@ -266,7 +266,7 @@ impl EventBus {
 
     fn no_answer(&self, id: &str, deadline: Duration) -> EventError {
         EventError::Timeout(format!(
-            "publish of event '{}' on provider '{}' gave no answer within {deadline:?}; it may have been stored",
+            "publish of event '{}' on provider '{}' did not complete within {deadline:?}; it may have been stored",
             crate::text::shorten(id),
             self.provider.name()
         ))
@@ -283,9 +283,9 @@ fn merge(
         .into_iter()
         .map(|sealed| {
             sealed?;
-            answers
-                .next()
-                .unwrap_or_else(|| Err(EventError::Provider("publish_batch gave too few answers".to_owned())))
+            answers.next().unwrap_or_else(|| {
+                Err(EventError::Provider("publish_batch returned fewer results than events".to_owned()))
+            })
         })
         .collect()
 }

@@ -37,9 +37,9 @@ impl WithoutRecords {
             let acknowledged = record.settle(AckKind::Ack).await;
             let sequence = record.sequence();
             match acknowledged {
-                Ok(()) => tracing::trace!(sequence, "record passed"),
+                Ok(()) => tracing::trace!(sequence, "internal record acknowledged"),
                 Err(error) => {
-                    tracing::debug!(sequence, %error, "record not acknowledged; its lease brings it back");
+                    tracing::debug!(sequence, %error, "acknowledging an internal record failed; it will be redelivered");
                 }
             }
             self.records.pop_front();

@@ -40,7 +40,11 @@ impl Registry {
                     valid.insert(id, filter);
                 }
                 Err(reason) => {
-                    tracing::warn!(subscriber_id = shorten(&id), reason, "stored subscription set aside");
+                    tracing::warn!(
+                        subscriber_id = shorten(&id),
+                        reason,
+                        "a stored subscription is invalid and was set aside"
+                    );
                     set_aside.insert(id, InvalidSubscription::new(filter, reason));
                 }
             }
@@ -97,8 +101,8 @@ impl Registry {
         let registry = Arc::clone(self);
         match tokio::task::spawn_blocking(move || registry.save_now(&*store)).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "subscriptions not saved"),
-            Err(error) => tracing::warn!(%error, "subscriptions not saved"),
+            Ok(Err(error)) => tracing::warn!(%error, "saving the subscriptions failed"),
+            Err(error) => tracing::warn!(%error, "saving the subscriptions failed"),
         }
     }
 
@@ -146,7 +150,7 @@ fn check_id(id: &str, filter: &SubscriptionFilter) -> std::result::Result<(), St
         return Ok(());
     }
     Err(format!(
-        "it belongs to subscriber '{}' and is stored under another id",
+        "its subscriber id is '{}', but it is stored under another id",
         shorten(&filter.subscriber_id)
     ))
 }

@@ -169,7 +169,7 @@ impl EventBus {
             return Err(EventError::InvalidName { field: "subscriber_id", value: String::new(), rule });
         }
         if !(1..=MAX_SUBJECTS).contains(&filter.subjects.len()) {
-            let rule = format!("a subscription has between 1 and {MAX_SUBJECTS} subjects");
+            let rule = format!("a subscription must have between 1 and {MAX_SUBJECTS} subjects");
             let value = format!("{} subjects", filter.subjects.len());
             return Err(EventError::InvalidSubject { field: "filter", value, rule });
         }
@@ -192,7 +192,7 @@ impl EventBus {
             Ok(consumers) => Some(consumers),
             Err(EventError::Unsupported { .. }) => None,
             Err(error) => {
-                tracing::warn!(subscriber_id, %error, "consumers not forgotten");
+                tracing::warn!(subscriber_id, %error, "listing consumers failed; those of the subscriber remain");
                 return;
             }
         };
@@ -215,7 +215,7 @@ impl EventBus {
 
     async fn unsubscribe(&self, name: &str) {
         if let Err(error) = self.within_deadline("unsubscribe", self.provider.unsubscribe(name)).await {
-            tracing::warn!(consumer = name, %error, "consumer not forgotten");
+            tracing::warn!(consumer = name, %error, "deleting the consumer failed");
         }
     }
 }
@@ -227,8 +227,8 @@ fn log_no_longer_wanted(before: &SubscriptionFilter, wanted: &[String]) {
         tracing::warn!(
             subscriber_id = shorten(&before.subscriber_id),
             subjects = ?unused,
-            "subjects are no longer wanted; if they have durable consumers, these stay and fall behind until \
-             remove_unused_consumers forgets them"
+            "subjects were removed from a subscription; their durable consumers remain and fall behind until \
+             remove_unused_consumers deletes them"
         );
     }
 }

@@ -54,7 +54,9 @@ impl EncryptionKey {
             private_file::read(path, MAX_FILE_LEN).map_err(|error| refuse(error.to_string()))?;
         let content = Zeroizing::new(content);
         if let Some(mode) = private_file::mode(&metadata).filter(|mode| mode & 0o077 != 0) {
-            return Err(refuse(format!("mode {mode:04o} grants access to other users; it must be 0600 or less")));
+            return Err(refuse(format!(
+                "mode {mode:04o} grants access to other users; it must be 0600 or less"
+            )));
         }
         if matches!(private_file::owner(&metadata), Owner::Other { .. }) {
             return Err(refuse("it belongs to another user".to_owned()));
@@ -182,7 +184,7 @@ mod tests {
                 .contains("'A3S_EVENT_NO_SUCH_KEY': is not set")
         );
         for name in ["", "A=B", "A\0B"] {
-            assert!(refused(EncryptionKey::from_env(name)).contains("not a name"));
+            assert!(refused(EncryptionKey::from_env(name)).contains("not a valid name"));
         }
         // Cargo sets this one for every test.
         let shown = refused(EncryptionKey::from_env("CARGO_PKG_DESCRIPTION"));

@@ -46,7 +46,7 @@ impl Failures {
         letter.first_failure_at = Some(first_at);
         if letter.last_failure_at.is_none() {
             letter.last_failure_at = Some(last_at);
-            letter.reason = format!("{}; before that: {reason}", letter.reason);
+            letter.reason = format!("{}; earlier failure: {reason}", letter.reason);
         }
     }
 

@@ -32,7 +32,7 @@ const CERTAINLY_DUE: Duration = Duration::from_secs(5);
 async fn release(batch: Vec<Result<Incoming>>) {
     for incoming in batch.into_iter().flatten() {
         if let Err(error) = incoming.stored.release().await {
-            tracing::debug!(%error, "not given back; its lease decides");
+            tracing::debug!(%error, "releasing an event failed; it is redelivered when its lease ends");
         }
     }
 }
@@ -90,13 +90,15 @@ impl Fetcher {
                     release(batch).await;
                 }
                 Next::Fetched { asked_for, batch: Some(batch) } => self.take(batch, asked_for).await?,
-                Next::Fetched { batch: None, .. } => self.go_on_behind_end("it was closed").await?,
+                Next::Fetched { batch: None, .. } => {
+                    self.go_on_behind_end("the subscription was closed").await?;
+                }
             }
         }
         // Closing flushes it; each later settlement waits for its own confirmation.
         self.in_force.confirm();
         if let Err(error) = self.subscription.close().await {
-            tracing::warn!(subject = self.subject, %error, "subscription not closed; leases decide");
+            tracing::warn!(subject = self.subject, %error, "closing the subscription failed; events are redelivered when their leases end");
         }
         Ok(())
     }
@@ -173,12 +175,12 @@ impl Fetcher {
                 Ok(())
             }
             EventError::Undecodable { .. } => {
-                tracing::error!(subject, %error, "record skipped; there is no dead-letter handler to keep it");
+                tracing::error!(subject, %error, "record skipped: no dead-letter handler is set");
                 Ok(())
             }
             error if error.is_closed() => self.go_on_behind_end(&error.to_string()).await,
             error => {
-                tracing::warn!(subject, %error, "fetching failed; trying again");
+                tracing::warn!(subject, %error, "fetching failed; retrying");
                 self.failed(&error);
                 if self.trouble.is_multiple_of(TOLERATED) {
                     return self.go_on_behind_errors(&error.to_string()).await;
@@ -195,7 +197,7 @@ impl Fetcher {
             return Ok(());
         }
         if let Err(error) = self.subscription.close().await {
-            tracing::debug!(subject = self.subject, %error, "subscription not closed; leases decide");
+            tracing::debug!(subject = self.subject, %error, "closing the subscription failed; events are redelivered when their leases end");
         }
         self.open_as_it_is().await
     }

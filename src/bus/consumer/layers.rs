@@ -122,7 +122,7 @@ pub fn idempotent(handled: Arc<dyn IdempotencyStore>, handler: impl Handler) -> 
             }
             let id = delivery.event().id.clone();
             if handled.contains(&id).await? {
-                tracing::debug!(event = id, "handled before");
+                tracing::debug!(event = id, "event skipped: it was handled before");
                 return Ok(());
             }
             handler.call(delivery).await?;

@@ -389,7 +389,7 @@ impl ConsumerBuilder<'_> {
             let registered = self.bus.registry.get(&self.name);
             return registered.ok_or_else(|| {
                 EventError::NotFound(format!(
-                    "subscription '{}', and no subject was given",
+                    "subscription '{}'; register it, or give the consumer a subject",
                     shorten(&self.name)
                 ))
             });

@@ -60,7 +60,7 @@ impl Fetcher {
     async fn go_on_with_durable(&mut self, end: Option<SubscriptionEnd>) -> Result<()> {
         if end == Some(SubscriptionEnd::Deleted) {
             return Err(
-                self.gone("was deleted; it is not made again, because it would handle the stream anew")
+                self.gone("was deleted; it is not recreated, because it would process the stream again")
             );
         }
         while *self.command.borrow() < Command::Drain {
@@ -71,23 +71,25 @@ impl Fetcher {
                     Some(sequence) => Begin::At(sequence),
                     None => {
                         return Err(self.gone(
-                            "was lost by its backend, and this process fetched nothing from which to go on",
+                            "was lost by its backend; its position is unknown, because this process has fetched nothing",
                         ));
                     }
                 },
                 (Ok(None), Some(SubscriptionEnd::Closed)) => Begin::AsItIs,
                 (Ok(Some(false)), _) => {
-                    return Err(self.gone("is gone, deleted or lost; it is not made again, because it would handle the stream anew"));
+                    return Err(
+                        self.gone("is gone; it is not recreated, because it would process the stream again")
+                    );
                 }
                 (Ok(None), _) => {
                     return Err(EventError::Consumer(format!(
-                        "subscription of consumer '{}' ended, and the provider tells neither why nor whether the consumer still exists",
+                        "subscription of consumer '{}' ended, and the provider reports neither the cause nor whether the consumer exists",
                         self.name()
                     )));
                 }
                 (Err(error), _) if is_permanent(&error) => return Err(error),
                 (Err(error), _) => {
-                    tracing::warn!(subject = self.subject, %error, "consumer not found out about");
+                    tracing::warn!(subject = self.subject, %error, "looking up the consumer failed; retrying");
                     self.failed(&error);
                     self.pause().await;
                     continue;
@@ -126,7 +128,7 @@ impl Fetcher {
                 }
                 Err(error) if is_permanent(&error) => return Err(error),
                 Err(error) => {
-                    tracing::warn!(subject = self.subject, %error, "subscription not opened; trying again");
+                    tracing::warn!(subject = self.subject, %error, "opening the subscription failed; retrying");
                     self.runtime.health.failed(Part::Fetching(self.source.index), &error);
                 }
             }
@@ -143,14 +145,14 @@ impl Fetcher {
                 tracing::warn!(
                     consumer = self.name(),
                     sequence,
-                    "consumer lost; another one goes on from this sequence, and may handle events again"
+                    "consumer lost; it is recreated at this sequence, and events may be handled again"
                 );
                 self.runtime.queue.forget_waiting(index);
             }
             Begin::AtFirst => {
                 tracing::warn!(
                     consumer = self.name(),
-                    "stream replaced by another one; going on from its start"
+                    "stream replaced by another one; continuing from its start"
                 );
                 // The old stream's events are not redelivered: those already fetched are still handled.
                 self.runtime.queue.forget_all_refused(index);

@@ -42,7 +42,7 @@ impl Supervisor {
             ConsumerState::Stopped
         };
         if let Err(Ending::Failed(error) | Ending::Interrupted(error)) = ended {
-            tracing::error!(%error, "consumer ended");
+            tracing::error!(%error, "consumer ended with an error");
             *self.failure.lock().ignore_poison() = Some(error);
         }
         self.state.send_replace(state);
@@ -57,7 +57,7 @@ impl Supervisor {
         match interrupted {
             0 => Ok(()),
             count => Err(Ending::Interrupted(EventError::Timeout(format!(
-                "{count} handlers did not end in time and were interrupted; their events come again"
+                "{count} handlers did not end in time and were interrupted; their events will be redelivered"
             )))),
         }
     }
@@ -104,7 +104,7 @@ impl Supervisor {
             }
         };
         if tokio::time::timeout(self.runtime.operation_timeout, giving_back).await.is_err() {
-            tracing::warn!("not everything was given back; leases decide");
+            tracing::warn!("releasing waiting events timed out; their leases must end first");
         }
         self.runtime.stats.interruptions() + stuck
     }
@@ -118,13 +118,13 @@ enum Ending {
 async fn join_all<T: 'static>(tasks: &mut JoinSet<T>) {
     while let Some(ended) = tasks.join_next().await {
         if let Err(error) = ended {
-            tracing::error!(%error, "a task of the consumer died");
+            tracing::error!(%error, "a task of the consumer failed");
         }
     }
 }
 
 fn died(error: &JoinError) -> EventError {
-    EventError::Consumer(format!("a task of the consumer died: {error}"))
+    EventError::Consumer(format!("a task of the consumer failed: {error}"))
 }
 
 /// Extends the leases of waiting events, forever.
@@ -137,7 +137,7 @@ async fn keep_leases(runtime: &Runtime) {
         }
         for lease in runtime.queue.to_extend() {
             if let Err(error) = lease.settle(AckKind::Extend).await {
-                tracing::debug!(%error, "lease of a waiting event not extended");
+                tracing::debug!(%error, "extending the lease of a waiting event failed");
             }
         }
     }

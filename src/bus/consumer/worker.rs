@@ -131,7 +131,7 @@ impl<H: Handler> Worker<H> {
         match given_up_as {
             Some(class) => tracing::warn!(
                 consumer, event, sequence, attempt, of, %class, reason,
-                "handler failed for the last time; giving the event up"
+                "handler failed; the event is given up"
             ),
             None if job.guarded.is_settled() => {
                 tracing::warn!(
@@ -141,12 +141,12 @@ impl<H: Handler> Worker<H> {
                     attempt,
                     of,
                     reason,
-                    "handler failed behind its own settlement"
+                    "handler failed after it settled the event"
                 );
             }
             None => tracing::warn!(
                 consumer, event, sequence, attempt, of, next_in = ?delay, reason,
-                "handler failed; trying again"
+                "handler failed; the event will be retried"
             ),
         }
     }
@@ -236,7 +236,7 @@ impl<H: Handler> Worker<H> {
                     self.runtime.stats.dead_letter_failed();
                     self.runtime.health.failed(Part::DeadLetters, &error);
                     let sequence = job.sequence();
-                    tracing::error!(sequence, %error, "event not dead-lettered; trying again");
+                    tracing::error!(sequence, %error, "dead-lettering the event failed; retrying");
                 }
             }
             if !self.keep_alive(&mut job, WRITE_AGAIN.delay(attempt), Command::Drain).await {
@@ -284,7 +284,7 @@ fn outcome(runtime: &Runtime, done: std::result::Result<HandlerResult, String>) 
 async fn extend(job: &mut Job) {
     job.leased_at = Instant::now();
     if let Err(error) = job.guarded.stored.extend().await {
-        tracing::debug!(sequence = job.sequence(), %error, "lease not extended");
+        tracing::debug!(sequence = job.sequence(), %error, "extending the lease failed");
     }
 }
 
@@ -323,7 +323,7 @@ where
 
 fn log_unsettled(job: &Job, verb: &str, error: &EventError) {
     let consumer = &job.guarded.letters.consumer;
-    tracing::warn!(consumer, sequence = job.sequence(), verb, %error, "event not settled; it may come again");
+    tracing::warn!(consumer, sequence = job.sequence(), verb, %error, "settling the event failed; it may be redelivered");
 }
 
 async fn at(deadline: Option<Instant>) {

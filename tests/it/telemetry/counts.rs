@@ -273,7 +273,7 @@ async fn what_is_given_up_is_counted_and_said_apart_from_what_is_tried_again() {
             assert!(line.contains(&format!("attempt={attempt} of=\"3\"")), "{line}");
             let is_last = attempt == 3;
             assert_eq!(line.contains("next_in=2s"), !is_last, "{line}");
-            assert_eq!(line.contains("last time") && line.contains("class=exhausted"), is_last, "{line}");
+            assert_eq!(line.contains("is given up") && line.contains("class=exhausted"), is_last, "{line}");
         }
         let given_up: Vec<_> = lines.iter().filter(|line| line.contains("event given up")).collect();
         assert_eq!(given_up.len(), 1, "{lines:?}");

@@ -192,8 +192,8 @@ impl Queue {
             if let Some(parked) = parked {
                 tracing::warn!(
                     parked,
-                    "the consumer has as many unsettled events as it may, most of them behind others of their key; \
-                     nothing more is fetched until some are settled"
+                    "the consumer holds its maximum number of unsettled events, most of them waiting for others of their \
+                     key; it fetches more when some are settled"
                 );
             }
             return 0;
