@@ -279,19 +279,17 @@ impl ProviderUrl {
             None => ("", rest),
         };
         if !authority.contains('@') && (path.contains('@') || query.contains('@')) {
-            return Err(bad(
-                "in credentials '/' and '?' are written %2F and %3F, elsewhere '@' is written %40",
-            ));
+            return Err(bad("in credentials, write '/' as %2F and '?' as %3F; elsewhere, write '@' as %40"));
         }
         let (user_info, authority) = match authority.rsplit_once('@') {
             Some((user_info, authority)) => (Some(user_info), authority),
             None => (None, authority),
         };
         if authority.contains('#') {
-            return Err(bad("a fragment means nothing here; in credentials '#' is written %23"));
+            return Err(bad("must have no fragment; in credentials, write '#' as %23"));
         }
         if user_info.and_then(|info| info.split_once('@')).is_some_and(|(_, more)| more.contains(',')) {
-            return Err(bad("credentials are written once, before the first server"));
+            return Err(bad("write credentials only once, before the first server"));
         }
         let (username, password) = match user_info.map(|info| info.split_once(':').unwrap_or((info, ""))) {
             Some((username, "")) => (Some(decode(username)?), None),
@@ -382,7 +380,7 @@ impl ProviderUrl {
             return Ok(());
         }
         Err(EventError::Config(format!(
-            "provider URL {}: a {} URL has no user name and no password, there is nobody to check them",
+            "provider URL {}: a {} URL must have no user name and no password, because the provider checks none",
             shorten(&self.to_string()),
             self.scheme
         )))

@@ -38,7 +38,9 @@ pub fn closed(provider: &str) -> EventError {
 pub fn flushed(lost: u64) -> Result<()> {
     match lost {
         0 => Ok(()),
-        lost => Err(EventError::Ack(format!("flush: {lost} acks were lost; their events come again"))),
+        lost => {
+            Err(EventError::Ack(format!("flush: {lost} acks were lost; their events will be redelivered")))
+        }
     }
 }
 

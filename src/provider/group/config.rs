@@ -126,7 +126,7 @@ fn conflict(consumer: &str, field: &str, existing: &str, requested: &str) -> Eve
 fn in_range(name: &str, value: Option<i64>, min: i64, max: i64) -> Result<Option<u64>> {
     match value {
         Some(value) if !(min..=max).contains(&value) => Err(EventError::Config(format!(
-            "{name} {value}: must be between {min} and {max}; leave it out for the default"
+            "{name} {value}: must be between {min} and {max}; omit it for the default"
         ))),
         other => Ok(other.map(i64::unsigned_abs)),
     }
@@ -134,11 +134,11 @@ fn in_range(name: &str, value: Option<i64>, min: i64, max: i64) -> Result<Option
 
 fn check_backoff(backoff: &[u64], max_deliver: Option<u64>) -> Result<()> {
     let rule = if !backoff.is_sorted() {
-        "must not become shorter".to_owned()
+        "must not decrease".to_owned()
     } else if backoff.last().is_some_and(|last| *last > MAX_BACKOFF_SECS) {
         format!("must be at most {MAX_BACKOFF_SECS}")
     } else if max_deliver.is_some_and(|max| u64::try_from(backoff.len()).is_ok_and(|len| len > max)) {
-        format!("has {} delays for {} deliveries", backoff.len(), max_deliver.unwrap_or_default())
+        format!("has {} delays, but max_deliver is {}", backoff.len(), max_deliver.unwrap_or_default())
     } else {
         return Ok(());
     };
@@ -189,7 +189,7 @@ mod tests {
             (SubscribeOptions { backoff_secs: vec![u64::MAX], ..options() }, "backoff_secs"),
             (
                 SubscribeOptions { backoff_secs: vec![1, 2, 3], max_deliver: Some(2), ..options() },
-                "3 delays for 2 deliveries",
+                "3 delays, but max_deliver is 2",
             ),
             (
                 SubscribeOptions {

@@ -127,7 +127,7 @@ pub enum Fetched {
 #[non_exhaustive]
 pub enum StaleLease {
     /// The event was redelivered, and the new delivery is in force.
-    #[error("delivery {attempt} of sequence {sequence} lost its lease: the event was delivered again")]
+    #[error("delivery {attempt} of sequence {sequence} lost its lease: the event was redelivered")]
     Redelivered {
         /// Sequence of the event.
         sequence: u64,

@@ -146,7 +146,7 @@ impl fmt::Debug for MemoryProviderBuilder {
 }
 
 /// Adds only the limits: every connection has its own stream.
-#[expect(clippy::unnecessary_wraps, reason = "as the other schemes have it")]
+#[expect(clippy::unnecessary_wraps, reason = "other schemes return None")]
 pub(in crate::provider) fn isolate(url: ProviderUrl, isolation: &Isolation) -> Option<ProviderUrl> {
     Some(isolation.limit(url))
 }

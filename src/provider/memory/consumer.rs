@@ -219,7 +219,9 @@ impl ConsumerCell {
         let delivers_again = matches!(kind, AckKind::Nak(_) | AckKind::Extend | AckKind::Release);
         if delivers_again && self.gone.load(Ordering::Relaxed) {
             let name = &self.name;
-            return Err(EventError::Closed(format!("consumer '{name}' is gone and delivers nothing again")));
+            return Err(EventError::Closed(format!(
+                "consumer '{name}' no longer exists and redelivers nothing"
+            )));
         }
         let wakes = {
             let mut state = self.lock();

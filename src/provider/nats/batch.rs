@@ -57,7 +57,7 @@ impl Faster {
     fn learn(&self, pipelined: Duration, atomic: Duration) {
         let is_faster = pipelined.as_secs_f64() > atomic.as_secs_f64() * MUCH_FASTER;
         let way = if is_faster { Way::Atomic } else { Way::Pipelined };
-        tracing::debug!(?way, ?pipelined, ?atomic, "measured how to publish batches");
+        tracing::debug!(?way, ?pipelined, ?atomic, "measured the ways to publish a batch");
         *self.0.lock().ignore_poison() = Some((way, Instant::now()));
     }
 }

@@ -334,7 +334,7 @@ impl NatsProviderBuilder {
         for server in self.config.url.split(',').map(str::trim) {
             if !server.contains('@') && server.contains(['?', '#']) {
                 // The client would ignore and log them.
-                let rule = "has settings or a fragment, which are for EventBus::connect; use the fields of the config";
+                let rule = "has a query or a fragment; pass the URL to EventBus::connect, or set the fields of the config";
                 return Err(EventError::Config(format!("url: a server {rule}")));
             }
             if !server.contains('@') {
@@ -348,7 +348,7 @@ impl NatsProviderBuilder {
         }
         credentials.dedup();
         if credentials.len() > 1 {
-            return Err(EventError::Config("url: all servers need the same credentials".to_owned()));
+            return Err(EventError::Config("url: all servers must have the same credentials".to_owned()));
         }
         match credentials.pop() {
             Some((Some(user), Some(password))) if self.user_and_password.is_none() => {
@@ -367,7 +367,9 @@ impl NatsProviderBuilder {
         let config = &self.config;
         validate_prefix(&config.subject_prefix)?;
         if self.client_certificate.is_some() != self.client_key.is_some() {
-            return Err(EventError::Config("client_certificate and client_key: need each other".to_owned()));
+            return Err(EventError::Config(
+                "client_certificate and client_key: must be set together".to_owned(),
+            ));
         }
         let ways = [
             config.token.is_some(),

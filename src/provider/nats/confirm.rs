@@ -81,7 +81,7 @@ impl Confirmer {
         // The task has its own timeout.
         match task.await {
             Ok(false) => Err(EventError::Timeout(
-                "close: acks were not confirmed in time; their events may come again".to_owned(),
+                "close: acks were not confirmed in time; their events may be redelivered".to_owned(),
             )),
             Ok(true) | Err(_) => Ok(()),
         }
@@ -138,7 +138,7 @@ async fn confirm(shared: Weak<Shared>, life: Arc<Life>) {
             Ok(()) => failures = 0,
             Err(error) => {
                 if failures == 0 {
-                    tracing::warn!(consumer = life.name, %error, "acks are not confirmed yet; asking again");
+                    tracing::warn!(consumer = life.name, %error, "acks are not confirmed yet; retrying");
                 }
                 failures += 1;
             }
@@ -165,7 +165,7 @@ impl Shared {
         // The consumer may have been reset, or ended, during the wait.
         if !life.takes(settled.received) {
             return Err(EventError::Ack(
-                "ack: the consumer was reset, or ended, before it was sent".to_owned(),
+                "ack: the consumer was reset, or ended, before the ack was sent".to_owned(),
             ));
         }
         let connection = self.link.connection_exactly();
@@ -285,11 +285,11 @@ impl Shared {
             tracing::warn!(
                 consumer = life.name,
                 forgotten,
-                "the server has forgotten acks; the events come again"
+                "the server lost acks; their events will be redelivered"
             );
         }
         let deadline = self.settings.config.request_timeout();
-        let late = |_| unconfirmed("ack", "not sent again in time");
+        let late = |_| unconfirmed("ack", "not resent in time");
         let client = tokio::time::timeout(deadline, self.link.working()).await.map_err(late)??;
         for sent in acks.all().into_iter().filter(|sent| sent.connection != connection) {
             if life.resets() != resets || life.end().is_some() {

@@ -98,7 +98,7 @@ impl Shared {
                 let life = self.life(&info, &stream, in_force);
                 Ok(NatsFetch::new(self, &info, life, false))
             }
-            None => Err(EventError::Consumer(format!("consumer '{name}' could not be made"))),
+            None => Err(EventError::Consumer(format!("consumer '{name}' could not be created"))),
         }
     }
 

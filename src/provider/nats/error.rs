@@ -25,7 +25,7 @@ pub(super) fn unanswered(
         // The server reports at once that there is no responder, so nothing was stored.
         RequestErrorKind::NoResponders => {
             let reason = match operation {
-                "publish" => "no stream takes the subject, or JetStream does not answer",
+                "publish" => "no stream stores the subject, or JetStream does not answer",
                 _ => "JetStream does not answer: it is not enabled (nats-server -js), or not ready yet",
             };
             BackendError::new(PROVIDER, operation, ErrorKind::NotFound, reason).retryable().into()
@@ -58,7 +58,7 @@ pub(super) fn refused(operation: &'static str, error: jetstream::Error) -> Event
         _ => ErrorKind::Backend,
     };
     if kind == ErrorKind::Unsupported {
-        let reason = format!("{error}: start nats-server with -js, and allow JetStream to the account");
+        let reason = format!("{error}: start nats-server with -js, and enable JetStream for the account");
         return BackendError::new(PROVIDER, operation, kind, reason).into();
     }
     // 503 marks temporary conditions: no leader yet, or storage that is catching up.
@@ -74,7 +74,7 @@ pub(super) fn connection_ended() -> EventError {
 
 /// Returns the error of a publish to a subject that the server does not permit.
 pub(super) fn denied(operation: &'static str) -> EventError {
-    let reason = "nats-server denies the permission to publish to this subject";
+    let reason = "nats-server denies permission to publish to this subject";
     BackendError::new(PROVIDER, operation, ErrorKind::Unauthorized, reason).into()
 }
 

@@ -339,7 +339,7 @@ impl Fetch for NatsFetch {
     async fn lag(&self) -> Result<u64> {
         let name = &self.consumer.life.name;
         let info = self.consumer.shared.consumer(name).await?;
-        let info = info.ok_or_else(|| EventError::Closed(format!("consumer '{name}' is gone")))?;
+        let info = info.ok_or_else(|| EventError::Closed(format!("consumer '{name}' no longer exists")))?;
         Ok(info.num_pending)
     }
 

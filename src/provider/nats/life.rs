@@ -194,7 +194,9 @@ impl Shared {
         let Some(life) = self.lives.get(&info.name).filter(|life| life.is_of(info)) else { return };
         match self.settings_of(info) {
             Ok(config) => life.set_config(Arc::new(config)),
-            Err(error) => tracing::debug!(%error, consumer = info.name, "settings that cannot be read"),
+            Err(error) => {
+                tracing::debug!(%error, consumer = info.name, "reading the settings of the consumer failed");
+            }
         }
     }
 

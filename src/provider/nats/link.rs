@@ -180,7 +180,7 @@ impl Link {
             *short_lived += 1;
         }
         *last = Some(Instant::now());
-        tracing::warn!("the connection task of the nats client has ended: connecting anew");
+        tracing::warn!("the connection task of the nats client has ended; reconnecting");
         let made = Connection::new(&self.settings, &self.events).await?;
         Ok(&newest.next.get_or_init(|| Box::new(made)).client)
     }
@@ -310,25 +310,27 @@ impl Events {
         match event {
             ConnectionEvent::Connected => {
                 if self.is_away.swap(false, Ordering::Relaxed) {
-                    tracing::info!("nats-server is connected again");
+                    tracing::info!("reconnected to nats-server");
                 }
                 self.connections.send_modify(|count| *count += 1);
             }
             ConnectionEvent::Disconnected => {
                 self.is_away.store(true, Ordering::Relaxed);
-                tracing::warn!("the connection to nats-server was lost");
+                tracing::warn!("lost the connection to nats-server");
             }
             ConnectionEvent::ServerError(error) => {
-                tracing::warn!(%error, "nats-server reports an error");
+                tracing::warn!(%error, "nats-server reported an error");
                 if let ServerError::Other(text) = error {
                     self.denials.note(text);
                 }
             }
             ConnectionEvent::ClientError(error) if self.is_away.load(Ordering::Relaxed) => {
-                tracing::debug!(%error, "nats-server is not reached");
+                tracing::debug!(%error, "connecting to nats-server failed");
             }
-            ConnectionEvent::ClientError(error) => tracing::warn!(%error, "the nats client reports an error"),
-            other => tracing::debug!(event = %other, "nats connection"),
+            ConnectionEvent::ClientError(error) => {
+                tracing::warn!(%error, "the nats client reported an error");
+            }
+            other => tracing::debug!(event = %other, "nats connection event"),
         }
     }
 }

@@ -176,7 +176,7 @@ impl Shared {
             return Ok(PublishReceipt::duplicate(expected.saturating_add(1)));
         }
         let existing = error.to_string();
-        Err(self.unexpected_sequence(last_sequence(&existing).unwrap_or("another one"), expected))
+        Err(self.unexpected_sequence(last_sequence(&existing).unwrap_or("another sequence"), expected))
     }
 
     /// Returns the `msg_id` that a record was stored with, or `None` if it cannot be read.

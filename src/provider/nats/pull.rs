@@ -225,7 +225,7 @@ impl Puller {
                 match self.shared.park_unreadable(&self.life).await {
                     Ok(()) => self.suspects = false,
                     Err(error) if error.kind() == ErrorKind::Unauthorized => {
-                        tracing::warn!(%error, "what ended the connection cannot be looked for");
+                        tracing::warn!(%error, "no permission to search for the record that ended the connection");
                         self.suspects = false;
                     }
                     Err(error) => self.setback(&error.to_string()).await?,
@@ -427,13 +427,13 @@ impl Puller {
         if (is_told || status == StatusCode::NO_RESPONDERS) && self.is_gone(is_told).await {
             return Ok(());
         }
-        self.setback(if reason.is_empty() { "no consumer answers" } else { &reason }).await
+        self.setback(if reason.is_empty() { "the consumer does not answer" } else { &reason }).await
     }
 
     /// Stores a delivery that has arrived.
     fn take_message(&mut self, message: Message, since: Instant, received: Instant, connection: u64) {
         let Some((position, reply)) = Position::of(&message) else {
-            tracing::warn!(consumer = self.life.name, "a message that is no delivery came to an inbox");
+            tracing::warn!(consumer = self.life.name, "an inbox received a message that is not a delivery");
             return;
         };
         let resets = self.life.resets();
@@ -653,7 +653,7 @@ impl Puller {
         if !self.shared.link.is_connected() {
             return Err(no_connection());
         }
-        let reason = format!("consumer '{}' gets nothing: {reason}", self.life.name);
+        let reason = format!("consumer '{}' receives nothing: {reason}", self.life.name);
         Err(BackendError::new(PROVIDER, "receive", ErrorKind::Backend, reason).retryable().into())
     }
 

@@ -330,13 +330,13 @@ fn check_complete(expected: u64, found: u64) -> Result<()> {
     if expected == found {
         return Ok(());
     }
-    let reason = format!("a record was lost on the way: {found} where {expected} was expected");
+    let reason = format!("a record was lost in transit: found {found}, expected {expected}");
     Err(BackendError::new(PROVIDER, "history", ErrorKind::Backend, reason).retryable().into())
 }
 
 /// Returns the error of a read that the server ended early.
 fn broken_off(status: StatusCode, description: Option<&str>) -> EventError {
-    let reason = format!("the read was broken off: {status} {}", description.unwrap_or_default());
+    let reason = format!("the server ended the read early: {status} {}", description.unwrap_or_default());
     BackendError::new(PROVIDER, "history", ErrorKind::Backend, reason).retryable().into()
 }
 

@@ -77,7 +77,7 @@ impl ConsumerHandle {
             biased;
             settled = &mut asking => settled.unwrap_or_else(|_| Err(late())),
             () = self.forgets(settling) => {
-                Err(EventError::Ack(format!("{verb}: the server has crashed and forgotten that it delivered the event")))
+                Err(EventError::Ack(format!("{verb}: the server crashed and has lost the delivery")))
             }
         }
     }
@@ -114,7 +114,7 @@ impl ConsumerHandle {
             "ack" | "term" => Ok(()),
             _ => {
                 let name = &self.life.name;
-                Err(EventError::Closed(format!("consumer '{name}' is gone and delivers nothing again")))
+                Err(EventError::Closed(format!("consumer '{name}' no longer exists and redelivers nothing")))
             }
         }
     }
@@ -151,7 +151,7 @@ impl ConsumerHandle {
         }
         let is_in_force = self.life.is_in_force(settling.received);
         (!is_in_force).then(|| {
-            Err(EventError::Ack(format!("{verb}: the consumer was reset since the event was delivered")))
+            Err(EventError::Ack(format!("{verb}: the consumer was reset after the event was delivered")))
         })
     }
 

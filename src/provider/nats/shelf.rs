@@ -91,7 +91,11 @@ impl Shelf {
             state.is_watched = false;
             std::mem::take(&mut state.shelved)
         };
-        tracing::debug!(consumer = life.name, events = fetched.len(), "not taken; somebody else waits");
+        tracing::debug!(
+            consumer = life.name,
+            events = fetched.len(),
+            "fetched events nacked: another member is waiting"
+        );
         for fetched in fetched {
             if life.takes(fetched.received) {
                 give_back(shared, Some(fetched.reply));

@@ -62,12 +62,12 @@ impl Shared {
         }
         let name = self.stream_name();
         if !self.settings.create_if_missing {
-            let reason = format!("stream '{name}' does not exist any more, and create_if_missing is false");
+            let reason = format!("stream '{name}' no longer exists, and create_if_missing is false");
             return Err(BackendError::new(PROVIDER, "stream info", ErrorKind::NotFound, reason).into());
         }
         tracing::warn!(
             stream = name,
-            "the stream is gone with its events and consumers: it is made again, with the settings of this provider"
+            "the stream is gone with its events and consumers; it is recreated with the settings of this provider"
         );
         self.hostile.clear();
         self.open_stream().await?;
@@ -87,7 +87,7 @@ impl Shared {
             Ok(Some(info)) => self.has_our_subjects(&info.config) && takes_publishes(&info),
             Ok(None) => {
                 if let Err(error) = self.stream_made_again().await {
-                    tracing::debug!(%error, "the stream is gone and is not made again");
+                    tracing::debug!(%error, "the stream is gone and was not recreated");
                 }
                 false
             }

@@ -31,7 +31,7 @@ pub(super) async fn check(settings: &NatsProviderBuilder) -> Result<()> {
     // The file can be a pipe without a writer.
     match tokio::time::timeout(settings.config.connect_timeout(), checked).await {
         Ok(Ok(checked)) => checked,
-        Ok(Err(ended)) => Err(EventError::Config(format!("tls: the files were not read: {ended}"))),
+        Ok(Err(ended)) => Err(EventError::Config(format!("tls: reading the files failed: {ended}"))),
         Err(_) => {
             let within = settings.config.connect_timeout_secs;
             Err(EventError::Config(format!("tls: the files could not be read within {within} s")))

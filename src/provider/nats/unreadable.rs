@@ -103,26 +103,27 @@ pub(super) fn parse_headers(raw: &[u8]) -> std::result::Result<HeaderMap, &'stat
         return Ok(headers);
     }
     if has_bare_return(raw) {
-        return Err("its headers hold a carriage return");
+        return Err("its headers contain a bare carriage return");
     }
     let text = std::str::from_utf8(raw).map_err(|_| "its headers are not UTF-8")?;
     let mut lines = text.lines().peekable();
     let status = lines.next().and_then(|first| first.strip_prefix("NATS/1.0"));
     let code = status.ok_or("its headers have no version")?.trim().split(' ').next().unwrap_or_default();
     if !code.is_empty() && async_nats::StatusCode::from_str(code).is_err() {
-        return Err("its headers begin with a status that is none");
+        return Err("its headers begin with an invalid status");
     }
     while let Some(line) = lines.next() {
         if line.is_empty() {
             continue;
         }
         let (name, value) = line.split_once(':').ok_or("a line of its headers has no colon")?;
-        let name = HeaderName::from_str(name).map_err(|_| "a name in its headers is none")?;
+        let name = HeaderName::from_str(name).map_err(|_| "its headers have an invalid name")?;
         let mut value = value.trim_start().to_owned();
         while let Some(folded) = lines.next_if(|line| line.starts_with(char::is_whitespace)) {
             value.push_str(folded);
         }
-        let value = HeaderValue::from_str(value.trim_end()).map_err(|_| "a value in its headers is none")?;
+        let value =
+            HeaderValue::from_str(value.trim_end()).map_err(|_| "its headers have an invalid value")?;
         headers.append(name, value);
     }
     Ok(headers)

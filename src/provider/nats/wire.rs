@@ -66,7 +66,7 @@ impl EventFormat {
     /// Adds the headers that announce the format.
     #[cfg_attr(
         not(feature = "cloudevents"),
-        allow(unused_variables, clippy::unused_self, reason = "what is native needs no header")
+        allow(unused_variables, clippy::unused_self, reason = "native events need no header")
     )]
     pub(super) fn announce(self, headers: &mut HeaderMap) {
         match self {
@@ -83,7 +83,7 @@ impl EventFormat {
 /// `specversion`, because early versions of NATS had no headers.
 #[cfg_attr(
     not(feature = "cloudevents"),
-    allow(unused_variables, reason = "the body of an event of ours says everything")
+    allow(unused_variables, reason = "only CloudEvents need the headers")
 )]
 pub(super) fn decode(
     subject: &str,

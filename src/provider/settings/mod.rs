@@ -434,7 +434,7 @@ impl<C> Row<C> {
 
     /// Creates a row for a part of the URL other than the query, which the provider reads itself.
     pub const fn part(setting: Setting, get: fn(&C) -> Value) -> Self {
-        Self { setting, get, set: |_, _| Err("is no key of the query".to_owned()) }
+        Self { setting, get, set: |_, _| Err("is not a key of the query".to_owned()) }
     }
 
     fn value(&self, config: &C) -> Value {

@@ -111,7 +111,7 @@ impl SettingValue for String {
     fn from_value(value: Value) -> Result<Self, String> {
         match value {
             Value::Text(text) => Ok(text),
-            _ => Err("must be a text".to_owned()),
+            _ => Err("must be text".to_owned()),
         }
     }
 

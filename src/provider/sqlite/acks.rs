@@ -45,7 +45,7 @@ impl UnstoredAcks {
         let placing = Arc::clone(&self.room).acquire_owned();
         match tokio::time::timeout(timeout, placing).await {
             Ok(Ok(place)) => Ok(place),
-            _ => Err(late("ack", "no room among those that are not stored", timeout)),
+            _ => Err(late("ack", "too many acks are not yet stored", timeout)),
         }
     }
 
@@ -64,7 +64,7 @@ impl UnstoredAcks {
             return Ok(());
         }
         let all = tokio::time::timeout(timeout, self.room.acquire_many(self.max)).await;
-        let Ok(_all) = all else { return Err(late("flush", "acks are not stored", timeout)) };
+        let Ok(_all) = all else { return Err(late("flush", "acks are not yet stored", timeout)) };
         // Later acks wait for a permit, so that this flush misses none.
         sync.await?;
         self.is_flushed.store(true, Ordering::Release);
@@ -94,7 +94,7 @@ impl SentAck {
         self.acks.lost.fetch_add(1, Ordering::Relaxed);
         self.acks.failures.add_lost(1);
         let (consumer, sequence) = (self.consumer.id, self.lease.sequence);
-        tracing::debug!(consumer, sequence, "an ack was lost; the event comes again");
+        tracing::debug!(consumer, sequence, "an ack was lost; its event will be redelivered");
     }
 }
 
@@ -110,7 +110,7 @@ impl Work for SentAck {
             (Ok(()), Some(Err(error))) if error.kind() == ErrorKind::Ack => {
                 self.acks.failures.add_stale(1);
                 let (consumer, sequence) = (self.consumer.id, self.lease.sequence);
-                tracing::debug!(consumer, sequence, %error, "an ack came too late");
+                tracing::debug!(consumer, sequence, %error, "an ack arrived too late");
             }
             // The failure of the transaction is already logged.
             _ => self.note_lost(),

@@ -72,13 +72,13 @@ enum StillOut {
     Log(#[from] NotRenewed),
     #[error("{0}")]
     NotOpened(#[from] crate::EventError),
-    #[error("the log could not be copied into the file as a whole")]
+    #[error("the log could not be copied into the file completely")]
     NotCopied,
-    #[error("there is no file, or it is still being written")]
+    #[error("the file does not exist or is still being written")]
     NotThere,
-    #[error("the log of the file that is gone is still there, and could not be copied into it")]
+    #[error("the log of the removed file still exists and could not be copied into it")]
     OldLog,
-    #[error("it is not where it was")]
+    #[error("the file is no longer at its path")]
     Displaced,
 }
 
@@ -204,7 +204,7 @@ impl Store {
         {
             return;
         }
-        tracing::error!(path = %self.config.path.display(), reason = %outage, "a sqlite file cannot be written");
+        tracing::error!(path = %self.config.path.display(), reason = %outage, "the sqlite file cannot be written");
         (condition.is_reopened, condition.seen) = (false, None);
         condition.attempts = 0;
         condition.pause();
@@ -266,7 +266,7 @@ impl Store {
                 if is_lost_write(&error) {
                     self.begin_outage(Outage::LostWrites(error));
                 } else if !std::mem::replace(&mut self.condition.checkpoint_failed, true) {
-                    tracing::warn!(%error, "the log of a sqlite file cannot be copied into it, and grows");
+                    tracing::warn!(%error, "the log of the sqlite file grows, because it cannot be copied into the file");
                 }
             }
         }
@@ -280,13 +280,13 @@ impl Store {
         }
         match self.recover(&outage, readers) {
             Ok(()) => {
-                tracing::info!(path = %self.config.path.display(), "a sqlite file is written again");
+                tracing::info!(path = %self.config.path.display(), "the sqlite file is writable again");
                 self.condition.outage = None;
                 self.condition.failures = 0;
                 self.wakeups.everyone = true;
             }
             Err(error) => {
-                tracing::warn!(path = %self.config.path.display(), %error, "a sqlite file still cannot be written");
+                tracing::warn!(path = %self.config.path.display(), %error, "the sqlite file still cannot be written");
                 self.condition.pause();
             }
         }

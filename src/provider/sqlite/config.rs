@@ -319,7 +319,7 @@ fn from_url(url: &ProviderUrl) -> Result<SqliteConfig> {
     if !url.authority().is_empty() {
         let path = shorten(&format!("{}{}", url.authority(), url.path()));
         return Err(EventError::Config(format!(
-            "provider URL: a file has no host, write sqlite:///{path} for an absolute path or sqlite:{path} for a relative one"
+            "provider URL: a file has no host; write sqlite:///{path} for an absolute path or sqlite:{path} for a relative one"
         )));
     }
     let mut config = SqliteConfig::file(url.path());

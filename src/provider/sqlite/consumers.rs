@@ -338,7 +338,7 @@ impl Store {
             Ok(None) => {
                 return Ok(match kind {
                     AckKind::Ack | AckKind::Term(_) => Ok(()),
-                    _ => Err(gone("it delivers nothing again")),
+                    _ => Err(gone("its events are not redelivered")),
                 });
             }
             Err(damaged) => return Ok(Err(damaged)),
@@ -538,7 +538,7 @@ impl Store {
 }
 
 fn gone(why: &str) -> EventError {
-    EventError::Closed(format!("the consumer is gone: {why}"))
+    EventError::Closed(format!("the consumer no longer exists: {why}"))
 }
 
 #[cfg(test)]

@@ -27,15 +27,13 @@ enum Cause {
 /// Reason why nothing is written until the file is reopened.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(super) enum Outage {
-    #[error(
-        "the disk could not keep what was written before: nothing is written until the log is on the disk again"
-    )]
+    #[error("the disk lost earlier writes; writes are refused until the log is on the disk again")]
     LostWrites(#[source] Arc<rusqlite::Error>),
-    #[error("writing failed again and again: nothing is written until the file was opened again")]
+    #[error("writing failed repeatedly; writes are refused until the file is reopened")]
     Failing(#[source] Arc<rusqlite::Error>),
-    #[error("the file was deleted, moved or replaced: nothing is written until there is one in its place")]
+    #[error("the file was deleted, moved or replaced; writes are refused until a file exists at its path")]
     Replaced,
-    #[error("the log of the file was deleted or moved: nothing is written until the file was opened again")]
+    #[error("the log of the file was deleted or moved; writes are refused until the file is reopened")]
     LostLog,
 }
 

@@ -45,7 +45,7 @@ fn events(connection: &Connection, findings: &mut Vec<String>) -> Sql<()> {
         {
             Some("does not match its checksum")
         } else if usize::try_from(row.get::<_, i64>(5)?) != Ok(record.len()) {
-            Some("has another size than is noted")
+            Some("does not have its recorded size")
         } else {
             wrong_subject(record, row.get(6)?)
         };
@@ -64,8 +64,8 @@ fn wrong_subject(record: &[u8], name: Option<String>) -> Option<&'static str> {
         subject: String,
     }
     match serde_json::from_slice::<Subject>(record) {
-        Err(_) => Some("is no event"),
-        Ok(stored) => (Some(stored.subject) != name).then_some("is filed under another subject"),
+        Err(_) => Some("is not an event"),
+        Ok(stored) => (Some(stored.subject) != name).then_some("is stored under another subject"),
     }
 }
 

@@ -28,7 +28,7 @@ pub(super) enum NotRenewed {
     #[error("{0}")]
     Io(#[from] io::Error),
     /// Part of the log that the connections use is no longer in it.
-    #[error("the write-ahead log has {sound} sound frames, and {expected} are in use")]
+    #[error("the write-ahead log has {sound} valid frames, but {expected} are in use")]
     Damaged { sound: u64, expected: u64 },
 }
 

@@ -62,7 +62,7 @@ pub(super) fn load(connection: &Connection, consumer: i64) -> Sql<Vec<PendingSta
         });
         let Some((_, entries)) = sound else {
             return Err(checksum::mismatch(&format!(
-                "block {block} of what consumer {consumer} has pending"
+                "block {block} of the pending events of consumer {consumer}"
             )));
         };
         match form {

@@ -116,7 +116,7 @@ impl Place {
             if Identity::of(path).is_ok_and(|found| found == *identity)
                 && let Err(error) = std::fs::remove_file(path)
             {
-                tracing::warn!(path = %path.display(), %error, "the log of a sqlite file that is gone cannot be deleted");
+                tracing::warn!(path = %path.display(), %error, "deleting the log of a removed sqlite file failed");
             }
         }
     }

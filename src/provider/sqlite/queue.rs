@@ -387,6 +387,6 @@ pub(super) fn ended() -> EventError {
 
 /// Returns the error for a queue that stayed full: nothing was done.
 fn busy(operation: &'static str, timeout: Duration) -> EventError {
-    let cause = format!("{CAPACITY_KIB} KiB wait to be written, and no room came within {timeout:?}");
+    let cause = format!("the write queue of {CAPACITY_KIB} KiB stayed full for {timeout:?}");
     BackendError::new(super::NAME, operation, ErrorKind::Timeout, cause).retryable().into()
 }

@@ -130,10 +130,7 @@ impl Readers {
         while !pool.in_use.is_empty() {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                tracing::warn!(
-                    readers = pool.in_use.len(),
-                    "sqlite connections are still reading at the end"
-                );
+                tracing::warn!(readers = pool.in_use.len(), "sqlite connections are still reading at close");
                 return;
             }
             // Repeated, because an interrupt does not affect a statement that has not begun.

@@ -44,7 +44,7 @@ impl Store {
     /// Runs retention in a transaction of its own, while no caller publishes.
     pub(super) fn retain_in_transaction(&mut self) -> Sql<()> {
         if let Err(failure) = self.transaction(Access::Write, |_| Ok(())) {
-            tracing::debug!(?failure, "events that are too old could not be dropped");
+            tracing::debug!(?failure, "dropping expired events failed");
             self.set_surplus(false);
         }
         Ok(())

@@ -96,7 +96,7 @@ fn check_sqlite_version(linked: i32) -> Result<()> {
         return Ok(());
     }
     Err(EventError::Config(format!(
-        "the SQLite of this program has version {linked}: at least {FIRST_SAFE_SQLITE} is needed, older ones can corrupt \
+        "the SQLite of this program has version {linked}: at least {FIRST_SAFE_SQLITE} is required; older ones can corrupt \
          a file that several connections write"
     )))
 }
@@ -168,7 +168,7 @@ fn check_ours(connection: &Connection, path: &Path) -> Result<usize> {
     match usize::try_from(version) {
         Ok(version) if version <= NEWEST => Ok(version),
         _ => refuse(&format!(
-            "has version {version}, this program knows versions up to {}: it was left untouched",
+            "has version {version}, but this program supports versions up to {}; it was not changed",
             NEWEST
         )),
     }

@@ -142,7 +142,7 @@ impl Store {
         if self.unsynced_acks > 0
             && let Err(failure) = self.transaction(Access::Sync, |_store| Ok(()))
         {
-            tracing::warn!(?failure, "acks may come back with a loss of power");
+            tracing::warn!(?failure, "syncing acks failed; a power loss may cause redeliveries");
         }
     }
 
@@ -200,7 +200,7 @@ impl Store {
         if !self.connection.is_autocommit()
             && let Err(error) = self.execute("ROLLBACK")
         {
-            tracing::warn!(%error, "a sqlite transaction could not be rolled back");
+            tracing::warn!(%error, "rolling back a sqlite transaction failed");
         }
         self.forget();
         self.consumers.rolled_back();

@@ -190,7 +190,7 @@ impl Writer {
         if let Err(error) = looked {
             // The next call reports the same failure to its caller. Until then a retry is not urgent.
             self.store.set_surplus(false);
-            tracing::debug!(%error, "cannot look for changes in the sqlite file");
+            tracing::debug!(%error, "checking the sqlite file for changes failed");
         }
     }
 
@@ -200,7 +200,7 @@ impl Writer {
             self.idle = 0;
             let durables = self.cells.durables();
             if let Err(error) = self.store.add_foreign(&mut wakeups, &durables) {
-                tracing::debug!(%error, "cannot tell whom the writes of another process concern");
+                tracing::debug!(%error, "finding the consumers of another process's writes failed; waking all");
                 wakeups.everyone = true;
             }
         }

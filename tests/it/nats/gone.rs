@@ -205,7 +205,7 @@ async fn a_stream_that_may_not_be_made_is_an_error_that_says_so() {
     for error in [publish, subscribe] {
         assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::NotFound, false), "{error:?}");
         let cause = std::error::Error::source(&error).unwrap().to_string();
-        assert!(cause.contains("stream 'A3S_EVENTS' does not exist any more"), "{cause}");
+        assert!(cause.contains("stream 'A3S_EVENTS' no longer exists"), "{cause}");
     }
     assert!(!provider.health().await.unwrap());
 }

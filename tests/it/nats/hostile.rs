@@ -45,7 +45,7 @@ async fn told_once_and_ends_nothing(server: &NatsServer) {
     assert_eq!(ack_next(&mut *subscription).await, 1);
     match tokio::time::timeout(SOON, subscription.next_delivery()).await.unwrap() {
         Err(EventError::Undecodable { sequence, raw, reason }) => {
-            assert_eq!((sequence, reason.as_str()), (2, "its headers hold a carriage return"));
+            assert_eq!((sequence, reason.as_str()), (2, "its headers contain a bare carriage return"));
             assert!(serde_json::from_slice::<Event>(&raw).is_ok());
         }
         // Not reached with a client that copes with it.
@@ -124,7 +124,7 @@ async fn a_hostile_record_that_is_refused_again_and_again_ends_no_other_connecti
     let first = take(&mut *keeper).await;
     // Whoever calls again at once after an error does not spin.
     assert!(errors.load(Ordering::Relaxed) < 30, "{errors:?} errors");
-    assert_eq!(first.undecodable_record().unwrap().reason, "its headers hold a carriage return");
+    assert_eq!(first.undecodable_record().unwrap().reason, "its headers contain a bare carriage return");
     let connection = provider.client().nats_client() as *const async_nats::Client;
     first.nak().await.unwrap();
     for attempt in 2..=20 {

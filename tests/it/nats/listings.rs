@@ -128,7 +128,7 @@ async fn history_reads_around_a_record_that_ends_connections() {
             let page = provider.query_page(&HistoryQuery::new(100)).await.unwrap();
             let (events, unreadable) = summary(&page);
             assert_eq!((events.len(), unreadable), (27, vec![23, 22, 21]));
-            assert_eq!(page.unreadable[2].reason, "its headers hold a carriage return");
+            assert_eq!(page.unreadable[2].reason, "its headers contain a bare carriage return");
             assert_eq!(page.unreadable[2].subject.as_deref(), Some("events.a"));
         }
         // Once it is known, no connection ends for it.
