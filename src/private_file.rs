@@ -118,7 +118,7 @@ pub(crate) fn mode(metadata: &Metadata) -> Option<u32> {
 
 /// Owner of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "not told there"))]
+#[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "other systems do not report it"))]
 pub(crate) enum Owner {
     /// The user of this process, or the administrator.
     Trusted,

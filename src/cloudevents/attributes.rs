@@ -159,9 +159,9 @@ pub(super) fn invalid(field: &'static str, value: &str, rule: impl Into<String>)
     EventError::InvalidEvent { field, value: shorten(value), rule: rule.into() }
 }
 
-pub(super) const STRING_RULE: &str = "must have no control character and no noncharacter";
+pub(super) const STRING_RULE: &str = "must have no control characters or noncharacters";
 pub(super) const NAME_RULE: &str =
-    "an extension's name has 1 to 63 lower-case ASCII letters and digits, and is no defined attribute";
+    "must have 1 to 63 lower-case ASCII letters and digits, and must not name a defined attribute";
 
 #[cfg(test)]
 mod tests {

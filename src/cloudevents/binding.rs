@@ -156,7 +156,7 @@ pub(super) fn from_binary(
                 }
             }
             Err(error) => {
-                let rule = format!("is no JSON: {error}");
+                let rule = format!("is not JSON: {error}");
                 return Err(invalid("data", &format!("{} bytes", body.len()), rule));
             }
         },
@@ -175,7 +175,7 @@ fn encoded(body: &[u8]) -> Value {
 fn text(body: &[u8]) -> Result<Value> {
     std::str::from_utf8(body)
         .map(Value::from)
-        .map_err(|_| invalid("data", "…", "is no UTF-8, although it is text"))
+        .map_err(|_| invalid("data", "…", "is not UTF-8, although its content type is text"))
 }
 
 /// Attributes that were read from headers.
@@ -259,7 +259,11 @@ impl Sorted {
         match (self.content_type, &self.attributes.content_type) {
             (Some(content_type), None) => self.attributes.put("datacontenttype", content_type),
             (Some(one), Some(other)) if accept == AcceptedFormats::Conformant || one != *other => {
-                return Err(invalid("header", "datacontenttype", "must not be beside content-type"));
+                return Err(invalid(
+                    "header",
+                    "datacontenttype",
+                    "must not be sent together with content-type",
+                ));
             }
             _ => {}
         }
@@ -279,7 +283,7 @@ impl Sorted {
         if super::attributes::essence(content_type).eq_ignore_ascii_case(JSON) {
             return Ok(true);
         }
-        Err(invalid("content-type", content_type, format!("must be {JSON}, or that of the data")))
+        Err(invalid("content-type", content_type, format!("must be {JSON} or the content type of the data")))
     }
 }
 

@@ -245,12 +245,12 @@ fn restore(event: &mut CloudEvent, original: &str) -> Result<()> {
     for (key, value) in originals {
         let place = match key.as_str() {
             "id" | "source" | "type" | "subject" if !is_event => {
-                return Err(bad("has free text, which only an event of ours may have"));
+                return Err(bad("has free text, which is allowed only for an event of this library"));
             }
             "id" => &mut event.id,
             "source" => &mut event.source,
             "type" => &mut event.event_type,
-            "subject" => event.subject.as_mut().ok_or_else(|| bad("names an attribute that is missing"))?,
+            "subject" => event.subject.as_mut().ok_or_else(|| bad("names a missing attribute"))?,
             CATEGORY | SUMMARY | TYPE => {
                 insert_once(event, key, Value::String(value))?;
                 continue;
@@ -259,7 +259,7 @@ fn restore(event: &mut CloudEvent, original: &str) -> Result<()> {
                 insert_once(event, key, Value::String(value))?;
                 continue;
             }
-            _ => return Err(bad("names what is not carried there")),
+            _ => return Err(bad("names an attribute that is not carried there")),
         };
         // The attribute was changed in transit, or the original is forged.
         if *place != escaped(&key, &value) {
@@ -279,10 +279,7 @@ fn apply_types(event: &mut CloudEvent, list: &str) -> Result<()> {
             // Only the reader of a message's body can apply it.
             ("data", _) => {}
             _ => {
-                let value = event
-                    .extensions
-                    .get_mut(name)
-                    .ok_or_else(|| bad("names an attribute that is missing"))?;
+                let value = event.extensions.get_mut(name).ok_or_else(|| bad("names a missing attribute"))?;
                 // A format with types may already have restored it.
                 if let Value::String(text) = value {
                     *value =

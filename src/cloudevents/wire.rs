@@ -238,7 +238,7 @@ fn check_foreign_name(name: &str) -> Result<()> {
     if !is_extension_name(name) {
         Err(invalid("extension", name, NAME_RULE))
     } else if is_reserved(name) {
-        Err(invalid("extension", name, "is reserved for the wire"))
+        Err(invalid("extension", name, "is reserved for the wire format"))
     } else {
         Ok(())
     }

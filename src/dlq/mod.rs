@@ -186,7 +186,7 @@ impl MemoryDlqHandler {
                 id = dropped.event.event.id,
                 subject = dropped.event.event.subject,
                 max_events = self.max_events,
-                "dead-letter queue is full, the oldest dead letter is dropped"
+                "dead-letter queue is full; the oldest dead letter was dropped"
             );
         }
     }

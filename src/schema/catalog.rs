@@ -134,7 +134,7 @@ impl<D: Definition> Catalog<D> {
         Err(EventError::SchemaValidation {
             event_type: shorten(&event.event_type),
             version: event.version,
-            reason: "there is no schema for it, and the registry is strict".to_owned(),
+            reason: "no schema is registered for it, and the registry is strict".to_owned(),
         })
     }
 

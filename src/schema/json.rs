@@ -283,7 +283,7 @@ impl Definition for JsonDefinition {
         }
         let found = self.validator.iter_errors(payload);
         Err(listed(found, |error| described(&error), "; ")
-            .unwrap_or_else(|| "the payload does not follow it".to_owned()))
+            .unwrap_or_else(|| "the payload does not match the schema".to_owned()))
     }
 
     fn incompatibility(&self, old: &Self, mode: Compatibility) -> Option<String> {

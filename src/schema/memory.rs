@@ -75,7 +75,7 @@ impl Definition for EventSchema {
 
     fn check(&self, payload: &Value) -> std::result::Result<(), String> {
         let Value::Object(fields) = payload else {
-            return Err(format!("the payload must be an object, it is {}", kind_of(payload)));
+            return Err(format!("the payload must be an object, but is {}", kind_of(payload)));
         };
         // Null means "no value", and a required field must have one.
         let missing =
@@ -176,7 +176,7 @@ mod tests {
             (json!(1), "a number"),
             (json!(true), "a boolean"),
         ] {
-            assert_eq!(reason(validate(payload)), format!("the payload must be an object, it is {kind}"));
+            assert_eq!(reason(validate(payload)), format!("the payload must be an object, but is {kind}"));
         }
     }
 

@@ -76,12 +76,12 @@ impl<'a> Walk<'a> {
             format!("reference '{}' is not a JSON pointer into the schema", shorten(reference))
         })?;
         let target = self.document.pointer(pointer);
-        target.map(Some).ok_or_else(|| format!("reference '{}' leads nowhere", shorten(reference)))
+        target.map(Some).ok_or_else(|| format!("reference '{}' does not resolve", shorten(reference)))
     }
 
     /// Follows the schemas that apply to the same value as this one, and returns the length of the chain.
     fn chain(&mut self, schema: &'a Value, depth: usize) -> Result<usize, String> {
-        let too_long = || format!("more than {MAX_CHAIN} references and alternatives follow each other");
+        let too_long = || format!("a chain of references and alternatives is longer than {MAX_CHAIN}");
         match self.chains.get(&std::ptr::from_ref(schema)) {
             Some(Some(known)) => return Ok(*known),
             Some(None) => return Err("a reference leads back to itself".to_owned()),
@@ -146,12 +146,12 @@ mod tests {
                 json!({"properties": {"a": {"$ref": "#/x"}}, "x": {"anyOf": [{"$ref": "#/x"}]}}),
                 Some("back to itself"),
             ),
-            (chain(110), Some("more than 100")),
-            (chain(50_000), Some("more than 100")),
+            (chain(110), Some("longer than 100")),
+            (chain(50_000), Some("longer than 100")),
             (json!({"$ref": "#name"}), Some("'#name' is not a JSON pointer")),
             (json!({"items": {"$ref": "https://example.com/a"}}), Some("is not a JSON pointer")),
             (json!({"$ref": "#/%24defs/a"}), Some("is not a JSON pointer")),
-            (json!({"$ref": "#/$defs/a"}), Some("leads nowhere")),
+            (json!({"$ref": "#/$defs/a"}), Some("does not resolve")),
             (json!({"$defs": {"a": {"$id": "urn:b"}}}), Some("'$id' below the top")),
             (json!({"items": {"$dynamicRef": "#a"}}), Some("'$dynamicRef'")),
         ] {

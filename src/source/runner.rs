@@ -195,7 +195,7 @@ impl SourceHandle {
         let told = match tokio::time::timeout_at(deadline, self.source.stop()).await {
             Ok(told) => told,
             Err(_elapsed) => {
-                Err(EventError::Source(format!("'{}' was not told in time", self.source.name())))
+                Err(EventError::Source(format!("'{}' did not return from stop in time", self.source.name())))
             }
         };
         if tokio::time::timeout_at(deadline, &mut self.producing).await.is_err() {
@@ -255,7 +255,7 @@ async fn produce(
         };
         failures = if begin.elapsed() >= RECOVERED_AFTER { 1 } else { failures + 1 };
         let delay = backoff.delay(failures).max(SHORTEST_DELAY);
-        tracing::warn!(source = source.name(), error, ?delay, "the source failed and is started again");
+        tracing::warn!(source = source.name(), error, ?delay, "the source failed and will be restarted");
         shared.failed(error);
         shared.set(SourceState::Waiting);
         tokio::time::sleep(delay).await;
@@ -314,17 +314,17 @@ async fn publish_one(bus: &EventBus, event: &Event, backoff: &Backoff, shared: &
         let id = crate::text::shorten(&event.id);
         shared.failed(error.to_string());
         if error.is_closed() {
-            tracing::error!(id, %error, "an event of a source is not stored: the bus is closed");
+            tracing::error!(id, %error, "an event of a source was not stored: the bus is closed");
             return false;
         }
         if !error.is_retryable() {
-            tracing::error!(id, %error, "an event of a source cannot be stored and is left out");
+            tracing::error!(id, %error, "an event of a source cannot be stored and is skipped");
             shared.refused.fetch_add(1, Ordering::Relaxed);
             return true;
         }
         failures += 1;
         let delay = backoff.delay(failures).max(SHORTEST_DELAY);
-        tracing::warn!(id, %error, ?delay, "an event of a source is published again");
+        tracing::warn!(id, %error, ?delay, "publishing an event of a source failed; retrying");
         shared.retries.fetch_add(1, Ordering::Relaxed);
         tokio::time::sleep(delay).await;
     }

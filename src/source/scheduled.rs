@@ -60,7 +60,9 @@ impl Scheduled {
         let mut done_until = self.resume_after.unwrap_or_else(|| (self.clock)());
         loop {
             let Some(next) = self.schedule.next_after(done_until) else {
-                return Err(EventError::Source(format!("'{name}' has a schedule without a time to come")));
+                return Err(EventError::Source(format!(
+                    "'{name}' has a schedule that matches no future time"
+                )));
             };
             tokio::select! {
                 () = sender.closed() => return Ok(()),

@@ -168,7 +168,7 @@ impl ThresholdSource {
         let rule = if !self.threshold.is_finite() || !self.clear_at.is_finite() {
             "threshold and clear_at must be numbers"
         } else if !margin_fits {
-            "clear_at must not lie on the side of the threshold that matters"
+            "clear_at must not lie beyond the threshold"
         } else if self.readings == 0 {
             "readings must be at least 1"
         } else if self.interval < Duration::from_millis(1) {

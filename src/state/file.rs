@@ -139,7 +139,7 @@ impl FileStateStore {
                 path = %self.path.display(),
                 mode,
                 tightened = tightened.is_ok(),
-                "others could write the state file"
+                "other users could write the state file"
             );
         }
         Ok(())
@@ -169,12 +169,12 @@ impl FileStateStore {
             return Err(not_state(&syntax.unwrap_or(plain)));
         };
         if version != VERSION {
-            let found = format!("version {version}, and only version {VERSION} is known");
+            let found = format!("version {version}, but only version {VERSION} is supported");
             return Err(self.unusable("is of another version", found));
         }
         let file: Checksummed = serde_json::from_slice(content).map_err(|error| not_state(&error))?;
         if checksum(&file.subscriptions) != file.checksum {
-            return Err(self.unusable("is damaged", "its content does not have its checksum"));
+            return Err(self.unusable("is damaged", "its content does not match its checksum"));
         }
         let subscriptions = serde_json::from_value(file.subscriptions).map_err(|error| not_state(&error))?;
         Ok(State { subscriptions, checksum: true })
@@ -229,7 +229,7 @@ impl FileStateStore {
             private_file::write_new(temporary, content)?;
             // Only now, so that a failed write does not cost the previous copy.
             if is_stored && let Err(error) = self.keep_stored() {
-                tracing::warn!(path = %self.path.display(), %error, "no copy kept of the state before this save");
+                tracing::warn!(path = %self.path.display(), %error, "keeping a copy of the previous state failed");
             }
             Ok(())
         })?;
@@ -254,7 +254,7 @@ impl FileStateStore {
         let backup = self.beside(BACKUP);
         let remedy = match backup.exists() {
             true => {
-                format!("restore it from {backup:?}, what was stored before the last save, or move it away")
+                format!("restore it from {backup:?}, the state before the last save, or move it away")
             }
             false => "restore it, or move it away".to_owned(),
         };

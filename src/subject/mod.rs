@@ -61,7 +61,7 @@ pub fn subject_matches(subject: &str, filter: &str) -> bool {
 pub fn validate_subject(subject: &str) -> Result<()> {
     match check_grammar("subject", subject)? {
         Wildcards::None => Ok(()),
-        Wildcards::Some => Err(invalid("subject", subject, "a published subject has no wildcard")),
+        Wildcards::Some => Err(invalid("subject", subject, "a published subject must have no wildcard")),
     }
 }
 
@@ -80,9 +80,9 @@ pub fn validate_filter(filter: &str) -> Result<()> {
         match token {
             "*" => {}
             ">" if tokens.peek().is_none() => {}
-            ">" => return Err(invalid("filter", filter, "'>' stands only in the last position")),
+            ">" => return Err(invalid("filter", filter, "'>' must be the last token")),
             _ if token.contains(['*', '>']) => {
-                return Err(invalid("filter", filter, "a wildcard is a whole token"));
+                return Err(invalid("filter", filter, "a wildcard must be a whole token"));
             }
             _ => {}
         }
@@ -146,12 +146,12 @@ pub fn validate_category(category: &str) -> Result<()> {
         return Err(EventError::InvalidName {
             field: "category",
             value: shorten(category),
-            rule: "a category is one token: not empty, no dot".to_owned(),
+            rule: "must be one token, without a dot".to_owned(),
         });
     }
     match check_grammar("category", category)? {
         Wildcards::None => Ok(()),
-        Wildcards::Some => Err(invalid("category", category, "a category has no wildcard")),
+        Wildcards::Some => Err(invalid("category", category, "must have no wildcard")),
     }
 }
 
@@ -307,7 +307,7 @@ mod tests {
         for (filter, rule) in [
             ("events.ma*", "whole token"),
             ("events.>x", "whole token"),
-            ("events.>.x", "last position"),
+            ("events.>.x", "last token"),
             ("a..c", "empty token"),
             ("", "empty"),
         ] {

@@ -21,7 +21,7 @@ pub(super) fn join(span: &tracing::Span, context: &TraceContext) {
         span.add_link(remote);
     } else if let Err(error) = span.set_parent(opentelemetry::Context::new().with_remote_span_context(remote))
     {
-        tracing::trace!(%error, "span not joined to its trace");
+        tracing::trace!(%error, "joining the span to its trace failed");
     }
 }
 

@@ -159,7 +159,7 @@ async fn a_replay_without_an_answer_is_5_and_can_be_repeated() {
     let ran = bus.run(&[&replay[..], &["--url", &to.url]].concat());
     assert_eq!(ran.code, 5, "{}", ran.stderr);
     assert!(
-        ran.stderr.contains("was not replayed, 1 before it were") && ran.stderr.contains("evt-"),
+        ran.stderr.contains("was not replayed; replayed before it: 1") && ran.stderr.contains("evt-"),
         "{}",
         ran.stderr
     );

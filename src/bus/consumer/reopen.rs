@@ -77,9 +77,9 @@ impl Fetcher {
                 },
                 (Ok(None), Some(SubscriptionEnd::Closed)) => Begin::AsItIs,
                 (Ok(Some(false)), _) => {
-                    return Err(
-                        self.gone("is gone; it is not recreated, because it would process the stream again")
-                    );
+                    return Err(self.gone(
+                        "was deleted or lost; it is not recreated, because it would process the stream again",
+                    ));
                 }
                 (Ok(None), _) => {
                     return Err(EventError::Consumer(format!(

@@ -104,7 +104,7 @@ impl Supervisor {
             }
         };
         if tokio::time::timeout(self.runtime.operation_timeout, giving_back).await.is_err() {
-            tracing::warn!("releasing waiting events timed out; their leases must end first");
+            tracing::warn!("releasing events timed out; they are redelivered when their leases end");
         }
         self.runtime.stats.interruptions() + stuck
     }

@@ -101,8 +101,8 @@ impl ReplayError {
     fn place(&self) -> String {
         let done = self.report.replayed.len();
         match &self.letter {
-            Some(letter) => format!("letter {} was not replayed, {done} before it were", letter.id),
-            None => format!("the replay ended after {done} letters"),
+            Some(letter) => format!("letter {} was not replayed; replayed before it: {done}", letter.id),
+            None => format!("the replay failed after {done} letters"),
         }
     }
 }
@@ -316,10 +316,10 @@ impl ProviderDlqHandler {
         if is_due {
             if before >= replay.max_replays {
                 let max = replay.max_replays;
-                return Ok(Err(format!("it was replayed {before} times already, at most {max} are allowed")));
+                return Ok(Err(format!("it was replayed {before} times already; the limit is {max}")));
             }
             let Some(mut event) = case.event(target).await? else {
-                return Ok(Err("its payload is not in the queue, nor in its stream any more".to_owned()));
+                return Ok(Err("its payload is neither in the queue nor in its stream".to_owned()));
             };
             event.metadata.insert(REPLAYS_KEY.to_owned(), replays.to_string());
             event.subject.clone_from(&replayed.subject);

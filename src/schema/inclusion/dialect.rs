@@ -49,7 +49,7 @@ pub(super) fn conflict(from: (&Value, &str), to: (&Value, &str)) -> Option<Strin
     [from, to].into_iter().find_map(|(schema, name)| {
         let keyword = meaningless(schema, &from_draft)?;
         Some(format!(
-            "/: {name} has '{}', which means nothing in {from_draft}: they cannot be compared",
+            "/: {name} has '{}', which {from_draft} does not define: they cannot be compared",
             shorten(keyword)
         ))
     })

@@ -251,7 +251,10 @@ impl Comparison<'_> {
         if !missing.is_empty() {
             let (from, to) = self.names;
             let missing = missing.join(", ");
-            self.report(path, &format!("{from} allows what no alternative of {to} allows ({missing})"));
+            self.report(
+                path,
+                &format!("{from} allows values that no alternative of {to} allows ({missing})"),
+            );
         }
     }
 
@@ -352,7 +355,7 @@ impl Comparison<'_> {
                 .zip(step.as_u64())
                 .is_some_and(|(own, step)| step != 0 && own % step == 0);
         if !is_multiple {
-            self.lost(path, "numbers that are no multiples");
+            self.lost(path, "numbers that are not multiples");
         }
     }
 

@@ -260,7 +260,7 @@ fn texts_of_two_meanings_are_not_compared() {
         (
             draft("draft-07", json!({"prefixItems": [{"type": "integer"}], "maxItems": 1})),
             draft("draft-07", json!({"items": {"type": "integer"}})),
-            Some("v1 has 'prefixItems', which means nothing in draft-07"),
+            Some("v1 has 'prefixItems', which draft-07 does not define"),
         ),
         (
             draft("draft-04", json!({"properties": {"a": {"const": 1}}})),

@@ -136,8 +136,10 @@ impl HttpSinkBuilder {
         match Network::parse(network) {
             Some(network) => self.allowed.networks.push(network),
             None => {
-                let text =
-                    format!("network '{}': must be an address, or one with a length", shorten(network));
+                let text = format!(
+                    "network '{}': must be an IP address or a network such as 10.0.0.0/8",
+                    shorten(network)
+                );
                 self.headers = self.headers.and(Err(EventError::Config(text)));
             }
         }
@@ -198,7 +200,7 @@ impl fmt::Debug for HttpSinkBuilder {
 
 fn user_header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue)> {
     let refused = |rule: &str| EventError::Config(format!("sink header '{}': {rule}", shorten(name)));
-    let parsed = HeaderName::from_bytes(name.as_bytes()).map_err(|_| refused("not a legal name"))?;
+    let parsed = HeaderName::from_bytes(name.as_bytes()).map_err(|_| refused("not a valid header name"))?;
     let lower = parsed.as_str();
     if RESERVED.contains(&lower) || RESERVED_PREFIXES.iter().any(|prefix| lower.starts_with(prefix)) {
         return Err(refused("is set by the sink"));

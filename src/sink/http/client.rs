@@ -35,7 +35,7 @@ impl Roots {
             self.0.add(certificate).map_err(|error| refused(error.to_string()))?;
         }
         if self.0.len() == before {
-            return Err(refused("there is none in the PEM text".to_owned()));
+            return Err(refused("the PEM text contains none".to_owned()));
         }
         Ok(())
     }

@@ -133,10 +133,10 @@ impl Allowed {
             _ => return Err(refuse("the scheme must be https".to_owned())),
         }
         if !url.username().is_empty() || url.password().is_some() {
-            return Err(refuse("credentials do not belong there; use a header".to_owned()));
+            return Err(refuse("must have no credentials; use a header".to_owned()));
         }
         if url.fragment().is_some() {
-            return Err(refuse("a fragment is not sent; leave it out".to_owned()));
+            return Err(refuse("must have no fragment, because it is not sent".to_owned()));
         }
         let port = url.port_or_known_default().unwrap_or_default();
         if ![80, 443].contains(&port) && !self.ports.contains(&port) {

@@ -221,7 +221,7 @@ impl fmt::Debug for HttpSink {
 }
 
 fn set(headers: &mut HeaderMap, name: &str, value: &str) -> std::result::Result<(), SinkFailure> {
-    let refused = || SinkFailure::fatal(format!("header '{}' cannot be written", shorten(name)));
+    let refused = || SinkFailure::fatal(format!("header '{}' cannot be encoded", shorten(name)));
     let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| refused())?;
     let value = HeaderValue::from_str(value).map_err(|_| refused())?;
     headers.insert(name, value);
@@ -284,12 +284,12 @@ fn failure_of(error: &reqwest::Error) -> SinkFailure {
         if let Some(error) = tls_error(found)
             && matches!(error, rustls::Error::InvalidCertificate(_))
         {
-            return SinkFailure::retry(format!("not sent: {error}")).retry_after(RETRY_TLS_AFTER);
+            return SinkFailure::retry(format!("request failed: {error}")).retry_after(RETRY_TLS_AFTER);
         }
         last = found.to_string();
         cause = found.source();
     }
-    SinkFailure::retry(format!("not sent: {last}"))
+    SinkFailure::retry(format!("request failed: {last}"))
 }
 
 /// Finds the TLS error in an I/O error, which does not return what it wraps as its source.

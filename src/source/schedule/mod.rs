@@ -85,14 +85,14 @@ impl Schedule {
             return Err(wrong(format!("is {} bytes long, at most {MAX_LEN} are allowed", expression.len())));
         }
         if expression.trim_start().to_ascii_lowercase().starts_with("@every") {
-            return Err(wrong("an interval is no expression; CronSource::new takes one".to_owned()));
+            return Err(wrong("an interval is not an expression; use CronSource::new".to_owned()));
         }
         let fields = Fields::parse(expression).map_err(wrong)?;
         let zone = zone::named(zone)?;
         let schedule = Self { fields, expression: expression.to_owned(), zone };
         match schedule.next_after(unix_millis()) {
             Some(_) => Ok(schedule),
-            None => Err(wrong("names no time to come".to_owned())),
+            None => Err(wrong("matches no future time".to_owned())),
         }
     }
 

@@ -154,7 +154,7 @@ impl WebhookReceiver {
                     source = self.name,
                     status = refusal.status.as_u16(),
                     reason = &*refusal.reason,
-                    "webhook refused"
+                    "webhook request refused"
                 );
                 refusal.into_response()
             }
@@ -178,7 +178,9 @@ impl WebhookReceiver {
         self.verifier.verify(&signed, &body, unix_millis())?;
         match self.taken.begin(signed.id) {
             Started::Done => Ok(StatusCode::OK),
-            Started::InWork => Err(Refusal::new(StatusCode::CONFLICT, "webhook-id: is being taken")),
+            Started::InWork => {
+                Err(Refusal::new(StatusCode::CONFLICT, "webhook-id: a request with this id is in progress"))
+            }
             Started::New(taking) => {
                 self.hand_on(self.events(&headers, &body, Some(signed.id))?, Some(signed.id)).await?;
                 taking.done();
@@ -209,10 +211,12 @@ impl WebhookReceiver {
             return Err(too_large());
         }
         match tokio::time::timeout(self.timeout, to_bytes(body, self.max_body)).await {
-            Err(_elapsed) => Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")),
+            Err(_elapsed) => {
+                Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time"))
+            }
             Ok(Ok(body)) => Ok(body),
             Ok(Err(error)) if is_length_limit(&error) => Err(too_large()),
-            Ok(Err(_)) => Err(Refusal::bad_request("the body broke off")),
+            Ok(Err(_)) => Err(Refusal::bad_request("the body is incomplete")),
         }
     }
 
@@ -227,7 +231,7 @@ impl WebhookReceiver {
             Refusal::new(StatusCode::BAD_REQUEST, format!("content-type: {}", unreadable.rule()))
         })?;
         if content_type.is_some_and(|content_type| !is_utf8(content_type)) && is_json(content_type) {
-            return Err(Refusal::unsupported("content-type: JSON is read in UTF-8"));
+            return Err(Refusal::unsupported("content-type: JSON must be UTF-8"));
         }
         let pairs = || headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
         let mode = http::mode(content_type);
@@ -258,10 +262,10 @@ impl WebhookReceiver {
 
     fn plain(&self, content_type: Option<&str>, body: &[u8]) -> std::result::Result<Event, Refusal> {
         if content_type.is_none() || !is_json(content_type) {
-            return Err(Refusal::unsupported("content-type: must be JSON in UTF-8, or that of a CloudEvent"));
+            return Err(Refusal::unsupported("content-type: must be JSON in UTF-8 or a CloudEvent"));
         }
         let payload = json::from_slice(body).map_err(|error| {
-            Refusal::new(StatusCode::BAD_REQUEST, format!("the body is no JSON: {error}"))
+            Refusal::new(StatusCode::BAD_REQUEST, format!("the body is not JSON: {error}"))
         })?;
         Ok(Event::new(&self.subject, &self.category, "", &self.name, payload))
     }
@@ -309,7 +313,7 @@ impl WebhookReceiver {
         };
         tokio::time::timeout(self.timeout, handing_on)
             .await
-            .unwrap_or_else(|_elapsed| Err(Refusal::unavailable("the events were not taken in time")))
+            .unwrap_or_else(|_elapsed| Err(Refusal::unavailable("the events were not accepted in time")))
     }
 
     async fn publish(
@@ -334,7 +338,7 @@ impl WebhookReceiver {
         match failed.iter().find(|error| !is_refusal(error)).or(failed.first()) {
             None => Ok(()),
             Some(error) => {
-                tracing::warn!(%error, "a webhook was not stored");
+                tracing::warn!(%error, "storing a webhook failed");
                 Err(Refusal::of_publish(error))
             }
         }
@@ -359,7 +363,7 @@ impl WebhookReceiver {
         }
         // Reserves places for all of them first: all or none.
         let Ok(places) = sender.reserve_many(events.len()).await else {
-            return Err(Refusal::unavailable("the receiver is ending"));
+            return Err(Refusal::unavailable("the receiver is stopping"));
         };
         for (place, event) in places.zip(events) {
             place.send(event);
@@ -435,7 +439,7 @@ fn check_encoding(headers: &HeaderMap) -> std::result::Result<(), Refusal> {
     match list(headers.get_all(header::CONTENT_ENCODING)) {
         Ok(None) => Ok(()),
         Ok(Some(codings)) if codings.split(',').map(str::trim).all(is_identity) => Ok(()),
-        _ => Err(Refusal::unsupported("content-encoding: is not read")),
+        _ => Err(Refusal::unsupported("content-encoding: is not supported")),
     }
 }
 
@@ -448,9 +452,9 @@ fn context(headers: &HeaderMap) -> Option<TraceContext> {
 fn signed(headers: &HeaderMap) -> std::result::Result<Signed<'_>, Refusal> {
     let needed = |name, reason| text(headers, name).ok_or_else(|| Refusal::unauthorized(reason));
     Ok(Signed {
-        id: needed("webhook-id", "webhook-id: is needed, once")?,
-        timestamp: needed("webhook-timestamp", "webhook-timestamp: is needed, once")?,
-        signatures: needed("webhook-signature", "webhook-signature: is needed, once")?,
+        id: needed("webhook-id", "webhook-id: must be given exactly once")?,
+        timestamp: needed("webhook-timestamp", "webhook-timestamp: must be given exactly once")?,
+        signatures: needed("webhook-signature", "webhook-signature: must be given exactly once")?,
     })
 }
 

@@ -49,7 +49,7 @@ impl Origins {
         };
         let origin = text(headers, REQUEST_ORIGIN)
             .filter(|origin| is_origin(origin))
-            .ok_or(Refusal::bad_request("webhook-request-origin: must be a DNS name, once"))?;
+            .ok_or(Refusal::bad_request("webhook-request-origin: must be given once, as a DNS name"))?;
         let is_allowed = |allowed: &String| allowed == ANY_ORIGIN || allowed.eq_ignore_ascii_case(origin);
         if !self.allowed.iter().any(is_allowed) {
             return Err(Refusal::new(StatusCode::FORBIDDEN, "webhook-request-origin: is not allowed"));
@@ -59,7 +59,7 @@ impl Origins {
             self.rate.into_iter().chain(asked).min().map_or(ANY_RATE.to_owned(), |rate| rate.to_string());
         for (name, value) in [(ALLOWED_ORIGIN, origin), (ALLOWED_RATE, &rate), ("allow", "POST")] {
             let value = HeaderValue::from_str(value)
-                .map_err(|_| Refusal::bad_request("webhook-request-origin: cannot be written"))?;
+                .map_err(|_| Refusal::bad_request("webhook-request-origin: cannot be sent in a header"))?;
             response.headers_mut().insert(HeaderName::from_static(name), value);
         }
         Ok(response)

@@ -51,7 +51,7 @@ impl Verifier {
             return Err(Refusal::bad_request("webhook-timestamp: must be the time in Unix seconds"));
         };
         if now_ms.abs_diff(sent_ms) / 1_000 > self.tolerance.as_secs() {
-            return Err(Refusal::unauthorized("webhook-timestamp: is too far from now"));
+            return Err(Refusal::unauthorized("webhook-timestamp: differs too much from the current time"));
         }
         let given = signatures.split(' ').filter_map(|signature| signature.strip_prefix(SCHEME));
         for signature in given.take(MAX_SIGNATURES).filter_map(|text| STANDARD.decode(text).ok()) {
@@ -59,7 +59,7 @@ impl Verifier {
                 return Ok(());
             }
         }
-        Err(Refusal::unauthorized("webhook-signature: none is right"))
+        Err(Refusal::unauthorized("webhook-signature: no signature is valid"))
     }
 }
 

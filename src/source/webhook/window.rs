@@ -34,8 +34,8 @@ pub(super) fn tolerance(
         let needed = validity(tolerance).saturating_add(timeout);
         let provider = bus.provider_name();
         let way_out = match most {
-            Some(most) => format!("a tolerance of at most {} s fits", most.as_secs()),
-            None => format!("a timeout below {timeout:?} leaves room"),
+            Some(most) => format!("use a tolerance of at most {} s", most.as_secs()),
+            None => format!("use a timeout below {timeout:?}"),
         };
         EventError::Config(format!(
             "webhook tolerance {tolerance:?}: a signed request could be stored twice, because it is valid and under way for up to \
