@@ -39,13 +39,14 @@ impl Harness for Isolated {
     async fn start(&self) -> Box<dyn Fixture> {
         match self.start_with(&Settings::default()).await {
             Some(fixture) => fixture,
-            None => panic!("the case cannot begin: the scheme isolates no stream"),
+            None => panic!("starting the case failed: the scheme cannot isolate a stream"),
         }
     }
 
     #[allow(clippy::panic, reason = "a case that cannot begin fails")]
     async fn start_with(&self, settings: &Settings) -> Option<Box<dyn Fixture>> {
-        let folder = tempfile::tempdir().unwrap_or_else(|error| panic!("no folder for the case: {error}"));
+        let folder = tempfile::tempdir()
+            .unwrap_or_else(|error| panic!("creating a folder for the case failed: {error}"));
         let unique = Event::new("", "", "", "", serde_json::Value::Null).id.replace('-', "");
         let mut isolation = Isolation::new(format!("CONFORMANCE_{unique}"), folder.path());
         isolation.max_events = settings.max_events;
@@ -53,7 +54,7 @@ impl Harness for Isolated {
         isolation.dedup_window = settings.dedup_window;
         let url = self.registry.isolated(&self.url, &isolation).ok()??;
         let connected = self.registry.connect_to(url.clone()).await;
-        let provider = connected.unwrap_or_else(|error| panic!("the case cannot begin: {error}"));
+        let provider = connected.unwrap_or_else(|error| panic!("starting the case failed: {error}"));
         let registry = self.registry.clone();
         Some(Box::new(Stream { registry, url, provider, reopened: Mutex::default(), _folder: folder }))
     }
@@ -78,7 +79,7 @@ impl Stream {
     #[allow(clippy::panic, reason = "a case that cannot go on fails")]
     async fn connect_again(&self) -> Arc<dyn EventProvider> {
         let connected = self.registry.connect_to(self.url.clone()).await;
-        connected.unwrap_or_else(|error| panic!("another connection: {error}"))
+        connected.unwrap_or_else(|error| panic!("opening another connection failed: {error}"))
     }
 }
 

@@ -121,6 +121,6 @@ async fn one_delivery(world: &World<'_>) -> Delivery {
 }
 
 fn refused<T>(world: &World<'_>, what: &str, result: Result<T>) {
-    let error = world.refused(&format!("{what}, which is declared absent"), result);
+    let error = world.refused(&format!("{what}, a capability that is declared absent"), result);
     world.check_eq(what, &error.kind(), &ErrorKind::Unsupported);
 }

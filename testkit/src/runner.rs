@@ -22,8 +22,10 @@ pub enum Clock {
 ///
 /// If there is no case of this name, if the promise is broken, or if the case does not end in time.
 pub fn run_case(name: &str, harness: &dyn Harness, clock: Clock) -> Outcome {
-    let case =
-        cases().iter().find(|case| case.name == name).unwrap_or_else(|| panic!("no case is named {name}"));
+    let case = cases()
+        .iter()
+        .find(|case| case.name == name)
+        .unwrap_or_else(|| panic!("there is no case named {name}"));
     let mut builder = match clock {
         Clock::Paused => tokio::runtime::Builder::new_current_thread(),
         Clock::Real => tokio::runtime::Builder::new_multi_thread(),

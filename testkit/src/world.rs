@@ -196,7 +196,7 @@ impl<'h> World<'h> {
             // The clock that stamps stored events may differ from the one that waits, and is then not paused.
             #[allow(
                 clippy::disallowed_methods,
-                reason = "on a thread that may block, and no other wait is of real time"
+                reason = "runs on a thread that may block; no other wait uses real time"
             )]
             let _ = tokio::task::spawn_blocking(|| std::thread::sleep(ms(1))).await;
         }
@@ -250,7 +250,7 @@ impl<'h> World<'h> {
     #[track_caller]
     pub(crate) fn check(&self, what: &str, holds: bool) {
         if !holds {
-            self.fail(&format!("expected, but not so: {what}"));
+            self.fail(&format!("check failed: {what}"));
         }
     }
 
@@ -259,7 +259,7 @@ impl<'h> World<'h> {
     pub(crate) fn not_before(&self, since: Instant, time: Duration, why: &str) {
         let passed = since.elapsed();
         if passed + CLOCK_STEP < time {
-            self.fail(&format!("{why}: expected nothing within {time:?}, but it came after {passed:?}"));
+            self.fail(&format!("{why}: expected nothing within {time:?}, but it arrived after {passed:?}"));
         }
     }
 

@@ -151,11 +151,11 @@ const NOT_KEPT: [(&str, Option<Outcome>); 14] = [
     ("a_leased_event_that_is_dropped_counts_as_missed", Some(Outcome::Refused(Need::ReportsGaps))),
     (
         "a_limit_in_bytes_never_drops_the_newest",
-        Some(Outcome::NotApplicable("there is no stream with such a limit")),
+        Some(Outcome::NotApplicable("the harness provides no stream with this limit")),
     ),
     (
         "a_reset_forgets_what_was_to_come_first",
-        Some(Outcome::NotApplicable("the provider moves no consumer that starts so")),
+        Some(Outcome::NotApplicable("the provider does not move consumers with this start policy")),
     ),
     ("an_error_is_not_the_end", Some(Outcome::Refused(Need::ReportsGaps))),
     ("an_overtaken_consumer_learns_how_many_it_missed", Some(Outcome::Refused(Need::ReportsGaps))),
@@ -195,7 +195,7 @@ fn what_is_not_kept_is_known() {
     let nats = nats();
     let mut known = NOT_KEPT.to_vec();
     if matches!(nats, Nats::Shared(_)) {
-        let why = Outcome::NotApplicable("nothing of this provider outlives a restart");
+        let why = Outcome::NotApplicable("the provider keeps nothing across a restart");
         known.extend(RESTARTS.map(|name| (name, Some(why))));
         known.sort_unstable_by_key(|(name, _)| *name);
     }

@@ -76,10 +76,10 @@ async fn the_whole_kit_is_kept(bus: &Bus) {
     }
     let true_reasons = [
         "the case takes more than two minutes",
-        "the harness can store no record that is not an event",
+        "the harness cannot store a record that is not an event",
         // Of a limit in bytes on NATS, whose server refuses an event that is larger than it.
-        "there is no stream with such a limit",
-        "the provider moves no consumer that starts so",
+        "the harness provides no stream with this limit",
+        "the provider does not move consumers with this start policy",
     ];
     for row in bus.rows(&["conformance", "--per-case"]) {
         let detail = row["detail"].as_str().unwrap();

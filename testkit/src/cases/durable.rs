@@ -10,7 +10,7 @@ use a3s_event::{DeliverPolicy, ErrorKind, EventError, Result, SubscribeOptions, 
 use crate::Outcome;
 use crate::world::{A_WHILE, Reader, SOON, World, ms};
 
-pub(super) const NO_RESTART: Outcome = Outcome::NotApplicable("nothing of this provider outlives a restart");
+pub(super) const NO_RESTART: Outcome = Outcome::NotApplicable("the provider keeps nothing across a restart");
 
 pub(super) async fn a_durable_keeps_its_position(w: &World<'_>) {
     let name = w.name("position");
@@ -23,7 +23,7 @@ pub(super) async fn a_durable_keeps_its_position(w: &World<'_>) {
     let mut reader = w.durable(&name).await;
     let rest = [&published[2..], &[while_away]].concat();
     w.check_eq("the rest after reopening", &reader.ack_many(3).await, &rest);
-    reader.silent_for(A_WHILE, "settled events do not come again").await;
+    reader.silent_for(A_WHILE, "settled events are not redelivered").await;
 }
 
 /// Takes and acks `count` events on either member; returns how many each member got.
@@ -56,7 +56,7 @@ pub(super) async fn members_share_the_work(w: &World<'_>) {
     let mut readers = [w.durable(&name).await, w.durable_on(&*elsewhere, &name, None).await];
     let published = w.publish_many("a", 20).await;
     let (sequences, _) = share(&mut readers, 20).await;
-    w.check_eq("sequences that the two members got", &sequences, &published);
+    w.check_eq("sequences received by the two members", &sequences, &published);
     for reader in &mut readers {
         reader.silent_for(A_WHILE, "each event goes to one member").await;
     }
@@ -84,11 +84,11 @@ pub(super) async fn a_busy_member_holds_up_nobody(w: &World<'_>) {
     let mut busy = w.durable(&name).await;
     let held_sequence = w.publish("a").await;
     let held = busy.next().await;
-    w.check_eq("what the busy one holds", &held.sequence(), &held_sequence);
+    w.check_eq("sequence held by the busy member", &held.sequence(), &held_sequence);
     let mut idle = w.durable_on(&*elsewhere, &name, None).await;
     for topic in ["a", "b", "a", "c"] {
         let published = w.publish(topic).await;
-        w.check_eq("what the idle one receives", &idle.ack_next().await, &published);
+        w.check_eq("sequence received by the idle member", &idle.ack_next().await, &published);
     }
     w.ok("ack", held.ack().await);
 }
@@ -97,8 +97,8 @@ pub(super) async fn each_durable_gets_everything(w: &World<'_>) {
     let mut first = w.durable(&w.name("first")).await;
     let mut second = w.durable(&w.name("second")).await;
     let published = w.publish_many("a", 5).await;
-    w.check_eq("events of the first", &first.ack_many(5).await, &published);
-    w.check_eq("events of the second", &second.ack_many(5).await, &published);
+    w.check_eq("events of the first consumer", &first.ack_many(5).await, &published);
+    w.check_eq("events of the second consumer", &second.ack_many(5).await, &published);
 }
 
 fn conflict_field(opened: Result<Box<dyn Subscription>>) -> Option<String> {
@@ -197,7 +197,7 @@ pub(super) async fn unsubscribe_ends_open_subscriptions(w: &World<'_>) {
     waiting.ended().await;
 }
 
-const NOT_TOLD: Outcome = Outcome::NotApplicable("the provider does not tell");
+const NOT_TOLD: Outcome = Outcome::NotApplicable("the provider does not report it");
 
 pub(super) async fn a_deleted_consumer_says_so(w: &World<'_>) -> Outcome {
     let name = w.name("deleted");
@@ -243,11 +243,19 @@ pub(super) async fn settings_are_those_in_force(w: &World<'_>) -> Outcome {
     };
     let elsewhere = w.fixture.connect().await;
     let second = w.durable_on(&*elsewhere, &name, Some(options.clone())).await;
-    w.check_eq("settings of who changed them", &second.subscription.settings(), &Some(config(&options)));
+    w.check_eq(
+        "settings of the member that changed them",
+        &second.subscription.settings(),
+        &Some(config(&options)),
+    );
     let third = w.durable(&name).await;
-    w.check_eq("settings of who took them", &third.subscription.settings(), &Some(config(&options)));
+    w.check_eq(
+        "settings of the member that kept them",
+        &third.subscription.settings(),
+        &Some(config(&options)),
+    );
     let told = || async { first.subscription.settings() };
-    w.eventually("settings of who was there before", Some(config(&options)), told).await;
+    w.eventually("settings of the earlier member", Some(config(&options)), told).await;
     Outcome::Kept
 }
 
@@ -260,7 +268,7 @@ async fn all_are_ended(w: &World<'_>, name: &str, end: impl Future<Output = Resu
             w.elapse(ms(50)).await;
             end.await
         });
-    w.ok("ending it", ended);
+    w.ok("ending the subscriptions", ended);
     for answer in [first, second, third] {
         w.check(&format!("Ok(None), found {answer:?}"), matches!(answer, Ok(None)));
     }
@@ -319,7 +327,7 @@ pub(super) async fn a_position_outlives_a_restart(w: &World<'_>) -> Outcome {
     };
     let mut reader = w.durable_on(&*reopened, &name, None).await;
     w.check_eq("next event", &reader.ack_next().await, &published[2]);
-    reader.silent_for(A_WHILE, "settled events do not come again").await;
+    reader.silent_for(A_WHILE, "settled events are not redelivered").await;
     Outcome::Kept
 }
 

@@ -42,10 +42,10 @@ pub(super) async fn history_does_not_wait_for_more(w: &World<'_>) {
         let reading = w.provider.history(None, limit);
         match tokio::time::timeout(ms(2_000), reading).await {
             Ok(found) => w.ok("history", found).len(),
-            Err(_) => w.fail(&"expected a history that is too short at once, found that it waits"),
+            Err(_) => w.fail(&"expected a history that is too short to return at once, but it waits"),
         }
     };
-    w.check_eq("history of nothing", &read(10).await, &0);
+    w.check_eq("history of an empty stream", &read(10).await, &0);
     w.publish_many("a", 2).await;
     w.check_eq("history of two", &read(10).await, &2);
 }
@@ -113,7 +113,7 @@ pub(super) async fn a_query_reads_a_sequence_range(w: &World<'_>) {
     let between = HistoryQuery::new(100).since_sequence(p[1]).before_sequence(p[4]);
     w.check_eq("between", &sequences(&query(w, between).await), &newest_first(&p[1..4]));
     let newest = HistoryQuery::new(2).since_sequence(p[1]).before_sequence(p[4]);
-    w.check_eq("the newest two of it", &sequences(&query(w, newest).await), &newest_first(&p[2..4]));
+    w.check_eq("the newest two in the range", &sequences(&query(w, newest).await), &newest_first(&p[2..4]));
 }
 
 pub(super) async fn a_query_reads_a_time_range(w: &World<'_>) {
@@ -151,9 +151,13 @@ pub(super) async fn a_query_combines_its_conditions(w: &World<'_>) {
     };
     let in_time = |limit| HistoryQuery::new(limit).since_time(since).before_time(before);
     w.check_eq("matches in a time range", &read(in_time(100)).await, &newest_first(&wanted[1..4]));
-    w.check_eq("the newest two of it", &read(in_time(2)).await, &newest_first(&wanted[2..4]));
+    w.check_eq("the newest two in the range", &read(in_time(2)).await, &newest_first(&wanted[2..4]));
     let also_by_sequence = in_time(100).since_sequence(wanted[0]).before_sequence(wanted[3]);
-    w.check_eq("also by sequence", &read(also_by_sequence).await, &newest_first(&wanted[1..3]));
+    w.check_eq(
+        "matches in a time and sequence range",
+        &read(also_by_sequence).await,
+        &newest_first(&wanted[1..3]),
+    );
 }
 
 pub(super) async fn a_query_pages_through_everything(w: &World<'_>) {
@@ -182,7 +186,7 @@ async fn pages(w: &World<'_>, query: HistoryQuery, most: usize) -> (Vec<u64>, Ve
     for _ in 0..most {
         let Some(query) = next else { break };
         let page = page(w, &query).await;
-        w.check("a page has at most as many events as were asked for", page.events.len() <= query.limit);
+        w.check("a page has at most as many events as its limit", page.events.len() <= query.limit);
         events.extend(sequences(&page.events));
         unreadable.extend(page.unreadable.iter().map(|record| record.sequence));
         if let Some(from) = page.searched_from {
@@ -200,29 +204,32 @@ pub(super) async fn a_page_says_how_far_it_searched(w: &World<'_>) {
     let all = HistoryQuery::new(100).filter(w.all());
     let whole = page(w, &all).await;
     w.check_eq("all events", &sequences(&whole.events), &newest_first(&p));
-    w.check_eq("where the next page begins", &whole.next, &None);
+    w.check_eq("start of the next page", &whole.next, &None);
     w.check("is_complete of a whole page", whole.is_complete());
-    w.check("it searched from the first or before", whole.searched_from.is_some_and(|from| from <= p[0]));
+    w.check(
+        "the page searched from the first event or before it",
+        whole.searched_from.is_some_and(|from| from <= p[0]),
+    );
 
     let two = page(w, &HistoryQuery::new(2).filter(w.all())).await;
     w.check_eq("the newest two", &sequences(&two.events), &newest_first(&p[4..]));
     w.check(
-        "the next page begins behind what was found",
+        "the next page begins after the found events",
         two.next.is_some_and(|next| next > p[3] && next <= p[4]),
     );
-    w.check_eq("the page searched down to there", &two.searched_from, &two.next);
-    w.check("is_complete of a part", !two.is_complete());
+    w.check_eq("lowest sequence that the page searched", &two.searched_from, &two.next);
+    w.check("is_complete is false for a part", !two.is_complete());
 
     let range = all.clone().since_sequence(p[1]).before_sequence(p[4]);
     let ranged = page(w, &range).await;
     w.check_eq("a range", &sequences(&ranged.events), &newest_first(&p[1..4]));
-    w.check_eq("where its next page begins", &ranged.next, &None);
-    w.check_eq("it searched from its start", &ranged.searched_from, &Some(p[1]));
+    w.check_eq("start of the next page of the range", &ranged.next, &None);
+    w.check_eq("lowest sequence searched in the range", &ranged.searched_from, &Some(p[1]));
 
     let nothing = page(w, &all.before_sequence(p[0]).since_sequence(p[0])).await;
     w.check_eq("an empty range", &(nothing.events.len(), nothing.unreadable.len()), &(0, 0));
-    w.check_eq("where the page behind nothing begins", &nothing.next, &None);
-    w.check_eq("what it searched", &nothing.searched_from, &None);
+    w.check_eq("start of the page after an empty range", &nothing.next, &None);
+    w.check_eq("lowest sequence searched in an empty range", &nothing.searched_from, &None);
 }
 
 pub(super) async fn pages_cover_everything_once(w: &World<'_>) {
@@ -236,7 +243,7 @@ pub(super) async fn pages_cover_everything_once(w: &World<'_>) {
         let query = HistoryQuery::new(limit).filter(w.subject("wanted"));
         let (events, unreadable) = pages(w, query, 1_000).await;
         w.check_eq(&format!("events on pages of {limit}"), &events, &newest_first(&wanted));
-        w.check_eq("records that cannot be read", &unreadable, &Vec::new());
+        w.check_eq("unreadable records", &unreadable, &Vec::new());
     }
     let range =
         HistoryQuery::new(2).filter(w.subject("wanted")).since_sequence(wanted[2]).before_sequence(wanted[9]);
@@ -248,21 +255,21 @@ pub(super) async fn a_page_names_what_cannot_be_read(w: &World<'_>) -> Outcome {
     let mut stored = Vec::new();
     for raw in [b"\xff not an event".as_slice(), b"{", b"[]"] {
         let Some(sequence) = w.fixture.store_undecodable(&w.subject("a"), raw).await else {
-            return Outcome::NotApplicable("the harness can store no record that is not an event");
+            return Outcome::NotApplicable("the harness cannot store a record that is not an event");
         };
         stored.push(sequence);
         readable.push(w.publish("a").await);
     }
     let all = |limit| HistoryQuery::new(limit).filter(w.all());
     let whole = page(w, &all(100)).await;
-    w.check_eq("the events around them", &sequences(&whole.events), &newest_first(&readable));
+    w.check_eq("events around the unreadable records", &sequences(&whole.events), &newest_first(&readable));
     let named: Vec<u64> = whole.unreadable.iter().map(|record| record.sequence).collect();
-    w.check_eq("the records that cannot be read", &named, &newest_first(&stored));
+    w.check_eq("unreadable records", &named, &newest_first(&stored));
     for record in &whole.unreadable {
-        w.check("each has a reason", !record.reason.is_empty());
+        w.check("each unreadable record has a reason", !record.reason.is_empty());
         let subject = record.subject.as_deref();
         w.check(
-            "its subject is the one that it is stored under",
+            "an unreadable record has the subject that it is stored under",
             subject.is_none_or(|s| s == w.subject("a")),
         );
     }
@@ -270,17 +277,13 @@ pub(super) async fn a_page_names_what_cannot_be_read(w: &World<'_>) -> Outcome {
     for limit in [1, 2, 3, 4] {
         let (events, unreadable) = pages(w, all(limit), 100).await;
         w.check_eq(&format!("events on pages of {limit}"), &events, &newest_first(&readable));
-        w.check_eq(
-            &format!("records that cannot be read on pages of {limit}"),
-            &unreadable,
-            &newest_first(&stored),
-        );
+        w.check_eq(&format!("unreadable records on pages of {limit}"), &unreadable, &newest_first(&stored));
     }
     let range = all(100).since_sequence(stored[1]).before_sequence(stored[2]);
     let ranged = page(w, &range).await;
     w.check_eq("events of a range", &sequences(&ranged.events), &vec![readable[2]]);
     let named: Vec<u64> = ranged.unreadable.iter().map(|record| record.sequence).collect();
-    w.check_eq("what of a range cannot be read", &named, &vec![stored[1]]);
+    w.check_eq("unreadable records of a range", &named, &vec![stored[1]]);
     // A query without pages omits them.
     w.check_eq("query", &sequences(&query(w, HistoryQuery::new(4)).await), &newest_first(&readable));
     Outcome::Kept
@@ -302,7 +305,7 @@ pub(super) async fn a_query_tells_sequence_and_storage_time(w: &World<'_>) {
 async fn consumer(w: &World<'_>, name: &str) -> ConsumerInfo {
     let consumers = w.call("consumers", w.provider.consumers()).await;
     let found = w.ok("consumers", consumers).into_iter().find(|consumer| consumer.name == name);
-    found.unwrap_or_else(|| w.fail(&format!("expected the consumer {name} in the list, found it missing")))
+    found.unwrap_or_else(|| w.fail(&format!("expected the consumer {name} in the list, but it is missing")))
 }
 
 pub(super) async fn consumers_lists_lag_pending_and_redelivered(w: &World<'_>) {

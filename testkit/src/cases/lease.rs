@@ -47,7 +47,7 @@ pub(super) async fn the_lease_counts_from_hand_out(w: &World<'_>) {
     let before = Instant::now();
     let second = reader.next().await;
     w.check_eq("second event", &(second.sequence(), second.num_delivered()), &(published[1], 1));
-    reader.next_not_before(before, ms(1_000), "its lease began when it was handed out").await;
+    reader.next_not_before(before, ms(1_000), "the lease began when the event was handed out").await;
 }
 
 pub(super) async fn a_member_takes_over_from_a_dead_one(w: &World<'_>) {
@@ -56,10 +56,10 @@ pub(super) async fn a_member_takes_over_from_a_dead_one(w: &World<'_>) {
     let mut waiting = w.durable(&name).await;
     let published = w.publish_many("a", 2).await;
     for sequence in &published {
-        w.check_eq("held by the dead member", &dead.next().await.sequence(), sequence);
+        w.check_eq("events held by the dead member", &dead.next().await.sequence(), sequence);
     }
     drop(dead);
-    w.check_eq("taken over", &waiting.ack_many(2).await, &published);
+    w.check_eq("events taken over by the other member", &waiting.ack_many(2).await, &published);
 }
 
 pub(super) async fn a_waiting_member_takes_over_a_lost_lease(w: &World<'_>) {
@@ -103,8 +103,8 @@ pub(super) async fn an_exhausted_event_holds_no_other_up(w: &World<'_>) {
     let mut reader = w.subscribe_with(options).await;
     let published = w.publish_many("a", 3).await;
     w.check_eq("first event", &reader.next().await.sequence(), &published[0]);
-    w.check_eq("after a lost lease", &reader.next().await.sequence(), &published[1]);
-    w.check_eq("after another one", &reader.ack_next().await, &published[2]);
+    w.check_eq("event after a lost lease", &reader.next().await.sequence(), &published[1]);
+    w.check_eq("event after another lost lease", &reader.ack_next().await, &published[2]);
 }
 
 pub(super) async fn redelivery_is_unlimited_by_default(w: &World<'_>) {

@@ -16,8 +16,8 @@ pub(super) async fn ephemerals_are_private(w: &World<'_>) {
     let mut first = w.subscribe().await;
     let mut second = w.subscribe().await;
     let published = w.publish_many("a", 5).await;
-    w.check_eq("events of the first", &first.ack_many(5).await, &published);
-    w.check_eq("events of the second", &second.ack_many(5).await, &published);
+    w.check_eq("events of the first consumer", &first.ack_many(5).await, &published);
+    w.check_eq("events of the second consumer", &second.ack_many(5).await, &published);
 }
 
 async fn consumers(w: &World<'_>) -> usize {
@@ -39,7 +39,7 @@ pub(super) async fn next_settles_before_handing_over(w: &World<'_>) {
     let mut reader = w.subscribe_with(options).await;
     let sequence = w.publish("a").await;
     w.check_eq("sequence", &reader.next_settled().await.sequence, &sequence);
-    reader.silent_for(ms(2_000), "it was settled before it was handed over").await;
+    reader.silent_for(ms(2_000), "the event was settled before next returned it").await;
 }
 
 pub(super) async fn a_publish_wakes_a_waiting_subscriber(w: &World<'_>) {
@@ -176,7 +176,7 @@ async fn nothing_is_lost(w: &World<'_>, take: Take) {
             }
         }
     }
-    reader.silent_for(A_WHILE, "everything was received once").await;
+    reader.silent_for(A_WHILE, "every event was received once").await;
 }
 
 pub(super) async fn cancelling_next_loses_nothing(w: &World<'_>) {
@@ -267,7 +267,7 @@ pub(super) async fn what_was_handed_out_can_be_settled_after_close(w: &World<'_>
     let mut other = w.durable(&name).await;
     let mut rest = other.ack_many(2).await;
     rest.sort_unstable();
-    w.check_eq("the naked event and the next one", &rest, &published[1..].to_vec());
+    w.check_eq("the nacked event and the next one", &rest, &published[1..].to_vec());
 }
 
 pub(super) async fn a_closed_provider_refuses_publishes(w: &World<'_>) {
@@ -316,12 +316,12 @@ pub(super) async fn next_batch_takes_at_most_max_in_order(w: &World<'_>) {
         received.extend(sequences);
     }
     w.check_eq("received events", &received, &published);
-    w.check_eq("a batch of at most 0", &batch(&mut reader, 0, SOON).await, &vec![]);
+    w.check_eq("a batch with a maximum of 0", &batch(&mut reader, 0, SOON).await, &vec![]);
 }
 
 pub(super) async fn next_batch_does_not_wait_to_be_full(w: &World<'_>) {
     let mut reader = w.subscribe().await;
-    w.check_eq("a batch of nothing", &batch(&mut reader, 10, ms(50)).await, &vec![]);
+    w.check_eq("a batch without events", &batch(&mut reader, 10, ms(50)).await, &vec![]);
     let sequence = w.publish("a").await;
     // One event is available: waiting for the other nine would take an hour.
     let found = tokio::time::timeout(SOON, batch(&mut reader, 10, ms(3_600_000))).await;
@@ -331,7 +331,7 @@ pub(super) async fn next_batch_does_not_wait_to_be_full(w: &World<'_>) {
 pub(super) async fn a_wait_may_have_any_length(w: &World<'_>) {
     let mut reader = w.subscribe().await;
     for wait in [Duration::ZERO, Duration::from_nanos(1)] {
-        w.check_eq("a batch of nothing", &batch(&mut reader, 10, wait).await, &vec![]);
+        w.check_eq("a batch without events", &batch(&mut reader, 10, wait).await, &vec![]);
     }
     let (found, published) =
         tokio::join!(tokio::time::timeout(SOON, batch(&mut reader, 10, Duration::MAX)), async {
@@ -339,7 +339,7 @@ pub(super) async fn a_wait_may_have_any_length(w: &World<'_>) {
             let options = PublishOptions { timeout_secs: Some(u64::MAX), ..Default::default() };
             w.publish_with("a", options).await
         });
-    let published = w.ok("a publish that may take for ever", published);
+    let published = w.ok("a publish without an end of its timeout", published);
     w.check_eq("the batch", &found.ok(), &Some(vec![published]));
 }
 
@@ -348,7 +348,7 @@ pub(super) async fn an_undecodable_record_surfaces_once(w: &World<'_>) -> Outcom
     let options = SubscribeOptions { ack_wait_secs: Some(1), ..Default::default() };
     let mut reader = w.subscribe_with(options).await;
     let Some(stored) = w.fixture.store_undecodable(&w.subject("a"), raw).await else {
-        return Outcome::NotApplicable("the harness can store no record that is not an event");
+        return Outcome::NotApplicable("the harness cannot store a record that is not an event");
     };
     match reader.answer().await {
         Err(EventError::Undecodable { sequence, raw: found, .. }) => {
@@ -356,7 +356,7 @@ pub(super) async fn an_undecodable_record_surfaces_once(w: &World<'_>) -> Outcom
         }
         other => w.fail(&format!("expected Undecodable, found {other:?}")),
     }
-    reader.silent_for(ms(2_000), "it surfaces once").await;
+    reader.silent_for(ms(2_000), "the record surfaces once").await;
     Outcome::Kept
 }
 
@@ -364,12 +364,12 @@ pub(super) async fn an_undecodable_record_blocks_nothing(w: &World<'_>) -> Outco
     let mut reader = w.subscribe().await;
     let before = w.publish("a").await;
     let Some(_) = w.fixture.store_undecodable(&w.subject("a"), b"{").await else {
-        return Outcome::NotApplicable("the harness can store no record that is not an event");
+        return Outcome::NotApplicable("the harness cannot store a record that is not an event");
     };
     let after = w.publish("a").await;
-    w.check_eq("the event before it", &reader.ack_next().await, &before);
+    w.check_eq("event before the record", &reader.ack_next().await, &before);
     let error = w.refused("the record", reader.answer().await);
     w.check_eq("kind of the error", &error.kind(), &ErrorKind::Undecodable);
-    w.check_eq("the event behind it", &reader.ack_next().await, &after);
+    w.check_eq("event after the record", &reader.ack_next().await, &after);
     Outcome::Kept
 }

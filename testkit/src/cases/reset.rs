@@ -24,8 +24,8 @@ pub(super) async fn a_reset_to_the_first_delivers_everything_again(w: &World<'_>
         w.ok("ack", delivery.ack().await);
     }
     let live = w.publish("a").await;
-    w.check_eq("what is published then", &reader.ack_next().await, &live);
-    reader.silent_for(A_WHILE, "everything came once").await;
+    w.check_eq("event published after the move", &reader.ack_next().await, &live);
+    reader.silent_for(A_WHILE, "every event was delivered once").await;
 }
 
 pub(super) async fn a_reset_to_the_last_skips_what_is_stored(w: &World<'_>) {
@@ -34,9 +34,9 @@ pub(super) async fn a_reset_to_the_last_skips_what_is_stored(w: &World<'_>) {
     let mut reader = w.durable(&name).await;
     w.ok("release", reader.next().await.release().await);
     reset(w, &name, ConsumerPosition::Last).await;
-    reader.silent_for(A_WHILE, "nothing was published since").await;
+    reader.silent_for(A_WHILE, "nothing was published after the move").await;
     let live = w.publish("a").await;
-    w.check_eq("what is published then", &reader.ack_next().await, &live);
+    w.check_eq("event published after the move", &reader.ack_next().await, &live);
 }
 
 pub(super) async fn a_reset_goes_to_a_sequence(w: &World<'_>) {
@@ -45,12 +45,12 @@ pub(super) async fn a_reset_goes_to_a_sequence(w: &World<'_>) {
     let mut reader = w.durable(&name).await;
     reader.ack_many(4).await;
     reset(w, &name, ConsumerPosition::Sequence(published[2])).await;
-    w.check_eq("from the third on", &reader.ack_many(2).await, &published[2..].to_vec());
+    w.check_eq("events from the third one", &reader.ack_many(2).await, &published[2..].to_vec());
     reset(w, &name, ConsumerPosition::Sequence(0)).await;
-    w.check_eq("from before the first on", &reader.ack_many(4).await, &published);
+    w.check_eq("events from before the first one", &reader.ack_many(4).await, &published);
     reset(w, &name, ConsumerPosition::Sequence(u64::MAX)).await;
     let live = w.publish("a").await;
-    w.check_eq("from behind the last on", &reader.ack_next().await, &live);
+    w.check_eq("event after the last one", &reader.ack_next().await, &live);
 }
 
 pub(super) async fn a_reset_goes_to_a_time(w: &World<'_>) {
@@ -61,13 +61,13 @@ pub(super) async fn a_reset_goes_to_a_time(w: &World<'_>) {
     let mut reader = w.durable(&name).await;
     reader.ack_many(2).await;
     reset(w, &name, ConsumerPosition::Time(between)).await;
-    w.check_eq("what was stored since", &reader.ack_next().await, &behind);
-    reader.silent_for(A_WHILE, "that was all").await;
+    w.check_eq("events stored at that time or later", &reader.ack_next().await, &behind);
+    reader.silent_for(A_WHILE, "no further event").await;
     reset(w, &name, ConsumerPosition::Time(0)).await;
-    w.check_eq("what was stored since 1970", &reader.ack_many(2).await, &vec![before, behind]);
+    w.check_eq("events stored after 1970", &reader.ack_many(2).await, &vec![before, behind]);
     reset(w, &name, ConsumerPosition::Time(u64::MAX)).await;
     let live = w.publish("a").await;
-    w.check_eq("from the end on", &reader.ack_next().await, &live);
+    w.check_eq("event published after a move to the end", &reader.ack_next().await, &live);
 }
 
 pub(super) async fn a_reset_wakes_waiting_members(w: &World<'_>) {
@@ -81,7 +81,7 @@ pub(super) async fn a_reset_wakes_waiting_members(w: &World<'_>) {
     });
     let mut sequences = vec![one.sequence(), two.sequence()];
     sequences.sort_unstable();
-    w.check_eq("what the two members got", &sequences, &published);
+    w.check_eq("sequences received by the two members", &sequences, &published);
 }
 
 pub(super) async fn a_reset_forgets_what_was_to_come_first(w: &World<'_>) -> Outcome {
@@ -95,13 +95,17 @@ pub(super) async fn a_reset_forgets_what_was_to_come_first(w: &World<'_>) -> Out
     let live = w.publish("x").await;
     if let Err(EventError::Unsupported { .. }) = moved {
         // Refused for this start, so nothing has changed.
-        w.check_eq("what goes on", &reader.ack_many(3).await, &[&published[1..], &[live]].concat());
-        reader.silent_for(A_WHILE, "that was all").await;
-        return Outcome::NotApplicable("the provider moves no consumer that starts so");
+        w.check_eq(
+            "events after the refused move",
+            &reader.ack_many(3).await,
+            &[&published[1..], &[live]].concat(),
+        );
+        reader.silent_for(A_WHILE, "no further event").await;
+        return Outcome::NotApplicable("the provider does not move consumers with this start policy");
     }
     w.ok("reset_consumer", moved);
-    w.check_eq("what is published then", &reader.ack_next().await, &live);
-    reader.silent_for(A_WHILE, "the rest was forgotten").await;
+    w.check_eq("event published after the move", &reader.ack_next().await, &live);
+    reader.silent_for(A_WHILE, "the other selected events were discarded").await;
     Outcome::Kept
 }
 
@@ -143,7 +147,7 @@ pub(super) async fn a_reset_outlives_a_restart(w: &World<'_>) -> Outcome {
         return NO_RESTART;
     };
     let mut reader = w.durable_on(&*reopened, &name, None).await;
-    w.check_eq("what comes then", &reader.ack_many(2).await, &published[1..].to_vec());
-    reader.silent_for(A_WHILE, "that was all").await;
+    w.check_eq("next event", &reader.ack_many(2).await, &published[1..].to_vec());
+    reader.silent_for(A_WHILE, "no further event").await;
     Outcome::Kept
 }

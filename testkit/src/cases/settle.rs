@@ -20,7 +20,7 @@ const fn after_a_lease_of(secs: u64) -> Duration {
 pub(super) async fn first_deliveries_come_in_order(w: &World<'_>) {
     let mut live = w.subscribe().await;
     let published = w.publish_many("a", 30).await;
-    w.check_eq("sequences as they come", &live.ack_many(30).await, &published);
+    w.check_eq("sequences in order of delivery", &live.ack_many(30).await, &published);
     let mut unsettled = w.subscribe().await;
     let held: Vec<_> = unsettled.hold(30).await.iter().map(Delivery::sequence).collect();
     w.check_eq("sequences without acks", &held, &published);
@@ -88,7 +88,7 @@ pub(super) async fn ack_settles(w: &World<'_>) {
     w.publish_many("a", 2).await;
     w.ok("ack", reader.next().await.ack().await);
     w.ok("ack_confirmed", reader.next().await.ack_confirmed().await);
-    reader.silent_for(after_a_lease_of(1), "acked events do not come again").await;
+    reader.silent_for(after_a_lease_of(1), "acked events are not redelivered").await;
 }
 
 /// Acks this many events, without waiting for the backend.
@@ -139,7 +139,7 @@ pub(super) async fn nak_redelivers_at_once(w: &World<'_>) {
     let again = reader.next_at_once().await;
     w.check_eq("sequence and attempt", &(again.sequence(), again.num_delivered()), &(sequence, 2));
     w.ok("ack", again.ack().await);
-    reader.silent_for(A_WHILE, "it is settled now").await;
+    reader.silent_for(A_WHILE, "the event is settled").await;
 }
 
 fn backoff(secs: &[u64]) -> SubscribeOptions {
@@ -181,14 +181,14 @@ pub(super) async fn a_delayed_event_holds_no_other_up(w: &World<'_>) {
     let mut reader = w.subscribe().await;
     let published = w.publish_many("a", 3).await;
     w.ok("nak_after", reader.next().await.nak_after(ms(60_000)).await);
-    w.check_eq("the others", &reader.ack_many(2).await, &published[1..].to_vec());
+    w.check_eq("the other events", &reader.ack_many(2).await, &published[1..].to_vec());
 }
 
 pub(super) async fn term_settles(w: &World<'_>) {
     let mut reader = w.subscribe_with(ack_wait(1)).await;
     w.publish("a").await;
     w.ok("term", reader.next().await.term("not for us").await);
-    reader.silent_for(after_a_lease_of(1), "a terminated event does not come again").await;
+    reader.silent_for(after_a_lease_of(1), "a terminated event is not redelivered").await;
 }
 
 pub(super) async fn extend_restarts_the_lease(w: &World<'_>) {
@@ -277,14 +277,14 @@ pub(super) async fn what_is_due_comes_in_sequence_order(w: &World<'_>) {
     let mut published = w.publish_many("a", 6).await;
     let mut held: Vec<_> = reader.hold(6).await.into_iter().map(Some).collect();
     for (position, index) in [3, 5, 1, 4, 0, 2].into_iter().enumerate() {
-        let Some(delivery) = held[index].take() else { w.fail(&"each is given back once") };
+        let Some(delivery) = held[index].take() else { w.fail(&"each event is settled once") };
         let given_back = if position % 2 == 0 { delivery.release().await } else { delivery.nak().await };
-        w.ok("giving it back", given_back);
+        w.ok("release or nak", given_back);
         // No two may be released or nacked at the same time.
         w.elapse(ms(3)).await;
     }
     published.push(w.publish("a").await);
-    w.check_eq("sequences as they come again", &reader.ack_many(7).await, &published);
+    w.check_eq("sequences in order of redelivery", &reader.ack_many(7).await, &published);
 }
 
 pub(super) async fn a_delay_may_have_any_length(w: &World<'_>) {
@@ -299,5 +299,5 @@ pub(super) async fn a_delay_may_have_any_length(w: &World<'_>) {
     w.ok("nak_after", delivery.nak_after(Duration::MAX).await);
     let other = w.publish("a").await;
     w.check_eq("another event", &reader.ack_next().await, &other);
-    reader.silent_for(after_a_lease_of(1), "it was refused for ever").await;
+    reader.silent_for(after_a_lease_of(1), "the delay of the nak never ends").await;
 }

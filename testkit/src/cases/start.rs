@@ -13,7 +13,7 @@ async fn receives(w: &World<'_>, mut reader: Reader<'_>, expected: &[u64]) -> u6
     let live = w.publish("a").await;
     let expected = [expected, &[live]].concat();
     w.check_eq("received sequences", &reader.ack_many(expected.len()).await, &expected);
-    reader.silent_for(A_WHILE, "everything was received").await;
+    reader.silent_for(A_WHILE, "every event was received").await;
     live
 }
 
@@ -76,13 +76,13 @@ pub(super) async fn a_start_time_in_the_future_is_waited_for(w: &World<'_>) {
         never.push(w.subscribe_with(by_start_time(far)).await);
     }
     let (mut reader, before, timestamp) = before_its_start(w).await;
-    reader.silent_for(A_WHILE, "it was stored before the start").await;
+    reader.silent_for(A_WHILE, "the event was stored before the start").await;
     w.storage_time_behind(timestamp).await;
     let behind = w.publish("a").await;
     w.check("sequences increase", behind > before);
-    w.check_eq("what is stored from then on", &reader.ack_next().await, &behind);
+    w.check_eq("events stored from the start time", &reader.ack_next().await, &behind);
     for reader in &mut never {
-        reader.silent_for(ms(50), "its start is far away").await;
+        reader.silent_for(ms(50), "the start time is in the distant future").await;
     }
 }
 

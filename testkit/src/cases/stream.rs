@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::world::{A_WHILE, Reader, SOON, World, ms};
 use crate::{Outcome, Settings};
 
-const NO_RETENTION: Outcome = Outcome::NotApplicable("there is no stream with such a limit");
+const NO_RETENTION: Outcome = Outcome::NotApplicable("the harness provides no stream with this limit");
 
 fn msg_id(id: &str) -> PublishOptions {
     PublishOptions { msg_id: Some(id.to_owned()), ..Default::default() }
@@ -36,8 +36,11 @@ pub(super) async fn sequences_increase_per_subject(w: &World<'_>) {
     for topic in ["a", "b", "a", "c", "a", "b", "c", "a"] {
         let sequence = w.publish(topic).await;
         let before = last.insert(topic, sequence).unwrap_or(0);
-        w.check(&format!("{sequence} is above {before}, the one before under {topic}"), sequence > before);
-        w.check(&format!("{sequence} is given once"), seen.insert(sequence));
+        w.check(
+            &format!("{sequence} is above {before}, the previous sequence of {topic}"),
+            sequence > before,
+        );
+        w.check(&format!("{sequence} is returned once"), seen.insert(sequence));
     }
 }
 
@@ -52,7 +55,7 @@ pub(super) async fn sequences_increase_across_publishers(w: &World<'_>) {
                 let before = acknowledged.lock().await.iter().copied().max().unwrap_or(0);
                 let sequence = provider.publish(&event).await.map_err(|error| error.to_string())?;
                 if sequence <= before {
-                    return Err(format!("{sequence} was given after {before} had been acknowledged"));
+                    return Err(format!("{sequence} was returned after {before} had been acknowledged"));
                 }
                 acknowledged.lock().await.push(sequence);
             }
@@ -295,7 +298,7 @@ pub(super) async fn an_unexpected_sequence_is_a_conflict(w: &World<'_>) {
         let answer = w.publish_with("a", expecting(wrong)).await;
         let error = w.refused(&format!("expected_sequence {wrong} after {second}"), answer);
         w.check_eq("kind of the error", &error.kind(), &ErrorKind::Conflict);
-        w.check("certainly not stored", !error.may_be_stored());
+        w.check("may_be_stored is false", !error.may_be_stored());
     }
     w.check_eq("stored events", &w.stored().await, &2);
 }
@@ -315,7 +318,7 @@ pub(super) async fn of_racing_expectations_one_wins(w: &World<'_>) {
             Err(error) => w.check_eq("kind of the error", &error.kind(), &ErrorKind::Conflict),
         }
     }
-    w.check_eq("publishes that won", &winners, &1);
+    w.check_eq("publishes that succeeded", &winners, &1);
     w.check_eq("stored events", &w.stored().await, &2);
 }
 
@@ -336,7 +339,7 @@ pub(super) async fn a_batch_answers_in_order(w: &World<'_>) {
         w.ok("ack", delivery.ack().await);
     }
     let nothing = w.call("publish_batch", w.provider.publish_batch(&[])).await;
-    w.check("no answer to an empty batch", nothing.is_empty());
+    w.check("an empty batch returns no results", nothing.is_empty());
 }
 
 pub(super) async fn a_batch_goes_on_behind_a_failure(w: &World<'_>) {
@@ -430,9 +433,9 @@ pub(super) async fn a_leased_event_that_is_dropped_counts_as_missed(w: &World<'_
     let _held = reader.next().await;
     w.publish_many("other", 5).await;
     lagged(&mut reader, 1).await;
-    w.not_before(before, ms(1_000), "its lease holds");
+    w.not_before(before, ms(1_000), "the lease is in force");
     let live = w.publish("wanted").await;
-    w.check_eq("a live event behind the gap", &reader.ack_next().await, &live);
+    w.check_eq("a new event after the gap", &reader.ack_next().await, &live);
     Outcome::Kept
 }
 
@@ -453,13 +456,13 @@ pub(super) async fn only_what_lies_behind_the_start_is_missed(w: &World<'_>) -> 
     let mut reader = starting_ten_ahead(&w).await;
     let published = w.publish_many("wanted", 20).await;
     lagged(&mut reader, 6).await;
-    w.check_eq("what is retained", &reader.ack_many(5).await, &published[15..].to_vec());
+    w.check_eq("retained events", &reader.ack_many(5).await, &published[15..].to_vec());
     let Some(mixed) = w.with(Settings::max_events(5)).await else { return NO_RETENTION };
     let mut reader = starting_ten_ahead(&mixed).await;
     mixed.publish_many("wanted", 9).await;
     mixed.publish_many("other", 11).await;
     let live = mixed.publish("wanted").await;
-    mixed.check_eq("no match behind the start was missed", &reader.ack_next().await, &live);
+    mixed.check_eq("no matching event after the start was missed", &reader.ack_next().await, &live);
     Outcome::Kept
 }
 
@@ -474,14 +477,14 @@ pub(super) async fn last_per_subject_starts_with_what_is_retained(w: &World<'_>)
     }
     let options = SubscribeOptions { deliver_policy: DeliverPolicy::LastPerSubject, ..Default::default() };
     let mut prompt = w.subscribe_with(options.clone()).await;
-    w.check_eq("the newest of each", &prompt.ack_many(2).await, &vec![published[2], published[6]]);
+    w.check_eq("newest event of each subject", &prompt.ack_many(2).await, &vec![published[2], published[6]]);
     prompt.silent_for(A_WHILE, "two subjects are retained").await;
 
     let mut late = w.subscribe_with(options).await;
     let live = w.publish_many("w", 4).await;
     lagged(&mut late, 1).await;
     let rest = [&published[6..], &live].concat();
-    w.check_eq("the one that is left, then the live ones", &late.ack_many(5).await, &rest);
+    w.check_eq("the remaining event, then the new ones", &late.ack_many(5).await, &rest);
     Outcome::Kept
 }
 
@@ -524,9 +527,9 @@ pub(super) async fn an_error_is_not_the_end(w: &World<'_>) -> Outcome {
     } else {
         w.fail(&"expected an error about the missed events");
     }
-    w.check_eq("events behind the gap", &reader.ack_many(wanted.len()).await, &wanted);
+    w.check_eq("events after the gap", &reader.ack_many(wanted.len()).await, &wanted);
     let live = w.publish("wanted").await;
-    w.check_eq("a live event behind the gap", &reader.ack_next().await, &live);
+    w.check_eq("a new event after the gap", &reader.ack_next().await, &live);
     Outcome::Kept
 }
 

@@ -12,7 +12,7 @@ async fn all_refused(w: &World<'_>, what: &str, events: Vec<Event>) {
         let shown: String = event.subject.chars().take(60).collect();
         let error = w.refused(&format!("{what}, subject {shown:?}"), answer);
         w.check_eq(what, &error.kind(), &ErrorKind::InvalidInput);
-        w.check("certainly not stored", !error.may_be_stored());
+        w.check("may_be_stored is false", !error.may_be_stored());
     }
     w.check_eq("stored events", &w.history(None, 10).await.len(), &0);
 }
@@ -193,7 +193,7 @@ async fn received(w: &World<'_>, filter: &str, topics: &[&str], expected: usize)
         found.push(delivery.event().summary.clone());
         w.ok("ack", delivery.ack().await);
     }
-    reader.silent_for(A_WHILE, "only what matches").await;
+    reader.silent_for(A_WHILE, "only matching events").await;
     found
 }
 

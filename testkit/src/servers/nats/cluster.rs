@@ -111,12 +111,12 @@ impl NatsCluster {
 
     async fn ready(&self) {
         let config = json!({ "name": PROBE, "subjects": ["testkit.ready"], "num_replicas": NODES });
-        self.until("the cluster keeps a stream", async || {
+        self.until("the cluster can create a stream", async || {
             let made = self.ask(&format!("$JS.API.STREAM.CREATE.{PROBE}"), &config).await?;
             made.get("config").map(drop)
         })
         .await;
-        self.until("the stream is deleted again", async || {
+        self.until("the stream can be deleted", async || {
             let deleted = self.ask(&format!("$JS.API.STREAM.DELETE.{PROBE}"), &Value::Null).await?;
             (deleted["success"] == true || deleted["error"]["code"] == 404).then_some(())
         })
@@ -139,7 +139,7 @@ impl NatsCluster {
             if let Some(found) = look().await {
                 return found;
             }
-            assert!(started.elapsed() < READY_DEADLINE, "not within {READY_DEADLINE:?}: {what}");
+            assert!(started.elapsed() < READY_DEADLINE, "timed out after {READY_DEADLINE:?}: {what}");
             tokio::time::sleep(POLL).await;
         }
     }

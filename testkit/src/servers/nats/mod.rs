@@ -110,7 +110,7 @@ impl NatsServer {
         self.signal("TERM");
         let mut waited = Duration::ZERO;
         while self.child.try_wait().expect("a child process can be waited for").is_none() {
-            assert!(waited < START_DEADLINE, "nats-server did not end:\n{}", self.log());
+            assert!(waited < START_DEADLINE, "nats-server did not stop:\n{}", self.log());
             tokio::time::sleep(POLL).await;
             waited += POLL;
         }
@@ -200,7 +200,7 @@ fn spawn(binary: &Path, folder: &Path, port: u16) -> Child {
         .stdout(Stdio::null())
         .stderr(log)
         .spawn();
-    spawned.unwrap_or_else(|error| panic!("{} cannot be run: {error}", binary.display()))
+    spawned.unwrap_or_else(|error| panic!("running {} failed: {error}", binary.display()))
 }
 
 /// Returns a port that no program listens on. It is below the range of ephemeral ports. The system could give one of
@@ -230,7 +230,7 @@ fn new_folder() -> PathBuf {
             Ok(()) => return folder,
             // Left behind by a killed run that had the same process id.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => panic!("{} cannot be made: {error}", folder.display()),
+            Err(error) => panic!("creating {} failed: {error}", folder.display()),
         }
     }
 }

@@ -104,7 +104,7 @@ async fn answer(server: SocketAddr, subject: &str, body: &Value) -> io::Result<V
             let frame: Vec<u8> = received.drain(..length).collect();
             if let Some(message) = Message::parse(&frame) {
                 return serde_json::from_slice(message.payload)
-                    .map_err(|_| io::Error::other(format!("nobody answers {subject}")));
+                    .map_err(|_| io::Error::other(format!("no service answers {subject}")));
             }
             if frame.starts_with(b"-ERR") {
                 return Err(io::Error::other(String::from_utf8_lossy(&frame).into_owned()));
