@@ -26,31 +26,35 @@ fn write_bus(text: &mut String, snapshot: &BusMetricsSnapshot) -> fmt::Result {
         ("published", "Events published.", events.publish_count),
         (
             "publish_errors",
-            "Publishes that failed, other than those that a schema refused.",
+            "Publishes that failed for a reason other than schema validation.",
             events.publish_errors,
         ),
         ("subscribes", "Subscriptions registered or replaced.", events.subscribe_count),
         ("unsubscribes", "Subscriptions removed.", events.unsubscribe_count),
-        ("dead_letters", "Events written to the dead letters.", events.dlq_count),
-        ("validation_errors", "Payloads refused by their schema.", events.validation_errors),
+        ("dead_letters", "Events dead-lettered.", events.dlq_count),
+        ("validation_errors", "Payloads that violate their schema.", events.validation_errors),
         ("encrypts", "Payloads encrypted.", events.encrypt_count),
         ("decrypts", "Payloads decrypted.", events.decrypt_count),
-        ("acks_lost", "Acks that were sent and lost; their events come again.", snapshot.acks_lost),
-        ("stale_acks", "Acks that were sent and came too late.", snapshot.stale_acks),
+        ("acks_lost", "Acks that were sent and lost; their events are redelivered.", snapshot.acks_lost),
+        ("stale_acks", "Acks that were sent and arrived too late.", snapshot.stale_acks),
     ] {
         writeln!(text, "# HELP a3s_event_{name}_total {help}\n# TYPE a3s_event_{name}_total counter")?;
         writeln!(text, "a3s_event_{name}_total{{{labels}}} {value}")?;
     }
     for (name, help, value) in [
-        ("connected", "Whether the provider was healthy when last asked.", snapshot.connected.map(u64::from)),
-        ("observed_at_seconds", "When the provider last told the lag, in Unix time.", snapshot.observed_at),
+        (
+            "connected",
+            "1 if the provider was healthy at the last check, otherwise 0.",
+            snapshot.connected.map(u64::from),
+        ),
+        ("observed_at_seconds", "Unix time at which the lag was last read.", snapshot.observed_at),
     ] {
         let Some(value) = value else { continue };
         writeln!(text, "# HELP a3s_event_{name} {help}\n# TYPE a3s_event_{name} gauge")?;
         writeln!(text, "a3s_event_{name}{{{labels}}} {value}")?;
     }
     let name = "a3s_event_publish_duration_seconds";
-    writeln!(text, "# HELP {name} How long successful publishes took.\n# TYPE {name} histogram")?;
+    writeln!(text, "# HELP {name} Duration of successful publishes.\n# TYPE {name} histogram")?;
     write_histogram(text, name, &labels, &snapshot.publish_latency)
 }
 
@@ -59,21 +63,23 @@ type Read = fn(&ConsumerMetricsSnapshot) -> u64;
 fn write_consumers(text: &mut String, snapshot: &BusMetricsSnapshot) -> fmt::Result {
     let families: [(&str, &str, &str, Read); 14] = [
         ("delivered_total", "counter", "Deliveries.", |c| c.delivered),
-        ("redelivered_total", "counter", "Deliveries that were not the event's first.", |c| c.redelivered),
+        ("redelivered_total", "counter", "Deliveries of events that were delivered before.", |c| {
+            c.redelivered
+        }),
         ("acked_total", "counter", "Events acknowledged.", |c| c.acked),
-        ("nacked_total", "counter", "Events refused.", |c| c.nacked),
-        ("terminated_total", "counter", "Events ended as not processable.", |c| c.terminated),
-        ("released_total", "counter", "Events given back without an attempt.", |c| c.released),
+        ("nacked_total", "counter", "Events nacked.", |c| c.nacked),
+        ("terminated_total", "counter", "Events terminated as not processable.", |c| c.terminated),
+        ("released_total", "counter", "Events released without counting an attempt.", |c| c.released),
         ("settle_errors_total", "counter", "Settlements that failed.", |c| c.settle_errors),
-        ("dead_lettered_total", "counter", "Events written to the dead letters.", |c| c.dead_lettered),
+        ("dead_lettered_total", "counter", "Events dead-lettered.", |c| c.dead_lettered),
         ("given_up_total", "counter", "Events given up, with or without a dead letter.", |c| c.given_up),
-        ("receive_errors_total", "counter", "Calls for the next event that failed.", |c| c.receive_errors),
+        ("receive_errors_total", "counter", "Failed calls for the next event.", |c| c.receive_errors),
         ("lagged_events_total", "counter", "Events dropped by retention before delivery.", |c| {
             c.lagged_events
         }),
-        ("in_flight", "gauge", "Deliveries not settled yet.", |c| c.in_flight),
-        ("processing", "gauge", "Events that handlers work on.", |c| c.processing),
-        ("lag", "gauge", "Events waiting when the lag was last asked for.", |c| c.lag),
+        ("in_flight", "gauge", "Unsettled deliveries.", |c| c.in_flight),
+        ("processing", "gauge", "Events in handlers.", |c| c.processing),
+        ("lag", "gauge", "Events waiting for delivery when the lag was last read.", |c| c.lag),
     ];
     if snapshot.consumers.is_empty() {
         return Ok(());
@@ -87,7 +93,7 @@ fn write_consumers(text: &mut String, snapshot: &BusMetricsSnapshot) -> fmt::Res
         }
     }
     let name = "a3s_event_process_duration_seconds";
-    writeln!(text, "# HELP {name} How long handlers took.\n# TYPE {name} histogram")?;
+    writeln!(text, "# HELP {name} Duration of handler calls.\n# TYPE {name} histogram")?;
     for consumer in &snapshot.consumers {
         let labels = consumer_labels(snapshot, consumer);
         write_histogram(text, name, &Labels(&labels), &consumer.process_latency)?;
