@@ -48,7 +48,7 @@ async fn main() -> Result<()> {
 
     // Ann takes a photo and dies without an ack or a nak, so the photo stays leased until her lease expires.
     let held = next(&mut ann).await?;
-    println!("ann takes {} and dies", held.received.event.summary);
+    println!("ann receives {} and crashes", held.received.event.summary);
     drop(held);
     drop(ann);
 

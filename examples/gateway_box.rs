@@ -73,7 +73,7 @@ async fn a_box(bus: Arc<EventBus>) -> Result<BrokerHandle> {
                     instance_id: format!("i-{number}"),
                     endpoint: format!("http://10.0.0.{number}:8080"),
                 };
-                bus.publish_event(&ready.to_event(format!("i-{number} takes requests"))).await?;
+                bus.publish_event(&ready.to_event(format!("i-{number} is ready"))).await?;
             }
             Ok(())
         }
@@ -84,7 +84,7 @@ async fn a_box(bus: Arc<EventBus>) -> Result<BrokerHandle> {
         async move {
             let asked: ScaleDownPayload = serde_json::from_value(event.payload)?;
             let stopped = InstanceStoppedPayload { service: asked.service, instance_id: "i-2".into() };
-            bus.publish_event(&stopped.to_event("i-2 is gone")).await?;
+            bus.publish_event(&stopped.to_event("i-2 has stopped")).await?;
             Ok(())
         }
     });
@@ -104,7 +104,7 @@ async fn instances_are(seen: &mut watch::Receiver<i64>, wanted: i64) -> Result<(
     let waiting = seen.wait_for(|count| *count == wanted);
     let waited = tokio::time::timeout(Duration::from_secs(10), waiting).await;
     if !matches!(waited, Ok(Ok(_))) {
-        return Err(EventError::Timeout(format!("there are not {wanted} instances")));
+        return Err(EventError::Timeout(format!("waiting for {wanted} instances")));
     }
     println!("gateway: sees {wanted}");
     Ok(())

@@ -36,7 +36,7 @@ async fn main() -> Result<()> {
 /// Bills an order. `Ok` acks the event. An error is retried, unless it is fatal.
 async fn bill(order: Order, delivery: Delivery) -> HandlerResult {
     if order.total < 0 {
-        return Err(HandlerError::fatal("a negative total"));
+        return Err(HandlerError::fatal("the total is negative"));
     }
     tokio::time::sleep(Duration::from_millis(100)).await;
     println!("order {} billed at delivery {}", order.number, delivery.num_delivered());

@@ -38,7 +38,7 @@ async fn main() -> Result<()> {
     }
 
     let left: u64 = provider.consumers().await?.iter().map(|consumer| consumer.pending + consumer.lag).sum();
-    println!("left to do: {left}");
+    println!("unsettled events: {left}");
     orders.close().await
 }
 

@@ -50,13 +50,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let order = Event::typed("orders.17", "orders", "order.placed", 1, "", "/shop", json!({ "total": 42 }));
     for _ in 0..2 {
         shop.deliver(&order).await?;
-        println!("shop: order {} was taken", order.id);
+        println!("shop: order {} was accepted", order.id);
     }
 
     let forged = Event::typed("orders.18", "orders", "order.placed", 1, "", "/shop", json!({ "total": 0 }));
     match self::shop(port).sign_with(OTHER_SECRET).build()?.deliver(&forged).await {
-        Ok(()) => return Err("a forged order was taken".into()),
-        Err(error) => println!("somebody else: refused, {}", cause(&error)),
+        Ok(()) => return Err("a forged order was accepted".into()),
+        Err(error) => println!("forged order: refused, {}", cause(&error)),
     }
 
     let received = tokio::time::timeout(DEADLINE, orders.next()).await??.ok_or("the subscription ended")?;
@@ -64,7 +64,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         "billing: {} of {} on {}",
         received.event.event_type, received.event.payload, received.event.subject
     );
-    println!("on the topic: {}", bus.info().await?.messages);
+    println!("events on the topic: {}", bus.info().await?.messages);
 
     receiver.stop().await?;
     drop(stop);
