@@ -214,7 +214,7 @@ impl FaultySubscription {
         }
     }
 
-    /// What is told when the record cannot be decoded; `None` when it can, or is passed over.
+    /// Returns the error for a record that cannot be decoded; `None` if it can be decoded, or is skipped.
     async fn undecodable(&mut self, delivery: Delivery) -> Result<Option<EventError>> {
         let (sequence, payload) = (delivery.sequence(), delivery.event().payload.clone());
         if !self.has(Defect::UndecodableComesAgain) {
