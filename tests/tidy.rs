@@ -6,6 +6,8 @@
 mod circles;
 #[path = "tidy/paths.rs"]
 mod paths;
+#[path = "tidy/prose.rs"]
+mod prose;
 #[path = "tidy/reach.rs"]
 mod reach;
 
