@@ -3,10 +3,39 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
+use std::sync::Mutex;
 use std::task::Poll;
 use std::time::Duration;
 
+use tokio::task::JoinHandle;
+
 use crate::error::{EventError, Result};
+use crate::poison::IgnorePoison;
+
+/// A task that is aborted when its owner is dropped.
+#[derive(Debug)]
+pub(crate) struct OwnedTask<T>(Mutex<Option<JoinHandle<T>>>);
+
+impl<T: Send + 'static> OwnedTask<T> {
+    pub(crate) fn spawn(task: impl Future<Output = T> + Send + 'static) -> Self {
+        Self(Mutex::new(Some(tokio::spawn(task))))
+    }
+
+    /// Waits for the end of the task. Returns `None` if it panicked or another caller waits for it.
+    #[cfg(feature = "nats")]
+    pub(crate) async fn ended(&self) -> Option<T> {
+        let task = self.0.lock().ignore_poison().take();
+        task?.await.ok()
+    }
+}
+
+impl<T> Drop for OwnedTask<T> {
+    fn drop(&mut self) {
+        if let Some(task) = self.0.get_mut().ignore_poison().take() {
+            task.abort();
+        }
+    }
+}
 
 /// Waits for a call, at most for `limit`. The timeout error names the call by `what`.
 pub(crate) async fn within<T>(

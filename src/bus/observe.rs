@@ -4,7 +4,6 @@ use std::fmt;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
 use super::registry::Registry;
@@ -13,6 +12,7 @@ use crate::deadline::period;
 use crate::error::{EventError, Result};
 use crate::metrics::BusMetrics;
 use crate::provider::{ConsumerInfo, EventProvider};
+use crate::task::OwnedTask;
 
 /// Minimum pause between two observations; each sends the provider two requests.
 const SHORTEST_PERIOD: Duration = Duration::from_millis(100);
@@ -73,25 +73,19 @@ impl EventBus {
             registry: Arc::downgrade(&self.registry),
             timeout: self.operation_timeout,
         };
-        Ok(Observer { task: tokio::spawn(observing.run(period)) })
+        Ok(Observer { _task: OwnedTask::spawn(observing.run(period)) })
     }
 }
 
 /// Observes the provider of a bus until dropped; see [`EventBus::observe_every`].
 #[must_use = "nothing is observed once this is dropped"]
 pub struct Observer {
-    task: JoinHandle<()>,
-}
-
-impl Drop for Observer {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+    _task: OwnedTask<()>,
 }
 
 impl fmt::Debug for Observer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Observer").field("ended", &self.task.is_finished()).finish()
+        f.debug_struct("Observer").finish_non_exhaustive()
     }
 }
 

@@ -5,7 +5,7 @@
 //! cluster the consumer may move to another server meanwhile, so each ack is confirmed separately there.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_nats::{RequestErrorKind, Subject};
@@ -13,7 +13,6 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::{self, FuturesUnordered};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::client::Shared;
@@ -24,8 +23,8 @@ use super::settle::unconfirmed;
 use super::unconfirmed::{Fate, Place, Sent};
 use crate::deadline::After;
 use crate::error::{EventError, Result};
-use crate::poison::IgnorePoison;
 use crate::provider::support::{Backoff, flushed};
+use crate::task::OwnedTask;
 
 /// Body of an ack.
 pub(super) const ACK: &[u8] = b"+ACK";
@@ -55,15 +54,14 @@ pub(super) struct Settled<'a> {
 /// The task that has acks confirmed.
 pub(super) struct Confirmer {
     consumers: mpsc::Sender<Arc<Life>>,
-    task: Mutex<Option<JoinHandle<bool>>>,
+    task: OwnedTask<bool>,
 }
 
 impl Confirmer {
     /// Starts the task. It ends when the provider is dropped, or at most one request timeout after it is closed.
     pub(super) fn start(shared: Weak<Shared>, closed: watch::Receiver<bool>) -> Self {
         let (consumers, received) = mpsc::channel(MAX_CONSUMERS);
-        let task = tokio::spawn(confirm_all(shared, received, closed));
-        Self { consumers, task: Mutex::new(Some(task)) }
+        Self { consumers, task: OwnedTask::spawn(confirm_all(shared, received, closed)) }
     }
 
     /// Schedules the confirmation of a consumer's acks.
@@ -76,22 +74,12 @@ impl Confirmer {
 
     /// Waits until the task has ended, after the provider was closed.
     pub(super) async fn ended(&self) -> Result<()> {
-        let task = self.task.lock().ignore_poison().take();
-        let Some(task) = task else { return Ok(()) };
         // The task has its own timeout.
-        match task.await {
-            Ok(false) => Err(EventError::Timeout(
+        match self.task.ended().await {
+            Some(false) => Err(EventError::Timeout(
                 "close: acks were not confirmed in time; their events may be redelivered".to_owned(),
             )),
-            Ok(true) | Err(_) => Ok(()),
-        }
-    }
-}
-
-impl Drop for Confirmer {
-    fn drop(&mut self) {
-        if let Some(task) = self.task.lock().ignore_poison().take() {
-            task.abort();
+            Some(true) | None => Ok(()),
         }
     }
 }

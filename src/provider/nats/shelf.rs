@@ -8,7 +8,6 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::client::Shared;
@@ -18,6 +17,7 @@ use super::pace::AHEAD;
 use super::strays::Stray;
 use crate::poison::IgnorePoison;
 use crate::provider::support::Backoff;
+use crate::task::OwnedTask;
 
 /// Time since the last call after which another waiting member gets the events.
 const BUSY: Duration = AHEAD.saturating_mul(2);
@@ -110,14 +110,14 @@ impl Shelf {
 /// The task that watches the shelves of a provider.
 pub(super) struct Shelves {
     watched: mpsc::Sender<(Arc<Shelf>, Arc<Life>)>,
-    task: JoinHandle<()>,
+    _task: OwnedTask<()>,
 }
 
 impl Shelves {
     /// Starts the task. It ends when the provider is closed or dropped.
     pub(super) fn start(shared: Weak<Shared>, closed: watch::Receiver<bool>) -> Self {
         let (watched, received) = mpsc::channel(MAX_WATCHED);
-        Self { watched, task: tokio::spawn(watch_all(shared, received, closed)) }
+        Self { watched, _task: OwnedTask::spawn(watch_all(shared, received, closed)) }
     }
 
     /// Hands a shelf over to be watched.
@@ -125,12 +125,6 @@ impl Shelves {
         if self.watched.try_send((Arc::clone(shelf), Arc::clone(life))).is_err() {
             shelf.not_watched();
         }
-    }
-}
-
-impl Drop for Shelves {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 

@@ -1,19 +1,18 @@
 //! Naks deliveries that arrive after their request was abandoned. They are redelivered at once instead of when their
 //! lease ends.
 
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_nats::{Subject, Subscriber};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
 
 use super::client::Shared;
 use super::inbox::give_back;
 use super::life::Life;
-use crate::poison::IgnorePoison;
+use crate::task::OwnedTask;
 
 /// Maximum time to wait for the rest of the deliveries to one inbox.
 const END_DEADLINE: Duration = Duration::from_secs(5);
@@ -36,15 +35,14 @@ pub(super) struct Stray {
 /// Inboxes of abandoned requests, and the task that empties them.
 pub(super) struct Strays {
     inboxes: mpsc::Sender<Stray>,
-    task: Mutex<Option<JoinHandle<()>>>,
+    task: OwnedTask<()>,
 }
 
 impl Strays {
     /// Starts the task. It ends after the provider is closed or dropped.
     pub(super) fn start(shared: Weak<Shared>, closed: watch::Receiver<bool>) -> Self {
         let (inboxes, received) = mpsc::channel(MAX_INBOXES);
-        let task = tokio::spawn(empty(shared, received, closed));
-        Self { inboxes, task: Mutex::new(Some(task)) }
+        Self { inboxes, task: OwnedTask::spawn(empty(shared, received, closed)) }
     }
 
     /// Hands an inbox over to the task.
@@ -55,19 +53,8 @@ impl Strays {
 
     /// Waits until the task has ended, after the provider was closed.
     pub(super) async fn ended(&self) {
-        let task = self.task.lock().ignore_poison().take();
-        if let Some(task) = task {
-            // The task has its own timeouts.
-            let _ = task.await;
-        }
-    }
-}
-
-impl Drop for Strays {
-    fn drop(&mut self) {
-        if let Some(task) = self.task.lock().ignore_poison().take() {
-            task.abort();
-        }
+        // The task has its own timeouts.
+        self.task.ended().await;
     }
 }
 
