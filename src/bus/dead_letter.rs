@@ -257,6 +257,19 @@ impl Guarded {
         self.settled.load(Ordering::Relaxed)
     }
 
+    /// Acks the delivery, and waits for the confirmation if asked to or if the consumer drains.
+    pub(super) async fn acknowledge(&self, is_confirmed: bool) -> Result<()> {
+        let in_force = &self.letters.in_force;
+        let is_confirmed = is_confirmed || in_force.confirms();
+        self.stored.settle_as(AckKind::Ack, is_confirmed).await?;
+        if !is_confirmed && in_force.confirms() {
+            // The consumer began to drain meanwhile, and may have flushed before this ack was sent. A provider that has
+            // stored it already reports a lost lease, which does not matter.
+            let _ = self.stored.settle_as(AckKind::Ack, true).await;
+        }
+        Ok(())
+    }
+
     async fn settle_stored(&self, asked: Settlement) -> Result<()> {
         let Settlement { kind, is_confirmed, .. } = asked;
         if kind != AckKind::Extend {
@@ -268,6 +281,7 @@ impl Guarded {
             _ => Verdict::Deliver(()),
         };
         match verdict {
+            Verdict::Deliver(()) if kind == AckKind::Ack => self.acknowledge(is_confirmed).await,
             Verdict::Deliver(()) => {
                 self.stored.settle_as(kind, is_confirmed || self.letters.in_force.confirms()).await
             }

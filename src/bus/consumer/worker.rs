@@ -192,14 +192,7 @@ impl<H: Handler> Worker<H> {
 
     async fn acknowledge(&self, job: Job) -> Ended {
         if !job.guarded.is_settled() {
-            let in_force = &job.guarded.letters.in_force;
-            let is_confirmed = in_force.confirms();
-            self.settle(&job, "ack", || job.guarded.stored.settle_as(AckKind::Ack, is_confirmed)).await;
-            if !is_confirmed && in_force.confirms() {
-                // The subscription may have been flushed before this ack was sent. If the ack was stored at once, the
-                // second one fails harmlessly.
-                let _ = job.guarded.stored.settle_as(AckKind::Ack, true).await;
-            }
+            self.settle(&job, "ack", || job.guarded.acknowledge(false)).await;
         }
         self.runtime.failures.forget(&job);
         self.runtime.stats.handled();
