@@ -266,7 +266,7 @@ async fn page<D: Driver>(driver: &D, query: HistoryQuery) -> Result<HistoryPage>
 #[async_trait]
 impl<D: Driver> EventProvider for D {
     async fn publish(&self, event: &Event) -> Result<u64> {
-        self.publish_with_options(event, &PublishOptions::default()).await
+        Ok(self.store(Checked::new(self, event, &PublishOptions::default())?).await?.sequence)
     }
 
     async fn publish_with_options(&self, event: &Event, opts: &PublishOptions) -> Result<u64> {
