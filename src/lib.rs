@@ -96,8 +96,8 @@ pub use provider::nats::{NatsClient, NatsConfig, NatsProvider, NatsSubscription,
 pub use provider::sqlite::{SqliteConfig, SqliteProvider};
 pub use provider::{
     AckHandler, AckKind, Capabilities, ConsumerInfo, ConsumerPosition, Delivery, Durability, EventProvider,
-    HistoryPage, HistoryQuery, PendingEvent, ProviderInfo, ProviderRegistry, PublishReceipt, PublishRequest,
-    StoredEvent, Subscription, SubscriptionEnd, Support, UnreadableRecord,
+    HistoryPage, HistoryQuery, IntoProvider, PendingEvent, ProviderInfo, ProviderRegistry, PublishReceipt,
+    PublishRequest, StoredEvent, Subscription, SubscriptionEnd, Support, UnreadableRecord,
 };
 pub use scaling::{
     InstanceHealthPayload, InstanceReadyPayload, InstanceStoppedPayload, ScaleDownPayload, ScaleUpPayload,
@@ -112,5 +112,6 @@ pub use source::{CronSource, EventSource, SourceRunner, ThresholdSource};
 pub use state::{FileStateStore, InvalidSubscription, MemoryStateStore, StateStore};
 pub use trace::TraceContext;
 pub use types::{
-    DeliverPolicy, Event, EventCounts, PublishOptions, ReceivedEvent, SubscribeOptions, SubscriptionFilter,
+    DeliverPolicy, Event, EventBuilder, EventCounts, PublishOptions, ReceivedEvent, SubscribeOptions,
+    SubscriptionFilter,
 };

@@ -2,10 +2,13 @@
 //!
 //! These types perform no I/O. Their serde form is camelCase and part of the compatibility contract.
 
+mod builder;
+
 use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::builder::EventBuilder;
 use crate::clock::unix_millis;
 
 /// One event: the envelope that every provider stores and delivers.
@@ -66,6 +69,7 @@ impl Event {
     }
 
     /// Creates an event of the given type and schema version, with a new id and the current time.
+    /// [`builder`](Event::builder) does the same with named fields.
     pub fn typed(
         subject: impl Into<String>,
         category: impl Into<String>,

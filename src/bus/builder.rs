@@ -8,18 +8,22 @@ use super::EventBus;
 use crate::crypto::EventEncryptor;
 use crate::dlq::DlqHandler;
 use crate::error::{EventError, Result};
-use crate::provider::EventProvider;
+use crate::provider::{EventProvider, IntoProvider, ProviderRegistry};
 use crate::schema::SchemaRegistry;
 use crate::state::StateStore;
 
 /// Builds an [`EventBus`] with several parts in one expression.
 ///
+/// [`connect`](EventBusBuilder::connect) begins with a URL, [`EventBus::builder`] with a provider.
+///
 /// ```
 /// use std::{sync::Arc, time::Duration};
-/// use a3s_event::{EventBus, MemoryDlqHandler, MemoryProvider, MemorySchemaRegistry};
+/// use a3s_event::{EventBusBuilder, MemoryDlqHandler, MemorySchemaRegistry};
 ///
-/// # fn main() -> a3s_event::Result<()> {
-/// let bus = EventBus::builder(MemoryProvider::default())
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> a3s_event::Result<()> {
+/// let bus = EventBusBuilder::connect("memory://")
+///     .await?
 ///     .schema_registry(Arc::new(MemorySchemaRegistry::new()))
 ///     .dlq_handler(Arc::new(MemoryDlqHandler::default()))
 ///     .operation_timeout(Duration::from_secs(5))
@@ -35,8 +39,35 @@ pub struct EventBusBuilder {
 }
 
 impl EventBusBuilder {
-    pub(super) fn new(provider: Arc<dyn EventProvider>) -> Self {
-        Self { bus: EventBus::from_provider(provider), state_store: None }
+    /// Begins with a provider: a provider by value, or an `Arc` of one.
+    ///
+    /// ```
+    /// use a3s_event::{EventBusBuilder, ProviderRegistry};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> a3s_event::Result<()> {
+    /// let provider = ProviderRegistry::builtin().connect("memory://").await?;
+    /// let bus = EventBusBuilder::new(provider).build()?;
+    /// # let _ = bus;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn new(provider: impl IntoProvider) -> Self {
+        Self { bus: EventBus::from_provider(provider.into_provider()), state_store: None }
+    }
+
+    /// Connects to the provider that a URL names, and begins with it. [`ProviderRegistry`] lists the schemes.
+    ///
+    /// # Errors
+    ///
+    /// Same as [`ProviderRegistry::connect`].
+    pub async fn connect(url: &str) -> Result<Self> {
+        Ok(Self::new(ProviderRegistry::builtin().connect(url).await?))
+    }
+
+    /// Returns the provider, for parts that store on the same bus, such as [`ProviderDlqHandler`](crate::ProviderDlqHandler).
+    pub fn provider(&self) -> Arc<dyn EventProvider> {
+        self.bus.provider_arc()
     }
 
     /// Sets the schema registry, as [`EventBus::set_schema_registry`] does.

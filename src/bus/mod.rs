@@ -33,7 +33,8 @@ use crate::dlq::{DeadLetterEvent, DlqHandler};
 use crate::error::{EventError, Result};
 use crate::metrics::{BusMetrics, EventMetrics};
 use crate::provider::{
-    ConsumerInfo, EventProvider, HistoryPage, HistoryQuery, ProviderInfo, ProviderRegistry, StoredEvent,
+    ConsumerInfo, EventProvider, HistoryPage, HistoryQuery, IntoProvider, ProviderInfo, ProviderRegistry,
+    StoredEvent,
 };
 use crate::schema::SchemaRegistry;
 use crate::state::StateStore;
@@ -85,9 +86,9 @@ pub struct EventBus {
 }
 
 impl EventBus {
-    /// Creates a bus over this provider.
-    pub fn new(provider: impl EventProvider + 'static) -> Self {
-        Self::from_provider(Arc::new(provider))
+    /// Creates a bus over a provider, which is given by value or as an `Arc`.
+    pub fn new(provider: impl IntoProvider) -> Self {
+        Self::from_provider(provider.into_provider())
     }
 
     /// Creates a bus over a provider that is shared with other owners.
@@ -111,10 +112,7 @@ impl EventBus {
     }
 
     /// Creates a bus that validates payloads against registered schemas before it publishes them.
-    pub fn with_schema_registry(
-        provider: impl EventProvider + 'static,
-        registry: Arc<dyn SchemaRegistry>,
-    ) -> Self {
+    pub fn with_schema_registry(provider: impl IntoProvider, registry: Arc<dyn SchemaRegistry>) -> Self {
         let mut bus = Self::new(provider);
         bus.set_schema_registry(registry);
         bus
@@ -129,9 +127,9 @@ impl EventBus {
         Ok(Self::from_provider(ProviderRegistry::builtin().connect(url).await?))
     }
 
-    /// Returns a builder for a bus with several parts.
-    pub fn builder(provider: impl EventProvider + 'static) -> EventBusBuilder {
-        EventBusBuilder::new(Arc::new(provider))
+    /// Returns a builder for a bus with several parts over this provider. [`EventBusBuilder::connect`] takes a URL.
+    pub fn builder(provider: impl IntoProvider) -> EventBusBuilder {
+        EventBusBuilder::new(provider)
     }
 
     /// Sets the schema registry; the bus validates payloads against it before publishing.

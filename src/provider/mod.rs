@@ -336,6 +336,32 @@ pub trait EventProvider: Send + Sync {
     }
 }
 
+/// A provider by value, or an `Arc` of one, for instance what [`ProviderRegistry::connect`] returns.
+///
+/// Every [`EventProvider`] has it; you need not implement it.
+pub trait IntoProvider {
+    /// Returns the provider as a shared pointer.
+    fn into_provider(self) -> Arc<dyn EventProvider>;
+}
+
+impl<P: EventProvider + 'static> IntoProvider for P {
+    fn into_provider(self) -> Arc<dyn EventProvider> {
+        Arc::new(self)
+    }
+}
+
+impl<P: EventProvider + 'static> IntoProvider for Arc<P> {
+    fn into_provider(self) -> Arc<dyn EventProvider> {
+        self
+    }
+}
+
+impl IntoProvider for Arc<dyn EventProvider> {
+    fn into_provider(self) -> Arc<dyn EventProvider> {
+        self
+    }
+}
+
 /// An event of a batch, with its options.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
