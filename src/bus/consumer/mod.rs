@@ -58,6 +58,13 @@ type KeyFn = dyn Fn(&Event) -> String + Send + Sync;
 ///
 /// Its result settles the event. A handler may settle the delivery itself instead, for instance to ack early; its
 /// result then has no effect.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not an event handler",
+    label = "expected an `async fn(Delivery) -> HandlerResult`",
+    note = "a handler takes one `Delivery` and returns a future of `a3s_event::consumer::HandlerResult`; \
+            `handle_typed` takes the decoded payload before the `Delivery`",
+    note = "the handler and its future must be `Send`, the handler also `Sync` and `'static`: move an `Arc` of the shared state into it"
+)]
 pub trait Handler: Send + Sync + 'static {
     /// Handles one delivery.
     fn call(&self, delivery: Delivery) -> impl Future<Output = HandlerResult> + Send;
