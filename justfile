@@ -85,9 +85,13 @@ ci-slow *PARTS:
 fuzz SECONDS="60":
     A3S_EVENT_FUZZ_SECONDS={{SECONDS}} scripts/test --slow fuzz
 
-# The week of earthquakes; URL is a provider, for instance memory://
+# The main job on a SQLite file, or on the provider of URL
 quickstart *URL:
-    cargo run --quiet --example quickstart -- {{URL}}
+    cargo run --quiet --example quickstart --features sqlite -- {{URL}}
+
+# The release archive of the tool for this machine, in target/dist
+release:
+    scripts/release
 
 # Build and open the documentation
 doc:

@@ -7,6 +7,7 @@
 //! [delivery]: docs::delivery
 //! [choosing]: docs::choosing_a_provider
 //! [memory]: provider::memory
+//! [service]: docs::building_a_service
 //! [consumer]: docs::writing_a_consumer
 //! [shutting down]: docs::graceful_shutdown
 //! [errors]: error

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 /// Plain rusqlite with the tables that the provider uses for an event.
 pub(crate) struct Raw {
     pub(crate) connection: Connection,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Raw {
@@ -23,7 +23,13 @@ impl Raw {
                  CREATE INDEX events_by_subject ON events (subject);",
             )
             .unwrap();
-        Self { connection, _folder: folder }
+        Self { connection, folder }
+    }
+
+    /// Opens another connection to the same file.
+    #[allow(dead_code, reason = "not every benchmark reads beside the writer")]
+    pub(crate) fn reader(&self) -> Connection {
+        Connection::open(self.folder.path().join("raw.db")).unwrap()
     }
 
     pub(crate) fn publish(&self, transactions: usize, rows: usize, event: &Event) {

@@ -62,6 +62,11 @@ pub mod schema_evolution {
     #![doc = include_str!("schema_evolution.md")]
 }
 
+/// Building a service: URL, schema, key, dead letters, metrics, HTTP and shutdown in one program.
+pub mod building_a_service {
+    #![doc = include_str!("building_a_service.md")]
+}
+
 /// Writing a consumer with the handler runtime.
 pub mod writing_a_consumer {
     #![doc = include_str!("writing_a_consumer.md")]

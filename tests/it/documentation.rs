@@ -10,7 +10,7 @@ use a3s_event::ProviderRegistry;
 const REFERENCE: &str = include_str!("../../src/docs/configuration.md");
 
 /// What is built with methods that return `Self` and is no setting: words of single calls, which their own pages explain.
-const NO_SETTINGS: [&str; 13] = [
+const NO_SETTINGS: [&str; 14] = [
     "src/broker/filter.rs",
     "src/cloudevents/mod.rs",
     "src/dlq/mod.rs",
@@ -24,6 +24,7 @@ const NO_SETTINGS: [&str; 13] = [
     "src/sink/failure.rs",
     "src/trace/mod.rs",
     "src/types.rs",
+    "src/types/builder.rs",
 ];
 
 fn root() -> &'static Path {
@@ -285,4 +286,13 @@ fn every_guide_is_linked_by_the_front_page() {
             "{label}] leads nowhere in the documentation of the library"
         );
     }
+}
+
+#[test]
+fn the_front_page_counts_the_cases_of_the_kit() {
+    let cases = a3s_event_testkit::cases().len();
+    assert!(
+        read("README.md").contains(&format!("{cases} conformance cases on every provider")),
+        "there are {cases}"
+    );
 }

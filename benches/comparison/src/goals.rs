@@ -33,6 +33,7 @@ const GOALS: &[(&str, &str, &str, f64)] = &[
     ("nats", CONSUME, "a3s-event 0.2.0", 1.0),
     ("nats", HISTORY, RAW_NATS, 1.0),
     ("sqlite", HISTORY, "rusqlite", 1.0),
+    ("sqlite", HISTORY, "rusqlite, in spawn_blocking", 1.0),
     ("sqlite", CONSUME, "rusqlite", 0.8),
 ];
 

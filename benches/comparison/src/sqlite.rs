@@ -1,13 +1,13 @@
 //! Measures the SQLite provider, and rusqlite with the tables that the same work needs. 0.3.0 has no such provider.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use a3s_event::provider::PublishRequest;
 use a3s_event::provider::sqlite::{SqliteConfig, SqliteProvider};
 use a3s_event::{Event, EventProvider};
 use futures_util::future::join_all;
-use rusqlite::params;
+use rusqlite::{Connection, params};
 use tempfile::TempDir;
 
 use crate::board::Board;
@@ -20,6 +20,8 @@ use crate::{
 };
 
 const RAW: &str = "rusqlite";
+/// The same off the runtime, as a program calls it that must not block its other tasks.
+const RAW_OFF_RUNTIME: &str = "rusqlite, in spawn_blocking";
 const OURS_ONE_BY_ONE: &str = "a3s-event, one by one";
 const FEW: usize = 500;
 const MANY: usize = 20_000;
@@ -55,27 +57,25 @@ impl Sides {
         }
     }
 
-    /// Returns the events after a sequence, in the given order.
-    fn read_raw(&self, behind: i64, order: &str, limit: usize) -> Vec<(i64, Event)> {
-        let query = format!(
-            "SELECT sequence, record FROM events WHERE subject = 1 AND sequence > ?1 ORDER BY sequence {order} LIMIT ?2"
-        );
-        let mut statement = self.raw.connection.prepare_cached(&query).unwrap();
-        let rows = statement
-            .query_map(params![behind, i64::try_from(limit).unwrap()], |row| {
-                Ok((row.get(0)?, row.get_ref(1)?.as_blob()?.to_vec()))
-            })
-            .unwrap();
-        rows.map(|row| {
-            row.map(|(sequence, record)| (sequence, serde_json::from_slice(&record).unwrap())).unwrap()
-        })
-        .collect()
-    }
-
     fn store_position_raw(&self, sequence: i64) {
         let store = "INSERT INTO position VALUES ('worker', ?1) ON CONFLICT DO UPDATE SET sequence = excluded.sequence";
         self.raw.connection.prepare_cached(store).unwrap().execute([sequence]).unwrap();
     }
+}
+
+/// Returns the events after a sequence, in the given order.
+fn read_raw(connection: &Connection, behind: i64, order: &str, limit: usize) -> Vec<(i64, Event)> {
+    let query = format!(
+        "SELECT sequence, record FROM events WHERE subject = 1 AND sequence > ?1 ORDER BY sequence {order} LIMIT ?2"
+    );
+    let mut statement = connection.prepare_cached(&query).unwrap();
+    let rows = statement
+        .query_map(params![behind, i64::try_from(limit).unwrap()], |row| {
+            Ok((row.get(0)?, row.get_ref(1)?.as_blob()?.to_vec()))
+        })
+        .unwrap();
+    rows.map(|row| row.map(|(sequence, record)| (sequence, serde_json::from_slice(&record).unwrap())).unwrap())
+        .collect()
 }
 
 pub(crate) fn measure(board: &mut Board) {
@@ -115,7 +115,7 @@ async fn one_to_one(board: &mut Board, sides: &Sides) {
         .time(ONE_TO_ONE, RAW, FEW, async {
             for behind in 0..FEW as i64 {
                 sides.raw.publish(1, 1, &sides.event);
-                let (sequence, _) = sides.read_raw(behind, "ASC", 1).remove(0);
+                let (sequence, _) = read_raw(&sides.raw.connection, behind, "ASC", 1).remove(0);
                 sides.store_position_raw(sequence);
             }
         })
@@ -140,7 +140,7 @@ async fn fan_out(board: &mut Board, sides: &Sides) {
                 sides.raw.publish(BURST, 1, &sides.event);
                 for _ in 0..READERS {
                     let behind = i64::try_from(burst * BURST).unwrap();
-                    assert_eq!(sides.read_raw(behind, "ASC", BATCH).len(), BURST);
+                    assert_eq!(read_raw(&sides.raw.connection, behind, "ASC", BATCH).len(), BURST);
                 }
             }
         })
@@ -173,10 +173,19 @@ async fn history_and_consume(board: &mut Board, sides: &Sides) {
     sides.publish_ours_in_batches(STORED).await;
     let read = async {
         for _ in 0..COUNT {
-            assert_eq!(sides.read_raw(0, "DESC", NEWEST).len(), NEWEST);
+            assert_eq!(read_raw(&sides.raw.connection, 0, "DESC", NEWEST).len(), NEWEST);
         }
     };
     board.time(HISTORY, RAW, COUNT, read).await;
+    let reader = Arc::new(Mutex::new(sides.raw.reader()));
+    let read = async {
+        for _ in 0..COUNT {
+            let reader = Arc::clone(&reader);
+            let found = tokio::task::spawn_blocking(move || read_raw(&reader.lock().unwrap(), 0, "DESC", NEWEST));
+            assert_eq!(found.await.unwrap().len(), NEWEST);
+        }
+    };
+    board.time(HISTORY, RAW_OFF_RUNTIME, COUNT, read).await;
     let read = async {
         for _ in 0..COUNT {
             assert_eq!(sides.ours.history(Some("events.market.>"), NEWEST).await.unwrap().len(), NEWEST);
@@ -186,7 +195,7 @@ async fn history_and_consume(board: &mut Board, sides: &Sides) {
 
     let receive = async {
         let mut behind = 0;
-        while let Some((last, _)) = sides.read_raw(behind, "ASC", BATCH).last() {
+        while let Some((last, _)) = read_raw(&sides.raw.connection, behind, "ASC", BATCH).last() {
             behind = *last;
             sides.store_position_raw(behind);
         }

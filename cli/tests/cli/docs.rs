@@ -15,7 +15,16 @@ on_every_bus! { every_example_of_the_help_runs }
 const STAND_INS: &str = r#"
 set -euo pipefail
 cargo() {
-    [ "$*" = "install --path cli" ] && grep -q '^name = "a3s-event"' "$ROOT/cli/Cargo.toml"
+    case "$*" in
+        "install --path cli") grep -q '^name = "a3s-event"' "$ROOT/cli/Cargo.toml" ;;
+        "run --example "*" --features "*) [ -f "$ROOT/examples/$3.rs" ] && grep -q "^$5 = " "$ROOT/Cargo.toml" ;;
+        "add a3s-event --path ../a3s-event --features "*) grep -q "^$6 = " "$ROOT/Cargo.toml" ;;
+        "add serde_json" | "add serde --features derive" | "add tokio --features "*) true ;;
+        *) false ;;
+    esac
+}
+scripts_test() {
+    [ -x "$ROOT/scripts/test" ]
 }
 just() {
     grep -Eq "^$1( .*)?:" "$ROOT/justfile"
@@ -37,6 +46,7 @@ async fn run(page: &str) -> String {
     let root = root();
     let script = (STAND_INS.to_owned() + &blocks(page, "sh").concat())
         .replace("nats://127.0.0.1:4222", &server.url)
+        .replace("\nscripts/test ", "\nscripts_test ")
         .replace("examples/", &format!("{}/examples/", root.display()));
     let mut shell = shell(&server);
     let ran =

@@ -1,0 +1,139 @@
+//! A service with everything that production needs: a bus by URL, a schema, an encryption key, dead letters, metrics,
+//! HTTP, and an orderly shutdown on SIGTERM.
+//!
+//! ```text
+//! cargo run --example service --features json-schema,sqlite
+//! curl -d '{"id": 7, "total": 4750}' http://127.0.0.1:8080/orders
+//! curl http://127.0.0.1:8080/metrics
+//! ```
+//!
+//! Settings come from the environment: `ORDERS_BUS` (a URL, default `memory://`), `ORDERS_LISTEN` (default
+//! `127.0.0.1:8080`), and `ORDERS_KEY_FILE` (a file with 32 random bytes in base64; without it, payloads are stored
+//! unencrypted).
+
+#![allow(clippy::print_stdout, reason = "an example talks to the person who runs it")]
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+
+use a3s_event::consumer::HandlerResult;
+use a3s_event::metrics::PROMETHEUS_CONTENT_TYPE;
+use a3s_event::{
+    Aes256GcmEncryptor, Delivery, EncryptionKey, ErrorKind, Event, EventBus, EventBusBuilder,
+    JsonSchemaRegistry, ProviderDlqHandler,
+};
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::{get, post};
+use serde::Deserialize;
+use serde_json::json;
+use tokio::net::TcpListener;
+
+#[derive(Deserialize)]
+struct Order {
+    id: u64,
+    total: u64,
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
+    let bus = Arc::new(connect().await?);
+    let observer = bus.observe_every(Duration::from_secs(15))?;
+    let orders = bus.provider().category_subject("orders");
+    let billing = bus.consumer("billing").subject(orders).concurrency(8).handle_typed(bill).await?;
+
+    let routes = Router::new()
+        .route("/orders", post(place_order))
+        .route("/metrics", get(metrics))
+        .route("/health", get(health))
+        .with_state(Arc::clone(&bus));
+    let listener = TcpListener::bind(setting("ORDERS_LISTEN", "127.0.0.1:8080")).await?;
+    println!("listening on http://{}", listener.local_addr()?);
+    axum::serve(listener, routes).with_graceful_shutdown(terminated()).await?;
+
+    // No request comes any more. Running handlers end, every ack is stored, and the connection is closed.
+    billing.shutdown().await?;
+    drop(observer);
+    bus.close().await?;
+    println!("stopped: {:?}", billing.stats());
+    Ok(())
+}
+
+/// Connects to the bus, with its schemas, key and dead letters.
+async fn connect() -> a3s_event::Result<EventBus> {
+    let schemas = JsonSchemaRegistry::new();
+    let order = json!({
+        "type": "object",
+        "required": ["id", "total"],
+        "properties": {"id": {"type": "integer"}, "total": {"type": "integer", "minimum": 0}},
+    });
+    schemas.register_json("order.placed", 1, order)?;
+
+    let mut builder = EventBusBuilder::connect(&setting("ORDERS_BUS", "memory://")).await?;
+    if let Ok(path) = std::env::var("ORDERS_KEY_FILE") {
+        let key = EncryptionKey::from_file(path)?;
+        builder = builder.encryptor(Arc::new(Aes256GcmEncryptor::new("orders-1", &key).require_bound()));
+    }
+    let dead_letters = ProviderDlqHandler::new(builder.provider())?;
+    builder
+        .schema_registry(Arc::new(schemas))
+        .validate_on_consume(true)
+        .dlq_handler(Arc::new(dead_letters))
+        .build()
+}
+
+/// Handles an order. `Ok` acks it; an error is retried, and the event is dead-lettered after the last attempt.
+async fn bill(order: Order, delivery: Delivery) -> HandlerResult {
+    println!("order {} over {} is billed at attempt {}", order.id, order.total, delivery.num_delivered());
+    Ok(())
+}
+
+async fn place_order(State(bus): State<Arc<EventBus>>, body: String) -> impl IntoResponse {
+    let Ok(order) = serde_json::from_str::<serde_json::Value>(&body) else {
+        return (StatusCode::BAD_REQUEST, "the body is not JSON\n".to_owned());
+    };
+    let event = Event::builder(bus.provider().build_subject("orders", "placed"))
+        .category("orders")
+        .event_type("order.placed", 1)
+        .source("orders-service")
+        .payload(order)
+        .build();
+    match bus.publish_event(&event).await {
+        Ok(sequence) => (StatusCode::ACCEPTED, format!("{sequence}\n")),
+        Err(error) if error.kind() == ErrorKind::Schema => {
+            (StatusCode::UNPROCESSABLE_ENTITY, format!("{error}\n"))
+        }
+        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
+    }
+}
+
+async fn metrics(State(bus): State<Arc<EventBus>>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, PROMETHEUS_CONTENT_TYPE)], bus.telemetry().snapshot().to_prometheus())
+}
+
+async fn health(State(bus): State<Arc<EventBus>>) -> StatusCode {
+    match bus.health().await {
+        Ok(true) => StatusCode::OK,
+        Ok(false) | Err(_) => StatusCode::SERVICE_UNAVAILABLE,
+    }
+}
+
+fn setting(name: &str, default: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| default.to_owned())
+}
+
+/// Waits for SIGTERM, or Ctrl-C at a terminal.
+async fn terminated() {
+    #[cfg(unix)]
+    if let Ok(mut terminate) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = tokio::signal::ctrl_c() => {}
+        }
+        return;
+    }
+    let _ = tokio::signal::ctrl_c().await;
+}
