@@ -12,9 +12,10 @@ RUN cargo build --release --locked -p a3s-event-cli
 FROM debian:bookworm-slim
 # Certificates of the authorities, for servers with TLS.
 RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates && rm -rf /var/lib/apt/lists/* \
-    && useradd --create-home --uid 10001 events
+    && useradd --no-create-home --home-dir /data --uid 10001 events \
+    && install -d -o events /data
 COPY --from=build /source/target/release/a3s-event /usr/local/bin/a3s-event
 USER events
-WORKDIR /home/events
+WORKDIR /data
 ENTRYPOINT ["a3s-event"]
 CMD ["--help"]

@@ -12,20 +12,42 @@ use tokio::task::JoinHandle;
 use crate::error::{EventError, Result};
 use crate::poison::IgnorePoison;
 
-/// A task that is aborted when its owner is dropped.
+/// A background task that is aborted when its owner is dropped.
+///
+/// ```
+/// use a3s_event::provider::support::OwnedTask;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let task = OwnedTask::spawn(async { 7 });
+/// assert_eq!(task.ended().await, Some(7));
+/// # }
+/// ```
 #[derive(Debug)]
-pub(crate) struct OwnedTask<T>(Mutex<Option<JoinHandle<T>>>);
+pub struct OwnedTask<T>(Mutex<Option<JoinHandle<T>>>);
 
 impl<T: Send + 'static> OwnedTask<T> {
-    pub(crate) fn spawn(task: impl Future<Output = T> + Send + 'static) -> Self {
+    /// Starts the task.
+    ///
+    /// # Panics
+    ///
+    /// If called outside a tokio runtime.
+    pub fn spawn(task: impl Future<Output = T> + Send + 'static) -> Self {
         Self(Mutex::new(Some(tokio::spawn(task))))
     }
 
-    /// Waits for the end of the task. Returns `None` if it panicked or another caller waits for it.
-    #[cfg(feature = "nats")]
-    pub(crate) async fn ended(&self) -> Option<T> {
-        let task = self.0.lock().ignore_poison().take();
-        task?.await.ok()
+    /// Waits for the end of the task. Returns `None` if it panicked, or if its output was returned before.
+    ///
+    /// Cancel-safe: if this future is dropped, the task keeps its owner.
+    pub async fn ended(&self) -> Option<T> {
+        std::future::poll_fn(|cx| {
+            let mut task = self.0.lock().ignore_poison();
+            let Some(handle) = task.as_mut() else { return Poll::Ready(None) };
+            let ended = std::task::ready!(Pin::new(handle).poll(cx));
+            *task = None;
+            Poll::Ready(ended.ok())
+        })
+        .await
     }
 }
 

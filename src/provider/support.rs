@@ -6,6 +6,7 @@ pub use super::receipt::answered_without_storing;
 pub use crate::backoff::Backoff;
 pub use crate::clock::unix_millis;
 use crate::error::{EventError, Result};
+pub use crate::task::OwnedTask;
 pub use crate::text::{shorten, without_values};
 use crate::types::Event;
 

@@ -23,8 +23,7 @@ use super::settle::unconfirmed;
 use super::unconfirmed::{Fate, Place, Sent};
 use crate::deadline::After;
 use crate::error::{EventError, Result};
-use crate::provider::support::{Backoff, flushed};
-use crate::task::OwnedTask;
+use crate::provider::support::{Backoff, OwnedTask, flushed};
 
 /// Body of an ack.
 pub(super) const ACK: &[u8] = b"+ACK";

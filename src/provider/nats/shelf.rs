@@ -16,8 +16,7 @@ use super::life::Life;
 use super::pace::AHEAD;
 use super::strays::Stray;
 use crate::poison::IgnorePoison;
-use crate::provider::support::Backoff;
-use crate::task::OwnedTask;
+use crate::provider::support::{Backoff, OwnedTask};
 
 /// Time since the last call after which another waiting member gets the events.
 const BUSY: Duration = AHEAD.saturating_mul(2);

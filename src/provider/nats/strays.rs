@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use super::client::Shared;
 use super::inbox::give_back;
 use super::life::Life;
-use crate::task::OwnedTask;
+use crate::provider::support::OwnedTask;
 
 /// Maximum time to wait for the rest of the deliveries to one inbox.
 const END_DEADLINE: Duration = Duration::from_secs(5);
