@@ -166,8 +166,12 @@ impl Puller {
             _ => None,
         };
         let Some(shelf) = &self.shelf else { return };
-        if left.is_none() && self.fetched.is_empty() {
-            return;
+        if self.fetched.is_empty() {
+            // An idle subscription holds no memory for its events.
+            self.fetched = VecDeque::new();
+            if left.is_none() {
+                return;
+            }
         }
         self.is_shelved = true;
         let shelved = Shelved { inbox: self.inbox.take(), fetched: std::mem::take(&mut self.fetched), left };

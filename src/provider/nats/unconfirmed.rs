@@ -1,12 +1,13 @@
 //! Acks of one consumer that were sent and not yet confirmed by the server.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_nats::Subject;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::deadline::After;
@@ -18,9 +19,11 @@ const ON_ITS_WAY: Duration = Duration::from_secs(1);
 const MAX_REMEMBERED: usize = 1_000;
 
 /// Unconfirmed acks of one consumer.
+#[derive(Default)]
 pub(super) struct Unconfirmed {
     state: Mutex<State>,
-    progress: watch::Sender<Progress>,
+    /// Notified when an ack ends or a reserved place is given up.
+    progress: Notify,
     /// Ends the delay before the next confirmation, because a caller waits.
     pub(super) urgent: Notify,
     /// If true, the task that has acks confirmed knows of this consumer.
@@ -41,15 +44,6 @@ struct State {
     confirmed: VecDeque<(u64, Instant)>,
 }
 
-/// Progress of the confirmations.
-#[derive(Debug, Clone, Copy, Default)]
-struct Progress {
-    /// Number of acks that are unconfirmed or about to be sent.
-    open: usize,
-    /// Lowest unconfirmed number; `u64::MAX` if there is none.
-    first: u64,
-}
-
 /// An ack that was sent.
 #[derive(Debug, Clone)]
 pub(super) struct Sent {
@@ -68,9 +62,8 @@ pub(super) struct Place<'a>(Option<&'a Unconfirmed>);
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         if let Some(acks) = self.0 {
-            let mut state = acks.state();
-            state.reserved -= 1;
-            acks.tell(&state);
+            acks.state().reserved -= 1;
+            acks.progress.notify_waiters();
         }
     }
 }
@@ -85,31 +78,9 @@ pub(super) enum Fate {
     NoMatter,
 }
 
-impl Default for Unconfirmed {
-    fn default() -> Self {
-        Self {
-            state: Mutex::default(),
-            progress: watch::Sender::new(Progress { first: u64::MAX, ..Progress::default() }),
-            urgent: Notify::new(),
-            is_looked_after: AtomicBool::new(false),
-        }
-    }
-}
-
 impl Unconfirmed {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().ignore_poison()
-    }
-
-    /// Publishes the progress. Called with the state locked, so that it is consistent.
-    fn tell(&self, state: &State) {
-        let open = state.sent.len() + state.reserved;
-        let first = state.sent.front().map_or(u64::MAX, |sent| sent.number);
-        self.progress.send_if_modified(|progress| {
-            *progress = Progress { open, first };
-            // A later subscriber reads the value first.
-            self.progress.receiver_count() > 0
-        });
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -128,18 +99,19 @@ impl Unconfirmed {
             return None;
         }
         state.reserved += 1;
-        self.tell(&state);
         Some(Place(Some(self)))
     }
 
     /// Waits for a free place and reserves it.
     pub(super) async fn place(&self, max: usize) -> Place<'_> {
         loop {
+            let mut progress = pin!(self.progress.notified());
+            // Before the look, so that what ends behind it is not missed.
+            progress.as_mut().enable();
             if let Some(place) = self.place_now(max) {
                 return place;
             }
-            // The sender lives as long as `self`.
-            let _ = self.progress.subscribe().wait_for(|progress| progress.open < max).await;
+            progress.await;
         }
     }
 
@@ -147,13 +119,15 @@ impl Unconfirmed {
     /// previous call.
     pub(super) async fn flush(&self) -> u64 {
         let last = self.state().last;
-        let mut progress = self.progress.subscribe();
-        if progress.borrow().first <= last {
+        loop {
+            let mut progress = pin!(self.progress.notified());
+            progress.as_mut().enable();
+            if self.state().sent.front().is_none_or(|first| first.number > last) {
+                return std::mem::take(&mut self.state().lost);
+            }
             self.urgent.notify_one();
+            progress.await;
         }
-        // The sender lives as long as `self`.
-        let _ = progress.wait_for(|progress| progress.first > last).await;
-        std::mem::take(&mut self.state().lost)
     }
 
     /// Returns true if a redelivery received at this time may have been sent before the server had stored the ack.
@@ -175,8 +149,10 @@ impl Unconfirmed {
             state.last += 1;
             let number = state.last;
             state.sent.push_back(Sent { number, ..sent });
+        } else {
+            drop(state);
+            self.progress.notify_waiters();
         }
-        self.tell(&state);
     }
 
     /// Returns the unconfirmed acks.
@@ -229,7 +205,12 @@ impl Unconfirmed {
         if fate == Fate::Lost {
             state.lost += ended;
         }
-        self.tell(state);
+        if state.sent.is_empty() {
+            // An idle consumer holds no memory for its acks.
+            state.sent = VecDeque::new();
+        }
+        drop(guard);
+        self.progress.notify_waiters();
         ended
     }
 }
