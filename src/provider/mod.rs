@@ -44,7 +44,10 @@ pub use capability::{Capabilities, Durability, Support};
 pub use delivery::{Delivery, PendingEvent, UndecodableRecord};
 pub use isolation::Isolation;
 pub use position::{ConsumerPosition, SubscriptionEnd};
-pub use query::{ConsumerInfo, HistoryPage, HistoryQuery, StoredEvent, StreamSummary, UnreadableRecord};
+pub use query::{
+    ConsumerInfo, DiscardPolicy, HistoryPage, HistoryQuery, StoredEvent, StreamLimits, StreamSummary,
+    UnreadableRecord,
+};
 pub use receipt::PublishReceipt;
 pub use registry::{ProviderRegistry, ProviderUrl, Scheme};
 
@@ -274,7 +277,7 @@ pub trait EventProvider: Send + Sync {
         Err(unsupported("consumers", self.name()))
     }
 
-    /// Returns the streams that this connection can see, sorted by name.
+    /// Returns the streams that this connection can see with their counts and limits, sorted by name.
     ///
     /// # Errors
     ///

@@ -187,13 +187,73 @@ pub struct StreamSummary {
     pub consumers: usize,
     /// If true, the provider publishes to this stream.
     pub is_own: bool,
+    /// Retention limits; `None` if the provider does not know them.
+    pub limits: Option<StreamLimits>,
 }
 
 impl StreamSummary {
-    /// Creates the summary of an empty stream that is not the provider's own. For providers.
+    /// Creates the summary of an empty stream that is not the provider's own, with unknown limits. For providers.
     pub fn new(name: impl Into<String>, subjects: Vec<String>) -> Self {
-        Self { name: name.into(), subjects, events: 0, bytes: 0, consumers: 0, is_own: false }
+        Self { name: name.into(), subjects, events: 0, bytes: 0, consumers: 0, is_own: false, limits: None }
     }
+}
+
+/// The retention limits of a stream: how much it keeps, how long, and what happens when it is full.
+///
+/// ```
+/// use std::time::Duration;
+/// use a3s_event::provider::DiscardPolicy;
+/// use a3s_event::{EventProvider, MemoryProvider};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> a3s_event::Result<()> {
+/// let provider = MemoryProvider::builder().max_events(1_000).max_age(Duration::from_secs(60)).build()?;
+/// let limits = provider.streams().await?[0].limits.expect("the memory provider knows its limits");
+/// assert_eq!((limits.max_events, limits.max_bytes), (Some(1_000), None));
+/// assert_eq!(limits.max_age, Some(Duration::from_secs(60)));
+/// assert_eq!(limits.discard, DiscardPolicy::Old);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StreamLimits {
+    /// Maximum number of stored events; `None` is unlimited.
+    pub max_events: Option<u64>,
+    /// Maximum size of the stored events in bytes, as the backend counts them; `None` is unlimited.
+    pub max_bytes: Option<u64>,
+    /// Maximum age of a stored event; `None` is unlimited. Older events are dropped under any discard policy.
+    pub max_age: Option<Duration>,
+    /// What a publish does when the stream has reached `max_events` or `max_bytes`.
+    pub discard: DiscardPolicy,
+}
+
+impl StreamLimits {
+    /// Creates limits from numbers in which 0 is unlimited. A full stream drops its oldest events. For providers.
+    pub fn new(max_events: u64, max_bytes: u64, max_age: Duration) -> Self {
+        Self {
+            max_events: Some(max_events).filter(|max| *max > 0),
+            max_bytes: Some(max_bytes).filter(|max| *max > 0),
+            max_age: Some(max_age).filter(|max| !max.is_zero()),
+            discard: DiscardPolicy::Old,
+        }
+    }
+
+    /// Returns `true` if the stream keeps every event forever.
+    pub fn is_unlimited(&self) -> bool {
+        self.max_events.is_none() && self.max_bytes.is_none() && self.max_age.is_none()
+    }
+}
+
+/// What a publish to a full stream does. NATS calls this the discard policy.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DiscardPolicy {
+    /// The oldest events are dropped, including those that a consumer has not read.
+    #[default]
+    Old,
+    /// The publish fails, and the stored events stay.
+    New,
 }
 
 /// The state of one consumer.

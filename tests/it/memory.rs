@@ -2,11 +2,34 @@
 
 use std::time::Duration;
 
+use a3s_event::provider::DiscardPolicy;
 use a3s_event::{
     DeliverPolicy, Delivery, ErrorKind, EventProvider, MemoryProvider, SubscribeOptions, Subscription,
 };
 
 use super::{event, next, number};
+
+#[tokio::test]
+async fn its_stream_has_counts_and_limits() {
+    let limited =
+        MemoryProvider::builder().stream_name("lab").max_bytes(9_000).max_age(Duration::from_millis(1));
+    let provider = limited.build().unwrap();
+    let streams = provider.streams().await.unwrap();
+    assert_eq!(
+        (&*streams[0].name, &*streams[0].subjects, streams[0].is_own),
+        ("lab", &["events.>".to_owned()][..], true)
+    );
+    let limits = streams[0].limits.unwrap();
+    assert_eq!((limits.max_events, limits.max_bytes), (Some(100_000), Some(9_000)));
+    assert_eq!((limits.max_age, limits.discard), (Some(Duration::from_millis(1)), DiscardPolicy::Old));
+
+    let provider = MemoryProvider::builder().max_events(0).build().unwrap();
+    provider.publish(&event("events.a.b", 1)).await.unwrap();
+    let _consumer = provider.subscribe_durable("worker", "events.>").await.unwrap();
+    let (stream, info) = (provider.streams().await.unwrap().remove(0), provider.info().await.unwrap());
+    assert!(stream.limits.unwrap().is_unlimited());
+    assert_eq!((stream.events, stream.bytes, stream.consumers), (1, info.bytes, 1));
+}
 
 #[tokio::test(start_paused = true)]
 async fn without_its_provider_a_subscription_ends_with_the_last_settlement() {

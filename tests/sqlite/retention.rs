@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use a3s_event::provider::DiscardPolicy;
 use a3s_event::provider::sqlite::{SqliteConfig, SqliteProvider};
 use a3s_event::{EventError, EventProvider, PublishOptions, Subscription};
 
@@ -13,6 +14,27 @@ async fn take(subscription: &mut dyn Subscription) -> Result<u64, EventError> {
     let sequence = delivery.sequence();
     delivery.ack().await.unwrap();
     Ok(sequence)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_stream_has_counts_and_limits() {
+    let config = SqliteConfig::in_memory().stream_name("lab").max_events(5).max_age(Duration::from_secs(60));
+    let provider = SqliteProvider::connect(config).await.unwrap();
+    publish(&provider, "a").await;
+    let _consumer = provider.subscribe_durable("worker", "events.>").await.unwrap();
+    let (streams, info) = (provider.streams().await.unwrap(), provider.info().await.unwrap());
+    let [stream] = streams.as_slice() else { panic!("expected one stream, found {streams:?}") };
+    assert_eq!(
+        (&*stream.name, &*stream.subjects, stream.is_own),
+        ("lab", &["events.>".to_owned()][..], true)
+    );
+    assert_eq!((stream.events, stream.bytes, stream.consumers), (1, info.bytes, 1));
+    let limits = stream.limits.unwrap();
+    assert_eq!((limits.max_events, limits.max_bytes, limits.discard), (Some(5), None, DiscardPolicy::Old));
+    assert_eq!(limits.max_age, Some(Duration::from_secs(60)));
+
+    let provider = SqliteProvider::connect(SqliteConfig::in_memory()).await.unwrap();
+    assert!(provider.streams().await.unwrap()[0].limits.unwrap().is_unlimited());
 }
 
 #[tokio::test(flavor = "multi_thread")]

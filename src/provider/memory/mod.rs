@@ -22,7 +22,7 @@ use super::driver::{Checked, ConsumerSpec, Driver};
 use super::group::{ConsumerConfig, GroupState, Time};
 use super::{
     Capabilities, ConsumerInfo, ConsumerPosition, Durability, HistoryPage, HistoryQuery, ProviderInfo,
-    PublishReceipt,
+    PublishReceipt, StreamLimits, StreamSummary,
 };
 use crate::deadline::After;
 use crate::error::{EventError, Result};
@@ -261,6 +261,20 @@ impl Driver for MemoryProvider {
     async fn list_consumers(&self) -> Result<Vec<ConsumerInfo>> {
         let cells = self.shared.read().consumers();
         Ok(cells.iter().map(|cell| cell.info(&self.shared)).collect())
+    }
+
+    async fn list_streams(&self) -> Result<Vec<StreamSummary>> {
+        let settings = &self.shared.settings;
+        let subjects = vec![format!("{}.>", settings.config.subject_prefix)];
+        let stream = self.shared.read();
+        let mut summary = StreamSummary::new(settings.stream_name.as_str(), subjects);
+        summary.events = stream.log.len() as u64;
+        summary.bytes = stream.log.bytes();
+        summary.consumers = stream.consumer_count();
+        summary.is_own = true;
+        let max_events = settings.config.max_events as u64;
+        summary.limits = Some(StreamLimits::new(max_events, settings.max_bytes, settings.max_age));
+        Ok(vec![summary])
     }
 
     async fn is_healthy(&self) -> bool {

@@ -14,7 +14,7 @@ use super::error::{PROVIDER, refused};
 use super::wire::sent;
 use crate::error::{BackendError, ErrorKind, EventError, Result};
 use crate::provider::validate::MAX_METADATA_BYTES;
-use crate::provider::{Durability, StreamSummary};
+use crate::provider::{self, Durability, StreamLimits, StreamSummary};
 
 /// Size of a small event in bytes. A stream that refuses events beyond its limit in bytes is full if it has less room.
 const SMALL_EVENT: u64 = 1_024;
@@ -130,11 +130,13 @@ impl Shared {
 
     fn summary(&self, info: stream::Info) -> StreamSummary {
         let is_own = info.config.name == self.stream_name();
+        let limits = limits(&info.config);
         let mut summary = StreamSummary::new(info.config.name, info.config.subjects);
         summary.events = info.state.messages;
         summary.bytes = info.state.bytes;
         summary.consumers = info.state.consumer_count;
         summary.is_own = is_own;
+        summary.limits = Some(limits);
         summary
     }
 
@@ -314,6 +316,17 @@ fn takes_publishes(info: &stream::Info) -> bool {
 /// Returns the stream's size limit, which includes the headers with the metadata and id of a message.
 fn with_headers(max: usize) -> i32 {
     i32::try_from(max.saturating_add(MAX_METADATA_BYTES)).unwrap_or(i32::MAX)
+}
+
+/// Returns the limits of a stream. JetStream writes unlimited as -1 or 0.
+fn limits(config: &stream::Config) -> StreamLimits {
+    let limit = |max: i64| u64::try_from(max).unwrap_or(0);
+    let mut limits = StreamLimits::new(limit(config.max_messages), limit(config.max_bytes), config.max_age);
+    limits.discard = match config.discard {
+        DiscardPolicy::New => provider::DiscardPolicy::New,
+        DiscardPolicy::Old => provider::DiscardPolicy::Old,
+    };
+    limits
 }
 
 fn native_storage(storage: StorageType) -> stream::StorageType {

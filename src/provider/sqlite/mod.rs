@@ -44,7 +44,7 @@ use self::writer::Writer;
 use super::driver::{Checked, ConsumerSpec, Driver};
 use super::{
     AckFailures, Capabilities, ConsumerInfo, ConsumerPosition, DEFAULT_TIMEOUT, Durability, HistoryPage,
-    HistoryQuery, ProviderInfo, PublishReceipt,
+    HistoryQuery, ProviderInfo, PublishReceipt, StreamLimits, StreamSummary,
 };
 use crate::error::{EventError, Result};
 
@@ -232,6 +232,19 @@ impl Driver for SqliteProvider {
         let everything = self.shared.everything();
         let read = move |connection: &rusqlite::Connection| lag::infos(connection, &everything, ephemerals);
         self.shared.read("consumers", read).await
+    }
+
+    /// Returns the stream of the file. The limits are those of this connection: the file does not store any.
+    async fn list_streams(&self) -> Result<Vec<StreamSummary>> {
+        let counts = self.count().await?;
+        let config = &self.shared.config;
+        let mut summary = StreamSummary::new(config.stream_name.as_str(), vec![self.shared.everything()]);
+        summary.events = counts.messages;
+        summary.bytes = counts.bytes;
+        summary.consumers = counts.consumers;
+        summary.is_own = true;
+        summary.limits = Some(StreamLimits::new(config.max_events, config.max_bytes, config.max_age));
+        Ok(vec![summary])
     }
 
     /// Returns true if an event can be stored. Writes one as large as the largest write that found no room, and rolls

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use a3s_event::HistoryPage;
+use a3s_event::provider::DiscardPolicy;
 use a3s_event_testkit::servers::fault_proxy::{Direction, FaultProxy, Verdict};
 use a3s_event_testkit::servers::nats::protocol::{Message, frame_length};
 
@@ -155,6 +156,23 @@ async fn streams_are_listed_purged_and_deleted() {
     let found: Vec<_> = streams.iter().map(|stream| (&*stream.name, stream.events, stream.is_own)).collect();
     assert_eq!(found, [("A3S_EVENTS", 6, true), ("ORDERS", 0, false)]);
     assert_eq!(streams[1].subjects, ["orders.>"]);
+    let limits = streams[0].limits.unwrap();
+    assert_eq!((limits.max_events, limits.max_bytes), (Some(100_000), None));
+    assert_eq!((limits.max_age, limits.discard), (Some(Duration::from_secs(604_800)), DiscardPolicy::Old));
+    let full = NatsProvider::builder(NatsConfig {
+        stream_name: "FULL".to_owned(),
+        subject_prefix: "full".to_owned(),
+        max_events: 0,
+        max_bytes: 9_000,
+        max_age_secs: 0,
+        ..config(&server)
+    });
+    let full = full.discard_new(true).connect().await.unwrap();
+    let streams = full.streams().await.unwrap();
+    let limits = streams.iter().find(|stream| stream.is_own).unwrap().limits.unwrap();
+    assert_eq!((limits.max_events, limits.max_bytes, limits.max_age), (None, Some(9_000), None));
+    assert_eq!(limits.discard, DiscardPolicy::New);
+    full.delete_stream().await.unwrap();
 
     assert_eq!(events.purge(Some("events.b")).await.unwrap(), 3);
     assert_eq!(numbers(&events.history(None, 10).await.unwrap()), [3, 2, 1]);
