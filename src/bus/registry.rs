@@ -161,6 +161,17 @@ pub(super) fn is_name_of(name: &str, subscriber_id: &str, subject: &str) -> bool
         || distinct_name(subscriber_id, subject) == name
 }
 
+/// Returns the subscriber to whose consumer of this subject a bus gives this name.
+pub(super) fn subscriber_in_name(name: &str, subject: &str) -> Option<String> {
+    // A name starts with the id, in which other characters than letters, digits and `_` may be dashes.
+    const REPLACED: [&str; 5] = ["-", ".", ":", "/", " "];
+    let heads =
+        name.match_indices('-').filter_map(|(end, _)| name.get(..end)).filter(|head| !head.is_empty());
+    heads
+        .flat_map(|head| REPLACED.map(|replaced| head.replace('-', replaced)))
+        .find(|id| is_name_of(name, id, subject))
+}
+
 /// Returns `{subscriber}-{subject with dots as dashes}`, the name of deployed consumers. Returns `None` if that
 /// contains wildcards or other characters that are illegal in a consumer name.
 fn plain_name(subscriber_id: &str, subject: &str) -> Option<String> {
@@ -212,6 +223,25 @@ mod tests {
         for name in names {
             validate_consumer_name(&name).unwrap();
         }
+    }
+
+    #[test]
+    fn a_name_tells_its_subscriber() {
+        let registry = Registry::default();
+        let long = "x".repeat(150);
+        for id in ["billing", "a-b", "acme.eu", "svc:billing", "a b", "x_1", &long] {
+            for subject in ["events.a", "events.orders.>", "events.*.re-try", &format!("events.{long}")] {
+                let name = registry.consumer_name(id, subject);
+                assert_eq!(subscriber_in_name(&name, subject).as_deref(), Some(id), "{name}");
+                assert_eq!(subscriber_in_name(&name, "events.other"), None, "{name}");
+            }
+        }
+        let mixed = registry.consumer_name("acme.eu/billing", "events.>");
+        let cut = registry.consumer_name(&"x".repeat(300), "events.a");
+        for name in [&mixed, &cut, "billing", "-events-a", "", "größe-events-b"] {
+            assert_eq!(subscriber_in_name(name, "events.a"), None, "{name}");
+        }
+        assert_eq!(subscriber_in_name(&mixed, "events.>"), None);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use tracing::Instrument;
 
 use super::EventBus;
 use super::metered::Metered;
-use super::registry::{distinct_name, is_name_of};
+use super::registry::{distinct_name, is_name_of, subscriber_in_name};
 use crate::error::{EventError, Result};
 use crate::provider::group::ConsumerConfig;
 use crate::provider::support::unsupported;
@@ -155,6 +155,40 @@ impl EventBus {
             consumer.durable && is_name_of(&consumer.name, subscriber_id, &consumer.filter)
         });
         Ok(consumers)
+    }
+
+    /// Returns the id of the subscriber that a bus opened this durable consumer for: the reverse of
+    /// [`consumers_of`](EventBus::consumers_of), which also finds the consumers that other buses opened.
+    ///
+    /// The id is verified: the bus gives exactly this name to a consumer of that subscriber and the filter. Returns
+    /// `None` for an ephemeral consumer, for one that was named by hand, and for an id that mixes several special
+    /// characters, because the name does not contain them.
+    ///
+    /// ```
+    /// use a3s_event::{EventBus, EventProvider, MemoryProvider, SubscriptionFilter};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> a3s_event::Result<()> {
+    /// let bus = EventBus::new(MemoryProvider::default());
+    /// let subscription = SubscriptionFilter {
+    ///     subscriber_id: "billing".to_owned(),
+    ///     subjects: vec!["events.orders.>".to_owned()],
+    ///     durable: true,
+    ///     options: None,
+    /// };
+    /// bus.update_subscription(subscription).await?;
+    /// let _open = bus.create_subscriber("billing").await?;
+    /// let consumer = &bus.consumers().await?[0];
+    /// assert!(consumer.name.starts_with("billing-events-orders---"));
+    /// assert_eq!(EventBus::subscriber_of(consumer).as_deref(), Some("billing"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn subscriber_of(consumer: &ConsumerInfo) -> Option<String> {
+        if !consumer.durable {
+            return None;
+        }
+        subscriber_in_name(&consumer.name, &consumer.filter)
     }
 
     async fn save_subscriptions(&self) {
