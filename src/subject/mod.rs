@@ -112,7 +112,7 @@ pub fn validate_prefix(prefix: &str) -> Result<()> {
 pub fn validate_published(subject: &str, prefix: &str) -> Result<()> {
     validate_subject(subject)?;
     let under = subject.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.'));
-    if under { Ok(()) } else { Err(invalid("subject", subject, outside(prefix))) }
+    if under { Ok(()) } else { Err(invalid("subject", subject, outside(prefix, subject))) }
 }
 
 /// Checks that `filter` is well formed and can match a subject under this prefix.
@@ -128,11 +128,11 @@ pub fn validate_filter_under(filter: &str, prefix: &str) -> Result<()> {
             None => return Ok(()),
             Some(_) if pattern == ">" => return Ok(()),
             Some(token) if pattern == "*" || pattern == token => {}
-            Some(_) => return Err(invalid("filter", filter, outside(prefix))),
+            Some(_) => return Err(invalid("filter", filter, outside(prefix, filter))),
         }
     }
     // The filter is no longer than the prefix, but every subject is.
-    Err(invalid("filter", filter, outside(prefix)))
+    Err(invalid("filter", filter, outside(prefix, filter)))
 }
 
 /// Checks one token that becomes part of a subject, such as a category.
@@ -227,8 +227,12 @@ fn check_grammar(field: &'static str, value: &str) -> Result<Wildcards> {
     Ok(wildcards)
 }
 
-fn outside(prefix: &str) -> String {
-    format!("lies outside the stream's prefix '{prefix}'")
+/// The rule that a subject or filter outside of the stream breaks, with what was probably meant.
+fn outside(prefix: &str, value: &str) -> String {
+    format!(
+        "must begin with '{prefix}.', the prefix of the stream (setting subject_prefix), such as {prefix}.{}",
+        shorten(value)
+    )
 }
 
 fn invalid(field: &'static str, value: &str, rule: impl Into<String>) -> EventError {
@@ -324,13 +328,13 @@ mod tests {
         validate_published("events.a", "events").unwrap();
         validate_published("acme.events.a", "acme.events").unwrap();
         for (subject, prefix) in [("events", "events"), ("eventsx.a", "events"), ("other.a", "events")] {
-            assert!(rule_of(validate_published(subject, prefix)).contains("outside"), "{subject}");
+            assert!(rule_of(validate_published(subject, prefix)).contains("subject_prefix"), "{subject}");
         }
         for filter in [">", "events.>", "events.a", "*.a", "*.>"] {
             validate_filter_under(filter, "events").unwrap();
         }
         for filter in ["events", "other.>", "*", "other"] {
-            assert!(rule_of(validate_filter_under(filter, "events")).contains("outside"), "{filter}");
+            assert!(rule_of(validate_filter_under(filter, "events")).contains("subject_prefix"), "{filter}");
         }
         validate_filter_under("acme.>", "acme.events").unwrap();
         validate_filter_under("acme.events", "acme.events").unwrap_err();
