@@ -84,14 +84,23 @@ async fn another_prefix_is_a_conflict() {
 }
 
 #[tokio::test]
-async fn files_and_folders_are_made_for_their_owner_alone() {
+async fn a_path_with_a_typo_makes_no_folder() {
     let (folder, _) = folder();
-    let inner = folder.path().join("new").join("inner");
-    let path = inner.join("events.db");
+    let path = folder.path().join("typo").join("events.db");
+    let error = SqliteProvider::connect(SqliteConfig::file(&path)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config);
+    let (said, missing) = (error.to_string(), folder.path().join("typo"));
+    assert!(said.contains(&format!("the folder '{}' does not exist", missing.display())), "{said}");
+    assert!(!missing.exists());
+}
+
+#[tokio::test]
+async fn files_are_made_for_their_owner_alone() {
+    let (folder, path) = folder();
+    let inner = folder.path();
     let provider = open(&path).await;
     publish(&provider, "a").await;
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-    assert_eq!((mode(&inner), mode(&folder.path().join("new"))), (0o700, 0o700));
     for name in ["events.db", "events.db-wal", "events.db-shm"] {
         assert_eq!(mode(&inner.join(name)), 0o600, "{name}");
     }
@@ -194,7 +203,7 @@ async fn a_read_only_disk_is_a_storage_error_and_recovers() {
         println!("not checked: a small file system cannot be mounted here");
         return;
     };
-    let path = disk.0.path().join("folder").join("events.db");
+    let path = disk.0.path().join("events.db");
     disk.remount("ro").await;
     assert_eq!(refused(&path).await.kind(), ErrorKind::Storage);
     disk.remount("rw").await;

@@ -101,7 +101,8 @@ fn check_sqlite_version(linked: i32) -> Result<()> {
     )))
 }
 
-/// Creates the file and its folder, readable by the owner only. SQLite gives its side files the same mode.
+/// Creates the file, readable by the owner only. SQLite gives its side files the same mode. The folder must exist: a typo
+/// in the path must not create another one.
 fn create_private(path: &Path) -> Result<()> {
     if path.is_dir() {
         return Err(EventError::Config(format!("sqlite file '{}': is a directory", path.display())));
@@ -113,7 +114,11 @@ fn create_private(path: &Path) -> Result<()> {
     let target = link_target(path).map_err(fail)?;
     if let Some(folder) = target.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.exists())
     {
-        private_file::create_folder(folder).map_err(|error| io_failed("open", folder, error))?;
+        return Err(EventError::Config(format!(
+            "sqlite file '{}': the folder '{}' does not exist; create it, or correct the path",
+            path.display(),
+            folder.display()
+        )));
     }
     match create_new_private(&target) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(fail(error)),
