@@ -174,8 +174,13 @@ impl Shared {
             Err(error)
                 if error.error_code() == ErrorCode::STREAM_NOT_FOUND && !self.settings.create_if_missing =>
             {
+                let others = match self.stream_names(None).await {
+                    Some(names) if names.is_empty() => "; the server has no streams".to_owned(),
+                    Some(names) => format!("; the server has '{}'", names.join("', '")),
+                    None => String::new(),
+                };
                 return Err(EventError::Config(format!(
-                    "stream '{name}': does not exist, and create_if_missing is false"
+                    "stream '{name}': does not exist, and create_if_missing is false{others}"
                 )));
             }
             Err(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
@@ -202,21 +207,31 @@ impl Shared {
 
     /// Returns a conflict that names the stream with the same subjects, if the server permits the question.
     async fn overlap(&self, refusal: jetstream::Error) -> EventError {
-        #[derive(Deserialize)]
-        struct Names {
-            streams: Vec<String>,
-        }
         let subjects = self.settings.config.stream_subjects();
-        let query = serde_json::json!({ "subject": subjects.first() }).to_string();
-        match self.ask::<Names>("stream names", "STREAM.NAMES".to_owned(), query.into_bytes()).await {
-            Ok(Ok(names)) if !names.streams.is_empty() => EventError::Conflict {
+        match self.stream_names(subjects.first().map(String::as_str)).await {
+            Some(names) if !names.is_empty() => EventError::Conflict {
                 resource: format!("stream '{}'", self.stream_name()),
                 field: "subjects".to_owned(),
-                existing: format!("taken by stream '{}'", names.streams.join("', '")),
+                existing: format!("taken by stream '{}'", names.join("', '")),
                 requested: format!("{subjects:?}"),
             },
             _ => refused("stream create", refusal),
         }
+    }
+
+    /// Returns the first page of stream names, of those with this subject or of all. Returns `None` if the server does
+    /// not permit the question.
+    async fn stream_names(&self, subject: Option<&str>) -> Option<Vec<String>> {
+        #[derive(Deserialize)]
+        struct Names {
+            #[serde(default)]
+            streams: Option<Vec<String>>,
+        }
+        let query = subject.map_or_else(Vec::new, |subject| {
+            serde_json::json!({ "subject": subject }).to_string().into_bytes()
+        });
+        let names = self.ask::<Names>("stream names", "STREAM.NAMES".to_owned(), query).await;
+        names.ok()?.ok().map(|names| names.streams.unwrap_or_default())
     }
 
     fn wanted_stream(&self) -> stream::Config {
