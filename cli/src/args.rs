@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
+use clap_complete::ArgValueCandidates;
 use tracing_subscriber::filter::Targets;
 
 use crate::commands::{
-    bench, completions, conformance, consumers, copy, diff, dlq, doctor, history, import, info, publish,
-    schema, show, streams, subscribe, tail, watch,
+    bench, buses, completions, conformance, consumers, copy, diff, dlq, doctor, history, import, info, man,
+    publish, schema, show, streams, subscribe, tail, watch,
 };
+use crate::complete;
 use crate::output::Format;
 
 /// Publish, subscribe, read, move and measure events on any bus.
@@ -27,26 +29,29 @@ const EXAMPLE: &str = "Example:
   a3s-event pub events.greetings.first '{\"text\": \"hello\"}'
   a3s-event history
 
-Exit codes: 0 done, 1 failed, or a difference or an unreadable record was found, 2 usage, 3 wrong input,
-4 the bus cannot be reached, 5 outcome unknown: the events that are named may have been stored.";
+Exit codes: 0 done, 1 failed, or a difference or an unreadable record was found, 2 usage error,
+3 invalid input, 4 the bus cannot be reached, 5 outcome unknown: the named events may be stored.";
 
 /// What holds for every command.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
     /// The bus: a URL such as nats://127.0.0.1:4222 or sqlite:///var/lib/events.db, or a name of the config file
-    #[arg(long, global = true, env = "A3S_EVENT_URL", hide_env_values = true)]
+    #[arg(long, global = true, env = "A3S_EVENT_URL", hide_env_values = true, add = ArgValueCandidates::new(complete::buses))]
     pub(crate) url: Option<String>,
+    /// The bus that keeps the dead letters [default: the bus itself]
+    #[arg(long, global = true, value_name = "URL", env = "A3S_EVENT_DLQ_URL", hide_env_values = true, add = ArgValueCandidates::new(complete::buses))]
+    pub(crate) dlq_url: Option<String>,
     /// The config file [default: a3s-event/config.toml in your config folder]
     #[arg(long, global = true, value_name = "FILE", env = "A3S_EVENT_CONFIG")]
     pub(crate) config: Option<PathBuf>,
-    /// The form of the output
+    /// Output format
     #[arg(long, short, global = true, value_enum, default_value_t)]
     pub(crate) output: Format,
-    /// Log more on stderr: what happens, with -vv in detail, with -vvv also of the clients
+    /// Increase log verbosity (-v info, -vv debug, -vvv also client libraries)
     #[arg(long, short, global = true, action = ArgAction::Count)]
     pub(crate) verbose: u8,
-    /// What is logged instead: targets and levels, for instance a3s_event=debug,async_nats=info
+    /// Log targets and levels, such as a3s_event=debug,async_nats=info
     #[arg(long, global = true, value_name = "FILTER", env = "A3S_EVENT_LOG")]
     pub(crate) log: Option<Targets>,
 }
@@ -59,25 +64,25 @@ pub(crate) enum Command {
     /// Publish each record of a file
     #[command(after_help = import::EXAMPLE)]
     Import(import::Args),
-    /// Receive events as they come, through a consumer
+    /// Receive events through a consumer
     #[command(name = "sub", visible_alias = "subscribe", after_help = subscribe::EXAMPLE)]
     Subscribe(subscribe::Args),
     /// List stored events, newest first
     #[command(after_help = history::EXAMPLE)]
     History(history::Args),
-    /// Show the last events and those that come after them
+    /// Show the last events and follow new ones
     #[command(after_help = tail::EXAMPLE)]
     Tail(tail::Args),
     /// Show one event
     #[command(after_help = show::EXAMPLE)]
     Show(show::Args),
-    /// Show the counts of the stream
+    /// Show the counts and limits of the stream
     #[command(after_help = info::EXAMPLE)]
     Info,
-    /// List the streams of the server
-    #[command(after_help = streams::EXAMPLE)]
-    Streams,
-    /// List the consumers with their lag, and what is pending and redelivered
+    /// List the streams of the server with their limits; purge or delete one
+    #[command(alias = "stream", after_help = streams::EXAMPLE)]
+    Streams(streams::Args),
+    /// List the consumers with their lag; reset or delete one
     #[command(after_help = consumers::EXAMPLE)]
     Consumers(consumers::Args),
     /// Watch rate, lag and the last events in the terminal
@@ -95,10 +100,13 @@ pub(crate) enum Command {
     /// Measure rate and latency
     #[command(after_help = bench::EXAMPLE)]
     Bench(bench::Args),
-    /// Check every promise of the delivery contract against the bus
+    /// Check the delivery contract on the bus
     #[command(after_help = conformance::EXAMPLE)]
     Conformance(conformance::Args),
-    /// Explain what is wrong with a connection or a config
+    /// Give buses names in the config file, and choose one
+    #[command(subcommand, after_help = buses::EXAMPLE)]
+    Bus(buses::Command),
+    /// Find out what is wrong with a connection or a config
     #[command(after_help = doctor::EXAMPLE)]
     Doctor,
     /// Check event schemas
@@ -107,6 +115,9 @@ pub(crate) enum Command {
     /// Print a completion script for a shell
     #[command(after_help = completions::EXAMPLE)]
     Completions(completions::Args),
+    /// Print the man page, or write the pages of all commands
+    #[command(after_help = man::EXAMPLE)]
+    Man(man::Args),
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ pub(crate) struct App {
     pub(crate) config: Config,
     pub(crate) out: Output,
     url: Option<String>,
+    dlq_url: Option<String>,
     connected: Vec<Arc<dyn EventProvider>>,
 }
 
@@ -32,7 +33,16 @@ impl App {
         if let Some(url) = &global.url {
             warn_of_credentials(url, Some("A3S_EVENT_URL"));
         }
-        Ok(Self { config, out: Output::new(global.output), url: global.url, connected: Vec::new() })
+        if let Some(url) = &global.dlq_url {
+            warn_of_credentials(url, Some("A3S_EVENT_DLQ_URL"));
+        }
+        let (url, dlq_url) = (global.url, global.dlq_url);
+        Ok(Self { config, out: Output::new(global.output), url, dlq_url, connected: Vec::new() })
+    }
+
+    /// The bus of the dead letters; `None` is the bus itself.
+    pub(crate) fn dlq_url(&self) -> Option<&str> {
+        self.dlq_url.as_deref().or(self.config.dlq_url.as_deref())
     }
 
     /// The URL of the bus that is meant, and who said so.
@@ -43,31 +53,30 @@ impl App {
     /// Connects to the bus that is meant.
     pub(crate) async fn connect(&mut self) -> Outcome<Arc<dyn EventProvider>> {
         let (url, _) = self.url()?;
-        self.open(&url).await
+        self.open(&url, true).await
     }
 
     /// Connects to the bus that is meant, to look at what is there: a name that is wrong makes no file and no stream. The
     /// embedded one need not exist.
     pub(crate) async fn connect_to_look(&mut self) -> Outcome<Arc<dyn EventProvider>> {
         let (url, origin) = self.url()?;
-        let url = if origin == Origin::Default { url } else { existing(&url) };
-        self.open(&url).await
+        self.open(&url, origin == Origin::Default).await
     }
 
     /// Connects to the bus of a name or a URL.
     pub(crate) async fn connect_to(&mut self, bus: &str) -> Outcome<Arc<dyn EventProvider>> {
         let url = self.config.named(bus)?;
-        self.open(&url).await
+        self.open(&url, true).await
     }
 
     /// Connects to the bus of a name or a URL, to look at what is there.
     pub(crate) async fn connect_to_look_at(&mut self, bus: &str) -> Outcome<Arc<dyn EventProvider>> {
         let url = self.config.named(bus)?;
-        self.open(&existing(&url)).await
+        self.open(&url, false).await
     }
 
-    async fn open(&mut self, url: &str) -> Outcome<Arc<dyn EventProvider>> {
-        let provider = connect(url).await?;
+    async fn open(&mut self, url: &str, may_create: bool) -> Outcome<Arc<dyn EventProvider>> {
+        let provider = connect(url, may_create).await?;
         self.connected.push(Arc::clone(&provider));
         Ok(provider)
     }
@@ -81,16 +90,14 @@ impl App {
     }
 }
 
-pub(crate) async fn connect(url: &str) -> Outcome<Arc<dyn EventProvider>> {
+async fn connect(url: &str, may_create: bool) -> Outcome<Arc<dyn EventProvider>> {
     tracing::info!(url = redacted(url), "connecting");
     let registry = ProviderRegistry::builtin();
-    match tokio::time::timeout(CONNECT, registry.connect(url)).await {
+    let settings = if may_create { url.to_owned() } else { existing(url) };
+    match tokio::time::timeout(CONNECT, registry.connect(&settings)).await {
         Ok(connected) => {
             let provider = connected.map_err(|error| match Failure::from(error) {
-                Failure::Unreachable(text) => Failure::Unreachable(format!(
-                    "{}: {text}; the command doctor finds out why",
-                    redacted(url)
-                )),
+                Failure::Unreachable(text) => Failure::Unreachable(format!("{}: {text}", redacted(url))),
                 other => other,
             })?;
             tracing::debug!(provider = provider.name(), capabilities = ?provider.capabilities(), "connected");
@@ -103,7 +110,7 @@ pub(crate) async fn connect(url: &str) -> Outcome<Arc<dyn EventProvider>> {
 }
 
 /// The URL with the setting that nothing is created, where its provider has that setting and the URL does not.
-fn existing(url: &str) -> String {
+pub(crate) fn existing(url: &str) -> String {
     const CREATE: &str = "create_if_missing";
     let registry = ProviderRegistry::builtin();
     let can_create = |parsed: &ProviderUrl| {
@@ -160,8 +167,7 @@ pub(crate) async fn leave(closing: impl Future<Output = a3s_event::Result<()>>) 
         closed = tokio::time::timeout(LEAVE, closing) => match closed {
             Ok(closed) => Ok(closed?),
             Err(_elapsed) => {
-                // What was published or settled is so all the same.
-                tracing::warn!("the bus was left, because it does not answer");
+                tracing::warn!("closing the connection timed out after {LEAVE:?}; what was published or settled is so");
                 Ok(())
             }
         },

@@ -120,13 +120,14 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// What a person can do about an error, where that is not clear from it.
+/// The next step for a person, where the error does not tell it.
 fn next_step(error: &EventError) -> Option<&'static str> {
     match error {
-        EventError::InvalidSubject { .. } => {
-            Some("a subject is for instance events.orders.placed, a filter events.orders.>")
+        // The rule of the prefix names the subject that was probably meant.
+        EventError::InvalidSubject { rule, .. } if !rule.contains("subject_prefix") => {
+            Some("tokens are separated by dots; in a filter, * matches one token and > the rest")
         }
-        EventError::NotFound(_) => Some("history, dlq list and consumers list what is there"),
+        EventError::NotFound(_) => Some("`history`, `dlq list` and `consumers` show what exists"),
         _ => None,
     }
 }

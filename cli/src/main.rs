@@ -3,9 +3,15 @@
 mod args;
 mod bus;
 mod commands;
+mod complete;
 mod config;
+mod confirm;
+mod consumer_name;
 mod failure;
+mod filter;
 mod forward;
+mod layout;
+mod limits;
 mod log;
 mod moment;
 mod output;
@@ -16,7 +22,7 @@ mod template;
 mod text;
 
 use std::ffi::OsString;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -25,6 +31,7 @@ use crate::args::{Cli, Command};
 use crate::failure::{Failure, Outcome};
 
 fn main() -> ExitCode {
+    complete::for_shell();
     let words = in_current_words(std::env::args_os().collect());
     let ended = Cli::try_parse_from(words).map_err(told_by_clap).and_then(run);
     match ended {
@@ -33,8 +40,7 @@ fn main() -> ExitCode {
         Err(Ended::Failed(failure)) => {
             let message = failure.message();
             if !message.is_empty() {
-                // Nobody is left to be told that stderr is closed.
-                let _ = writeln!(std::io::stderr(), "error: {message}");
+                layout::eprint(&format!("error: {message}"));
             }
             ExitCode::from(failure.code())
         }

@@ -4,11 +4,12 @@ use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
 
 use a3s_event::{Event, ProviderInfo};
 use clap::ValueEnum;
-use comfy_table::{Table, presets};
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::failure::{Failure, Outcome};
+use crate::layout;
+use crate::limits::Limits;
 use crate::moment;
 use crate::text;
 
@@ -34,6 +35,8 @@ pub(crate) enum Format {
 pub(crate) trait Row: Serialize {
     /// The columns of the table.
     const COLUMNS: &'static [&'static str];
+    /// The column that is cut where the terminal has no room for it.
+    const CUT: Option<usize> = None;
 
     /// The cells of the row.
     fn cells(&self) -> Vec<String>;
@@ -78,10 +81,19 @@ impl Output {
         self.flush()
     }
 
+    /// Values that have no table, as JSON.
+    pub(crate) fn values(&mut self, values: &[impl Serialize]) -> Outcome {
+        match self.format {
+            Format::Ndjson => values.iter().try_for_each(|value| self.compact(value))?,
+            Format::Table | Format::Json => self.pretty(&values)?,
+        }
+        self.flush()
+    }
+
     /// A row of many that keep coming.
     pub(crate) fn row<R: Row>(&mut self, row: &R) -> Outcome {
         match self.format {
-            Format::Table => self.line(&row.cells().join("  "))?,
+            Format::Table => self.line(&layout::row(&row.cells(), R::CUT, layout::stdout_width()))?,
             Format::Json => self.pretty(row)?,
             Format::Ndjson => self.compact(row)?,
         }
@@ -104,8 +116,19 @@ impl Output {
     /// A sentence for people; nothing in the other forms.
     pub(crate) fn say(&mut self, text: &str) -> Outcome {
         if self.format == Format::Table {
-            self.line(&text::escape(text))?;
+            let text = text::escape(text);
+            match layout::stdout_width() {
+                Some(width) => self.line(&layout::wrap(&text, width, ""))?,
+                None => self.line(&text)?,
+            }
         }
+        self.flush()
+    }
+
+    /// A paragraph for people, wrapped also where no terminal shows it. Its further lines begin with `indent`.
+    pub(crate) fn paragraph(&mut self, text: &str, indent: &str) -> Outcome {
+        let width = layout::stdout_width().unwrap_or(layout::PIPED);
+        self.line(&layout::wrap(&text::escape(text), width, indent))?;
         self.flush()
     }
 
@@ -116,14 +139,13 @@ impl Output {
     }
 
     fn table<R: Row>(&mut self, rows: &[R]) -> Outcome {
-        let mut table = Table::new();
-        table.load_style(presets::NOTHING).set_header(R::COLUMNS);
-        for row in rows {
-            table.add_row(row.cells());
-        }
-        let table = table.trim_fmt();
+        let cells: Vec<_> = rows.iter().map(Row::cells).collect();
+        let table = layout::table(R::COLUMNS, &cells, R::CUT, layout::stdout_width());
+        let is_header = |line: &str| R::COLUMNS.iter().all(|column| line.contains(column));
         match table.split_once('\n') {
-            Some((header, rows)) if Self::is_styled() => self.line(&format!("{BOLD}{header}{PLAIN}\n{rows}")),
+            Some((header, rows)) if Self::is_styled() && is_header(header) => {
+                self.line(&format!("{BOLD}{header}{PLAIN}\n{rows}"))
+            }
             _ => self.line(&table),
         }
     }
@@ -132,7 +154,7 @@ impl Output {
         let Value::Object(fields) = value else { return self.line(&plain(value)) };
         let width = fields.keys().map(String::len).max().unwrap_or_default();
         for (key, value) in fields {
-            self.line(&format!("{key:width$}  {}", readable(value)))?;
+            self.line(&layout::field(key, width, &readable(value), layout::stdout_width()))?;
         }
         Ok(())
     }
@@ -205,6 +227,7 @@ pub(crate) struct EventRow<'a> {
 
 impl Row for EventRow<'_> {
     const COLUMNS: &'static [&'static str] = &["sequence", "time", "subject", "content"];
+    const CUT: Option<usize> = Some(3);
 
     fn cells(&self) -> Vec<String> {
         let event = self.event;
@@ -230,12 +253,21 @@ pub(crate) struct InfoRow {
     pub(crate) bytes: u64,
     pub(crate) consumers: usize,
     pub(crate) newest_sequence: Option<u64>,
+    /// Left out where the provider does not know them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) limits: Option<Limits>,
 }
 
 impl InfoRow {
-    pub(crate) fn new(info: ProviderInfo, url: String, prefix: &str, newest_sequence: Option<u64>) -> Self {
+    pub(crate) fn new(
+        info: ProviderInfo,
+        url: String,
+        prefix: &str,
+        newest_sequence: Option<u64>,
+        limits: Option<Limits>,
+    ) -> Self {
         let ProviderInfo { provider, messages, bytes, consumers } = info;
-        Self { provider, url, prefix: prefix.to_owned(), messages, bytes, consumers, newest_sequence }
+        Self { provider, url, prefix: prefix.to_owned(), messages, bytes, consumers, newest_sequence, limits }
     }
 }
 

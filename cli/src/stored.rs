@@ -99,6 +99,7 @@ pub(crate) enum StoredRow<'a> {
 
 impl Row for StoredRow<'_> {
     const COLUMNS: &'static [&'static str] = EventRow::COLUMNS;
+    const CUT: Option<usize> = EventRow::CUT;
 
     fn cells(&self) -> Vec<String> {
         match self {

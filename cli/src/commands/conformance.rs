@@ -131,6 +131,7 @@ struct CaseRow {
 
 impl Row for CaseRow {
     const COLUMNS: &'static [&'static str] = &["outcome", "case", "detail"];
+    const CUT: Option<usize> = Some(2);
 
     fn cells(&self) -> Vec<String> {
         vec![self.outcome.to_owned(), self.case.to_owned(), text::shorten(&text::line(&self.detail), 100)]

@@ -1,38 +1,101 @@
 //! `consumers`: who reads, and how far behind.
 
 use a3s_event::ConsumerInfo;
+use a3s_event::provider::ConsumerPosition;
+use clap_complete::ArgValueCandidates;
 use serde::Serialize;
 
 use crate::bus::App;
-use crate::failure::{Failure, Outcome};
+use crate::complete;
+use crate::confirm::Confirmation;
+use crate::consumer_name::{described, find, shown};
+use crate::failure::Outcome;
+use crate::moment;
 use crate::output::Row;
 use crate::text;
 
 pub(crate) const EXAMPLE: &str = "Example:
-  a3s-event consumers --output json";
+  a3s-event consumers
+  a3s-event consumers --wide
+  a3s-event consumers reset billing --to 1h";
+
+const EXAMPLE_RM: &str = "Example:\n  a3s-event consumers rm billing --yes";
+const EXAMPLE_RESET: &str = "Example:
+  a3s-event consumers reset billing --to first
+  a3s-event consumers reset billing --to 2018-02-07T01:26:13Z";
 
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
     #[command(subcommand)]
     command: Option<Command>,
+    /// Also show the names under which the bus stores the consumers
+    #[arg(long, short)]
+    wide: bool,
     /// The same as `rm`
     #[arg(long, hide = true, value_name = "NAME")]
     remove: Option<String>,
+    /// Of `--remove`
+    #[arg(long, hide = true, requires = "remove")]
+    yes: bool,
 }
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Forget a durable consumer and its position, and show what it was
-    #[command(after_help = "Example:\n  a3s-event consumers rm billing")]
+    /// Delete durable consumers and their positions, and show what they were
+    #[command(after_help = EXAMPLE_RM)]
     Rm {
-        /// Name of the consumer
-        name: String,
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        confirmation: Confirmation,
     },
+    /// Move durable consumers to another position
+    #[command(after_help = EXAMPLE_RESET)]
+    Reset {
+        #[command(flatten)]
+        which: Which,
+        /// The new position: first, last, a sequence, or a time of storing such as 15m
+        #[arg(long, value_name = "POSITION", value_parser = position)]
+        to: ConsumerPosition,
+    },
+}
+
+/// Consumers by name.
+#[derive(Debug, clap::Args)]
+struct Which {
+    /// Name of the consumer, as its program calls it or as the bus stores it. A program has one consumer per subject
+    #[arg(add = ArgValueCandidates::new(complete::consumers))]
+    name: String,
+    /// Only the consumer with this filter
+    #[arg(long)]
+    filter: Option<String>,
+}
+
+/// Where a consumer goes on.
+fn position(text: &str) -> Result<ConsumerPosition, String> {
+    Ok(match text {
+        "first" | "all" => ConsumerPosition::First,
+        "last" | "now" | "new" => ConsumerPosition::Last,
+        text => {
+            match text.parse() {
+                // A time of today in milliseconds has 13 digits; no stream comes that far.
+                Ok(sequence) if sequence < 1_000_000_000_000 => ConsumerPosition::Sequence(sequence),
+                _ => ConsumerPosition::Time(moment::parse(text).map_err(|why| {
+                    format!("write first, last, a sequence, or a time: as a time, it {why}")
+                })?),
+            }
+        }
+    })
 }
 
 #[derive(Debug, Serialize)]
 pub(super) struct ConsumerRow {
+    /// Under this name the bus stores the consumer.
     name: String,
+    /// The program calls it so; left out where that cannot be told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subscriber: Option<String>,
     filter: String,
     durable: bool,
     lag: u64,
@@ -40,19 +103,28 @@ pub(super) struct ConsumerRow {
     redelivered: u64,
 }
 
-impl From<ConsumerInfo> for ConsumerRow {
-    fn from(info: ConsumerInfo) -> Self {
-        let ConsumerInfo { name, filter, durable, lag, pending, redelivered, .. } = info;
-        Self { name, filter, durable, lag, pending, redelivered }
+impl From<&ConsumerInfo> for ConsumerRow {
+    fn from(info: &ConsumerInfo) -> Self {
+        let name = shown(info);
+        Self {
+            name: info.name.clone(),
+            subscriber: Some(name).filter(|name| *name != info.name),
+            filter: info.filter.clone(),
+            durable: info.durable,
+            lag: info.lag,
+            pending: info.pending,
+            redelivered: info.redelivered,
+        }
     }
 }
 
 impl Row for ConsumerRow {
-    const COLUMNS: &'static [&'static str] = &["name", "filter", "durable", "lag", "pending", "redelivered"];
+    const COLUMNS: &'static [&'static str] =
+        &["consumer", "filter", "durable", "lag", "pending", "redelivered"];
 
     fn cells(&self) -> Vec<String> {
         vec![
-            text::line(&self.name),
+            text::line(self.subscriber.as_ref().unwrap_or(&self.name)),
             text::line(&self.filter),
             if self.durable { "yes" } else { "no" }.to_owned(),
             self.lag.to_string(),
@@ -62,17 +134,80 @@ impl Row for ConsumerRow {
     }
 }
 
-pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
-    let provider = app.connect_to_look().await?;
-    let mut rows: Vec<ConsumerRow> = provider.consumers().await?.into_iter().map(Into::into).collect();
-    let removes = args.command.map(|Command::Rm { name }| name).or(args.remove);
-    if let Some(name) = &removes {
-        let removed = rows.iter().find(|row| row.name == *name).ok_or_else(|| {
-            Failure::Other(format!("there is no consumer '{name}'; consumers lists what is there"))
-        })?;
-        provider.unsubscribe(name).await?;
-        return app.out.one(removed);
+/// With the stored name.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+struct WideRow(ConsumerRow);
+
+impl Row for WideRow {
+    const COLUMNS: &'static [&'static str] =
+        &["consumer", "filter", "durable", "lag", "pending", "redelivered", "stored name"];
+
+    fn cells(&self) -> Vec<String> {
+        let mut cells = self.0.cells();
+        cells.push(text::line(&self.0.name));
+        cells
     }
-    rows.sort_by(|a, b| a.name.cmp(&b.name));
-    app.out.rows(&rows)
+}
+
+pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
+    match (args.command, args.remove) {
+        (Some(Command::Rm { which, confirmation }), _) => remove(app, &which, &confirmation).await,
+        (Some(Command::Reset { which, to }), _) => reset(app, &which, to).await,
+        (None, Some(name)) => {
+            remove(app, &Which { name, filter: None }, &Confirmation { yes: args.yes }).await
+        }
+        (None, None) => list(app, args.wide).await,
+    }
+}
+
+async fn list(app: &mut App, wide: bool) -> Outcome {
+    let provider = app.connect_to_look().await?;
+    let mut rows: Vec<ConsumerRow> = provider.consumers().await?.iter().map(Into::into).collect();
+    rows.sort_by_cached_key(|row| (row.cells(), row.name.clone()));
+    match wide {
+        true => app.out.rows(&rows.into_iter().map(WideRow).collect::<Vec<_>>()),
+        false => app.out.rows(&rows),
+    }
+}
+
+async fn remove(app: &mut App, which: &Which, confirmation: &Confirmation) -> Outcome {
+    let provider = app.connect_to_look().await?;
+    let found = find(&provider, &which.name, which.filter.as_deref()).await?;
+    let of_each = |consumer: &ConsumerInfo| {
+        let waiting = text::count(consumer.lag + consumer.pending, "event");
+        format!("{} with {waiting} to handle", described(consumer))
+    };
+    let described: Vec<_> = found.iter().map(of_each).collect();
+    let consumers = if found.len() == 1 { "consumer" } else { "consumers" };
+    confirmation.ask(&format!("this deletes {consumers} {}, and the position", described.join(", ")))?;
+    for consumer in &found {
+        provider.unsubscribe(&consumer.name).await?;
+    }
+    app.out.rows(&found.iter().map(ConsumerRow::from).collect::<Vec<_>>())
+}
+
+async fn reset(app: &mut App, which: &Which, to: ConsumerPosition) -> Outcome {
+    let provider = app.connect_to_look().await?;
+    let found = find(&provider, &which.name, which.filter.as_deref()).await?;
+    for consumer in &found {
+        provider.reset_consumer(&consumer.name, to).await?;
+    }
+    let mut moved = provider.consumers().await?;
+    moved.retain(|consumer| found.iter().any(|found| found.name == consumer.name));
+    app.out.rows(&moved.iter().map(ConsumerRow::from).collect::<Vec<_>>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_are_read() {
+        assert_eq!(position("first"), Ok(ConsumerPosition::First));
+        assert_eq!(position("last"), Ok(ConsumerPosition::Last));
+        assert_eq!(position("17"), Ok(ConsumerPosition::Sequence(17)));
+        assert_eq!(position("1517966773840"), Ok(ConsumerPosition::Time(1_517_966_773_840)));
+        assert!(position("someday").unwrap_err().contains("first, last"));
+    }
 }

@@ -35,8 +35,10 @@ const MAX_LISTED: usize = 1_000;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The bus to copy from: a URL, or a name of the config file
+    #[arg(add = clap_complete::ArgValueCandidates::new(crate::complete::buses))]
     from: String,
     /// The bus to copy to, which is empty or holds the beginning of a copy
+    #[arg(add = clap_complete::ArgValueCandidates::new(crate::complete::buses))]
     to: String,
     /// Only these subjects
     #[arg(long)]

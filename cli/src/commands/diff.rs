@@ -7,9 +7,11 @@ use std::collections::VecDeque;
 use std::num::NonZeroUsize;
 
 use a3s_event::Event;
+use clap_complete::ArgValueCandidates;
 use serde::Serialize;
 
 use crate::bus::{App, warn_of_credentials};
+use crate::complete;
 use crate::failure::{Failure, Outcome};
 use crate::forward::Forward;
 use crate::output::Row;
@@ -25,14 +27,16 @@ const AHEAD: usize = 1_000;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// One bus: a URL, or a name of the config file
+    #[arg(add = ArgValueCandidates::new(complete::buses))]
     from: String,
     /// The other one
+    #[arg(add = ArgValueCandidates::new(complete::buses))]
     to: String,
     /// Only these subjects
     #[arg(long)]
     filter: Option<String>,
     /// End after this many differences
-    #[arg(long, default_value = "10")]
+    #[arg(long, short = 'n', default_value = "10")]
     limit: NonZeroUsize,
 }
 

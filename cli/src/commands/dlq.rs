@@ -6,10 +6,12 @@ use a3s_event::dlq::{
 };
 use a3s_event::{Event, ProviderDlqHandler};
 use clap::{Subcommand, ValueEnum};
+use clap_complete::ArgValueCandidates;
 use serde::Serialize;
 
 use super::subscribe::eprint_note;
-use crate::bus::{App, redacted, warn_of_credentials};
+use crate::bus::{App, redacted};
+use crate::complete;
 use crate::failure::{Failure, Outcome, chain};
 use crate::moment;
 use crate::output::{Format, Row};
@@ -38,9 +40,6 @@ const LETTERS: usize = 40;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The bus that keeps the dead letters [default: the bus itself]
-    #[arg(long, global = true, value_name = "URL", env = "A3S_EVENT_DLQ_URL", hide_env_values = true)]
-    dlq_url: Option<String>,
     #[command(subcommand)]
     command: Command,
 }
@@ -52,8 +51,8 @@ enum Command {
     List {
         #[command(flatten)]
         which: Which,
-        /// Most letters
-        #[arg(long, default_value_t = 50)]
+        /// Maximum number of letters
+        #[arg(long, short = 'n', default_value_t = 50)]
         limit: usize,
     },
     /// Show one dead letter in full
@@ -62,25 +61,25 @@ enum Command {
         /// Its number, as `dlq list` shows it
         id: u64,
     },
-    /// Publish the events of dead letters again, each once, under their subject and with their id
+    /// Publish the events of dead letters again, each once, with their subject and id
     #[command(after_help = EXAMPLE_REPLAY)]
     Replay {
         #[command(flatten)]
         chosen: Chosen,
-        /// Only say what would be done
+        /// Only print what would be done
         #[arg(long)]
         dry_run: bool,
-        /// Most events per second
+        /// Maximum number of events per second
         #[arg(long, value_name = "EVENTS", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
         per_second: Option<u32>,
-        /// Refuse events that were replayed this often before, through whichever of their letters
+        /// Maximum number of replays of an event, through all of its letters
         #[arg(long, value_name = "TIMES", default_value_t = 3)]
         max_replays: u64,
-        /// Replay at most this many, the oldest ones
-        #[arg(long)]
+        /// Maximum number of letters to replay, oldest first
+        #[arg(long, short = 'n')]
         limit: Option<usize>,
     },
-    /// Decide that nothing is to be done about dead letters; they are kept and no longer open
+    /// Mark dead letters as discarded; they stay stored and are no longer open
     #[command(after_help = EXAMPLE_DISCARD)]
     Discard {
         #[command(flatten)]
@@ -91,10 +90,10 @@ enum Command {
     },
 }
 
-/// Letters by number, or those that are meant.
+/// Letters by number or by filter.
 #[derive(Debug, clap::Args)]
 struct Chosen {
-    /// Numbers of the letters, whatever became of them before
+    /// Numbers of the letters, in any status
     #[arg(conflicts_with_all = ["all", "Which"])]
     ids: Vec<u64>,
     /// All open letters
@@ -104,29 +103,29 @@ struct Chosen {
     which: Which,
 }
 
-/// Which letters are meant.
+/// Filters of letters.
 #[derive(Debug, Default, PartialEq, Eq, clap::Args)]
 #[group(multiple = true)]
 struct Which {
     /// Filter of the original subject
     #[arg(long, alias = "subject")]
     filter: Option<String>,
-    /// Why they were given up
+    /// Reason why the events were given up
     #[arg(long, value_enum)]
     class: Option<Class>,
-    /// Name of the consumer that gave them up, as the program calls it or as `consumers` lists it
-    #[arg(long)]
+    /// Name of the consumer that gave them up, as the program calls it or as the bus stores it
+    #[arg(long, add = ArgValueCandidates::new(complete::consumers))]
     consumer: Option<String>,
     /// Id of the event
     #[arg(long)]
     event_id: Option<String>,
-    /// Only what was given up at this time or later
+    /// Only letters of this time or later
     #[arg(long, value_name = "TIME", value_parser = moment::parse)]
     since: Option<u64>,
-    /// Only what was given up before this time
+    /// Only letters before this time
     #[arg(long, alias = "before", value_name = "TIME", value_parser = moment::parse)]
     until: Option<u64>,
-    /// What was done about them [default: open]
+    /// Status of the letters [default: open]
     #[arg(long, value_enum)]
     status: Option<Status>,
 }
@@ -152,11 +151,11 @@ enum Status {
 }
 
 impl Chosen {
-    /// To do something with all letters has to be said.
+    /// Requires an explicit choice: all letters are chosen only with `--all`.
     fn check(&self) -> Outcome {
         if self.ids.is_empty() && !self.all && self.which == Which::default() {
             return Err(Failure::Usage(
-                "which letters are meant? Say their numbers, as dlq list shows them, or filters (--filter, --class, \
+                "no letters are chosen: give their numbers, as `dlq list` shows them, filters (--filter, --class, \
                  --consumer, --event-id, --since, --until, --status), or --all"
                     .to_owned(),
             ));
@@ -232,6 +231,7 @@ impl<'a> LetterRow<'a> {
 impl Row for LetterRow<'_> {
     const COLUMNS: &'static [&'static str] =
         &["id", "given up", "subject", "class", "status", "replays", "consumer", "reason"];
+    const CUT: Option<usize> = Some(7);
 
     fn cells(&self) -> Vec<String> {
         vec![
@@ -329,6 +329,7 @@ impl Planned {
 
 impl Row for Planned {
     const COLUMNS: &'static [&'static str] = &["id", "subject", "reason", "would be"];
+    const CUT: Option<usize> = Some(2);
 
     fn cells(&self) -> Vec<String> {
         vec![
@@ -340,11 +341,8 @@ impl Row for Planned {
     }
 }
 
-pub(crate) async fn run(app: &mut App, Args { dlq_url, command }: Args) -> Outcome {
-    if let Some(url) = &dlq_url {
-        warn_of_credentials(url, Some("A3S_EVENT_DLQ_URL"));
-    }
-    let queue = dlq_url.or_else(|| app.config.dlq_url.clone());
+pub(crate) async fn run(app: &mut App, Args { command }: Args) -> Outcome {
+    let queue = app.dlq_url().map(str::to_owned);
     match command {
         Command::List { which, limit } => list(app, queue, which, limit).await,
         Command::Show { id } => {

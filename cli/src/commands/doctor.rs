@@ -1,9 +1,10 @@
-//! `doctor`: what is wrong with a connection or a config, step by step.
+//! `doctor`: what is wrong with a connection or a config, step by step. A paragraph per check.
 
 use std::time::Duration;
 
 use a3s_event::provider::{ProviderRegistry, ProviderUrl, Scheme};
 use a3s_event::{EventProvider, HistoryQuery, Support};
+use indicatif::DecimalBytes;
 use serde::Serialize;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
@@ -12,7 +13,8 @@ use crate::args::Global;
 use crate::bus::{App, redacted};
 use crate::config::{Origin, user_file};
 use crate::failure::{Failure, Outcome};
-use crate::output::{Output, Row};
+use crate::limits::{Limits, own_stream};
+use crate::output::{Format, Output};
 use crate::stored::{Unreadable, newest};
 use crate::text;
 
@@ -20,25 +22,49 @@ pub(crate) const EXAMPLE: &str = "Example:
   a3s-event doctor
   a3s-event --url nats://127.0.0.1:4222 doctor";
 
+/// Part of the provider's message about a missing stream, on a server that has none.
+const NO_STREAMS: &str = "the server has no streams";
 /// Longest time for one step on the way to a server.
 const STEP: Duration = Duration::from_secs(5);
+
+/// Result of a check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Status {
+    Ok,
+    /// Nothing is wrong, and there is something to know.
+    Note,
+    Fail,
+}
+
+impl Status {
+    /// The first word of a paragraph, as wide as the others.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok  ",
+            Self::Note => "note",
+            Self::Fail => "FAIL",
+        }
+    }
+}
 
 /// One step.
 #[derive(Debug, Serialize)]
 struct Check {
     check: &'static str,
+    /// If false, the check failed.
     ok: bool,
+    status: Status,
     found: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     advice: Option<&'static str>,
 }
 
-impl Row for Check {
-    const COLUMNS: &'static [&'static str] = &["check", "", "found", "advice"];
-
-    fn cells(&self) -> Vec<String> {
-        let mark = if self.ok { "ok" } else { "FAIL" }.to_owned();
-        vec![self.check.to_owned(), mark, text::line(&self.found), self.advice.unwrap_or_default().to_owned()]
+impl Check {
+    fn paragraph(&self) -> String {
+        let found = text::line(&self.found);
+        let advice = self.advice.map_or_else(String::new, |advice| format!("\nAdvice: {advice}"));
+        format!("{}  {}: {found}{advice}", self.status.word(), self.check)
     }
 }
 
@@ -49,7 +75,7 @@ pub(crate) async fn run(global: Global) -> Outcome {
     let ended = match App::new(global) {
         Ok(mut app) => {
             let path = named.map_or_else(user_file, Ok)?;
-            let found = if path.exists() { "read" } else { "not there, which is fine" };
+            let found = if path.exists() { "read" } else { "does not exist, which is fine" };
             checks.push(passed("config file", format!("{}: {found}", path.display())));
             match examine(&mut app, &mut checks).await {
                 Ok(()) => app.close().await,
@@ -60,14 +86,26 @@ pub(crate) async fn run(global: Global) -> Outcome {
             checks.push(failed(
                 "config file",
                 &failure,
-                "mend or remove the file, or name another with --config",
+                "correct or remove the file, or name another one with --config",
             ));
             Err(failure)
         }
     };
-    // The app with its stdout is gone.
-    Output::new(format).rows(&checks)?;
+    // The app has closed its stdout.
+    show(&mut Output::new(format), &checks)?;
     ended
+}
+
+fn show(out: &mut Output, checks: &[Check]) -> Outcome {
+    match out.format {
+        Format::Table => {
+            for check in checks {
+                out.paragraph(&check.paragraph(), "      ")?;
+            }
+            Ok(())
+        }
+        Format::Json | Format::Ndjson => out.values(checks),
+    }
 }
 
 async fn examine(app: &mut App, checks: &mut Vec<Check>) -> Outcome {
@@ -75,8 +113,8 @@ async fn examine(app: &mut App, checks: &mut Vec<Check>) -> Outcome {
         Ok((url, origin)) => {
             let origin = match origin {
                 Origin::Given => "given by --url or A3S_EVENT_URL",
-                Origin::File => "of the config file",
-                Origin::Default => "the default, an embedded file",
+                Origin::File => "from the config file",
+                Origin::Default => "the default, a SQLite file",
             };
             checks.push(passed("bus", format!("{}: {origin}", redacted(&url))));
             url
@@ -104,6 +142,14 @@ async fn examine(app: &mut App, checks: &mut Vec<Check>) -> Outcome {
     };
     let provider = match app.connect_to_look().await {
         Ok(provider) => provider,
+        Err(Failure::Input(text)) if text.contains(NO_STREAMS) => {
+            checks.push(passed("connection", "the server answers".to_owned()));
+            checks.push(Check {
+                status: Status::Note,
+                ..passed("stream", "no stream yet; the first `pub` or `sub` creates it".to_owned())
+            });
+            return Ok(());
+        }
         Err(failure) => {
             let registry = ProviderRegistry::builtin();
             if let Some(port) = registry.scheme(parsed.scheme()).and_then(Scheme::port) {
@@ -129,23 +175,37 @@ async fn examine(app: &mut App, checks: &mut Vec<Check>) -> Outcome {
 async fn reach(server: &str, port: u16) -> Check {
     let has_port = server.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
     let server = if has_port { server.to_owned() } else { format!("{server}:{port}") };
-    let broken = |found, advice| Check { check: "server", ok: false, found, advice: Some(advice) };
+    let broken = |found, advice| Check {
+        check: "server",
+        ok: false,
+        status: Status::Fail,
+        found,
+        advice: Some(advice),
+    };
     let addresses: Vec<_> = match timeout(STEP, lookup_host(server.as_str())).await {
         Ok(Ok(addresses)) => addresses.collect(),
         Ok(Err(error)) => {
-            return broken(format!("{server}: the name is not known: {error}"), "is the host spelled right?");
+            return broken(
+                format!("{server}: the name cannot be resolved: {error}"),
+                "check the spelling of the host",
+            );
         }
-        Err(_) => return broken(format!("{server}: no answer to its name within {STEP:?}"), "ask your DNS"),
+        Err(_) => {
+            return broken(
+                format!("{server}: resolving the name timed out after {STEP:?}"),
+                "check the DNS server",
+            );
+        }
     };
     match timeout(STEP, TcpStream::connect(addresses.as_slice())).await {
-        Ok(Ok(_)) => passed("server", format!("{server} takes connections")),
+        Ok(Ok(_)) => passed("server", format!("{server} accepts connections")),
         Ok(Err(error)) => broken(
             format!("{server}: {error}"),
-            "nothing listens there: is the server running, and is the port right?",
+            "no program listens there: start the server, or correct the port",
         ),
         Err(_) => broken(
-            format!("{server}: no answer within {STEP:?}"),
-            "packets are dropped: a firewall, or a machine that is down",
+            format!("{server}: connecting timed out after {STEP:?}"),
+            "check for a firewall that drops packets, and that the machine is up",
         ),
     }
 }
@@ -154,13 +214,15 @@ async fn state(provider: &dyn EventProvider) -> Outcome<String> {
     let info = provider.info().await?;
     let (records, _) = newest(provider, HistoryQuery::new(1)).await?;
     if !provider.health().await? {
-        return Err(Failure::Other("the backend answers but makes no progress".to_owned()));
+        return Err(Failure::Other("the backend answers, but stores no event".to_owned()));
     }
+    let limits = own_stream(provider).await?.as_ref().and_then(Limits::of);
+    let limits = limits.map_or_else(String::new, |limits| format!("; {}", limits.sentence()));
     let unreadable = Unreadable::of(&records).told();
     Ok(format!(
-        "{}, {}, {}{}",
+        "{}, {}, {}{limits}{}",
         text::count(info.messages, "event"),
-        text::count(info.bytes, "byte"),
+        DecimalBytes(info.bytes),
         text::count(info.consumers as u64, "consumer"),
         unreadable.map_or_else(String::new, |told| format!("; of the newest, {told}"))
     ))
@@ -179,31 +241,31 @@ fn capabilities(provider: &dyn EventProvider) -> String {
 }
 
 fn passed(check: &'static str, found: String) -> Check {
-    Check { check, ok: true, found, advice: None }
+    Check { check, ok: true, status: Status::Ok, found, advice: None }
 }
 
 fn failed(check: &'static str, failure: &Failure, advice: &'static str) -> Check {
-    Check { check, ok: false, found: failure.message(), advice: Some(advice) }
+    Check { check, ok: false, status: Status::Fail, found: failure.message(), advice: Some(advice) }
 }
 
 fn advice(failure: &Failure) -> &'static str {
     match failure {
         Failure::Unreachable(text) if text.contains("authoriz") || text.contains("permission") => {
-            "the server does not accept the credentials: see user, token or credentials_path of the URL"
+            "the server refuses the credentials: check user, token or credentials_path of the URL"
         }
         Failure::Unreachable(text) if text.contains("InvalidContentType") => {
-            "the server speaks no TLS there: take the scheme without TLS if that is meant"
+            "the server does not speak TLS there: use the scheme without TLS, or correct the port"
         }
         Failure::Unreachable(_) => {
-            "is the server running, and are host and port right? A firewall drops silently"
+            "start the server, or correct host and port; a firewall drops packets silently"
         }
         Failure::Other(text) if text.contains("taken by stream") => {
             "name that stream in the URL, or choose another subject_prefix"
         }
         Failure::Input(text) if text.contains("does not exist, and create") => {
-            "the first event that is published makes it, if that is its name"
+            "correct the name; if it is right, the first `pub` or `sub` creates it"
         }
-        Failure::Input(_) => "see the settings of the provider in its documentation",
-        _ => "the message is the backend's own",
+        Failure::Input(_) => "check the settings of the URL in the provider's documentation",
+        _ => "the message comes from the backend",
     }
 }

@@ -8,19 +8,27 @@ use a3s_event::{
 };
 
 use super::subscribe::{Args, eprint_note, eprint_warning, options};
+use crate::consumer_name::shown;
 use crate::failure::{Failure, Outcome};
 
 /// A consumer, and whether it was there before.
 struct Chosen {
     /// Empty for a new one that the library names.
     name: String,
+    /// The name for messages.
+    shown: String,
     filter: String,
     is_there: bool,
 }
 
 impl Chosen {
+    fn named(name: &str, filter: String, is_there: bool) -> Self {
+        Self { name: name.to_owned(), shown: name.to_owned(), filter, is_there }
+    }
+
     fn there(consumer: &ConsumerInfo) -> Self {
-        Self { name: consumer.name.clone(), filter: consumer.filter.clone(), is_there: true }
+        let (name, filter) = (consumer.name.clone(), consumer.filter.clone());
+        Self { name, shown: shown(consumer), filter, is_there: true }
     }
 }
 
@@ -52,7 +60,7 @@ pub(super) async fn open(
             consumer = made(&bus, name, &consumer.filter, args).await?;
         }
         if known.is_some() && !consumer.is_there {
-            eprint_note(&format!("nobody has read as '{}' before: the consumer is new", consumer.name));
+            eprint_note(&format!("the consumer '{}' of '{}' is new", consumer.shown, consumer.filter));
         }
         let mut subscription = join(&**provider, &consumer, args).await?;
         subscription.keep_undecodable();
@@ -89,8 +97,8 @@ fn choose(bus: &EventBus, known: &Known, name: &str, args: &Args) -> Outcome<Vec
         (Some(exact), [] | [_]) => {
             if let Some(program) = of_program.first() {
                 eprint_warning(&Failure::Other(format!(
-                    "the program that calls itself '{name}' reads through '{}', which is another consumer than '{name}'",
-                    program.name
+                    "'{name}' is the consumer that is stored under this name; the program '{name}' reads '{}' through another one",
+                    program.filter
                 )));
             }
             let filter = args.filters.first().unwrap_or(&exact.filter).clone();
@@ -102,12 +110,10 @@ fn choose(bus: &EventBus, known: &Known, name: &str, args: &Args) -> Outcome<Vec
         ))),
         (None, []) if of_program.is_empty() => {
             let filter = format!("{}.>", bus.provider().subject_prefix());
-            Ok(vec![Chosen { name: name.to_owned(), filter, is_there: false }])
+            Ok(vec![Chosen::named(name, filter, false)])
         }
         (None, []) => Ok(of_program.iter().map(Chosen::there).collect()),
-        (None, [filter]) if of_program.is_empty() => {
-            Ok(vec![Chosen { name: name.to_owned(), filter: filter.clone(), is_there: false }])
-        }
+        (None, [filter]) if of_program.is_empty() => Ok(vec![Chosen::named(name, filter.clone(), false)]),
         (None, [filter]) => match of_filter(filter) {
             Some(known) => Ok(vec![Chosen::there(known)]),
             None => Err(Failure::Usage(format!(
@@ -119,7 +125,7 @@ fn choose(bus: &EventBus, known: &Known, name: &str, args: &Args) -> Outcome<Vec
             let of_exact = |filter: &String| exact.as_ref().filter(|exact| exact.filter == *filter);
             let chosen = |filter: &String| match of_exact(filter).or_else(|| of_filter(filter)) {
                 Some(known) => Chosen::there(known),
-                None => Chosen { name: String::new(), filter: filter.clone(), is_there: false },
+                None => Chosen { name: String::new(), ..Chosen::named(name, filter.clone(), false) },
             };
             Ok(filters.iter().map(chosen).collect())
         }
@@ -148,9 +154,9 @@ fn unlisted(bus: &EventBus, name: &str, args: &Args) -> Outcome<Vec<Chosen>> {
     match args.filters.as_slice() {
         [] => {
             let filter = format!("{}.>", bus.provider().subject_prefix());
-            Ok(vec![Chosen { name: name.to_owned(), filter, is_there: true }])
+            Ok(vec![Chosen::named(name, filter, true)])
         }
-        [filter] => Ok(vec![Chosen { name: name.to_owned(), filter: filter.clone(), is_there: true }]),
+        [filter] => Ok(vec![Chosen::named(name, filter.clone(), true)]),
         _ => Err(Failure::Usage(
             "several filters need the names of their consumers, which cannot be listed here: give one"
                 .to_owned(),
@@ -161,21 +167,22 @@ fn unlisted(bus: &EventBus, name: &str, args: &Args) -> Outcome<Vec<Chosen>> {
 /// Refuses what would take events away from the others who share a consumer, or change its settings for them.
 fn refuse_unforced(there: &Chosen, is_known: bool, args: &Args) -> Outcome {
     let Some(asked) = args.foreign().filter(|_| !args.force) else { return Ok(()) };
-    let name = &there.name;
-    let existence = if is_known { "is there already" } else { "may be there already" };
+    let name = &there.shown;
+    let existence = if is_known { "exists" } else { "may exist" };
     Err(Failure::Usage(format!(
-        "consumer '{name}' {existence}, and {asked} {}. Give another name, or --force if that is meant",
+        "consumer '{name}' of '{}' {existence}, and {asked} {}. Give another name, or --force to do it",
+        there.filter,
         match asked {
             "--ack nak" | "--ack term" | "--max-deliver" =>
-                "takes events away from whoever shares it, without a dead letter",
-            _ => "changes its settings for whoever shares it",
+                "takes events from the others who share it, without a dead letter",
+            _ => "changes its settings for all who share it",
         }
     )))
 }
 
 /// Opens a consumer. One that is there keeps its settings, but for those that are asked for.
 async fn join(provider: &dyn EventProvider, chosen: &Chosen, args: &Args) -> Outcome<Box<dyn Subscription>> {
-    let Chosen { name, filter, is_there } = chosen;
+    let Chosen { name, shown, filter, is_there } = chosen;
     let asked = options(args);
     let Some(asked) = asked else { return Ok(provider.subscribe_durable(name, filter).await?) };
     if !is_there {
@@ -188,7 +195,9 @@ async fn join(provider: &dyn EventProvider, chosen: &Chosen, args: &Args) -> Out
             drop(subscription);
             return Ok(provider.subscribe_durable_with_options(name, filter, &asked).await?);
         }
-        eprint_note(&format!("consumer '{name}' is there already: it goes on where it is, without --from"));
+        eprint_note(&format!(
+            "consumer '{shown}' of '{filter}' exists: it continues at its position, and --from has no effect"
+        ));
         return Ok(subscription);
     };
     let merged = SubscribeOptions {

@@ -4,6 +4,7 @@ use a3s_event::HistoryQuery;
 
 use crate::bus::App;
 use crate::failure::Outcome;
+use crate::filter::Filter;
 use crate::moment;
 use crate::stored::{PAGE, Stored, Unreadable, newest, newest_first};
 
@@ -13,10 +14,10 @@ pub(crate) const EXAMPLE: &str = "Example:
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Which subjects; * stands for one token, > for the rest [default: all]
-    filter: Option<String>,
-    /// Most events
-    #[arg(long, short, default_value_t = 50, conflicts_with = "all")]
+    #[command(flatten)]
+    filter: Filter,
+    /// Maximum number of events
+    #[arg(long, short = 'n', short_alias = 'l', default_value_t = 50, conflicts_with = "all")]
     limit: usize,
     /// All events, read page by page; printed as they are read
     #[arg(long)]
@@ -38,7 +39,7 @@ pub(crate) struct Args {
 impl Args {
     fn query(&self, limit: usize) -> HistoryQuery {
         let mut query = HistoryQuery::new(limit);
-        query.filter.clone_from(&self.filter);
+        query.filter = self.filter.get().map(str::to_owned);
         query.since_sequence = self.from;
         query.before_sequence = self.before_seq;
         query.since_time = self.since;

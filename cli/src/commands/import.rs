@@ -26,7 +26,7 @@ const LINGER: Duration = Duration::from_millis(100);
 const ITEMS: &str = "features";
 
 pub(crate) const EXAMPLE: &str = "Example:
-  a3s-event import week.geojson 'events.quake.{properties.net}' --id '{id}' --time '{properties.time}'
+  a3s-event import week.geojson 'events.quake.{properties.net}' --id '{id}'
   seq 1 1000 | a3s-event import - events.numbers --resume numbers.state";
 
 #[derive(Debug, clap::Args)]

@@ -1,6 +1,7 @@
 //! The commands, one file each.
 
 pub(crate) mod bench;
+pub(crate) mod buses;
 pub(crate) mod completions;
 pub(crate) mod conformance;
 pub(crate) mod consumers;
@@ -12,6 +13,7 @@ mod durable;
 pub(crate) mod history;
 pub(crate) mod import;
 pub(crate) mod info;
+pub(crate) mod man;
 pub(crate) mod publish;
 mod resume;
 pub(crate) mod schema;
@@ -23,15 +25,24 @@ pub(crate) mod watch;
 
 use crate::args::{Cli, Command};
 use crate::bus::App;
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 
 pub(crate) async fn run(cli: Cli) -> Outcome {
     if let Command::Doctor = cli.command {
         // It explains a config that other commands refuse.
         return doctor::run(cli.global).await;
     }
+    if let Command::Bus(command) = cli.command {
+        // It makes the config file that other commands want to read.
+        return buses::run(&cli.global, command);
+    }
     let mut app = App::new(cli.global)?;
-    run_in(&mut app, cli.command).await?;
+    run_in(&mut app, cli.command).await.map_err(|failure| match failure {
+        Failure::Unreachable(text) => {
+            Failure::Unreachable(format!("{text}; `a3s-event doctor` finds the cause"))
+        }
+        other => other,
+    })?;
     app.close().await
 }
 
@@ -44,7 +55,7 @@ async fn run_in(app: &mut App, command: Command) -> Outcome {
         Command::Tail(args) => tail::run(app, args).await,
         Command::Show(args) => show::run(app, args).await,
         Command::Info => info::run(app).await,
-        Command::Streams => streams::run(app).await,
+        Command::Streams(args) => streams::run(app, args).await,
         Command::Consumers(args) => consumers::run(app, args).await,
         Command::Watch(args) => watch::run(app, args).await,
         Command::Dlq(args) => dlq::run(app, args).await,
@@ -54,6 +65,7 @@ async fn run_in(app: &mut App, command: Command) -> Outcome {
         Command::Conformance(args) => conformance::run(app, args).await,
         Command::Schema(command) => schema::run(app, command).await,
         Command::Completions(args) => completions::run(app, args),
-        Command::Doctor => Ok(()),
+        Command::Man(args) => man::run(app, args),
+        Command::Doctor | Command::Bus(_) => Ok(()),
     }
 }

@@ -20,7 +20,7 @@ pub(crate) const EXAMPLE: &str = "Example:
   a3s-event schema check schemas
   a3s-event schema check schemas --mode full --all-versions
   a3s-event schema check schemas --stored 'events.orders.>'
-  a3s-event history 'events.orders.>' --output ndjson | a3s-event schema check schemas --events -
+  a3s-event history --all -o ndjson | a3s-event schema check schemas --events -
 
 A file of the folder is a JSON Schema, and its name has type and version: order.placed.v2.json";
 
@@ -51,7 +51,7 @@ pub(crate) struct Args {
     #[arg(long)]
     strict: bool,
     /// End after this many problems
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, short = 'n', default_value_t = 100)]
     limit: usize,
 }
 

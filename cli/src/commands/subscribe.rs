@@ -1,4 +1,4 @@
-//! `sub`: events as they come, through a consumer.
+//! `sub`: receives events through a consumer.
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -7,63 +7,72 @@ use std::time::{Duration, Instant};
 
 use a3s_event::{DeliverPolicy, Delivery, EventError, EventProvider, SubscribeOptions, Subscription};
 use clap::ValueEnum;
+use clap_complete::ArgValueCandidates;
 use futures_util::future::select_all;
 
 use super::durable;
 use crate::bus::{App, asked_to_end, leave};
+use crate::complete;
 use crate::failure::{Failure, Outcome};
+use crate::layout;
 use crate::moment;
 use crate::output::EventRow;
 use crate::stored::{StoredRow, Unreadable, UnreadableRow};
 use crate::text;
 
-/// Most records that are kept by their leases because they cannot be read.
+/// Maximum number of unreadable records whose leases are kept.
 const MAX_LEASED: usize = 64;
 
 pub(crate) const EXAMPLE: &str = "Example:
   a3s-event sub 'events.market.>' --from all --count 10
-  a3s-event sub 'events.orders.>' 'events.bills.>' --durable billing --output ndjson";
+  a3s-event sub 'events.orders.>' 'events.bills.>' --durable billing";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Which subjects; * stands for one token, > for the rest [default: those of the durable consumer, else all]. Several are
-    /// in order each, not together
+    /// Subject filters; `*` matches one token, `>` the rest [default: those of the durable consumer, else all]. The events of
+    /// each filter come in order
+    #[arg(value_name = "FILTER")]
+    positional: Vec<String>,
+    /// The same as the argument; can be repeated
+    #[arg(long = "filter", value_name = "FILTER", conflicts_with = "positional")]
+    option: Vec<String>,
+    #[arg(skip)]
     pub(super) filters: Vec<String>,
-    /// Name of a consumer that keeps its position and shares the work, as its program calls it or as `consumers` lists it.
-    /// With several filters each has its own, whose names begin like this
-    #[arg(long)]
+    /// Name of a consumer that keeps its position and shares the work, as its program calls it or as the bus stores it. With
+    /// several filters it has one consumer per filter
+    #[arg(long, add = ArgValueCandidates::new(complete::consumers))]
     pub(super) durable: Option<String>,
-    /// Where a new consumer starts: now, all, last, last-per-subject, a sequence or a time [default: now, with --durable all]
+    /// Start of a new consumer: now, all, last, last-per-subject, a sequence or a time [default: now, with --durable all]
     #[arg(long, value_parser = start)]
     pub(super) from: Option<DeliverPolicy>,
-    /// When events are settled
+    /// How and when events are settled
     #[arg(long, value_enum, default_value_t)]
     ack: Ack,
-    /// End after this many events
+    /// End after this number of events
     #[arg(long)]
     count: Option<u64>,
-    /// End when nothing came for this long, for instance 5s
+    /// End if no event arrives for this time, such as 5s
     #[arg(long, value_parser = moment::span)]
     idle: Option<Duration>,
-    /// How long an event may stay unsettled, in seconds
+    /// Time after which an unsettled event is redelivered, in seconds
     #[arg(long, value_name = "SECONDS")]
     pub(super) ack_wait: Option<u64>,
-    /// How often an event may be delivered
+    /// Maximum number of deliveries of an event
     #[arg(long, value_name = "TIMES")]
     pub(super) max_deliver: Option<i64>,
-    /// How many events may be unsettled at a time
+    /// Maximum number of unsettled events
     #[arg(long, value_name = "EVENTS")]
     pub(super) max_ack_pending: Option<i64>,
-    /// Delays before redeliveries in seconds, for instance 1,5,30
+    /// Delays before redeliveries in seconds, such as 1,5,30
     #[arg(long, value_name = "SECONDS", value_delimiter = ',')]
     pub(super) backoff: Vec<u64>,
-    /// Refuse or terminate events of a durable consumer that is there already, or change its settings, for all who share it
+    /// Nak or terminate events of an existing durable consumer, or change its settings, for all who share it
     #[arg(long, requires = "durable")]
     pub(super) force: bool,
 }
 
 impl Args {
-    /// What is nobody's to do with a consumer that others share.
+    /// The first option that would affect others who share the consumer.
     pub(super) fn foreign(&self) -> Option<&'static str> {
         let asked = [
             (self.ack == Ack::Nak, "--ack nak"),
@@ -80,20 +89,20 @@ impl Args {
 /// When an event is settled.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 enum Ack {
-    /// After it was printed: at least once
+    /// Acknowledge after printing: at least once
     #[default]
     Printed,
-    /// Before it is printed: at most once
+    /// Acknowledge before printing: at most once
     Received,
-    /// Never: it comes again after the ack wait
+    /// Do not settle: the event is redelivered after the ack wait
     None,
-    /// Refused after it was printed: it comes again
+    /// Nak after printing: the event is redelivered
     Nak,
-    /// Terminated after it was printed: no redelivery
+    /// Terminate after printing: the event is not redelivered
     Term,
 }
 
-/// Where a consumer starts.
+/// Parses the start of a consumer.
 fn start(text: &str) -> Result<DeliverPolicy, String> {
     Ok(match text {
         "now" | "new" => DeliverPolicy::New,
@@ -105,15 +114,15 @@ fn start(text: &str) -> Result<DeliverPolicy, String> {
             Ok(sequence) if sequence < 1_000_000_000_000 => DeliverPolicy::ByStartSequence { sequence },
             _ => DeliverPolicy::ByStartTime {
                 timestamp: moment::parse(text).map_err(|_| {
-                    "is neither now, all, last, last-per-subject, nor a sequence, nor a time such as 15m"
-                        .to_owned()
+                    "write now, all, last, last-per-subject, a sequence, or a time such as 15m".to_owned()
                 })?,
             },
         },
     })
 }
 
-pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
+pub(crate) async fn run(app: &mut App, mut args: Args) -> Outcome {
+    args.filters = [std::mem::take(&mut args.positional), std::mem::take(&mut args.option)].concat();
     refuse_overlap(&args.filters)?;
     let provider = app.connect().await?;
     let mut subscriptions = open(&provider, &args).await?;
@@ -130,19 +139,19 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     ended.and(leave(closing).await)
 }
 
-/// An event that two filters match would come twice.
+/// Refuses filters that overlap, because an event of both would be delivered twice.
 fn refuse_overlap(filters: &[String]) -> Outcome {
     for (place, a) in filters.iter().enumerate() {
         if let Some(b) = filters.iter().skip(place + 1).find(|b| overlap(a, b)) {
             return Err(Failure::Usage(format!(
-                "the filters '{a}' and '{b}' overlap: an event of both would come twice; leave one out"
+                "the filters '{a}' and '{b}' overlap: an event of both would be delivered twice; remove one"
             )));
         }
     }
     Ok(())
 }
 
-/// Whether a subject can match both filters.
+/// Returns `true` if a subject can match both filters.
 fn overlap(a: &str, b: &str) -> bool {
     let (mut a, mut b) = (a.split('.'), b.split('.'));
     loop {
@@ -168,7 +177,7 @@ async fn open(provider: &Arc<dyn EventProvider>, args: &Args) -> Outcome<Vec<Box
     Ok(subscriptions)
 }
 
-/// What is asked of the consumer. A durable one of which nothing is asked keeps the settings that it has.
+/// The settings of the consumer. An existing durable one keeps its settings if no option is given.
 pub(super) fn options(args: &Args) -> Option<SubscribeOptions> {
     let asks_for_nothing = args.from.is_none()
         && args.max_deliver.is_none()
@@ -218,7 +227,7 @@ async fn receive(
     let (mut received, mut turn) = (0, 0);
     let mut last = Instant::now();
     while args.count.is_none_or(|count| received < count) {
-        // What cannot be read comes again and again, and keeps nobody waiting.
+        // An unreadable record is redelivered again and again, and does not count as an event.
         let idle = idle.saturating_sub(last.elapsed());
         let next = tokio::select! {
             () = &mut asked => return Ok(()),
@@ -233,7 +242,7 @@ async fn receive(
                 received += 1;
                 last = Instant::now();
             }
-            // Of a consumer that is this command's own: what it settles is settled for nobody else.
+            // The consumer belongs to this command, so settling affects no one else.
             Ok(Err(EventError::Undecodable { sequence, reason, .. })) => {
                 left.show(app, sequence, None, &reason)?;
             }
@@ -244,12 +253,12 @@ async fn receive(
     Ok(())
 }
 
-/// The records that cannot be read. They belong to whoever shares the consumer, who may know what to do with them, and so
-/// nothing is settled: their leases are kept until the end, so that they do not come again at once, and then given back.
+/// The unreadable records. They are left to the program that shares the consumer. Their leases are kept until the end, so
+/// that they are not redelivered at once, and then released.
 #[derive(Default)]
 struct Left {
     met: Unreadable,
-    /// By sequence. What has no room here is given back by its lease.
+    /// By sequence. A record without room here is redelivered when its lease ends.
     leased: BTreeMap<u64, Delivery>,
 }
 
@@ -260,7 +269,7 @@ impl Left {
         if !self.leased.contains_key(&sequence) {
             self.show(app, sequence, Some(attempt), &record.reason)?;
         } else {
-            tracing::debug!(sequence, attempt, "a record that cannot be read has come again");
+            tracing::debug!(sequence, attempt, "an unreadable record was redelivered");
         }
         if self.leased.len() < MAX_LEASED || self.leased.contains_key(&sequence) {
             self.leased.insert(sequence, delivery);
@@ -279,13 +288,13 @@ impl Left {
         }))
     }
 
-    /// Gives the leases back, and fails when there was anything that could not be read.
+    /// Releases the leases, and fails if there was an unreadable record.
     async fn ended(self, is_shared: bool) -> Outcome {
         let releasing = async {
             for delivery in self.leased.into_values() {
-                // A lease that was lost in the meantime is given back already.
+                // A lost lease is released already.
                 if let Err(error) = delivery.release().await {
-                    tracing::debug!(%error, "lease not given back");
+                    tracing::debug!(%error, "releasing a lease failed");
                 }
             }
             Ok(())
@@ -323,16 +332,14 @@ async fn handle(app: &mut App, delivery: Delivery, ack: Ack) -> Outcome {
     Ok(())
 }
 
-/// What is worth knowing and ends nothing.
+/// Prints a warning, which ends nothing.
 pub(super) fn eprint_warning(failure: &Failure) {
-    use std::io::Write as _;
-    let _ = writeln!(std::io::stderr(), "warning: {}", failure.message());
+    layout::eprint(&format!("warning: {}", failure.message()));
 }
 
-/// What helps a person who looks at it.
+/// Prints a note for the person who reads along.
 pub(super) fn eprint_note(text: &str) {
-    use std::io::Write as _;
-    let _ = writeln!(std::io::stderr(), "note: {}", text::line(text));
+    layout::eprint(&format!("note: {}", text::line(text)));
 }
 
 #[cfg(test)]

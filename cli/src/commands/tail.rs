@@ -7,6 +7,7 @@ use a3s_event::{DeliverPolicy, EventError, HistoryQuery, SubscribeOptions, Subsc
 use super::subscribe::eprint_warning;
 use crate::bus::{App, asked_to_end, leave};
 use crate::failure::{Failure, Outcome};
+use crate::filter::Filter;
 use crate::output::EventRow;
 use crate::stored::{Stored, StoredRow, Unreadable, UnreadableRow, newest, newest_sequence};
 
@@ -16,12 +17,12 @@ pub(crate) const EXAMPLE: &str = "Example:
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Which subjects; * stands for one token, > for the rest [default: all]
-    filter: Option<String>,
-    /// How many of the last events to begin with
+    #[command(flatten)]
+    filter: Filter,
+    /// Number of stored events to begin with
     #[arg(long, short = 'n', alias = "lines", default_value_t = 10)]
     limit: usize,
-    /// End after the last events
+    /// End after the stored events
     #[arg(long)]
     no_follow: bool,
 }
@@ -51,7 +52,7 @@ async fn open(
 ) -> Outcome<Option<Box<dyn Subscription>>> {
     let provider = app.connect().await?;
     let everything = format!("{}.>", provider.subject_prefix());
-    let filter = args.filter.as_deref().unwrap_or(&everything);
+    let filter = args.filter.get().unwrap_or(&everything);
     let last = newest_sequence(&*provider, None).await?.unwrap_or_default();
     let query = HistoryQuery::new(args.limit).filter(filter).before_sequence(last.saturating_add(1));
     let (records, _) = newest(&*provider, query).await?;

@@ -12,7 +12,9 @@ use ratatui::{DefaultTerminal, Frame};
 use tokio::time::MissedTickBehavior;
 
 use crate::bus::{App, asked_to_end, redacted};
+use crate::consumer_name::shown;
 use crate::failure::{Failure, Outcome};
+use crate::filter::Filter;
 use crate::moment;
 use crate::output::{EventRow, Output, Row as _};
 use crate::stored::{Stored, Unreadable, newest, newest_sequence};
@@ -22,7 +24,7 @@ pub(crate) const EXAMPLE: &str = "Example:
   a3s-event watch
   a3s-event --url nats://127.0.0.1:4222 watch --every 500ms 'events.orders.>'
 
-q ends it.";
+Press q to quit.";
 
 /// Rates that are remembered.
 const RATES: usize = 240;
@@ -39,9 +41,9 @@ const KEYS: Duration = Duration::from_millis(50);
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Whose events are shown [default: all]
-    filter: Option<String>,
-    /// How often it is read
+    #[command(flatten)]
+    filter: Filter,
+    /// Time between two reads
     #[arg(long, default_value = "1s", value_parser = moment::span)]
     every: Duration,
 }
@@ -95,7 +97,7 @@ async fn show(
         loop {
             terminal.draw(|frame| view.draw(frame))?;
             every.tick().await;
-            let mut reading = pin!(read(&**provider, args.filter.as_deref()));
+            let mut reading = pin!(read(&**provider, args.filter.get()));
             let read = loop {
                 match tokio::time::timeout(PATIENCE, &mut reading).await {
                     Ok(read) => break read,
@@ -253,7 +255,7 @@ impl View {
     fn consumer_table(&self) -> Table<'_> {
         let rows = self.consumers.iter().map(|consumer| {
             Row::new([
-                Cell::from(text::line(&consumer.name)),
+                Cell::from(text::line(&shown(consumer))),
                 Cell::from(text::line(&consumer.filter)),
                 Cell::from(consumer.lag.to_string()),
                 Cell::from(consumer.pending.to_string()),

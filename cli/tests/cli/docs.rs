@@ -82,9 +82,8 @@ async fn the_config_file_of_the_guide_is_read() {
     assert!(printed.contains("sqlite"), "{printed}");
 }
 
-/// The examples in the program's own help, in the order of its commands.
-fn examples(bus: &Bus) -> Vec<String> {
-    let mut examples = Vec::new();
+/// The words of every command, as the help lists them; the tool itself has none.
+pub(crate) fn command_paths(bus: &Bus) -> Vec<Vec<String>> {
     let mut paths: Vec<Vec<String>> = vec![Vec::new()];
     let mut next = 0;
     while let Some(path) = paths.get(next).cloned() {
@@ -92,22 +91,33 @@ fn examples(bus: &Bus) -> Vec<String> {
         let arguments: Vec<&str> = path.iter().map(String::as_str).chain(["--help"]).collect();
         let help = bus.prints(&arguments);
         let commands = help.split("Commands:\n").nth(1).unwrap_or_default();
-        for line in commands.lines().take_while(|line| line.starts_with("  ")) {
+        let is_first = |line: &&str| line.chars().nth(2) != Some(' ');
+        for line in commands.lines().take_while(|line| line.starts_with("  ")).filter(is_first) {
             let name = line.split_whitespace().next().unwrap();
             if name != "help" {
                 paths.push([path.clone(), vec![name.to_owned()]].concat());
             }
         }
+    }
+    assert!(paths.len() > 20, "{paths:?}");
+    paths
+}
+
+/// The examples in the program's own help, in the order of its commands.
+fn examples(bus: &Bus) -> Vec<String> {
+    let mut examples = Vec::new();
+    for path in command_paths(bus) {
+        let arguments: Vec<&str> = path.iter().map(String::as_str).chain(["--help"]).collect();
+        let help = bus.prints(&arguments);
         let shown = help.split("Example:\n").nth(1).expect("an example");
         let lines = shown.lines().take_while(|line| line.starts_with("  "));
         examples.extend(lines.map(|line| line.trim().to_owned()));
     }
-    assert!(paths.len() > 20, "{paths:?}");
     examples
 }
 
 /// A shell of the test's folder, in which the program is found.
-fn shell(bus: &Bus) -> Command {
+pub(crate) fn shell(bus: &Bus) -> Command {
     let mut shell = Command::new("bash");
     isolate(&mut shell, bus.folder.path());
     let path = format!("{}:{}", programs().display(), std::env::var("PATH").unwrap());
@@ -123,12 +133,15 @@ async fn every_example_of_the_help_runs(bus: &Bus) {
     let there = Bus::nats().await;
     let file = format!("sqlite://{}", bus.path("here.db").display());
     std::fs::create_dir_all(bus.path("schemas")).unwrap();
-    std::fs::create_dir_all(bus.path(".local/share/bash-completion/completions")).unwrap();
+    let of_test = format!("{}/TEST?subject_prefix=test", there.url);
+    std::fs::create_dir_all(bus.path("config/a3s-event")).unwrap();
+    bus.file("config/a3s-event/config.toml", &format!("[buses]\ntest = \"{of_test}\"\n"));
     std::fs::copy(crate::bus::week().0, bus.path("week.geojson")).unwrap();
     bus.file("schemas/order.placed.v1.json", r#"{"type": "object", "required": ["total"]}"#);
     bus.publish("events.market.forex", 14);
     // Makes its stream.
     there.prints(&["streams"]);
+    there.prints(&["streams", "--url", &of_test]);
     bus.prints(&["pub", "events.orders.one", "{}", "--id", "evt-0197f6f2-7c61-7a42-9d5e-0c8c0f9d1b11"]);
     bus.prints(&["sub", "events.orders.>", "--durable", "billing", "--count", "1"]);
     bus.prints(&["pub", "events.orders.two", "{}"]);
@@ -172,6 +185,6 @@ async fn run_endless(bus: &Bus, line: &str) {
 }
 
 /// The folder of the program.
-fn programs() -> &'static Path {
+pub(crate) fn programs() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_a3s-event")).parent().unwrap()
 }

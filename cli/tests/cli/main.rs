@@ -9,17 +9,22 @@
 )]
 
 mod bus;
+mod buses;
 mod docs;
 mod exit;
 mod letters;
+mod man;
 mod measure;
 mod members;
 mod moving;
+mod operating;
 mod publishing;
 mod reading;
+mod shells;
 mod tls;
 mod unreadable;
 mod watching;
+mod widths;
 
 /// One test per bus out of each `async fn name(bus: &Bus)`.
 macro_rules! on_every_bus {

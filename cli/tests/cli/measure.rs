@@ -98,10 +98,10 @@ async fn doctor_says_what_it_found(bus: &Bus) {
     assert!(rows.len() == 5 && rows.iter().all(|row| row["ok"] == true), "{rows:?}");
     let ran = bus.run(&["doctor", "--url", "nats://127.0.0.1:1"]);
     assert_eq!(ran.code, 4);
-    assert!(ran.stdout.contains("FAIL") && ran.stdout.contains("nothing listens there"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("FAIL") && ran.stdout.contains("no program listens there"), "{}", ran.stdout);
     let ran = bus.run(&["doctor", "--url", "nats://no-such-host.invalid:4222?connect_timeout=1s"]);
     assert_eq!(ran.code, 4);
-    assert!(ran.stdout.contains("the name is not known"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("the name cannot be resolved"), "{}", ran.stdout);
     let ran = bus.run(&["doctor", "--config", &bus.file("wrong.toml", "urll = 1")]);
     assert_eq!(ran.code, 3);
     assert!(ran.stdout.contains("urll"), "{}", ran.stdout);
@@ -117,13 +117,14 @@ async fn doctor_says_what_to_do_about_a_server() {
     for (url, advice) in [
         (without.url(), "start nats-server with -js"),
         (format!("{}/OTHER?create_if_missing=true", bus.url), "name that stream in the URL"),
-        (format!("tls://127.0.0.1:{port}?connect_timeout=2s"), "take the scheme without TLS"),
+        (format!("tls://127.0.0.1:{port}?connect_timeout=2s"), "use the scheme without TLS"),
     ] {
         let ran = bus.run(&["doctor", "--url", &url]);
-        assert!(ran.code != 0 && ran.stdout.contains(advice), "{}{}", ran.stdout, ran.stderr);
+        let said = ran.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(ran.code != 0 && said.contains(advice), "{}{}", ran.stdout, ran.stderr);
     }
     let ran = bus.run(&["doctor", "--url", "redis://127.0.0.1:1"]);
-    assert!(ran.code == 3 && !ran.stdout.contains("takes connections"), "{}", ran.stdout);
+    assert!(ran.code == 3 && !ran.stdout.contains("accepts connections"), "{}", ran.stdout);
 }
 
 async fn schemas_are_checked(bus: &Bus) {
@@ -175,5 +176,5 @@ async fn schemas_are_checked(bus: &Bus) {
 #[test]
 fn completions_are_a_script_of_the_shell() {
     let script = Bus::sqlite().prints(&["completions", "bash"]);
-    assert!(script.contains("complete") && script.contains("dlq"), "{script}");
+    assert!(script.contains("complete") && script.contains("A3S_EVENT_COMPLETE=\"bash\""), "{script}");
 }

@@ -12,7 +12,7 @@ on_every_bus! { the_name_of_a_program_means_its_consumer nothing_is_taken_from_a
 a_member_keeps_the_settings_of_a_consumer a_stored_name_means_that_consumer }
 
 /// What the program that calls itself `billing` does, with this many events waiting for it.
-async fn billing(bus: &Bus, events: u64, options: Option<SubscribeOptions>) -> EventBus {
+pub(crate) async fn billing(bus: &Bus, events: u64, options: Option<SubscribeOptions>) -> EventBus {
     let program = EventBus::connect(&bus.url).await.unwrap();
     program
         .update_subscription(SubscriptionFilter {

@@ -55,9 +55,9 @@ async fn a_durable_keeps_its_position(bus: &Bus) {
     let ran = bus.run(&["sub", "events.b", "--durable", "d", "--count", "1"]);
     assert_eq!(ran.code, 1, "{}", ran.stderr);
     assert!(ran.stderr.contains("conflict"), "{}", ran.stderr);
-    let removed = &bus.rows(&["consumers", "rm", "d"])[0];
+    let removed = &bus.rows(&["consumers", "rm", "d", "--yes"])[0];
     assert_eq!((&removed["name"], &removed["lag"]), (&json!("d"), &json!(1)));
-    let again = bus.run(&["consumers", "rm", "d"]);
+    let again = bus.run(&["consumers", "rm", "d", "--yes"]);
     assert!(again.code == 1 && again.stderr.contains("no consumer 'd'"), "{}", again.stderr);
     assert!(bus.rows(&["consumers"]).is_empty());
 }
@@ -165,6 +165,7 @@ async fn a_wrong_name_is_found_and_makes_nothing(bus: &Bus) {
     // It would be there now.
     assert_eq!(bus.run(&["info", "--url", &wrong]).code, 3);
     assert!(!bus.path("typo").exists());
+    std::fs::create_dir(bus.path("typo")).unwrap();
     bus.prints(&["pub", "typo.a", "1", "--url", &wrong.replace("typo.db", "typo.db?subject_prefix=typo")]);
     assert_eq!(
         bus.rows(&["history", "--url", &wrong.replace("typo.db", "typo.db?subject_prefix=typo")]).len(),

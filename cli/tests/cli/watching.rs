@@ -31,6 +31,19 @@ impl Terminal {
         self.tmux(&["send-keys", key]).unwrap();
     }
 
+    /// Types text.
+    pub(crate) fn write(&self, text: &str) {
+        self.tmux(&["send-keys", "-l", text]).unwrap();
+    }
+
+    /// Types a line.
+    pub(crate) fn enter(&self, line: &str) {
+        if !line.is_empty() {
+            self.write(line);
+        }
+        self.press("Enter");
+    }
+
     fn tmux(&self, arguments: &[&str]) -> Option<String> {
         let output = Command::new("tmux").args(["-S", &self.0]).args(arguments).output().ok()?;
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())

@@ -1,0 +1,290 @@
+//! `bus`: the buses of the config file. Comments and order of the file stay.
+
+use std::fs;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+
+use a3s_event::provider::{ProviderRegistry, ProviderUrl};
+use clap_complete::ArgValueCandidates;
+use serde::Serialize;
+use toml_edit::{DocumentMut, Item, Table, value};
+
+use super::subscribe::eprint_note;
+use crate::args::Global;
+use crate::bus::{redacted, warn_of_credentials};
+use crate::complete;
+use crate::config::{Config, user_file};
+use crate::failure::{Failure, Outcome};
+use crate::output::{Output, Row};
+use crate::text;
+
+pub(crate) const EXAMPLE: &str = "Example:
+  a3s-event bus add staging nats://127.0.0.1:4222
+  a3s-event bus use staging
+  a3s-event bus list";
+
+const EXAMPLE_ADD: &str = "Example:
+  a3s-event bus add local sqlite:///var/lib/events.db
+  echo nats://127.0.0.1:4222 | a3s-event bus add other -";
+const EXAMPLE_LIST: &str = "Example:\n  a3s-event bus list --output json";
+const EXAMPLE_USE: &str = "Example:\n  a3s-event bus use local";
+const EXAMPLE_RM: &str = "Example:\n  a3s-event bus rm other";
+
+/// Longest URL that is read from stdin.
+const MAX_URL: u64 = 64 << 10;
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Give a URL a name
+    #[command(after_help = EXAMPLE_ADD)]
+    Add {
+        /// The name: letters, digits, `-` and `_`
+        name: String,
+        /// The URL, or - to read it from stdin, which keeps a password out of the command line
+        url: String,
+    },
+    /// List the buses, and mark the one that commands use
+    #[command(after_help = EXAMPLE_LIST)]
+    List,
+    /// Choose the bus that commands use without --url
+    #[command(after_help = EXAMPLE_USE)]
+    Use {
+        /// The name of a bus
+        #[arg(add = ArgValueCandidates::new(complete::buses))]
+        name: String,
+    },
+    /// Remove a name; the bus itself stays as it is
+    #[command(after_help = EXAMPLE_RM)]
+    Rm {
+        /// The name of a bus
+        #[arg(add = ArgValueCandidates::new(complete::buses))]
+        name: String,
+    },
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct BusRow {
+    name: String,
+    /// Without secrets.
+    url: String,
+    is_default: bool,
+}
+
+impl Row for BusRow {
+    const COLUMNS: &'static [&'static str] = &["", "name", "url"];
+
+    fn cells(&self) -> Vec<String> {
+        let mark = if self.is_default { "*" } else { "" };
+        vec![mark.to_owned(), text::line(&self.name), text::line(&self.url)]
+    }
+}
+
+pub(crate) fn run(global: &Global, command: Command) -> Outcome {
+    let path = global.config.clone().map_or_else(user_file, Ok)?;
+    let mut out = Output::new(global.output);
+    let mut file = ConfigFile::read(path)?;
+    match command {
+        Command::List => {}
+        Command::Add { name, url } => {
+            file.add(&name, &given(url)?)?;
+            file.write()?;
+        }
+        Command::Use { name } => {
+            file.choose(&name)?;
+            file.write()?;
+        }
+        Command::Rm { name } => {
+            for key in file.remove(&name)? {
+                eprint_note(&format!("'{key}' named this bus and was removed, too"));
+            }
+            file.write()?;
+        }
+    }
+    out.rows(&file.rows())
+}
+
+/// The URL of the command line or of stdin.
+fn given(url: String) -> Outcome<String> {
+    let url = match url.as_str() {
+        "-" => {
+            let mut text = String::new();
+            let read = std::io::stdin().lock().take(MAX_URL).read_to_string(&mut text);
+            read.map_err(|error| Failure::Input(format!("stdin: {error}")))?;
+            text.trim().to_owned()
+        }
+        _ => {
+            warn_of_credentials(&url, None);
+            url
+        }
+    };
+    let parsed = ProviderUrl::parse(&url)?;
+    let registry = ProviderRegistry::builtin();
+    if registry.scheme(parsed.scheme()).is_none() {
+        let known: Vec<_> = registry.schemes().collect();
+        let scheme = text::shorten(parsed.scheme(), 20);
+        return Err(Failure::Input(format!(
+            "URL: the scheme '{scheme}' is unknown; known are {}",
+            known.join(", ")
+        )));
+    }
+    Ok(url)
+}
+
+/// The config file, to be changed.
+struct ConfigFile {
+    path: PathBuf,
+    config: Config,
+    document: DocumentMut,
+}
+
+impl ConfigFile {
+    /// Reads the file. One that does not exist is empty.
+    fn read(path: PathBuf) -> Outcome<Self> {
+        let unreadable = |why: String| Failure::Input(format!("config file {}: {why}", path.display()));
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Ok(Self { path, config: Config::default(), document: DocumentMut::new() });
+            }
+            Err(error) => return Err(unreadable(error.to_string())),
+        };
+        // It reports what is wrong without showing values.
+        let config = Config::load(Some(&path))?;
+        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+        let document = text.parse().map_err(|_| unreadable("it is not TOML".to_owned()))?;
+        Ok(Self { path, config, document })
+    }
+
+    fn add(&mut self, name: &str, url: &str) -> Outcome {
+        let is_legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+        if name.is_empty() || name.len() > 64 || !name.chars().all(is_legal) {
+            let shown = text::shorten(name, 64);
+            return Err(Failure::Input(format!(
+                "name '{shown}': must be 1 to 64 letters, digits, '-' or '_', so that it differs from a URL"
+            )));
+        }
+        if self.config.buses.contains_key(name) {
+            return Err(Failure::Input(format!(
+                "bus '{name}' exists: choose another name, or remove it first with `bus rm {name}`"
+            )));
+        }
+        let buses = self.document.entry("buses").or_insert_with(|| Item::Table(Table::new()));
+        let Some(buses) = buses.as_table_like_mut() else {
+            return Err(Failure::Input("config file: 'buses' is not a table".to_owned()));
+        };
+        buses.insert(name, value(url));
+        self.config.buses.insert(name.to_owned(), url.to_owned());
+        Ok(())
+    }
+
+    fn choose(&mut self, name: &str) -> Outcome {
+        self.check_known(name)?;
+        match self.document.get_mut("url").and_then(Item::as_value_mut) {
+            // A comment behind the value stays.
+            Some(url) => {
+                let decor = url.decor().clone();
+                *url = name.into();
+                *url.decor_mut() = decor;
+            }
+            None => {
+                self.document.insert("url", value(name));
+            }
+        }
+        self.config.url = Some(name.to_owned());
+        Ok(())
+    }
+
+    /// Removes a bus, and returns the keys that named it and are removed as well.
+    fn remove(&mut self, name: &str) -> Outcome<Vec<&'static str>> {
+        self.check_known(name)?;
+        if let Some(buses) = self.document.get_mut("buses").and_then(Item::as_table_like_mut) {
+            buses.remove(name);
+        }
+        self.config.buses.remove(name);
+        let mut removed = Vec::new();
+        for (key, named) in [("url", &mut self.config.url), ("dlq_url", &mut self.config.dlq_url)] {
+            if named.as_deref() == Some(name) {
+                *named = None;
+                self.document.remove(key);
+                removed.push(key);
+            }
+        }
+        Ok(removed)
+    }
+
+    fn check_known(&self, name: &str) -> Outcome {
+        if self.config.buses.contains_key(name) {
+            Ok(())
+        } else {
+            self.config.named(name).map(drop).and(Err(unnamed(name)))
+        }
+    }
+
+    fn rows(&self) -> Vec<BusRow> {
+        let row = |(name, url): (&String, &String)| BusRow {
+            name: name.clone(),
+            url: redacted(url),
+            is_default: self.config.url.as_ref() == Some(name),
+        };
+        self.config.buses.iter().map(row).collect()
+    }
+
+    /// Replaces the file at once, so that no reader sees half of it. A new one belongs to the user alone, because a URL may
+    /// hold a password.
+    fn write(&self) -> Outcome {
+        let unwritable = |error: std::io::Error| {
+            Failure::Input(format!("config file {}: cannot be written: {error}", self.path.display()))
+        };
+        write_atomically(&self.path, self.document.to_string().as_bytes()).map_err(unwritable)
+    }
+}
+
+fn unnamed(name: &str) -> Failure {
+    Failure::Input(format!(
+        "'{}' is a URL: give the name of a bus, as `bus list` shows it",
+        text::shorten(&redacted(name), 80)
+    ))
+}
+
+fn write_atomically(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    // A link stays one: its target is replaced.
+    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if user_file().is_ok_and(|file| file == path) {
+        fs::create_dir_all(folder)?;
+    }
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    file.write_all(content)?;
+    if let Ok(existing) = fs::metadata(&path) {
+        file.as_file().set_permissions(existing.permissions())?;
+    }
+    file.as_file().sync_all()?;
+    file.persist(&path)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_config_keeps_its_comments_and_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.toml");
+        let text = "# mine\nurl = \"a\" # the default\n\n[buses] # all of them\nb = \"memory://\"   # second\na = \"memory://\"\n";
+        fs::write(&path, text).unwrap();
+        let mut file = ConfigFile::read(path.clone()).unwrap();
+        file.add("c", "sqlite:c.db").unwrap();
+        file.choose("b").unwrap();
+        file.write().unwrap();
+        let expected = text.replace("url = \"a\"", "url = \"b\"") + "c = \"sqlite:c.db\"\n";
+        assert_eq!(fs::read_to_string(&path).unwrap(), expected);
+
+        let mut file = ConfigFile::read(path.clone()).unwrap();
+        assert_eq!(file.remove("b").unwrap(), ["url"]);
+        file.write().unwrap();
+        let config = Config::load(Some(&path)).unwrap();
+        assert_eq!((config.url, config.buses.len()), (None, 2));
+    }
+}
