@@ -302,8 +302,8 @@ pub trait EventProvider: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`Unsupported`](crate::EventError::Unsupported) by default; an error for an invalid filter; otherwise the
-    /// backend's error.
+    /// [`Unsupported`](crate::EventError::Unsupported) by default, and from SQLite and memory for a filter that matches
+    /// only a part of the stream; an error for an invalid filter; otherwise the backend's error.
     async fn purge(&self, filter_subject: Option<&str>) -> Result<u64> {
         let _ = filter_subject;
         Err(unsupported("purge", self.name()))

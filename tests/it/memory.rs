@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use a3s_event::provider::DiscardPolicy;
 use a3s_event::{
-    DeliverPolicy, Delivery, ErrorKind, EventProvider, MemoryProvider, SubscribeOptions, Subscription,
+    DeliverPolicy, Delivery, ErrorKind, EventError, EventProvider, MemoryProvider, SubscribeOptions,
+    Subscription,
 };
 
 use super::{event, next, number};
@@ -29,6 +30,27 @@ async fn its_stream_has_counts_and_limits() {
     let (stream, info) = (provider.streams().await.unwrap().remove(0), provider.info().await.unwrap());
     assert!(stream.limits.unwrap().is_unlimited());
     assert_eq!((stream.events, stream.bytes, stream.consumers), (1, info.bytes, 1));
+}
+
+#[tokio::test]
+async fn a_purge_drops_all_events_and_consumers_go_on() {
+    let provider = MemoryProvider::default();
+    let mut durable = provider.subscribe_durable("worker", "events.a.*").await.unwrap();
+    for number in 1..=5 {
+        provider.publish(&event("events.a.b", number)).await.unwrap();
+    }
+    next(&mut durable).await.ack().await.unwrap();
+    let refused = provider.purge(Some("events.a.b")).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unsupported);
+    assert_eq!(provider.purge(None).await.unwrap(), 5);
+    assert_eq!(provider.info().await.unwrap().messages, 0);
+    assert_eq!(provider.publish(&event("events.a.b", 6)).await.unwrap(), 6, "sequences go on");
+    match durable.next_delivery().await {
+        Err(EventError::Lagged { missed, .. }) => assert_eq!(missed, 4),
+        other => panic!("expected Lagged, found {other:?}"),
+    }
+    assert_eq!(number(&next(&mut durable).await), 6);
+    assert_eq!(provider.purge(Some("events.>")).await.unwrap(), 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use a3s_event::provider::DiscardPolicy;
 use a3s_event::provider::sqlite::{SqliteConfig, SqliteProvider};
-use a3s_event::{EventError, EventProvider, PublishOptions, Subscription};
+use a3s_event::{ErrorKind, EventError, EventProvider, PublishOptions, Subscription};
 
 use crate::{DEADLINE, event, publish};
 
@@ -35,6 +35,36 @@ async fn the_stream_has_counts_and_limits() {
 
     let provider = SqliteProvider::connect(SqliteConfig::in_memory()).await.unwrap();
     assert!(provider.streams().await.unwrap()[0].limits.unwrap().is_unlimited());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purge_drops_all_events_and_consumers_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("events.db");
+    let provider = crate::open(&path).await;
+    let mut durable = provider.subscribe_durable("worker", "events.>").await.unwrap();
+    for _ in 0..200 {
+        publish(&provider, "early").await;
+    }
+    assert_eq!(take(&mut *durable).await.unwrap(), 1);
+    let held = tokio::time::timeout(DEADLINE, durable.next_delivery()).await.unwrap().unwrap().unwrap();
+    let refused = provider.purge(Some("events.test.early")).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unsupported);
+    assert_eq!(provider.purge(None).await.unwrap(), 200);
+    let info = provider.info().await.unwrap();
+    assert_eq!((info.messages, info.bytes), (0, 0));
+    assert!(provider.history(None, 10).await.unwrap().is_empty());
+    assert_eq!(publish(&provider, "late").await, 201, "sequences go on");
+    held.ack().await.unwrap();
+    match take(&mut *durable).await {
+        Err(EventError::Lagged { missed, .. }) => assert_eq!(missed, 198),
+        other => panic!("expected Lagged, found {other:?}"),
+    }
+    assert_eq!(take(&mut *durable).await.unwrap(), 201);
+    assert_eq!(provider.purge(Some("events.>")).await.unwrap(), 1);
+    assert_eq!(provider.purge(None).await.unwrap(), 0);
+    provider.close().await.unwrap();
+    assert!(crate::open(&path).await.integrity_check().await.unwrap().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

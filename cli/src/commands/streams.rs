@@ -171,7 +171,7 @@ fn unsupported(error: EventError) -> Failure {
     let is_unsupported = matches!(error, EventError::Unsupported { .. });
     match Failure::from(error) {
         Failure::Input(text) if is_unsupported => Failure::Input(format!(
-            "{text}; set max_events or max_age in the URL to drop old events, or delete the file of an embedded bus while no program uses it"
+            "{text}; without a filter, `streams purge` deletes all events. The file of an embedded bus can be deleted while no program uses it"
         )),
         other => other,
     }

@@ -112,14 +112,16 @@ async fn a_stream_is_purged_and_deleted() {
 }
 
 #[test]
-fn a_provider_that_cannot_purge_names_the_way_out() {
+fn an_embedded_bus_is_purged_as_a_whole() {
     let bus = Bus::sqlite();
-    bus.publish("events.a", 1);
-    for command in ["purge", "rm"] {
-        let ran = bus.run(&["streams", command, "--yes"]);
-        assert!(ran.code == 3 && ran.stderr.contains("max_age"), "{}", ran.stderr);
+    bus.publish("events.a", 3);
+    for arguments in [&["purge", "events.a", "--yes"][..], &["rm", "--yes"]] {
+        let ran = bus.run(&[&["streams"], arguments].concat());
+        assert!(ran.code == 3 && ran.stderr.contains("`streams purge` deletes all events"), "{}", ran.stderr);
     }
-    assert_eq!(bus.rows(&["history"]).len(), 1);
+    assert_eq!(bus.rows(&["history"]).len(), 3);
+    assert_eq!(bus.rows(&["streams", "purge", "--yes"])[0]["purged"], 3);
+    assert!(bus.rows(&["history"]).is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -64,8 +64,7 @@ async fn lines(bus: &Bus) -> Vec<String> {
         "dlq discard --all --dry-run",
         "doctor",
         "bench --count 10",
-        "conformance --case ack --per-case",
-        "conformance --case msg_id",
+        "conformance --case msg_id --per-case",
         // Messages.
         "info --url nats://127.0.0.1:1/A_STREAM_WITH_A_NAME?subject_prefix=a_prefix",
         "doctor --url nats://127.0.0.1:1/A_STREAM_WITH_A_NAME?subject_prefix=a_prefix",

@@ -139,6 +139,11 @@ impl Log {
         surplus.then_some(oldest.subject)
     }
 
+    /// Returns the subject of the oldest event.
+    pub(super) fn oldest_subject(&self) -> Option<SubjectId> {
+        self.entries.front().map(|entry| entry.subject)
+    }
+
     /// Corrects storage times after the clock was set back: a later time becomes the current time. Otherwise events
     /// stored while the clock was ahead would not expire, and new events would get the same late time.
     pub(super) fn notice_clock(&mut self, now_ms: u64) {

@@ -27,7 +27,7 @@ use super::{
 use crate::deadline::After;
 use crate::error::{EventError, Result};
 use crate::poison::IgnorePoison;
-use crate::provider::support::{closed, unix_millis};
+use crate::provider::support::{closed, unix_millis, unsupported};
 
 /// A provider that keeps events in the memory of this process.
 #[derive(Debug)]
@@ -246,6 +246,21 @@ impl Driver for MemoryProvider {
             Some(cell) => cell.reset(&self.shared, position),
             None => Err(EventError::NotFound(format!("consumer '{name}'"))),
         }
+    }
+
+    async fn purge_events(&self, filter: Option<&str>) -> Result<u64> {
+        let settings = &self.shared.settings;
+        if filter
+            .is_some_and(|filter| filter != ">" && filter != format!("{}.>", settings.config.subject_prefix))
+        {
+            return Err(unsupported("purge with a filter", NAME));
+        }
+        let mut dropped = Dropped::default();
+        let mut stream = self.shared.write();
+        Shared::check_open(&stream)?;
+        let purged = stream.purge(&mut dropped);
+        drop(stream);
+        Ok(purged)
     }
 
     async fn count(&self) -> Result<ProviderInfo> {

@@ -174,17 +174,30 @@ impl Stream {
     pub(super) fn enforce_retention(&mut self, now_ms: u64, dropped: &mut Dropped) {
         self.log.notice_clock(now_ms);
         while let Some(subject) = self.log.surplus(now_ms) {
-            let Some((sequence, event)) = self.log.drop_oldest() else {
-                return;
-            };
-            self.with_route(subject, &event.subject, |group| {
-                if group.matches.front() == Some(&sequence) {
-                    group.matches.pop_front();
-                    group.first_ordinal += 1;
-                }
-            });
-            dropped.keep(event);
+            self.drop_oldest(subject, dropped);
         }
+    }
+
+    /// Drops all events and returns their number.
+    pub(super) fn purge(&mut self, dropped: &mut Dropped) -> u64 {
+        let mut purged = 0;
+        while let Some(subject) = self.log.oldest_subject() {
+            self.drop_oldest(subject, dropped);
+            purged += 1;
+        }
+        purged
+    }
+
+    /// Drops the oldest event, which has this subject.
+    fn drop_oldest(&mut self, subject: SubjectId, dropped: &mut Dropped) {
+        let Some((sequence, event)) = self.log.drop_oldest() else { return };
+        self.with_route(subject, &event.subject, |group| {
+            if group.matches.front() == Some(&sequence) {
+                group.matches.pop_front();
+                group.first_ordinal += 1;
+            }
+        });
+        dropped.keep(event);
     }
 
     /// Wakes the readers of a subject. Called after the append, under a shared lock, so that readers do not wait.

@@ -47,6 +47,7 @@ use super::{
     HistoryQuery, ProviderInfo, PublishReceipt, StreamLimits, StreamSummary,
 };
 use crate::error::{EventError, Result};
+use crate::provider::support::unsupported;
 
 const NAME: &str = "sqlite";
 
@@ -208,6 +209,23 @@ impl Driver for SqliteProvider {
         let query = self.shared.retained(query);
         let everything = self.shared.everything();
         self.shared.read("history", move |connection| history::page(connection, &query, &everything)).await
+    }
+
+    /// Deletes all events, in steps, so that publishing continues. Those that are stored meanwhile stay.
+    async fn purge_events(&self, filter: Option<&str>) -> Result<u64> {
+        if filter.is_some_and(|filter| filter != ">" && filter != self.shared.everything()) {
+            return Err(unsupported("purge with a filter", NAME));
+        }
+        let newest = |store: &mut Store| store.counters().map(|counters| Ok(counters.last));
+        let newest = self.shared.call("purge", Access::Read, newest).await?;
+        let mut purged = 0;
+        loop {
+            let step = move |store: &mut Store| store.purge_some(newest).map(Ok);
+            match self.shared.call("purge", Access::Sync, step).await? {
+                0 => return Ok(purged),
+                dropped => purged += dropped,
+            }
+        }
     }
 
     async fn count(&self) -> Result<ProviderInfo> {

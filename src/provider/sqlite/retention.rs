@@ -61,6 +61,19 @@ impl Store {
         let dropped = self.surplus_events(most)?;
         let is_ahead = is_ahead(self.counters()?, self.config.now_ms());
         self.set_surplus(dropped.len() as u64 == most || is_ahead);
+        self.drop_oldest(dropped)
+    }
+
+    /// Drops some of the oldest events, up to this sequence, whatever the limits are. Returns their number.
+    pub(super) fn purge_some(&mut self, through: u64) -> Sql<u64> {
+        let oldest = self.oldest_events(STEP, |event, _| event.sequence <= through)?;
+        let purged = oldest.len() as u64;
+        self.drop_oldest(oldest)?;
+        Ok(purged)
+    }
+
+    /// Drops the oldest events, which must be in ascending order.
+    fn drop_oldest(&mut self, dropped: Vec<Oldest>) -> Sql<()> {
         let (Some(oldest), Some(newest)) = (dropped.first(), dropped.last()) else {
             return Ok(());
         };
@@ -81,12 +94,25 @@ impl Store {
     fn surplus_events(&mut self, most: u64) -> Sql<Vec<Oldest>> {
         let mut counters = self.counters()?;
         let now_ms = self.config.now_ms();
+        self.oldest_events(most, |event, store| {
+            let is_surplus = store.is_surplus(counters, event.stored_at, now_ms);
+            remove(&mut counters, event);
+            is_surplus
+        })
+    }
+
+    /// Returns the oldest events for as long as they are to be dropped.
+    fn oldest_events(
+        &self,
+        most: u64,
+        mut is_dropped: impl FnMut(&Oldest, &Self) -> bool,
+    ) -> Sql<Vec<Oldest>> {
         let mut statement = self.connection.prepare_cached(
             "SELECT sequence, subject, name, stored_at, size FROM events JOIN subjects ON id = subject
              ORDER BY sequence LIMIT ?1",
         )?;
         let mut rows = statement.query([signed(most)])?;
-        let mut surplus = Vec::new();
+        let mut oldest = Vec::new();
         while let Some(row) = rows.next()? {
             let event = Oldest {
                 sequence: unsigned(row.get(0)?),
@@ -95,13 +121,12 @@ impl Store {
                 stored_at: unsigned(row.get(3)?),
                 size: unsigned(row.get(4)?),
             };
-            if !self.is_surplus(counters, event.stored_at, now_ms) {
+            if !is_dropped(&event, self) {
                 break;
             }
-            remove(&mut counters, &event);
-            surplus.push(event);
+            oldest.push(event);
         }
-        Ok(surplus)
+        Ok(oldest)
     }
 
     /// Returns true if the oldest event, stored at this time, must be dropped.
