@@ -85,7 +85,7 @@ async fn a_start_in_the_future_missed_only_what_lies_behind_it() {
         provider.publish(&event("events.a.b", number)).await.unwrap();
     }
     let error = subscription.next_delivery().await.unwrap_err();
-    assert!(matches!(error, a3s_event::EventError::Lagged { missed: 6, .. }), "{error}");
+    assert!(matches!(error, EventError::Lagged { missed: 6, .. }), "{error}");
     assert_eq!(next(&mut subscription).await.sequence(), 16);
 }
 
