@@ -7,10 +7,11 @@ use clap_complete::ArgValueCandidates;
 use tracing_subscriber::filter::Targets;
 
 use crate::commands::{
-    bench, buses, completions, conformance, consumers, copy, diff, dlq, doctor, history, import, info, man,
-    publish, schema, show, streams, subscribe, tail, watch,
+    bench, buses, completions, conformance, consumers, copy, diff, dlq, doctor, dump, history, import, info,
+    man, publish, restore, schema, show, streams, subscribe, tail, watch,
 };
 use crate::complete;
+use crate::keys::KeyFile;
 use crate::output::Format;
 
 /// Publish, subscribe, read, move and measure events on any bus.
@@ -45,6 +46,10 @@ pub(crate) struct Global {
     /// The config file [default: a3s-event/config.toml in your config folder]
     #[arg(long, global = true, value_name = "FILE", env = "A3S_EVENT_CONFIG")]
     pub(crate) config: Option<PathBuf>,
+    /// Key of encrypted payloads: a file, or ID=FILE; can be repeated. Events are decrypted with the key of their id (a
+    /// key without an id fits any) and published with the first key
+    #[arg(long, global = true, value_name = "FILE", env = "A3S_EVENT_KEY_FILE")]
+    pub(crate) key_file: Vec<KeyFile>,
     /// Output format
     #[arg(long, short, global = true, value_enum, default_value_t)]
     pub(crate) output: Format,
@@ -91,6 +96,12 @@ pub(crate) enum Command {
     /// Work through dead letters
     #[command(after_help = dlq::EXAMPLE)]
     Dlq(dlq::Args),
+    /// Write all events to stdout, for restore
+    #[command(after_help = dump::EXAMPLE)]
+    Dump(dump::Args),
+    /// Publish the events of a dump, in their order and with their ids and times
+    #[command(after_help = restore::EXAMPLE)]
+    Restore(restore::Args),
     /// Copy events to another bus, with their ids, times and order
     #[command(after_help = copy::EXAMPLE)]
     Copy(copy::Args),

@@ -11,6 +11,7 @@ use a3s_event::provider::{ProviderRegistry, ProviderUrl, Scheme};
 use crate::args::Global;
 use crate::config::{Config, Origin};
 use crate::failure::{Failure, Outcome};
+use crate::keys::Keys;
 use crate::output::Output;
 
 /// Longest wait for a bus that is told that nobody listens any more.
@@ -22,6 +23,8 @@ const CONNECT: Duration = Duration::from_secs(30);
 pub(crate) struct App {
     pub(crate) config: Config,
     pub(crate) out: Output,
+    /// Keys of encrypted payloads.
+    pub(crate) keys: Keys,
     url: Option<String>,
     dlq_url: Option<String>,
     connected: Vec<Arc<dyn EventProvider>>,
@@ -37,7 +40,8 @@ impl App {
             warn_of_credentials(url, Some("A3S_EVENT_DLQ_URL"));
         }
         let (url, dlq_url) = (global.url, global.dlq_url);
-        Ok(Self { config, out: Output::new(global.output), url, dlq_url, connected: Vec::new() })
+        let keys = Keys::load(&global.key_file)?;
+        Ok(Self { config, out: Output::new(global.output), keys, url, dlq_url, connected: Vec::new() })
     }
 
     /// The bus of the dead letters; `None` is the bus itself.

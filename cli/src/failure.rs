@@ -65,9 +65,17 @@ impl Failure {
         }
     }
 
-    /// The same failure, with more that is worth knowing.
+    /// The same failure with an addition.
     pub(crate) fn and(self, more: &str) -> Self {
-        let longer = |text: String| format!("{text}; {more}");
+        self.map(|text| format!("{text}; {more}"))
+    }
+
+    /// The same failure with the place where it happened, such as `record 3: `.
+    pub(crate) fn before(self, place: &str) -> Self {
+        self.map(|text| format!("{place}{text}"))
+    }
+
+    fn map(self, longer: impl FnOnce(String) -> String) -> Self {
         match self {
             Self::Usage(text) => Self::Usage(longer(text)),
             Self::Input(text) => Self::Input(longer(text)),

@@ -1,7 +1,7 @@
-//! Reading a stream forwards, without a consumer: nothing is settled and nothing is left behind.
+//! Reading a stream oldest first, without a consumer: nothing is settled, and the stream does not change.
 //!
-//! Queries answer newest first, so the stream is read in windows of sequences. A window that is empty is followed by one
-//! twice as large, and one that holds more than an answer is read again at half its size.
+//! Queries answer newest first, so the stream is read in windows of sequences. An empty window is followed by one twice as
+//! large, and a window that holds more than one answer is read again at half its size.
 
 use std::sync::Arc;
 
@@ -9,35 +9,52 @@ use a3s_event::{EventProvider, HistoryQuery};
 
 use crate::failure::Outcome;
 pub(crate) use crate::stored::PAGE;
-use crate::stored::{Stored, newest_first, newest_sequence};
+use crate::stored::{Stored, newest, newest_first};
 
 /// The records from one sequence to another.
 pub(crate) struct Forward {
     provider: Arc<dyn EventProvider>,
-    filter: Option<String>,
+    /// Filter and times that select records.
+    query: HistoryQuery,
+    first: u64,
     next: u64,
     end: u64,
     window: u64,
 }
 
 impl Forward {
-    /// The records from `first` to what is the newest one now.
+    /// The records from sequence `first` to the record that is the newest now.
     pub(crate) async fn new(
         provider: &Arc<dyn EventProvider>,
         filter: Option<&str>,
         first: u64,
     ) -> Outcome<Self> {
-        let end = newest_sequence(&**provider, filter).await?.unwrap_or_default();
-        let (provider, filter) = (Arc::clone(provider), filter.map(str::to_owned));
-        Ok(Self { provider, filter, next: first, end, window: PAGE as u64 })
+        let mut query = HistoryQuery::new(PAGE).since_sequence(first);
+        query.filter = filter.map(str::to_owned);
+        Self::of(provider, query).await
     }
 
-    /// The sequence of the last record.
-    pub(crate) fn end(&self) -> u64 {
-        self.end
+    /// The records that a query selects, up to the newest one now. The limit of the query does not matter.
+    pub(crate) async fn of(provider: &Arc<dyn EventProvider>, mut query: HistoryQuery) -> Outcome<Self> {
+        query.limit = 1;
+        let (records, _) = newest(&**provider, query.clone()).await?;
+        let end = records.first().map(Stored::sequence).unwrap_or_default();
+        query.limit = PAGE;
+        let first = query.since_sequence.unwrap_or(1).max(1);
+        Ok(Self { provider: Arc::clone(provider), query, first, next: first, end, window: PAGE as u64 })
     }
 
-    /// The next records, oldest first; none at the end.
+    /// Number of sequences from the first to the last record.
+    pub(crate) fn total(&self) -> u64 {
+        (self.end + 1).saturating_sub(self.first)
+    }
+
+    /// Number of those sequences that were read.
+    pub(crate) fn done(&self) -> u64 {
+        (self.next - self.first).min(self.total())
+    }
+
+    /// The next records, oldest first. Empty at the end.
     pub(crate) async fn page(&mut self) -> Outcome<Vec<Stored>> {
         while self.next <= self.end {
             let before = self.next.saturating_add(self.window).min(self.end.saturating_add(1));
@@ -56,11 +73,10 @@ impl Forward {
         Ok(Vec::new())
     }
 
-    /// All records up to a sequence, newest first; `None` when they are more than an answer and the window can be smaller.
+    /// All records before a sequence, newest first. `None` if they are more than one answer and the window can be smaller.
     async fn window(&self, before: u64) -> Outcome<Option<Vec<Stored>>> {
         let is_smallest = before - self.next <= PAGE as u64;
-        let mut query = HistoryQuery::new(PAGE).since_sequence(self.next).before_sequence(before);
-        query.filter.clone_from(&self.filter);
+        let mut query = self.query.clone().since_sequence(self.next).before_sequence(before);
         let mut records = Vec::new();
         loop {
             let page = self.provider.query_page(&query).await?;

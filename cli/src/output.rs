@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::failure::{Failure, Outcome};
+use crate::keys::encrypted_with;
 use crate::layout;
 use crate::limits::Limits;
 use crate::moment;
@@ -138,6 +139,11 @@ impl Output {
         self.flush()
     }
 
+    /// A line of NDJSON, whatever the form. It is not flushed.
+    pub(crate) fn line_of_json(&mut self, value: &impl Serialize) -> Outcome {
+        self.compact(value)
+    }
+
     fn table<R: Row>(&mut self, rows: &[R]) -> Outcome {
         let cells: Vec<_> = rows.iter().map(Row::cells).collect();
         let table = layout::table(R::COLUMNS, &cells, R::CUT, layout::stdout_width());
@@ -154,7 +160,7 @@ impl Output {
         let Value::Object(fields) = value else { return self.line(&plain(value)) };
         let width = fields.keys().map(String::len).max().unwrap_or_default();
         for (key, value) in fields {
-            self.line(&layout::field(key, width, &readable(value), layout::stdout_width()))?;
+            self.line(&layout::field(key, width, &field(key, value), layout::stdout_width()))?;
         }
         Ok(())
     }
@@ -173,7 +179,7 @@ impl Output {
         Ok(writeln!(self.stdout, "{line}")?)
     }
 
-    fn flush(&mut self) -> Outcome {
+    pub(crate) fn flush(&mut self) -> Outcome {
         Ok(self.stdout.flush()?)
     }
 }
@@ -188,6 +194,19 @@ pub(crate) fn plain(value: &Value) -> String {
         Value::Null => String::new(),
         Value::String(string) => text::line(string),
         other => text::line(&other.to_string()),
+    }
+}
+
+/// Fields that count something. A sequence counts nothing: people copy it as it is.
+const COUNTS: [&str; 7] =
+    ["consumers", "differences", "duplicates", "events", "messages", "records", "skipped"];
+
+/// The value of a field for people.
+fn field(key: &str, value: &Value) -> String {
+    match value.as_u64() {
+        Some(bytes) if key == "bytes" => text::bytes(bytes),
+        Some(number) if COUNTS.contains(&key) => text::number(number),
+        _ => readable(value),
     }
 }
 
@@ -231,8 +250,11 @@ impl Row for EventRow<'_> {
 
     fn cells(&self) -> Vec<String> {
         let event = self.event;
-        let content =
-            if event.summary.is_empty() { plain(&event.payload) } else { text::line(&event.summary) };
+        let content = match encrypted_with(&event.payload) {
+            _ if !event.summary.is_empty() => text::line(&event.summary),
+            Some(key) => format!("encrypted with key {}", text::line(&key)),
+            None => plain(&event.payload),
+        };
         vec![
             self.sequence.to_string(),
             moment::show(event.timestamp),
@@ -275,6 +297,18 @@ impl InfoRow {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn counts_and_bytes_have_human_units() {
+        for (key, value, shown) in [
+            ("bytes", json!(4_524_384), "4.5 MB"),
+            ("events", json!(179_000), "179,000"),
+            ("newestSequence", json!(179_000), "179000"),
+            ("bytes", json!(null), ""),
+        ] {
+            assert_eq!(field(key, &value), shown, "{key}");
+        }
+    }
 
     #[test]
     fn fields_are_readable_without_knowing_json() {

@@ -1,4 +1,4 @@
-//! What is stored: events, and records that cannot be read as events. No listing leaves the latter out in silence.
+//! Stored events, and records that cannot be read as events. Every listing shows both.
 
 use std::cmp::Reverse;
 use std::fmt::Write as _;
@@ -11,9 +11,9 @@ use crate::moment;
 use crate::output::{EventRow, Row};
 use crate::text;
 
-/// Most records of an answer.
+/// Maximum number of records per answer.
 pub(crate) const PAGE: usize = 1_000;
-/// Sequences that a message names.
+/// Number of sequences that a message names.
 const NAMED: usize = 5;
 
 /// A record of a stream.
@@ -29,6 +29,11 @@ impl Stored {
             Self::Event(stored) => stored.sequence,
             Self::Unreadable(record) => record.sequence,
         }
+    }
+
+    /// The row of a listing that selects by the time of storing.
+    pub(crate) fn row_by_storage(&self) -> ByStorage<'_> {
+        ByStorage(self.row())
     }
 
     pub(crate) fn row(&self) -> StoredRow<'_> {
@@ -58,8 +63,8 @@ pub(crate) fn newest_first(page: HistoryPage) -> Vec<Stored> {
     records
 }
 
-/// The newest records, newest first, and where older ones go on: as many events as the query asks for and what cannot be
-/// read among them. It also ends behind [`PAGE`] records that cannot be read.
+/// The newest records, newest first, and the sequence at which the next page begins: as many events as the query asks for,
+/// and the unreadable records among them. It also ends after [`PAGE`] unreadable records.
 pub(crate) async fn newest(
     provider: &dyn EventProvider,
     mut query: HistoryQuery,
@@ -79,7 +84,7 @@ pub(crate) async fn newest(
     }
 }
 
-/// The sequence of the newest record of a filter, whether it can be read or not.
+/// The sequence of the newest record of a filter, readable or not.
 pub(crate) async fn newest_sequence(
     provider: &dyn EventProvider,
     filter: Option<&str>,
@@ -109,7 +114,28 @@ impl Row for StoredRow<'_> {
     }
 }
 
-/// A record that cannot be read: it has `unreadable` where others have `event`.
+/// A record, whose table shows when it was stored instead of the time in the event: both do not fit into 80 columns.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+pub(crate) struct ByStorage<'a>(StoredRow<'a>);
+
+impl Row for ByStorage<'_> {
+    const COLUMNS: &'static [&'static str] = &["sequence", "stored", "subject", "content"];
+
+    fn cells(&self) -> Vec<String> {
+        let mut cells = self.0.cells();
+        let stored_at = match &self.0 {
+            StoredRow::Event(row) => row.stored_at,
+            StoredRow::Unreadable(row) => row.stored_at,
+        };
+        if let Some(time) = cells.get_mut(1) {
+            *time = stored_at.map_or_else(String::new, moment::show);
+        }
+        cells
+    }
+}
+
+/// An unreadable record: it has `unreadable` where others have `event`.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct UnreadableRow<'a> {
@@ -137,11 +163,11 @@ impl Row for UnreadableRow<'_> {
     }
 }
 
-/// The records that a command met and could not read.
+/// The unreadable records that a command met.
 #[derive(Debug, Default)]
 pub(crate) struct Unreadable {
     pub(crate) count: u64,
-    /// The first that were met.
+    /// Sequences of the first of them.
     sequences: Vec<u64>,
 }
 
@@ -154,7 +180,7 @@ impl Unreadable {
         met
     }
 
-    /// Counts a record, if it is one that cannot be read.
+    /// Counts a record if it is unreadable.
     pub(crate) fn meet(&mut self, stored: &Stored) {
         if let Stored::Unreadable(record) = stored {
             self.add(record.sequence);
@@ -168,7 +194,7 @@ impl Unreadable {
         }
     }
 
-    /// What is to be said of them; `None` when there were none.
+    /// A sentence about them; `None` if there were none.
     pub(crate) fn told(&self) -> Option<String> {
         let sequences: Vec<_> = self.sequences.iter().map(u64::to_string).collect();
         let word = if self.count == 1 { "sequence" } else { "sequences" };
@@ -183,7 +209,7 @@ impl Unreadable {
         Some(format!("{} {told}", text::count(self.count, "stored record")))
     }
 
-    /// How a command ends that was to show everything.
+    /// Fails if there were unreadable records.
     pub(crate) fn ended(&self) -> Outcome {
         self.told().map_or(Ok(()), |told| Err(Failure::Found(told)))
     }

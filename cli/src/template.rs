@@ -1,17 +1,28 @@
-//! Fields of an event from a record: text with `{path}` where a value of the record stands.
+//! Fields of an event from a record: text with `{path}` where a value of the record stands, or `{path|default}`.
 
 use a3s_event::subject::validate_category;
 use serde_json::Value;
 
-/// Text with places, for instance `events.quake.{properties.net}`.
+use crate::moment;
+use crate::text::shorten;
+
+/// Text with places, for example `events.quake.{properties.net}`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Template(Vec<Part>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Part {
     Text(String),
+    Value(Place),
+}
+
+/// A place that a value of the record fills.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Place {
     /// The keys that lead to the value.
-    Value(Vec<String>),
+    path: Vec<String>,
+    /// Text for a record without the value, or with null in its place.
+    default: Option<Value>,
 }
 
 impl std::str::FromStr for Template {
@@ -22,13 +33,20 @@ impl std::str::FromStr for Template {
         let mut rest = text;
         while let Some((before, after)) = rest.split_once('{') {
             let (path, after) = after.split_once('}').ok_or("has a '{' without its '}'")?;
+            let (path, default) = match path.split_once('|') {
+                Some((path, default)) => (path, Some(Value::from(default))),
+                None => (path, None),
+            };
             if path.is_empty() {
-                return Err("has an empty '{}': name the value, for instance {properties.mag}".to_owned());
+                return Err(
+                    "has a '{}' without a path: name the value, for instance {properties.mag}".to_owned()
+                );
             }
             if !before.is_empty() {
                 parts.push(Part::Text(before.to_owned()));
             }
-            parts.push(Part::Value(path.split('.').map(str::to_owned).collect()));
+            let path = path.split('.').map(str::to_owned).collect();
+            parts.push(Part::Value(Place { path, default }));
             rest = after;
         }
         if !rest.is_empty() || parts.is_empty() {
@@ -39,6 +57,15 @@ impl std::str::FromStr for Template {
 }
 
 impl Template {
+    /// The text, if it is the same for every record.
+    fn fixed(&self) -> Option<String> {
+        let text = |part: &Part| match part {
+            Part::Text(text) => Some(text.clone()),
+            Part::Value(_) => None,
+        };
+        self.0.iter().map(text).collect()
+    }
+
     /// The text for a record, for people: any value has a text.
     pub(crate) fn text(&self, record: &Value) -> Result<String, String> {
         self.fill(record, |_, value| match value {
@@ -47,20 +74,20 @@ impl Template {
         })
     }
 
-    /// The text for a record as a name, such as an id: only what is text or a whole number, and was read exactly.
+    /// The text for a record as a name, such as an id: only text, or a whole number that was read exactly.
     pub(crate) fn name(&self, record: &Value) -> Result<String, String> {
         self.fill(record, name)
     }
 
-    /// The text for a record as a subject: what a token may not have becomes `_`.
+    /// The text for a record as a subject: characters that a token may not have become `_`.
     pub(crate) fn subject(&self, record: &Value) -> Result<String, String> {
         self.fill(record, |path, value| Ok(token(&name(path, value)?)))
     }
 
-    /// The value itself where the template is nothing but its place, else the text.
+    /// The value itself if the template is a single place, else the text.
     pub(crate) fn value(&self, record: &Value) -> Result<Value, String> {
         match self.0.as_slice() {
-            [Part::Value(path)] => lookup(record, path).cloned(),
+            [Part::Value(place)] => place.value(record).cloned(),
             _ => self.text(record).map(Value::String),
         }
     }
@@ -74,12 +101,53 @@ impl Template {
         for part in &self.0 {
             match part {
                 Part::Text(text) => filled.push_str(text),
-                Part::Value(path) => filled.push_str(&write(path, lookup(record, path)?)?),
+                Part::Value(place) => filled.push_str(&write(&place.path, place.value(record)?)?),
             }
         }
         Ok(filled)
     }
 }
+
+impl Place {
+    fn value<'a>(&'a self, record: &'a Value) -> Result<&'a Value, String> {
+        let found = lookup(record, &self.path);
+        match (&self.default, found) {
+            (Some(default), None | Some(Value::Null)) => Ok(default),
+            (_, Some(value)) => Ok(value),
+            (None, None) => {
+                let path = self.path.join(".");
+                Err(format!("the record has no {{{path}}}; a default is written {{{path}|default}}"))
+            }
+        }
+    }
+}
+
+/// The template of a time. A text without places is checked when the command line is read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TimeTemplate(Template);
+
+impl std::str::FromStr for TimeTemplate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let template: Template = text.parse()?;
+        if let Some(text) = template.fixed() {
+            moment::parse(&text)?;
+        }
+        Ok(Self(template))
+    }
+}
+
+impl TimeTemplate {
+    /// The time for a record, in Unix milliseconds.
+    pub(crate) fn time(&self, record: &Value) -> Result<u64, String> {
+        let text = self.0.name(record)?;
+        moment::parse(&text).map_err(|why| format!("time '{}' {why}", shorten(&text, MAX_SHOWN)))
+    }
+}
+
+/// Longest text of a record in a message.
+const MAX_SHOWN: usize = 60;
 
 /// A value as a name. A number with a fraction or an exponent, or of more than 64 bits, is read as the nearest of those
 /// that a computer has, so that two different ones could become one name.
@@ -112,13 +180,11 @@ fn token(value: &str) -> String {
     if token.is_empty() { "_".to_owned() } else { token }
 }
 
-fn lookup<'a>(record: &'a Value, path: &[String]) -> Result<&'a Value, String> {
-    path.iter()
-        .try_fold(record, |value, key| match value {
-            Value::Array(items) => key.parse::<usize>().ok().and_then(|index| items.get(index)),
-            other => other.get(key),
-        })
-        .ok_or_else(|| format!("the record has no {{{}}}", path.join(".")))
+fn lookup<'a>(record: &'a Value, path: &[String]) -> Option<&'a Value> {
+    path.iter().try_fold(record, |value, key| match value {
+        Value::Array(items) => key.parse::<usize>().ok().and_then(|index| items.get(index)),
+        other => other.get(key),
+    })
 }
 
 #[cfg(test)]
@@ -143,6 +209,30 @@ mod tests {
         assert_eq!(template("").text(&record).unwrap(), "");
         assert!(template("{properties.nothing}").text(&record).unwrap_err().contains("{properties.nothing}"));
         assert!("{id".parse::<Template>().is_err() && "a{}".parse::<Template>().is_err());
+    }
+
+    #[test]
+    fn a_place_has_a_default_for_what_is_missing_or_null() {
+        let record = json!({"net": "us", "none": null, "empty": ""});
+        let filled = |text: &str| text.parse::<Template>().unwrap().subject(&record);
+        assert_eq!(filled("x.{net|other}.{missing.deep|other}.{none|a b}").unwrap(), "x.us.other.a_b");
+        assert_eq!(filled("x.{empty|other}").unwrap(), "x._", "an empty text is a value");
+        assert!(filled("x.{missing}").unwrap_err().contains("{missing|default}"));
+        let value = |text: &str| text.parse::<Template>().unwrap().value(&record).unwrap();
+        assert_eq!((value("{missing|}"), value("{net|x}")), (json!(""), json!("us")));
+        assert!("{|default}".parse::<Template>().is_err());
+    }
+
+    #[test]
+    fn a_time_is_checked_before_any_record_unless_the_record_says_it() {
+        let time = |text: &str| text.parse::<TimeTemplate>();
+        assert!(time("someday").unwrap_err().contains("not a time"));
+        assert!(time("1517966773").unwrap_err().contains("1517966773000"));
+        let of_record = time("{at|2018-02-07}").unwrap();
+        assert_eq!(of_record.time(&json!({"at": 1_517_966_773_840_u64})), Ok(1_517_966_773_840));
+        assert_eq!(of_record.time(&json!({})), Ok(1_517_961_600_000));
+        let why = of_record.time(&json!({"at": 1_517_966_773})).unwrap_err();
+        assert!(why.contains("'1517966773'") && why.contains("1517966773000"), "{why}");
     }
 
     #[test]

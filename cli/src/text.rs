@@ -1,4 +1,6 @@
-//! Text from outside, made fit for a terminal.
+//! Text for people: text from outside made fit for a terminal, and numbers in human units.
+
+use indicatif::{DecimalBytes, HumanCount};
 
 /// Escapes what a terminal acts on: control characters, and those that change the direction of text.
 pub(crate) fn escape(text: &str) -> String {
@@ -45,9 +47,26 @@ pub(crate) fn shorten(text: &str, limit: usize) -> String {
     }
 }
 
-/// So many of what has this name.
+/// A number and the name of what it counts, such as `1,707 events`.
 pub(crate) fn count(number: u64, name: &str) -> String {
-    format!("{number} {name}{}", if number == 1 { "" } else { "s" })
+    format!("{} {name}{}", self::number(number), if number == 1 { "" } else { "s" })
+}
+
+/// A number with its thousands apart, such as `1,707`.
+pub(crate) fn number(number: u64) -> String {
+    HumanCount(number).to_string()
+}
+
+/// A number of bytes in the largest decimal unit, such as `4.5 MB`.
+pub(crate) fn bytes(bytes: u64) -> String {
+    let text = DecimalBytes(bytes).to_string();
+    match text.split_once(' ') {
+        // Two decimals are more than anybody reads.
+        Some((number, unit)) if number.contains('.') => {
+            format!("{} {unit}", number.get(..number.len() - 1).unwrap_or(number))
+        }
+        _ => text,
+    }
 }
 
 fn acts_on_terminal(c: char) -> bool {
@@ -69,6 +88,23 @@ mod tests {
         assert_eq!(line("\u{feff}a\u{61c}\u{2060}"), "\\u{feff}a\\u{61c}\\u{2060}");
         assert_eq!(escape("größe 東京"), "größe 東京");
         assert_eq!(shorten("größe", 3), "grö…");
+    }
+
+    #[test]
+    fn numbers_have_human_units() {
+        for (size, text) in [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1_000, "1.0 kB"),
+            (4_524_384, "4.5 MB"),
+            (123_456_789_012, "123.4 GB"),
+        ] {
+            assert_eq!(bytes(size), text);
+        }
+        assert_eq!(
+            (count(1, "event"), count(1_707, "event")),
+            ("1 event".to_owned(), "1,707 events".to_owned())
+        );
     }
 
     #[test]

@@ -11,16 +11,18 @@ use crate::bus::App;
 use crate::failure::{Failure, Outcome};
 use crate::output::{Format, Row};
 use crate::plot::{self, Series};
+use crate::progress::Progress;
+use crate::text;
 
 pub(crate) const EXAMPLE: &str = "Example:
   a3s-event --url memory:// bench
   a3s-event bench latency --count 2000 --per-second 500 --svg latency.svg";
 
-/// Longest wait for an event that was published.
+/// Timeout for a published event.
 const SOON: Duration = Duration::from_secs(30);
-/// Largest payload in bytes; larger than any bus takes.
+/// Maximum size of a payload in bytes, more than any bus accepts.
 const MAX_SIZE: i64 = 64 << 20;
-/// An event each microsecond is faster than any clock of a program.
+/// Maximum rate: the clock of a program is not finer than a microsecond.
 const MAX_PER_SECOND: i64 = 1_000_000;
 /// Lines of the histogram.
 const BARS: usize = 12;
@@ -30,7 +32,7 @@ pub(crate) struct Args {
     /// What to measure
     #[arg(value_enum, default_value_t)]
     what: What,
-    /// How many events
+    /// Number of events
     #[arg(long, alias = "events", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     count: u32,
     /// Events per batch of publish and consume
@@ -39,7 +41,7 @@ pub(crate) struct Args {
     /// Size of the payload in bytes
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(..=MAX_SIZE))]
     size: u32,
-    /// Events per second of latency
+    /// Events per second that `latency` publishes
     #[arg(long, value_name = "EVENTS", default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..=MAX_PER_SECOND))]
     per_second: u32,
     /// Draw the times as a chart into this SVG file
@@ -49,14 +51,14 @@ pub(crate) struct Args {
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 enum What {
-    /// All of them, one after the other
+    /// All measurements, one after the other
     #[default]
     All,
-    /// Batches, and how long each takes
+    /// Publish in batches; the time of a batch
     Publish,
-    /// Receiving in batches and settling each event
+    /// Receive in batches and acknowledge each event; the time of a batch
     Consume,
-    /// From the beginning of a publish to its delivery
+    /// The time from the start of a publish to the delivery
     Latency,
 }
 
@@ -82,8 +84,8 @@ impl Row for Measured {
         let time = |us: u64| format!("{:?}", Duration::from_micros(us));
         vec![
             self.what.to_owned(),
-            self.events.to_string(),
-            self.per_second.to_string(),
+            text::number(self.events as u64),
+            text::number(self.per_second),
             time(self.p50_us),
             time(self.p99_us),
             time(self.p999_us),
@@ -174,6 +176,10 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
+    fn progress(&self) -> Progress {
+        Progress::of_events(Some(u64::from(self.args.count)))
+    }
+
     fn event(&self, number: u64) -> Event {
         let payload = serde_json::json!({ "n": number, "fill": "x".repeat(self.args.size as usize) });
         Event::new(self.subject.as_str(), "bench", "", "a3s-event bench", payload)
@@ -183,6 +189,7 @@ impl Bench<'_> {
         let events = self.args.count as usize;
         let (mut times, mut stored) = (Vec::new(), 0);
         let mut took = Duration::ZERO;
+        let progress = self.progress();
         while stored < events {
             let size = usize::from(self.args.batch).min(events - stored);
             let batch: Vec<_> = (0..size).map(|number| self.event(number as u64)).collect();
@@ -193,6 +200,7 @@ impl Bench<'_> {
             times.push(micros(started.elapsed()));
             results.into_iter().collect::<Result<Vec<_>, _>>()?;
             stored += size;
+            progress.set(stored as u64);
         }
         Ok(Measured::new("publish (time of a batch)", events, took, times))
     }
@@ -201,18 +209,22 @@ impl Bench<'_> {
         let mut subscription = self.subscribe(DeliverPolicy::All).await?;
         let events = self.args.count as usize;
         let (mut times, mut received) = (Vec::new(), 0);
+        let progress = self.progress();
         let begun = Instant::now();
         while received < events {
             let started = Instant::now();
             let batch = subscription.next_batch(usize::from(self.args.batch), SOON).await.unwrap_or_default();
             if batch.is_empty() {
-                return Err(Failure::Other(format!("{received} of {events} events came within {SOON:?}")));
+                return Err(Failure::Other(format!(
+                    "{received} of {events} events were delivered within {SOON:?}; the bus is too slow for this run"
+                )));
             }
             received += batch.len();
             for delivery in batch {
                 delivery?.ack().await?;
             }
             times.push(micros(started.elapsed()));
+            progress.set(received as u64);
         }
         let took = begun.elapsed();
         subscription.close().await?;
@@ -231,17 +243,23 @@ impl Bench<'_> {
             }
             Ok::<_, Failure>(())
         };
+        let progress = self.progress();
         let receive = async {
             let mut times = Vec::new();
             for _ in 0..events {
                 let next = tokio::time::timeout(SOON, subscription.next_delivery()).await;
-                let next = next.map_err(|_| Failure::Other(format!("no event came within {SOON:?}")))?;
+                let next = next.map_err(|_| {
+                    Failure::Other(format!(
+                        "no event was delivered within {SOON:?}; publish fewer events per second"
+                    ))
+                })?;
                 let Some(delivery) = next? else {
                     return Err(Failure::Other("the subscription has ended".to_owned()));
                 };
                 let sent = delivery.event().payload.get("n").and_then(serde_json::Value::as_u64);
                 times.push(micros(begun.elapsed()).saturating_sub(sent.unwrap_or_default()));
                 delivery.ack().await?;
+                progress.set(times.len() as u64);
             }
             Ok(times)
         };

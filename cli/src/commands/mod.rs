@@ -9,13 +9,14 @@ pub(crate) mod copy;
 pub(crate) mod diff;
 pub(crate) mod dlq;
 pub(crate) mod doctor;
+pub(crate) mod dump;
 mod durable;
 pub(crate) mod history;
 pub(crate) mod import;
 pub(crate) mod info;
 pub(crate) mod man;
 pub(crate) mod publish;
-mod resume;
+pub(crate) mod restore;
 pub(crate) mod schema;
 pub(crate) mod show;
 pub(crate) mod streams;
@@ -23,6 +24,7 @@ pub(crate) mod subscribe;
 pub(crate) mod tail;
 pub(crate) mod watch;
 
+use self::subscribe::eprint_warning;
 use crate::args::{Cli, Command};
 use crate::bus::App;
 use crate::failure::{Failure, Outcome};
@@ -37,7 +39,11 @@ pub(crate) async fn run(cli: Cli) -> Outcome {
         return buses::run(&cli.global, command);
     }
     let mut app = App::new(cli.global)?;
-    run_in(&mut app, cli.command).await.map_err(|failure| match failure {
+    let ended = run_in(&mut app, cli.command).await;
+    if let Some(failures) = app.keys.failures() {
+        eprint_warning(&Failure::Input(failures));
+    }
+    ended.map_err(|failure| match failure {
         Failure::Unreachable(text) => {
             Failure::Unreachable(format!("{text}; `a3s-event doctor` finds the cause"))
         }
@@ -59,6 +65,8 @@ async fn run_in(app: &mut App, command: Command) -> Outcome {
         Command::Consumers(args) => consumers::run(app, args).await,
         Command::Watch(args) => watch::run(app, args).await,
         Command::Dlq(args) => dlq::run(app, args).await,
+        Command::Dump(args) => dump::run(app, args).await,
+        Command::Restore(args) => restore::run(app, args).await,
         Command::Copy(args) => copy::run(app, args).await,
         Command::Diff(args) => diff::run(app, args).await,
         Command::Bench(args) => bench::run(app, args).await,

@@ -10,19 +10,19 @@ use serde_json::Value;
 use super::subscribe::eprint_note;
 use crate::bus::App;
 use crate::failure::{Failure, Outcome};
-use crate::moment;
-use crate::template::Template;
+use crate::records;
+use crate::template::{Template, TimeTemplate};
 
 pub(crate) const EXAMPLE: &str = "Example:
   a3s-event pub events.greetings.first '{\"text\": \"hello\"}'
   echo '{\"rate\": 7.35}' | a3s-event pub --category market --topic forex -";
 
-/// Largest payload that is read from a file or stdin.
+/// Maximum size of a payload from a file or stdin in bytes.
 const MAX_PAYLOAD: u64 = 64 << 20;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The subject, unless --category and --topic are given, and the payload: JSON, @FILE, or - for stdin
+    /// The subject (left out with --category and --topic), and the payload: JSON, @FILE, or - for stdin
     #[arg(value_name = "SUBJECT] [PAYLOAD", num_args = 0..=2)]
     positional: Vec<String>,
     /// The payload is text, not JSON
@@ -32,7 +32,8 @@ pub(crate) struct Args {
     fields: Fields,
 }
 
-/// What events have beside their payload. In `import` a {path} stands for a value of the record.
+/// Fields of an event beside its payload. In `import` a {path} stands for a value of the record, and {path|default} for
+/// that or a default.
 #[derive(Debug, clap::Args)]
 pub(super) struct Fields {
     /// Category of the event [default: the second token of the subject]
@@ -41,7 +42,7 @@ pub(super) struct Fields {
     /// Topic in the category: subject and category in one
     #[arg(long, short, requires = "category")]
     topic: Option<String>,
-    /// Id of the event, which the bus deduplicates [default: a new one]
+    /// Id of the event, by which the bus deduplicates [default: a new id]
     #[arg(long)]
     pub(super) id: Option<Template>,
     /// Application type of the event
@@ -50,22 +51,22 @@ pub(super) struct Fields {
     /// Schema version of the type
     #[arg(long, default_value_t = 1)]
     schema_version: u32,
-    /// One line for people
+    /// One line of text for people
     #[arg(long, short)]
     summary: Option<Template>,
-    /// Who produces the event
+    /// Name of the producer
     #[arg(long, default_value = "a3s-event-cli")]
     source: Template,
-    /// When it happened: RFC 3339, Unix milliseconds, or how long ago [default: now]
+    /// When it happened: 2018-02-07T01:26:13Z, 2018-02-07, yesterday, '2 hours ago', 15m or Unix milliseconds [default: now]
     #[arg(long)]
-    time: Option<Template>,
-    /// An entry of the metadata; can be repeated
+    time: Option<TimeTemplate>,
+    /// Metadata entry; can be repeated
     #[arg(long, short, value_name = "KEY=VALUE", value_parser = entry)]
     meta: Vec<(String, Template)>,
 }
 
 impl Fields {
-    /// Where the events go: the topic of a category, or the next of the positional arguments.
+    /// The target of the events: the topic of a category, or the next positional argument.
     pub(super) fn target(&self, positional: &mut impl Iterator<Item = String>) -> Outcome<Target> {
         let template =
             |text: &str| text.parse::<Template>().map_err(|why| Failure::Usage(format!("'{text}' {why}")));
@@ -73,7 +74,10 @@ impl Fields {
             return Ok(Target::Topic { category: template(category)?, topic: template(topic)? });
         }
         let subject = positional.next().ok_or_else(|| {
-            Failure::Usage("no subject: give one, or --category and --topic; see --help".to_owned())
+            Failure::Usage(
+                "the subject is missing: give one, such as events.orders.placed, or --category and --topic"
+                    .to_owned(),
+            )
         })?;
         Ok(Target::Subject(template(&subject)?))
     }
@@ -87,26 +91,24 @@ fn entry(text: &str) -> Result<(String, Template), String> {
 /// Where an event goes.
 pub(super) enum Target {
     Subject(Template),
-    Topic {
-        category: Template,
-        topic: Template,
-    },
-    /// Each event says so itself.
-    OfRecord,
+    Topic { category: Template, topic: Template },
 }
 
 pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     let mut positional = args.positional.into_iter();
     let target = args.fields.target(&mut positional)?;
-    let payload = positional
-        .next()
-        .ok_or_else(|| Failure::Usage("no payload: give JSON, @FILE, or - for stdin".to_owned()))?;
+    let payload = positional.next().ok_or_else(|| {
+        Failure::Usage("the payload is missing: give JSON, @FILE, or - for stdin".to_owned())
+    })?;
     if positional.next().is_some() {
-        return Err(Failure::Usage("there is more than one payload; see --help".to_owned()));
+        return Err(Failure::Usage(
+            "there are two payloads: --category and --topic replace the subject".to_owned(),
+        ));
     }
     let record = self::payload(&payload, args.text)?;
     let provider = app.connect().await?;
-    let event = build(&*provider, &target, &args.fields, record)?;
+    let mut event = build(&*provider, &target, &args.fields, record)?;
+    app.keys.encrypt(&mut event)?;
     let options = options(&*provider, &event.id, true);
     let receipt = provider
         .publish_with_receipt(&event, &options)
@@ -116,7 +118,7 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     app.out.one(&Published { sequence, id: &event.id, subject: &event.subject, duplicate })?;
     if duplicate {
         eprint_note(&format!(
-            "nothing was stored: an event with this id is there already, as number {sequence}, and may differ from this one"
+            "nothing was stored: the bus has an event with this id at sequence {sequence}, which may differ from this one"
         ));
     }
     Ok(())
@@ -127,13 +129,13 @@ struct Published<'a> {
     sequence: u64,
     id: &'a str,
     subject: &'a str,
-    /// Whether an earlier publish has stored an event with this id, and this one nothing.
+    /// If true, an earlier publish has stored an event with this id, and this one stored nothing.
     duplicate: bool,
 }
 
 fn payload(given: &str, is_text: bool) -> Outcome<Value> {
     let (name, text) = match (given, given.strip_prefix('@')) {
-        ("-", _) => ("stdin", read("stdin", std::io::stdin())?),
+        ("-", _) => ("stdin", read("stdin", records::stdin()?)?),
         (_, Some(path)) => {
             let file =
                 std::fs::File::open(path).map_err(|error| Failure::Input(format!("{path}: {error}")))?;
@@ -176,7 +178,6 @@ pub(super) fn build(
         None => Ok(String::new()),
     };
     let (subject, category) = match target {
-        Target::OfRecord => return of_record(record),
         Target::Subject(template) => {
             let subject = template.subject(&record).map_err(input)?;
             let category = match &fields.category {
@@ -202,39 +203,26 @@ pub(super) fn build(
     if fields.id.is_some() {
         event.id = name(&fields.id)?;
     }
-    if fields.time.is_some() {
-        let time = name(&fields.time)?;
-        event.timestamp = moment::parse(&time).map_err(|why| input(format!("time '{time}' {why}")))?;
+    if let Some(time) = &fields.time {
+        event.timestamp = time.time(&record).map_err(input)?;
     }
     for (key, value) in &fields.meta {
         let value = value.text(&record).map_err(input)?;
         if event.metadata.insert(key.clone(), value).is_some() {
-            return Err(Failure::Usage(format!("--meta {key} is given twice")));
+            return Err(Failure::Usage(format!("--meta {key} is given twice; give each key once")));
         }
     }
     event.payload = record;
     Ok(event)
 }
 
-/// The token behind the prefix.
+/// The token after the prefix.
 fn category_of(provider: &dyn EventProvider, subject: &str) -> String {
     let rest = subject.strip_prefix(provider.subject_prefix()).and_then(|rest| rest.strip_prefix('.'));
     rest.unwrap_or(subject).split('.').next().unwrap_or_default().to_owned()
 }
 
-/// A whole event, alone or in the row of a listing.
-pub(super) fn of_record(mut record: Value) -> Outcome<Event> {
-    if let (Some(sequence), Some(_)) = (record.get("sequence"), record.get("unreadable")) {
-        return Err(Failure::Input(format!("is no event: record {sequence} of its bus cannot be read")));
-    }
-    let event = match record.get_mut("event") {
-        Some(event) if event.is_object() => event.take(),
-        _ => record,
-    };
-    serde_json::from_value(event).map_err(|error| Failure::Input(format!("is no event: {error}")))
-}
-
-/// Asks for deduplication by id, where the bus can do that.
+/// Requests deduplication by id if the bus supports it.
 pub(super) fn options(provider: &dyn EventProvider, id: &str, dedup: bool) -> PublishOptions {
     let dedup = dedup && !provider.capabilities().dedup.is_no();
     PublishOptions { msg_id: dedup.then(|| id.to_owned()), ..PublishOptions::default() }

@@ -7,8 +7,8 @@ use a3s_event::{Compatibility, Event, SchemaRegistry as _, SchemaRules};
 use clap::{Subcommand, ValueEnum};
 use serde::Serialize;
 
-use super::publish::of_record;
 use crate::bus::App;
+use crate::event_file::{self, Line};
 use crate::failure::{Failure, Outcome};
 use crate::forward::Forward;
 use crate::output::Row;
@@ -174,13 +174,7 @@ impl Check {
             for stored in &page {
                 match stored {
                     Stored::Event(stored) => self.event(&stored.event, Some(stored.sequence)),
-                    Stored::Unreadable(record) => self.problems.push(Problem {
-                        event_type: None,
-                        version: None,
-                        sequence: Some(record.sequence),
-                        id: None,
-                        problem: format!("cannot be read as an event: {}", record.reason),
-                    }),
+                    Stored::Unreadable(record) => self.unreadable(record.sequence, &record.reason),
                 }
             }
             if page.is_empty() || self.is_full() {
@@ -195,15 +189,28 @@ impl Check {
         while let Some(record) = records.next().await {
             let record = record?;
             let sequence = record.value.get("sequence").and_then(serde_json::Value::as_u64);
-            let event = of_record(record.value).map_err(|failure| {
-                Failure::Input(format!("{file}: record {}: {}", record.number, failure.message()))
-            })?;
-            self.event(&event, sequence);
+            let line = event_file::read(record.value)
+                .map_err(|failure| failure.before(&format!("{file}: record {}: ", record.number)))?;
+            match line {
+                Line::Event(event) => self.event(&event, sequence),
+                Line::Unreadable { sequence, reason } => self.unreadable(sequence, &reason),
+                Line::End(_) => {}
+            }
             if self.is_full() {
                 break;
             }
         }
         Ok(())
+    }
+
+    fn unreadable(&mut self, sequence: u64, reason: &str) {
+        self.problems.push(Problem {
+            event_type: None,
+            version: None,
+            sequence: Some(sequence),
+            id: None,
+            problem: format!("cannot be read as an event: {reason}"),
+        });
     }
 
     fn event(&mut self, event: &Event, sequence: Option<u64>) {

@@ -13,9 +13,9 @@ pub(crate) const EXAMPLE: &str = "Example:
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Its sequence, or its id, which is searched for from the newest event on
+    /// Sequence or id of the event. An id is searched for from the newest event on
     event: String,
-    /// The number is an id, not a sequence
+    /// Read a number as an id, not as a sequence
     #[arg(long)]
     id: bool,
 }
@@ -29,10 +29,11 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
             (search.found.map(Stored::Event), search.passed)
         }
     };
-    let stored = found.ok_or_else(|| {
+    let mut stored = found.ok_or_else(|| {
         let passed = passed.told().map_or_else(String::new, |told| format!("; {told}"));
         Failure::Other(format!("there is no event '{}'; history lists what is there{passed}", args.event))
     })?;
+    app.keys.decrypt_all(std::slice::from_mut(&mut stored));
     if app.out.format == Format::Table {
         // A person wants to see the payload in full.
         app.out.format = Format::Json;
@@ -49,11 +50,11 @@ async fn at(provider: &dyn EventProvider, sequence: u64) -> Outcome<Option<Store
 /// How a search ended.
 pub(super) struct Search {
     pub(super) found: Option<StoredEvent>,
-    /// What lies behind it, or anywhere when nothing was found, and cannot be read.
+    /// The unreadable records that the search passed.
     pub(super) passed: Unreadable,
 }
 
-/// The newest event of a filter that is meant.
+/// Searches for the newest event of a filter that meets a condition.
 pub(super) async fn newest_where(
     provider: &dyn EventProvider,
     filter: Option<&str>,

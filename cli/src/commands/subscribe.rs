@@ -113,9 +113,8 @@ fn start(text: &str) -> Result<DeliverPolicy, String> {
             // A time of today in milliseconds has 13 digits; no stream comes that far.
             Ok(sequence) if sequence < 1_000_000_000_000 => DeliverPolicy::ByStartSequence { sequence },
             _ => DeliverPolicy::ByStartTime {
-                timestamp: moment::parse(text).map_err(|_| {
-                    "write now, all, last, last-per-subject, a sequence, or a time such as 15m".to_owned()
-                })?,
+                timestamp: moment::parse(text)
+                    .map_err(|why| format!("{why}; or a sequence, all, last or last-per-subject"))?,
             },
         },
     })
@@ -311,7 +310,8 @@ impl Left {
 }
 
 async fn handle(app: &mut App, delivery: Delivery, ack: Ack) -> Outcome {
-    let event = delivery.shared_event();
+    let mut event = delivery.shared_event();
+    app.keys.decrypt(&mut event);
     let row = EventRow {
         sequence: delivery.sequence(),
         stored_at: None,

@@ -1,6 +1,7 @@
 //! `tail`: the last events and those that come after them, without a trace on the bus but a consumer of its own.
 
 use std::pin::pin;
+use std::sync::Arc;
 
 use a3s_event::{DeliverPolicy, EventError, HistoryQuery, SubscribeOptions, Subscription};
 
@@ -55,7 +56,8 @@ async fn open(
     let filter = args.filter.get().unwrap_or(&everything);
     let last = newest_sequence(&*provider, None).await?.unwrap_or_default();
     let query = HistoryQuery::new(args.limit).filter(filter).before_sequence(last.saturating_add(1));
-    let (records, _) = newest(&*provider, query).await?;
+    let (mut records, _) = newest(&*provider, query).await?;
+    app.keys.decrypt_all(&mut records);
     for stored in records.iter().rev() {
         unreadable.meet(stored);
         app.out.row(&Stored::row(stored))?;
@@ -73,12 +75,16 @@ async fn open(
 async fn follow(app: &mut App, subscription: &mut dyn Subscription, unreadable: &mut Unreadable) -> Outcome {
     loop {
         match subscription.next().await {
-            Ok(Some(received)) => app.out.row(&EventRow {
-                sequence: received.sequence,
-                stored_at: None,
-                num_delivered: None,
-                event: &received.event,
-            })?,
+            Ok(Some(received)) => {
+                let mut event = Arc::new(received.event);
+                app.keys.decrypt(&mut event);
+                app.out.row(&EventRow {
+                    sequence: received.sequence,
+                    stored_at: None,
+                    num_delivered: None,
+                    event: &event,
+                })?;
+            }
             Ok(None) => return Ok(()),
             // The consumer is this command's own: what it settles is settled for nobody else.
             Err(EventError::Undecodable { sequence, reason, .. }) => {

@@ -15,6 +15,7 @@ use crate::bus::{App, asked_to_end, redacted};
 use crate::consumer_name::shown;
 use crate::failure::{Failure, Outcome};
 use crate::filter::Filter;
+use crate::keys::Keys;
 use crate::moment;
 use crate::output::{EventRow, Output, Row as _};
 use crate::stored::{Stored, Unreadable, newest, newest_sequence};
@@ -80,7 +81,7 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     let provider = app.connect().await?;
     let mut view = View::new(redacted(&app.url()?.0));
     let mut terminal = ratatui::try_init().map_err(|error| Failure::Other(format!("terminal: {error}")))?;
-    let ended = show(&mut terminal, &provider, &args, &mut view).await;
+    let ended = show(&mut terminal, &provider, &args, &mut app.keys, &mut view).await;
     ratatui::restore();
     ended
 }
@@ -89,6 +90,7 @@ async fn show(
     terminal: &mut DefaultTerminal,
     provider: &Arc<dyn EventProvider>,
     args: &Args,
+    keys: &mut Keys,
     view: &mut View,
 ) -> Outcome {
     let mut every = tokio::time::interval(args.every.max(KEYS));
@@ -105,7 +107,10 @@ async fn show(
                 }
                 terminal.draw(|frame| view.draw(frame))?;
             };
-            view.take(read);
+            view.take(read.map(|mut read| {
+                keys.decrypt_all(&mut read.events);
+                read
+            }));
         }
     };
     // A bus that does not answer keeps nobody from leaving.
@@ -244,7 +249,7 @@ impl View {
                 format!(
                     "{}   {}   {}{rate}{unreadable}   q ends",
                     count(info.messages, "event"),
-                    count(info.bytes, "byte"),
+                    text::bytes(info.bytes),
                     count(info.consumers as u64, "consumer"),
                 )
             }

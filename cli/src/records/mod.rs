@@ -1,14 +1,18 @@
-//! Records from a file or stdin, read on a thread of its own and handed over a few at a time: memory does not grow with the
-//! input.
+//! Records from a file or stdin. A thread reads a few of them ahead, so that memory does not grow with the input.
 
 mod digest;
 mod layout;
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use a3s_event::json::{self, StrictValue};
 use clap::ValueEnum;
+use serde::Deserialize as _;
 use serde::de::{DeserializeSeed, Deserializer as _, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -16,20 +20,25 @@ use tokio::sync::mpsc;
 pub(crate) use self::digest::Mark;
 use self::digest::{Digest, Marks};
 use crate::failure::{Failure, Outcome};
+use crate::text::shorten;
 
-/// Records on their way.
+/// Maximum number of records read ahead.
 const IN_FLIGHT: usize = 2_000;
 /// Longest line of NDJSON; longer than any event.
 const MAX_LINE: u64 = 64 << 20;
+/// Longest key in a message.
+const MAX_KEY: usize = 60;
 
 /// How records follow each other.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Layout {
-    /// What the content looks like: `array` for one array or one object that holds one, `ndjson` for a value per line
+    /// By content: `array` for one array or an object that holds one, `ndjson` for a value per line, else `json`
     #[default]
     Auto,
     /// One JSON value per line
     Ndjson,
+    /// JSON values one after the other, each on one line or on several
+    Json,
     /// One JSON array, or an object that holds one
     Array,
 }
@@ -47,17 +56,17 @@ pub(crate) struct Records {
     receiver: mpsc::Receiver<Outcome<Record>>,
     /// Size of the input in bytes, when it is known.
     pub(crate) bytes: Option<u64>,
-    pub(crate) position: std::sync::Arc<std::sync::atomic::AtomicU64>,
+    position: Arc<AtomicU64>,
 }
 
-/// What an input is, and what is known of it.
+/// An input, and how to read it.
 pub(crate) struct Input<'a> {
     /// A file, or `-` for stdin.
     pub(crate) path: &'a str,
     pub(crate) layout: Layout,
     /// The key of the array in an object.
     pub(crate) items: &'a str,
-    /// So many records an earlier run has read from it, which begin like this.
+    /// Number of records that an earlier run has read, and the mark at their end.
     pub(crate) beginning: Option<(u64, Mark)>,
 }
 
@@ -65,7 +74,7 @@ impl Records {
     pub(crate) fn open(input: &Input<'_>) -> Outcome<Self> {
         let path = input.path;
         let (bytes_in, bytes): (Box<dyn Read + Send>, _) = if path == "-" {
-            (Box::new(io::stdin()), None)
+            (Box::new(stdin()?), None)
         } else {
             let file = File::open(path).map_err(|error| Failure::Input(format!("{path}: {error}")))?;
             let bytes =
@@ -73,18 +82,24 @@ impl Records {
             (Box::new(file), bytes)
         };
         let (sender, receiver) = mpsc::channel(IN_FLIGHT);
-        let position = std::sync::Arc::default();
-        let counted = Counted { input: bytes_in, position: std::sync::Arc::clone(&position) };
+        let position = Arc::default();
+        let counted = Counted { input: bytes_in, position: Arc::clone(&position) };
         let reader = BufReader::with_capacity(1 << 16, counted);
-        let mut sink = Sink { sender, number: 0, name: path.to_owned() };
+        let name = if path == "-" { "stdin" } else { path };
+        let mut sink = Sink { sender, number: 0, name: name.to_owned() };
         let (layout, items, beginning) = (input.layout, input.items.to_owned(), input.beginning);
         std::thread::spawn(move || {
             if let Err(failure) = read(reader, layout, &items, beginning, &mut sink) {
-                // Nobody listens any more when this fails.
+                // It fails only after the receiver is gone.
                 let _ = sink.sender.blocking_send(Err(failure));
             }
         });
         Ok(Self { receiver, bytes, position })
+    }
+
+    /// Number of bytes that were read so far.
+    pub(crate) fn read(&self) -> u64 {
+        self.position.load(Ordering::Relaxed)
     }
 
     /// The next record; `None` at the end.
@@ -93,21 +108,45 @@ impl Records {
     }
 }
 
+/// Standard input, unless there is none: a closed one, which the runtime replaces by `/dev/null`, would look empty.
+pub(crate) fn stdin() -> Outcome<io::Stdin> {
+    let stdin = io::stdin();
+    #[cfg(unix)]
+    if is_null_device(&stdin) {
+        return Err(Failure::Input(
+            "stdin is closed or /dev/null: pipe the input in, or name a file instead of -".to_owned(),
+        ));
+    }
+    Ok(stdin)
+}
+
+#[cfg(unix)]
+fn is_null_device(stdin: &io::Stdin) -> bool {
+    use std::os::fd::AsFd as _;
+    use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+    let device = |metadata: std::fs::Metadata| metadata.file_type().is_char_device().then(|| metadata.rdev());
+    let input = stdin.as_fd().try_clone_to_owned().and_then(|input| File::from(input).metadata());
+    match (input.map(device), std::fs::metadata("/dev/null").map(device)) {
+        (Ok(Some(input)), Ok(Some(null))) => input == null,
+        _ => false,
+    }
+}
+
 /// Counts what was read.
 struct Counted {
     input: Box<dyn Read + Send>,
-    position: std::sync::Arc<std::sync::atomic::AtomicU64>,
+    position: Arc<AtomicU64>,
 }
 
 impl Read for Counted {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.input.read(buffer)?;
-        self.position.fetch_add(read as u64, std::sync::atomic::Ordering::Relaxed);
+        self.position.fetch_add(read as u64, Ordering::Relaxed);
         Ok(read)
     }
 }
 
-/// Where the reading thread puts what it has read.
+/// Where the reading thread puts records.
 struct Sink {
     sender: mpsc::Sender<Outcome<Record>>,
     number: u64,
@@ -115,12 +154,20 @@ struct Sink {
 }
 
 impl Sink {
-    /// False when nobody wants more, or the input is another one than it was.
+    /// Returns `false` if no more records are wanted, or the input differs from that of the earlier run.
     fn put(&mut self, value: Value, marks: &Marks) -> bool {
         self.number += 1;
         marks.check(self.number);
         let record = Record { number: self.number, value, end: marks.get() };
         !marks.is_refused() && self.sender.blocking_send(Ok(record)).is_ok()
+    }
+
+    /// Where a document is being read.
+    fn place(&self) -> String {
+        match self.number {
+            0 => "document".to_owned(),
+            number => format!("after record {number}"),
+        }
     }
 
     fn wrong(&self, place: &str, why: &dyn std::fmt::Display) -> Failure {
@@ -136,18 +183,19 @@ fn read(
     sink: &mut Sink,
 ) -> Outcome {
     let first = first_byte(&mut reader).map_err(|error| sink.wrong("read", &error))?;
-    let (head, is_document) = match (layout, first) {
-        (_, None) => (Vec::new(), false),
-        (Layout::Array, _) => (Vec::new(), true),
-        (Layout::Ndjson, _) => (Vec::new(), false),
+    let (head, is_lines) = match (layout, first) {
+        (_, None) | (Layout::Ndjson, _) => (Vec::new(), true),
+        (Layout::Array | Layout::Json, _) => (Vec::new(), false),
         (Layout::Auto, Some(first)) => {
-            layout::recognise(&mut reader, first, items).map_err(|error| sink.wrong("read", &error))?
+            let recognised = layout::recognise(&mut reader, first, items);
+            let (head, is_document) = recognised.map_err(|error| sink.wrong("read", &error))?;
+            (head, !is_document)
         }
     };
     let mut reader = Digest::new(io::Cursor::new(head).chain(reader), beginning);
-    match is_document {
-        true => document(&mut reader, items, sink)?,
-        false => lines(&mut reader, sink)?,
+    match is_lines {
+        true => lines(&mut reader, sink)?,
+        false => document(&mut reader, layout, items, sink)?,
     }
     match reader.refusal() {
         Some(why) if !sink.sender.is_closed() => Err(Failure::Input(format!("{}: {why}", sink.name))),
@@ -180,7 +228,12 @@ fn lines<R: BufRead>(reader: &mut Digest<R>, sink: &mut Sink) -> Outcome {
             _ if line.iter().all(u8::is_ascii_whitespace) => continue,
             _ => {}
         }
-        let value = json::from_slice(&line).map_err(|error| sink.wrong(&place, &error))?;
+        let value = json::from_slice(&line).map_err(|error| match error.to_string() {
+            why if why.starts_with("trailing characters") => {
+                sink.wrong(&place, &format!("{why}; --layout json reads several values per line"))
+            }
+            why => sink.wrong(&place, &why),
+        })?;
         if !sink.put(value, reader.marks()) {
             return Ok(());
         }
@@ -188,31 +241,106 @@ fn lines<R: BufRead>(reader: &mut Digest<R>, sink: &mut Sink) -> Outcome {
     Ok(())
 }
 
-/// Reads the elements of an array one by one.
-fn document<R: BufRead>(reader: &mut Digest<R>, items: &str, sink: &mut Sink) -> Outcome {
+/// Reads the elements of an array one by one, or values that follow each other.
+fn document<R: BufRead>(reader: &mut Digest<R>, layout: Layout, items: &str, sink: &mut Sink) -> Outcome {
     let marks = reader.marks().clone();
-    let mut deserializer = serde_json::Deserializer::from_reader(&mut *reader);
+    let room = Rc::new(Cell::new(MAX_LINE));
+    let bounded = Bounded { reader, room: Rc::clone(&room) };
+    let mut deserializer = serde_json::Deserializer::from_reader(bounded);
     let mut found = false;
-    let read = deserializer.deserialize_any(Document { items, sink, found: &mut found, marks: &marks });
+    let mut read = match layout {
+        Layout::Json => Ok(()),
+        layout => deserializer.deserialize_any(Document {
+            items,
+            is_record_else: layout == Layout::Auto,
+            sink,
+            found: &mut found,
+            marks: &marks,
+            room: &room,
+        }),
+    };
+    let is_values = layout == Layout::Json || (layout == Layout::Auto && !found);
+    while is_values && read.is_ok() && deserializer.end().is_err() {
+        room.set(MAX_LINE);
+        read = StrictValue::deserialize(&mut deserializer).and_then(|value| {
+            let is_wanted = sink.put(value.into_value(), &marks);
+            is_wanted.then_some(()).ok_or_else(|| serde_json::Error::custom("no more records are wanted"))
+        });
+    }
     match read.and_then(|()| deserializer.end()) {
         _ if sink.sender.is_closed() || marks.is_refused() => Ok(()),
-        Err(error) => {
-            let why = format!("{error}; if each line is a record, --layout ndjson says so");
-            Err(sink.wrong(&format!("after record {}", sink.number), &why))
-        }
-        Ok(()) if !found => Err(sink.wrong(
+        Err(error) => Err(sink.wrong(&sink.place(), &explained(&error))),
+        Ok(()) if !found && !is_values => Err(sink.wrong(
             "document",
-            &format!("has no array '{items}': name it with --items, or say --layout ndjson if each line is a record"),
+            &format!("has no array '{items}': name it with --items, or use --layout ndjson if each line is a record"),
         )),
         Ok(()) => Ok(()),
     }
 }
 
+/// The error of a document, with the layouts that may be meant.
+fn explained(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    match (error.is_data(), text.rsplit_once(" at line ")) {
+        // The place of the end of the document tells nothing.
+        (true, Some((text, _))) if text.contains("--items") => text.to_owned(),
+        (true, _) => text,
+        (false, _) => format!(
+            "{text}; if each line is a record, use --layout ndjson, and for values over several lines --layout json"
+        ),
+    }
+}
+
+/// Ends a value that is longer than any event, so that memory does not grow with the input.
+struct Bounded<R> {
+    reader: R,
+    /// Bytes that the value may still have; not limited inside of an array of records.
+    room: Rc<Cell<u64>>,
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.reader.read(buffer)?;
+        match self.room.get().checked_sub(read as u64) {
+            Some(room) => self.room.set(room),
+            None => {
+                return Err(io::Error::other(
+                    "a JSON value is longer than 64 MiB: name its array of records with --items",
+                ));
+            }
+        }
+        Ok(read)
+    }
+}
+
 struct Document<'a> {
     items: &'a str,
+    /// An object without the array is a record.
+    is_record_else: bool,
     sink: &'a mut Sink,
     found: &'a mut bool,
     marks: &'a Marks,
+    room: &'a Cell<u64>,
+}
+
+impl Document<'_> {
+    /// Takes an object as a record, unless it looks like one that holds the records.
+    fn take(self, record: serde_json::Map<String, Value>) -> Result<(), String> {
+        let holds_objects =
+            |value: &Value| value.as_array().is_some_and(|list| list.iter().any(Value::is_object));
+        if let Some((key, _)) = record.iter().find(|(_, value)| holds_objects(value)) {
+            return Err(format!(
+                "has no array '{}', but '{key}': --items '{key}' imports the elements of that array, and --layout json imports \
+                 the document as one record",
+                self.items,
+                key = shorten(key, MAX_KEY)
+            ));
+        }
+        self.sink
+            .put(Value::Object(record), self.marks)
+            .then_some(())
+            .ok_or_else(|| "no more records are wanted".to_owned())
+    }
 }
 
 impl<'de> Visitor<'de> for Document<'_> {
@@ -224,31 +352,50 @@ impl<'de> Visitor<'de> for Document<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<(), A::Error> {
         *self.found = true;
+        self.room.set(u64::MAX);
         while let Some(value) = elements.next_element::<StrictValue>()? {
             if !self.sink.put(value.into_value(), self.marks) {
-                return Err(A::Error::custom("nobody wants more"));
+                return Err(A::Error::custom("no more records are wanted"));
             }
         }
         Ok(())
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
+        let mut record = serde_json::Map::new();
         while let Some(key) = entries.next_key::<String>()? {
+            if key != self.items && self.is_record_else && !*self.found {
+                let value = entries.next_value::<StrictValue>()?.into_value();
+                if record.contains_key(&key) {
+                    return Err(A::Error::custom(format!(
+                        "the key '{}' is given twice",
+                        shorten(&key, MAX_KEY)
+                    )));
+                }
+                record.insert(key, value);
+                continue;
+            }
             if key != self.items {
                 entries.next_value::<IgnoredAny>()?;
                 continue;
             }
+            record.clear();
             if *self.found {
                 return Err(A::Error::custom(format!("the array '{key}' is given twice")));
             }
             entries.next_value_seed(Document {
                 items: self.items,
+                is_record_else: false,
                 sink: &mut *self.sink,
                 found: &mut *self.found,
                 marks: self.marks,
+                room: self.room,
             })?;
         }
-        Ok(())
+        match self.is_record_else && !*self.found {
+            true => self.take(record).map_err(A::Error::custom),
+            false => Ok(()),
+        }
     }
 }
 
@@ -299,12 +446,20 @@ mod tests {
             ("[\n1,\n2\n]", 2),
             ("[{\"a\": 1},\n{\"a\": 2}]\n", 2),
             ("{\"features\": {\"a\": [1]}}", 1),
+            // Values over several lines, as jq prints them.
+            ("{\n\"a\": 1}", 1),
+            ("{\n\"a\": 1}\n{\n\"a\": 2\n}\n3 4", 4),
+            ("{\n\"tags\": [\"x\"]\n}{\"a\": [{}]}", 2),
         ] {
             let (values, failure) = read_all(text, Layout::Auto);
             assert_eq!((values.len(), failure), (records, None), "{text:?}");
         }
         assert_eq!(read_all(collection, Layout::Ndjson).0.len(), 1);
         assert_eq!(read_all("[1, 2]\n[3]", Layout::Array).0.len(), 2);
+        assert_eq!(
+            read_all("{\n\"data\": [{}]}[1, 2] 3", Layout::Json),
+            (vec![serde_json::json!({"data": [{}]}), serde_json::json!([1, 2]), serde_json::json!(3),], None)
+        );
     }
 
     #[test]
@@ -312,7 +467,9 @@ mod tests {
         for (text, layout, why) in [
             ("{\"a\": 1}\n{\"a\": 2}\n", Layout::Array, "--layout ndjson"),
             ("[1]\n[2]\n", Layout::Array, "--layout ndjson"),
-            ("{\n\"elements\": [1]}", Layout::Auto, "--items"),
+            ("{\n\"elements\": [{}]}", Layout::Auto, "--items 'elements'"),
+            ("{\"a\": 1}{\"a\": 2}\n", Layout::Auto, "--layout json"),
+            ("{\n\"elements\": [1]}", Layout::Array, "--items"),
             ("{\"a\": 1\n", Layout::Auto, "--layout ndjson"),
             ("{\"a\": }\n{}\n", Layout::Auto, "line 1"),
         ] {
@@ -328,6 +485,7 @@ mod tests {
             "{\"b\": 1}\n{\"a\": {\"b\": 1, \"b\": 2}}\n",
             "[{\"a\": 1, \"a\": 2}]",
             "{\n\"features\": [1], \"features\": [2]}",
+            "{\n\"a\": 1, \"a\": 2}",
         ] {
             let (values, failure) = read_all(text, Layout::Auto);
             assert!(

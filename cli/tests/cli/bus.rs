@@ -97,7 +97,9 @@ pub(crate) fn program(home: &Path) -> Command {
 
 /// Hides the user's own settings and files from a command.
 pub(crate) fn isolate(command: &mut Command, home: &Path) {
-    for variable in ["A3S_EVENT_URL", "A3S_EVENT_CONFIG", "A3S_EVENT_DLQ_URL", "A3S_EVENT_LOG"] {
+    for variable in
+        ["A3S_EVENT_URL", "A3S_EVENT_CONFIG", "A3S_EVENT_DLQ_URL", "A3S_EVENT_KEY_FILE", "A3S_EVENT_LOG"]
+    {
         command.env_remove(variable);
     }
     command

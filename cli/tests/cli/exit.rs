@@ -33,7 +33,7 @@ fn earlier_spellings_are_understood() {
 #[test]
 fn usage_is_2_and_on_stderr() {
     let bus = Bus::sqlite();
-    let wrong: [&[&str]; 11] = [
+    let wrong: [&[&str]; 15] = [
         &[],
         &["no-such-command"],
         &["history", "--limit", "abc"],
@@ -41,6 +41,10 @@ fn usage_is_2_and_on_stderr() {
         &["pub"],
         &["pub", "events.a"],
         &["sub", "--from", "someday"],
+        &["history", "--since", "someday"],
+        &["pub", "events.a", "1", "--time", "someday"],
+        &["import", "-", "events.a", "--time", "1517966773"],
+        &["pub", "events.a", "1", "--key-file", "="],
         &["watch"],
         &["bench", "--size", "99999999999", "--count", "1"],
         &["bench", "latency", "--per-second", "4294967295"],
@@ -72,11 +76,10 @@ fn wrong_input_is_3() {
     let bus = Bus::sqlite();
     let (empty, folder) = (bus.file("empty.toml", ""), bus.folder.path().to_str().unwrap());
     assert_eq!(bus.run(&["pub", "events.a", "1", "--config", &empty]).code, 0);
-    let wrong: [&[&str]; 21] = [
+    let wrong: [&[&str]; 20] = [
         &["pub", "events.a", "not JSON"],
         &["pub", "events.a", "@/no/such/file"],
         &["pub", "events..a", "1"],
-        &["pub", "events.a", "1", "--time", "someday"],
         &["history", "--url", "ftp://host"],
         &["history", "--url", "no-such-bus"],
         &["history", "--config", "/no/such/config"],
@@ -230,9 +233,11 @@ fn the_default_bus_is_a_file_of_the_user() {
 fn a_closed_stdout_ends_quietly() {
     let bus = Bus::sqlite();
     bus.publish("events.a", 3_000);
-    let printing: [&[&str]; 15] = [
+    let printing: [&[&str]; 17] = [
         &["history"],
         &["history", "--all"],
+        &["history", "--all", "--oldest-first"],
+        &["dump"],
         &["pub", "events.a", "1"],
         &["sub", "--from", "all", "--count", "1"],
         &["tail"],
@@ -265,6 +270,7 @@ fn control_characters_are_escaped_in_every_form() {
             &["history"][..],
             &["tail", "--no-follow"],
             &["show", "1"],
+            &["dump"],
             &["sub", "--from", "all", "--count", "1"],
         ] {
             let printed = bus.prints(&[command, &["--output", form]].concat());

@@ -8,9 +8,11 @@
     reason = "what cannot be set up or is not there fails the test, as it should"
 )]
 
+mod backup;
 mod bus;
 mod buses;
 mod docs;
+mod encryption;
 mod exit;
 mod letters;
 mod man;

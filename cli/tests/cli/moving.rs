@@ -115,25 +115,49 @@ async fn durable_positions_are_mapped() {
 }
 
 #[tokio::test]
-async fn a_consumer_that_stands_elsewhere_is_told_and_keeps_its_settings() {
-    let (from, to) = (Bus::sqlite(), Bus::nats().await);
-    from.publish("events.a", 3);
-    from.prints(&["sub", "events.a", "--durable", "reader", "--count", "1", "--ack-wait", "1"]);
-    let target = ProviderRegistry::builtin().connect(&to.url).await.unwrap();
-    let options = SubscribeOptions { ack_wait_secs: Some(1), ..SubscribeOptions::default() };
-    drop(target.subscribe_durable_with_options("reader", "events.a", &options).await.unwrap());
-    let copy = || from.run(&["copy", &from.url, &to.url, "--output", "ndjson"]);
-    let ran = copy();
-    assert!(ran.code == 1 && ran.stderr.contains("stands elsewhere"), "{}", ran.stderr);
-    to.prints(&["sub", "events.a", "--durable", "reader", "--count", "1"]);
-    // Now both have two events before them.
-    let ran = copy();
-    assert_eq!(ran.code, 0, "{}", ran.stderr);
-    assert_eq!(crate::bus::json_lines(&ran.stdout)[0]["consumers"], json!(["reader"]));
-    let mut subscription = target.subscribe_durable("reader", "events.a").await.unwrap();
-    drop(subscription.next_delivery().await.unwrap().unwrap());
-    let again = tokio::time::timeout(Duration::from_secs(20), subscription.next_delivery()).await;
-    assert!(again.is_ok(), "the copy has taken its ack wait away");
+async fn positions_move_on_and_consumers_keep_their_settings() {
+    for to in [Bus::sqlite(), Bus::nats().await] {
+        let from = Bus::sqlite();
+        from.publish("events.a", 5);
+        let read =
+            |bus: &Bus, count: &str| bus.rows(&["sub", "events.a", "--durable", "reader", "--count", count]);
+        read(&from, "1");
+        let target = ProviderRegistry::builtin().connect(&to.url).await.unwrap();
+        let options = SubscribeOptions { ack_wait_secs: Some(1), ..SubscribeOptions::default() };
+        let mut subscription =
+            target.subscribe_durable_with_options("reader", "events.a", &options).await.unwrap();
+        subscription.close().await.unwrap();
+        drop(subscription);
+        // It stands before all events on the target, whether it was made there or by an earlier copy.
+        for read_now in [0, 2] {
+            if read_now > 0 {
+                from.publish("events.a", 1);
+                read(&from, "2");
+            }
+            let dry = &from.rows(&["copy", &from.url, &to.url, "--dry-run"])[0];
+            assert_eq!((&dry["consumers"], &dry["notMapped"]), (&json!(["reader"]), &json!([])), "{dry}");
+            let copied = copy(&from, &to);
+            assert_eq!((&copied["consumers"], &copied["notMapped"]), (&json!(["reader"]), &json!([])));
+            let (here, there) = (&from.rows(&["consumers"])[0]["lag"], &to.rows(&["consumers"])[0]["lag"]);
+            assert_eq!(here, there);
+        }
+        // A consumer that has read further on the target is not moved back.
+        assert_eq!(crate::bus::numbers(&read(&to, "1")), [4]);
+        for more in [&["--dry-run"][..], &[]] {
+            let ran = from.run(&[&["copy", &from.url, &to.url], more].concat());
+            assert!(ran.code == 1 && ran.stderr.contains("moved forward only"), "{}", ran.stderr);
+        }
+        // The copy has not taken its ack wait away.
+        let mut subscription = target.subscribe_durable("reader", "events.a").await.unwrap();
+        let delivery = subscription.next_delivery().await.unwrap().unwrap();
+        // A program that reads there is not disturbed.
+        read(&from, "2");
+        let ran = from.run(&["copy", &from.url, &to.url]);
+        assert!(ran.code == 1 && ran.stderr.contains("stop that program first"), "{}", ran.stderr);
+        drop(delivery);
+        let again = tokio::time::timeout(Duration::from_secs(20), subscription.next_delivery()).await;
+        assert!(again.is_ok(), "the copy has taken its ack wait away");
+    }
 }
 
 #[tokio::test]
@@ -154,6 +178,36 @@ async fn a_dry_run_copies_nothing() {
     from.publish("events.a", 5);
     assert_eq!(from.rows(&["copy", &from.url, &to.url, "--dry-run", "--filter", "events.a"])[0]["events"], 5);
     assert_eq!(to.rows(&["history"]).len(), 0);
+}
+
+#[tokio::test]
+async fn a_dry_run_fails_where_the_copy_would() {
+    let (from, server) = (Bus::sqlite(), Bus::nats().await);
+    from.publish("events.a", 300);
+    from.prints(&["sub", "events.a", "--durable", "behind", "--count", "7"]);
+    from.prints(&["sub", "events.a", "--durable", "busy", "--count", "1", "--ack", "none"]);
+    let dry = |to: &str| from.run(&["copy", &from.url, to, "--dry-run", "--output", "ndjson"]);
+    let ran = dry(&server.url);
+    assert!(ran.code == 1 && ran.stderr.contains("'busy' would not be mapped"), "{}", ran.stderr);
+    let planned = &crate::bus::json_lines(&ran.stdout)[0];
+    assert_eq!((&planned["consumers"], &planned["notMapped"][0][0]), (&json!(["behind"]), &json!("busy")));
+    assert!(server.rows(&["consumers"]).is_empty() && server.rows(&["history"]).is_empty());
+    from.prints(&["consumers", "rm", "busy"]);
+    assert_eq!(dry(&server.url).code, 0);
+    for (limits, why) in [
+        ("max_events=299", "would get 300, and its limit is 299"),
+        ("max_bytes=20000", "and its limit is 20.0 kB"),
+        ("max_events=300", ""),
+        ("max_bytes=1000000", ""),
+    ] {
+        for to in [Bus::sqlite(), Bus::nats().await] {
+            let url = format!("{}?{limits}", to.url);
+            let (ran, copied) = (dry(&url), from.run(&["copy", &from.url, &url]));
+            let code = i32::from(!why.is_empty());
+            assert_eq!((ran.code, copied.code), (code, code), "{url}: {}{}", ran.stderr, copied.stderr);
+            assert!(ran.stderr.contains(why), "{url}: {}", ran.stderr);
+        }
+    }
 }
 
 /// A copy that is under way: so much is on the target.

@@ -75,6 +75,16 @@ async fn many_from_a_document(bus: &Bus) {
     assert_eq!(event["payload"], json!({"net": "us", "kind": "quarry blast"}));
     assert_eq!(rows[0]["event"]["subject"], "events.q.ci.quake_small");
 
+    // The same without a file, and without a value that one of them has not.
+    let piped = ["import", "-", "events.p.{properties.alert|none}", "--time", "{when|2018-02-07}"];
+    let ran = bus.run_with_stdin(&piped, document);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let event = &bus.rows(&["history", "--limit", "1"])[0]["event"];
+    assert_eq!(
+        (&event["subject"], &event["timestamp"]),
+        (&json!("events.p.none"), &json!(1_517_961_600_000_u64))
+    );
+
     let ran = bus.run(&["import", &file, "events.q", "--items", "elements"]);
     assert_eq!(ran.code, 3);
     assert!(ran.stderr.contains("no array 'elements'"), "{}", ran.stderr);
@@ -102,7 +112,7 @@ async fn a_resumed_run_goes_on_where_it_stopped(bus: &Bus) {
     let before_crash = std::fs::read(bus.path("state")).unwrap();
     let ran = bus.run_with_stdin(&arguments, &format!("{}nonsense\n", lines(25)));
     assert_eq!(ran.code, 3);
-    assert!(ran.stderr.contains("line 26") && ran.stderr.contains("behind record 25"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("line 26") && ran.stderr.contains("after record 25"), "{}", ran.stderr);
     // The file says how far it came. A crash before it was written repeats a batch with the same ids.
     assert_ne!(std::fs::read(bus.path("state")).unwrap(), before_crash);
     std::fs::write(bus.path("state"), before_crash).unwrap();
@@ -232,7 +242,7 @@ async fn what_is_stored_is_said_when_a_record_is_wrong(bus: &Bus) {
     let lines = "{\"id\":\"1\"}\n{\"id\":\"2\"}\n{\"id\":null}\n{\"id\":\"4\"}\n";
     let ran = bus.run_with_stdin(&many, lines);
     assert_eq!(ran.code, 3);
-    for said in ["record 3", "records 1 to 2 of the input are stored and nothing behind", "--skip 2"] {
+    for said in ["record 3", "records 1 to 2 of the input are stored and none after them", "--skip 2"] {
         assert!(ran.stderr.contains(said), "{said}: {}", ran.stderr);
     }
     let row = &crate::bus::json_lines(&ran.stdout)[0];
@@ -297,6 +307,30 @@ async fn a_wrong_record_is_named(bus: &Bus) {
     assert_eq!(ran.code, 3, "{}", ran.stderr);
     assert!(ran.stderr.contains("record 1"), "{}", ran.stderr);
     assert_eq!(bus.rows(&["history"]).len(), 1);
+}
+
+#[test]
+fn documents_on_stdin_are_recognised() {
+    let bus = Bus::sqlite();
+    let import = |text: &str| bus.run_with_stdin(&["import", "-", "events.a", "--output", "ndjson"], text);
+    for (text, events) in [
+        ("{\n  \"n\": 1,\n  \"tags\": [\"x\"]\n}\n", 1),
+        ("{\n  \"n\": 1\n}\n{\n  \"n\": 2\n}\n", 2),
+        ("{\n  \"type\": \"FeatureCollection\",\n  \"features\": [\n    {\"n\": 1}\n  ]\n}\n", 1),
+    ] {
+        let ran = import(text);
+        assert_eq!(ran.code, 0, "{text}{}", ran.stderr);
+        assert_eq!(crate::bus::json_lines(&ran.stdout)[0]["events"], events, "{text}");
+    }
+    let ran = import("{\n  \"data\": [{\"n\": 1}]\n}\n");
+    assert!(ran.code == 3 && ran.stderr.contains("--items 'data'"), "{}", ran.stderr);
+    // The tests' own runs have no stdin; a closed one is the same to a program.
+    for arguments in
+        [&["import", "-", "events.a"][..], &["pub", "events.a", "--text", "-"], &["restore", "-"]]
+    {
+        let ran = bus.run(arguments);
+        assert!(ran.code == 3 && ran.stderr.contains("stdin is closed"), "{arguments:?}: {}", ran.stderr);
+    }
 }
 
 #[tokio::test]

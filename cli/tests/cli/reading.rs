@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::bus::{Bus, ended, numbers};
 use crate::on_every_bus;
 
-on_every_bus! { history_is_filtered_and_paged subscriptions_start_where_they_are_told a_durable_keeps_its_position
+on_every_bus! { history_is_filtered_and_paged history_begins_with_the_oldest times_select_by_storage subscriptions_start_where_they_are_told a_durable_keeps_its_position
 unsettled_events_are_seen_in_the_table several_filters_share_a_subscription streams_are_listed logs_are_told_on_stderr tail_follows show_finds_by_sequence_and_id a_wrong_name_is_found_and_makes_nothing a_signal_ends_a_subscription }
 
 async fn history_is_filtered_and_paged(bus: &Bus) {
@@ -27,6 +27,38 @@ async fn history_is_filtered_and_paged(bus: &Bus) {
     assert_eq!(array.as_array().unwrap().len(), 10);
     let info = &bus.rows(&["info"])[0];
     assert_eq!((&info["messages"], &info["newestSequence"]), (&json!(10), &json!(10)));
+}
+
+async fn history_begins_with_the_oldest(bus: &Bus) {
+    bus.publish("events.a", 5);
+    bus.publish("events.b", 1_500);
+    let oldest =
+        |arguments: &[&str]| numbers(&bus.rows(&[&["history", "--oldest-first"], arguments].concat()));
+    assert_eq!(oldest(&["-n", "3"]), [1, 2, 3]);
+    assert_eq!(oldest(&["events.a", "--from", "2", "--before-seq", "5"]), [2, 3, 4]);
+    assert_eq!(oldest(&["events.b", "--all"]), (1..=1_500).collect::<Vec<_>>());
+    assert_eq!(oldest(&["--all", "--since", "1h", "events.a"]), [1, 2, 3, 4, 5]);
+    assert_eq!(oldest(&["--all", "--until", "1h"]), [0; 0]);
+    let table = bus.prints(&["history", "--oldest-first", "-n", "3"]);
+    assert!(table.contains("next page: --from 4"), "{table}");
+    assert_eq!(oldest(&["-n", "2", "--from", "4"]), [4, 5]);
+}
+
+async fn times_select_by_storage(bus: &Bus) {
+    bus.prints(&["pub", "events.a", "{\"n\": 1}", "--time", "2018-02-07 13:00"]);
+    for since in ["today", "2 hours ago", "2018-02-08", "1517966773840"] {
+        let table = bus.prints(&["history", "--since", since]);
+        let shows_storage = table.contains("stored") && !table.contains("2018-02-07");
+        // Just after midnight there is nothing of today yet.
+        assert!(shows_storage && (since == "today" || table.contains("events.a")), "{since}: {table}");
+        assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
+    }
+    let table = bus.prints(&["history"]);
+    assert!(table.contains("time") && table.contains("2018-02-07T13:00:00.000Z"), "{table}");
+    assert!(bus.rows(&["history", "--until", "yesterday"]).is_empty());
+    assert_eq!(bus.rows(&["sub", "--from", "yesterday", "--count", "1"]).len(), 1);
+    let ran = bus.run_with_stdin(&["import", "-", "events.a", "--time", "{t}"], "{\"t\": 1517966773}\n");
+    assert!(ran.code == 3 && ran.stderr.contains("milliseconds: 1517966773000"), "{}", ran.stderr);
 }
 
 async fn subscriptions_start_where_they_are_told(bus: &Bus) {

@@ -32,7 +32,7 @@ async fn store_unreadable(bus: &Bus, number: u64) {
 }
 
 /// Two events, and between them what is none.
-async fn one_of_three(bus: &Bus) {
+pub(crate) async fn one_of_three(bus: &Bus) {
     bus.publish("events.a", 1);
     store_unreadable(bus, 2).await;
     bus.prints(&["pub", "events.a", "{\"n\": 3}"]);

@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::failure::{Failure, Outcome};
 use crate::records::Mark;
 
-/// How far a run came, in a file that is replaced as a whole.
+/// How far a run came, in a file that is replaced atomically.
 pub(super) struct Checkpoint {
     path: PathBuf,
     state: State,
@@ -54,8 +54,8 @@ impl Checkpoint {
         };
         if state.records > 0 && state.input.is_none() {
             return Err(wrong(format!(
-                "does not say which input its {} records came from, as those of earlier versions: --skip {} goes on \
-                 behind them",
+                "an earlier version wrote it without the input of its {} records: use --skip {} instead to go on after \
+                 them",
                 state.records, state.records
             )));
         }
