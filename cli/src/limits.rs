@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use a3s_event::provider::{DiscardPolicy, StreamLimits, StreamSummary};
 use a3s_event::{EventError, EventProvider, duration};
-use indicatif::{DecimalBytes, HumanCount};
 use serde::Serialize;
 
 use crate::failure::Outcome;
@@ -55,9 +54,8 @@ impl Limits {
     /// What is kept, such as `100,000 events and 7 days`.
     pub(crate) fn kept(&self) -> String {
         let StreamLimits { max_events, max_bytes, max_age, .. } = self.limits;
-        let events =
-            max_events.map(|max| format!("{} event{}", HumanCount(max), if max == 1 { "" } else { "s" }));
-        let bytes = max_bytes.map(|max| DecimalBytes(max).to_string());
+        let events = max_events.map(|max| text::count(max, "event"));
+        let bytes = max_bytes.map(text::bytes);
         let kept: Vec<_> = [events, bytes, max_age.map(age)].into_iter().flatten().collect();
         match kept.split_last() {
             None => "everything".to_owned(),

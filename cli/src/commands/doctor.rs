@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use a3s_event::provider::{ProviderRegistry, ProviderUrl, Scheme};
 use a3s_event::{EventProvider, HistoryQuery, Support};
-use indicatif::DecimalBytes;
 use serde::Serialize;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
@@ -222,7 +221,7 @@ async fn state(provider: &dyn EventProvider) -> Outcome<String> {
     Ok(format!(
         "{}, {}, {}{limits}{}",
         text::count(info.messages, "event"),
-        DecimalBytes(info.bytes),
+        text::bytes(info.bytes),
         text::count(info.consumers as u64, "consumer"),
         unreadable.map_or_else(String::new, |told| format!("; of the newest, {told}"))
     ))

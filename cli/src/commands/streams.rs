@@ -3,7 +3,6 @@
 use a3s_event::provider::StreamSummary;
 use a3s_event::{EventError, EventProvider, HistoryQuery};
 use clap_complete::ArgValueCandidates;
-use indicatif::{DecimalBytes, HumanCount};
 use serde::Serialize;
 
 use crate::bus::App;
@@ -121,7 +120,7 @@ async fn purge(app: &mut App, filter: Option<&str>, confirmation: &Confirmation)
     let stream = own(&*provider).await?;
     let events = match filter {
         Some(filter) => format!("{} of '{filter}'", matching(&*provider, filter).await?),
-        None => format!("all {}, {},", events(stream.events), DecimalBytes(stream.bytes)),
+        None => format!("all {}, {},", text::count(stream.events, "event"), text::bytes(stream.bytes)),
     };
     confirmation.ask(&format!("this deletes {events} from stream '{}'", stream.name))?;
     let purged = provider.purge(filter).await.map_err(unsupported)?;
@@ -140,16 +139,12 @@ async fn remove(app: &mut App, name: Option<&str>, confirmation: &Confirmation) 
     confirmation.ask(&format!(
         "this deletes stream '{}' with {}, {}, and {}",
         stream.name,
-        events(stream.events),
-        DecimalBytes(stream.bytes),
+        text::count(stream.events, "event"),
+        text::bytes(stream.bytes),
         text::count(stream.consumers as u64, "consumer")
     ))?;
     provider.delete_stream().await.map_err(unsupported)?;
     app.out.one(&StreamRow::from(stream))
-}
-
-fn events(number: u64) -> String {
-    format!("{} event{}", HumanCount(number), if number == 1 { "" } else { "s" })
 }
 
 /// Says how many events match, without reading a large stream to its end.
@@ -159,9 +154,9 @@ async fn matching(provider: &dyn EventProvider, filter: &str) -> Outcome<String>
         let page = provider.query_page(&query).await?;
         found += (page.events.len() + page.unreadable.len()) as u64;
         match page.next {
-            Some(_) if found >= COUNTED => return Ok(format!("more than {}", events(COUNTED))),
+            Some(_) if found >= COUNTED => return Ok(format!("more than {}", text::count(COUNTED, "event"))),
             Some(before) => query = query.before_sequence(before),
-            None => return Ok(events(found)),
+            None => return Ok(text::count(found, "event")),
         }
     }
 }
