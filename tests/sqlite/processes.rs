@@ -83,13 +83,29 @@ async fn processes_share_the_work_of_a_durable_consumer() {
     });
     let worker = worker.await.unwrap();
     let mut subscription = provider.subscribe_durable("shared", FILTER).await.unwrap();
+    // Both take some, however slow one of them is: while this process holds an event, the other one settles the next.
     let mut published = BTreeSet::new();
+    let held = loop {
+        published.insert(publish(&provider, "work").await);
+        if let Some(answer) = next_unless_settled(&provider, true, &mut *subscription).await {
+            break answer.unwrap().unwrap();
+        }
+    };
+    let mut here = BTreeSet::from([held.sequence()]);
+    published.insert(publish(&provider, "work").await);
+    let settled = async {
+        while provider.consumers().await.unwrap().iter().any(|consumer| consumer.lag + consumer.pending > 1) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, settled).await.expect("the other process takes its event");
+    held.ack_confirmed().await.unwrap();
+
     let publishing = async {
-        for _ in 0..EVENTS {
+        for _ in published.len() as u64..EVENTS {
             published.insert(publish(&provider, "work").await);
         }
     };
-    let mut here = BTreeSet::new();
     let working = async {
         loop {
             let all_are_stored = provider.info().await.unwrap().messages == EVENTS;
