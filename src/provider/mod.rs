@@ -487,8 +487,9 @@ pub trait Subscription: Send + Sync {
         Ok(())
     }
 
-    /// Closes the subscription and releases the events that it has not handed out, without counting an attempt. A
-    /// durable consumer keeps its position. Events that were handed out can still be settled.
+    /// Closes the subscription and releases the events that it has not handed out. A release counts no attempt if the
+    /// provider has the capability [`release_keeps_attempt`](Capabilities::release_keeps_attempt). A durable consumer
+    /// keeps its position. Events that were handed out can still be settled.
     ///
     /// # Errors
     ///
