@@ -1,19 +1,21 @@
-//! Copying events, each on the condition that the one before it is the newest.
+//! Copies events, each on the condition that the one before it is the newest.
 
 use a3s_event::{Event, EventError, EventProvider, HistoryQuery, PublishOptions, PublishRequest};
 
 use super::Copied;
 use super::place::too_small;
+use super::positions::Before;
 use crate::failure::{Failure, Outcome};
 use crate::forward::Forward;
 use crate::progress::Progress;
 
-/// Copies events after the sequence `last` of the target, `None` if it is empty. The target holds `held` events.
+/// Copies events after the sequence `last` of the target; `None` if it is empty. The target holds `held` events.
 pub(super) async fn copy_events(
     mut forward: Forward,
     target: &dyn EventProvider,
     mut last: Option<u64>,
     held: u64,
+    before: &mut Before,
     copied: &mut Copied,
 ) -> Outcome {
     let progress = Progress::of_events(Some(forward.total()));
@@ -29,12 +31,13 @@ pub(super) async fn copy_events(
             last = Some(publish_first(target, event).await?);
             copied.events += 1;
         }
-        if let Some(before) = last
+        if let Some(newest) = last
             && !rest.is_empty()
         {
-            last = Some(publish(target, rest, before).await?);
+            last = Some(publish(target, rest, newest).await?);
             copied.events += rest.len() as u64;
         }
+        before.count(&page);
         if target.info().await?.messages < held + copied.events {
             return Err(too_small());
         }
@@ -42,8 +45,8 @@ pub(super) async fn copy_events(
     }
 }
 
-/// Publishes the first event of an empty stream. A stream that was emptied continues its sequences, and only the receipt of
-/// the event has the next one.
+/// Publishes the first event of an empty stream. An emptied stream continues its sequences, and only the receipt holds
+/// the next one.
 async fn publish_first(target: &dyn EventProvider, event: &Event) -> Outcome<u64> {
     match publish(target, &[event], 0).await {
         Err(Failure::Other(_)) if target.query(&HistoryQuery::new(1)).await?.is_empty() => {
@@ -73,18 +76,18 @@ async fn publish(target: &dyn EventProvider, events: &[&Event], mut last: u64) -
     Ok(last)
 }
 
-/// The failure of an event that could not be copied, with what to do next.
+/// Returns the failure of an event that was not copied, with the next step.
 fn unpublished(error: &EventError, event: &Event) -> Failure {
     if matches!(error, EventError::Conflict { field, .. } if field == "expected_sequence") {
         return Failure::Other(format!(
-            "event '{}' was not copied, because somebody else writes to the target ({error}). Stop that writer and \
+            "event '{}' was not copied, because another program writes to the target ({error}). Stop that writer and \
              empty the target, or copy to another stream: the target is no longer the beginning of the source",
             event.id
         ));
     }
     match Failure::publish(error, vec![event.id.clone()]) {
         Failure::Unknown { ids, reason, .. } => {
-            Failure::Unknown { ids, reason, retry: "The same copy again goes on where it stopped" }
+            Failure::Unknown { ids, reason, retry: "Run the same copy again to continue" }
         }
         other => other,
     }

@@ -1,9 +1,9 @@
-//! `copy`: the events of one bus to another.
+//! `copy`: copies the events of one bus to another.
 //!
-//! The target itself says how far a copy came: its newest events are looked for in the source. Each event is published on
-//! the condition that the one before it is the newest, so that a failure leaves no gap. A second writer ends the copy: its
-//! event takes the place of a copied one, and because a page is published at a time, other copied events may follow it. The
-//! next copy compares more than a page, finds the foreign event and refuses to go on.
+//! The target itself holds the progress of a copy: its newest events are searched for in the source. Each event is
+//! published on the condition that the one before it is the newest, so that a failure leaves no gap. A second writer ends
+//! the copy: its event takes the place of a copied one. A page is published at a time, so that other copied events may
+//! follow it. The next copy compares more than a page, finds the foreign event and refuses to resume.
 
 mod events;
 mod place;
@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use self::plan::Plan;
 pub(super) use self::plan::limits_of;
-use self::positions::Positions;
+use self::positions::{Before, Positions};
 use crate::bus::{App, warn_of_credentials};
 use crate::failure::{Failure, Outcome};
 use crate::forward::Forward;
@@ -42,8 +42,8 @@ pub(crate) struct Args {
     /// Copy no positions of durable consumers
     #[arg(long)]
     no_positions: bool,
-    /// Only report what a copy would do, and fail where it would: at the limits of the target, or at a consumer that cannot
-    /// be mapped. It creates the stream of the target, whose limits are not known otherwise
+    /// Only report the effect of a copy, and fail where it would: at the limits of the target, or at a consumer that cannot
+    /// be mapped. It creates the stream of the target to read its limits
     #[arg(long)]
     dry_run: bool,
 }
@@ -54,14 +54,14 @@ struct Copied {
     /// Sequence of the first copied event in the source.
     first_sequence: u64,
     events: u64,
-    /// Size of the events in bytes, about as the target will count it; known of a dry run.
+    /// Size of the events in bytes, about as the target will count it; only for a dry run.
     #[serde(skip_serializing_if = "Option::is_none")]
     bytes: Option<u64>,
-    /// Durable consumers whose position on the target is that of the source.
+    /// Durable consumers with the same position on the target as in the source.
     consumers: Vec<String>,
-    /// Durable consumers whose position cannot be mapped, and the reason.
+    /// Durable consumers that cannot be mapped, each with the reason.
     not_mapped: Vec<(String, String)>,
-    /// The first records that were left out because they cannot be read, and the reason.
+    /// The first unreadable records, which are not copied, each with the reason.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     unreadable: Vec<(u64, String)>,
     #[serde(skip)]
@@ -69,7 +69,7 @@ struct Copied {
 }
 
 impl Copied {
-    /// The events of a page. Unreadable records are noted.
+    /// Returns the events of a page, and notes the unreadable records.
     fn events_of(&mut self, page: Vec<Stored>) -> Vec<StoredEvent> {
         let mut events = Vec::with_capacity(page.len());
         for stored in page {
@@ -85,7 +85,7 @@ impl Copied {
         events
     }
 
-    /// Fails when something was left out.
+    /// Fails if a record or a consumer was not copied.
     fn ended(&self) -> Outcome {
         let mut left_out = Vec::new();
         if let Some(told) = self.left_out.told() {
@@ -118,15 +118,16 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     let forward = Forward::new(&source, filter, first).await?;
     let mut copied = Copied { first_sequence: first, ..Copied::default() };
     let held = target.info().await?;
+    let mut before = if args.no_positions { Before::default() } else { Before::read(&*target).await? };
     let plan = if args.dry_run {
-        Some(Plan::make(forward, &*source, &*target, &mut copied).await?)
+        Some(Plan::make(forward, &mut before, &mut copied).await?)
     } else {
         let last = tail.first().map(|newest| newest.sequence);
-        events::copy_events(forward, &*target, last, held.messages, &mut copied).await?;
+        events::copy_events(forward, &*target, last, held.messages, &mut before, &mut copied).await?;
         None
     };
     if !args.no_positions {
-        Positions { source: &*source, target: &*target, filter, plan: plan.as_ref() }
+        Positions { source: &*source, target: &*target, filter, before: &before, is_dry_run: args.dry_run }
             .copy(&mut copied)
             .await?;
     }

@@ -1,4 +1,4 @@
-//! Where a copy goes on: the newest events of the target, found in the source.
+//! Finds the place where a copy resumes: the newest events of the target, in the source.
 
 use std::cmp::Ordering;
 use std::sync::Arc;
@@ -11,10 +11,10 @@ use crate::failure::{Failure, Outcome};
 use crate::forward::Forward;
 use crate::stored::{PAGE, Stored, Unreadable, newest};
 
-/// How many of the target's newest events must be found in a row in the source to go on after them.
+/// Number of the target's newest events that must follow each other in the source before a copy resumes.
 const TAIL: usize = 2 * PAGE;
 
-/// The newest events of the target.
+/// Reads the newest events of the target.
 pub(super) async fn tail(target: &dyn EventProvider) -> Outcome<Vec<StoredEvent>> {
     let (records, _) = newest(target, HistoryQuery::new(TAIL)).await?;
     if let Some(told) = Unreadable::of(&records).told() {
@@ -28,7 +28,7 @@ pub(super) async fn tail(target: &dyn EventProvider) -> Outcome<Vec<StoredEvent>
     Ok(records.into_iter().filter_map(event).collect())
 }
 
-/// The sequence in the source after the events that the target has.
+/// Returns the sequence in the source after the events of the target.
 pub(super) async fn first_missing(
     source: &Arc<dyn EventProvider>,
     tail: &[StoredEvent],
@@ -65,14 +65,14 @@ pub(super) async fn refuse_without_beginning(
     if is_same(&here.event, &there.event) {
         return Ok(());
     }
-    // The source may have dropped what the target still holds, which is fine.
+    // The source may have dropped events that the target still holds, which is valid.
     match newest_where(&**source, filter, |stored| is_same(&stored.event, &there.event)).await?.found {
         Some(_) => Err(too_small()),
         None => Ok(()),
     }
 }
 
-/// The error for a stream whose limits have dropped its oldest events.
+/// Returns the error for a stream whose limits have dropped its oldest events.
 pub(super) fn too_small() -> Failure {
     Failure::Other(
         "the target has dropped the oldest of the copied events, because its limits are smaller than the source: copy into \
@@ -81,11 +81,11 @@ pub(super) fn too_small() -> Failure {
     )
 }
 
-/// How the end of the target fits a place in the source.
+/// The fit of the end of the target at a place in the source.
 enum Fit {
     /// All events that both still hold are the same.
     Whole,
-    /// The events of the target are there, and earlier ones are missing on the target.
+    /// The source holds the events of the target, and earlier ones are missing on the target.
     Part,
     No,
 }
@@ -112,8 +112,8 @@ impl Candidates<'_> {
         Ok(sequence)
     }
 
-    /// Compares the end of the target with the source up to this event. Ids alone are not enough: an event that was published
-    /// twice has the same id twice.
+    /// Compares the end of the target with the source up to this event. Ids alone are not enough: an event published twice
+    /// has the same id twice.
     async fn fit(&self, sequence: u64) -> Outcome<Fit> {
         let mut query = HistoryQuery::new(TAIL).before_sequence(sequence + 1);
         query.filter = self.filter.map(str::to_owned);

@@ -1,44 +1,35 @@
-//! A dry run: what would be copied, and whether the target has room for it.
-
-use std::collections::BTreeMap;
+//! Plans a dry run: the events to copy, and the room for them on the target.
 
 use a3s_event::provider::StreamLimits;
-use a3s_event::subject::subject_matches;
-use a3s_event::{Event, EventError, EventProvider, ProviderInfo, duration};
+use a3s_event::{Event, EventProvider, ProviderInfo, duration};
 
 use super::Copied;
+use super::positions::Before;
 use crate::commands::subscribe::eprint_note;
 use crate::failure::{Failure, Outcome};
 use crate::forward::Forward;
+use crate::limits::own_stream;
 use crate::moment;
 use crate::text;
 
-/// Bytes that JetStream stores with an event beside its JSON and its subject: headers and the head of the record.
-const JETSTREAM_OVERHEAD: u64 = 80;
+/// Maximum number of bytes that a backend counts for an event beside its JSON and its subject, such as headers.
+const OVERHEAD: u64 = 100;
 
-/// What a copy would bring to the target.
+/// The events that a copy would add to the target.
 pub(super) struct Plan {
-    /// Number of events per filter of a durable consumer.
-    arriving: BTreeMap<String, u64>,
-    /// When the oldest of the events was stored.
+    /// Time of storing of the oldest event.
     oldest: Option<u64>,
+    /// Maximum size of the events in bytes, as any backend counts it.
+    at_most: u64,
 }
 
 impl Plan {
     pub(super) async fn make(
         mut forward: Forward,
-        source: &dyn EventProvider,
-        target: &dyn EventProvider,
+        before: &mut Before,
         copied: &mut Copied,
     ) -> Outcome<Self> {
-        let is_jetstream = target.name() == "nats";
-        let consumers = match source.capabilities().consumer_info.is_no() {
-            true => Vec::new(),
-            false => source.consumers().await?,
-        };
-        let filters =
-            consumers.into_iter().filter(|consumer| consumer.durable).map(|consumer| (consumer.filter, 0));
-        let mut plan = Self { arriving: filters.collect(), oldest: None };
+        let mut plan = Self { oldest: None, at_most: 0 };
         let mut bytes = 0;
         loop {
             let page = forward.page().await?;
@@ -46,23 +37,19 @@ impl Plan {
                 copied.bytes = Some(bytes);
                 return Ok(plan);
             }
-            for stored in copied.events_of(page) {
+            let events = copied.events_of(page);
+            before.count(&events);
+            for stored in events {
                 copied.events += 1;
-                bytes += size(&stored.event, is_jetstream)?;
+                let size = size(&stored.event)?;
+                bytes += size;
+                plan.at_most += size + stored.event.subject.len() as u64 + OVERHEAD;
                 plan.oldest.get_or_insert(stored.stored_at);
-                for (filter, events) in &mut plan.arriving {
-                    *events += u64::from(subject_matches(&stored.event.subject, filter));
-                }
             }
         }
     }
 
-    /// Number of events that a consumer with this filter would get more.
-    pub(super) fn arriving(&self, filter: &str) -> u64 {
-        self.arriving.get(filter).copied().unwrap_or_default()
-    }
-
-    /// Fails if the target would not hold all that it has and would get.
+    /// Fails if the target has no room for its own events and the copied ones.
     pub(super) async fn check_limits(
         &self,
         target: &dyn EventProvider,
@@ -86,7 +73,7 @@ impl Plan {
         }
         if let Some(limit) = is_over(limits.max_bytes, held.bytes + bytes) {
             reasons.push(format!(
-                "it holds {} and would get about {}, and its limit is {}",
+                "it holds {} and would get at least {}, and its limit is {}",
                 text::bytes(held.bytes),
                 text::bytes(bytes),
                 text::bytes(limit)
@@ -99,11 +86,16 @@ impl Plan {
                 reasons.join("; ")
             )));
         }
+        if is_over(limits.max_bytes, held.bytes + self.at_most).is_some() {
+            eprint_note(
+                "the copy nearly fills the target: some backends count more bytes for an event than its JSON has",
+            );
+        }
         self.note_age(&limits);
         Ok(())
     }
 
-    /// Notes that the target keeps events for a shorter time than the source did. Their age begins with the copy.
+    /// Prints a note if the target keeps events for a shorter time than the source did. Their age begins with the copy.
     fn note_age(&self, limits: &StreamLimits) {
         let age = self.oldest.map(|oldest| moment::now().saturating_sub(oldest));
         if let (Some(age), Some(max_age)) = (age, limits.max_age)
@@ -118,18 +110,13 @@ impl Plan {
     }
 }
 
-/// The limits of the stream of a bus, if it reports them.
+/// Returns the limits of the stream of a bus, if it reports them.
 pub(crate) async fn limits_of(target: &dyn EventProvider) -> Outcome<Option<StreamLimits>> {
-    match target.streams().await {
-        Ok(streams) => Ok(streams.into_iter().find(|stream| stream.is_own).and_then(|stream| stream.limits)),
-        Err(EventError::Unsupported { .. }) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
+    Ok(own_stream(target).await?.and_then(|stream| stream.limits))
 }
 
-/// The size of an event, as its backend counts it: its JSON, and on JetStream about what is around it.
-fn size(event: &Event, is_jetstream: bool) -> Outcome<u64> {
+/// Returns the size of an event in bytes of JSON.
+fn size(event: &Event) -> Outcome<u64> {
     let json = serde_json::to_vec(event).map_err(|error| Failure::Other(error.to_string()))?;
-    let around = if is_jetstream { event.subject.len() as u64 + JETSTREAM_OVERHEAD } else { 0 };
-    Ok(json.len() as u64 + around)
+    Ok(json.len() as u64)
 }

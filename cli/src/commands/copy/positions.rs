@@ -1,56 +1,98 @@
-//! Positions of durable consumers: each is put on the target at the event that it would get next.
+//! Copies the positions of durable consumers: each one starts on the target at its next event.
+
+use std::collections::BTreeMap;
 
 use a3s_event::provider::ConsumerPosition;
-use a3s_event::{ConsumerInfo, DeliverPolicy, EventError, EventProvider, SubscribeOptions};
+use a3s_event::subject::subject_matches;
+use a3s_event::{ConsumerInfo, DeliverPolicy, EventError, EventProvider, StoredEvent, SubscribeOptions};
 
 use super::Copied;
-use super::plan::Plan;
 use crate::commands::diff::is_same;
 use crate::commands::show::newest_where;
 use crate::commands::subscribe::eprint_warning;
 use crate::failure::{Failure, Outcome};
 use crate::text::count;
 
-/// Where consumers are copied from and to.
+/// The durable consumers of the target before a copy, and the number of copied events for each.
+///
+/// A server reports the lag of a consumer with a delay, so the lag after a copy is computed from these.
+#[derive(Default)]
+pub(super) struct Before {
+    there: Vec<ConsumerInfo>,
+    /// Number of copied events per filter.
+    arriving: BTreeMap<String, u64>,
+}
+
+impl Before {
+    pub(super) async fn read(target: &dyn EventProvider) -> Outcome<Self> {
+        let there = durable_consumers(target).await?;
+        let arriving = there.iter().map(|consumer| (consumer.filter.clone(), 0)).collect();
+        Ok(Self { there, arriving })
+    }
+
+    /// Counts copied events.
+    pub(super) fn count(&mut self, events: &[StoredEvent]) {
+        for (filter, number) in &mut self.arriving {
+            let matching = events.iter().filter(|stored| subject_matches(&stored.event.subject, filter));
+            *number += matching.count() as u64;
+        }
+    }
+
+    fn find(&self, name: &str) -> Option<&ConsumerInfo> {
+        self.there.iter().find(|consumer| consumer.name == name)
+    }
+
+    /// Returns the lag of a consumer after the copy.
+    fn lag(&self, consumer: &ConsumerInfo) -> u64 {
+        consumer.lag + self.arriving.get(&consumer.filter).copied().unwrap_or_default()
+    }
+}
+
+/// Lists the durable consumers of a bus; empty if it does not list them.
+async fn durable_consumers(provider: &dyn EventProvider) -> Outcome<Vec<ConsumerInfo>> {
+    if provider.capabilities().consumer_info.is_no() {
+        return Ok(Vec::new());
+    }
+    Ok(provider.consumers().await?.into_iter().filter(|consumer| consumer.durable).collect())
+}
+
+/// The source and target of the consumers.
 pub(super) struct Positions<'a> {
     pub(super) source: &'a dyn EventProvider,
     pub(super) target: &'a dyn EventProvider,
     /// Filter of the copied events.
     pub(super) filter: Option<&'a str>,
-    /// The plan of a dry run, which changes no consumer.
-    pub(super) plan: Option<&'a Plan>,
+    pub(super) before: &'a Before,
+    /// If true, no consumer is changed.
+    pub(super) is_dry_run: bool,
 }
 
-/// What a consumer gets next on the target.
+/// The next event of a consumer on the target.
 enum Next {
     /// The event with this sequence; 0 in a dry run, which does not publish it.
     Event(u64),
-    /// What is published from now on.
+    /// The first event published from now on.
     New,
 }
 
-/// Why a consumer cannot be mapped.
+/// The reason why a consumer cannot be mapped.
 type Reason = String;
 
 impl Positions<'_> {
-    /// Makes the durable consumers of the source on the target, or moves on those that are there.
+    /// Creates the durable consumers of the source on the target, or moves existing ones forward.
     pub(super) async fn copy(&self, copied: &mut Copied) -> Outcome {
-        if self.source.capabilities().consumer_info.is_no() || self.target.capabilities().durable.is_no() {
+        if self.target.capabilities().durable.is_no() {
             return Ok(());
         }
-        let there = match self.target.capabilities().consumer_info.is_no() {
-            true => Vec::new(),
-            false => self.target.consumers().await?,
-        };
-        for consumer in self.source.consumers().await?.into_iter().filter(|consumer| consumer.durable) {
-            let mapped = match there.iter().find(|there| there.name == consumer.name) {
+        for consumer in durable_consumers(self.source).await? {
+            let mapped = match self.before.find(&consumer.name) {
                 Some(there) => self.move_on(&consumer, there, copied.first_sequence).await?,
                 None => self.create(&consumer, copied.first_sequence).await?,
             };
             match mapped {
                 Ok(()) => copied.consumers.push(consumer.name),
                 Err(why) => {
-                    let would = if self.plan.is_some() { "would not be" } else { "is not" };
+                    let would = if self.is_dry_run { "would not be" } else { "is not" };
                     let warning = format!("consumer '{}' {would} mapped: {why}", consumer.name);
                     eprint_warning(&Failure::Other(warning));
                     copied.not_mapped.push((consumer.name, why));
@@ -60,13 +102,13 @@ impl Positions<'_> {
         Ok(())
     }
 
-    /// Makes a consumer of the source on the target.
+    /// Creates a consumer of the source on the target.
     async fn create(&self, here: &ConsumerInfo, first: u64) -> Outcome<Result<(), Reason>> {
         let next = match self.next_on_target(here, first).await? {
             Ok(next) => next,
             Err(why) => return Ok(Err(why)),
         };
-        if self.plan.is_some() {
+        if self.is_dry_run {
             return Ok(Ok(()));
         }
         let deliver_policy = match next {
@@ -80,8 +122,7 @@ impl Positions<'_> {
         }
     }
 
-    /// Moves a consumer that is on the target forward to where it stands in the source. It keeps the settings that its
-    /// program gave it.
+    /// Moves a consumer of the target forward to its position in the source. It keeps the settings of its program.
     async fn move_on(
         &self,
         here: &ConsumerInfo,
@@ -94,20 +135,17 @@ impl Positions<'_> {
                 there.filter, here.filter
             )));
         }
-        // Both sides hold the same events, so that the number of events before a consumer says where it stands.
-        let lag = there.lag + self.plan.map_or(0, |plan| plan.arriving(&here.filter));
+        // Both sides hold the same events, so that the number of events before a consumer is its position.
+        let lag = self.before.lag(there);
         if here.pending == 0 && there.pending == 0 && here.lag == lag {
             return Ok(Ok(()));
         }
-        if there.pending > 0 || there.members.is_some_and(|members| members > 0) {
-            return Ok(Err(format!(
-                "a program reads it on the target, where {} not settled: stop that program first",
-                are(there.pending)
-            )));
+        if self.is_read(there).await? {
+            return Ok(Err("a program reads it on the target: stop that program first".to_owned()));
         }
         if lag < here.lag {
             return Ok(Err(format!(
-                "it stands further on the target, and is moved forward only: there {} before it, here {}",
+                "it is further ahead on the target, and is moved forward only: there {} before it, here {}",
                 are(lag),
                 are(here.lag)
             )));
@@ -123,7 +161,7 @@ impl Positions<'_> {
                 are(here.lag)
             )));
         }
-        if self.plan.is_some() {
+        if self.is_dry_run {
             return Ok(Ok(()));
         }
         let position = match next {
@@ -137,7 +175,17 @@ impl Positions<'_> {
         }
     }
 
-    /// What a consumer of the source gets next on the target. Events from sequence `first` of the source on are copied.
+    /// Returns `true` if a program reads through a consumer of the target, or has done so during the copy.
+    async fn is_read(&self, there: &ConsumerInfo) -> Outcome<bool> {
+        let now = durable_consumers(self.target).await?.into_iter().find(|now| now.name == there.name);
+        Ok(now.is_none_or(|now| {
+            now.pending > 0
+                || now.members.is_some_and(|members| members > 0)
+                || now.last_progress != there.last_progress
+        }))
+    }
+
+    /// Returns the next event of a consumer on the target. The copy begins at sequence `first` of the source.
     async fn next_on_target(&self, consumer: &ConsumerInfo, first: u64) -> Outcome<Result<Next, Reason>> {
         if consumer.pending > 0 {
             return Ok(Err(format!(
@@ -164,7 +212,7 @@ impl Positions<'_> {
         let Some(next) = search.found else {
             return Ok(Err("retention dropped the event that it would get next".to_owned()));
         };
-        if self.plan.is_some() && next.sequence >= first {
+        if self.is_dry_run && next.sequence >= first {
             return Ok(Ok(Next::Event(0)));
         }
         let copy =
@@ -177,7 +225,7 @@ impl Positions<'_> {
     }
 }
 
-/// So many events, with a verb.
+/// Formats a number of events with its verb.
 fn are(events: u64) -> String {
     format!("{} {}", count(events, "event"), if events == 1 { "is" } else { "are" })
 }
