@@ -33,7 +33,7 @@ const EXAMPLE: &str = "Example:
 Exit codes: 0 done, 1 failed, or a difference or an unreadable record was found, 2 usage error,
 3 invalid input, 4 the bus cannot be reached, 5 outcome unknown: the named events may be stored.";
 
-/// What holds for every command.
+/// Options of every command.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
@@ -117,7 +117,7 @@ pub(crate) enum Command {
     /// Give buses names in the config file, and choose one
     #[command(subcommand, after_help = buses::EXAMPLE)]
     Bus(buses::Command),
-    /// Find out what is wrong with a connection or a config
+    /// Diagnose a connection or a config
     #[command(after_help = doctor::EXAMPLE)]
     Doctor,
     /// Check event schemas
@@ -136,7 +136,7 @@ mod tests {
     use super::*;
     use clap::CommandFactory as _;
 
-    /// The words of a command line, up to a pipe or a redirection.
+    /// Splits a command line into words, up to a pipe or a redirection.
     fn words(line: &str) -> Vec<String> {
         let mut words = vec![String::new()];
         let mut is_quoted = false;

@@ -1,4 +1,4 @@
-//! Reaching the bus that is meant.
+//! Connects a command to its bus.
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -14,12 +14,12 @@ use crate::failure::{Failure, Outcome};
 use crate::keys::Keys;
 use crate::output::Output;
 
-/// Longest wait for a bus that is told that nobody listens any more.
+/// Timeout for closing subscriptions and connections.
 const LEAVE: Duration = Duration::from_secs(2);
-/// Longest wait for a connection; the providers' own deadlines are shorter.
+/// Timeout for a connection; the providers' own timeouts are shorter.
 const CONNECT: Duration = Duration::from_secs(30);
 
-/// What a command works with.
+/// The context of a command.
 pub(crate) struct App {
     pub(crate) config: Config,
     pub(crate) out: Output,
@@ -44,24 +44,23 @@ impl App {
         Ok(Self { config, out: Output::new(global.output), keys, url, dlq_url, connected: Vec::new() })
     }
 
-    /// The bus of the dead letters; `None` is the bus itself.
+    /// Returns the URL of the dead-letter bus; `None` is the bus itself.
     pub(crate) fn dlq_url(&self) -> Option<&str> {
         self.dlq_url.as_deref().or(self.config.dlq_url.as_deref())
     }
 
-    /// The URL of the bus that is meant, and who said so.
+    /// Returns the URL of the bus and its origin.
     pub(crate) fn url(&self) -> Outcome<(String, Origin)> {
         self.config.url(self.url.as_deref())
     }
 
-    /// Connects to the bus that is meant.
+    /// Connects to the bus.
     pub(crate) async fn connect(&mut self) -> Outcome<Arc<dyn EventProvider>> {
         let (url, _) = self.url()?;
         self.open(&url, true).await
     }
 
-    /// Connects to the bus that is meant, to look at what is there: a name that is wrong makes no file and no stream. The
-    /// embedded one need not exist.
+    /// Connects to the bus for reading: a wrong name creates no file and no stream. The default file need not exist.
     pub(crate) async fn connect_to_look(&mut self) -> Outcome<Arc<dyn EventProvider>> {
         let (url, origin) = self.url()?;
         self.open(&url, origin == Origin::Default).await
@@ -73,7 +72,7 @@ impl App {
         self.open(&url, true).await
     }
 
-    /// Connects to the bus of a name or a URL, to look at what is there.
+    /// Connects to the bus of a name or a URL, for reading.
     pub(crate) async fn connect_to_look_at(&mut self, bus: &str) -> Outcome<Arc<dyn EventProvider>> {
         let url = self.config.named(bus)?;
         self.open(&url, false).await
@@ -85,7 +84,7 @@ impl App {
         Ok(provider)
     }
 
-    /// Closes what the command has connected to.
+    /// Closes the connections of the command.
     pub(crate) async fn close(&mut self) -> Outcome {
         for provider in self.connected.drain(..) {
             leave(provider.close()).await?;
@@ -113,7 +112,7 @@ async fn connect(url: &str, may_create: bool) -> Outcome<Arc<dyn EventProvider>>
     }
 }
 
-/// The URL with the setting that nothing is created, where its provider has that setting and the URL does not.
+/// Adds `create_if_missing=false` to the URL if its provider has that setting and the URL does not set it.
 pub(crate) fn existing(url: &str) -> String {
     const CREATE: &str = "create_if_missing";
     let registry = ProviderRegistry::builtin();
@@ -131,9 +130,9 @@ pub(crate) fn existing(url: &str) -> String {
     }
 }
 
-/// A URL as it may be shown: without credentials, and of its settings only the values that the provider declares no secret.
+/// Redacts a URL: hides credentials, and shows only the setting values that the provider declares not secret.
 pub(crate) fn redacted(url: &str) -> String {
-    let Ok(url) = ProviderUrl::parse(url) else { return "a URL that cannot be read".to_owned() };
+    let Ok(url) = ProviderUrl::parse(url) else { return "an invalid URL".to_owned() };
     let shown = ProviderRegistry::builtin().redacted(&url);
     if url.authority().is_empty() && url.username().is_none() {
         return shown.replacen("://", ":", 1);
@@ -141,14 +140,14 @@ pub(crate) fn redacted(url: &str) -> String {
     shown
 }
 
-/// Every user of the machine can read the command lines of its processes. What stands in the variable was not on it.
+/// Warns of credentials on the command line, which every user of the machine can read. A URL from the variable is safe.
 pub(crate) fn warn_of_credentials(url: &str, variable: Option<&str>) {
     let is_of_environment = variable.and_then(std::env::var_os).is_some_and(|value| value == url);
     if has_credentials(url) && !is_of_environment {
         let variable = variable.map_or(String::new(), |variable| format!("{variable} or "));
         let _ = writeln!(
             std::io::stderr(),
-            "warning: credentials on the command line can be seen by others: use {variable}the config file"
+            "warning: other users can see credentials on the command line: use {variable}the config file"
         );
     }
 }
@@ -165,13 +164,13 @@ fn has_credentials(url: &str) -> bool {
         })
 }
 
-/// Waits until something is closed, but neither long nor beyond a second signal: a bus forgets by itself who went away.
+/// Waits until a connection is closed, up to a timeout or a second signal. A bus drops a lost connection by itself.
 pub(crate) async fn leave(closing: impl Future<Output = a3s_event::Result<()>>) -> Outcome {
     tokio::select! {
         closed = tokio::time::timeout(LEAVE, closing) => match closed {
             Ok(closed) => Ok(closed?),
             Err(_elapsed) => {
-                tracing::warn!("closing the connection timed out after {LEAVE:?}; what was published or settled is so");
+                tracing::warn!("closing the connection timed out after {LEAVE:?}; completed publishes and acks remain valid");
                 Ok(())
             }
         },
@@ -179,7 +178,7 @@ pub(crate) async fn leave(closing: impl Future<Output = a3s_event::Result<()>>) 
     }
 }
 
-/// Completes when the user or the system asks to end. Listens from the call on, also before it is polled.
+/// Completes at the first signal to end. It catches signals from the call on, before the first poll.
 pub(crate) fn asked_to_end() -> impl Future<Output = ()> {
     #[cfg(unix)]
     {
@@ -218,7 +217,7 @@ mod tests {
             ("nats://h?credentials_path=s3cret", "nats://h?credentials_path=***"),
             ("mine://h?password=s3cret&new_setting=s3cret", "mine://h?password=***&new_setting=***"),
             ("nats://h?s3cret", "nats://h?***=***"),
-            // Separators that should have been others.
+            // Wrong separators.
             ("nats://h?max_events=1?token=s3cret", "nats://h?max_events=***"),
             ("nats://h?max_events=1;token=s3cret", "nats://h?max_events=***"),
             ("nats://a@b:x?storage=s3cret@h", "nats://***@b:x?storage=***"),

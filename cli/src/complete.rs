@@ -1,5 +1,6 @@
-//! Completion in the shell: the shell calls the program at each tab, and it completes commands and options, and the names
-//! of buses, consumers and streams.
+//! Shell completion. The shell calls the program at each tab.
+//!
+//! The program completes commands, options, and the names of buses, consumers and streams.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -17,21 +18,21 @@ use crate::consumer_name::shown;
 
 /// The variable that tells the program for which shell it completes.
 pub(crate) const VARIABLE: &str = "A3S_EVENT_COMPLETE";
-/// Maximum time that a tab waits for a bus.
+/// Timeout for the answer of a bus to a tab.
 const TIMEOUT: Duration = Duration::from_millis(1_500);
 
-/// Answers the shell and ends the program, if the shell asks.
+/// Answers the shell and exits, if the shell called the program for a completion.
 pub(crate) fn for_shell() {
     CompleteEnv::with_factory(Cli::command).var(VARIABLE).complete();
 }
 
-/// Names of the buses in the config file.
+/// Lists the buses of the config file.
 pub(crate) fn buses() -> Vec<CompletionCandidate> {
     let config = config().unwrap_or_default();
     config.buses.keys().map(|name| CompletionCandidate::new(name.as_str())).collect()
 }
 
-/// Names of the durable consumers, as their programs call them.
+/// Lists the durable consumers by the names that their programs use.
 pub(crate) fn consumers() -> Vec<CompletionCandidate> {
     from_bus(async |bus| {
         let mut consumers = bus.consumers().await.ok()?;
@@ -40,12 +41,12 @@ pub(crate) fn consumers() -> Vec<CompletionCandidate> {
     })
 }
 
-/// Names of the streams.
+/// Lists the streams.
 pub(crate) fn streams() -> Vec<CompletionCandidate> {
     from_bus(async |bus| Some(bus.streams().await.ok()?.into_iter().map(|stream| stream.name).collect()))
 }
 
-/// What a bus answers in time, each once; nothing otherwise, because a message would end up in the command line.
+/// Returns the distinct names that a bus answers in time. Errors yield none: a message would enter the command line.
 fn from_bus(ask: impl AsyncFnOnce(&dyn EventProvider) -> Option<Vec<String>>) -> Vec<CompletionCandidate> {
     let answer = || {
         let (url, _) = config()?.url(option("--url", "A3S_EVENT_URL").as_deref()).ok()?;
@@ -70,7 +71,7 @@ fn config() -> Option<Config> {
     Config::load(option("--config", "A3S_EVENT_CONFIG").as_deref().map(Path::new)).ok()
 }
 
-/// The value of an option on the line that is completed, else of its variable.
+/// Returns the value of an option on the completed line, else of its variable.
 fn option(name: &str, variable: &str) -> Option<String> {
     value_in(std::env::args_os().skip_while(|word| word != "--").skip(1), name)
         .or_else(|| std::env::var(variable).ok().filter(|value| !value.is_empty()))
@@ -83,7 +84,7 @@ fn value_in(words: impl Iterator<Item = OsString>, name: &str) -> Option<String>
     })?;
     match found.strip_prefix('=') {
         Some(value) if !value.is_empty() => Some(value.to_owned()),
-        // bash makes three words of --url=prod.
+        // bash splits --url=prod into three words.
         _ => words.find(|word| word != "=").filter(|value| !value.is_empty()),
     }
 }

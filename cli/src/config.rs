@@ -1,4 +1,4 @@
-//! Which bus is meant: the option, the environment, the config file, else a file of the user's own.
+//! Selects the bus: by the option, the environment, the config file, else the default file in the user's data folder.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,35 +10,35 @@ use serde::Deserialize;
 
 use crate::failure::{Failure, Outcome};
 
-/// Largest config file.
+/// Maximum size of a config file in bytes.
 const MAX_BYTES: u64 = 1 << 20;
 
 /// The config file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Config {
-    /// The bus that is meant when none is named.
+    /// The default bus.
     pub(crate) url: Option<String>,
     /// The bus that keeps the dead letters.
     pub(crate) dlq_url: Option<String>,
-    /// Names for URLs, good wherever a URL is.
+    /// Names of URLs, valid in place of any URL.
     #[serde(default)]
     pub(crate) buses: BTreeMap<String, String>,
 }
 
-/// Where a URL came from.
+/// The origin of a URL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Origin {
     /// `--url` or the environment.
     Given,
     /// The config file.
     File,
-    /// Nobody said.
+    /// The default: no URL was given.
     Default,
 }
 
 impl Config {
-    /// Reads the file that was named, which must be there, or the one of the user, which need not.
+    /// Reads the named file, which must exist, or the user's config file, which may be absent.
     pub(crate) fn load(named: Option<&Path>) -> Outcome<Self> {
         let path = match named {
             Some(path) => path.to_path_buf(),
@@ -58,7 +58,7 @@ impl Config {
         if read as u64 > MAX_BYTES {
             return Err(bad(path, "is larger than 1 MiB"));
         }
-        // The message of the parser shows the line, which may hold a password; its own text and the position do not.
+        // The full message shows the line, which may hold a password. Its short text and the position do not.
         let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
         toml::from_str(text).map_err(|error| {
             let line =
@@ -68,7 +68,7 @@ impl Config {
         })
     }
 
-    /// The URL that is meant, and who said so.
+    /// Returns the URL of the bus and its origin.
     pub(crate) fn url(&self, given: Option<&str>) -> Outcome<(String, Origin)> {
         if let Some(given) = given {
             return Ok((self.named(given)?, Origin::Given));
@@ -79,7 +79,7 @@ impl Config {
         }
     }
 
-    /// The URL that a name stands for; a URL stands for itself.
+    /// Resolves a name to its URL; a URL resolves to itself.
     pub(crate) fn named(&self, text: &str) -> Outcome<String> {
         if text.contains(':') {
             return Ok(text.to_owned());
@@ -99,12 +99,12 @@ fn bad(path: &Path, why: &str) -> Failure {
     Failure::Input(format!("config file {}: {why}", path.display()))
 }
 
-/// The config file of the user.
+/// Returns the path of the user's config file.
 pub(crate) fn user_file() -> Outcome<PathBuf> {
     Ok(folders()?.config_dir().join("a3s-event").join("config.toml"))
 }
 
-/// The embedded bus: a SQLite file in the user's data folder.
+/// Returns the URL of the embedded bus: a SQLite file in the user's data folder.
 fn default_url() -> Outcome<String> {
     let folder = folders()?.data_dir().join("a3s-event");
     std::fs::create_dir_all(&folder)
@@ -117,11 +117,11 @@ fn default_url() -> Outcome<String> {
 
 fn folders() -> Outcome<impl BaseStrategy> {
     etcetera::choose_base_strategy().map_err(|error| {
-        Failure::Input(format!("the user's folders are not known ({error}): use --url and --config"))
+        Failure::Input(format!("the user's folders are unknown ({error}): use --url and --config"))
     })
 }
 
-/// A path as part of a URL.
+/// Encodes a path for a URL.
 pub(crate) fn encode(path: &str) -> String {
     let mut encoded = String::with_capacity(path.len());
     for c in path.chars() {

@@ -1,4 +1,4 @@
-//! Questions before something is lost.
+//! Confirmation before data is deleted.
 
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 
@@ -9,22 +9,22 @@ use crate::text;
 /// The option that answers the question.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Confirmation {
-    /// Do not ask for confirmation. Required where there is no terminal
+    /// Skip the confirmation. Required without a terminal
     #[arg(long, short)]
     pub(crate) yes: bool,
 }
 
 impl Confirmation {
-    /// Asks on the terminal whether to go on. `loss` says what is deleted, as in "purging … deletes 3 events".
+    /// Asks for confirmation on the terminal. `loss` names the deleted data, as in "purging … deletes 3 events".
     pub(crate) fn ask(&self, loss: &str) -> Outcome {
         if self.yes {
             return Ok(());
         }
         let loss = text::line(loss);
         if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
-            return Err(Failure::Usage(format!("{loss}; this cannot be undone. Confirm it with --yes")));
+            return Err(Failure::Usage(format!("{loss}; this cannot be undone. Confirm with --yes")));
         }
-        let question = format!("{loss}; this cannot be undone. Go on? [y/N] ");
+        let question = format!("{loss}; this cannot be undone. Continue? [y/N] ");
         let width = layout::stderr_width().unwrap_or(layout::PIPED);
         let mut stderr = io::stderr();
         write!(stderr, "{} ", layout::wrap(&question, width, ""))?;

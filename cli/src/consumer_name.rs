@@ -1,5 +1,7 @@
-//! Names of consumers. A program calls its consumer `billing`, and the library stores it as `billing-events-orders---1b47…`:
-//! one name per subject. The tool shows the program's name and accepts both.
+//! Names of consumers. A program calls its consumer `billing`.
+//!
+//! The library stores it as `billing-events-orders---1b47…`: one name per subject. The tool shows the program's name
+//! and accepts both.
 
 use std::sync::Arc;
 
@@ -7,18 +9,19 @@ use a3s_event::{ConsumerInfo, EventBus, EventProvider};
 
 use crate::failure::{Failure, Outcome};
 
-/// The name that people know: the program's where it can be told, else the stored one.
+/// Returns the program's name of the consumer if it is known, else the stored one.
 pub(crate) fn shown(consumer: &ConsumerInfo) -> String {
     EventBus::subscriber_of(consumer).unwrap_or_else(|| consumer.name.clone())
 }
 
-/// The consumer for a message: its name and what it reads.
+/// Formats a consumer for a message: its name and filter.
 pub(crate) fn described(consumer: &ConsumerInfo) -> String {
     format!("'{}' of '{}'", shown(consumer), consumer.filter)
 }
 
-/// The consumers that a name means: the one that is stored under it, else the durable ones of that program, one per
-/// subject. A filter chooses among them.
+/// Finds the consumers of a name: the one stored under it, else the durable ones of that program, one per subject.
+///
+/// A filter selects among them.
 pub(crate) async fn find(
     provider: &Arc<dyn EventProvider>,
     name: &str,

@@ -1,5 +1,6 @@
-//! Files of events, as `history --output ndjson` and `dump` write them: one JSON object per stored record, and at the end
-//! of a dump one that says how many records there are.
+//! Files of events, as `history --output ndjson` and `dump` write them: one JSON object per stored record.
+//!
+//! A dump ends with an object that holds the number of records.
 
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
@@ -10,16 +11,16 @@ use serde_json::Value;
 
 use crate::failure::{Failure, Outcome};
 
-/// Bytes at the end of a file that hold its last line.
+/// Maximum size of the last line of a file in bytes.
 const MAX_END: u64 = 4_096;
-/// Why a file without the last line is not a whole dump.
-pub(crate) const CUT: &str = "the file does not end with the line that dump writes last: it was cut, or it is not a dump. \
+/// The error for a file without the last line of a dump.
+pub(crate) const CUT: &str = "the file does not end with the last line of a dump: it was cut, or it is not a dump. \
                               `import FILE --events` publishes events from any such file";
 
-/// An object of such a file.
+/// A line of a file of events.
 pub(crate) enum Line {
     Event(Box<Event>),
-    /// A record that could not be read when the file was made.
+    /// A record that was unreadable when the file was written.
     Unreadable {
         sequence: u64,
         reason: String,
@@ -27,7 +28,7 @@ pub(crate) enum Line {
     End(End),
 }
 
-/// The last line of a dump. A file without it was cut.
+/// The last line of a dump. A file without it is truncated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct End {
@@ -37,14 +38,14 @@ pub(crate) struct End {
     pub(crate) last_sequence: Option<u64>,
 }
 
-/// The last line, as it is written.
+/// The JSON form of the last line.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct EndLine {
     pub(crate) end: End,
 }
 
-/// Reads an object: an event, alone or in the row of a listing, or one of the others.
+/// Reads a line: an event, alone or in the row of a listing, an unreadable record, or the end.
 pub(crate) fn read(mut record: Value) -> Outcome<Line> {
     if let (Some(sequence), Some(reason)) =
         (record.get("sequence").and_then(Value::as_u64), record.get("unreadable").and_then(Value::as_str))
@@ -69,7 +70,7 @@ pub(crate) fn is_end(record: &Value) -> bool {
     record.get("end").is_some_and(Value::is_object) && record.get("event").is_none()
 }
 
-/// The last line of a dump, read ahead of the rest; `None` for a pipe. Fails if the file ends with another line.
+/// Reads the last line of a dump before the rest; `None` for a pipe. Fails if the file ends with another line.
 pub(crate) fn end_of(path: &str) -> Outcome<Option<End>> {
     let unreadable = |error: io::Error| Failure::Input(format!("{path}: {error}"));
     let mut file = File::open(path).map_err(unreadable)?;
@@ -87,7 +88,7 @@ pub(crate) fn end_of(path: &str) -> Outcome<Option<End>> {
     }
 }
 
-/// Checks that sequences rise. Falling ones mean that the file is newest first.
+/// Checks that sequences rise. In a file that is newest first they fall.
 #[derive(Debug, Default)]
 pub(crate) struct Order {
     last: Option<u64>,

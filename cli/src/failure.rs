@@ -1,4 +1,4 @@
-//! How a command fails: what is printed, and the exit code that scripts can act on.
+//! Failures of commands: their messages, and the exit codes for scripts.
 
 use std::fmt::Write as _;
 use std::io;
@@ -7,33 +7,33 @@ use a3s_event::{ErrorKind, EventError};
 
 use crate::text::line;
 
-/// What a command returns.
+/// The result of a command.
 pub(crate) type Outcome<T = ()> = Result<T, Failure>;
 
-/// How events are published again whose outcome is unknown.
+/// Advice for events with an unknown outcome.
 pub(crate) const SAME_ID: &str = "Publish them again with the same id (--id), which stores them once";
 
-/// Why a command ended early.
+/// The reason why a command failed.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// The command line says something that cannot be meant.
+    /// The command line is wrong.
     Usage(String),
     /// A file, a payload, a setting or another input is wrong.
     Input(String),
-    /// The bus gives no answer, or does not let us in.
+    /// The bus does not answer, or rejects the credentials.
     Unreachable(String),
-    /// These events may have been stored: no answer says what became of them.
+    /// No answer arrived for these events: they may be stored.
     Unknown { ids: Vec<String>, reason: String, retry: &'static str },
-    /// Something was found that the command looked for, such as a difference.
+    /// The command found a problem that it checks for, such as a difference.
     Found(String),
     /// Anything else.
     Other(String),
-    /// Nobody reads what is printed any more.
+    /// The reader of stdout has closed it.
     StdoutClosed,
 }
 
 impl Failure {
-    /// The exit code.
+    /// Returns the exit code.
     pub(crate) fn code(&self) -> u8 {
         match self {
             Self::StdoutClosed => 0,
@@ -45,7 +45,7 @@ impl Failure {
         }
     }
 
-    /// What is printed on stderr.
+    /// Returns the message for stderr.
     pub(crate) fn message(&self) -> String {
         match self {
             Self::StdoutClosed => String::new(),
@@ -65,12 +65,12 @@ impl Failure {
         }
     }
 
-    /// The same failure with an addition.
+    /// Appends text to the message.
     pub(crate) fn and(self, more: &str) -> Self {
         self.map(|text| format!("{text}; {more}"))
     }
 
-    /// The same failure with the place where it happened, such as `record 3: `.
+    /// Prepends the place of the failure to the message, such as `record 3: `.
     pub(crate) fn before(self, place: &str) -> Self {
         self.map(|text| format!("{place}{text}"))
     }
@@ -87,7 +87,7 @@ impl Failure {
         }
     }
 
-    /// A failed publish of the events with these ids.
+    /// Creates the failure of a publish of the events with these ids.
     pub(crate) fn publish(error: &EventError, ids: Vec<String>) -> Self {
         if error.may_be_stored() {
             return Self::Unknown { ids, reason: chain(error), retry: SAME_ID };
@@ -119,7 +119,7 @@ impl From<EventError> for Failure {
 }
 
 impl From<io::Error> for Failure {
-    /// Of writing to stdout; everything else names its file.
+    /// Converts an error of stdout; errors of other files name their file.
     fn from(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::BrokenPipe {
             return Self::StdoutClosed;
@@ -128,10 +128,10 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// The next step for a person, where the error does not tell it.
+/// Returns the next step for a person, if the error does not name it.
 fn next_step(error: &EventError) -> Option<&'static str> {
     match error {
-        // The rule of the prefix names the subject that was probably meant.
+        // The rule of the prefix names the likely subject.
         EventError::InvalidSubject { rule, .. } if !rule.contains("subject_prefix") => {
             Some("tokens are separated by dots; in a filter, * matches one token and > the rest")
         }
@@ -140,7 +140,7 @@ fn next_step(error: &EventError) -> Option<&'static str> {
     }
 }
 
-/// An error and its causes on one line.
+/// Formats an error and its causes on one line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -1,6 +1,6 @@
-//! The filter of a command: an argument, or `--filter` as everywhere.
+//! The filter of a command: an argument or `--filter`.
 
-/// Subjects that are meant.
+/// A filter of subjects.
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct Filter {
     /// Subject filter; `*` matches one token, `>` the rest [default: all]

@@ -1,7 +1,7 @@
-//! Reading a stream oldest first, without a consumer: nothing is settled, and the stream does not change.
+//! Reads a stream oldest first, without a consumer: it settles no event and changes nothing.
 //!
-//! Queries answer newest first, so the stream is read in windows of sequences. An empty window is followed by one twice as
-//! large, and a window that holds more than one answer is read again at half its size.
+//! Queries answer newest first, so the stream is read in windows of sequences. After an empty window, the size doubles.
+//! A window that holds more than one answer is read again at half its size.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::failure::Outcome;
 pub(crate) use crate::stored::PAGE;
 use crate::stored::{Stored, newest, newest_first};
 
-/// The records from one sequence to another.
+/// Reads the records from one sequence to another.
 pub(crate) struct Forward {
     provider: Arc<dyn EventProvider>,
     /// Filter and times that select records.
@@ -23,7 +23,7 @@ pub(crate) struct Forward {
 }
 
 impl Forward {
-    /// The records from sequence `first` to the record that is the newest now.
+    /// Selects the records from sequence `first` to the newest one now.
     pub(crate) async fn new(
         provider: &Arc<dyn EventProvider>,
         filter: Option<&str>,
@@ -34,7 +34,7 @@ impl Forward {
         Self::of(provider, query).await
     }
 
-    /// The records that a query selects, up to the newest one now. The limit of the query does not matter.
+    /// Selects the records of a query, up to the newest one now. It ignores the limit of the query.
     pub(crate) async fn of(provider: &Arc<dyn EventProvider>, mut query: HistoryQuery) -> Outcome<Self> {
         query.limit = 1;
         let (records, _) = newest(&**provider, query.clone()).await?;
@@ -44,17 +44,17 @@ impl Forward {
         Ok(Self { provider: Arc::clone(provider), query, first, next: first, end, window: PAGE as u64 })
     }
 
-    /// Number of sequences from the first to the last record.
+    /// Returns the number of sequences from the first to the last record.
     pub(crate) fn total(&self) -> u64 {
         (self.end + 1).saturating_sub(self.first)
     }
 
-    /// Number of those sequences that were read.
+    /// Returns the number of sequences that were read.
     pub(crate) fn done(&self) -> u64 {
         (self.next - self.first).min(self.total())
     }
 
-    /// The next records, oldest first. Empty at the end.
+    /// Reads the next records, oldest first. Empty at the end.
     pub(crate) async fn page(&mut self) -> Outcome<Vec<Stored>> {
         while self.next <= self.end {
             let before = self.next.saturating_add(self.window).min(self.end.saturating_add(1));
@@ -73,7 +73,7 @@ impl Forward {
         Ok(Vec::new())
     }
 
-    /// All records before a sequence, newest first. `None` if they are more than one answer and the window can be smaller.
+    /// Reads all records before a sequence, newest first. `None` if they exceed one answer and the window can shrink.
     async fn window(&self, before: u64) -> Outcome<Option<Vec<Stored>>> {
         let is_smallest = before - self.next <= PAGE as u64;
         let mut query = self.query.clone().since_sequence(self.next).before_sequence(before);

@@ -1,4 +1,4 @@
-//! Keys of encrypted payloads, from the files that `--key-file` names. No key and no part of one is ever printed.
+//! Keys of encrypted payloads, from the files that `--key-file` names. The tool never prints a key or a part of one.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use crate::failure::{Failure, Outcome, chain};
 use crate::stored::Stored;
 use crate::text;
 
-/// A key file, and the id of its key if the command line says it.
+/// A key file, and the id of its key if the command line gives one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct KeyFile {
     id: Option<String>,
@@ -41,7 +41,7 @@ pub(crate) struct Keys {
     keys: Vec<(Option<String>, EncryptionKey)>,
     /// Encrypts with the first key, if that has an id.
     encryptor: Option<Aes256GcmEncryptor>,
-    /// Why payloads could not be decrypted.
+    /// Reasons why payloads could not be decrypted.
     failures: BTreeSet<String>,
 }
 
@@ -67,7 +67,7 @@ impl Keys {
         Self { keys, encryptor, failures: BTreeSet::new() }
     }
 
-    /// Fails if there are keys, and the first has no id with which it could encrypt.
+    /// Fails if there are keys and the first one has no id, which encryption needs.
     pub(crate) fn check_encryption(&self) -> Outcome {
         if self.keys.is_empty() || self.encryptor.is_some() {
             return Ok(());
@@ -126,16 +126,16 @@ impl Keys {
         }
     }
 
-    /// Why payloads could not be decrypted, if there were such payloads.
+    /// Returns why payloads could not be decrypted; `None` if all were.
     pub(crate) fn failures(&self) -> Option<String> {
         let reasons: Vec<_> = self.failures.iter().map(String::as_str).collect();
         (!reasons.is_empty()).then(|| format!("payloads were not decrypted: {}", reasons.join("; ")))
     }
 }
 
-/// The id of the key of an encrypted payload.
+/// Returns the key id of an encrypted payload.
 pub(crate) fn encrypted_with(payload: &Value) -> Option<String> {
-    // A payload in the clear is neither read nor copied.
+    // A plaintext payload is neither parsed nor copied.
     EncryptedPayload::is_encrypted(payload).then_some(())?;
     let text = |name: &str| payload.get(name).and_then(Value::as_str);
     (text("nonce").is_some() && text("ciphertext").is_some()).then(|| text("keyId"))?.map(str::to_owned)

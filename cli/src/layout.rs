@@ -1,4 +1,4 @@
-//! Text and tables that fit a terminal: lines end between words, and nothing is broken in two.
+//! Text and tables that fit a terminal: lines break only between words.
 
 use std::borrow::Cow;
 use std::io::{self, IsTerminal as _, Write as _};
@@ -11,35 +11,35 @@ use crate::text;
 
 /// Space between two columns.
 const GAP: &str = "  ";
-/// Smallest width of a column that is cut to fit.
+/// Minimum width of a column that is shortened to fit.
 const SMALLEST_CUT: usize = 20;
-/// Width of paragraphs that no terminal shows.
+/// Width of paragraphs without a terminal.
 pub(crate) const PIPED: usize = 80;
 
-/// Columns of the terminal that stdout is; `None` for a pipe or a file.
+/// Returns the columns of the terminal at stdout; `None` for a pipe or a file.
 pub(crate) fn stdout_width() -> Option<usize> {
     let stdout = io::stdout();
     width(stdout.is_terminal(), terminal_size_of(stdout).map(|(width, _)| width))
 }
 
-/// Columns of the terminal that stderr is.
+/// Returns the columns of the terminal at stderr.
 pub(crate) fn stderr_width() -> Option<usize> {
     let stderr = io::stderr();
     width(stderr.is_terminal(), terminal_size_of(stderr).map(|(width, _)| width))
 }
 
-/// A terminal that does not tell its width has 80 columns.
+/// Returns the width of a terminal, which is 80 columns if it reports none.
 fn width(is_terminal: bool, told: Option<Width>) -> Option<usize> {
     is_terminal.then(|| told.map_or(PIPED, |Width(columns)| usize::from(columns).max(1)))
 }
 
-/// Prints a message on stderr, wrapped where a terminal shows it.
+/// Prints a message on stderr, wrapped on a terminal.
 pub(crate) fn eprint(message: &str) {
     let message = match stderr_width() {
         Some(width) => wrap(message, width, "  "),
         None => message.to_owned(),
     };
-    // If stderr is closed, there is no place for the message.
+    // If stderr is closed, the message is lost.
     let _ = writeln!(io::stderr(), "{message}");
 }
 
@@ -56,8 +56,9 @@ pub(crate) fn wrap(text: &str, width: usize, indent: &str) -> String {
     text.split('\n').enumerate().map(fill).collect::<Vec<_>>().join("\n")
 }
 
-/// A table without lines. Within `width` it wraps cells between words, and cuts those of the column `cut`. Where that is
-/// not enough, each row becomes a block with a line per column.
+/// Formats a table without lines. To fit `width` it wraps cells between words and shortens the column `cut`.
+///
+/// If that is not enough, each row becomes a block with a line per column.
 pub(crate) fn table(
     header: &[&str],
     rows: &[Vec<String>],
@@ -100,7 +101,7 @@ pub(crate) fn table(
     lines(header, &cells.collect::<Vec<_>>(), &widths)
 }
 
-/// A row of a table whose other rows are not known. Within `width` the column `cut` is cut.
+/// Formats one row of a table that is printed row by row. To fit `width` it shortens the column `cut`.
 pub(crate) fn row(cells: &[String], cut: Option<usize>, width: Option<usize>) -> String {
     let mut cells = cells.to_vec();
     let whole = display_width(&cells.join(GAP));
@@ -114,7 +115,7 @@ pub(crate) fn row(cells: &[String], cut: Option<usize>, width: Option<usize>) ->
     }
 }
 
-/// `key  value` on one line, with the value wrapped below itself.
+/// Formats `key  value`, with the value wrapped below itself.
 pub(crate) fn field(key: &str, key_width: usize, value: &str, width: Option<usize>) -> String {
     let indent = " ".repeat(key_width + GAP.len());
     let value = match width {
@@ -151,7 +152,7 @@ fn wrap_cell(cell: &str, width: usize) -> Vec<String> {
     textwrap::wrap(cell, options).into_iter().map(Cow::into_owned).collect()
 }
 
-/// The parts of a line between which it may end.
+/// Splits a line at the places where it may break.
 fn pieces(line: &str) -> impl Iterator<Item = Word<'_>> {
     let mut rest = line;
     std::iter::from_fn(move || {
@@ -168,7 +169,7 @@ fn pieces(line: &str) -> impl Iterator<Item = Word<'_>> {
     })
 }
 
-/// The greatest measure of each column.
+/// Returns the greatest measure of each column.
 fn widest(header: &[&str], rows: &[Vec<String>], measure: impl Fn(&str) -> usize) -> Vec<usize> {
     let of_column = |(column, title): (usize, &&str)| {
         let cells = rows.iter().filter_map(|row| row.get(column));

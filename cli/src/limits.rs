@@ -39,7 +39,7 @@ impl Limits {
         })
     }
 
-    /// Everything on one line: what is kept, what happens at the limit, and how full the stream is.
+    /// Formats the retention, the behaviour at the limit and the fill on one line.
     pub(crate) fn sentence(&self) -> String {
         let mut said = format!("keeps {}", self.kept());
         if let Some(at_limit) = self.at_limit() {
@@ -51,7 +51,7 @@ impl Limits {
         said
     }
 
-    /// What is kept, such as `100,000 events and 7 days`.
+    /// Formats the retention, such as `100,000 events and 7 days`.
     pub(crate) fn kept(&self) -> String {
         let StreamLimits { max_events, max_bytes, max_age, .. } = self.limits;
         let events = max_events.map(|max| text::count(max, "event"));
@@ -64,7 +64,7 @@ impl Limits {
         }
     }
 
-    /// What a publish to a full stream does; `None` if the stream cannot be full.
+    /// Returns the effect of a publish to a full stream; `None` if the stream cannot be full.
     pub(crate) fn at_limit(&self) -> Option<&'static str> {
         (self.max_events.is_some() || self.max_bytes.is_some()).then_some(match self.limits.discard {
             DiscardPolicy::New => "publishes are refused",
@@ -72,7 +72,7 @@ impl Limits {
         })
     }
 
-    /// How full the stream is, such as `0.4 %`.
+    /// Formats the fill of the stream, such as `0.4 %`.
     pub(crate) fn fill(&self) -> Option<String> {
         let percent = self.fill? * 100.0;
         Some(match percent {
@@ -84,7 +84,7 @@ impl Limits {
     }
 }
 
-/// The provider's own stream; `None` for a provider that lists none.
+/// Returns the provider's own stream; `None` for a provider that lists none.
 pub(crate) async fn own_stream(provider: &dyn EventProvider) -> Outcome<Option<StreamSummary>> {
     match provider.streams().await {
         Ok(streams) => Ok(streams.into_iter().find(|stream| stream.is_own)),
@@ -100,7 +100,7 @@ fn fill(stream: &StreamSummary, limits: &StreamLimits) -> Option<f64> {
     parts.into_iter().flatten().reduce(f64::max)
 }
 
-/// A duration in words where it is a whole number of a unit.
+/// Formats a duration, in words if it is a whole number of a unit.
 fn age(age: Duration) -> String {
     const UNITS: [(u64, &str); 4] = [(86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second")];
     let whole = |(unit, _): &&(u64, &str)| age.subsec_nanos() == 0 && age.as_secs().is_multiple_of(*unit);

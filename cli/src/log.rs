@@ -1,4 +1,4 @@
-//! What the library and its clients log, on stderr.
+//! Logs of the library and its clients, on stderr.
 
 use std::io::{self, Write};
 
@@ -11,16 +11,16 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::text;
 
-/// Logs what the filter says, or what the number of `-v` says.
+/// Starts logging by the filter, else by the number of `-v`.
 pub(crate) fn to_stderr(filter: Option<Targets>, verbose: u8) {
     let targets = filter.unwrap_or_else(|| by_count(verbose));
     let layer = tracing_subscriber::fmt::layer().with_writer(|| Escaped).with_ansi(false);
     let layer = layer.with_filter(targets.and(filter_fn(shows_no_secret)));
-    // It fails where there is a subscriber already, and then that one stays.
+    // It fails if there is a subscriber already, which then stays.
     let _ = tracing_subscriber::registry().with(layer).try_init();
 }
 
-/// What is worth a warning is always told.
+/// Returns the log levels for the number of `-v`. Warnings are always logged.
 fn by_count(verbose: u8) -> Targets {
     let (ours, others) = match verbose {
         0 => (LevelFilter::WARN, LevelFilter::OFF),
@@ -31,17 +31,17 @@ fn by_count(verbose: u8) -> Targets {
     Targets::new().with_default(others).with_target("a3s_event", ours)
 }
 
-/// On the finest level clients log what goes over the wire.
+/// Returns `false` for the finest level of the clients, which logs their raw traffic.
 fn shows_no_secret(metadata: &Metadata<'_>) -> bool {
     *metadata.level() <= Level::DEBUG || metadata.target().starts_with("a3s_event")
 }
 
-/// Stderr, with what a terminal acts on escaped. The subscriber writes a line at a time.
+/// Writes to stderr and escapes terminal control characters. The subscriber writes a line at a time.
 struct Escaped;
 
 impl Write for Escaped {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // Nobody is left to be told that stderr is closed.
+        // If stderr is closed, the error has no reader.
         let _ = io::stderr().write_all(text::escape(&String::from_utf8_lossy(bytes)).as_bytes());
         Ok(bytes.len())
     }

@@ -11,9 +11,9 @@ mod event_file;
 mod failure;
 mod filter;
 mod forward;
+mod keys;
 mod layout;
 mod limits;
-mod keys;
 mod log;
 mod moment;
 mod output;
@@ -50,7 +50,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Reads `pub --many FILE`, as it was called before, as `import FILE`.
+/// Reads `pub --many FILE`, the earlier name, as `import FILE`.
 fn in_current_words(mut words: Vec<OsString>) -> Vec<OsString> {
     let publish = words.iter().position(|word| word == "pub" || word == "publish");
     let many = words.iter().position(|word| word.to_string_lossy().starts_with("--many"));
@@ -65,9 +65,9 @@ fn in_current_words(mut words: Vec<OsString>) -> Vec<OsString> {
     words
 }
 
-/// How the program ends before its time.
+/// The reasons why the program ends early.
 enum Ended {
-    /// The parser has said what there is to say.
+    /// The parser has printed its message.
     Shown(u8),
     Failed(Failure),
 }
@@ -88,7 +88,7 @@ fn run(cli: Cli) -> Result<(), Ended> {
         .build()
         .map_err(|error| Ended::Failed(Failure::Other(format!("tokio runtime: {error}"))))?;
     let done: Outcome = runtime.block_on(commands::run(cli));
-    // A thread that reads stdin cannot be ended.
+    // A thread that reads stdin cannot be stopped.
     runtime.shutdown_background();
     done.map_err(Ended::Failed)
 }

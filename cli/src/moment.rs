@@ -1,4 +1,4 @@
-//! Times as people write and read them.
+//! Times in the forms that people write and read.
 
 use std::time::Duration;
 
@@ -11,12 +11,12 @@ const MS_PER_DAY: u64 = 86_400_000;
 const FORMS: &str = "write a time such as 2018-02-07T01:26:13Z, a date such as 2018-02-07, now, today, yesterday, \
                      '2 hours ago', 15m (ago) or Unix milliseconds";
 
-/// Now, in Unix milliseconds, by the clock that stamps events.
+/// Returns the current Unix milliseconds, by the clock that stamps events.
 pub(crate) fn now() -> u64 {
     Event::new("", "", "", "", Value::Null).timestamp
 }
 
-/// Formats Unix milliseconds as RFC 3339 in UTC, always with milliseconds, so that times line up in columns.
+/// Formats Unix milliseconds as RFC 3339 in UTC. The milliseconds are always there, so that columns align.
 pub(crate) fn show(unix_ms: u64) -> String {
     timestamp::format_rfc3339(unix_ms).unwrap_or_else(|| unix_ms.to_string())
 }
@@ -28,7 +28,7 @@ pub(crate) fn parse(text: &str) -> Result<u64, String> {
         return milliseconds(number);
     }
     if let Some(ago) = duration::parse(text).or_else(|| span_ago(text)) {
-        return now().checked_sub(millis(ago)).ok_or_else(|| "lies before 1970".to_owned());
+        return now().checked_sub(millis(ago)).ok_or_else(|| "is before 1970".to_owned());
     }
     let midnight = now() / MS_PER_DAY * MS_PER_DAY;
     let unix_ms = match text {
@@ -37,10 +37,10 @@ pub(crate) fn parse(text: &str) -> Result<u64, String> {
         "yesterday" => return Ok(midnight - MS_PER_DAY),
         text => timestamp::parse_rfc3339(text).or_else(|| civil(text)).ok_or_else(wrong)?,
     };
-    u64::try_from(unix_ms).map_err(|_| "lies before 1970".to_owned())
+    u64::try_from(unix_ms).map_err(|_| "is before 1970".to_owned())
 }
 
-/// Checks that a number is Unix milliseconds, not a time of our age in another unit.
+/// Checks that a number is Unix milliseconds, not a recent time in another unit.
 fn milliseconds(number: u64) -> Result<u64, String> {
     let (unit, fitting) = match number {
         // As seconds 1973 to 2286, as milliseconds January to April 1970.
@@ -53,7 +53,7 @@ fn milliseconds(number: u64) -> Result<u64, String> {
     Err(format!("looks like {unit}; write milliseconds: {fitting}"))
 }
 
-/// A span and `ago`, such as `2 hours ago`.
+/// Parses a span and `ago`, such as `2 hours ago`.
 fn span_ago(text: &str) -> Option<Duration> {
     let mut words = text.strip_suffix("ago")?.split_whitespace();
     let (number, unit) = (words.next()?, words.next());
@@ -76,7 +76,7 @@ fn span_ago(text: &str) -> Option<Duration> {
     duration::parse(&format!("{}{unit}", number.checked_mul(factor)?))
 }
 
-/// A date, or a date and a time without a zone, in UTC: `2018-02-07`, `2018-02-07 13:00`, `2018-02-07 13:00:05`.
+/// Parses a date in UTC, with or without a time: `2018-02-07`, `2018-02-07 13:00`, `2018-02-07 13:00:05`.
 fn civil(text: &str) -> Option<i64> {
     let (date, time) = text.split_once([' ', 'T']).unwrap_or((text, "00:00"));
     let seconds = if time.len() == "13:00".len() { ":00" } else { "" };
@@ -157,7 +157,7 @@ mod tests {
         ] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
-        assert_eq!(parse("20000000h").unwrap_err(), "lies before 1970");
+        assert_eq!(parse("20000000h").unwrap_err(), "is before 1970");
     }
 
     #[test]

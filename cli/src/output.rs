@@ -1,4 +1,4 @@
-//! What is printed, in the form that was asked for.
+//! The output, in the requested format.
 
 use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
 
@@ -14,10 +14,10 @@ use crate::limits::Limits;
 use crate::moment;
 use crate::text;
 
-/// How a terminal is told to write bold, and to stop.
+/// The escape sequence that starts bold text; `PLAIN` ends it.
 const BOLD: &str = "\u{1b}[1m";
 const PLAIN: &str = "\u{1b}[0m";
-/// Longest payload in a table.
+/// Maximum length of a payload in a table.
 const PAYLOAD: usize = 60;
 
 /// The form of the output.
@@ -26,7 +26,7 @@ pub(crate) enum Format {
     /// For people.
     #[default]
     Table,
-    /// Indented JSON: one value, or one after the other where events keep coming.
+    /// Indented JSON: one value, or one after the other for a sequence of events.
     Json,
     /// One line of JSON per row.
     Ndjson,
@@ -36,14 +36,14 @@ pub(crate) enum Format {
 pub(crate) trait Row: Serialize {
     /// The columns of the table.
     const COLUMNS: &'static [&'static str];
-    /// The column that is cut where the terminal has no room for it.
+    /// The column that is shortened to fit the terminal.
     const CUT: Option<usize> = None;
 
     /// The cells of the row.
     fn cells(&self) -> Vec<String>;
 }
 
-/// Stdout. Nothing of it goes through `println!`, which panics when nobody reads.
+/// Stdout. It does not use `println!`, which panics if stdout is closed.
 #[derive(Debug)]
 pub(crate) struct Output {
     pub(crate) format: Format,
@@ -55,12 +55,12 @@ impl Output {
         Self { format, stdout: BufWriter::new(io::stdout().lock()) }
     }
 
-    /// Whether a person looks at it.
+    /// Returns `true` if stdout is a terminal.
     pub(crate) fn is_terminal() -> bool {
         io::stdout().is_terminal()
     }
 
-    /// Whether that person wants styles: <https://no-color.org>.
+    /// Returns `true` if the terminal gets styles: <https://no-color.org>.
     fn is_styled() -> bool {
         let is_unset = |variable| std::env::var_os(variable).is_none_or(|value| value.is_empty());
         Self::is_terminal()
@@ -68,7 +68,7 @@ impl Output {
             && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
     }
 
-    /// Rows that are all known.
+    /// Prints a complete list of rows.
     pub(crate) fn rows<R: Row>(&mut self, rows: &[R]) -> Outcome {
         match self.format {
             Format::Table => self.table(rows)?,
@@ -82,7 +82,7 @@ impl Output {
         self.flush()
     }
 
-    /// Values that have no table, as JSON.
+    /// Prints values that have no table, as JSON.
     pub(crate) fn values(&mut self, values: &[impl Serialize]) -> Outcome {
         match self.format {
             Format::Ndjson => values.iter().try_for_each(|value| self.compact(value))?,
@@ -91,7 +91,7 @@ impl Output {
         self.flush()
     }
 
-    /// A row of many that keep coming.
+    /// Prints one row of a sequence.
     pub(crate) fn row<R: Row>(&mut self, row: &R) -> Outcome {
         match self.format {
             Format::Table => self.line(&layout::row(&row.cells(), R::CUT, layout::stdout_width()))?,
@@ -101,7 +101,7 @@ impl Output {
         self.flush()
     }
 
-    /// One thing: its fields one below the other.
+    /// Prints one value: its fields one below the other.
     pub(crate) fn one(&mut self, value: &impl Serialize) -> Outcome {
         match self.format {
             Format::Table => {
@@ -114,7 +114,7 @@ impl Output {
         self.flush()
     }
 
-    /// A sentence for people; nothing in the other forms.
+    /// Prints a sentence in the form for people; nothing in the others.
     pub(crate) fn say(&mut self, text: &str) -> Outcome {
         if self.format == Format::Table {
             let text = text::escape(text);
@@ -126,20 +126,20 @@ impl Output {
         self.flush()
     }
 
-    /// A paragraph for people, wrapped also where no terminal shows it. Its further lines begin with `indent`.
+    /// Prints a paragraph for people, always wrapped. Its further lines begin with `indent`.
     pub(crate) fn paragraph(&mut self, text: &str, indent: &str) -> Outcome {
         let width = layout::stdout_width().unwrap_or(layout::PIPED);
         self.line(&layout::wrap(&text::escape(text), width, indent))?;
         self.flush()
     }
 
-    /// Text as it is, whatever the form.
+    /// Prints text unchanged, in any form.
     pub(crate) fn raw(&mut self, bytes: &[u8]) -> Outcome {
         self.stdout.write_all(bytes)?;
         self.flush()
     }
 
-    /// A line of NDJSON, whatever the form. It is not flushed.
+    /// Prints a line of NDJSON, in any form, without a flush.
     pub(crate) fn line_of_json(&mut self, value: &impl Serialize) -> Outcome {
         self.compact(value)
     }
@@ -188,7 +188,7 @@ fn unprintable(error: serde_json::Error) -> Failure {
     Failure::Other(error.to_string())
 }
 
-/// A JSON value as a cell.
+/// Formats a JSON value as a cell.
 pub(crate) fn plain(value: &Value) -> String {
     match value {
         Value::Null => String::new(),
@@ -197,11 +197,11 @@ pub(crate) fn plain(value: &Value) -> String {
     }
 }
 
-/// Fields that count something. A sequence counts nothing: people copy it as it is.
+/// Fields that are counts, shown with separators. A sequence is none: people copy it.
 const COUNTS: [&str; 7] =
     ["consumers", "differences", "duplicates", "events", "messages", "records", "skipped"];
 
-/// The value of a field for people.
+/// Formats the value of a field for people.
 fn field(key: &str, value: &Value) -> String {
     match value.as_u64() {
         Some(bytes) if key == "bytes" => text::bytes(bytes),
@@ -210,7 +210,7 @@ fn field(key: &str, value: &Value) -> String {
     }
 }
 
-/// A JSON value for people: lists in words, and fractions with three digits that count.
+/// Formats a JSON value for people: lists in words, and fractions with three significant digits.
 fn readable(value: &Value) -> String {
     match value {
         Value::Array(items) if items.is_empty() => "none".to_owned(),
@@ -275,7 +275,7 @@ pub(crate) struct InfoRow {
     pub(crate) bytes: u64,
     pub(crate) consumers: usize,
     pub(crate) newest_sequence: Option<u64>,
-    /// Left out where the provider does not know them.
+    /// Absent if the provider does not know them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) limits: Option<Limits>,
 }

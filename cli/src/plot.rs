@@ -1,5 +1,6 @@
-//! Charts of times as SVG: the time that a share of them does not exceed. The axis of shares is stretched towards 100 %,
-//! where the slow ones are.
+//! Charts of times as SVG: the time that a share of them does not exceed.
+//!
+//! The axis of shares is stretched towards 100 %, where the slow ones are.
 
 use std::ops::Range;
 use std::path::Path;
@@ -11,7 +12,7 @@ use plotters::prelude::*;
 use crate::failure::{Failure, Outcome};
 
 const SIZE: (u32, u32) = (960, 540);
-/// Points of a line.
+/// Number of points of a line.
 const STEPS: u32 = 200;
 
 /// Times of one kind, sorted, in microseconds.
@@ -21,12 +22,12 @@ pub(crate) struct Series<'a> {
 }
 
 impl Series<'_> {
-    /// Where the axis ends for these times: one nine per decade of them.
+    /// Returns the end of the axis for these times: one nine per decade of them.
     fn nines(&self) -> f64 {
         (self.sorted.len().max(1_000) as f64).log10()
     }
 
-    /// The times by nines: 0 is the fastest, 1 the time that 90 % do not exceed, 2 that of 99 %.
+    /// Returns the times by nines: 0 is the fastest, 1 the time that 90 % do not exceed, 2 that of 99 %.
     fn points(&self) -> Vec<(f64, f64)> {
         let steps = (0..=STEPS).map(|step| self.nines() * f64::from(step) / f64::from(STEPS));
         steps.filter_map(|nines| Some((nines, *self.sorted.get(self.place(nines))? as f64))).collect()
@@ -83,7 +84,7 @@ fn draw(path: &Path, title: &str, series: &[Series<'_>]) -> Result<(), Box<dyn s
     Ok(area.present()?)
 }
 
-/// The axis of shares, up to so many nines.
+/// The axis of shares, up to this number of nines.
 struct Shares(f64);
 
 impl Ranged for Shares {

@@ -1,4 +1,4 @@
-//! Progress on stderr: a bar on a terminal, nothing where stderr is a file or a pipe, or the terminal is a dumb one.
+//! Progress on stderr: a bar on a terminal, nothing for a file, a pipe or a dumb terminal.
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -6,7 +6,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 pub(crate) struct Progress(ProgressBar);
 
 impl Progress {
-    /// Progress through an input in bytes. Without a total it shows what was done and the rate.
+    /// Shows progress through an input in bytes. Without a total it shows the bytes read and the rate.
     pub(crate) fn of_bytes(total: Option<u64>) -> Self {
         match total {
             Some(_) => {
@@ -16,7 +16,7 @@ impl Progress {
         }
     }
 
-    /// Progress through so many events.
+    /// Shows progress through this number of events.
     pub(crate) fn of_events(total: Option<u64>) -> Self {
         match total {
             Some(_) => Self::new(
@@ -33,7 +33,7 @@ impl Progress {
         let bar = ProgressBar::with_draw_target(total, target);
         Self(match ProgressStyle::with_template(template) {
             Ok(style) => bar.with_style(style),
-            // The templates above are right, and without a style there is still a bar.
+            // The templates above are valid, and without a style there is still a bar.
             Err(_) => bar,
         })
     }
@@ -48,7 +48,7 @@ impl Progress {
 }
 
 impl Drop for Progress {
-    /// Takes the bar away, also when the command fails.
+    /// Removes the bar, also when the command fails.
     fn drop(&mut self) {
         self.0.finish_and_clear();
     }

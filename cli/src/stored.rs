@@ -31,7 +31,7 @@ impl Stored {
         }
     }
 
-    /// The row of a listing that selects by the time of storing.
+    /// Returns the row of a listing that selects by the time of storing.
     pub(crate) fn row_by_storage(&self) -> ByStorage<'_> {
         ByStorage(self.row())
     }
@@ -55,7 +55,7 @@ impl Stored {
     }
 }
 
-/// The records of a page, newest first.
+/// Sorts the records of a page, newest first.
 pub(crate) fn newest_first(page: HistoryPage) -> Vec<Stored> {
     let unreadable = page.unreadable.into_iter().map(Stored::Unreadable);
     let mut records: Vec<_> = page.events.into_iter().map(Stored::Event).chain(unreadable).collect();
@@ -63,8 +63,10 @@ pub(crate) fn newest_first(page: HistoryPage) -> Vec<Stored> {
     records
 }
 
-/// The newest records, newest first, and the sequence at which the next page begins: as many events as the query asks for,
-/// and the unreadable records among them. It also ends after [`PAGE`] unreadable records.
+/// Reads the newest records, newest first, and returns the sequence at which the next page begins.
+///
+/// It reads up to the limit of the query in events, with the unreadable records among them. It also ends after [`PAGE`]
+/// unreadable records.
 pub(crate) async fn newest(
     provider: &dyn EventProvider,
     mut query: HistoryQuery,
@@ -84,7 +86,7 @@ pub(crate) async fn newest(
     }
 }
 
-/// The sequence of the newest record of a filter, readable or not.
+/// Returns the sequence of the newest record of a filter, readable or not.
 pub(crate) async fn newest_sequence(
     provider: &dyn EventProvider,
     filter: Option<&str>,
@@ -94,7 +96,7 @@ pub(crate) async fn newest_sequence(
     Ok(newest(provider, query).await?.0.first().map(Stored::sequence))
 }
 
-/// A record, as it is printed.
+/// The printed form of a record.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub(crate) enum StoredRow<'a> {
@@ -114,13 +116,14 @@ impl Row for StoredRow<'_> {
     }
 }
 
-/// A record, whose table shows when it was stored instead of the time in the event: both do not fit into 80 columns.
+/// A record whose table shows the time of storing instead of the time in the event. Both do not fit into 80 columns.
 #[derive(Debug, Serialize)]
 #[serde(transparent)]
 pub(crate) struct ByStorage<'a>(StoredRow<'a>);
 
 impl Row for ByStorage<'_> {
     const COLUMNS: &'static [&'static str] = &["sequence", "stored", "subject", "content"];
+    const CUT: Option<usize> = Some(3);
 
     fn cells(&self) -> Vec<String> {
         let mut cells = self.0.cells();
@@ -146,7 +149,7 @@ pub(crate) struct UnreadableRow<'a> {
     pub(crate) num_delivered: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) subject: Option<&'a str>,
-    /// Why.
+    /// The reason.
     pub(crate) unreadable: &'a str,
 }
 
@@ -167,7 +170,7 @@ impl Row for UnreadableRow<'_> {
 #[derive(Debug, Default)]
 pub(crate) struct Unreadable {
     pub(crate) count: u64,
-    /// Sequences of the first of them.
+    /// The first of their sequences.
     sequences: Vec<u64>,
 }
 
@@ -194,7 +197,7 @@ impl Unreadable {
         }
     }
 
-    /// A sentence about them; `None` if there were none.
+    /// Returns a sentence about them; `None` if there were none.
     pub(crate) fn told(&self) -> Option<String> {
         let sequences: Vec<_> = self.sequences.iter().map(u64::to_string).collect();
         let word = if self.count == 1 { "sequence" } else { "sequences" };

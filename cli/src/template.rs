@@ -1,4 +1,4 @@
-//! Fields of an event from a record: text with `{path}` where a value of the record stands, or `{path|default}`.
+//! Templates for the fields of an event: `{path}` inserts a value of the record, `{path|default}` that or a default.
 
 use a3s_event::subject::validate_category;
 use serde_json::Value;
@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::moment;
 use crate::text::shorten;
 
-/// Text with places, for example `events.quake.{properties.net}`.
+/// Text with placeholders, for example `events.quake.{properties.net}`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Template(Vec<Part>);
 
@@ -16,12 +16,12 @@ enum Part {
     Value(Place),
 }
 
-/// A place that a value of the record fills.
+/// A placeholder for a value of the record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Place {
     /// The keys that lead to the value.
     path: Vec<String>,
-    /// Text for a record without the value, or with null in its place.
+    /// The default for a record without the value, or with null in its place.
     default: Option<Value>,
 }
 
@@ -57,7 +57,7 @@ impl std::str::FromStr for Template {
 }
 
 impl Template {
-    /// The text, if it is the same for every record.
+    /// Returns the text, if it is the same for every record.
     fn fixed(&self) -> Option<String> {
         let text = |part: &Part| match part {
             Part::Text(text) => Some(text.clone()),
@@ -66,7 +66,7 @@ impl Template {
         self.0.iter().map(text).collect()
     }
 
-    /// The text for a record, for people: any value has a text.
+    /// Fills the template for people: any value has a text.
     pub(crate) fn text(&self, record: &Value) -> Result<String, String> {
         self.fill(record, |_, value| match value {
             Value::String(text) => Ok(text.clone()),
@@ -74,17 +74,17 @@ impl Template {
         })
     }
 
-    /// The text for a record as a name, such as an id: only text, or a whole number that was read exactly.
+    /// Fills the template as a name, such as an id. It accepts only text, or a whole number that was read exactly.
     pub(crate) fn name(&self, record: &Value) -> Result<String, String> {
         self.fill(record, name)
     }
 
-    /// The text for a record as a subject: characters that a token may not have become `_`.
+    /// Fills the template as a subject. Replaces characters that are invalid in a token by `_`.
     pub(crate) fn subject(&self, record: &Value) -> Result<String, String> {
         self.fill(record, |path, value| Ok(token(&name(path, value)?)))
     }
 
-    /// The value itself if the template is a single place, else the text.
+    /// Returns the value itself if the template is a single placeholder, else the text.
     pub(crate) fn value(&self, record: &Value) -> Result<Value, String> {
         match self.0.as_slice() {
             [Part::Value(place)] => place.value(record).cloned(),
@@ -122,7 +122,7 @@ impl Place {
     }
 }
 
-/// The template of a time. A text without places is checked when the command line is read.
+/// The template of a time. A text without placeholders is checked when the command line is parsed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TimeTemplate(Template);
 
@@ -139,18 +139,20 @@ impl std::str::FromStr for TimeTemplate {
 }
 
 impl TimeTemplate {
-    /// The time for a record, in Unix milliseconds.
+    /// Returns the time for a record, in Unix milliseconds.
     pub(crate) fn time(&self, record: &Value) -> Result<u64, String> {
         let text = self.0.name(record)?;
         moment::parse(&text).map_err(|why| format!("time '{}' {why}", shorten(&text, MAX_SHOWN)))
     }
 }
 
-/// Longest text of a record in a message.
+/// Maximum length of a record's text in a message.
 const MAX_SHOWN: usize = 60;
 
-/// A value as a name. A number with a fraction or an exponent, or of more than 64 bits, is read as the nearest of those
-/// that a computer has, so that two different ones could become one name.
+/// Formats a value as a name.
+///
+/// A number with a fraction, an exponent or more than 64 bits is refused. It is rounded when read, so that two numbers
+/// could become one name.
 fn name(path: &[String], value: &Value) -> Result<String, String> {
     let what = match value {
         Value::String(text) => return Ok(text.clone()),
@@ -170,7 +172,7 @@ fn name(path: &[String], value: &Value) -> Result<String, String> {
     Err(format!("{{{}}} is {what}, not a string or a whole number", path.join(".")))
 }
 
-/// A value as a token of a subject, by the rules of the library.
+/// Formats a value as a token of a subject, by the rules of the library.
 fn token(value: &str) -> String {
     if validate_category(value).is_ok() {
         return value.to_owned();
@@ -202,7 +204,7 @@ mod tests {
             template("events.{properties.net}.{properties.empty}").subject(&record).unwrap(),
             "events.u_s__._"
         );
-        // What the library refuses in a subject, and nothing else, is replaced.
+        // Only characters that the library refuses in a subject are replaced.
         let odd = json!({"a": "net\u{200b}\u{ad}\u{a0}\u{7f}", "b": "_INBOX", "c": "größe 東京", "d": 7});
         assert_eq!(template("x.{a}.{b}.{c}.{d}").subject(&odd).unwrap(), "x.net____._INBOX.größe_東京.7");
         assert_eq!(template("{at.1.0}").value(&record).unwrap(), json!(7));

@@ -1,8 +1,8 @@
-//! Text for people: text from outside made fit for a terminal, and numbers in human units.
+//! Text for people: escapes text for a terminal, and formats numbers in human units.
 
 use indicatif::{DecimalBytes, HumanCount};
 
-/// Escapes what a terminal acts on: control characters, and those that change the direction of text.
+/// Escapes control characters and those that change the direction of text.
 pub(crate) fn escape(text: &str) -> String {
     if !text.chars().any(acts_on_terminal) {
         return text.to_owned();
@@ -23,7 +23,7 @@ pub(crate) fn line(text: &str) -> String {
     escape(text).replace('\n', "\\n")
 }
 
-/// Escapes JSON, in which characters beyond the control range of ASCII may stand as they are. It means the same after.
+/// Escapes the control characters beyond ASCII in JSON, where they may be raw. The value stays the same.
 pub(crate) fn json(text: String) -> String {
     if !text.chars().any(|c| c != '\n' && acts_on_terminal(c)) {
         return text;
@@ -39,7 +39,7 @@ pub(crate) fn json(text: String) -> String {
     escaped
 }
 
-/// At most `limit` characters.
+/// Shortens text to `limit` characters.
 pub(crate) fn shorten(text: &str, limit: usize) -> String {
     match text.char_indices().nth(limit) {
         None => text.to_owned(),
@@ -47,21 +47,21 @@ pub(crate) fn shorten(text: &str, limit: usize) -> String {
     }
 }
 
-/// A number and the name of what it counts, such as `1,707 events`.
+/// Formats a number and its noun, such as `1,707 events`.
 pub(crate) fn count(number: u64, name: &str) -> String {
     format!("{} {name}{}", self::number(number), if number == 1 { "" } else { "s" })
 }
 
-/// A number with its thousands apart, such as `1,707`.
+/// Formats a number with separated thousands, such as `1,707`.
 pub(crate) fn number(number: u64) -> String {
     HumanCount(number).to_string()
 }
 
-/// A number of bytes in the largest decimal unit, such as `4.5 MB`.
+/// Formats a number of bytes in the largest decimal unit, such as `4.5 MB`.
 pub(crate) fn bytes(bytes: u64) -> String {
     let text = DecimalBytes(bytes).to_string();
     match text.split_once(' ') {
-        // Two decimals are more than anybody reads.
+        // One decimal is enough for people.
         Some((number, unit)) if number.contains('.') => {
             format!("{} {unit}", number.get(..number.len() - 1).unwrap_or(number))
         }

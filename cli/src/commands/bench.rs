@@ -22,14 +22,14 @@ pub(crate) const EXAMPLE: &str = "Example:
 const SOON: Duration = Duration::from_secs(30);
 /// Maximum size of a payload in bytes, more than any bus accepts.
 const MAX_SIZE: i64 = 64 << 20;
-/// Maximum rate: the clock of a program is not finer than a microsecond.
+/// Maximum rate: the clock of a program has a resolution of a microsecond.
 const MAX_PER_SECOND: i64 = 1_000_000;
-/// Lines of the histogram.
+/// Maximum number of lines of the histogram.
 const BARS: usize = 12;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// What to measure
+    /// Measurement to run
     #[arg(value_enum, default_value_t)]
     what: What,
     /// Number of events
@@ -114,7 +114,7 @@ impl Measured {
         }
     }
 
-    /// How the times are spread, one bar per power of two.
+    /// Formats the distribution of the times, one bar per power of two.
     fn histogram(&self) -> String {
         let lowest = self.sorted.first().copied().unwrap_or_default().max(1);
         let bar_of = |us: u64| (us.max(lowest) / lowest).ilog2() as usize;

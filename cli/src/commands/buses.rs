@@ -1,4 +1,4 @@
-//! `bus`: the buses of the config file. Comments and order of the file stay.
+//! `bus`: edits the buses of the config file, and keeps its comments and order.
 
 use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -30,7 +30,7 @@ const EXAMPLE_LIST: &str = "Example:\n  a3s-event bus list --output json";
 const EXAMPLE_USE: &str = "Example:\n  a3s-event bus use local";
 const EXAMPLE_RM: &str = "Example:\n  a3s-event bus rm other";
 
-/// Longest URL that is read from stdin.
+/// Maximum size of a URL from stdin in bytes.
 const MAX_URL: u64 = 64 << 10;
 
 #[derive(Debug, clap::Subcommand)]
@@ -66,7 +66,7 @@ pub(crate) enum Command {
 #[serde(rename_all = "camelCase")]
 struct BusRow {
     name: String,
-    /// Without secrets.
+    /// The URL without secrets.
     url: String,
     is_default: bool,
 }
@@ -96,7 +96,7 @@ pub(crate) fn run(global: &Global, command: Command) -> Outcome {
         }
         Command::Rm { name } => {
             for key in file.remove(&name)? {
-                eprint_note(&format!("'{key}' named this bus and was removed, too"));
+                eprint_note(&format!("'{key}' named this bus and was also removed"));
             }
             file.write()?;
         }
@@ -104,7 +104,7 @@ pub(crate) fn run(global: &Global, command: Command) -> Outcome {
     out.rows(&file.rows())
 }
 
-/// The URL of the command line or of stdin.
+/// Returns the URL of the command line or of stdin.
 fn given(url: String) -> Outcome<String> {
     let url = match url.as_str() {
         "-" => {
@@ -131,7 +131,7 @@ fn given(url: String) -> Outcome<String> {
     Ok(url)
 }
 
-/// The config file, to be changed.
+/// The config file, open for changes.
 struct ConfigFile {
     path: PathBuf,
     config: Config,
@@ -139,7 +139,7 @@ struct ConfigFile {
 }
 
 impl ConfigFile {
-    /// Reads the file. One that does not exist is empty.
+    /// Reads the file. A missing file is empty.
     fn read(path: PathBuf) -> Outcome<Self> {
         let unreadable = |why: String| Failure::Input(format!("config file {}: {why}", path.display()));
         let text = match fs::read_to_string(&path) {
@@ -149,7 +149,7 @@ impl ConfigFile {
             }
             Err(error) => return Err(unreadable(error.to_string())),
         };
-        // It reports what is wrong without showing values.
+        // It reports errors without showing values.
         let config = Config::load(Some(&path))?;
         let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
         let document = text.parse().map_err(|_| unreadable("it is not TOML".to_owned()))?;
@@ -181,7 +181,7 @@ impl ConfigFile {
     fn choose(&mut self, name: &str) -> Outcome {
         self.check_known(name)?;
         match self.document.get_mut("url").and_then(Item::as_value_mut) {
-            // A comment behind the value stays.
+            // Keeps a comment behind the value.
             Some(url) => {
                 let decor = url.decor().clone();
                 *url = name.into();
@@ -195,7 +195,7 @@ impl ConfigFile {
         Ok(())
     }
 
-    /// Removes a bus, and returns the keys that named it and are removed as well.
+    /// Removes a bus and the keys that name it, and returns these keys.
     fn remove(&mut self, name: &str) -> Outcome<Vec<&'static str>> {
         self.check_known(name)?;
         if let Some(buses) = self.document.get_mut("buses").and_then(Item::as_table_like_mut) {
@@ -230,8 +230,9 @@ impl ConfigFile {
         self.config.buses.iter().map(row).collect()
     }
 
-    /// Replaces the file at once, so that no reader sees half of it. A new one belongs to the user alone, because a URL may
-    /// hold a password.
+    /// Replaces the file atomically, so that no reader sees half of it.
+    ///
+    /// Only the user can read a new file, because a URL may hold a password.
     fn write(&self) -> Outcome {
         let unwritable = |error: std::io::Error| {
             Failure::Input(format!("config file {}: cannot be written: {error}", self.path.display()))
@@ -248,7 +249,7 @@ fn unnamed(name: &str) -> Failure {
 }
 
 fn write_atomically(path: &Path, content: &[u8]) -> std::io::Result<()> {
-    // A link stays one: its target is replaced.
+    // Replaces the target of a link, and keeps the link.
     let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if user_file().is_ok_and(|file| file == path) {

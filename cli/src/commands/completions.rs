@@ -1,4 +1,4 @@
-//! `completions`: a script for the shell. It calls the program at each tab.
+//! `completions`: prints a script for the shell. It calls the program at each tab.
 
 use clap::ValueEnum;
 use clap_complete::env::Shells;

@@ -1,6 +1,6 @@
-//! `conformance`: every promise of the delivery contract, checked against a bus.
+//! `conformance`: checks every promise of the delivery contract on a bus.
 //!
-//! Each case has a stream of its own, next to those that are there: nothing of them is read or changed.
+//! Each case creates its own stream. It neither reads nor changes the existing streams.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
@@ -20,10 +20,10 @@ pub(crate) const EXAMPLE: &str = "Example:
   a3s-event --url memory:// conformance
   a3s-event --url nats://127.0.0.1:4222 conformance --case a_publish";
 
-/// Cases at a time; most of them wait most of the time.
+/// Number of concurrent cases, which mostly wait.
 const AT_ONCE: usize = 4;
 
-/// The capabilities, as the contract names them.
+/// The capabilities, with their names in the contract.
 pub(super) const NEEDS: [(Need, &str); 18] = [
     (Need::Durable, "durable"),
     (Need::SharedConsumers, "shared_consumers"),
@@ -45,7 +45,7 @@ pub(super) const NEEDS: [(Need, &str); 18] = [
     (Need::ResetConsumer, "reset_consumer"),
 ];
 
-/// What a case checks that needs no capability.
+/// The row of the cases that need no capability.
 const EVERY_BUS: &str = "every bus";
 
 #[derive(Debug, clap::Args)]
@@ -58,17 +58,17 @@ pub(crate) struct Args {
     per_case: bool,
 }
 
-/// What the cases of a capability have shown.
+/// The result of the cases of a capability.
 #[derive(Debug, Serialize)]
 struct CapabilityRow {
     capability: &'static str,
     outcome: &'static str,
-    /// Cases that ended like this.
+    /// Number of cases with this outcome.
     cases: usize,
     failed: Vec<Broken>,
 }
 
-/// A promise that is not kept.
+/// A broken promise.
 #[derive(Debug, Clone, Serialize)]
 struct Broken {
     case: &'static str,
@@ -86,7 +86,7 @@ impl Row for CapabilityRow {
 }
 
 impl CapabilityRow {
-    /// The capability whose cases are these. One broken promise is enough to fail.
+    /// Creates the row of a capability from its cases. One broken promise fails the capability.
     fn new(capability: &'static str, cases: &[&CaseRow]) -> Self {
         let of = |outcome: &'static str| cases.iter().filter(move |case| case.outcome == outcome);
         let outcome =
@@ -101,10 +101,10 @@ impl CapabilityRow {
     }
 }
 
-/// A row per capability, and one for what needs none.
+/// Creates a row per capability, and one for the cases that need none.
 fn capabilities(rows: &[CaseRow]) -> Vec<CapabilityRow> {
     let of_need = |need, name| {
-        // A case that was refused for want of another capability says nothing of this one.
+        // A case that was refused because the bus lacks another capability says nothing about this one.
         let says_something =
             |row: &&CaseRow| row.needs.contains(&need) && row.refused.is_none_or(|by| by == need);
         CapabilityRow::new(name, &rows.iter().filter(says_something).collect::<Vec<_>>())
@@ -115,7 +115,7 @@ fn capabilities(rows: &[CaseRow]) -> Vec<CapabilityRow> {
     capabilities
 }
 
-/// How a case ended.
+/// The result of a case.
 #[derive(Debug, Serialize)]
 struct CaseRow {
     case: &'static str,
@@ -140,9 +140,9 @@ impl Row for CaseRow {
 
 pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     let bus = Isolated::new(ProviderRegistry::builtin(), &app.url()?.0)?;
-    // The first connection says what is wrong with the URL or the server.
+    // The first connection reports errors of the URL or the server.
     app.connect().await?;
-    // A broken promise is a row of the table.
+    // The table reports a broken promise, so that the panic prints nothing.
     std::panic::set_hook(Box::new(|_| {}));
     let mut running = JoinSet::new();
     let mut rows = Vec::new();
@@ -156,7 +156,7 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
             }
         }
         if is_asked {
-            // The cases that run delete their streams when they end.
+            // The running cases delete their streams at their end.
             break;
         }
         let bus = bus.clone();
@@ -216,7 +216,7 @@ fn check(case: &'static testkit::Case, bus: &Isolated) -> CaseRow {
     CaseRow { case: case.name, outcome, detail, promise: case.promise, needs: case.needs, refused }
 }
 
-/// The message of a panic.
+/// Returns the message of a panic.
 fn said(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panicked").to_owned()

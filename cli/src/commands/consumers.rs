@@ -1,4 +1,4 @@
-//! `consumers`: who reads, and how far behind.
+//! `consumers`: lists the consumers with their lag, and resets or deletes them.
 
 use a3s_event::ConsumerInfo;
 use a3s_event::provider::ConsumerPosition;
@@ -35,14 +35,14 @@ pub(crate) struct Args {
     /// The same as `rm`
     #[arg(long, hide = true, value_name = "NAME")]
     remove: Option<String>,
-    /// Of `--remove`
+    /// Confirmation for `--remove`
     #[arg(long, hide = true, requires = "remove")]
     yes: bool,
 }
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Delete durable consumers and their positions, and show what they were
+    /// Delete durable consumers and their positions, and show their last state
     #[command(after_help = EXAMPLE_RM)]
     Rm {
         #[command(flatten)]
@@ -72,17 +72,17 @@ struct Which {
     filter: Option<String>,
 }
 
-/// Where a consumer goes on.
+/// Parses the new position of a consumer.
 fn position(text: &str) -> Result<ConsumerPosition, String> {
     Ok(match text {
         "first" | "all" => ConsumerPosition::First,
         "last" | "now" | "new" => ConsumerPosition::Last,
         text => {
             match text.parse() {
-                // A time of today in milliseconds has 13 digits; no stream comes that far.
+                // A current time in milliseconds has 13 digits; no sequence reaches that.
                 Ok(sequence) if sequence < 1_000_000_000_000 => ConsumerPosition::Sequence(sequence),
                 _ => ConsumerPosition::Time(moment::parse(text).map_err(|why| {
-                    format!("write first, last, a sequence, or a time: as a time, it {why}")
+                    format!("write first, last, a sequence or a time; as a time, it {why}")
                 })?),
             }
         }
@@ -91,9 +91,9 @@ fn position(text: &str) -> Result<ConsumerPosition, String> {
 
 #[derive(Debug, Serialize)]
 pub(super) struct ConsumerRow {
-    /// Under this name the bus stores the consumer.
+    /// The name under which the bus stores the consumer.
     name: String,
-    /// The program calls it so; left out where that cannot be told.
+    /// The name that the program uses; absent if it is unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
     subscriber: Option<String>,
     filter: String,
@@ -134,7 +134,7 @@ impl Row for ConsumerRow {
     }
 }
 
-/// With the stored name.
+/// A row with the stored name.
 #[derive(Debug, Serialize)]
 #[serde(transparent)]
 struct WideRow(ConsumerRow);

@@ -1,7 +1,7 @@
-//! `diff`: whether two buses hold the same events in the same order.
+//! `diff`: compares the events of two buses and their order.
 //!
-//! Where they differ, both sides are searched ahead for a place from which on they agree again, so that one event too many
-//! is one difference.
+//! At a difference, it searches both sides ahead for the place where they agree again. One extra event is one
+//! difference.
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
@@ -21,7 +21,7 @@ use crate::text;
 pub(crate) const EXAMPLE: &str = "Example:
   a3s-event diff sqlite:///var/lib/events.db nats://127.0.0.1:4222";
 
-/// How far ahead a place is searched for.
+/// Maximum number of events that are searched ahead.
 const AHEAD: usize = 1_000;
 
 #[derive(Debug, clap::Args)]
@@ -29,7 +29,7 @@ pub(crate) struct Args {
     /// One bus: a URL, or a name of the config file
     #[arg(add = ArgValueCandidates::new(complete::buses))]
     from: String,
-    /// The other one
+    /// The other bus
     #[arg(add = ArgValueCandidates::new(complete::buses))]
     to: String,
     /// Only these subjects
@@ -40,13 +40,13 @@ pub(crate) struct Args {
     limit: NonZeroUsize,
 }
 
-/// Two events at the same place that differ, or one that the other side does not have there.
+/// Two events at the same place that differ, or one that is missing on the other side.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Difference {
     /// Place in the order of both, beginning at 1.
     place: u64,
-    /// The fields in which they differ, or that one of them is missing.
+    /// The fields that differ, or `missing` or `unreadable`.
     what: Vec<&'static str>,
     from: Option<Side>,
     to: Option<Side>,
@@ -57,7 +57,7 @@ struct Side {
     sequence: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<String>,
-    /// Why there is no event to compare.
+    /// The reason why there is no event to compare.
     #[serde(skip_serializing_if = "Option::is_none")]
     unreadable: Option<String>,
 }
@@ -159,12 +159,12 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     }))
 }
 
-/// Whether two events agree in every field.
+/// Returns `true` if two events agree in every field.
 pub(super) fn is_same(a: &Event, b: &Event) -> bool {
     differing(a, b).next().is_none()
 }
 
-/// The fields in which two events differ, as they are called in JSON.
+/// Returns the fields in which two events differ, by their JSON names.
 fn differing(a: &Event, b: &Event) -> impl Iterator<Item = &'static str> {
     let Event { id, subject, category, event_type, version, payload, summary, source, timestamp, metadata } =
         a;
@@ -184,7 +184,7 @@ fn differing(a: &Event, b: &Event) -> impl Iterator<Item = &'static str> {
     .filter_map(|(field, differs)| differs.then_some(field))
 }
 
-/// The events of a bus, some of them read ahead.
+/// Reads the events of a bus, some of them ahead.
 struct Reader {
     forward: Forward,
     ahead: VecDeque<Stored>,
@@ -195,7 +195,7 @@ impl Reader {
         Self { forward, ahead: VecDeque::new() }
     }
 
-    /// Reads until so many events are there, or all.
+    /// Reads ahead until this number of events is buffered, or all are.
     async fn read(&mut self, events: usize) -> Outcome {
         while self.ahead.len() < events {
             let page = self.forward.page().await?;
@@ -208,12 +208,12 @@ impl Reader {
     }
 }
 
-/// Whether both are events that agree. Of what cannot be read nobody can say so.
+/// Returns `true` if both are events that agree. An unreadable record agrees with none.
 fn are_same(a: &Stored, b: &Stored) -> bool {
     matches!((a, b), (Stored::Event(a), Stored::Event(b)) if is_same(&a.event, &b.event))
 }
 
-/// Of two sides that differ at once, whose record has no counterpart; both when that is so for both.
+/// Compares two sides with different first records. Returns `true` for each side whose record has no counterpart.
 fn which_differ(left: &VecDeque<Stored>, right: &VecDeque<Stored>) -> (bool, bool) {
     let (a, b) = match (left.front(), right.front()) {
         (Some(Stored::Event(a)), Some(Stored::Event(b))) if a.event.id == b.event.id => return (true, true),

@@ -1,4 +1,4 @@
-//! `dlq`: dead letters.
+//! `dlq`: lists, shows, replays and discards dead letters.
 
 use a3s_event::dlq::{
     DeadLetterFilter, DeadLetterStatus, FailureClass, Replay, ReplayError, ReplayReport, ReplayedEvent,
@@ -31,11 +31,11 @@ const EXAMPLE_REPLAY: &str =
 const EXAMPLE_DISCARD: &str =
     "Example:\n  a3s-event dlq discard 17 18\n  a3s-event dlq discard --class fatal --until 7d --dry-run";
 
-/// Longest reason in a table.
+/// Maximum length of a reason in a table.
 const REASON: usize = 60;
-/// Longest name of a consumer in a table.
+/// Maximum length of a consumer name in a table.
 const CONSUMER: usize = 24;
-/// Longest list of letters in a table.
+/// Maximum length of a list of letters in a table.
 const LETTERS: usize = 40;
 
 #[derive(Debug, clap::Args)]
@@ -58,7 +58,7 @@ enum Command {
     /// Show one dead letter in full
     #[command(after_help = EXAMPLE_SHOW)]
     Show {
-        /// Its number, as `dlq list` shows it
+        /// Number of the letter, as `dlq list` shows it
         id: u64,
     },
     /// Publish the events of dead letters again, each once, with their subject and id
@@ -84,7 +84,7 @@ enum Command {
     Discard {
         #[command(flatten)]
         chosen: Chosen,
-        /// Only say what would be done
+        /// Only print what would be done
         #[arg(long)]
         dry_run: bool,
     },
@@ -110,10 +110,10 @@ struct Which {
     /// Filter of the original subject
     #[arg(long, alias = "subject")]
     filter: Option<String>,
-    /// Reason why the events were given up
+    /// Class of the failure that dead-lettered the events
     #[arg(long, value_enum)]
     class: Option<Class>,
-    /// Name of the consumer that gave them up, as the program calls it or as the bus stores it
+    /// Name of the consumer that dead-lettered them, as the program calls it or as the bus stores it
     #[arg(long, add = ArgValueCandidates::new(complete::consumers))]
     consumer: Option<String>,
     /// Id of the event
@@ -196,7 +196,7 @@ struct LetterRow<'a> {
     id: u64,
     status: String,
     class: String,
-    /// How often the event was replayed so far: what `--max-replays` limits.
+    /// Number of replays of the event so far, which `--max-replays` limits.
     replays: u64,
     consumer: Option<&'a str>,
     subscriber: Option<&'a str>,
@@ -255,7 +255,7 @@ struct Replayed {
     report: ReplayReport,
 }
 
-/// What became of an event, to people.
+/// The result of a replay for an event, for people.
 #[derive(Debug, Serialize)]
 struct EventRow {
     event: String,
@@ -281,7 +281,7 @@ impl EventRow {
         Self { event: id, subject, letters: vec![stored.id], what: format!("refused: {why}") }
     }
 
-    /// Whether the other one says the same of the same event; then its letters go here.
+    /// Merges a row with the same result for the same event. Returns `false` for any other row.
     fn takes(&mut self, other: &Self) -> bool {
         let is_same = (&self.event, &self.subject, &self.what) == (&other.event, &other.subject, &other.what);
         self.letters.extend(other.letters.iter().filter(|_| is_same));
@@ -290,7 +290,7 @@ impl EventRow {
 }
 
 impl Row for EventRow {
-    const COLUMNS: &'static [&'static str] = &["event", "subject", "letters", "what became of it"];
+    const COLUMNS: &'static [&'static str] = &["event", "subject", "letters", "result"];
 
     fn cells(&self) -> Vec<String> {
         let letters: Vec<_> = self.letters.iter().map(u64::to_string).collect();
@@ -311,7 +311,7 @@ struct Discarded {
     already_discarded: Vec<u64>,
 }
 
-/// What a dry run says of a letter to people.
+/// The planned action for a letter, for people.
 #[derive(Debug, Serialize)]
 struct Planned {
     id: u64,
@@ -398,7 +398,7 @@ async fn list(app: &mut App, queue: Option<String>, which: Which, limit: usize) 
     Ok(())
 }
 
-/// What a replay did with each event.
+/// Prints the result of a replay for each event.
 async fn show_replayed(app: &mut App, letters: &ProviderDlqHandler, report: &ReplayReport) -> Outcome {
     let mut rows: Vec<_> = report.events.iter().map(EventRow::replayed).collect();
     for (id, why) in &report.refused {
@@ -417,7 +417,7 @@ async fn show_replayed(app: &mut App, letters: &ProviderDlqHandler, report: &Rep
     app.out.say(&format!("{events} published, {marked} marked as replayed, {refused} refused"))
 }
 
-/// What a replay would do with each letter, in the order of their numbers.
+/// Prints the plan of a replay for each letter, in the order of their numbers.
 async fn show_plan(app: &mut App, letters: &ProviderDlqHandler, report: &ReplayReport) -> Outcome {
     let plan = |event: &ReplayedEvent| match event.letters.as_slice() {
         [_] if event.published => "replayed".to_owned(),
@@ -446,7 +446,7 @@ async fn discard(app: &mut App, letters: &ProviderDlqHandler, chosen: Chosen, dr
     match chosen.ids.as_slice() {
         [] => meant = letters.find(&chosen.which.filter(), usize::MAX).await?,
         ids => {
-            // All are looked at before any is discarded: a wrong number leaves everything as it was.
+            // Checks all letters before it discards any: a wrong number changes nothing.
             for id in ids {
                 meant.push(letters.show(*id).await?);
             }
@@ -454,7 +454,7 @@ async fn discard(app: &mut App, letters: &ProviderDlqHandler, chosen: Chosen, dr
     }
     let is_done = |letter: &StoredDeadLetter| letter.status == DeadLetterStatus::Discarded;
     if dry_run && app.out.format == Format::Table {
-        let plan = |letter| if is_done(letter) { "nothing: it is discarded already" } else { "discarded" };
+        let plan = |letter| if is_done(letter) { "nothing: it is already discarded" } else { "discarded" };
         let rows: Vec<_> = meant.iter().map(|letter| Planned::new(letter, plan(letter).to_owned())).collect();
         return app.out.rows(&rows);
     }
@@ -466,12 +466,12 @@ async fn discard(app: &mut App, letters: &ProviderDlqHandler, chosen: Chosen, dr
     app.out.one(&Discarded { dry_run, discarded: ids(open), already_discarded: ids(already) })
 }
 
-/// Why a replay has ended, and what to do now.
+/// Converts the error that ended a replay, and adds the next step.
 fn unreplayed(error: ReplayError) -> Failure {
     let reason = chain(&error);
     if let Some(letter) = error.letter.filter(|_| error.source.may_be_stored()) {
         let ids = vec![letter.letter.event.event.id.clone()];
-        return Failure::Unknown { ids, reason, retry: "The same replay again stores them once" };
+        return Failure::Unknown { ids, reason, retry: "The same replay stores them once" };
     }
     match Failure::from(error.source) {
         Failure::Unreachable(_) => Failure::Unreachable(reason),
@@ -479,10 +479,10 @@ fn unreplayed(error: ReplayError) -> Failure {
     }
 }
 
-/// The queue of this name or URL, or the bus that is meant.
+/// Opens the queue of this name or URL, else the bus itself.
 async fn open(app: &mut App, queue: Option<String>) -> Outcome<ProviderDlqHandler> {
     let provider = match queue {
-        // A queue that is not there has no letters.
+        // A missing queue has no letters.
         Some(bus) => app.connect_to(&bus).await?,
         None => app.connect().await?,
     };

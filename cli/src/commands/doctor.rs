@@ -1,4 +1,4 @@
-//! `doctor`: what is wrong with a connection or a config, step by step. A paragraph per check.
+//! `doctor`: diagnoses a connection or a config step by step, with a paragraph per check.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ pub(crate) const EXAMPLE: &str = "Example:
 
 /// Part of the provider's message about a missing stream, on a server that has none.
 const NO_STREAMS: &str = "the server has no streams";
-/// Longest time for one step on the way to a server.
+/// Timeout for one step of the connection to a server.
 const STEP: Duration = Duration::from_secs(5);
 
 /// Result of a check.
@@ -31,13 +31,13 @@ const STEP: Duration = Duration::from_secs(5);
 #[serde(rename_all = "lowercase")]
 enum Status {
     Ok,
-    /// Nothing is wrong, and there is something to know.
+    /// The check passed, with information for the user.
     Note,
     Fail,
 }
 
 impl Status {
-    /// The first word of a paragraph, as wide as the others.
+    /// Returns the first word of a paragraph, padded to equal width.
     fn word(self) -> &'static str {
         match self {
             Self::Ok => "ok  ",
@@ -47,7 +47,7 @@ impl Status {
     }
 }
 
-/// One step.
+/// One check.
 #[derive(Debug, Serialize)]
 struct Check {
     check: &'static str,
@@ -74,7 +74,7 @@ pub(crate) async fn run(global: Global) -> Outcome {
     let ended = match App::new(global) {
         Ok(mut app) => {
             let path = named.map_or_else(user_file, Ok)?;
-            let found = if path.exists() { "read" } else { "does not exist, which is fine" };
+            let found = if path.exists() { "read" } else { "does not exist; it is optional" };
             checks.push(passed("config file", format!("{}: {found}", path.display())));
             match examine(&mut app, &mut checks).await {
                 Ok(()) => app.close().await,
@@ -170,7 +170,7 @@ async fn examine(app: &mut App, checks: &mut Vec<Check>) -> Outcome {
     read.map(drop)
 }
 
-/// How far the way to a server goes: its name, then its port.
+/// Resolves the name of a server, then connects to its port.
 async fn reach(server: &str, port: u16) -> Check {
     let has_port = server.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
     let server = if has_port { server.to_owned() } else { format!("{server}:{port}") };
@@ -227,7 +227,7 @@ async fn state(provider: &dyn EventProvider) -> Outcome<String> {
     ))
 }
 
-/// What an acknowledged publish survives, and what is refused.
+/// Formats the durability of an acknowledged publish, and the refused capabilities.
 fn capabilities(provider: &dyn EventProvider) -> String {
     let capabilities = provider.capabilities();
     let refused: Vec<_> = super::conformance::NEEDS

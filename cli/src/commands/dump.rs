@@ -1,4 +1,4 @@
-//! `dump`: all events as NDJSON, oldest first. [`restore`](super::restore) brings them back.
+//! `dump`: writes all events as NDJSON, oldest first. [`restore`](super::restore) publishes them again.
 
 use a3s_event::HistoryQuery;
 
@@ -30,7 +30,7 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     let mut query = HistoryQuery::new(PAGE);
     query.filter = args.filter.get().map(str::to_owned);
     let mut forward = Forward::of(&provider, query).await?;
-    // The lines of a dump on the terminal are progress enough.
+    // On a terminal, the lines of the dump show the progress.
     let progress = (!Output::is_terminal()).then(|| Progress::of_events(Some(forward.total())));
     let mut unreadable = Unreadable::default();
     let mut end = End { records: 0, last_sequence: None };

@@ -1,5 +1,6 @@
-//! The consumer that `sub --durable` reads through: one that is there, found by its stored name or by the name that its
-//! program gave it, or a new one. A member of a consumer that is there changes nothing for the others unless it is forced.
+//! Opens the consumer of `sub --durable`: an existing one, found by its stored or its program's name, or a new one.
+//!
+//! On an existing consumer the tool changes nothing for the other members without `--force`.
 
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use super::subscribe::{Args, eprint_note, eprint_warning, options};
 use crate::consumer_name::shown;
 use crate::failure::{Failure, Outcome};
 
-/// A consumer, and whether it was there before.
+/// A consumer, new or existing.
 struct Chosen {
     /// Empty for a new one that the library names.
     name: String,
@@ -32,11 +33,11 @@ impl Chosen {
     }
 }
 
-/// The durable consumers of a bus that a name can mean.
+/// The durable consumers of a bus that match a name.
 struct Known {
-    /// The one that is stored under this name.
+    /// The consumer stored under this name.
     exact: Option<ConsumerInfo>,
-    /// Those of the program that calls itself so, one per subject.
+    /// The consumers of the program with this name, one per subject.
     of_program: Vec<ConsumerInfo>,
 }
 
@@ -69,7 +70,7 @@ pub(super) async fn open(
     Ok(subscriptions)
 }
 
-/// What is there under a name; `None` when nobody may ask.
+/// Returns the consumers of a name; `None` if the bus does not allow listing them.
 async fn known(bus: &EventBus, name: &str) -> Outcome<Option<Known>> {
     if bus.provider().capabilities().consumer_info.is_no() {
         return Ok(None);
@@ -82,7 +83,7 @@ async fn known(bus: &EventBus, name: &str) -> Outcome<Option<Known>> {
         Ok(known) => Ok(Some(known)),
         Err(error) if a3s_event::EventError::kind(&error) == ErrorKind::Unauthorized => {
             eprint_warning(&Failure::Other(format!(
-                "consumers may not be listed ({error}): whether one is called '{name}' is not known"
+                "listing consumers is not allowed ({error}): a consumer '{name}' may exist"
             )));
             Ok(None)
         }
@@ -97,7 +98,7 @@ fn choose(bus: &EventBus, known: &Known, name: &str, args: &Args) -> Outcome<Vec
         (Some(exact), [] | [_]) => {
             if let Some(program) = of_program.first() {
                 eprint_warning(&Failure::Other(format!(
-                    "'{name}' is the consumer that is stored under this name; the program '{name}' reads '{}' through another one",
+                    "'{name}' is the consumer stored under this name; the program '{name}' reads '{}' through another consumer",
                     program.filter
                 )));
             }
@@ -105,7 +106,7 @@ fn choose(bus: &EventBus, known: &Known, name: &str, args: &Args) -> Outcome<Vec
             Ok(vec![Chosen { filter, ..Chosen::there(exact) }])
         }
         (Some(exact), filters) if !filters.contains(&exact.filter) => Err(Failure::Usage(format!(
-            "there is a consumer '{name}' that reads '{}': give that filter, too, or another name",
+            "there is a consumer '{name}' that reads '{}': give that filter as well, or another name",
             exact.filter
         ))),
         (None, []) if of_program.is_empty() => {
@@ -132,7 +133,7 @@ fn choose(bus: &EventBus, known: &Known, name: &str, args: &Args) -> Outcome<Vec
     }
 }
 
-/// Makes one of several consumers, under the name that the library gives it.
+/// Creates one of several consumers, under the name that the library gives it.
 async fn made(bus: &EventBus, name: &str, filter: &str, args: &Args) -> Outcome<Chosen> {
     let subscription = SubscriptionFilter {
         subscriber_id: name.to_owned(),
@@ -145,11 +146,11 @@ async fn made(bus: &EventBus, name: &str, filter: &str, args: &Args) -> Outcome<
         opened.close().await?;
     }
     let made = bus.consumers_of(name).await?.into_iter().find(|known| known.filter == filter);
-    let made = made.ok_or_else(|| Failure::Other(format!("the consumer of '{filter}' is not there")))?;
+    let made = made.ok_or_else(|| Failure::Other(format!("the consumer of '{filter}' does not exist")))?;
     Ok(Chosen { is_there: false, ..Chosen::there(&made) })
 }
 
-/// Where nobody says what is there, the name is the stored one, and somebody may use it.
+/// Returns the consumer stored under this name, if consumers cannot be listed. Others may use it.
 fn unlisted(bus: &EventBus, name: &str, args: &Args) -> Outcome<Vec<Chosen>> {
     match args.filters.as_slice() {
         [] => {
@@ -164,7 +165,7 @@ fn unlisted(bus: &EventBus, name: &str, args: &Args) -> Outcome<Vec<Chosen>> {
     }
 }
 
-/// Refuses what would take events away from the others who share a consumer, or change its settings for them.
+/// Refuses options that take events from the other members of a consumer, or change its settings for them.
 fn refuse_unforced(there: &Chosen, is_known: bool, args: &Args) -> Outcome {
     let Some(asked) = args.foreign().filter(|_| !args.force) else { return Ok(()) };
     let name = &there.shown;
@@ -174,13 +175,13 @@ fn refuse_unforced(there: &Chosen, is_known: bool, args: &Args) -> Outcome {
         there.filter,
         match asked {
             "--ack nak" | "--ack term" | "--max-deliver" =>
-                "takes events from the others who share it, without a dead letter",
-            _ => "changes its settings for all who share it",
+                "takes events from its other members, without a dead letter",
+            _ => "changes its settings for all members",
         }
     )))
 }
 
-/// Opens a consumer. One that is there keeps its settings, but for those that are asked for.
+/// Opens a consumer. An existing one keeps its settings, except the requested ones.
 async fn join(provider: &dyn EventProvider, chosen: &Chosen, args: &Args) -> Outcome<Box<dyn Subscription>> {
     let Chosen { name, shown, filter, is_there } = chosen;
     let asked = options(args);

@@ -1,4 +1,4 @@
-//! `history`: stored events, newest first or oldest first.
+//! `history`: lists stored events, newest first or oldest first.
 
 use std::sync::Arc;
 
@@ -81,7 +81,7 @@ async fn newest_page(app: &mut App, provider: &dyn EventProvider, args: &Args) -
     Unreadable::of(&records).ended()
 }
 
-/// The oldest records, of which at most `limit` are events.
+/// Reads the oldest records, of which at most `limit` are events.
 async fn oldest_page(app: &mut App, provider: &Arc<dyn EventProvider>, args: &Args) -> Outcome {
     let mut forward = Forward::of(provider, args.query(PAGE)).await?;
     let (mut records, mut events) = (Vec::new(), 0);

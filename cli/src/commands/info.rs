@@ -1,4 +1,4 @@
-//! `info`: the counts and limits of the stream.
+//! `info`: shows the counts and limits of the stream.
 
 use a3s_event::HistoryQuery;
 use serde::Serialize;

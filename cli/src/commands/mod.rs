@@ -31,11 +31,11 @@ use crate::failure::{Failure, Outcome};
 
 pub(crate) async fn run(cli: Cli) -> Outcome {
     if let Command::Doctor = cli.command {
-        // It explains a config that other commands refuse.
+        // `doctor` explains a config that other commands refuse.
         return doctor::run(cli.global).await;
     }
     if let Command::Bus(command) = cli.command {
-        // It makes the config file that other commands want to read.
+        // `bus` creates the config file that other commands read.
         return buses::run(&cli.global, command);
     }
     let mut app = App::new(cli.global)?;

@@ -1,4 +1,4 @@
-//! `pub`: one event from the command line. Many are in [`import`](super::import).
+//! `pub`: publishes one event from the command line. [`import`](super::import) publishes many.
 
 use std::io::Read as _;
 
@@ -57,7 +57,7 @@ pub(super) struct Fields {
     /// Name of the producer
     #[arg(long, default_value = "a3s-event-cli")]
     source: Template,
-    /// When it happened: 2018-02-07T01:26:13Z, 2018-02-07, yesterday, '2 hours ago', 15m or Unix milliseconds [default: now]
+    /// Time of the event: 2018-02-07T01:26:13Z, 2018-02-07, yesterday, '2 hours ago', 15m or Unix milliseconds [default: now]
     #[arg(long)]
     time: Option<TimeTemplate>,
     /// Metadata entry; can be repeated
@@ -66,7 +66,7 @@ pub(super) struct Fields {
 }
 
 impl Fields {
-    /// The target of the events: the topic of a category, or the next positional argument.
+    /// Returns the target of the events: the topic of a category, or the next positional argument.
     pub(super) fn target(&self, positional: &mut impl Iterator<Item = String>) -> Outcome<Target> {
         let template =
             |text: &str| text.parse::<Template>().map_err(|why| Failure::Usage(format!("'{text}' {why}")));
@@ -88,7 +88,7 @@ fn entry(text: &str) -> Result<(String, Template), String> {
     Ok((key.to_owned(), value.parse()?))
 }
 
-/// Where an event goes.
+/// The target of an event.
 pub(super) enum Target {
     Subject(Template),
     Topic { category: Template, topic: Template },
@@ -165,7 +165,7 @@ fn read(name: &str, input: impl std::io::Read) -> Outcome<String> {
     Ok(text)
 }
 
-/// Makes the event of a record, which becomes its payload.
+/// Creates the event of a record, which becomes its payload.
 pub(super) fn build(
     provider: &dyn EventProvider,
     target: &Target,
@@ -216,7 +216,7 @@ pub(super) fn build(
     Ok(event)
 }
 
-/// The token after the prefix.
+/// Returns the token after the prefix.
 fn category_of(provider: &dyn EventProvider, subject: &str) -> String {
     let rest = subject.strip_prefix(provider.subject_prefix()).and_then(|rest| rest.strip_prefix('.'));
     rest.unwrap_or(subject).split('.').next().unwrap_or_default().to_owned()

@@ -1,4 +1,4 @@
-//! `restore`: the events of a dump, in their order, with their ids, times, types and metadata.
+//! `restore`: publishes the events of a dump, in their order, with their ids, times, types and metadata.
 
 use a3s_event::EventProvider;
 
@@ -41,7 +41,7 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     let holds = provider.info().await?.messages;
     if holds < held + published.events {
         return Err(Failure::Other(format!(
-            "the stream has dropped events while they were restored, because it is full: it holds {}. Restore into a stream \
+            "the full stream has dropped events during the restore: it holds {}. Restore into a stream \
              without limits, which max_events=0, max_bytes=0 and max_age=0 in its URL make",
             count(holds, "event")
         )));
@@ -52,7 +52,7 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     }
 }
 
-/// Fails if the stream would drop events of the dump, or refuse them.
+/// Fails if the stream would drop or refuse events of the dump.
 async fn check_room(provider: &dyn EventProvider, held: u64, records: u64) -> Outcome {
     let limit = limits_of(provider).await?.and_then(|limits| limits.max_events);
     match limit.filter(|limit| held + records > *limit) {

@@ -1,4 +1,4 @@
-//! `schema check`: whether versions of schemas are compatible, and whether events follow them.
+//! `schema check`: checks that versions of schemas are compatible, and that events follow them.
 
 use std::path::{Path, PathBuf};
 
@@ -35,10 +35,10 @@ pub(crate) enum Command {
 pub(crate) struct Args {
     /// The folder of the schemas: {event type}.v{version}.json each
     folder: PathBuf,
-    /// What a version may change
+    /// Changes that a version may make
     #[arg(long, value_enum, default_value_t)]
     mode: Mode,
-    /// Compare a version with all before it, not only with the last one
+    /// Compare a version with all earlier ones, not only with the last one
     #[arg(long)]
     all_versions: bool,
     /// Also check the stored events of this filter
@@ -47,7 +47,7 @@ pub(crate) struct Args {
     /// Also check the events of a file, or of stdin for -, as `history --output ndjson` prints them
     #[arg(long, value_name = "FILE", conflicts_with = "stored")]
     events: Option<String>,
-    /// An event for which there is no schema is a problem, too
+    /// Report an event without a schema as a problem
     #[arg(long)]
     strict: bool,
     /// End after this many problems
@@ -57,10 +57,10 @@ pub(crate) struct Args {
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
 enum Mode {
-    /// Who reads the new version can read old events
+    /// Readers of the new version can read old events
     #[default]
     Backward,
-    /// Who reads the old version can read new events
+    /// Readers of the old version can read new events
     Forward,
     /// Both
     Full,
@@ -82,12 +82,12 @@ impl From<Mode> for Compatibility {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Problem {
-    /// Unless it is a stored record that cannot be read.
+    /// The type; absent for an unreadable record.
     event_type: Option<String>,
     version: Option<u32>,
-    /// Of a stored event.
+    /// The sequence of a stored event.
     sequence: Option<u64>,
-    /// Of an event.
+    /// The id of an event.
     id: Option<String>,
     problem: String,
 }
@@ -149,7 +149,7 @@ impl Check {
         self.problems.len() >= self.limit
     }
 
-    /// Compares each version with what is before it.
+    /// Compares each version with the earlier ones.
     fn versions(&mut self, folder: &Path, mode: Compatibility, with_all: bool) -> Outcome {
         for (event_type, version) in listed(folder)? {
             let checked = if with_all {
@@ -227,7 +227,7 @@ impl Check {
     }
 }
 
-/// Types and versions of the schemas in a folder that was loaded, sorted.
+/// Lists the types and versions of the schemas in a loaded folder, sorted.
 fn listed(folder: &Path) -> Outcome<Vec<(String, u32)>> {
     let unreadable = |error: std::io::Error| Failure::Input(format!("{}: {error}", folder.display()));
     let mut listed = Vec::new();

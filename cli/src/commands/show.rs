@@ -1,4 +1,4 @@
-//! `show`: one event.
+//! `show`: shows one event.
 
 use a3s_event::{EventProvider, HistoryQuery, StoredEvent};
 
@@ -31,7 +31,7 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     };
     let mut stored = found.ok_or_else(|| {
         let passed = passed.told().map_or_else(String::new, |told| format!("; {told}"));
-        Failure::Other(format!("there is no event '{}'; history lists what is there{passed}", args.event))
+        Failure::Other(format!("there is no event '{}'; history lists the stored events{passed}", args.event))
     })?;
     app.keys.decrypt_all(std::slice::from_mut(&mut stored));
     if app.out.format == Format::Table {
@@ -47,10 +47,10 @@ async fn at(provider: &dyn EventProvider, sequence: u64) -> Outcome<Option<Store
     Ok(newest_first(provider.query_page(&query).await?).pop())
 }
 
-/// How a search ended.
+/// The result of a search.
 pub(super) struct Search {
     pub(super) found: Option<StoredEvent>,
-    /// The unreadable records that the search passed.
+    /// The unreadable records before the found one.
     pub(super) passed: Unreadable,
 }
 

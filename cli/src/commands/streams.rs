@@ -1,4 +1,4 @@
-//! `streams`: what the server keeps. An embedded bus is one stream.
+//! `streams`: lists, purges and deletes the streams of the server. An embedded bus is one stream.
 
 use a3s_event::provider::StreamSummary;
 use a3s_event::{EventError, EventProvider, HistoryQuery};
@@ -24,7 +24,7 @@ const EXAMPLE_PURGE: &str = "Example:
 const EXAMPLE_RM: &str = "Example:
   a3s-event --url test streams rm TEST --yes";
 
-/// Largest number of matching events that is counted before a purge.
+/// Maximum number of matching events that are counted before a purge.
 const COUNTED: u64 = 10 * PAGE as u64;
 
 #[derive(Debug, clap::Args)]
@@ -64,7 +64,7 @@ struct StreamRow {
     consumers: usize,
     /// If true, the stream is the one of the URL.
     is_this: bool,
-    /// Left out where the provider does not know them.
+    /// Absent if the provider does not know them.
     #[serde(skip_serializing_if = "Option::is_none")]
     limits: Option<Limits>,
 }
@@ -147,7 +147,7 @@ async fn remove(app: &mut App, name: Option<&str>, confirmation: &Confirmation) 
     app.out.one(&StreamRow::from(stream))
 }
 
-/// Says how many events match, without reading a large stream to its end.
+/// Formats the number of matching events, without reading a large stream to its end.
 async fn matching(provider: &dyn EventProvider, filter: &str) -> Outcome<String> {
     let (mut query, mut found) = (HistoryQuery::new(PAGE).filter(filter), 0);
     loop {
@@ -161,12 +161,12 @@ async fn matching(provider: &dyn EventProvider, filter: &str) -> Outcome<String>
     }
 }
 
-/// The way out where a provider cannot delete.
+/// Adds the alternative to the error of a provider that cannot delete.
 fn unsupported(error: EventError) -> Failure {
     let is_unsupported = matches!(error, EventError::Unsupported { .. });
     match Failure::from(error) {
         Failure::Input(text) if is_unsupported => Failure::Input(format!(
-            "{text}; without a filter, `streams purge` deletes all events. The file of an embedded bus can be deleted while no program uses it"
+            "{text}; without a filter, `streams purge` deletes all events. Delete the file of an embedded bus while no program uses it"
         )),
         other => other,
     }
@@ -193,7 +193,7 @@ impl From<StreamSummary> for StreamRow {
     }
 }
 
-/// The stream of a provider that lists none.
+/// Returns the stream of a provider that lists none.
 async fn only(provider: &dyn EventProvider) -> Outcome<StreamSummary> {
     let info = provider.info().await?;
     let mut stream = StreamSummary::new(info.provider, vec![format!("{}.>", provider.subject_prefix())]);

@@ -20,7 +20,7 @@ use crate::output::EventRow;
 use crate::stored::{StoredRow, Unreadable, UnreadableRow};
 use crate::text;
 
-/// Maximum number of unreadable records whose leases are kept.
+/// Maximum number of unreadable records with a kept lease.
 const MAX_LEASED: usize = 64;
 
 pub(crate) const EXAMPLE: &str = "Example:
@@ -38,14 +38,14 @@ pub(crate) struct Args {
     option: Vec<String>,
     #[arg(skip)]
     pub(super) filters: Vec<String>,
-    /// Name of a consumer that keeps its position and shares the work, as its program calls it or as the bus stores it. With
-    /// several filters it has one consumer per filter
+    /// Name of a consumer that keeps its position and shares the work, as its program calls it or as the bus stores it.
+    /// Several filters have one consumer each
     #[arg(long, add = ArgValueCandidates::new(complete::consumers))]
     pub(super) durable: Option<String>,
     /// Start of a new consumer: now, all, last, last-per-subject, a sequence or a time [default: now, with --durable all]
     #[arg(long, value_parser = start)]
     pub(super) from: Option<DeliverPolicy>,
-    /// How and when events are settled
+    /// Settlement of the events
     #[arg(long, value_enum, default_value_t)]
     ack: Ack,
     /// End after this number of events
@@ -66,13 +66,13 @@ pub(crate) struct Args {
     /// Delays before redeliveries in seconds, such as 1,5,30
     #[arg(long, value_name = "SECONDS", value_delimiter = ',')]
     pub(super) backoff: Vec<u64>,
-    /// Nak or terminate events of an existing durable consumer, or change its settings, for all who share it
+    /// Nak or terminate events of an existing durable consumer, or change its settings, for all members
     #[arg(long, requires = "durable")]
     pub(super) force: bool,
 }
 
 impl Args {
-    /// The first option that would affect others who share the consumer.
+    /// Returns the first option that would affect other members of the consumer.
     pub(super) fn foreign(&self) -> Option<&'static str> {
         let asked = [
             (self.ack == Ack::Nak, "--ack nak"),
@@ -86,7 +86,7 @@ impl Args {
     }
 }
 
-/// When an event is settled.
+/// The settlement of an event.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 enum Ack {
     /// Acknowledge after printing: at least once
@@ -110,7 +110,7 @@ fn start(text: &str) -> Result<DeliverPolicy, String> {
         "last" => DeliverPolicy::Last,
         "last-per-subject" => DeliverPolicy::LastPerSubject,
         text => match text.parse() {
-            // A time of today in milliseconds has 13 digits; no stream comes that far.
+            // A current time in milliseconds has 13 digits; no sequence reaches that.
             Ok(sequence) if sequence < 1_000_000_000_000 => DeliverPolicy::ByStartSequence { sequence },
             _ => DeliverPolicy::ByStartTime {
                 timestamp: moment::parse(text)
@@ -134,7 +134,7 @@ pub(crate) async fn run(app: &mut App, mut args: Args) -> Outcome {
         }
         Ok(())
     };
-    // What ended it is worth more than what could not be closed after it.
+    // The failure of the command takes precedence over a failure to close.
     ended.and(leave(closing).await)
 }
 
@@ -176,7 +176,7 @@ async fn open(provider: &Arc<dyn EventProvider>, args: &Args) -> Outcome<Vec<Box
     Ok(subscriptions)
 }
 
-/// The settings of the consumer. An existing durable one keeps its settings if no option is given.
+/// Returns the settings of the consumer; `None` without options, so that an existing durable one keeps its settings.
 pub(super) fn options(args: &Args) -> Option<SubscribeOptions> {
     let asks_for_nothing = args.from.is_none()
         && args.max_deliver.is_none()
@@ -196,7 +196,7 @@ pub(super) fn options(args: &Args) -> Option<SubscribeOptions> {
     })
 }
 
-/// The next event of any subscription; they take turns. `None` when all have ended.
+/// Returns the next event of any subscription; they take turns. `None` when all have ended.
 async fn next_of_any(
     subscriptions: &mut Vec<Box<dyn Subscription>>,
     turn: &mut usize,
@@ -226,7 +226,7 @@ async fn receive(
     let (mut received, mut turn) = (0, 0);
     let mut last = Instant::now();
     while args.count.is_none_or(|count| received < count) {
-        // An unreadable record is redelivered again and again, and does not count as an event.
+        // An unreadable record is redelivered repeatedly and does not count as an event.
         let idle = idle.saturating_sub(last.elapsed());
         let next = tokio::select! {
             () = &mut asked => return Ok(()),
@@ -241,7 +241,7 @@ async fn receive(
                 received += 1;
                 last = Instant::now();
             }
-            // The consumer belongs to this command, so settling affects no one else.
+            // The consumer belongs to this command, so that settling affects only this command.
             Ok(Err(EventError::Undecodable { sequence, reason, .. })) => {
                 left.show(app, sequence, None, &reason)?;
             }
@@ -252,12 +252,13 @@ async fn receive(
     Ok(())
 }
 
-/// The unreadable records. They are left to the program that shares the consumer. Their leases are kept until the end, so
-/// that they are not redelivered at once, and then released.
+/// The unreadable records, which stay unsettled for the program that shares the consumer.
+///
+/// Their leases are kept until the end, which prevents an early redelivery, and then released.
 #[derive(Default)]
 struct Left {
     met: Unreadable,
-    /// By sequence. A record without room here is redelivered when its lease ends.
+    /// Deliveries by sequence. A record without room here is redelivered when its lease expires.
     leased: BTreeMap<u64, Delivery>,
 }
 
@@ -291,7 +292,7 @@ impl Left {
     async fn ended(self, is_shared: bool) -> Outcome {
         let releasing = async {
             for delivery in self.leased.into_values() {
-                // A lost lease is released already.
+                // A lost lease is already released.
                 if let Err(error) = delivery.release().await {
                     tracing::debug!(%error, "releasing a lease failed");
                 }
@@ -302,7 +303,7 @@ impl Left {
         match self.met.told() {
             None => Ok(()),
             Some(told) if is_shared => Err(Failure::Found(format!(
-                "{told}. They are left unsettled: a program with dead letters keeps them when they come to it"
+                "{told}. They stay unsettled: a program with a dead-letter handler stores them on redelivery"
             ))),
             Some(told) => Err(Failure::Found(told)),
         }
@@ -332,12 +333,12 @@ async fn handle(app: &mut App, delivery: Delivery, ack: Ack) -> Outcome {
     Ok(())
 }
 
-/// Prints a warning, which ends nothing.
+/// Prints a warning; the command continues.
 pub(super) fn eprint_warning(failure: &Failure) {
     layout::eprint(&format!("warning: {}", failure.message()));
 }
 
-/// Prints a note for the person who reads along.
+/// Prints a note for people.
 pub(super) fn eprint_note(text: &str) {
     layout::eprint(&format!("note: {}", text::line(text)));
 }

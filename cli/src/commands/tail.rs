@@ -1,4 +1,4 @@
-//! `tail`: the last events and those that come after them, without a trace on the bus but a consumer of its own.
+//! `tail`: shows the last events and follows new ones. Its only trace on the bus is its own consumer.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ pub(crate) const EXAMPLE: &str = "Example:
 pub(crate) struct Args {
     #[command(flatten)]
     filter: Filter,
-    /// Number of stored events to begin with
+    /// Number of stored events to show first
     #[arg(long, short = 'n', alias = "lines", default_value_t = 10)]
     limit: usize,
     /// End after the stored events
@@ -45,7 +45,7 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     ended.and(leave(subscription.close()).await).and(unreadable.ended())
 }
 
-/// Shows the last events, and subscribes to those after them unless they are not wanted.
+/// Shows the last events, and subscribes to the later ones if requested.
 async fn open(
     app: &mut App,
     args: &Args,
@@ -86,7 +86,7 @@ async fn follow(app: &mut App, subscription: &mut dyn Subscription, unreadable: 
                 })?;
             }
             Ok(None) => return Ok(()),
-            // The consumer is this command's own: what it settles is settled for nobody else.
+            // The consumer belongs to this command, so that settling affects only this command.
             Err(EventError::Undecodable { sequence, reason, .. }) => {
                 unreadable.add(sequence);
                 app.out.row(&StoredRow::Unreadable(UnreadableRow {

@@ -1,4 +1,4 @@
-//! `watch`: the bus, live in the terminal. It only reads, and leaves no consumer.
+//! `watch`: shows the bus live in the terminal. It only reads, and leaves no consumer.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -27,17 +27,17 @@ pub(crate) const EXAMPLE: &str = "Example:
 
 Press q to quit.";
 
-/// Rates that are remembered.
+/// Number of remembered rates.
 const RATES: usize = 240;
-/// Newest events that are read.
+/// Number of newest events that are read.
 const EVENTS: usize = 50;
-/// How long an answer may take before it is missed.
+/// Time without an answer after which the bus is shown as silent.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Lines below which a terminal has no room for frames and a chart.
+/// Minimum lines of a terminal for frames and a chart.
 const SMALL: u16 = 20;
-/// Columns below which it has no room for the day of an event.
+/// Minimum columns of a terminal for the day of an event.
 const NARROW: u16 = 80;
-/// Longest time until a key is seen.
+/// Maximum delay until a key is read.
 const KEYS: Duration = Duration::from_millis(50);
 
 #[derive(Debug, clap::Args)]
@@ -49,7 +49,7 @@ pub(crate) struct Args {
     every: Duration,
 }
 
-/// What is shown: what was read last.
+/// The state that is shown: the last results.
 struct View {
     title: String,
     info: Option<ProviderInfo>,
@@ -58,19 +58,19 @@ struct View {
     newest: Option<u64>,
     rates: Vec<u64>,
     consumers: Vec<ConsumerInfo>,
-    /// When the bus answered last; at first, when it was asked.
+    /// Time of the last answer, or of the first request.
     answered: Instant,
-    /// Whether it was asked and has not answered for longer than is usual.
+    /// If true, the answer to the current request is late.
     is_silent: bool,
     problem: Option<String>,
 }
 
-/// What the bus says.
+/// An answer of the bus.
 struct Read {
     info: ProviderInfo,
     events: Vec<Stored>,
     newest: u64,
-    /// To read them may not be allowed.
+    /// The consumers. The bus may not allow listing them.
     consumers: Outcome<Vec<ConsumerInfo>>,
 }
 
@@ -113,7 +113,7 @@ async fn show(
             }));
         }
     };
-    // A bus that does not answer keeps nobody from leaving.
+    // Quitting works while the bus does not answer.
     tokio::select! {
         () = asked_to_end() => Ok(()),
         pressed = quit_pressed() => pressed,
@@ -121,7 +121,7 @@ async fn show(
     }
 }
 
-/// Waits for a key that ends it.
+/// Waits for a key that ends the command.
 async fn quit_pressed() -> Outcome {
     let mut keys = tokio::time::interval(KEYS);
     loop {
@@ -132,7 +132,7 @@ async fn quit_pressed() -> Outcome {
     }
 }
 
-/// Whether a key was pressed that ends it.
+/// Returns `true` if a key was pressed that ends the command.
 fn is_quit() -> Outcome<bool> {
     while event::poll(Duration::ZERO)? {
         if let event::Event::Key(key) = event::read()? {
@@ -175,7 +175,7 @@ impl View {
         }
     }
 
-    /// What cannot be read is shown as a problem, and the rest stays as it was.
+    /// Stores an answer. A failed read is shown as a problem, and the rest stays unchanged.
     fn take(&mut self, read: Outcome<Read>) {
         self.is_silent = false;
         let read = read.and_then(|Read { info, events, newest, consumers }| {
@@ -188,7 +188,7 @@ impl View {
         self.problem = read.err().map(|failure| failure.message());
     }
 
-    /// The rate is what the sequence has grown by since it was read before.
+    /// Adds a rate: the growth of the sequence since the last read.
     fn count(&mut self, newest: u64) {
         let now = Instant::now();
         if let Some(before) = self.newest.replace(newest) {
@@ -199,7 +199,7 @@ impl View {
         self.answered = now;
     }
 
-    /// Rows come first: a terminal that is too small for everything shows no frames and no chart.
+    /// Draws the view. Rows take precedence: a small terminal shows no frames and no chart.
     fn draw(&self, frame: &mut Frame<'_>) {
         let area = frame.area();
         let is_small = area.height < SMALL;
@@ -207,7 +207,7 @@ impl View {
         let summary = wrap_end(&self.summary(is_small), usize::from(area.width.saturating_sub(frames)));
         let head = u16::try_from(summary.len()).unwrap_or(u16::MAX) + frames;
         let rate = if is_small { 0 } else { 6 };
-        // Both tables have a header.
+        // Each table has a header.
         let rows = area.height.saturating_sub(head + rate + 2 * (frames + 1));
         let consumers = self.consumers.len().clamp(1, usize::from((rows / 2).clamp(1, 10)));
         let consumers = u16::try_from(consumers).unwrap_or(u16::MAX) + frames + 1;
@@ -277,7 +277,7 @@ impl View {
         Table::new(rows, widths).header(Row::new(["consumer", "filter", "lag", "pending", "redelivered"]))
     }
 
-    /// The day is left out where there is little room.
+    /// Creates the table of events. A narrow one omits the day.
     fn event_table(&self, without_day: bool) -> Table<'_> {
         let rows = self.events.iter().map(move |stored| {
             let mut cells = stored.row().cells();
@@ -293,7 +293,7 @@ impl View {
     }
 }
 
-/// Lines of this width, so many as a heading may have. Of what is longer the end is shown, where the cause is.
+/// Wraps text for a heading. Longer text is cut at the start, because the cause is at the end.
 fn wrap_end(text: &str, width: usize) -> Vec<String> {
     const LINES: usize = 3;
     let mut chars: Vec<char> = text.chars().collect();
@@ -340,7 +340,7 @@ mod tests {
             let events = screen.lines().filter(|line| line.contains("{\"n\":")).count();
             assert!(events >= rows && screen.contains("audit"), "{width}x{height}: {events}\n{screen}");
         }
-        // No room for anything is no reason to panic.
+        // A screen without room must not panic.
         for (width, height) in [(1, 1), (3, 2), (60, 3)] {
             screen(&view, width, height);
         }

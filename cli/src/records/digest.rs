@@ -1,4 +1,4 @@
-//! How much of an input was read, and a hash of it: what a resume file knows its input by.
+//! The length and hash of the input read so far, by which a resume file identifies its input.
 
 use std::cell::Cell;
 use std::io::{self, BufRead, Read};
@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use serde::{Deserialize, Serialize};
 
-/// FNV-1a: whoever goes on may be a later version of this program, for which the hash must be the same.
+/// FNV-1a. A later version of this program may resume the run, and needs the same hash.
 const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
 const PRIME: u64 = 0x0000_0100_0000_01b3;
 
@@ -31,20 +31,20 @@ impl Mark {
     }
 }
 
-/// A reader that marks what it has handed out, and compares the beginning with what an earlier run has found there.
+/// A reader that hashes its bytes, and compares the beginning with the mark of an earlier run.
 pub(super) struct Digest<R> {
     reader: R,
     marks: Marks,
 }
 
-/// Where a [`Digest`] is, for whoever reads through it.
+/// The shared state of a [`Digest`], for the code that reads through it.
 #[derive(Clone, Default)]
 pub(super) struct Marks(Rc<State>);
 
 #[derive(Default)]
 struct State {
     mark: Cell<Mark>,
-    /// Records of an earlier run, and where the last of them ended.
+    /// Records of an earlier run, and the end of the last one.
     beginning: Option<(u64, Mark)>,
     is_another: Cell<bool>,
 }
@@ -54,12 +54,12 @@ impl Marks {
         self.0.mark.get()
     }
 
-    /// Whether the input is another one than it was.
+    /// Returns `true` if the input differs from that of the earlier run.
     pub(super) fn is_refused(&self) -> bool {
         self.0.is_another.get()
     }
 
-    /// Compares the place of a record that was read just now.
+    /// Compares the place of the record that was just read.
     pub(super) fn check(&self, number: u64) {
         if let Some((records, end)) = self.0.beginning
             && number > records
@@ -96,7 +96,7 @@ impl<R: BufRead> Digest<R> {
         &self.marks
     }
 
-    /// Why this is not the input of the earlier run, once it was read to its end.
+    /// Returns why this is not the input of the earlier run, once it was read to its end.
     pub(super) fn refusal(&self) -> Option<String> {
         let (records, end) = self.marks.0.beginning?;
         let (bytes, known) = (self.marks.get().bytes, end.bytes);
@@ -112,8 +112,8 @@ impl<R: BufRead> Digest<R> {
             false => return None,
         };
         Some(format!(
-            "is not the input of the resume file: {why}. Nothing was published now: name another resume file for another \
-             input"
+            "is not the input of the resume file: {why}. This run published nothing: use another resume file for another \
+            input"
         ))
     }
 }

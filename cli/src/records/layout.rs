@@ -1,15 +1,18 @@
-//! How records follow each other, from the beginning of the input. A name says nothing certain: an hour of an archive is
-//! called `.json` and holds a record per line.
+//! Detects the layout of records from the beginning of the input.
+//!
+//! The name of a file is no evidence: an hour of an archive is called `.json` and holds a record per line.
 
 use std::io::{self, BufRead};
 
 use serde_json::Value;
 
-/// Longest first line that may be a record of its own: an event is not longer.
+/// Maximum size in bytes of a first line that is a record: no event is longer.
 const MAX_FIRST: u64 = 1 << 20;
 
-/// What was read to find out, and whether the input is one document. Reads no further than it must, because the rest of a
-/// pipe may come late: the first line, and the byte behind it only where that line is a whole document.
+/// Returns the bytes it read, and `true` if the input is one document.
+///
+/// It reads as little as possible, because the rest of a pipe may arrive late: the first line, and the byte behind it
+/// only if that line is a whole document.
 pub(super) fn recognise(reader: &mut impl BufRead, first: u8, items: &str) -> io::Result<(Vec<u8>, bool)> {
     let mut head = Vec::new();
     if !matches!(first, b'{' | b'[') {
@@ -20,9 +23,9 @@ pub(super) fn recognise(reader: &mut impl BufRead, first: u8, items: &str) -> io
         return Ok((head, true));
     }
     match serde_json::from_slice::<Value>(&head) {
-        // Its first value goes on in the next line.
+        // Its first value continues on the next line.
         Err(error) if error.is_eof() => Ok((head, true)),
-        // To be refused as a line, with its number.
+        // The reader of lines refuses it, with its number.
         Err(_) => Ok((head, false)),
         Ok(Value::Object(fields)) if !fields.get(items).is_some_and(Value::is_array) => Ok((head, false)),
         Ok(_) => {
@@ -32,7 +35,7 @@ pub(super) fn recognise(reader: &mut impl BufRead, first: u8, items: &str) -> io
     }
 }
 
-/// Moves blank bytes into the head; true when nothing else follows.
+/// Moves blank bytes into the head. Returns `true` at the end of the input.
 fn skip_blank(reader: &mut impl BufRead, head: &mut Vec<u8>) -> io::Result<bool> {
     loop {
         let buffer = reader.fill_buf()?;

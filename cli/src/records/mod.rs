@@ -24,12 +24,12 @@ use crate::text::shorten;
 
 /// Maximum number of records read ahead.
 const IN_FLIGHT: usize = 2_000;
-/// Longest line of NDJSON; longer than any event.
+/// Maximum size of a line of NDJSON in bytes; larger than any event.
 const MAX_LINE: u64 = 64 << 20;
-/// Longest key in a message.
+/// Maximum length of a key in a message.
 const MAX_KEY: usize = 60;
 
-/// How records follow each other.
+/// The layout of records in an input.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Layout {
     /// By content: `array` for one array or an object that holds one, `ndjson` for a value per line, else `json`
@@ -47,19 +47,19 @@ pub(crate) enum Layout {
 pub(crate) struct Record {
     pub(crate) number: u64,
     pub(crate) value: Value,
-    /// What was read up to its end.
+    /// The mark at its end.
     pub(crate) end: Mark,
 }
 
-/// Records that are being read.
+/// Reads the records of an input.
 pub(crate) struct Records {
     receiver: mpsc::Receiver<Outcome<Record>>,
-    /// Size of the input in bytes, when it is known.
+    /// Size of the input in bytes, if known.
     pub(crate) bytes: Option<u64>,
     position: Arc<AtomicU64>,
 }
 
-/// An input, and how to read it.
+/// An input and its layout.
 pub(crate) struct Input<'a> {
     /// A file, or `-` for stdin.
     pub(crate) path: &'a str,
@@ -90,25 +90,25 @@ impl Records {
         let (layout, items, beginning) = (input.layout, input.items.to_owned(), input.beginning);
         std::thread::spawn(move || {
             if let Err(failure) = read(reader, layout, &items, beginning, &mut sink) {
-                // It fails only after the receiver is gone.
+                // It fails only after the receiver was dropped.
                 let _ = sink.sender.blocking_send(Err(failure));
             }
         });
         Ok(Self { receiver, bytes, position })
     }
 
-    /// Number of bytes that were read so far.
+    /// Returns the number of bytes read so far.
     pub(crate) fn read(&self) -> u64 {
         self.position.load(Ordering::Relaxed)
     }
 
-    /// The next record; `None` at the end.
+    /// Returns the next record; `None` at the end.
     pub(crate) async fn next(&mut self) -> Option<Outcome<Record>> {
         self.receiver.recv().await
     }
 }
 
-/// Standard input, unless there is none: a closed one, which the runtime replaces by `/dev/null`, would look empty.
+/// Opens stdin. Fails if it is closed: the runtime replaces it by `/dev/null`, which would look empty.
 pub(crate) fn stdin() -> Outcome<io::Stdin> {
     let stdin = io::stdin();
     #[cfg(unix)]
@@ -132,7 +132,7 @@ fn is_null_device(stdin: &io::Stdin) -> bool {
     }
 }
 
-/// Counts what was read.
+/// A reader that counts its bytes.
 struct Counted {
     input: Box<dyn Read + Send>,
     position: Arc<AtomicU64>,
@@ -146,7 +146,7 @@ impl Read for Counted {
     }
 }
 
-/// Where the reading thread puts records.
+/// The reading thread's side of the channel.
 struct Sink {
     sender: mpsc::Sender<Outcome<Record>>,
     number: u64,
@@ -162,7 +162,7 @@ impl Sink {
         !marks.is_refused() && self.sender.blocking_send(Ok(record)).is_ok()
     }
 
-    /// Where a document is being read.
+    /// Returns the current place in a document.
     fn place(&self) -> String {
         match self.number {
             0 => "document".to_owned(),
@@ -203,7 +203,7 @@ fn read(
     }
 }
 
-/// The first byte that is not blank, which is left in place. A byte order mark is skipped.
+/// Returns the first byte that is not blank, without consuming it. Skips a byte order mark.
 fn first_byte(reader: &mut impl BufRead) -> io::Result<Option<u8>> {
     if reader.fill_buf()?.starts_with(b"\xef\xbb\xbf") {
         reader.consume(3);
@@ -278,11 +278,11 @@ fn document<R: BufRead>(reader: &mut Digest<R>, layout: Layout, items: &str, sin
     }
 }
 
-/// The error of a document, with the layouts that may be meant.
+/// Adds the possible layouts to the error of a document.
 fn explained(error: &serde_json::Error) -> String {
     let text = error.to_string();
     match (error.is_data(), text.rsplit_once(" at line ")) {
-        // The place of the end of the document tells nothing.
+        // The position at the end of the document does not help.
         (true, Some((text, _))) if text.contains("--items") => text.to_owned(),
         (true, _) => text,
         (false, _) => format!(
@@ -291,10 +291,10 @@ fn explained(error: &serde_json::Error) -> String {
     }
 }
 
-/// Ends a value that is longer than any event, so that memory does not grow with the input.
+/// A reader that fails at a value longer than any event, so that memory does not grow with the input.
 struct Bounded<R> {
     reader: R,
-    /// Bytes that the value may still have; not limited inside of an array of records.
+    /// Remaining bytes of the value; unlimited inside an array of records.
     room: Rc<Cell<u64>>,
 }
 
@@ -315,7 +315,7 @@ impl<R: Read> Read for Bounded<R> {
 
 struct Document<'a> {
     items: &'a str,
-    /// An object without the array is a record.
+    /// If true, an object without the array is a record.
     is_record_else: bool,
     sink: &'a mut Sink,
     found: &'a mut bool,
@@ -437,7 +437,7 @@ mod tests {
             ("\"x\"\nnull\n", 2),
             (collection, 2),
             (&format!("{collection}\n\n"), 2),
-            // A collection per line is a record per line: nothing of them is taken apart.
+            // A collection per line is a record per line and stays whole.
             (&format!("{collection}\n{collection}\n"), 2),
             (&format!("{collection}\n{{\"a\": 1}}\n{{}}"), 3),
             (pretty, 1),

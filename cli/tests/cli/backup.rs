@@ -1,4 +1,4 @@
-//! `dump` and `restore`.
+//! Tests of `dump` and `restore`.
 
 use std::io::Write as _;
 use std::process::Stdio;
@@ -11,7 +11,7 @@ use crate::watching::Terminal;
 
 on_every_bus! { a_dump_brings_a_bus_back a_restore_goes_on_where_it_stopped unreadable_records_are_not_restored_and_named }
 
-/// The events of a bus, oldest first.
+/// Reads the events of a bus, oldest first.
 fn events(bus: &Bus) -> Vec<Value> {
     let rows = bus.rows(&["history", "--all", "--oldest-first"]);
     rows.into_iter().map(|row| row["event"].clone()).collect()
@@ -21,7 +21,7 @@ async fn a_dump_brings_a_bus_back(bus: &Bus) {
     bus.publish("events.a", 1_200);
     let typed = ["--type", "t", "--meta", "k=v", "--time", "2018-02-07", "--summary", "s"];
     bus.prints(&[&["pub", "events.b", "{\"n\": 0}"], &typed[..]].concat());
-    // The library's own records are part of the bus.
+    // The library's own records belong to the bus.
     crate::letters::keep(bus, &["events.c"]).await;
     let dump = bus.prints(&["dump"]);
     let lines = json_lines(&dump);
@@ -56,7 +56,7 @@ async fn a_restore_goes_on_where_it_stopped(bus: &Bus) {
     let cut: String = dump.lines().take(20).map(|line| format!("{line}\n")).collect();
     let ran = bus.run_with_stdin(&restore, &cut);
     assert!(ran.code == 3 && ran.stderr.contains("it was cut"), "{}", ran.stderr);
-    assert!(ran.stderr.contains("goes on after record 20"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("resumes after record 20"), "{}", ran.stderr);
     let ran = bus.run_with_stdin(&[&restore[..], &["--output", "ndjson"]].concat(), &dump);
     let row = &json_lines(&ran.stdout)[0];
     assert_eq!((&row["events"], &row["skipped"]), (&json!(10), &json!(20)), "{}", ran.stderr);
@@ -81,8 +81,8 @@ fn a_file_that_is_no_whole_dump_is_refused_before_anything_is_stored() {
     let lines: Vec<_> = dump.lines().collect();
     let newest_first = bus.prints(&["history", "--output", "ndjson"]);
     for (text, why) in [
-        (lines[..3].join("\n"), "does not end with the line"),
-        (dump[..dump.len() - 20].to_owned(), "does not end with the line"),
+        (lines[..3].join("\n"), "does not end with the last line"),
+        (dump[..dump.len() - 20].to_owned(), "does not end with the last line"),
         ([&lines[1..5], &lines[5..]].concat().join("\n"), "part of it is missing"),
         (format!("{newest_first}{}", lines[5]), "not oldest first"),
         (dump.repeat(2), "one dump at a time"),
@@ -97,7 +97,7 @@ fn a_file_that_is_no_whole_dump_is_refused_before_anything_is_stored() {
             let is_at_the_end = why.contains("line") && !is_file;
             assert!(ran.stderr.contains(why) || is_at_the_end, "{why}: {}", ran.stderr);
             let stored = to.rows(&["streams"])[0]["messages"].as_u64().unwrap();
-            // What a pipe still brings is not known before.
+            // The rest of a pipe is unknown before its end.
             assert!(stored == 0 || is_at_the_end, "{why}: {stored}");
         }
     }
@@ -112,7 +112,7 @@ fn a_stream_that_is_too_small_for_a_dump_is_named() {
     let ran = to.run(&["restore", &to.file("dump.ndjson", &dump), "--url", &small]);
     assert!(ran.code == 1 && ran.stderr.contains("the dump has 600, and the limit is 500"), "{}", ran.stderr);
     assert_eq!(to.rows(&["streams"])[0]["messages"], 0);
-    // The size of a pipe is not known before.
+    // The size of a pipe is unknown before its end.
     let ran = to.run_with_stdin(&["restore", "-", "--url", &small], &dump);
     assert!(ran.code == 1 && ran.stderr.contains("has dropped events"), "{}", ran.stderr);
 }
@@ -129,7 +129,7 @@ fn events_in_another_order_are_imported_with_a_warning() {
     assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "a dump is a file of events");
 }
 
-/// Progress is for terminals that can draw it, and stdout has nothing but the dump.
+/// Progress appears only on terminals that can draw it, and stdout holds only the dump.
 #[tokio::test]
 async fn progress_is_seen_on_a_terminal_only() {
     let bus = Bus::sqlite();

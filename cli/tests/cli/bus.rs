@@ -1,4 +1,4 @@
-//! A bus of the test's own, and the program run against it.
+//! A private bus for a test, and runs of the program against it.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ pub(crate) struct Bus {
     pub(crate) server: Option<NatsServer>,
 }
 
-/// What a run has left behind.
+/// The result of a run.
 pub(crate) struct Ran {
     pub(crate) code: i32,
     pub(crate) stdout: String,
@@ -43,7 +43,7 @@ impl Bus {
         self.path(name).to_str().unwrap().to_owned()
     }
 
-    /// The program with this bus, and nothing of the user's own.
+    /// Creates a command of the program with this bus, without the user's settings and files.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = program(self.folder.path());
         command.env("A3S_EVENT_URL", &self.url).args(arguments);
@@ -62,12 +62,12 @@ impl Bus {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        // A program that refuses its arguments does not read.
+        // A program that refuses its arguments does not read stdin.
         let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
         ended(child.wait_with_output().unwrap())
     }
 
-    /// What a run that succeeds prints.
+    /// Runs the program, which must succeed, and returns its output.
     #[track_caller]
     pub(crate) fn prints(&self, arguments: &[&str]) -> String {
         let ran = self.run(arguments);
@@ -75,7 +75,7 @@ impl Bus {
         ran.stdout
     }
 
-    /// The lines of JSON that a run prints.
+    /// Runs the program and returns its lines of JSON.
     #[track_caller]
     pub(crate) fn rows(&self, arguments: &[&str]) -> Vec<Value> {
         json_lines(&self.prints(&[arguments, &["--output", "ndjson"]].concat()))
@@ -120,12 +120,12 @@ pub(crate) fn json_lines(text: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// The numbers of events that `publish` has published.
+/// Returns the numbers of events that `publish` has published.
 pub(crate) fn numbers(rows: &[Value]) -> Vec<u64> {
     rows.iter().map(|row| row["event"]["payload"]["n"].as_u64().unwrap()).collect()
 }
 
-/// The week of earthquakes: all of it where it is there, else the part of it that is an example.
+/// Returns the file of the week of earthquakes, or the part in the examples if the whole week is absent.
 pub(crate) fn week() -> (String, u64) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let whole = root.join("../shared/data/usgs-earthquakes-2018-02.geojson");

@@ -1,4 +1,4 @@
-//! `bus`: the names of the config file.
+//! Tests of `bus`: the names of the config file.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Stdio;

@@ -1,4 +1,4 @@
-//! Every command of the pages runs, page by page in its order, in one shell; and every example of the program's own help.
+//! Runs every command of the pages, page by page, in order and in one shell, and every example of the program's help.
 
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use crate::watching::Terminal;
 
 on_every_bus! { every_example_of_the_help_runs }
 
-/// What stands in for programs that a test cannot run again, because it is run by them: they check what they are told.
+/// Replacements for the programs that run this test and cannot run within it. They check their arguments.
 const STAND_INS: &str = r#"
 set -euo pipefail
 cargo() {
@@ -35,12 +35,12 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
 }
 
-/// The blocks of a page in this language.
+/// Returns the code blocks of a page in this language.
 fn blocks<'a>(page: &'a str, language: &str) -> Vec<&'a str> {
     page.split(&format!("```{language}\n")).skip(1).map(|rest| rest.split("```").next().unwrap()).collect()
 }
 
-/// Runs the commands of a page in a folder of its own, and returns them.
+/// Runs the commands of a page in their own folder, and returns them.
 async fn run(page: &str) -> String {
     let server = Bus::nats().await;
     let root = root();
@@ -82,7 +82,7 @@ async fn the_config_file_of_the_guide_is_read() {
     assert!(printed.contains("sqlite"), "{printed}");
 }
 
-/// The words of every command, as the help lists them; the tool itself has none.
+/// Returns the words of every command, as the help lists them; the tool itself has none.
 pub(crate) fn command_paths(bus: &Bus) -> Vec<Vec<String>> {
     let mut paths: Vec<Vec<String>> = vec![Vec::new()];
     let mut next = 0;
@@ -103,7 +103,7 @@ pub(crate) fn command_paths(bus: &Bus) -> Vec<Vec<String>> {
     paths
 }
 
-/// The examples in the program's own help, in the order of its commands.
+/// Returns the examples in the program's help, in the order of its commands.
 fn examples(bus: &Bus) -> Vec<String> {
     let mut examples = Vec::new();
     for path in command_paths(bus) {
@@ -116,7 +116,7 @@ fn examples(bus: &Bus) -> Vec<String> {
     examples
 }
 
-/// A shell of the test's folder, in which the program is found.
+/// Creates a shell in the test's folder, with the program in its path.
 pub(crate) fn shell(bus: &Bus) -> Command {
     let mut shell = Command::new("bash");
     isolate(&mut shell, bus.folder.path());
@@ -139,7 +139,7 @@ async fn every_example_of_the_help_runs(bus: &Bus) {
     std::fs::copy(crate::bus::week().0, bus.path("week.geojson")).unwrap();
     bus.file("schemas/order.placed.v1.json", r#"{"type": "object", "required": ["total"]}"#);
     bus.publish("events.market.forex", 14);
-    // Makes its stream.
+    // Creates the stream.
     there.prints(&["streams"]);
     there.prints(&["streams", "--url", &of_test]);
     bus.prints(&["pub", "events.orders.one", "{}", "--id", "evt-0197f6f2-7c61-7a42-9d5e-0c8c0f9d1b11"]);
@@ -152,7 +152,7 @@ async fn every_example_of_the_help_runs(bus: &Bus) {
             .replace("sqlite:///var/lib/events.db", &file)
             .replace("nats://127.0.0.1:4222", &there.url);
         if line.ends_with(" conformance") {
-            // The whole of it takes a minute.
+            // A full run takes a minute.
             line.push_str(" --case history");
         }
         let is_endless = ["a3s-event watch", " watch ", "tail -n", "--durable"];
@@ -165,7 +165,7 @@ async fn every_example_of_the_help_runs(bus: &Bus) {
     }
 }
 
-/// Runs a line that does not end by itself until it shows something, and then ends it.
+/// Runs an endless line until its first output, and then ends it.
 async fn run_endless(bus: &Bus, line: &str) {
     if line.contains(" watch") {
         if let Some(terminal) = Terminal::open(bus, &format!("PATH='{}':$PATH {line}", programs().display()))
@@ -184,7 +184,7 @@ async fn run_endless(bus: &Bus, line: &str) {
     assert!(child.wait().unwrap().success(), "{line}");
 }
 
-/// The folder of the program.
+/// Returns the folder of the program.
 pub(crate) fn programs() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_a3s-event")).parent().unwrap()
 }

@@ -1,4 +1,4 @@
-//! Encrypted payloads: `--key-file`.
+//! Tests of encrypted payloads: `--key-file`.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -13,7 +13,7 @@ on_every_bus! { a_key_encrypts_what_is_published_and_shows_it }
 const KEYS: [&str; 2] =
     ["AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh0="];
 
-/// A key in a file that only its owner can read.
+/// Writes a key to a file that only its owner can read.
 fn key_file(bus: &Bus, name: &str, key: &str) -> String {
     let path = bus.file(name, key);
     #[cfg(unix)]
@@ -68,7 +68,7 @@ async fn a_key_encrypts_what_is_published_and_shows_it(bus: &Bus) {
     }
     assert!(bus.prints(&["history"]).contains("encrypted with key 2026-01"));
 
-    // A program of the library reads it with the same key, and a dump restores as it is or in the clear.
+    // A program of the library reads it with the same key. A dump restores encrypted or in the clear.
     let sealed = bus.prints(&["dump"]);
     let to = Bus::sqlite();
     let mut restore = to.command(&["restore", &to.file("sealed.ndjson", &sealed), "--key-file", &with_id]);

@@ -1,4 +1,4 @@
-//! How runs end that do not succeed, and what may not be seen in the output.
+//! Tests of failed runs: their exit codes, and the secrets that the output must hide.
 
 use std::process::Stdio;
 
@@ -114,7 +114,7 @@ fn an_unreachable_server_is_4() {
     assert_eq!(ran.code, 4, "{}", ran.stderr);
 }
 
-/// A way to a server that answers no more from a certain publish on, which it stores.
+/// A proxy to a server that stops answering at a certain publish, which the server stores.
 struct CutOff {
     url: String,
     _proxy: FaultProxy,
@@ -205,7 +205,7 @@ fn a_config_that_may_not_be_read_is_3() {
     let file = bus.file("config.toml", "url = \"memory://\"");
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o000)).unwrap();
     if std::fs::File::open(&file).is_ok() {
-        // Root may read everything, and there is nobody else to be.
+        // Root may read everything, so that the case does not apply.
         return;
     }
     let ran = bus.run(&["info", "--config", &file]);

@@ -1,4 +1,4 @@
-//! `dlq`.
+//! Tests of `dlq`.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::on_every_bus;
 
 on_every_bus! { letters_are_listed_shown_replayed_and_discarded what_fails_again_and_again_is_not_replayed replay_wants_to_know_which an_event_of_several_letters_is_one_row a_dry_run_shows_the_letters what_is_done_already_is_said }
 
-/// Publishes events and keeps letters of them, as a consumer does that gives events up.
+/// Publishes events and stores dead letters of them, like a consumer that gives them up.
 async fn give_up(bus: &Bus, subjects: &[&str], replays: u64) {
     let provider = ProviderRegistry::builtin().connect(&bus.url).await.unwrap();
     let letters = ProviderDlqHandler::new(Arc::clone(&provider)).unwrap();
@@ -24,7 +24,7 @@ async fn give_up(bus: &Bus, subjects: &[&str], replays: u64) {
     provider.close().await.unwrap();
 }
 
-/// Keeps letters of events that are elsewhere.
+/// Stores dead letters of events on another bus.
 pub(crate) async fn keep(bus: &Bus, subjects: &[&str]) {
     let provider = ProviderRegistry::builtin().connect(&bus.url).await.unwrap();
     let letters = ProviderDlqHandler::new(Arc::clone(&provider)).unwrap();

@@ -1,4 +1,4 @@
-//! The program as its users run it, on a SQLite file and on a real nats-server.
+//! Tests the program as its users run it, on a SQLite file and on a real nats-server.
 
 #![allow(
     clippy::expect_used,
@@ -28,7 +28,7 @@ mod unreadable;
 mod watching;
 mod widths;
 
-/// One test per bus out of each `async fn name(bus: &Bus)`.
+/// Creates one test per bus from each `async fn name(bus: &Bus)`.
 macro_rules! on_every_bus {
     ($($name:ident)*) => {
         mod sqlite {

@@ -1,4 +1,4 @@
-//! `man`: the pages, and what reads them.
+//! Tests of `man`: the pages and their readers.
 
 use std::process::{Command, Stdio};
 

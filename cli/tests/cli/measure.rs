@@ -1,4 +1,4 @@
-//! `bench`, `conformance`, `doctor`, `schema` and `completions`.
+//! Tests of `bench`, `conformance`, `doctor`, `schema` and `completions`.
 
 use a3s_event_testkit::NatsServer;
 use serde_json::json;
@@ -41,7 +41,7 @@ async fn conformance_has_a_row_per_capability(bus: &Bus) {
         |name: &str| capabilities.iter().find(|row| row["capability"] == name).unwrap()["outcome"].clone();
     assert_eq!((of("dedup"), of("term")), (json!("honoured"), json!("not checked")));
     assert_eq!(bus.run(&["conformance", "--case", "no-such-case"]).code, 2);
-    // The cases have left nothing on the bus.
+    // The cases leave no event on the bus.
     assert_eq!(bus.rows(&["info"])[0]["messages"], 0);
 }
 
@@ -69,7 +69,7 @@ async fn limits_windows_and_restarts_are_checked(bus: &Bus) {
     }
 }
 
-/// About a minute; part of the slow tier.
+/// Runs for about a minute, in the slow tier.
 async fn the_whole_kit_is_kept(bus: &Bus) {
     if std::env::var_os("A3S_EVENT_SLOW").is_none() {
         return;
@@ -77,7 +77,7 @@ async fn the_whole_kit_is_kept(bus: &Bus) {
     let true_reasons = [
         "the case takes more than two minutes",
         "the harness cannot store a record that is not an event",
-        // Of a limit in bytes on NATS, whose server refuses an event that is larger than it.
+        // The limit in bytes on NATS, whose server refuses a larger event.
         "the harness provides no stream with this limit",
         "the provider does not move consumers with this start policy",
     ];

@@ -1,4 +1,4 @@
-//! `sub --durable` beside the program whose consumer it is.
+//! Tests of `sub --durable` beside the program that owns the consumer.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::on_every_bus;
 on_every_bus! { the_name_of_a_program_means_its_consumer nothing_is_taken_from_a_program_unless_that_is_forced
 a_member_keeps_the_settings_of_a_consumer a_stored_name_means_that_consumer }
 
-/// What the program that calls itself `billing` does, with this many events waiting for it.
+/// Runs the program `billing`, with this number of pending events.
 pub(crate) async fn billing(bus: &Bus, events: u64, options: Option<SubscribeOptions>) -> EventBus {
     let program = EventBus::connect(&bus.url).await.unwrap();
     program
@@ -52,7 +52,7 @@ async fn the_name_of_a_program_means_its_consumer(bus: &Bus) {
     assert_eq!(names(), before);
     let mut of_program = program.create_subscriber("billing").await.unwrap().remove(0);
     assert_eq!(next(&mut *of_program).await, (3, 1), "they share the work");
-    // A new one is made under the name that is given, and that is said.
+    // A new one gets the given name, and a note reports it.
     let ran = bus.run(&["sub", "--durable", "audit", "--count", "1"]);
     assert!(ran.code == 0 && ran.stderr.contains("'audit'"), "{}", ran.stderr);
     assert!(names().contains(&json!("audit")));
@@ -101,7 +101,7 @@ async fn a_stored_name_means_that_consumer(bus: &Bus) {
     let stored = bus.rows(&["consumers"])[0]["name"].as_str().unwrap().to_owned();
     let take = |name: &str| numbers(&bus.rows(&["sub", "--durable", name, "--count", "1"]));
     assert_eq!(take(&stored), [1]);
-    // Somebody made one that is called like the program.
+    // A consumer is stored under the name of the program.
     bus.prints(&["sub", "events.a", "--durable", "d", "--from", "now", "--idle", "100ms"]);
     let ran = bus.run(&["sub", "events.b", "--durable", "d", "--count", "1"]);
     assert!(ran.code == 1 && ran.stderr.contains("conflict"), "{}", ran.stderr);

@@ -1,4 +1,4 @@
-//! `copy` and `diff`.
+//! Tests of `copy` and `diff`.
 
 use std::process::Stdio;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ async fn the_week_moves_from_sqlite_to_nats_and_back() {
     here.prints(&[&["import", &file, subject], &fields[..]].concat());
     assert_eq!(copy(&here, &there)["events"], events);
     are_equal(&here, &there, events);
-    // Nothing is left to do, and what comes later is added.
+    // A second copy has nothing to do, and later events are added.
     assert_eq!(copy(&here, &there)["events"], 0);
     here.publish("events.later", 3);
     assert_eq!(
@@ -71,7 +71,7 @@ async fn a_target_that_drops_what_is_copied_ends_the_copy() {
         format!("sqlite://{}?max_events=100", from.path("small.db").display()),
         server.url.clone() + "?max_events=100",
     ] {
-        // Again finds what the first copy has left.
+        // The second copy finds the result of the first.
         for _ in 0..2 {
             let ran = from.run(&["copy", &from.url, &small]);
             assert_eq!((ran.code, ran.stdout.as_str()), (1, ""), "{}", ran.stderr);
@@ -83,7 +83,7 @@ async fn a_target_that_drops_what_is_copied_ends_the_copy() {
         }
         assert_eq!(from.run(&["diff", &from.url, &small]).code, 1);
     }
-    // What the source itself has dropped since is missed by nobody.
+    // Events that the source has dropped since are not missing.
     let (kept, to) = (format!("{}?max_events=100", from.url), Bus::nats().await);
     copy(&from, &to);
     from.prints(&["pub", "events.a", "1", "--url", &kept]);
@@ -128,7 +128,7 @@ async fn positions_move_on_and_consumers_keep_their_settings() {
             target.subscribe_durable_with_options("reader", "events.a", &options).await.unwrap();
         subscription.close().await.unwrap();
         drop(subscription);
-        // It stands before all events on the target, whether it was made there or by an earlier copy.
+        // It is before all events on the target, created there or by an earlier copy.
         for read_now in [0, 2] {
             if read_now > 0 {
                 from.publish("events.a", 1);
@@ -147,10 +147,10 @@ async fn positions_move_on_and_consumers_keep_their_settings() {
             let ran = from.run(&[&["copy", &from.url, &to.url], more].concat());
             assert!(ran.code == 1 && ran.stderr.contains("moved forward only"), "{}", ran.stderr);
         }
-        // The copy has not taken its ack wait away.
+        // The copy has kept its ack wait.
         let mut subscription = target.subscribe_durable("reader", "events.a").await.unwrap();
         let delivery = subscription.next_delivery().await.unwrap().unwrap();
-        // A program that reads there is not disturbed.
+        // The copy does not disturb a program that reads there.
         read(&from, "2");
         let ran = from.run(&["copy", &from.url, &to.url]);
         assert!(ran.code == 1 && ran.stderr.contains("stop that program first"), "{}", ran.stderr);
@@ -210,7 +210,7 @@ async fn a_dry_run_fails_where_the_copy_would() {
     }
 }
 
-/// A copy that is under way: so much is on the target.
+/// Starts a copy and waits until the target holds a part of the events.
 async fn copying(from: &Bus, to: &Bus) -> (std::process::Child, Arc<dyn EventProvider>) {
     let target = ProviderRegistry::builtin().connect(&to.url).await.unwrap();
     let copy = from.command(&["copy", &from.url, &to.url]).stderr(Stdio::piped()).spawn().unwrap();
@@ -242,8 +242,8 @@ async fn a_second_writer_ends_a_copy() {
     target.publish(&Event::new("events.a", "a", "", "somebody else", json!(0))).await.unwrap();
     let ended = crate::bus::ended(copy.wait_with_output().unwrap());
     assert_eq!(ended.code, 1, "{}", ended.stderr);
-    assert!(ended.stderr.contains("somebody else writes to the target"), "{}", ended.stderr);
-    // Its event stands where one of the source should be, and that is found.
+    assert!(ended.stderr.contains("another program writes to the target"), "{}", ended.stderr);
+    // Its event has the place of an event of the source, and the copy detects that.
     let ran = from.run(&["copy", &from.url, &to.url]);
     assert_eq!(ran.code, 3, "{}", ran.stderr);
     let differences = from.run(&["diff", &from.url, &to.url, "--output", "ndjson", "--limit", "1"]);

@@ -1,4 +1,4 @@
-//! Limits, names of consumers, resets, purges and deletions.
+//! Tests of limits, names of consumers, resets, purges and deletions.
 
 use serde_json::{Value, json};
 
@@ -148,7 +148,7 @@ async fn a_fresh_server_is_no_failure() {
     let checks = bus.rows(&["doctor"]);
     let check = checks.iter().find(|check| check["check"] == "stream").unwrap();
     assert_eq!((&check["ok"], &check["status"]), (&json!(true), &json!("note")));
-    // A name that is wrong beside other streams is a failure, and the others are named.
+    // A wrong name beside other streams is a failure that names the others.
     bus.publish("events.a", 1);
     let ran = bus.run(&["doctor", "--url", &format!("{}/TYPO?subject_prefix=typo", bus.url)]);
     assert!(ran.code == 3 && ran.stdout.contains("FAIL  connection"), "{}", ran.stdout);
@@ -215,7 +215,7 @@ fn one_word_means_one_thing_everywhere() {
     assert_eq!(rows(&["tail", "--no-follow", "-n", "1"]), 1);
     assert_eq!(rows(&["dlq", "list", "-n", "1"]), 0);
     assert_eq!(bus.run(&["history", "events.a", "--filter", "events.b"]).code, 2);
-    // Everywhere, before and after the command.
+    // The option works before and after every command.
     let letters = format!("sqlite://{}", bus.path("letters.db").display());
     for arguments in [["--dlq-url", &letters, "dlq", "list"], ["dlq", "list", "--dlq-url", &letters]] {
         assert_eq!(rows(&arguments), 0);

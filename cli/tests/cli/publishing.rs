@@ -1,4 +1,4 @@
-//! `pub`.
+//! Tests of `pub`.
 
 use serde_json::json;
 
@@ -25,7 +25,7 @@ async fn one_event_in_every_form(bus: &Bus) {
         "--id",
         "three",
     ]);
-    // The id is known: nothing is stored twice.
+    // The id is known: the event is stored once.
     bus.prints(&["pub", "events.a.three", r#"{"n": 3}"#, "--id", "three"]);
     bus.prints(&["pub", "events.b.text", "--text", "not JSON"]);
 
@@ -75,7 +75,7 @@ async fn many_from_a_document(bus: &Bus) {
     assert_eq!(event["payload"], json!({"net": "us", "kind": "quarry blast"}));
     assert_eq!(rows[0]["event"]["subject"], "events.q.ci.quake_small");
 
-    // The same without a file, and without a value that one of them has not.
+    // The same from stdin, with a default for a value that one record lacks.
     let piped = ["import", "-", "events.p.{properties.alert|none}", "--time", "{when|2018-02-07}"];
     let ran = bus.run_with_stdin(&piped, document);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
@@ -113,7 +113,7 @@ async fn a_resumed_run_goes_on_where_it_stopped(bus: &Bus) {
     let ran = bus.run_with_stdin(&arguments, &format!("{}nonsense\n", lines(25)));
     assert_eq!(ran.code, 3);
     assert!(ran.stderr.contains("line 26") && ran.stderr.contains("after record 25"), "{}", ran.stderr);
-    // The file says how far it came. A crash before it was written repeats a batch with the same ids.
+    // The file holds the progress. A crash before its write repeats a batch with the same ids.
     assert_ne!(std::fs::read(bus.path("state")).unwrap(), before_crash);
     std::fs::write(bus.path("state"), before_crash).unwrap();
 
@@ -136,7 +136,7 @@ async fn a_resume_file_belongs_to_one_input_and_one_bus(bus: &Bus) {
     };
     assert_eq!(resume(bus, lines(1..=8)).code, 0);
     let others: [String; 5] = [
-        // Rotated: shorter, as long, longer, of shorter lines; and nothing.
+        // Rotated inputs: shorter, as long, longer, with shorter lines, and empty.
         lines(11..=13),
         lines(2..=9),
         lines(11..=30),
@@ -151,13 +151,13 @@ async fn a_resume_file_belongs_to_one_input_and_one_bus(bus: &Bus) {
     let elsewhere = Bus::sqlite();
     let ran = resume(&elsewhere, lines(1..=8));
     assert!(ran.code == 3 && ran.stderr.contains("for another bus"), "{}", ran.stderr);
-    // It has grown, which is what the file is for; it may also lie elsewhere now.
+    // A resumed input may grow and move.
     assert_eq!(resume(bus, lines(1..=10)).code, 0);
     let moved = bus.file("moved.ndjson", &lines(1..=11));
     let row = &bus.rows(&["import", &moved, "events.r", "--resume", &state])[0];
     assert_eq!((&row["events"], &row["skipped"]), (&json!(1), &json!(10)));
     assert_eq!(numbers(&bus.rows(&["history"])), (1..=11).rev().collect::<Vec<_>>());
-    // A document is bound as well.
+    // The resume file also binds a document.
     let document = |text: &str| {
         let file = bus.file("d.json", text);
         bus.run(&["import", &file, "events.d", "--resume", bus.path("d").to_str().unwrap()]).code
@@ -165,7 +165,7 @@ async fn a_resume_file_belongs_to_one_input_and_one_bus(bus: &Bus) {
     assert_eq!(document("[1, 2, 3]"), 0);
     assert_eq!(document("[1, 2, 4]"), 3);
     assert_eq!(document("[1, 2]"), 3);
-    // Those of earlier versions say nothing of an input.
+    // Resume files of earlier versions name no input.
     std::fs::write(&state, "{\"run\":\"evt-1\",\"records\":8}").unwrap();
     let ran = resume(bus, lines(1..=12));
     assert!(ran.code == 3 && ran.stderr.contains("--skip 8"), "{}", ran.stderr);
@@ -231,7 +231,7 @@ async fn the_content_decides_and_not_the_name(bus: &Bus) {
     assert_eq!(events("one.json", collection, &["--layout", "ndjson"]), 1);
     let piped = ["import", "-", "events.c", "--output", "ndjson"];
     assert_eq!(crate::bus::json_lines(&bus.run_with_stdin(&piped, collection).stdout)[0]["events"], 2);
-    // Who names the array says that there is one.
+    // An option that names the array implies one.
     let file = bus.file("no.json", "{\"features\": [1]}");
     let ran = bus.run(&["import", &file, "events.c", "--items", "elements"]);
     assert!(ran.code == 3 && ran.stderr.contains("elements"), "{}", ran.stderr);
@@ -251,7 +251,7 @@ async fn what_is_stored_is_said_when_a_record_is_wrong(bus: &Bus) {
     let ran = bus.run_with_stdin(&[&many[..], &["--skip", "2"]].concat(), &mended);
     let row = &crate::bus::json_lines(&ran.stdout)[0];
     assert_eq!((&row["events"], &row["skipped"]), (&json!(2), &json!(2)), "{}", ran.stderr);
-    // What the bus would refuse is found before anything behind it is sent.
+    // An event that the bus would refuse is found before any later one is sent.
     let long = format!("{{\"id\":\"5\"}}\n{{\"id\":\"{}\"}}\n{{\"id\":\"7\"}}\n", "x".repeat(1_000));
     let ran = bus.run_with_stdin(&many, &long);
     assert!(ran.code == 3 && ran.stderr.contains("record 1 of the input is stored"), "{}", ran.stderr);
@@ -324,7 +324,7 @@ fn documents_on_stdin_are_recognised() {
     }
     let ran = import("{\n  \"data\": [{\"n\": 1}]\n}\n");
     assert!(ran.code == 3 && ran.stderr.contains("--items 'data'"), "{}", ran.stderr);
-    // The tests' own runs have no stdin; a closed one is the same to a program.
+    // The runs of the tests have no stdin, which a program sees as a closed one.
     for arguments in
         [&["import", "-", "events.a"][..], &["pub", "events.a", "--text", "-"], &["restore", "-"]]
     {
@@ -341,14 +341,14 @@ async fn the_size_of_an_event_is_that_which_the_server_counts() {
     let bus = Bus { url: server.url(), folder: tempfile::tempdir().unwrap(), server: Some(server) };
     let line = |length: usize| format!("{{\"id\":\"one\",\"x\":\"{}\"}}\n", "x".repeat(length));
     let publish = |length| bus.run_with_stdin(&["import", "-", "events.a", "--id", "{id}"], &line(length));
-    // What an event has beside the text.
+    // The size of an event without its text.
     let ran = publish(limit);
     let size = |stderr: &str| -> usize {
         let (before, _) = stderr.split_once(" bytes is over").unwrap();
         before.rsplit(' ').next().unwrap().parse().unwrap()
     };
     let beside = size(&ran.stderr) - limit;
-    // It fits, and its headers do not.
+    // The event fits, and its headers do not.
     let ran = publish(limit - beside);
     assert_eq!(ran.code, 3, "{}", ran.stderr);
     assert!(ran.stderr.contains("event with its headers of ") && size(&ran.stderr) > limit, "{}", ran.stderr);

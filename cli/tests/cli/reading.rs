@@ -1,4 +1,4 @@
-//! `sub`, `history`, `tail`, `show`, `info` and `consumers`.
+//! Tests of `sub`, `history`, `tail`, `show`, `info` and `consumers`.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Stdio};
@@ -49,7 +49,7 @@ async fn times_select_by_storage(bus: &Bus) {
     for since in ["today", "2 hours ago", "2018-02-08", "1517966773840"] {
         let table = bus.prints(&["history", "--since", since]);
         let shows_storage = table.contains("stored") && !table.contains("2018-02-07");
-        // Just after midnight there is nothing of today yet.
+        // Just after midnight, today has no events yet.
         assert!(shows_storage && (since == "today" || table.contains("events.a")), "{since}: {table}");
         assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
     }
@@ -194,7 +194,7 @@ async fn a_wrong_name_is_found_and_makes_nothing(bus: &Bus) {
             "{command:?} {code} {said}"
         );
     }
-    // It would be there now.
+    // A created stream would exist now.
     assert_eq!(bus.run(&["info", "--url", &wrong]).code, 3);
     assert!(!bus.path("typo").exists());
     std::fs::create_dir(bus.path("typo")).unwrap();
@@ -228,12 +228,12 @@ async fn a_signal_ends_a_subscription(bus: &Bus) {
     }
     terminate(&child);
     assert!(child.wait().unwrap().success());
-    // Nothing is left unsettled but what was printed last, whose ack the signal may have overtaken.
+    // Only the last printed event may be unsettled: the signal may have preceded its ack.
     let consumer = &bus.rows(&["consumers"])[0];
     assert!(consumer["lag"] == 0 && consumer["pending"].as_u64() <= Some(1), "{consumer}");
 }
 
-/// The server would be waited for much longer.
+/// Maximum duration of a run, far below the timeout for the server.
 const SOON: Duration = Duration::from_secs(10);
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Completion, in the shells themselves: a person types and presses the tab key.
+//! Tests of completion in real shells: a person types and presses the tab key.
 
 use std::process::Command;
 
@@ -6,7 +6,7 @@ use crate::bus::{Bus, ended};
 use crate::docs::{programs, shell};
 use crate::watching::Terminal;
 
-/// A bus with a consumer of a program, and a config file with two names.
+/// Creates a bus with a consumer of a program, and a config file with two names.
 async fn prepared() -> Bus {
     let bus = Bus::nats().await;
     bus.publish("events.orders.placed", 1);
@@ -55,7 +55,7 @@ async fn bash_completes_commands_options_and_names() {
             found.iter().filter(|word| !word.starts_with('-') || words.last() != Some(&"")).collect();
         assert_eq!(names, expected, "{words:?}: {found:?}");
     }
-    // The line says which bus is asked.
+    // The line names the bus.
     assert!(completed(&bus, &["--url", "memory://", "consumers", "rm", "b"]).is_empty());
 }
 

@@ -1,11 +1,11 @@
-//! Servers with TLS, and files that cannot be used for it.
+//! Tests of servers with TLS, and of unusable files.
 
 use a3s_event_testkit::NatsServer;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
 
 use crate::bus::{Bus, Ran, ended};
 
-/// PEM files in the folder of a bus: an authority, what it has signed, and another authority.
+/// Writes PEM files to the folder of a bus: an authority, the certificates it signed, and another authority.
 fn certificates(bus: &Bus) {
     let mut authority = CertificateParams::new(Vec::new()).unwrap();
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -81,7 +81,7 @@ fn files_that_cannot_be_used_are_named_before_anything_is_connected() {
         (pair("client.pem", "server.key"), "client_key", "is not the key of the client_certificate"),
         (pair("client.pem", "two.key"), "client_key", "holds 2 private keys"),
     ] {
-        // Nothing listens there, which is not what is said.
+        // No server listens there, and the message names the file instead.
         let refused = publish(&bus, 1, &settings);
         let said = &refused.stderr;
         assert_eq!((refused.code, refused.stdout.as_str()), (3, ""), "{settings:?}: {said}");

@@ -1,4 +1,4 @@
-//! Records that cannot be read as events: every command that meets one names it, and none settles it for others.
+//! Tests of unreadable records: every command that meets one names it, and none settles it for others.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ on_every_bus! { listings_name_what_cannot_be_read what_is_newest_counts_although
 a_copy_names_what_it_leaves_out_and_a_difference_is_found a_subscription_leaves_what_it_cannot_read
 a_subscription_of_its_own_shows_what_it_cannot_read }
 
-/// Stores a record that is no event, as the one with this number.
+/// Stores a record that is no event under this number.
 async fn store_unreadable(bus: &Bus, number: u64) {
     match &bus.server {
         None => {
@@ -31,14 +31,14 @@ async fn store_unreadable(bus: &Bus, number: u64) {
     }
 }
 
-/// Two events, and between them what is none.
+/// Stores two events, and a record between them that is no event.
 pub(crate) async fn one_of_three(bus: &Bus) {
     bus.publish("events.a", 1);
     store_unreadable(bus, 2).await;
     bus.prints(&["pub", "events.a", "{\"n\": 3}"]);
 }
 
-/// What a run prints that meets a record that cannot be read.
+/// Runs a command that meets an unreadable record, and returns its output.
 #[track_caller]
 fn meets(bus: &Bus, arguments: &[&str]) -> Vec<Value> {
     let ran = bus.run(&[arguments, &["--output", "ndjson"]].concat());
@@ -47,7 +47,7 @@ fn meets(bus: &Bus, arguments: &[&str]) -> Vec<Value> {
     json_lines(&ran.stdout)
 }
 
-/// The numbers of events, and where what is none stands among them.
+/// Returns the numbers of the events, with `None` for the unreadable record.
 fn numbers(rows: &[Value]) -> Vec<Option<u64>> {
     let is_unreadable = |row: &Value| row["sequence"] == 2 && row["unreadable"].is_string();
     let number = |row: &Value| row["event"]["payload"]["n"].as_u64();
@@ -80,7 +80,7 @@ async fn listings_name_what_cannot_be_read(bus: &Bus) {
     let problem = &json_lines(&ran.stdout)[0];
     assert_eq!((ran.code, &problem["sequence"], &problem["eventType"]), (1, &json!(2), &Value::Null));
 
-    // What it prints is not taken for events.
+    // Its output is not taken for events.
     let listed = bus.run(&["history", "--output", "ndjson"]).stdout;
     let ran = Bus::sqlite().run_with_stdin(&["import", "-", "--events"], &listed);
     assert!(ran.code == 3 && ran.stderr.contains("record 2"), "{}", ran.stderr);
@@ -107,10 +107,10 @@ async fn a_copy_names_what_it_leaves_out_and_a_difference_is_found(bus: &Bus) {
     let found = meets(bus, &["diff", &bus.url, &to.url]);
     assert_eq!((found.len(), &found[0]["what"]), (1, &json!(["unreadable"])));
     assert_eq!((&found[0]["from"]["sequence"], &found[0]["to"]), (&json!(2), &Value::Null));
-    // What was there to be copied is there, and later events follow.
+    // The readable events are copied, and later events follow.
     bus.prints(&["pub", "events.a", "{\"n\": 4}"]);
     assert_eq!(bus.rows(&["copy", &bus.url, &to.url])[0]["events"], 1);
-    // Nothing is copied behind what cannot be read.
+    // No event is copied after an unreadable record.
     let ran = bus.run(&["copy", &to.url, &bus.url]);
     assert!(ran.code == 1 && ran.stderr.contains("of the target"), "{}", ran.stderr);
 }
@@ -120,7 +120,7 @@ async fn a_subscription_leaves_what_it_cannot_read(bus: &Bus) {
     for ack in ["received", "term"] {
         let sub = ["sub", "events.a", "--durable", ack, "--ack", ack, "--count", "2"];
         assert_eq!(numbers(&meets(bus, &sub)), [Some(1), None, Some(3)]);
-        // It is there for a program that knows what to do with it.
+        // It stays for a program that can handle it.
         let provider = ProviderRegistry::builtin().connect(&bus.url).await.unwrap();
         let mut subscription = provider.subscribe_durable(ack, "events.a").await.unwrap();
         assert!(subscription.keep_undecodable());

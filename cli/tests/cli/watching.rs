@@ -1,4 +1,4 @@
-//! `watch`, in a terminal of tmux.
+//! Tests of `watch` in a terminal of tmux.
 
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -9,11 +9,11 @@ use crate::on_every_bus;
 
 on_every_bus! { watch_shows_rate_lag_and_events_and_ends }
 
-/// A server of tmux of the test's own, so that no session of the user's is touched.
+/// A private tmux server for the test, which leaves the user's sessions alone.
 pub(crate) struct Terminal(String);
 
 impl Terminal {
-    /// A session that runs a line and says how it ended; `None` where there is no tmux.
+    /// Opens a session that runs a line and shows its exit; `None` without tmux.
     pub(crate) fn open(bus: &Bus, line: &str) -> Option<Self> {
         if Command::new("tmux").arg("-V").output().is_err() {
             eprintln!("not checked: there is no tmux");
@@ -85,7 +85,7 @@ async fn watch_shows_rate_lag_and_events_and_ends(bus: &Bus) {
 async fn watch_says_that_the_server_does_not_answer_and_ends() {
     let bus = Bus::nats().await;
     bus.publish("events.a", 1);
-    // Longer than the test waits for the end.
+    // The request timeout is longer than the test's timeout for the end.
     let line = format!(
         "export A3S_EVENT_URL='{}?request_timeout=120s'; {} watch --every 100ms",
         bus.url,

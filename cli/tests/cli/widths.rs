@@ -1,4 +1,4 @@
-//! Everything that a person sees fits the terminal: no line is longer than it, so that none is broken in a word.
+//! Tests that output fits the terminal: no line is longer, so that none breaks within a word.
 
 use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
@@ -7,7 +7,7 @@ use crate::bus::{Bus, Ran, ended};
 use crate::docs::{command_paths, programs, shell};
 use crate::letters::keep;
 
-/// Runs a line in a terminal of this width; `None` where there is no `script` to make one.
+/// Runs a line in a terminal of this width; `None` without the program `script`.
 fn in_terminal(bus: &Bus, columns: u16, environment: &str, line: &str) -> Option<String> {
     if Command::new("script").arg("--version").stdout(Stdio::null()).status().is_err() {
         eprintln!("not checked: there is no script");
@@ -20,14 +20,14 @@ fn in_terminal(bus: &Bus, columns: u16, environment: &str, line: &str) -> Option
     Some(ran.stdout.replace('\r', ""))
 }
 
-/// Text without the sequences that style it.
+/// Removes the escape sequences of styles.
 fn unstyled(text: &str) -> String {
     let mut parts = text.split("\u{1b}[");
     let first = parts.next().unwrap_or_default().to_owned();
     first + &parts.map(|part| part.split_once('m').map_or(part, |(_, rest)| rest)).collect::<String>()
 }
 
-/// Whether a line may end around this part of a word: behind a separator, or where the word begins or ends.
+/// Returns `true` if a line may end around this part of a word: behind a separator, or at the ends of the word.
 fn is_part(part: &str, word: &str) -> bool {
     let is_separator = |c: char| matches!(c, '.' | '/' | '_' | '-');
     word.match_indices(part).any(|(at, _)| {
@@ -40,7 +40,7 @@ fn words(text: &str) -> BTreeSet<String> {
     text.split_whitespace().map(str::to_owned).collect()
 }
 
-/// Lines that show long values: names, subjects, contents and reasons.
+/// Returns command lines that show long values: names, subjects, contents and reasons.
 async fn lines(bus: &Bus) -> Vec<String> {
     let long = "placed_in_the_year_2018.by_a_customer_of_the_first_hour";
     let summary = "a summary of many words that goes on and on until no terminal has room for it on one line";
@@ -90,7 +90,7 @@ async fn everything_fits(bus: &Bus) {
         assert!(lines.len() > 50);
     }
     for line in &lines {
-        // A question needs an answer: without one the run is over.
+        // Without an answer to its question, the run ends.
         let command = format!("'{}/a3s-event' {line} < /dev/null", programs().display());
         let piped = ended(shell(bus).args(["-c", &command]).output().unwrap());
         let all = format!("{}{}", piped.stdout, piped.stderr);
@@ -101,7 +101,7 @@ async fn everything_fits(bus: &Bus) {
             let Some(shown) = in_terminal(bus, columns, "", &command) else { return };
             let shown = unstyled(&shown);
             for wide in shown.lines().filter(|wide| wide.chars().count() > usize::from(columns)) {
-                // A word of the user's that is longer than the terminal stays whole.
+                // A user's word that is longer than the terminal stays whole.
                 assert!(!wide.trim().contains(' '), "{line} at {columns}: {wide}\n{shown}");
             }
             assert!(!shown.trim().is_empty(), "{line} shows nothing");

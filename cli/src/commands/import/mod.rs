@@ -1,4 +1,4 @@
-//! `import`: the records of a file, in batches. `restore` publishes a dump in the same way.
+//! `import`: publishes the records of a file in batches. `restore` publishes a dump in the same way.
 
 mod published;
 mod publisher;
@@ -36,7 +36,7 @@ pub(crate) struct Args {
     /// The payload [default: the record]
     #[arg(long, value_name = "{PATH}")]
     payload: Option<Template>,
-    /// How the records follow each other
+    /// Layout of the records
     #[arg(long, value_enum, default_value_t)]
     layout: Layout,
     /// Key of the array, if the file is an object that holds one [default: features]
@@ -49,7 +49,7 @@ pub(crate) struct Args {
     pace: Pace,
 }
 
-/// Where a run begins, and how it publishes.
+/// The start of a run, and its batches.
 #[derive(Debug, clap::Args)]
 pub(super) struct Pace {
     /// Skip the first records of the file
@@ -58,7 +58,7 @@ pub(super) struct Pace {
     /// Events per batch
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     batch: u16,
-    /// Store in this file how far the run came with this input, and go on there
+    /// Store the progress of the run with this input in a file, and resume from it
     #[arg(long, value_name = "FILE")]
     resume: Option<PathBuf>,
 }
@@ -74,7 +74,7 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     let Args { file, subject, fields, payload, layout, items, events, pace } = args;
     let kind = if events { Kind::Events } else { payloads(subject, fields, payload)? };
     let layout = match (layout, &items) {
-        // An option that names the array says that there is one.
+        // An option that names the array implies one.
         (Layout::Auto, Some(_)) => Layout::Array,
         (layout, _) => layout,
     };

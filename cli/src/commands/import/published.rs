@@ -1,4 +1,4 @@
-//! What an import has published, and which records of the input that were.
+//! The result of an import, and the numbers of the stored records.
 
 use std::time::Instant;
 
@@ -29,7 +29,7 @@ pub(crate) struct Published {
     /// Numbers of the stored records, in ranges from the first to the last.
     #[serde(skip)]
     stored: Vec<(u64, u64)>,
-    /// Records of a dump that could not be read when it was made.
+    /// Records of a dump that were unreadable when it was written.
     #[serde(skip)]
     pub(crate) unreadable: Unreadable,
 }
@@ -74,18 +74,15 @@ impl Published {
         self.stored.is_empty()
     }
 
-    /// Fails if the input ended before the records to skip did.
+    /// Fails if the input has fewer records than the number to skip.
     pub(super) fn check_skipped(&self, path: &str, skip: u64) -> Outcome {
         if self.read >= skip {
             return Ok(());
         }
-        Err(Failure::Input(format!(
-            "{path} has {}, fewer than --skip leaves out",
-            count(self.read, "record")
-        )))
+        Err(Failure::Input(format!("{path} has {}, fewer than --skip skips", count(self.read, "record"))))
     }
 
-    /// The last record before the first that is not stored.
+    /// Returns the last record before the first that is not stored.
     fn last_in_a_row(&self) -> u64 {
         match self.stored.first() {
             Some((first, last)) if *first == self.skipped + 1 => *last,
@@ -105,20 +102,20 @@ impl Published {
         }
     }
 
-    /// Says what is stored after a failed run, and how to publish the rest.
+    /// Describes the stored records after a failed run, and how to publish the rest.
     pub(super) fn how_to_go_on(&self, has_resume_file: bool, has_ids: bool) -> String {
         let (stored, last) = (self.stored(), self.last_in_a_row());
         if has_resume_file {
-            return format!("{stored}; the same command goes on after record {last}");
+            return format!("{stored}; the same command resumes after record {last}");
         }
         let is_gapless = matches!(self.stored.as_slice(), [(_, end)] if *end == last);
         match (is_gapless, has_ids) {
-            (true, _) => format!("{stored} and none after them; --skip {last} goes on there"),
+            (true, _) => format!("{stored} and none after them; --skip {last} resumes there"),
             (false, true) => {
-                format!("{stored}; --skip {last} goes on there, and the bus knows the others by their ids")
+                format!("{stored}; --skip {last} resumes there, and the bus knows the others by their ids")
             }
             (false, false) => format!(
-                "{stored}; --skip {last} goes on there and would store the others again, because they have no ids of the \
+                "{stored}; --skip {last} resumes there and would store the others again, because they have no ids of the \
                  input (--id): remove them from the input first"
             ),
         }

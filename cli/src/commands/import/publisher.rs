@@ -1,4 +1,4 @@
-//! Publishing the records of an input in batches.
+//! Publishes the records of an input in batches.
 
 use std::time::Duration;
 
@@ -18,10 +18,10 @@ use crate::records::{Mark, Record, Records};
 use crate::template::Template;
 use crate::text::count;
 
-/// A slow input is not held back until its batch is full.
+/// Maximum time that a record of a slow input waits for its batch.
 const LINGER: Duration = Duration::from_millis(100);
 
-/// What the records of an input are.
+/// The kind of the records of an input.
 pub(crate) enum Kind {
     /// Each becomes the payload of an event.
     Payloads { target: Target, fields: Box<Fields>, payload: Option<Template> },
@@ -31,7 +31,7 @@ pub(crate) enum Kind {
     Dump,
 }
 
-/// How records are published.
+/// Publishes records.
 pub(crate) struct Publisher<'a> {
     pub(super) provider: &'a dyn EventProvider,
     pub(super) keys: &'a Keys,
@@ -40,14 +40,14 @@ pub(crate) struct Publisher<'a> {
     pub(super) batch: usize,
 }
 
-/// How far a batch came.
+/// The progress of a batch.
 struct Done {
     /// The last record before the first failure.
     last: Option<(u64, Mark)>,
     ended: Outcome,
 }
 
-/// What was seen of a file of events.
+/// The state of the checks of a file of events.
 #[derive(Default)]
 struct Seen {
     order: Order,
@@ -88,7 +88,7 @@ impl Publisher<'_> {
         }
     }
 
-    /// Checks the order of a file of events, before anything of the batch is published.
+    /// Checks the order of a file of events, before the batch is published.
     fn look_at(&self, record: &Record, seen: &mut Seen) -> Outcome {
         let Record { number, value, .. } = record;
         if let Kind::Payloads { .. } = self.kind {
@@ -128,7 +128,7 @@ impl Publisher<'_> {
         Ok(())
     }
 
-    /// Publishes the records up to the first that cannot be made an event.
+    /// Publishes the records up to the first that cannot become an event.
     async fn publish(&self, batch: Vec<Record>, run: Option<&str>, published: &mut Published) -> Done {
         let mut requests = Vec::with_capacity(batch.len());
         let mut ended = Ok(());
@@ -156,7 +156,7 @@ impl Publisher<'_> {
         Done { last: last.map(|(number, end, _)| (*number, *end)), ended }
     }
 
-    /// The event of a record. What the bus would refuse is refused here, before anything after it is sent.
+    /// Creates the event of a record. Checks the rules of the bus here, before any later record is sent.
     fn event(
         &self,
         number: u64,
@@ -202,7 +202,7 @@ impl Publisher<'_> {
         Ok(Some(event))
     }
 
-    /// Returns `true` if a record that is published again has the same id.
+    /// Returns `true` if publishing a record again gives it the same id.
     pub(super) fn has_ids(&self) -> bool {
         match &self.kind {
             Kind::Payloads { fields, .. } => fields.id.is_some(),
@@ -222,7 +222,7 @@ impl Publisher<'_> {
     }
 }
 
-/// The failure of a batch: the events whose outcome is unknown, else the first refusal.
+/// Returns the failure of a batch: the events with an unknown outcome, else the first refusal.
 fn failed(events: &[(u64, Mark, Event)], results: &[Result<PublishReceipt, EventError>]) -> Failure {
     let errors =
         || results.iter().zip(events).filter_map(|(result, event)| Some((result.as_ref().err()?, event)));
@@ -238,11 +238,11 @@ fn failed(events: &[(u64, Mark, Event)], results: &[Result<PublishReceipt, Event
             }
             other => other,
         },
-        None => Failure::Other("the bus gave no answer for part of a batch".to_owned()),
+        None => Failure::Other("the bus did not answer for part of a batch".to_owned()),
     }
 }
 
-/// The next records, and why they ended if they ended wrongly. `None` at the end of the input.
+/// Reads the next records, and the failure that ended them, if any. `None` at the end of the input.
 async fn next_batch(records: &mut Records, size: usize) -> Option<(Vec<Record>, Option<Failure>)> {
     let mut batch = Vec::with_capacity(size);
     match records.next().await? {

@@ -1,4 +1,4 @@
-//! The resume file of `import`: how far a run came, with which input and to which bus.
+//! The resume file of `import`: the progress of a run, its input and its bus.
 
 use std::fs;
 use std::io::Write as _;
@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::failure::{Failure, Outcome};
 use crate::records::Mark;
 
-/// How far a run came, in a file that is replaced atomically.
+/// The progress of a run, in a file that is replaced atomically.
 pub(super) struct Checkpoint {
     path: PathBuf,
     state: State,
@@ -22,25 +22,25 @@ pub(super) struct Checkpoint {
 struct State {
     /// Part of the ids of the events.
     run: String,
-    /// Records that are published.
+    /// Number of published records.
     records: u64,
-    /// Where they came from. Files of earlier versions do not say so.
+    /// The input. Absent in files of earlier versions.
     input: Option<Source>,
-    /// Where they went.
+    /// The bus that they were published to.
     bus: Option<String>,
 }
 
-/// An input, as far as it was read.
+/// An input, up to the last record read.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Source {
-    /// For people: a file may be moved, and a pipe has no name.
+    /// The name for people: a file may move, and a pipe has no name.
     name: String,
     end: Mark,
 }
 
 impl Checkpoint {
-    /// Reads the file, which need not be there yet.
+    /// Reads the file, which may not exist yet.
     pub(super) fn load(path: PathBuf, input: &str, bus: &str) -> Outcome<Self> {
         // Settings may change between two runs.
         let bus = bus.split('?').next().unwrap_or(bus).to_owned();
@@ -75,18 +75,18 @@ impl Checkpoint {
         &self.state.run
     }
 
-    /// How many records are published.
+    /// Returns the number of published records.
     pub(super) fn records(&self) -> u64 {
         self.state.records
     }
 
-    /// How many records the input begins with that are published, and where the last of them ends.
+    /// Returns the number of published records at the beginning of the input, and the end of the last one.
     pub(super) fn beginning(&self) -> Option<(u64, Mark)> {
         let source = self.state.input.as_ref().filter(|_| self.state.records > 0)?;
         Some((self.state.records, source.end))
     }
 
-    /// Writes the file: the name of the run has to be there before the first event of it.
+    /// Writes the file: it must hold the name of the run before the first event is published.
     pub(super) fn begin(&mut self) -> Outcome {
         self.write().map_err(|error| Failure::Input(format!("resume file {}: {error}", self.path.display())))
     }
