@@ -138,7 +138,7 @@ mod tests {
         refuses.discard = DiscardPolicy::New;
         assert_eq!(
             said(1, 4_500_000, refuses),
-            "keeps 10 events, 4.50 MB and 90 minutes; full: publishes are refused; 100 % full"
+            "keeps 10 events, 4.5 MB and 90 minutes; full: publishes are refused; 100 % full"
         );
     }
 }

@@ -52,7 +52,7 @@ fn secrets_of_buses_are_never_shown() {
     let bus = Bus::sqlite();
     let url = "nats://user:s3cret@127.0.0.1:4222?token=s3cret";
     let on_the_line = run(&bus, &["bus", "add", "prod", url]);
-    assert!(on_the_line.stderr.contains("warning: credentials"), "{}", on_the_line.stderr);
+    assert!(on_the_line.stderr.contains("other users can see credentials"), "{}", on_the_line.stderr);
     let ran = bus.run_with_stdin(&["bus", "add", "other", "-"], &format!("{url}\n"));
     assert!(ran.code == 0 && ran.stderr.is_empty(), "{}", ran.stderr);
     let listed = run(&bus, &["bus", "list", "--output", "json"]);
