@@ -5,8 +5,8 @@
 //! cargo run --example quickstart [provider URL]
 //! ```
 //!
-//! The URL is the first argument, or `A3S_EVENT_URL`. With the feature `sqlite` the default is a file in the folder for
-//! temporary files, so that a second run continues where the first one stopped. Without it the default is `memory://`.
+//! The URL is the first argument, or `A3S_EVENT_URL`. With the feature `sqlite` the default is the file `quickstart.db` of the
+//! checkout, so that a second run continues where the first one stopped. Without it the default is `memory://`.
 
 #![allow(clippy::print_stdout, reason = "an example talks to the person who runs it")]
 
@@ -115,7 +115,7 @@ async fn until_all_is_handled(bus: &EventBus) -> Outcome<()> {
 
 #[cfg(feature = "sqlite")]
 fn default_url() -> String {
-    format!("sqlite:{}", std::env::temp_dir().join("a3s-event-quickstart.db").display())
+    concat!("sqlite:", env!("CARGO_MANIFEST_DIR"), "/quickstart.db").to_owned()
 }
 
 #[cfg(not(feature = "sqlite"))]

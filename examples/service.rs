@@ -2,14 +2,13 @@
 //! HTTP, and an orderly shutdown on SIGTERM.
 //!
 //! ```text
-//! cargo run --example service --features json-schema,sqlite
+//! ORDERS_KEY_FILE=none cargo run --example service --features json-schema,sqlite
 //! curl -d '{"id": 7, "total": 4750}' http://127.0.0.1:8080/orders
 //! curl http://127.0.0.1:8080/metrics
 //! ```
 //!
 //! Settings come from the environment: `ORDERS_BUS` (a URL, default `memory://`), `ORDERS_LISTEN` (default
-//! `127.0.0.1:8080`), and `ORDERS_KEY_FILE` (a file with 32 random bytes in base64; without it, payloads are stored
-//! unencrypted).
+//! `127.0.0.1:8080`), and `ORDERS_KEY_FILE` (a file with 32 random bytes in base64, or `none`).
 
 #![allow(clippy::print_stdout, reason = "an example talks to the person who runs it")]
 
@@ -17,11 +16,11 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
-use a3s_event::consumer::HandlerResult;
+use a3s_event::consumer::{ConsumerHandle, HandlerResult};
 use a3s_event::metrics::PROMETHEUS_CONTENT_TYPE;
 use a3s_event::{
     Aes256GcmEncryptor, Delivery, EncryptionKey, ErrorKind, Event, EventBus, EventBusBuilder,
-    JsonSchemaRegistry, ProviderDlqHandler,
+    JsonSchemaRegistry, ProviderDlqHandler, PublishOptions,
 };
 use axum::Router;
 use axum::extract::State;
@@ -44,6 +43,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let observer = bus.observe_every(Duration::from_secs(15))?;
     let orders = bus.provider().category_subject("orders");
     let billing = bus.consumer("billing").subject(orders).concurrency(8).handle_typed(bill).await?;
+    let billing = Arc::new(billing);
 
     let routes = Router::new()
         .route("/orders", post(place_order))
@@ -52,7 +52,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
         .with_state(Arc::clone(&bus));
     let listener = TcpListener::bind(setting("ORDERS_LISTEN", "127.0.0.1:8080")).await?;
     println!("listening on http://{}", listener.local_addr()?);
-    axum::serve(listener, routes).with_graceful_shutdown(terminated()).await?;
+    axum::serve(listener, routes).with_graceful_shutdown(ended(Arc::clone(&billing))).await?;
 
     // No request comes any more. Running handlers end, every ack is stored, and the connection is closed.
     billing.shutdown().await?;
@@ -63,7 +63,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
 }
 
 /// Connects to the bus, with its schemas, key and dead letters.
-async fn connect() -> a3s_event::Result<EventBus> {
+async fn connect() -> Result<EventBus, Box<dyn Error + Send + Sync>> {
     let schemas = JsonSchemaRegistry::new();
     let order = json!({
         "type": "object",
@@ -73,16 +73,16 @@ async fn connect() -> a3s_event::Result<EventBus> {
     schemas.register_json("order.placed", 1, order)?;
 
     let mut builder = EventBusBuilder::connect(&setting("ORDERS_BUS", "memory://")).await?;
-    if let Ok(path) = std::env::var("ORDERS_KEY_FILE") {
-        let key = EncryptionKey::from_file(path)?;
+    // Without the setting the service does not start, so that a forgotten key stores nothing unencrypted.
+    let key_file =
+        std::env::var("ORDERS_KEY_FILE").map_err(|_| "ORDERS_KEY_FILE: name a key file, or none")?;
+    if key_file != "none" {
+        let key = EncryptionKey::from_file(key_file)?;
         builder = builder.encryptor(Arc::new(Aes256GcmEncryptor::new("orders-1", &key).require_bound()));
     }
     let dead_letters = ProviderDlqHandler::new(builder.provider())?;
-    builder
-        .schema_registry(Arc::new(schemas))
-        .validate_on_consume(true)
-        .dlq_handler(Arc::new(dead_letters))
-        .build()
+    let builder = builder.schema_registry(Arc::new(schemas)).validate_on_consume(true);
+    Ok(builder.dlq_handler(Arc::new(dead_letters)).build()?)
 }
 
 /// Handles an order. `Ok` acks it; an error is retried, and the event is dead-lettered after the last attempt.
@@ -95,13 +95,16 @@ async fn place_order(State(bus): State<Arc<EventBus>>, body: String) -> impl Int
     let Ok(order) = serde_json::from_str::<serde_json::Value>(&body) else {
         return (StatusCode::BAD_REQUEST, "the body is not JSON\n".to_owned());
     };
+    // A client that got no answer can repeat its request: the bus stores an order once.
+    let msg_id = order.get("id").map(|id| format!("order-{id}"));
+    let options = PublishOptions { msg_id, ..PublishOptions::default() };
     let event = Event::builder(bus.provider().build_subject("orders", "placed"))
         .category("orders")
         .event_type("order.placed", 1)
         .source("orders-service")
         .payload(order)
         .build();
-    match bus.publish_event(&event).await {
+    match bus.publish_event_with_options(&event, &options).await {
         Ok(sequence) => (StatusCode::ACCEPTED, format!("{sequence}\n")),
         Err(error) if error.kind() == ErrorKind::Schema => {
             (StatusCode::UNPROCESSABLE_ENTITY, format!("{error}\n"))
@@ -123,6 +126,14 @@ async fn health(State(bus): State<Arc<EventBus>>) -> StatusCode {
 
 fn setting(name: &str, default: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| default.to_owned())
+}
+
+/// Waits for a signal, or until the consumer has stopped by itself, for instance because it was deleted.
+async fn ended(billing: Arc<ConsumerHandle>) {
+    tokio::select! {
+        () = terminated() => {}
+        _ = billing.stopped() => {}
+    }
 }
 
 /// Waits for SIGTERM, or Ctrl-C at a terminal.

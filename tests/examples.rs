@@ -98,7 +98,13 @@ fn the_service_publishes_handles_measures_and_ends_in_order() {
     let key = key_file(folder.path());
     let service = Service::start(folder.path(), &key);
     assert_eq!(service.request("GET", "/health", "").0, 200);
-    assert_eq!(service.request("POST", "/orders", r#"{"id": 7, "total": 4750}"#).0, 202);
+    let placed = service.request("POST", "/orders", r#"{"id": 7, "total": 4750}"#);
+    assert_eq!(placed.0, 202);
+    assert_eq!(
+        service.request("POST", "/orders", r#"{"id": 7, "total": 4750}"#),
+        placed,
+        "a repeated request"
+    );
     assert_eq!(service.request("POST", "/orders", "no JSON").0, 400);
     let (status, why) = service.request("POST", "/orders", r#"{"id": 8, "total": -1}"#);
     assert!(status == 422 && why.contains("/total"), "{status}: {why}");
@@ -108,7 +114,7 @@ fn the_service_publishes_handles_measures_and_ends_in_order() {
         assert!(Instant::now() < deadline, "{}", service.request("GET", "/metrics", "").1);
         std::thread::sleep(Duration::from_millis(20));
     }
-    assert_eq!(service.metric("a3s_event_published_total"), Some(1.0));
+    assert_eq!(service.metric("a3s_event_published_total"), Some(2.0), "a repeated publish is one, too");
     let said = service.terminate();
     assert!(said.contains("order 7 over 4750 is billed at attempt 1") && said.contains("stopped"), "{said}");
 
