@@ -44,10 +44,12 @@ fn blocks<'a>(page: &'a str, language: &str) -> Vec<&'a str> {
 async fn run(page: &str) -> String {
     let server = Bus::nats().await;
     let root = root();
-    let script = (STAND_INS.to_owned() + &blocks(page, "sh").concat())
+    let commands = blocks(page, "sh")
+        .concat()
         .replace("nats://127.0.0.1:4222", &server.url)
-        .replace("\nscripts/test ", "\nscripts_test ")
+        .replace("scripts/test ", "scripts_test ")
         .replace("examples/", &format!("{}/examples/", root.display()));
+    let script = STAND_INS.to_owned() + &commands;
     let mut shell = shell(&server);
     let ran =
         ended(shell.env_remove("A3S_EVENT_URL").env("ROOT", &root).args(["-xc", &script]).output().unwrap());

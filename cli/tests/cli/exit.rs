@@ -177,7 +177,12 @@ async fn a_copy_without_an_answer_is_5_and_goes_on() {
     from.publish("events.a", 2_000);
     let cut_off = CutOff::at_publish(700, &to).await;
     let ran = from.run(&["copy", &from.url, &cut_off.url]);
-    assert!(ran.code == 5 && ran.stderr.contains("The same copy again"), "{}: {}", ran.code, ran.stderr);
+    assert!(
+        ran.code == 5 && ran.stderr.contains("Run the same copy again to continue"),
+        "{}: {}",
+        ran.code,
+        ran.stderr
+    );
     from.prints(&["copy", &from.url, &to.url]);
     from.prints(&["diff", &from.url, &to.url]);
 }
@@ -316,7 +321,11 @@ async fn secrets_are_never_echoed() {
     let mut command = program(bus.folder.path());
     let ran = ended(command.args(["info", "--url", &refused]).output().unwrap());
     assert_eq!(ran.code, 4);
-    assert!(ran.stderr.contains("warning: credentials") && !ran.stderr.contains("s3cret"), "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("other users can see credentials") && !ran.stderr.contains("s3cret"),
+        "{}",
+        ran.stderr
+    );
     assert!(!bus.prints(&["--help"]).contains(&bus.url));
 }
 

@@ -192,7 +192,7 @@ async fn a_dry_run_fails_where_the_copy_would() {
     let planned = &crate::bus::json_lines(&ran.stdout)[0];
     assert_eq!((&planned["consumers"], &planned["notMapped"][0][0]), (&json!(["behind"]), &json!("busy")));
     assert!(server.rows(&["consumers"]).is_empty() && server.rows(&["history"]).is_empty());
-    from.prints(&["consumers", "rm", "busy"]);
+    from.prints(&["consumers", "rm", "busy", "--yes"]);
     assert_eq!(dry(&server.url).code, 0);
     for (limits, why) in [
         ("max_events=299", "would get 300, and its limit is 299"),

@@ -23,8 +23,17 @@ fn in_terminal(bus: &Bus, columns: u16, environment: &str, line: &str) -> Option
 /// Removes the escape sequences of styles.
 fn unstyled(text: &str) -> String {
     let mut parts = text.split("\u{1b}[");
-    let first = parts.next().unwrap_or_default().to_owned();
-    first + &parts.map(|part| part.split_once('m').map_or(part, |(_, rest)| rest)).collect::<String>()
+    let mut shown = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let end = part.find(|c: char| c.is_ascii_alphabetic()).map_or(0, |end| end + 1);
+        let (sequence, rest) = part.split_at(end);
+        if sequence.ends_with('K') {
+            // A bar erases the one before it.
+            shown.truncate(shown.rfind('\n').map_or(0, |line| line + 1));
+        }
+        shown.push_str(rest);
+    }
+    shown
 }
 
 /// Returns `true` if a line may end around this part of a word: behind a separator, or at the ends of the word.
