@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -40,6 +40,10 @@ const PATIENCE: Duration = Duration::from_millis(50);
 /// Pauses before a request is sent again.
 const ASK_AGAIN: Backoff =
     Backoff::exponential(Duration::from_millis(250), Duration::from_secs(1)).jitter(0.0);
+/// Maximum time until a new connection is counted. After it, the client has dropped the event.
+const UNCOUNTED: Duration = Duration::from_secs(1);
+/// Pause before another look at a connection that is not counted.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Maximum number of denials that are remembered for waiting requests.
 const MAX_DENIALS: usize = 64;
 
@@ -59,6 +63,8 @@ struct Connection {
     jetstream: jetstream::Context,
     /// Closed when the connection task of the client ends, because that task holds the sender.
     task: watch::Receiver<()>,
+    /// Number of this client's connections that are counted.
+    counted: Arc<AtomicU64>,
     next: OnceLock<Box<Connection>>,
 }
 
@@ -141,6 +147,42 @@ impl Link {
             (newest, clients) = (next, clients + 1);
         }
         (clients << 32) + newest.client.statistics().connects.load(Ordering::Relaxed)
+    }
+
+    /// Returns true if the client is connected and [`connection`](Self::connection) counts its connection.
+    fn is_counted(&self) -> bool {
+        let newest = self.newest();
+        self.is_connected()
+            && newest.counted.load(Ordering::Acquire)
+                >= newest.client.statistics().connects.load(Ordering::Acquire)
+    }
+
+    /// Waits until the client is connected and its connection is counted, at most for `limit`. Returns false if there
+    /// is no connection then.
+    ///
+    /// What is sent before that reaches the server on a connection that is counted only later. It then looks as if it
+    /// was lost with the connection before.
+    pub(super) async fn counted(&self, limit: Duration) -> bool {
+        let until = Instant::now().after(limit);
+        let mut uncounted_since = None;
+        while !self.is_counted() {
+            let now = Instant::now();
+            if !self.is_connected() {
+                uncounted_since = None;
+            } else if now.duration_since(*uncounted_since.get_or_insert(now)) > UNCOUNTED {
+                // The client drops events if too many wait.
+                let newest = self.newest();
+                newest
+                    .counted
+                    .store(newest.client.statistics().connects.load(Ordering::Acquire), Ordering::Release);
+                self.events.connections.send_modify(|count| *count += 1);
+            }
+            if now >= until {
+                return self.is_connected();
+            }
+            let _ = timeout_at(now.after(LOOK_AGAIN), self.connection_after(self.connection())).await;
+        }
+        true
     }
 
     /// Returns the newest client, unless it has ended.
@@ -277,9 +319,15 @@ impl Connection {
         let (alive, task) = watch::channel(());
         let mut counted = events.connections.subscribe();
         let events = Arc::clone(events);
+        let connections = Arc::new(AtomicU64::new(0));
+        let noted = Arc::clone(&connections);
         let options = connect_options(settings).await?.event_callback(move |event| {
             let _lives_as_long_as_the_task = &alive;
             events.note(&event);
+            if matches!(event, ConnectionEvent::Connected) {
+                // Behind the count, so that who reads this reads the count, too.
+                noted.fetch_add(1, Ordering::Release);
+            }
             async {}
         });
         let config = &settings.config;
@@ -297,7 +345,7 @@ impl Connection {
         })?;
         let jetstream =
             jetstream::ContextBuilder::new().timeout(config.request_timeout()).build(client.clone());
-        Ok(Self { client, jetstream, task, next: OnceLock::new() })
+        Ok(Self { client, jetstream, task, counted: connections, next: OnceLock::new() })
     }
 
     fn works(&self) -> bool {

@@ -345,8 +345,20 @@ impl Puller {
     /// Sends a request.
     async fn ask(&mut self, body: String) -> Result<()> {
         let client = self.shared.link.working().await?.clone();
-        let connection = self.shared.link.connection();
         let deadline = self.deadline();
+        // Otherwise the client keeps the request for the next connection. The server then answers it into an inbox that is
+        // dropped once that connection is counted, and the event is redelivered only when its lease ends.
+        let mut closed = self.shared.closed.subscribe();
+        let is_connected = tokio::select! {
+            biased;
+            // The caller looks at this before anything else.
+            _ = closed.wait_for(|closed| *closed) => return Ok(()),
+            is_connected = self.shared.link.counted(deadline) => is_connected,
+        };
+        if !is_connected {
+            return Err(no_connection());
+        }
+        let connection = self.shared.link.connection();
         let inbox = match &mut self.inbox {
             Some(inbox) if inbox.connection == connection => inbox,
             stale => {
