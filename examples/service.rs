@@ -39,6 +39,8 @@ struct Order {
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
+    // Handled from here on, so that no signal ends the process without a shutdown.
+    let terminated = terminated()?;
     let bus = Arc::new(connect().await?);
     let observer = bus.observe_every(Duration::from_secs(15))?;
     let orders = bus.provider().category_subject("orders");
@@ -52,7 +54,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
         .with_state(Arc::clone(&bus));
     let listener = TcpListener::bind(setting("ORDERS_LISTEN", "127.0.0.1:8080")).await?;
     println!("listening on http://{}", listener.local_addr()?);
-    axum::serve(listener, routes).with_graceful_shutdown(ended(Arc::clone(&billing))).await?;
+    axum::serve(listener, routes).with_graceful_shutdown(ended(terminated, Arc::clone(&billing))).await?;
 
     // No request comes any more. Running handlers end, every ack is stored, and the connection is closed.
     billing.shutdown().await?;
@@ -129,22 +131,30 @@ fn setting(name: &str, default: &str) -> String {
 }
 
 /// Waits for a signal, or until the consumer has stopped by itself, for instance because it was deleted.
-async fn ended(billing: Arc<ConsumerHandle>) {
+async fn ended(terminated: impl Future<Output = ()>, billing: Arc<ConsumerHandle>) {
     tokio::select! {
-        () = terminated() => {}
+        () = terminated => {}
         _ = billing.stopped() => {}
     }
 }
 
-/// Waits for SIGTERM, or Ctrl-C at a terminal.
-async fn terminated() {
-    #[cfg(unix)]
-    if let Ok(mut terminate) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+/// Handles SIGTERM, and Ctrl-C at a terminal. The future is ready when one of them arrives.
+#[cfg(unix)]
+fn terminated() -> std::io::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
         tokio::select! {
             _ = terminate.recv() => {}
-            _ = tokio::signal::ctrl_c() => {}
+            _ = interrupt.recv() => {}
         }
-        return;
-    }
-    let _ = tokio::signal::ctrl_c().await;
+    })
+}
+
+/// Handles Ctrl-C.
+#[cfg(not(unix))]
+fn terminated() -> std::io::Result<impl Future<Output = ()>> {
+    Ok(async {
+        let _ = tokio::signal::ctrl_c().await;
+    })
 }

@@ -11,7 +11,7 @@ use crate::text::line;
 pub(crate) type Outcome<T = ()> = Result<T, Failure>;
 
 /// Advice for events with an unknown outcome.
-pub(crate) const SAME_ID: &str = "Publish them again with the same id (--id), which stores them once";
+pub(crate) const SAME_ID: &str = "Publish them again with the same id (--id): within the dedup window, 2 minutes by default, they are stored once";
 
 /// The reason why a command failed.
 #[derive(Debug)]

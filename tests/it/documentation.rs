@@ -292,7 +292,7 @@ fn every_guide_is_linked_by_the_front_page() {
 fn the_front_page_counts_the_cases_of_the_kit() {
     let cases = a3s_event_testkit::cases().len();
     assert!(
-        read("README.md").contains(&format!("{cases} conformance cases on every provider")),
+        read("README.md").contains(&format!("one kit of {cases} conformance cases")),
         "there are {cases}"
     );
 }

@@ -42,7 +42,7 @@ pub(super) struct Fields {
     /// Topic in the category: subject and category in one
     #[arg(long, short, requires = "category")]
     topic: Option<String>,
-    /// Id of the event, by which the bus deduplicates [default: a new id]
+    /// Id of the event; the bus stores an id once within its dedup window, 2 minutes by default [default: a new id]
     #[arg(long)]
     pub(super) id: Option<Template>,
     /// Application type of the event

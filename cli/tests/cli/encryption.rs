@@ -78,7 +78,13 @@ async fn a_key_encrypts_what_is_published_and_shows_it(bus: &Bus) {
         json_lines(&sealed)[0]["event"],
         "it is not encrypted twice"
     );
-    let clear = bus.prints(&["dump", "--key-file", &file]);
+    let decrypted = bus.run(&["dump", "--key-file", &file]);
+    assert!(
+        decrypted.code == 0 && decrypted.stderr.contains("the dump holds them in clear"),
+        "{}",
+        decrypted.stderr
+    );
+    let clear = decrypted.stdout;
     let to = Bus::sqlite();
     to.prints(&["restore", &to.file("clear.ndjson", &clear), "--key-file", &with_id]);
     assert_eq!(to.rows(&["history"])[0]["event"]["payload"]["keyId"], json!("2026-01"));

@@ -192,6 +192,8 @@ async fn a_dry_run_fails_where_the_copy_would() {
     let planned = &crate::bus::json_lines(&ran.stdout)[0];
     assert_eq!((&planned["consumers"], &planned["notMapped"][0][0]), (&json!(["behind"]), &json!("busy")));
     assert!(server.rows(&["consumers"]).is_empty() && server.rows(&["history"]).is_empty());
+    let ran = dry(&format!("{}/OTHER?subject_prefix=quakes", server.url));
+    assert!(ran.code == 1 && ran.stderr.contains("outside the target's prefix 'quakes'"), "{}", ran.stderr);
     from.prints(&["consumers", "rm", "busy", "--yes"]);
     assert_eq!(dry(&server.url).code, 0);
     for (limits, why) in [

@@ -8,7 +8,7 @@ use async_nats::jetstream::{self, ErrorCode};
 use serde::Deserialize;
 
 use super::client::Shared;
-use super::config::{NatsProviderBuilder, StorageType};
+use super::config::{NatsConfig, NatsProviderBuilder, StorageType};
 use super::consumer::under_prefix;
 use super::error::{PROVIDER, refused};
 use super::wire::sent;
@@ -282,7 +282,11 @@ impl Shared {
         let limits = |config: &stream::Config| {
             [config.max_messages.max(0), config.max_bytes.max(0), config.max_age.as_secs().cast_signed()]
         };
-        if limits(existing) != limits(&wanted) {
+        // A configuration that asks for no limits of its own is no reason for a warning.
+        let (config, default) = (&settings.config, NatsConfig::default());
+        let is_asked = (config.max_events, config.max_bytes, config.max_age_secs)
+            != (default.max_events, default.max_bytes, default.max_age_secs);
+        if is_asked && limits(existing) != limits(&wanted) {
             tracing::warn!(
                 stream = existing.name,
                 existing = ?limits(existing),

@@ -120,7 +120,7 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     let held = target.info().await?;
     let mut before = if args.no_positions { Before::default() } else { Before::read(&*target).await? };
     let plan = if args.dry_run {
-        Some(Plan::make(forward, &mut before, &mut copied).await?)
+        Some(Plan::make(forward, &*target, &mut before, &mut copied).await?)
     } else {
         let last = tail.first().map(|newest| newest.sequence);
         events::copy_events(forward, &*target, last, held.messages, &mut before, &mut copied).await?;
@@ -133,7 +133,7 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     }
     app.out.one(&copied)?;
     if let Some(plan) = plan {
-        plan.check_limits(&*target, &held, &copied).await?;
+        plan.check_target(&*target, &held, &copied).await?;
     }
     copied.ended()
 }

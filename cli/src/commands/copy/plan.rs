@@ -1,6 +1,7 @@
 //! Plans a dry run: the events to copy, and the room for them on the target.
 
 use a3s_event::provider::StreamLimits;
+use a3s_event::subject::subject_matches;
 use a3s_event::{Event, EventProvider, ProviderInfo, duration};
 
 use super::Copied;
@@ -21,15 +22,19 @@ pub(super) struct Plan {
     oldest: Option<u64>,
     /// Maximum size of the events in bytes, as any backend counts it.
     at_most: u64,
+    /// The first event whose subject the target refuses: its sequence and subject.
+    outside: Option<(u64, String)>,
 }
 
 impl Plan {
     pub(super) async fn make(
         mut forward: Forward,
+        target: &dyn EventProvider,
         before: &mut Before,
         copied: &mut Copied,
     ) -> Outcome<Self> {
-        let mut plan = Self { oldest: None, at_most: 0 };
+        let mut plan = Self { oldest: None, at_most: 0, outside: None };
+        let stored_there = format!("{}.>", target.subject_prefix());
         let mut bytes = 0;
         loop {
             let page = forward.page().await?;
@@ -45,17 +50,28 @@ impl Plan {
                 bytes += size;
                 plan.at_most += size + stored.event.subject.len() as u64 + OVERHEAD;
                 plan.oldest.get_or_insert(stored.stored_at);
+                if plan.outside.is_none() && !subject_matches(&stored.event.subject, &stored_there) {
+                    plan.outside = Some((stored.sequence, stored.event.subject.clone()));
+                }
             }
         }
     }
 
-    /// Fails if the target has no room for its own events and the copied ones.
-    pub(super) async fn check_limits(
+    /// Fails if the target refuses an event, or has no room for its own events and the copied ones.
+    pub(super) async fn check_target(
         &self,
         target: &dyn EventProvider,
         held: &ProviderInfo,
         copied: &Copied,
     ) -> Outcome {
+        if let Some((sequence, subject)) = &self.outside {
+            return Err(Failure::Found(format!(
+                "the target refuses event {sequence}: its subject '{}' is outside the target's prefix '{}'. Copy into a \
+                 stream with the prefix of the source, or select events with --filter",
+                text::line(subject),
+                target.subject_prefix()
+            )));
+        }
         let Some(limits) = limits_of(target).await? else {
             eprint_note("the target does not report its limits, so a copy may end at one of them");
             return Ok(());
