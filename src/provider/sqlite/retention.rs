@@ -64,7 +64,7 @@ impl Store {
         self.drop_oldest(dropped)
     }
 
-    /// Drops some of the oldest events, up to this sequence, whatever the limits are. Returns their number.
+    /// Drops some of the oldest events, up to this sequence, regardless of the limits. Returns their number.
     pub(super) fn purge_some(&mut self, through: u64) -> Sql<u64> {
         let oldest = self.oldest_events(STEP, |event, _| event.sequence <= through)?;
         let purged = oldest.len() as u64;
