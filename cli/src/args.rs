@@ -30,8 +30,13 @@ const EXAMPLE: &str = "Example:
   a3s-event pub events.greetings.first '{\"text\": \"hello\"}'
   a3s-event history
 
-Exit codes: 0 done, 1 failed, or a difference or an unreadable record was found, 2 usage error,
-3 invalid input, 4 the bus cannot be reached, 5 outcome unknown: the named events may be stored.";
+Exit codes:
+  0  done
+  1  failed, or a difference or an unreadable record was found
+  2  usage error
+  3  invalid input
+  4  the bus cannot be reached
+  5  outcome unknown: the named events may be stored";
 
 /// Options of every command.
 #[derive(Debug, Args)]

@@ -33,6 +33,11 @@ fn width(is_terminal: bool, told: Option<Width>) -> Option<usize> {
     is_terminal.then(|| told.map_or(PIPED, |Width(columns)| usize::from(columns).max(1)))
 }
 
+/// Returns `true` for a terminal that shows escape sequences as text.
+pub(crate) fn is_dumb() -> bool {
+    std::env::var_os("TERM").is_some_and(|term| term == "dumb")
+}
+
 /// Prints a message on stderr, wrapped on a terminal.
 pub(crate) fn eprint(message: &str) {
     let message = match stderr_width() {

@@ -28,7 +28,7 @@ use std::ffi::OsString;
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{ColorChoice, CommandFactory as _, FromArgMatches as _};
 
 use crate::args::{Cli, Command};
 use crate::failure::{Failure, Outcome};
@@ -36,7 +36,7 @@ use crate::failure::{Failure, Outcome};
 fn main() -> ExitCode {
     complete::for_shell();
     let words = in_current_words(std::env::args_os().collect());
-    let ended = Cli::try_parse_from(words).map_err(told_by_clap).and_then(run);
+    let ended = parse(words).map_err(told_by_clap).and_then(run);
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(Ended::Shown(code)) => ExitCode::from(code),
@@ -48,6 +48,15 @@ fn main() -> ExitCode {
             ExitCode::from(failure.code())
         }
     }
+}
+
+/// Parses the command line. Help and errors have styles where other output has them.
+fn parse(words: Vec<OsString>) -> Result<Cli, clap::Error> {
+    // By itself, clap styles the output of a dumb terminal where CI is set.
+    let color = if layout::is_dumb() { ColorChoice::Never } else { ColorChoice::Auto };
+    let mut command = Cli::command().color(color);
+    let mut matches = command.try_get_matches_from_mut(words)?;
+    Cli::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
 }
 
 /// Reads `pub --many FILE`, the earlier name, as `import FILE`.

@@ -63,9 +63,7 @@ impl Output {
     /// Returns `true` if the terminal gets styles: <https://no-color.org>.
     fn is_styled() -> bool {
         let is_unset = |variable| std::env::var_os(variable).is_none_or(|value| value.is_empty());
-        Self::is_terminal()
-            && is_unset("NO_COLOR")
-            && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+        Self::is_terminal() && is_unset("NO_COLOR") && !layout::is_dumb()
     }
 
     /// Prints a complete list of rows.

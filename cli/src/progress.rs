@@ -2,6 +2,8 @@
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::layout;
+
 /// The progress of a command.
 pub(crate) struct Progress(ProgressBar);
 
@@ -28,8 +30,8 @@ impl Progress {
     }
 
     fn new(total: Option<u64>, template: &str) -> Self {
-        let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-        let target = if is_dumb { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        let target =
+            if layout::is_dumb() { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
         let bar = ProgressBar::with_draw_target(total, target);
         Self(match ProgressStyle::with_template(template) {
             Ok(style) => bar.with_style(style),

@@ -141,7 +141,7 @@ fn styles_are_for_terminals_that_want_them() {
         let command = format!("'{}/a3s-event' {line}", programs().display());
         let Some(styled) = in_terminal(&bus, 80, "", &command) else { return };
         assert!(styled.contains('\u{1b}'), "{line}: {styled}");
-        for environment in ["NO_COLOR=1", "TERM=dumb"] {
+        for environment in ["NO_COLOR=1", "TERM=dumb", "CI=true TERM=dumb"] {
             let plain = in_terminal(&bus, 80, environment, &command).unwrap();
             assert!(!plain.contains('\u{1b}'), "{environment} {line}: {plain}");
         }
