@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use a3s_event::provider::{DiscardPolicy, StreamLimits, StreamSummary};
+use a3s_event::provider::{DiscardPolicy, LimitSource, StreamLimits, StreamSummary};
 use a3s_event::{EventError, EventProvider, duration};
 use serde::Serialize;
 
@@ -18,6 +18,8 @@ pub(crate) struct Limits {
     max_age_ms: Option<u64>,
     /// `old`: a full stream drops its oldest events; `new`: it refuses publishes.
     discard: &'static str,
+    /// `stream`: the limits apply to every program; `url`: they are those of the URL, and other programs may use others.
+    source: &'static str,
     /// Fraction of `maxEvents` or `maxBytes` in use, whichever is closer to its limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     fill: Option<f64>,
@@ -34,12 +36,13 @@ impl Limits {
             max_bytes: limits.max_bytes,
             max_age_ms: limits.max_age.map(ms),
             discard: if limits.discard == DiscardPolicy::New { "new" } else { "old" },
+            source: if limits.source == LimitSource::Connection { "url" } else { "stream" },
             fill: fill(stream, &limits),
             limits,
         })
     }
 
-    /// Formats the retention, the behaviour at the limit and the fill on one line.
+    /// Formats the retention, the behaviour at the limit, the fill and the source on one line.
     pub(crate) fn sentence(&self) -> String {
         let mut said = format!("keeps {}", self.kept());
         if let Some(at_limit) = self.at_limit() {
@@ -48,11 +51,19 @@ impl Limits {
         if let Some(fill) = self.fill() {
             said.push_str(&format!("; {fill} full"));
         }
+        if self.limits.source == LimitSource::Connection {
+            said.push_str("; limits of this URL, because the file stores none");
+        }
         said
     }
 
-    /// Formats the retention, such as `100,000 events and 7 days`.
-    pub(crate) fn kept(&self) -> String {
+    /// Formats the retention for a column, such as `100,000 events and 7 days`.
+    pub(crate) fn kept_by(&self) -> String {
+        let by = if self.limits.source == LimitSource::Connection { " (this URL)" } else { "" };
+        self.kept() + by
+    }
+
+    fn kept(&self) -> String {
         let StreamLimits { max_events, max_bytes, max_age, .. } = self.limits;
         let events = max_events.map(|max| text::count(max, "event"));
         let bytes = max_bytes.map(text::bytes);
@@ -134,6 +145,13 @@ mod tests {
         );
         assert_eq!(said(9, 9, StreamLimits::default()), "keeps everything");
         assert_eq!(said(9, 9, StreamLimits::new(0, 0, Duration::from_millis(1_500))), "keeps 1500ms");
+        let mut of_file = StreamLimits::new(10, 0, week);
+        of_file.source = LimitSource::Connection;
+        assert_eq!(
+            said(1, 1, of_file),
+            "keeps 10 events and 7 days; full: the oldest are dropped; 10 % full; limits of this URL, because the file \
+             stores none"
+        );
         let mut refuses = StreamLimits::new(10, 4_500_000, Duration::from_secs(5_400));
         refuses.discard = DiscardPolicy::New;
         assert_eq!(

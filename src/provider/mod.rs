@@ -45,8 +45,8 @@ pub use delivery::{Delivery, PendingEvent, UndecodableRecord};
 pub use isolation::Isolation;
 pub use position::{ConsumerPosition, SubscriptionEnd};
 pub use query::{
-    ConsumerInfo, DiscardPolicy, HistoryPage, HistoryQuery, StoredEvent, StreamLimits, StreamSummary,
-    UnreadableRecord,
+    ConsumerInfo, DiscardPolicy, HistoryPage, HistoryQuery, LimitSource, StoredEvent, StreamLimits,
+    StreamSummary, UnreadableRecord,
 };
 pub use receipt::PublishReceipt;
 pub use registry::{ProviderRegistry, ProviderUrl, Scheme};

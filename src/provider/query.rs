@@ -202,7 +202,7 @@ impl StreamSummary {
 ///
 /// ```
 /// use std::time::Duration;
-/// use a3s_event::provider::DiscardPolicy;
+/// use a3s_event::provider::{DiscardPolicy, LimitSource};
 /// use a3s_event::{EventProvider, MemoryProvider};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
@@ -212,6 +212,7 @@ impl StreamSummary {
 /// assert_eq!((limits.max_events, limits.max_bytes), (Some(1_000), None));
 /// assert_eq!(limits.max_age, Some(Duration::from_secs(60)));
 /// assert_eq!(limits.discard, DiscardPolicy::Old);
+/// assert_eq!(limits.source, LimitSource::Stream);
 /// # Ok(())
 /// # }
 /// ```
@@ -226,16 +227,20 @@ pub struct StreamLimits {
     pub max_age: Option<Duration>,
     /// What a publish does when the stream has reached `max_events` or `max_bytes`.
     pub discard: DiscardPolicy,
+    /// Tells whether the limits are those of the stream or only of this connection.
+    pub source: LimitSource,
 }
 
 impl StreamLimits {
-    /// Creates limits from numbers in which 0 is unlimited. A full stream drops its oldest events. For providers.
+    /// Creates limits of the stream from numbers in which 0 is unlimited. A full stream drops its oldest events. For
+    /// providers.
     pub fn new(max_events: u64, max_bytes: u64, max_age: Duration) -> Self {
         Self {
             max_events: Some(max_events).filter(|max| *max > 0),
             max_bytes: Some(max_bytes).filter(|max| *max > 0),
             max_age: Some(max_age).filter(|max| !max.is_zero()),
             discard: DiscardPolicy::Old,
+            source: LimitSource::Stream,
         }
     }
 
@@ -254,6 +259,18 @@ pub enum DiscardPolicy {
     Old,
     /// The publish fails, and the stored events stay.
     New,
+}
+
+/// Where the limits of a stream are set.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LimitSource {
+    /// The stream has one set of limits, which apply to every program.
+    #[default]
+    Stream,
+    /// Each connection has limits of its own, because the stream stores none. The strictest ones take effect. Other
+    /// programs may use other limits than the ones reported here.
+    Connection,
 }
 
 /// The state of one consumer.

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use a3s_event::provider::DiscardPolicy;
 use a3s_event::provider::sqlite::{SqliteConfig, SqliteProvider};
-use a3s_event::{ErrorKind, EventError, EventProvider, PublishOptions, Subscription};
+use a3s_event::provider::{DiscardPolicy, LimitSource, PublishRequest};
+use a3s_event::{ErrorKind, Event, EventError, EventProvider, PublishOptions, Subscription};
 
 use crate::{DEADLINE, event, publish};
 
@@ -34,7 +34,21 @@ async fn the_stream_has_counts_and_limits() {
     assert_eq!(limits.max_age, Some(Duration::from_secs(60)));
 
     let provider = SqliteProvider::connect(SqliteConfig::in_memory()).await.unwrap();
-    assert!(provider.streams().await.unwrap()[0].limits.unwrap().is_unlimited());
+    let limits = provider.streams().await.unwrap()[0].limits.unwrap();
+    assert!(limits.is_unlimited());
+    assert_eq!(limits.source, LimitSource::Stream, "only one connection sees a database in memory");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_limits_of_a_file_are_reported_as_those_of_the_connection() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("events.db");
+    let service = SqliteProvider::connect(SqliteConfig::file(&path).max_events(5)).await.unwrap();
+    let tool = SqliteProvider::connect(SqliteConfig::file(&path)).await.unwrap();
+    for (provider, max_events) in [(&service, Some(5)), (&tool, None)] {
+        let limits = provider.streams().await.unwrap()[0].limits.unwrap();
+        assert_eq!((limits.max_events, limits.source), (max_events, LimitSource::Connection));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -262,4 +276,26 @@ async fn everyone_is_told_exactly_what_it_missed() {
     let connection = rusqlite::Connection::open(folder.path().join("events.db")).unwrap();
     let left: i64 = connection.query_row("SELECT count(*) FROM overtaken", [], |row| row.get(0)).unwrap();
     assert_eq!(left, 0, "what everyone was told is forgotten");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_has_few_bytes_beyond_its_events() {
+    const EVENTS: u64 = 10_000;
+    let folder = tempfile::tempdir().unwrap();
+    let provider = crate::open(&folder.path().join("events.db")).await;
+    let events: Vec<_> = (0..EVENTS)
+        .map(|number| Event {
+            payload: serde_json::json!("x".repeat(300)),
+            ..event(&(number % 100).to_string())
+        })
+        .collect();
+    for events in events.chunks(1_000) {
+        let batch: Vec<_> = events.iter().map(PublishRequest::from).collect();
+        assert!(provider.publish_batch(&batch).await.iter().all(Result::is_ok));
+    }
+    provider.checkpoint().await.unwrap();
+    let (file, info) = (provider.file_info().await.unwrap(), provider.info().await.unwrap());
+    let (of_file, of_json) = (file.file_bytes / EVENTS, info.bytes / EVENTS);
+    println!("{of_file} bytes of file for {of_json} bytes of JSON per event");
+    assert!(of_file <= of_json + 100, "{of_file} bytes of file for {of_json} bytes of JSON per event");
 }

@@ -82,7 +82,7 @@ impl Row for StreamRow {
             text::number(self.messages),
             text::bytes(self.bytes),
             self.consumers.to_string(),
-            limits.map_or_else(|| "unknown".to_owned(), Limits::kept),
+            limits.map_or_else(|| "unknown".to_owned(), Limits::kept_by),
             limits.and_then(Limits::at_limit).unwrap_or_default().to_owned(),
             limits.and_then(Limits::fill).unwrap_or_default(),
         ]

@@ -31,9 +31,13 @@ async fn limits_are_shown(bus: &Bus) {
     let table = run(&["streams"]);
     assert!(table.contains("10 events and 7 days") && table.contains("40 %"), "{table}");
     let info: Value = serde_json::from_str(&run(&["info", "--output", "json"])).unwrap();
-    let limits =
-        json!({ "maxEvents": 10, "maxBytes": null, "maxAgeMs": 604_800_000, "discard": "old", "fill": 0.4 });
+    // The limits of a file are those of the URL alone.
+    let source = if bus.server.is_some() { "stream" } else { "url" };
+    let limits = json!({
+        "maxEvents": 10, "maxBytes": null, "maxAgeMs": 604_800_000, "discard": "old", "source": source, "fill": 0.4
+    });
     assert_eq!(info["limits"], limits);
+    assert_eq!(table.contains("7 days (this URL)"), bus.server.is_none(), "{table}");
 }
 
 async fn consumers_have_the_names_of_their_programs(bus: &Bus) {

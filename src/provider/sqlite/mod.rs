@@ -44,7 +44,7 @@ use self::writer::Writer;
 use super::driver::{Checked, ConsumerSpec, Driver};
 use super::{
     AckFailures, Capabilities, ConsumerInfo, ConsumerPosition, DEFAULT_TIMEOUT, Durability, HistoryPage,
-    HistoryQuery, ProviderInfo, PublishReceipt, StreamLimits, StreamSummary,
+    HistoryQuery, LimitSource, ProviderInfo, PublishReceipt, StreamLimits, StreamSummary,
 };
 use crate::error::{EventError, Result};
 use crate::provider::support::unsupported;
@@ -252,7 +252,8 @@ impl Driver for SqliteProvider {
         self.shared.read("consumers", read).await
     }
 
-    /// Returns the stream of the file. The limits are those of this connection: the file does not store any.
+    /// Returns the stream of the file. The limits are those of this connection: a file stores none, and one in memory has
+    /// no other connection.
     async fn list_streams(&self) -> Result<Vec<StreamSummary>> {
         let counts = self.count().await?;
         let config = &self.shared.config;
@@ -261,7 +262,11 @@ impl Driver for SqliteProvider {
         summary.bytes = counts.bytes;
         summary.consumers = counts.consumers;
         summary.is_own = true;
-        summary.limits = Some(StreamLimits::new(config.max_events, config.max_bytes, config.max_age));
+        let mut limits = StreamLimits::new(config.max_events, config.max_bytes, config.max_age);
+        if config.file_path().is_some() {
+            limits.source = LimitSource::Connection;
+        }
+        summary.limits = Some(limits);
         Ok(vec![summary])
     }
 
