@@ -9,6 +9,8 @@ mod bus;
 mod consumer;
 mod histogram;
 mod instrument;
+#[cfg(test)]
+mod page;
 mod prometheus;
 
 pub use bus::{BusMetrics, BusMetricsSnapshot};
