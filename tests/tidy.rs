@@ -10,6 +10,8 @@ mod paths;
 mod prose;
 #[path = "tidy/reach.rs"]
 mod reach;
+#[path = "tidy/versions.rs"]
+mod versions;
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -41,6 +41,7 @@ pub mod upgrading {
     #![doc = ""]
     #![doc = "[consumer]: crate::docs::writing_a_consumer"]
     #![doc = "[provider]: crate::docs::writing_a_provider"]
+    #![doc = "[support]: crate#versions-and-support"]
     #![doc = ""]
     #![doc = include_str!("../../UPGRADE.md")]
 }
