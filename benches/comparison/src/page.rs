@@ -1,5 +1,6 @@
 //! Writes `docs/benchmarks.md` and its charts.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
@@ -35,6 +36,7 @@ pub(crate) fn write(folder: &Path) {
             .expect("a chart");
     }
     page = page.replace("{{machine}}", &machine());
+    page = page.replace("{{measured}}", &measured(folder));
     page = page.replace("{{nats-server}}", a3s_event_testkit::servers::nats::REFERENCE);
     for name in ["async-nats", "rusqlite", "tokio"] {
         page = page.replace(&format!("{{{{{name}}}}}"), &versions(name).join(" and "));
@@ -92,12 +94,30 @@ pub(crate) fn number(value: f64) -> String {
     grouped
 }
 
+/// Returns the days of the measurements, in UTC.
+fn measured(folder: &Path) -> String {
+    let days = BACKENDS.map(|(backend, _)| {
+        let file = folder.join(format!("{backend}.json"));
+        let day = Command::new("date").arg("-u").arg("-r").arg(file).arg("+%F").output().expect("a date");
+        String::from_utf8_lossy(&day.stdout).trim().to_owned()
+    });
+    Vec::from_iter(BTreeSet::from(days)).join(" and ")
+}
+
 fn machine() -> String {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let compiler = Command::new("rustc").arg("--version").output().expect("the compiler that built this");
     let compiler = String::from_utf8_lossy(&compiler.stdout);
     let compiler: Vec<_> = compiler.split_whitespace().take(2).collect();
-    format!("{cores} cores, {} on {}, {}", std::env::consts::OS, std::env::consts::ARCH, compiler.join(" "))
+    let (system, architecture) = (std::env::consts::OS, std::env::consts::ARCH);
+    format!("{cores} cores of {}, {system} on {architecture}, {}", processor(), compiler.join(" "))
+}
+
+/// Returns the model of the processor, as far as the system names it.
+fn processor() -> String {
+    let known = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = known.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    model.map_or("an unnamed processor", |(_, model)| model.trim()).to_owned()
 }
 
 /// Returns the versions of a package in the lock file.
