@@ -1,5 +1,7 @@
 //! Errors: their class, whether a retry can help, and whether a publish may have been stored.
 //!
+#![doc = include_str!("docs/links.txt")]
+#![doc = ""]
 #![doc = include_str!("docs/errors.md")]
 
 use std::fmt;

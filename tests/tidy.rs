@@ -4,6 +4,8 @@
 
 #[path = "tidy/circles.rs"]
 mod circles;
+#[path = "tidy/links.rs"]
+mod links;
 #[path = "tidy/paths.rs"]
 mod paths;
 #[path = "tidy/prose.rs"]
@@ -392,29 +394,6 @@ fn every_example_is_mentioned() {
         let name = name.file_stem().unwrap().to_string_lossy();
         if !pages.contains(&format!("`{name}`")) {
             complaints.add(&file.path, 1, "is mentioned neither in README.md nor in ARCHITECTURE.md");
-        }
-    }
-    complaints.none();
-}
-
-#[test]
-fn relative_links_lead_somewhere() {
-    let mut complaints = Complaints::default();
-    for file in files() {
-        if !file.path.ends_with(".md") {
-            continue;
-        }
-        let folder = root().join(&file.path);
-        let folder = folder.parent().unwrap();
-        for (index, line) in file.text.lines().enumerate() {
-            let inline = line.split("](").skip(1).filter_map(|rest| rest.split(')').next());
-            let defined = line.strip_prefix('[').and_then(|rest| rest.split_once("]: "));
-            for target in inline.chain(defined.map(|(_, target)| target)) {
-                let is_file = target.ends_with(".md") || target.ends_with(".svg") || target.starts_with('.');
-                if is_file && !target.contains("://") && !folder.join(target).exists() {
-                    complaints.add(&file.path, index + 1, format!("{target} does not exist"));
-                }
-            }
         }
     }
     complaints.none();

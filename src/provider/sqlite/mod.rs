@@ -1,3 +1,5 @@
+#![doc = include_str!("../../docs/links.txt")]
+#![doc = ""]
 #![doc = include_str!("docs.md")]
 
 mod acks;
