@@ -1,6 +1,6 @@
 //! What memory costs: bookkeeping per event, and deliveries that share the payload.
 
-use a3s_event::{Event, EventProvider, MemoryProvider, Subscription};
+use a3s_event::{Event, EventBus, EventProvider, MemoryProvider, Subscription, SubscriptionFilter};
 use allocation_counter::{AllocationInfo, measure};
 
 fn event_of(subject: String, payload_bytes: usize) -> Event {
@@ -82,4 +82,38 @@ fn bookkeeping_per_event_is_small() {
     let bytes = bookkeeping_per_event(|number| format!("events.market.order.{number}"), 1);
     println!("a subject per event: {bytes} bytes per event");
     assert!(bytes <= 300, "a subject per event: {bytes} bytes per event");
+}
+
+/// Bytes that a bus holds for each open subscription that has received nothing.
+fn bytes_per_subscription() -> i64 {
+    const SUBSCRIPTIONS: usize = 1_000;
+    block_on(async {
+        let bus = EventBus::new(MemoryProvider::default());
+        let mut open = Vec::with_capacity(SUBSCRIPTIONS);
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        let held = measure(|| {
+            let mut opening = Box::pin(async {
+                for number in 0..SUBSCRIPTIONS {
+                    let filter = SubscriptionFilter {
+                        subscriber_id: format!("worker-{number}"),
+                        subjects: vec!["events.>".to_owned()],
+                        durable: true,
+                        options: None,
+                    };
+                    bus.update_subscription(filter).await.unwrap();
+                    open.append(&mut bus.create_subscriber(&format!("worker-{number}")).await.unwrap());
+                }
+            });
+            assert!(opening.as_mut().poll(&mut context).is_ready());
+        });
+        assert_eq!(open.len(), SUBSCRIPTIONS);
+        held.bytes_current / i64::try_from(SUBSCRIPTIONS).unwrap()
+    })
+}
+
+#[test]
+fn a_subscription_is_small() {
+    let bytes = bytes_per_subscription();
+    println!("{bytes} bytes per subscription");
+    assert!(bytes <= 4_096, "{bytes} bytes per subscription");
 }

@@ -140,7 +140,7 @@ async fn a_rare_filter_is_found_behind_many_other_events() {
         rare.push(publish(&provider, "rare").await);
         let common: Vec<_> =
             (0..700).map(|_| event(if round % 2 == 0 { "common" } else { "other" })).collect();
-        let batch: Vec<_> = common.iter().map(a3s_event::PublishRequest::from).collect();
+        let batch: Vec<_> = common.iter().map(PublishRequest::from).collect();
         for stored in provider.publish_batch(&batch).await {
             stored.unwrap();
         }
@@ -297,5 +297,5 @@ async fn a_file_has_few_bytes_beyond_its_events() {
     let (file, info) = (provider.file_info().await.unwrap(), provider.info().await.unwrap());
     let (of_file, of_json) = (file.file_bytes / EVENTS, info.bytes / EVENTS);
     println!("{of_file} bytes of file for {of_json} bytes of JSON per event");
-    assert!(of_file <= of_json + 100, "{of_file} bytes of file for {of_json} bytes of JSON per event");
+    assert!(of_file <= of_json + 128, "{of_file} bytes of file for {of_json} bytes of JSON per event");
 }

@@ -50,7 +50,11 @@ fn pages_name_the_versions_in_force() {
         ("UPGRADE.md", &upgrade, format!("Rust {rust} is required")),
         ("UPGRADE.md", section(&upgrade, "Going back"), format!("{version} has schema version {schema}")),
         ("SECURITY.md", &read("SECURITY.md"), "(README.md#versions-and-support)".to_owned()),
-        (".github/ISSUE_TEMPLATE/bug.yml", &read(".github/ISSUE_TEMPLATE/bug.yml"), format!("placeholder: {version},")),
+        (
+            ".github/ISSUE_TEMPLATE/bug.yml",
+            &read(".github/ISSUE_TEMPLATE/bug.yml"),
+            format!("placeholder: {version},"),
+        ),
         ("clippy.toml", &read("clippy.toml"), format!("msrv = \"{rust}\"")),
     ] {
         if !text.contains(&words) {
@@ -58,4 +62,29 @@ fn pages_name_the_versions_in_force() {
         }
     }
     complaints.none();
+}
+
+#[test]
+fn speeds_to_plan_with_were_measured() {
+    let measured = read("docs/benchmarks.md");
+    for row in
+        ["| measured | 20", "| machine | ", "rustc ", "| server | nats-server ", "| libraries | tokio "]
+    {
+        assert!(measured.contains(row), "docs/benchmarks.md has no `{row}`");
+    }
+    let measured = ["SQLite file", "NATS JetStream"].map(|backend| {
+        let heading =
+            measured.lines().find(|line| line.starts_with("## ") && line.ends_with(backend)).unwrap();
+        section(&measured, heading.trim_start_matches("## "))
+    });
+    let page = read("src/docs/deployment.md");
+    let rows = section(&page, "Capacity").lines().filter(|line| line.starts_with("| ") && line.contains(','));
+    let mut compared = 0;
+    for row in rows.filter(|row| row.chars().any(|c| c.is_ascii_digit())) {
+        for (cell, backend) in row.trim_matches('|').split('|').skip(1).zip(measured) {
+            assert!(backend.contains(&format!("|{cell}|")), "`{row}`: {cell} is not in docs/benchmarks.md");
+            compared += 1;
+        }
+    }
+    assert_eq!(compared, 10);
 }
