@@ -8,13 +8,13 @@ fn read(path: &str) -> String {
 
 /// Returns the text between the first two quotes of the line that begins with `key`.
 fn value(text: &str, key: &str) -> String {
-    let line = text.lines().find(|line| line.starts_with(key)).unwrap_or_else(|| panic!("no {key}"));
+    let line = text.lines().find(|line| line.starts_with(key)).unwrap();
     line.split('"').nth(1).unwrap_or_else(|| line.rsplit(['=', ' ']).next().unwrap()).to_owned()
 }
 
 /// Returns the section of a page below a heading.
 fn section<'a>(page: &'a str, heading: &str) -> &'a str {
-    let (_, rest) = page.split_once(&format!("\n## {heading}\n")).unwrap_or_else(|| panic!("no {heading}"));
+    let (_, rest) = page.split_once(&format!("\n## {heading}\n")).unwrap();
     rest.split("\n## ").next().unwrap()
 }
 
