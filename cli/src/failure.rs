@@ -20,6 +20,8 @@ pub(crate) enum Failure {
     Usage(String),
     /// A file, a payload, a setting or another input is wrong.
     Input(String),
+    /// The stream or the file of the bus does not exist, and the command must not create it.
+    Missing(String),
     /// The bus does not answer, or rejects the credentials.
     Unreachable(String),
     /// No answer arrived for these events: they may be stored.
@@ -39,7 +41,7 @@ impl Failure {
             Self::StdoutClosed => 0,
             Self::Found(_) | Self::Other(_) => 1,
             Self::Usage(_) => 2,
-            Self::Input(_) => 3,
+            Self::Input(_) | Self::Missing(_) => 3,
             Self::Unreachable(_) => 4,
             Self::Unknown { .. } => 5,
         }
@@ -51,6 +53,7 @@ impl Failure {
             Self::StdoutClosed => String::new(),
             Self::Usage(text)
             | Self::Input(text)
+            | Self::Missing(text)
             | Self::Unreachable(text)
             | Self::Found(text)
             | Self::Other(text) => line(text),
@@ -79,6 +82,7 @@ impl Failure {
         match self {
             Self::Usage(text) => Self::Usage(longer(text)),
             Self::Input(text) => Self::Input(longer(text)),
+            Self::Missing(text) => Self::Missing(longer(text)),
             Self::Unreachable(text) => Self::Unreachable(longer(text)),
             Self::Found(text) => Self::Found(longer(text)),
             Self::Other(text) => Self::Other(longer(text)),
@@ -100,6 +104,8 @@ impl Failure {
             Some(step) => format!("{}; {step}", chain(error)),
             None => chain(error),
         };
+        // A command that only looks sets this by itself.
+        let text = text.replace("no longer exists, and create_if_missing is false", "no longer exists");
         match error.kind() {
             ErrorKind::Connection | ErrorKind::Timeout | ErrorKind::Unauthorized => Self::Unreachable(text),
             ErrorKind::InvalidInput

@@ -140,8 +140,11 @@ impl Row for CaseRow {
 
 pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     let bus = Isolated::new(ProviderRegistry::builtin(), &app.url()?.0)?;
-    // The first connection reports errors of the URL or the server.
-    app.connect().await?;
+    // The first connection reports errors of the URL or the server. The cases need no stream of the URL.
+    match app.connect_to_look().await {
+        Ok(_) | Err(Failure::Missing(_)) => {}
+        Err(failure) => return Err(failure),
+    }
     // The table reports a broken promise, so that the panic prints nothing.
     std::panic::set_hook(Box::new(|_| {}));
     let mut running = JoinSet::new();

@@ -355,7 +355,7 @@ pub(crate) async fn run(app: &mut App, Args { command }: Args) -> Outcome {
         Command::Replay { chosen, dry_run, per_second, max_replays, limit } => {
             chosen.check()?;
             let letters = open(app, queue).await?;
-            let bus = app.connect().await?;
+            let bus = if dry_run { app.connect_to_look().await? } else { app.connect().await? };
             let replay = match chosen.ids.as_slice() {
                 [] => Replay::matching(chosen.which.filter()),
                 _ => Replay::numbers(chosen.ids),
@@ -479,12 +479,11 @@ fn unreplayed(error: ReplayError) -> Failure {
     }
 }
 
-/// Opens the queue of this name or URL, else the bus itself.
+/// Opens the queue of this name or URL, else the bus itself. No command creates it: the program that dead-letters does.
 async fn open(app: &mut App, queue: Option<String>) -> Outcome<ProviderDlqHandler> {
     let provider = match queue {
-        // A missing queue has no letters.
-        Some(bus) => app.connect_to(&bus).await?,
-        None => app.connect().await?,
+        Some(bus) => app.connect_to_look_at(&bus).await?,
+        None => app.connect_to_look().await?,
     };
     Ok(ProviderDlqHandler::new(provider)?)
 }

@@ -108,15 +108,15 @@ fn show(out: &mut Output, checks: &[Check]) -> Outcome {
 }
 
 async fn examine(app: &mut App, checks: &mut Vec<Check>) -> Outcome {
-    let url = match app.url() {
+    let (url, origin) = match app.url() {
         Ok((url, origin)) => {
-            let origin = match origin {
+            let said = match origin {
                 Origin::Given => "given by --url or A3S_EVENT_URL",
                 Origin::File => "from the config file",
                 Origin::Default => "the default, a SQLite file",
             };
-            checks.push(passed("bus", format!("{}: {origin}", redacted(&url))));
-            url
+            checks.push(passed("bus", format!("{}: {said}", redacted(&url))));
+            (url, origin)
         }
         Err(failure) => {
             checks.push(failed(
@@ -141,12 +141,13 @@ async fn examine(app: &mut App, checks: &mut Vec<Check>) -> Outcome {
     };
     let provider = match app.connect_to_look().await {
         Ok(provider) => provider,
-        Err(Failure::Input(text)) if text.contains(NO_STREAMS) => {
+        Err(Failure::Missing(text)) if text.contains(NO_STREAMS) => {
             checks.push(passed("connection", "the server answers".to_owned()));
-            checks.push(Check {
-                status: Status::Note,
-                ..passed("stream", "no stream yet; the first `pub` or `sub` creates it".to_owned())
-            });
+            checks.push(noted("stream", "no stream yet; the first `pub` or `sub` creates it"));
+            return Ok(());
+        }
+        Err(Failure::Missing(_)) if origin == Origin::Default => {
+            checks.push(noted("file", "no file yet; the first `pub` or `sub` creates it"));
             return Ok(());
         }
         Err(failure) => {
@@ -243,6 +244,10 @@ fn passed(check: &'static str, found: String) -> Check {
     Check { check, ok: true, status: Status::Ok, found, advice: None }
 }
 
+fn noted(check: &'static str, found: &str) -> Check {
+    Check { status: Status::Note, ..passed(check, found.to_owned()) }
+}
+
 fn failed(check: &'static str, failure: &Failure, advice: &'static str) -> Check {
     Check { check, ok: false, status: Status::Fail, found: failure.message(), advice: Some(advice) }
 }
@@ -261,9 +266,7 @@ fn advice(failure: &Failure) -> &'static str {
         Failure::Other(text) if text.contains("taken by stream") => {
             "name that stream in the URL, or choose another subject_prefix"
         }
-        Failure::Input(text) if text.contains("does not exist, and create") => {
-            "correct the name; if it is right, the first `pub` or `sub` creates it"
-        }
+        Failure::Missing(_) => "correct the name; if it is right, the first `pub` or `sub` creates it",
         Failure::Input(_) => "check the settings of the URL in the provider's documentation",
         _ => "the message comes from the backend",
     }

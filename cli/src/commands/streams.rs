@@ -106,7 +106,7 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
 }
 
 async fn list(app: &mut App) -> Outcome {
-    let provider = app.connect().await?;
+    let provider = app.connect_to_look().await?;
     let rows = match provider.streams().await {
         Ok(streams) => streams.into_iter().map(StreamRow::from).collect(),
         Err(EventError::Unsupported { .. }) => vec![StreamRow::from(only(&*provider).await?)],

@@ -78,7 +78,7 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     if !Output::is_terminal() {
         return Err(Failure::Usage("watch needs a terminal; see info, consumers and tail".to_owned()));
     }
-    let provider = app.connect().await?;
+    let provider = app.connect_to_look().await?;
     let mut view = View::new(redacted(&app.url()?.0));
     let mut terminal = ratatui::try_init().map_err(|error| Failure::Other(format!("terminal: {error}")))?;
     let ended = show(&mut terminal, &provider, &args, &mut app.keys, &mut view).await;

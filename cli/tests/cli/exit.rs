@@ -224,6 +224,11 @@ fn the_default_bus_is_a_file_of_the_user() {
     let run = |arguments: &[&str]| {
         ended(program(home.path()).args(arguments).stdin(Stdio::null()).output().unwrap())
     };
+    let ran = run(&["history"]);
+    assert!(ran.code == 3 && ran.stderr.contains("`a3s-event pub`"), "{}", ran.stderr);
+    let ran = run(&["doctor"]);
+    assert!(ran.code == 0 && ran.stdout.contains("note  file: no file yet"), "{}", ran.stdout);
+    assert!(!home.path().join("data").exists(), "a look creates no folder");
     assert_eq!(run(&["pub", "events.greetings.first", "{\"text\": \"hello\"}"]).code, 0);
     assert!(run(&["history"]).stdout.contains("hello"));
     assert!(home.path().join("data/a3s-event/events.db").exists());

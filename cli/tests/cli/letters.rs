@@ -96,6 +96,7 @@ async fn replay_wants_to_know_which(bus: &Bus) {
         assert!(ran.code == 2 && names_all, "{}", ran.stderr);
     }
     assert_eq!(bus.run(&["dlq", "replay", "1", "--all"]).code, 2);
+    bus.publish("events.a", 1);
     assert_eq!(bus.run(&["dlq", "replay", "--all"]).code, 0);
 }
 
@@ -171,6 +172,7 @@ async fn what_is_done_already_is_said(bus: &Bus) {
 #[test]
 fn where_the_letters_are_can_be_said_anywhere_and_is_hinted_at() {
     let (bus, letters) = (Bus::sqlite(), Bus::sqlite());
+    [&bus, &letters].map(|bus| bus.publish("events.a", 1));
     for arguments in [["dlq", "--dlq-url", &letters.url, "list"], ["dlq", "list", "--dlq-url", &letters.url]]
     {
         let ran = bus.run(&arguments);

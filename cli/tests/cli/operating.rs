@@ -217,6 +217,7 @@ fn one_word_means_one_thing_everywhere() {
     assert_eq!(bus.run(&["history", "events.a", "--filter", "events.b"]).code, 2);
     // The option works before and after every command.
     let letters = format!("sqlite://{}", bus.path("letters.db").display());
+    bus.prints(&["pub", "events.a", "1", "--url", &letters]);
     for arguments in [["--dlq-url", &letters, "dlq", "list"], ["dlq", "list", "--dlq-url", &letters]] {
         assert_eq!(rows(&arguments), 0);
     }

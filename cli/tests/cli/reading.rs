@@ -175,13 +175,22 @@ async fn a_wrong_name_is_found_and_makes_nothing(bus: &Bus) {
     bus.publish("events.a", 1);
     let (wrong, made) = match &bus.server {
         Some(_) => (format!("{}/TYPO?subject_prefix=typo", bus.url), "stream 'TYPO'"),
-        None => (format!("sqlite://{}", bus.path("typo/typo.db").display()), "typo.db"),
+        None => (format!("sqlite://{}", bus.path("typo.db").display()), "typo.db"),
     };
     for command in [
         &["history"][..],
         &["show", "1"],
         &["info"],
         &["consumers"],
+        &["consumers", "rm", "billing", "--yes"],
+        &["streams"],
+        &["streams", "purge", "--yes"],
+        &["tail"],
+        &["dump"],
+        &["dlq", "list"],
+        &["dlq", "show", "1"],
+        &["dlq", "replay", "--all", "--dry-run"],
+        &["dlq", "discard", "--all"],
         &["doctor"],
         &["diff", &wrong, &bus.url],
         &["diff", &bus.url, &wrong],
@@ -193,11 +202,16 @@ async fn a_wrong_name_is_found_and_makes_nothing(bus: &Bus) {
             code == 3 && said.contains(made) && said.contains("does not exist"),
             "{command:?} {code} {said}"
         );
+        assert!(said.contains("`a3s-event pub`") && !said.contains("create_if_missing"), "{said}");
     }
+    bus.prints(&["copy", &bus.url, &wrong.replace("subject_prefix=typo", ""), "--dry-run"]);
+    bus.prints(&["conformance", "--case", "msg_id", "--url", &wrong]);
+    // The setting is for programs: a look does not create either.
+    let creating = format!("{wrong}{}create_if_missing=true", if bus.server.is_some() { "&" } else { "?" });
+    assert_eq!(bus.run(&["info", "--url", &creating]).code, 3);
     // A created stream would exist now.
     assert_eq!(bus.run(&["info", "--url", &wrong]).code, 3);
-    assert!(!bus.path("typo").exists());
-    std::fs::create_dir(bus.path("typo")).unwrap();
+    assert!(!bus.path("typo.db").exists());
     bus.prints(&["pub", "typo.a", "1", "--url", &wrong.replace("typo.db", "typo.db?subject_prefix=typo")]);
     assert_eq!(
         bus.rows(&["history", "--url", &wrong.replace("typo.db", "typo.db?subject_prefix=typo")]).len(),

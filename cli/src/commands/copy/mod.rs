@@ -43,7 +43,7 @@ pub(crate) struct Args {
     #[arg(long)]
     no_positions: bool,
     /// Only report the effect of a copy, and fail where it would: at the limits of the target, or at a consumer that cannot
-    /// be mapped. It creates the stream of the target to read its limits
+    /// be mapped
     #[arg(long)]
     dry_run: bool,
 }
@@ -108,7 +108,10 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
         warn_of_credentials(url, None);
     }
     let source = app.connect_to_look_at(&args.from).await?;
-    let target = app.connect_to(&args.to).await?;
+    let target = match args.dry_run {
+        true => app.connect_to_plan(&args.to).await?.provider,
+        false => app.connect_to(&args.to).await?,
+    };
     let filter = args.filter.as_deref();
     let tail = place::tail(&*target).await?;
     let first = place::first_missing(&source, &tail, filter).await?;
