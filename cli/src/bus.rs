@@ -89,10 +89,10 @@ impl App {
     pub(crate) async fn connect_to_plan(&mut self, bus: &str) -> Outcome<Planned> {
         let url = self.config.named(bus)?;
         match self.open(&url, false).await {
-            Ok(provider) => Ok(Planned { provider }),
+            Ok(provider) => Ok(Planned { provider, exists: true }),
             Err(Failure::Missing(_)) => {
                 let provider = ProviderRegistry::builtin().connect_to(stand_in(&url)?).await?;
-                Ok(Planned { provider })
+                Ok(Planned { provider, exists: false })
             }
             Err(failure) => Err(failure),
         }
@@ -113,9 +113,11 @@ impl App {
     }
 }
 
-/// A bus as it is before writes to it.
+/// A bus before writes to it.
 pub(crate) struct Planned {
     pub(crate) provider: Arc<dyn EventProvider>,
+    /// If false, the provider represents a stream or file that the first write creates.
+    pub(crate) exists: bool,
 }
 
 async fn connect(url: &str, may_create: bool) -> Outcome<Arc<dyn EventProvider>> {

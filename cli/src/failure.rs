@@ -141,6 +141,9 @@ fn next_step(error: &EventError) -> Option<&'static str> {
         EventError::InvalidSubject { rule, .. } if !rule.contains("subject_prefix") => {
             Some("tokens are separated by dots; in a filter, * matches one token and > the rest")
         }
+        EventError::Conflict { resource, .. } if resource.starts_with("stream ") => Some(
+            "set the URL as the stream is, or name another stream, such as nats://HOST/NAME; `streams rm` deletes a stream",
+        ),
         EventError::NotFound(_) => Some("`history`, `dlq list` and `consumers` show what exists"),
         _ => None,
     }

@@ -172,7 +172,9 @@ async fn what_is_done_already_is_said(bus: &Bus) {
 #[test]
 fn where_the_letters_are_can_be_said_anywhere_and_is_hinted_at() {
     let (bus, letters) = (Bus::sqlite(), Bus::sqlite());
-    [&bus, &letters].map(|bus| bus.publish("events.a", 1));
+    for bus in [&bus, &letters] {
+        bus.publish("events.a", 1);
+    }
     for arguments in [["dlq", "--dlq-url", &letters.url, "list"], ["dlq", "list", "--dlq-url", &letters.url]]
     {
         let ran = bus.run(&arguments);

@@ -71,18 +71,33 @@ async fn a_target_that_drops_what_is_copied_ends_the_copy() {
         format!("sqlite://{}?max_events=100", from.path("small.db").display()),
         server.url.clone() + "?max_events=100",
     ] {
-        // The second copy finds the result of the first.
-        for _ in 0..2 {
-            let ran = from.run(&["copy", &from.url, &small]);
-            assert_eq!((ran.code, ran.stdout.as_str()), (1, ""), "{}", ran.stderr);
-            assert!(
-                ran.stderr.contains("dropped the oldest") && ran.stderr.contains("max_events=0"),
-                "{}",
-                ran.stderr
-            );
-        }
-        assert_eq!(from.run(&["diff", &from.url, &small]).code, 1);
+        let ran = from.run(&["copy", &from.url, &small]);
+        assert_eq!((ran.code, ran.stdout.as_str()), (1, ""), "{}", ran.stderr);
+        assert!(
+            ran.stderr.contains("too small") && ran.stderr.contains("max_events=0, max_bytes=0"),
+            "{}",
+            ran.stderr
+        );
+        assert!(ran.stderr.contains("nothing was copied"), "{}", ran.stderr);
+        assert_eq!(from.run(&["info", "--url", &small]).code, 3, "it has no limits yet");
     }
+    // A stream with the wrong limits is deleted first.
+    let small = server.url.clone() + "?max_events=100";
+    server.prints(&["sub", "--count", "0", "--url", &small]);
+    let ran = from.run(&["copy", &from.url, &server.url]);
+    assert!(ran.code == 1 && ran.stderr.contains("`streams rm`"), "{}", ran.stderr);
+    assert_eq!(server.rows(&["info"])[0]["messages"], 0);
+    server.prints(&["streams", "rm", "--yes"]);
+    from.publish("events.b", 1);
+    let unlimited = server.url.clone() + "?max_events=0&max_age=0";
+    from.prints(&["copy", &from.url, &unlimited]);
+    server.prints(&["streams", "purge", "--filter", "events.a", "--yes"]);
+    let ran = from.run(&["copy", &from.url, &unlimited]);
+    assert!(
+        ran.code == 1 && ran.stderr.contains("dropped the oldest") && ran.stderr.contains("`streams rm`"),
+        "{}",
+        ran.stderr
+    );
     // Events that the source has dropped since are not missing.
     let (kept, to) = (format!("{}?max_events=100", from.url), Bus::nats().await);
     copy(&from, &to);
@@ -210,6 +225,27 @@ async fn a_dry_run_fails_where_the_copy_would() {
             assert!(ran.stderr.contains(why), "{url}: {}", ran.stderr);
         }
     }
+}
+
+#[tokio::test]
+async fn a_copy_that_cannot_succeed_writes_nothing() {
+    let (from, server) = (Bus::sqlite(), Bus::nats().await);
+    from.publish("events.a", 3);
+    from.prints(&["pub", "events.b", "--text", &"x".repeat(5_000)]);
+    for (url, why) in [
+        (format!("sqlite://{}?max_event_bytes=2000", from.path("small.db").display()), "refuses event 4: "),
+        (format!("{}?subject_prefix=other", server.url), "outside the target's prefix 'other'"),
+    ] {
+        // An existing stream is refused as a new one is.
+        for _ in 0..2 {
+            let ran = from.run(&["copy", &from.url, &url]);
+            assert!(ran.code == 1 && ran.stderr.contains(why), "{url}: {}", ran.stderr);
+            from.prints(&["sub", "--count", "0", "--url", &url]);
+            assert_eq!(from.rows(&["info", "--url", &url])[0]["messages"], 0);
+        }
+    }
+    let ran = from.run(&["copy", &from.url, &server.url]);
+    assert!(ran.code == 1 && ran.stderr.contains("`streams rm`"), "{}", ran.stderr);
 }
 
 /// Starts a copy and waits until the target holds a part of the events.
