@@ -248,6 +248,21 @@ async fn a_copy_that_cannot_succeed_writes_nothing() {
     assert!(ran.code == 1 && ran.stderr.contains("`streams rm`"), "{}", ran.stderr);
 }
 
+#[tokio::test]
+async fn a_copied_consumer_can_be_reset_before_its_position() {
+    let (from, to) = (Bus::sqlite(), Bus::nats().await);
+    from.publish("events.a", 10);
+    from.prints(&["sub", "events.a", "--durable", "behind", "--count", "7"]);
+    from.prints(&["sub", "events.a", "--durable", "done", "--count", "10"]);
+    copy(&from, &to);
+    let lags = |bus: &Bus| bus.rows(&["consumers"]).iter().map(|row| row["lag"].clone()).collect::<Vec<_>>();
+    assert_eq!((lags(&from), lags(&to)), (vec![json!(3), json!(0)], vec![json!(3), json!(0)]));
+    for name in ["behind", "done"] {
+        to.prints(&["consumers", "reset", name, "--to", "first", "--yes"]);
+        assert_eq!(crate::bus::numbers(&to.rows(&["sub", "--durable", name, "--count", "2"])), [1, 2]);
+    }
+}
+
 /// Starts a copy and waits until the target holds a part of the events.
 async fn copying(from: &Bus, to: &Bus) -> (std::process::Child, Arc<dyn EventProvider>) {
     let target = ProviderRegistry::builtin().connect(&to.url).await.unwrap();
