@@ -1,10 +1,13 @@
 //! `consumers`: lists the consumers with their lag, and resets or deletes them.
 
+mod reset;
+
 use a3s_event::ConsumerInfo;
 use a3s_event::provider::ConsumerPosition;
 use clap_complete::ArgValueCandidates;
 use serde::Serialize;
 
+use self::reset::Reset;
 use crate::bus::App;
 use crate::complete;
 use crate::confirm::Confirmation;
@@ -17,12 +20,12 @@ use crate::text;
 pub(crate) const EXAMPLE: &str = "Example:
   a3s-event consumers
   a3s-event consumers --wide
-  a3s-event consumers reset billing --to 1h";
+  a3s-event consumers reset billing --to 1h --yes";
 
 const EXAMPLE_RM: &str = "Example:\n  a3s-event consumers rm billing --yes";
 const EXAMPLE_RESET: &str = "Example:
-  a3s-event consumers reset billing --to first
-  a3s-event consumers reset billing --to 2018-02-07T01:26:13Z";
+  a3s-event consumers reset billing --to first --dry-run
+  a3s-event consumers reset billing --to 2018-02-07T01:26:13Z --yes";
 
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -50,11 +53,16 @@ enum Command {
         #[command(flatten)]
         confirmation: Confirmation,
     },
-    /// Move durable consumers to another position
+    /// Move durable consumers to another position, and show the old and the new one
     #[command(after_help = EXAMPLE_RESET)]
     Reset {
         #[command(flatten)]
         which: Which,
+        /// Only print what would be done
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        confirmation: Confirmation,
         /// The new position: first, last, a sequence, or a time of storing such as 15m
         #[arg(long, value_name = "POSITION", value_parser = position)]
         to: ConsumerPosition,
@@ -118,13 +126,20 @@ impl From<&ConsumerInfo> for ConsumerRow {
     }
 }
 
+impl ConsumerRow {
+    /// Returns the name for people.
+    fn shown_name(&self) -> &str {
+        self.subscriber.as_ref().unwrap_or(&self.name)
+    }
+}
+
 impl Row for ConsumerRow {
     const COLUMNS: &'static [&'static str] =
         &["consumer", "filter", "durable", "lag", "pending", "redelivered"];
 
     fn cells(&self) -> Vec<String> {
         vec![
-            text::line(self.subscriber.as_ref().unwrap_or(&self.name)),
+            text::line(self.shown_name()),
             text::line(&self.filter),
             if self.durable { "yes" } else { "no" }.to_owned(),
             self.lag.to_string(),
@@ -153,7 +168,10 @@ impl Row for WideRow {
 pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     match (args.command, args.remove) {
         (Some(Command::Rm { which, confirmation }), _) => remove(app, &which, &confirmation).await,
-        (Some(Command::Reset { which, to }), _) => reset(app, &which, to).await,
+        (Some(Command::Reset { which, dry_run, confirmation, to }), _) => {
+            let plan = Reset::plan(app, &which, to).await?;
+            if dry_run { plan.show(app) } else { plan.run(app, &confirmation).await }
+        }
         (None, Some(name)) => {
             remove(app, &Which { name, filter: None }, &Confirmation { yes: args.yes }).await
         }
@@ -185,17 +203,6 @@ async fn remove(app: &mut App, which: &Which, confirmation: &Confirmation) -> Ou
         provider.unsubscribe(&consumer.name).await?;
     }
     app.out.rows(&found.iter().map(ConsumerRow::from).collect::<Vec<_>>())
-}
-
-async fn reset(app: &mut App, which: &Which, to: ConsumerPosition) -> Outcome {
-    let provider = app.connect_to_look().await?;
-    let found = find(&provider, &which.name, which.filter.as_deref()).await?;
-    for consumer in &found {
-        provider.reset_consumer(&consumer.name, to).await?;
-    }
-    let mut moved = provider.consumers().await?;
-    moved.retain(|consumer| found.iter().any(|found| found.name == consumer.name));
-    app.out.rows(&moved.iter().map(ConsumerRow::from).collect::<Vec<_>>())
 }
 
 #[cfg(test)]
