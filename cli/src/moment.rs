@@ -21,6 +21,15 @@ pub(crate) fn show(unix_ms: u64) -> String {
     timestamp::format_rfc3339(unix_ms).unwrap_or_else(|| unix_ms.to_string())
 }
 
+/// Formats Unix milliseconds as a minute in UTC, such as `2018-02-07 01:26`, for narrow tables.
+pub(crate) fn show_minute(unix_ms: u64) -> String {
+    let full = show(unix_ms);
+    match full.get(.."2018-02-07T01:26".len()) {
+        Some(minute) if full.ends_with('Z') => minute.replacen('T', " ", 1),
+        _ => full,
+    }
+}
+
 /// Reads a time as Unix milliseconds. Dates, `today` and `yesterday` are midnight UTC.
 pub(crate) fn parse(text: &str) -> Result<u64, String> {
     let wrong = || format!("is not a time: {FORMS}");
@@ -112,6 +121,8 @@ mod tests {
         ] {
             assert_eq!(parse(text).map(show).as_deref(), Ok(time), "{text}");
         }
+        let minute = show_minute(1_517_966_773_840);
+        assert_eq!((minute.as_str(), parse(&minute)), ("2018-02-07 01:26", Ok(1_517_966_760_000)));
         const MINUTE: u64 = 60_000;
         for (text, ago) in [
             ("now", 0),

@@ -114,8 +114,15 @@ async fn an_event_of_several_letters_is_one_row(bus: &Bus) {
     let ids: Vec<_> = bus.rows(&["dlq", "list"]).iter().map(|row| row["id"].to_string()).collect();
 
     let table = bus.prints(&["dlq", "replay", "--all", "--dry-run"]);
-    assert_eq!(table.matches("replayed: one event for letters").count(), 3, "{table}");
+    let planned = table.clone();
     let table = bus.prints(&["dlq", "replay", &ids[0]]);
+    let as_planned = table
+        .replace("published once", "would be published once")
+        .replace("event published", "event would be published")
+        .replace(" marked as", " would be marked as")
+        .replace(" refused", " would be refused");
+    let words = |table: &str| table.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(words(&planned), words(&as_planned), "a dry run prints the same table");
     let row = table.lines().find(|line| line.contains(&event.id)).unwrap();
     assert!(row.contains("events.orders.a") && row.contains("published once, 3 letters marked"), "{table}");
     assert!(ids.iter().all(|id| row.contains(id)), "{table}");
@@ -145,11 +152,10 @@ async fn a_dry_run_shows_the_letters(bus: &Bus) {
     give_up(bus, &["events.orders.b"], 3).await;
     let table = bus.prints(&["dlq", "replay", "--all", "--dry-run"]);
     let row = |subject: &str| table.lines().find(|line| line.contains(subject)).unwrap().to_owned();
-    assert!(
-        row("events.orders.a").contains("stock") && row("events.orders.a").contains("replayed"),
-        "{table}"
-    );
-    assert!(row("events.orders.b").contains("refused: it was replayed 3 times already"), "{table}");
+    assert!(row("events.orders.a").contains("would be published once, 1 letter marked"), "{table}");
+    assert!(row("events.orders.b").contains("would be refused: it was replayed 3 times already"), "{table}");
+    let list = bus.prints(&["dlq", "list"]);
+    assert!(list.contains("open, 3 replays") && list.contains("exhausted: no "), "{list}");
     let table = bus.prints(&["dlq", "discard", "--filter", "events.orders.a", "--dry-run"]);
     assert!(table.contains("stock") && table.contains("discarded") && !table.contains("orders.b"), "{table}");
     assert_eq!(bus.rows(&["dlq", "list"]).len(), 2);

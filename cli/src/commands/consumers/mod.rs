@@ -157,6 +157,7 @@ struct WideRow(ConsumerRow);
 impl Row for WideRow {
     const COLUMNS: &'static [&'static str] =
         &["consumer", "filter", "durable", "lag", "pending", "redelivered", "stored name"];
+    const IS_BLOCK: bool = true;
 
     fn cells(&self) -> Vec<String> {
         let mut cells = self.0.cells();
