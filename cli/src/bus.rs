@@ -1,6 +1,7 @@
 //! Connects a command to its bus.
 
 use std::io::Write as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use a3s_event::provider::{ProviderRegistry, ProviderUrl, Scheme};
 use a3s_event::{EventError, EventProvider, NatsConfig, duration};
 
 use crate::args::Global;
-use crate::config::{Config, Origin, create_default_folder};
+use crate::config::{Config, Origin, create_default_folder, default_folder};
 use crate::failure::{Failure, Outcome};
 use crate::keys::Keys;
 use crate::output::Output;
@@ -160,11 +161,22 @@ pub(crate) fn existing(url: &str) -> Outcome<ProviderUrl> {
 fn missing(url: &str, text: &str) -> String {
     let is_forbidden =
         ProviderUrl::parse(url).is_ok_and(|url| url.setting(CREATE).is_some_and(|value| value == "false"));
-    let way = match is_forbidden {
-        true => "; remove create_if_missing=false from the URL to create it",
-        false => "; the first `a3s-event pub` or `a3s-event sub` creates it",
-    };
-    text.replacen(MISSING, " does not exist", 1) + way
+    let missing = text.replacen(MISSING, " does not exist", 1);
+    match missing_folder(url) {
+        Some(folder) => format!("{missing}, nor does the folder '{folder}': create it, or correct the path"),
+        None if is_forbidden => {
+            format!("{missing}; remove create_if_missing=false from the URL to create it")
+        }
+        None => format!("{missing}; the first `a3s-event pub` or `a3s-event sub` creates it"),
+    }
+}
+
+/// Returns the folder of a SQLite file, which no command creates, if it does not exist. The default one is created.
+fn missing_folder(url: &str) -> Option<String> {
+    let url = ProviderUrl::parse(url).ok().filter(|url| url.scheme() == "sqlite")?;
+    let folder = Path::new(url.path()).parent().filter(|folder| !folder.as_os_str().is_empty())?;
+    let is_default = default_folder().is_ok_and(|default| default == folder);
+    (!folder.exists() && !is_default).then(|| folder.display().to_string())
 }
 
 /// Returns the URL of an empty stream in memory with the subjects and limits that a missing stream would have.

@@ -112,7 +112,8 @@ fn default_url() -> Outcome<String> {
     Ok(format!("sqlite://{}", encode(file)))
 }
 
-fn default_folder() -> Outcome<PathBuf> {
+/// Returns the folder of the embedded bus.
+pub(crate) fn default_folder() -> Outcome<PathBuf> {
     Ok(folders()?.data_dir().join("a3s-event"))
 }
 

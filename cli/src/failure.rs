@@ -100,9 +100,17 @@ impl Failure {
     }
 
     fn of(error: &EventError) -> Self {
+        let said = match error {
+            EventError::Conflict { resource, field, existing, requested } => format!(
+                "conflict: {resource} has {field} {}, and the command asks for {}",
+                plain(existing),
+                plain(requested)
+            ),
+            error => chain(error),
+        };
         let text = match next_step(error) {
-            Some(step) => format!("{}; {step}", chain(error)),
-            None => chain(error),
+            Some(step) => format!("{said}; {step}"),
+            None => said,
         };
         // A command that only looks sets this by itself.
         let text = text.replace("no longer exists, and create_if_missing is false", "no longer exists");
@@ -132,6 +140,12 @@ impl From<io::Error> for Failure {
         }
         Self::Other(error.to_string())
     }
+}
+
+/// Formats a value that the library has in the form of Rust: `["a", "b"]` is `'a', 'b'`.
+fn plain(value: &str) -> String {
+    let value = value.strip_prefix('[').and_then(|value| value.strip_suffix(']')).unwrap_or(value);
+    value.replace('"', "'")
 }
 
 /// Returns the next step for a person, if the error does not name it.

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use a3s_event::{DeliverPolicy, Event, EventProvider, PublishRequest, SubscribeOptions, Subscription};
+use a3s_event::{
+    DeliverPolicy, Event, EventProvider, PublishRequest, SubscribeOptions, Subscription, duration,
+};
 use clap::ValueEnum;
 use serde::Serialize;
 
@@ -216,7 +218,8 @@ impl Bench<'_> {
             let batch = subscription.next_batch(usize::from(self.args.batch), SOON).await.unwrap_or_default();
             if batch.is_empty() {
                 return Err(Failure::Other(format!(
-                    "{received} of {events} events were delivered within {SOON:?}; the bus is too slow for this run"
+                    "{received} of {events} events were delivered within {}; the bus is too slow for this run",
+                    duration::format(SOON)
                 )));
             }
             received += batch.len();
@@ -250,7 +253,8 @@ impl Bench<'_> {
                 let next = tokio::time::timeout(SOON, subscription.next_delivery()).await;
                 let next = next.map_err(|_| {
                     Failure::Other(format!(
-                        "no event was delivered within {SOON:?}; publish fewer events per second"
+                        "no event was delivered within {}; publish fewer events per second",
+                        duration::format(SOON)
                     ))
                 })?;
                 let Some(delivery) = next? else {

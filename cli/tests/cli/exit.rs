@@ -340,5 +340,15 @@ async fn a_stream_with_other_settings_is_a_conflict() {
     bus.publish("events.a", 1);
     let ran = bus.run(&["info", "--url", &format!("{}?subject_prefix=other", bus.url)]);
     assert_eq!(ran.code, 1, "{}", ran.stderr);
-    assert!(ran.stderr.contains("conflict") && ran.stderr.contains("A3S_EVENTS"), "{}", ran.stderr);
+    let said = "conflict: stream 'A3S_EVENTS' has subjects 'events.>', and the command asks for 'other.>'";
+    assert!(ran.stderr.contains(said) && ran.stderr.contains("`streams rm`"), "{}", ran.stderr);
+    let ran = bus.run(&["pub", "events.a", "1", "--url", &format!("{}/OTHER", bus.url)]);
+    let said =
+        "stream 'OTHER' has subjects taken by stream 'A3S_EVENTS', and the command asks for 'events.>'";
+    assert!(ran.code == 1 && ran.stderr.contains(said), "{}", ran.stderr);
+    bus.prints(&["sub", "events.a", "--durable", "late", "--from", "2", "--idle", "100ms"]);
+    let ran = bus.run(&["consumers", "reset", "late", "--to", "first", "--yes"]);
+    let said =
+        "the server moves no consumer before its start, and consumer 'late' of 'events.a' starts later";
+    assert!(ran.code == 3 && ran.stderr.contains(said), "{}", ran.stderr);
 }

@@ -115,7 +115,7 @@ async fn doctor_says_what_to_do_about_a_server() {
     let without = NatsServer::start_with(accounts).await;
     let port = bus.server.as_ref().unwrap().port();
     for (url, advice) in [
-        (without.url(), "start nats-server with -js"),
+        (without.url(), "`nats-server -js`"),
         (format!("{}/OTHER", bus.url), "the server has 'A3S_EVENTS'"),
         (format!("tls://127.0.0.1:{port}?connect_timeout=2s"), "use the scheme without TLS"),
     ] {
@@ -123,8 +123,32 @@ async fn doctor_says_what_to_do_about_a_server() {
         let said = ran.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(ran.code != 0 && said.contains(advice), "{}{}", ran.stdout, ran.stderr);
     }
+    bus.server.as_ref().unwrap().freeze().await;
+    let ran = bus.run(&["doctor", "--url", &format!("{}?connect_timeout=1s", bus.url)]);
+    bus.server.as_ref().unwrap().thaw();
+    let said = ran.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(ran.code == 4 && said.contains("it is suspended or overloaded"), "{}", ran.stdout);
     let ran = bus.run(&["doctor", "--url", "redis://127.0.0.1:1"]);
     assert!(ran.code == 3 && !ran.stdout.contains("accepts connections"), "{}", ran.stdout);
+}
+
+#[test]
+fn doctor_says_what_to_do_about_a_file() {
+    let bus = Bus::sqlite();
+    bus.publish("events.a", 1);
+    let lacking = format!("sqlite://{}", bus.path("no/folder/bus.db").display());
+    for (command, code) in [("doctor", 3), ("info", 3)] {
+        let ran = bus.run(&[command, "--url", &lacking]);
+        let said = format!("{}{}", ran.stdout, ran.stderr);
+        assert!(ran.code == code && said.contains("create") && said.contains("no/folder'"), "{said}");
+        assert!(!said.contains("`a3s-event pub`"), "pub does not create a folder: {said}");
+    }
+    let writer = rusqlite::Connection::open(bus.path("bus.db")).unwrap();
+    writer.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let ran = bus.run(&["doctor", "--url", &format!("{}?busy_timeout=100ms", bus.url)]);
+    let said = ran.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(ran.code != 0 && said.contains("end the program that writes to the file"), "{said}");
+    assert!(said.contains("survives a loss of power") && !said.contains("PowerLoss"), "{said}");
 }
 
 async fn schemas_are_checked(bus: &Bus) {

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use a3s_event::provider::ConsumerPosition;
-use a3s_event::{ConsumerInfo, EventProvider, HistoryQuery};
+use a3s_event::{ConsumerInfo, EventError, EventProvider, HistoryQuery};
 use serde::Serialize;
 
 use super::{ConsumerRow, Which};
 use crate::bus::App;
 use crate::confirm::Confirmation;
 use crate::consumer_name::{described, find};
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::output::Row;
 use crate::stored::{PAGE, newest_first};
 use crate::text::{self, count};
@@ -105,7 +105,8 @@ impl Reset {
         let consumers = if moves.len() == 1 { "consumer" } else { "consumers" };
         confirmation.ask_about(&format!("this moves {consumers} {}", moves.join("; ")))?;
         for (consumer, ..) in &self.moves {
-            self.provider.reset_consumer(&consumer.name, self.to).await?;
+            let moved = self.provider.reset_consumer(&consumer.name, self.to).await;
+            moved.map_err(|error| unmoved(error, consumer))?;
         }
         let now = self.provider.consumers().await?;
         let row_now = |(consumer, old, new): &(ConsumerInfo, Position, Position)| {
@@ -113,6 +114,20 @@ impl Reset {
             Some(row(now, *old, Position { lag: now.lag, ..*new }))
         };
         app.out.rows(&self.moves.iter().filter_map(row_now).collect::<Vec<_>>())
+    }
+}
+
+/// Explains the refusal of a server to move a consumer before its start.
+fn unmoved(error: EventError, consumer: &ConsumerInfo) -> Failure {
+    match error {
+        EventError::Unsupported { option, .. } if option.contains("of a consumer that starts") => {
+            Failure::Input(format!(
+                "the server moves no consumer before its start, and consumer {} starts later: delete it with `consumers rm`, and \
+                 create it again from an earlier start, such as with `sub --durable NAME --from all`",
+                described(consumer)
+            ))
+        }
+        error => error.into(),
     }
 }
 
