@@ -23,7 +23,13 @@ const ITEMS: &str = "features";
 
 pub(crate) const EXAMPLE: &str = "Example:
   a3s-event import week.geojson 'events.q.{properties.net|other}' --id '{id}'
-  seq 1 1000 | a3s-event import - events.numbers --resume numbers.state";
+  seq 1 1000 | a3s-event import - events.numbers --resume numbers.state
+
+Ctrl-C ends a run after the batch under way, and names the stored records and
+the way to go on. With --id, the bus stores a record once within its dedup
+window: 2 minutes, unless dedup_window in the URL of a new stream sets another.
+A record that is published again later is stored again, and the bus cannot
+tell: repeat a run with --resume or --skip.";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
