@@ -47,7 +47,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "EVENTS", default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..=MAX_PER_SECOND))]
     per_second: u32,
     /// Draw the times as a chart into this SVG file
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     svg: Option<PathBuf>,
 }
 

@@ -13,7 +13,7 @@ use super::subscribe::eprint_note;
 use crate::args::Global;
 use crate::bus::{redacted, warn_of_credentials};
 use crate::complete;
-use crate::config::{Config, user_file};
+use crate::config::{Config, encode, user_file};
 use crate::failure::{Failure, Outcome};
 use crate::output::{Output, Row};
 use crate::text;
@@ -40,7 +40,8 @@ pub(crate) enum Command {
     Add {
         /// The name: letters, digits, `-` and `_`
         name: String,
-        /// The URL, or - to read it from stdin, which keeps a password out of the command line
+        /// The URL, or - to read it from stdin, which keeps a password out of the command line. The path of a SQLite
+        /// file is stored as an absolute one
         url: String,
     },
     /// List the buses, and mark the one that commands use
@@ -128,7 +129,22 @@ fn given(url: String) -> Outcome<String> {
             known.join(", ")
         )));
     }
-    Ok(url)
+    absolute(url, &parsed)
+}
+
+/// Makes the path of a SQLite file absolute, so that its name means the same file in every folder.
+fn absolute(url: String, parsed: &ProviderUrl) -> Outcome<String> {
+    let is_file = parsed.scheme() == "sqlite" && !matches!(parsed.path(), "" | ":memory:");
+    let path = Path::new(parsed.path());
+    if !is_file || !parsed.authority().is_empty() || path.is_absolute() {
+        return Ok(url);
+    }
+    let wrong = |why: &str| Failure::Input(format!("path '{}': {why}", path.display()));
+    let absolute = std::path::absolute(path).map_err(|error| wrong(&error.to_string()))?;
+    let file =
+        absolute.to_str().ok_or_else(|| wrong("the working folder is not UTF-8: give an absolute path"))?;
+    let settings = url.find('?').and_then(|at| url.get(at..)).unwrap_or_default();
+    Ok(format!("sqlite://{}{settings}", encode(file)))
 }
 
 /// The config file, open for changes.

@@ -9,6 +9,7 @@ use clap::{Subcommand, ValueEnum};
 use clap_complete::ArgValueCandidates;
 use serde::Serialize;
 
+use super::show::print_whole;
 use super::subscribe::eprint_note;
 use crate::bus::{App, redacted};
 use crate::complete;
@@ -352,10 +353,7 @@ pub(crate) async fn run(app: &mut App, Args { command }: Args) -> Outcome {
         Command::List { which, limit } => list(app, queue, which, limit).await,
         Command::Show { id } => {
             let letter = open(app, queue).await?.show(id).await?;
-            if app.out.format == Format::Table {
-                app.out.format = Format::Json;
-            }
-            app.out.one(&LetterRow::new(&letter))
+            print_whole(app, &LetterRow::new(&letter))
         }
         Command::Replay { chosen, dry_run, per_second, max_replays, limit } => {
             chosen.check()?;

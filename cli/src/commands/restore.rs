@@ -18,6 +18,7 @@ pub(crate) const EXAMPLE: &str = "Example:
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The file that dump wrote, or - for stdin
+    #[arg(value_hint = clap::ValueHint::FilePath)]
     file: String,
     #[command(flatten)]
     pace: Pace,

@@ -144,7 +144,9 @@ async fn remove(app: &mut App, name: Option<&str>, confirmation: &Confirmation) 
         text::count(stream.consumers as u64, "consumer")
     ))?;
     provider.delete_stream().await.map_err(unsupported)?;
-    app.out.one(&StreamRow::from(stream))
+    let deleted = format!("deleted stream '{}'", stream.name);
+    app.out.one(&StreamRow::from(stream))?;
+    app.out.say(&deleted)
 }
 
 /// Formats the number of matching events, without reading a large stream to its end.

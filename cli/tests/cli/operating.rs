@@ -95,7 +95,8 @@ async fn a_consumer_is_deleted_by_either_name(bus: &Bus) {
     assert_eq!(names(), before);
     let stored = before[2].as_str().unwrap();
     assert!(stored.starts_with("billing-"));
-    assert_eq!(bus.rows(&["consumers", "rm", stored, "--yes"]).len(), 1);
+    let printed = bus.prints(&["consumers", "rm", stored, "--yes"]);
+    assert!(printed.ends_with("\ndeleted consumer 'billing' of 'events.orders.>'\n"), "{printed}");
     let ran = bus.run(&["consumers", "rm", "audit", "--filter", "events.c", "--yes"]);
     assert!(ran.code == 1 && ran.stderr.contains("events.a, events.b"), "{}", ran.stderr);
     assert_eq!(
@@ -123,7 +124,8 @@ async fn a_stream_is_purged_and_deleted() {
     let ran = bus.run(&["streams", "rm", "OTHER", "--yes"]);
     assert!(ran.code == 2 && ran.stderr.contains("'A3S_EVENTS', not 'OTHER'"), "{}", ran.stderr);
     assert_eq!(bus.run(&["streams", "rm"]).code, 2);
-    assert_eq!(bus.rows(&["streams", "rm", "A3S_EVENTS", "--yes"])[0]["stream"], "A3S_EVENTS");
+    let printed = bus.prints(&["streams", "rm", "A3S_EVENTS", "--yes"]);
+    assert!(printed.ends_with("\ndeleted stream 'A3S_EVENTS'\n"), "{printed}");
     assert_eq!(bus.run(&["history"]).code, 3, "it is gone");
 }
 

@@ -225,6 +225,20 @@ async fn show_finds_by_sequence_and_id(bus: &Bus) {
     let shown = |arguments: &[&str]| serde_json::from_str::<Value>(&bus.prints(arguments)).unwrap();
     assert_eq!(shown(&["show", "2"])["event"]["payload"]["n"], 2);
     assert_eq!(shown(&["show", "--id", "2"])["event"]["payload"]["n"], 4);
+    bus.prints(&[
+        "pub",
+        "events.a",
+        "{\"timestamp\": 1}",
+        "--time",
+        "2018-02-07T01:26:13.840Z",
+        "--id",
+        "timed",
+    ]);
+    let for_people = shown(&["show", "timed"]);
+    assert_eq!(for_people["event"]["timestamp"], "2018-02-07T01:26:13.840Z");
+    assert_eq!(for_people["event"]["payload"]["timestamp"], 1);
+    assert!(for_people["storedAt"].as_str().unwrap().ends_with('Z'), "{for_people}");
+    assert_eq!(bus.rows(&["show", "timed"])[0]["event"]["timestamp"], 1_517_966_773_840_u64);
     let ran = bus.run(&["show", "no-such-event"]);
     assert_eq!((ran.code, ran.stdout.as_str()), (1, ""));
 }
@@ -266,6 +280,24 @@ async fn a_server_that_is_gone_keeps_nobody_from_leaving() {
         server.thaw();
         assert!(left.is_ok(), "{command:?}");
     }
+}
+
+#[tokio::test]
+async fn a_connection_that_is_back_is_told_like_its_loss() {
+    let mut bus = Bus::nats().await;
+    bus.publish("events.a", 1);
+    let mut tail = bus.command(&["tail"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(tail.stdout.take().unwrap()).lines();
+    lines.next().unwrap().unwrap();
+    let server = bus.server.as_mut().unwrap();
+    server.kill();
+    server.start_again().await;
+    bus.prints(&["pub", "events.a", "\"after the loss\""]);
+    assert!(lines.next().unwrap().unwrap().contains("after the loss"));
+    terminate(&tail);
+    let said = ended(tail.wait_with_output().unwrap()).stderr;
+    let count = |text: &str| said.matches(text).count();
+    assert_eq!((count("lost the connection"), count("reconnected to nats-server")), (1, 1), "{said}");
 }
 
 pub(crate) fn terminate(child: &Child) {

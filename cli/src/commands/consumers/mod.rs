@@ -203,7 +203,9 @@ async fn remove(app: &mut App, which: &Which, confirmation: &Confirmation) -> Ou
     for consumer in &found {
         provider.unsubscribe(&consumer.name).await?;
     }
-    app.out.rows(&found.iter().map(ConsumerRow::from).collect::<Vec<_>>())
+    app.out.rows(&found.iter().map(ConsumerRow::from).collect::<Vec<_>>())?;
+    let deleted: Vec<_> = found.iter().map(self::described).collect();
+    app.out.say(&format!("deleted {consumers} {}", deleted.join(", ")))
 }
 
 #[cfg(test)]
