@@ -1,7 +1,7 @@
 //! Tests of `bench`, `conformance`, `doctor`, `schema` and `completions`.
 
 use a3s_event_testkit::NatsServer;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::bus::{Bus, json_lines};
 use crate::on_every_bus;
@@ -41,6 +41,21 @@ async fn conformance_has_a_row_per_capability(bus: &Bus) {
         |name: &str| capabilities.iter().find(|row| row["capability"] == name).unwrap()["outcome"].clone();
     assert_eq!((of("dedup"), of("term")), (json!("honoured"), json!("not checked")));
     assert_eq!(bus.run(&["conformance", "--case", "no-such-case"]).code, 2);
+    let listed = bus.rows(&["conformance", "--list"]);
+    assert!(listed.len() > 50 && listed.iter().all(|row| row["promise"].is_string()), "{listed:?}");
+    let required = |case: &str| bus.run(&["conformance", "--case", case, "--require-all"]);
+    assert_eq!(required("msg_id").code, 0);
+    let is_fenced = |row: &&Value| row["needs"].as_array().unwrap().contains(&json!("fenced_settlement"));
+    let fenced = listed.iter().find(is_fenced).unwrap()["case"].as_str().unwrap();
+    let ran = required(fenced);
+    let is_refused = bus.server.is_some();
+    assert_eq!(
+        (ran.code, ran.stderr.contains(fenced)),
+        (i32::from(is_refused), is_refused),
+        "{}",
+        ran.stderr
+    );
+    assert_eq!(bus.run(&["conformance", "--case", fenced]).code, 0);
     // The cases leave nothing on the bus.
     assert_eq!(bus.run(&["info"]).code, 3);
 }
