@@ -49,6 +49,23 @@ pub(crate) fn parse(text: &str) -> Result<u64, String> {
     u64::try_from(unix_ms).map_err(|_| "is before 1970".to_owned())
 }
 
+/// A place in a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    Sequence(u64),
+    /// Unix milliseconds.
+    Time(u64),
+}
+
+/// Reads a sequence or a time.
+pub(crate) fn sequence_or_time(text: &str) -> Result<Place, String> {
+    match text.parse() {
+        // A current time in milliseconds has 13 digits; no sequence reaches that.
+        Ok(sequence) if sequence < 1_000_000_000_000 => Ok(Place::Sequence(sequence)),
+        _ => parse(text).map(Place::Time),
+    }
+}
+
 /// Checks that a number is Unix milliseconds, not a recent time in another unit.
 fn milliseconds(number: u64) -> Result<u64, String> {
     let (unit, fitting) = match number {
@@ -169,6 +186,19 @@ mod tests {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
         assert_eq!(parse("20000000h").unwrap_err(), "is before 1970");
+    }
+
+    #[test]
+    fn a_sequence_differs_from_a_time() {
+        for (text, place) in [
+            ("17", Place::Sequence(17)),
+            ("1517966773", Place::Sequence(1_517_966_773)),
+            ("1517966773840", Place::Time(1_517_966_773_840)),
+            ("2018-02-07", Place::Time(1_517_961_600_000)),
+        ] {
+            assert_eq!(sequence_or_time(text), Ok(place));
+        }
+        assert!(sequence_or_time("someday").is_err());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::complete;
 use crate::confirm::Confirmation;
 use crate::consumer_name::{described, find, shown};
 use crate::failure::Outcome;
-use crate::moment;
+use crate::moment::{self, Place};
 use crate::output::Row;
 use crate::text;
 
@@ -85,15 +85,11 @@ fn position(text: &str) -> Result<ConsumerPosition, String> {
     Ok(match text {
         "first" | "all" => ConsumerPosition::First,
         "last" | "now" | "new" => ConsumerPosition::Last,
-        text => {
-            match text.parse() {
-                // A current time in milliseconds has 13 digits; no sequence reaches that.
-                Ok(sequence) if sequence < 1_000_000_000_000 => ConsumerPosition::Sequence(sequence),
-                _ => ConsumerPosition::Time(moment::parse(text).map_err(|why| {
-                    format!("write first, last, a sequence or a time; as a time, it {why}")
-                })?),
-            }
-        }
+        text => match moment::sequence_or_time(text) {
+            Ok(Place::Sequence(sequence)) => ConsumerPosition::Sequence(sequence),
+            Ok(Place::Time(unix_ms)) => ConsumerPosition::Time(unix_ms),
+            Err(why) => return Err(format!("write first, last, a sequence or a time; as a time, it {why}")),
+        },
     })
 }
 
