@@ -300,6 +300,27 @@ async fn a_connection_that_is_back_is_told_like_its_loss() {
     assert_eq!((count("lost the connection"), count("reconnected to nats-server")), (1, 1), "{said}");
 }
 
+/// A server that is suspended ends a command like one that cannot be reached.
+#[tokio::test]
+async fn a_server_that_freezes_ends_a_subscription_with_4() {
+    let bus = Bus::nats().await;
+    bus.publish("events.a", 1);
+    let mut running = Vec::new();
+    for command in [&["sub", "--from", "all"][..], &["sub", "--durable", "d"], &["tail"]] {
+        let mut child = bus.command(command).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        BufReader::new(child.stdout.as_mut().unwrap()).lines().next().unwrap().unwrap();
+        running.push((command, child));
+    }
+    bus.server.as_ref().unwrap().freeze().await;
+    for (command, child) in running {
+        let waiting = tokio::task::spawn_blocking(|| ended(child.wait_with_output().unwrap()));
+        let ran = tokio::time::timeout(Duration::from_secs(60), waiting).await;
+        let Ok(Ok(ran)) = ran else { panic!("{command:?} does not end") };
+        assert_eq!(ran.code, 4, "{command:?}: {}", ran.stderr);
+    }
+    bus.server.as_ref().unwrap().thaw();
+}
+
 pub(crate) fn terminate(child: &Child) {
     let killed = std::process::Command::new("kill").arg(child.id().to_string()).status().unwrap();
     assert!(killed.success());
