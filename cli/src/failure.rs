@@ -5,10 +5,14 @@ use std::io;
 
 use a3s_event::{ErrorKind, EventError};
 
+use crate::moment;
 use crate::text::line;
 
 /// The result of a command.
 pub(crate) type Outcome<T = ()> = Result<T, Failure>;
+
+/// Field of a conflict about the start of a consumer.
+const START: &str = "deliver_policy";
 
 /// Advice for events with an unknown outcome.
 pub(crate) const SAME_ID: &str = "Publish them again with the same id (--id): within the dedup window, 2 minutes by default, they are stored once";
@@ -102,7 +106,8 @@ impl Failure {
     fn of(error: &EventError) -> Self {
         let said = match error {
             EventError::Conflict { resource, field, existing, requested } => format!(
-                "conflict: {resource} has {field} {}, and the command asks for {}",
+                "conflict: {resource} has {} {}, and the command asks for {}",
+                if field == START { "start" } else { field },
                 plain(existing),
                 plain(requested)
             ),
@@ -144,8 +149,19 @@ impl From<io::Error> for Failure {
 
 /// Formats a value that the library has in the form of Rust: `["a", "b"]` is `'a', 'b'`.
 fn plain(value: &str) -> String {
-    let value = value.strip_prefix('[').and_then(|value| value.strip_suffix(']')).unwrap_or(value);
-    value.replace('"', "'")
+    let of = |start: &str, end: &str| value.strip_prefix(start)?.strip_suffix(end);
+    if let Some(sequence) = of("ByStartSequence { sequence: ", " }") {
+        return format!("sequence {sequence}");
+    }
+    if let Some(time) = of("ByStartTime { timestamp: ", " }") {
+        return time.parse().map_or_else(|_| time.to_owned(), moment::show);
+    }
+    if value == "LastPerSubject" {
+        return "last-per-subject".to_owned();
+    }
+    let is_name = !value.is_empty() && value.chars().all(|c| c.is_ascii_alphabetic());
+    let value = of("[", "]").unwrap_or(value);
+    if is_name { value.to_lowercase() } else { value.replace('"', "'") }
 }
 
 /// Returns the next step for a person, if the error does not name it.
@@ -158,6 +174,9 @@ fn next_step(error: &EventError) -> Option<&'static str> {
         EventError::Conflict { resource, .. } if resource.starts_with("stream ") => Some(
             "set the URL as the stream is, or name another stream, such as nats://HOST/NAME; `streams rm` deletes a stream",
         ),
+        EventError::Conflict { field, .. } if field == START => {
+            Some("a start is for a new consumer; `consumers reset` moves an existing one")
+        }
         EventError::NotFound(_) => Some("`history`, `dlq list` and `consumers` show what exists"),
         _ => None,
     }
@@ -175,4 +194,25 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_of_conflicts_are_plain_text() {
+        for (value, shown) in [
+            (r#"["events.>", "a.*"]"#, "'events.>', 'a.*'"),
+            ("ByStartSequence { sequence: 5 }", "sequence 5"),
+            ("ByStartTime { timestamp: 1517966773840 }", "2018-02-07T01:26:13.840Z"),
+            ("LastPerSubject", "last-per-subject"),
+            ("All", "all"),
+            ("Memory", "memory"),
+            ("120s", "120s"),
+            ("taken by stream 'A'", "taken by stream 'A'"),
+        ] {
+            assert_eq!(plain(value), shown);
+        }
+    }
 }

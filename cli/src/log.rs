@@ -31,7 +31,7 @@ fn by_count(verbose: u8) -> Targets {
         2 => (LevelFilter::DEBUG, LevelFilter::INFO),
         _ => (LevelFilter::TRACE, LevelFilter::DEBUG),
     };
-    // A connection that is back is told like its loss, which is a warning.
+    // A connection that is back is logged like its loss, which is a warning.
     let connections = ours.max(LevelFilter::INFO);
     Targets::new().with_default(others).with_target("a3s_event", ours).with_target(CONNECTIONS, connections)
 }

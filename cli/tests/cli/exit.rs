@@ -347,6 +347,9 @@ async fn a_stream_with_other_settings_is_a_conflict() {
         "stream 'OTHER' has subjects taken by stream 'A3S_EVENTS', and the command asks for 'events.>'";
     assert!(ran.code == 1 && ran.stderr.contains(said), "{}", ran.stderr);
     bus.prints(&["sub", "events.a", "--durable", "late", "--from", "2", "--idle", "100ms"]);
+    let ran = bus.run(&["sub", "events.a", "--durable", "late", "--from", "1"]);
+    let said = "consumer 'late' has start sequence 2, and the command asks for sequence 1; a start is for a new consumer";
+    assert!(ran.code == 1 && ran.stderr.contains(said), "{}", ran.stderr);
     let ran = bus.run(&["consumers", "reset", "late", "--to", "first", "--yes"]);
     let said =
         "the server moves no consumer before its start, and consumer 'late' of 'events.a' starts later";
