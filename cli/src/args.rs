@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueHint};
 use clap_complete::ArgValueCandidates;
 use tracing_subscriber::filter::Targets;
 
@@ -49,11 +49,11 @@ pub(crate) struct Global {
     #[arg(long, global = true, value_name = "URL", env = "A3S_EVENT_DLQ_URL", hide_env_values = true, add = ArgValueCandidates::new(complete::buses))]
     pub(crate) dlq_url: Option<String>,
     /// The config file [default: a3s-event/config.toml in your config folder]
-    #[arg(long, global = true, value_name = "FILE", env = "A3S_EVENT_CONFIG")]
+    #[arg(long, global = true, value_name = "FILE", env = "A3S_EVENT_CONFIG", value_hint = ValueHint::FilePath)]
     pub(crate) config: Option<PathBuf>,
     /// Key of encrypted payloads: a file, or ID=FILE; can be repeated. Events are decrypted with the key of their id (a
     /// key without an id fits any) and published with the first key
-    #[arg(long, global = true, value_name = "FILE", env = "A3S_EVENT_KEY_FILE")]
+    #[arg(long, global = true, value_name = "FILE", env = "A3S_EVENT_KEY_FILE", value_hint = ValueHint::FilePath)]
     pub(crate) key_file: Vec<KeyFile>,
     /// Output format
     #[arg(long, short, global = true, value_enum, default_value_t)]

@@ -1,15 +1,16 @@
 //! Connects a command to its bus.
 
 use std::io::Write as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use a3s_event::EventProvider;
 use a3s_event::provider::settings::Kind;
 use a3s_event::provider::{ProviderRegistry, ProviderUrl, Scheme};
+use a3s_event::{EventError, EventProvider, NatsConfig, duration};
 
 use crate::args::Global;
-use crate::config::{Config, Origin};
+use crate::config::{Config, Origin, create_default_folder, default_folder};
 use crate::failure::{Failure, Outcome};
 use crate::keys::Keys;
 use crate::output::Output;
@@ -18,6 +19,10 @@ use crate::output::Output;
 const LEAVE: Duration = Duration::from_secs(2);
 /// Timeout for a connection; the providers' own timeouts are shorter.
 const CONNECT: Duration = Duration::from_secs(30);
+/// Setting that lets a connection create a missing stream or file.
+const CREATE: &str = "create_if_missing";
+/// Part of the providers' message about a stream or a file that is missing and must not be created.
+const MISSING: &str = ": does not exist, and create_if_missing is false";
 
 /// The context of a command.
 pub(crate) struct App {
@@ -54,28 +59,44 @@ impl App {
         self.config.url(self.url.as_deref())
     }
 
-    /// Connects to the bus.
+    /// Connects to the bus. Creates its stream or file if it does not exist.
     pub(crate) async fn connect(&mut self) -> Outcome<Arc<dyn EventProvider>> {
-        let (url, _) = self.url()?;
+        let (url, origin) = self.url()?;
+        if origin == Origin::Default {
+            create_default_folder()?;
+        }
         self.open(&url, true).await
     }
 
-    /// Connects to the bus for reading: a wrong name creates no file and no stream. The default file need not exist.
+    /// Connects to the bus for a command that must not create its stream or file.
     pub(crate) async fn connect_to_look(&mut self) -> Outcome<Arc<dyn EventProvider>> {
-        let (url, origin) = self.url()?;
-        self.open(&url, origin == Origin::Default).await
+        let (url, _) = self.url()?;
+        self.open(&url, false).await
     }
 
-    /// Connects to the bus of a name or a URL.
+    /// Connects to the bus of a name or a URL, as [`connect`](Self::connect) does.
     pub(crate) async fn connect_to(&mut self, bus: &str) -> Outcome<Arc<dyn EventProvider>> {
         let url = self.config.named(bus)?;
         self.open(&url, true).await
     }
 
-    /// Connects to the bus of a name or a URL, for reading.
+    /// Connects to the bus of a name or a URL, as [`connect_to_look`](Self::connect_to_look) does.
     pub(crate) async fn connect_to_look_at(&mut self, bus: &str) -> Outcome<Arc<dyn EventProvider>> {
         let url = self.config.named(bus)?;
         self.open(&url, false).await
+    }
+
+    /// Connects to a bus to plan writes to it. A missing stream or file is represented by an empty one in memory.
+    pub(crate) async fn connect_to_plan(&mut self, bus: &str) -> Outcome<Planned> {
+        let url = self.config.named(bus)?;
+        match self.open(&url, false).await {
+            Ok(provider) => Ok(Planned { provider, exists: true }),
+            Err(Failure::Missing(_)) => {
+                let provider = ProviderRegistry::builtin().connect_to(stand_in(&url)?).await?;
+                Ok(Planned { provider, exists: false })
+            }
+            Err(failure) => Err(failure),
+        }
     }
 
     async fn open(&mut self, url: &str, may_create: bool) -> Outcome<Arc<dyn EventProvider>> {
@@ -93,41 +114,94 @@ impl App {
     }
 }
 
+/// A bus before writes to it.
+pub(crate) struct Planned {
+    pub(crate) provider: Arc<dyn EventProvider>,
+    /// If false, the provider represents a stream or file that the first write creates.
+    pub(crate) exists: bool,
+}
+
 async fn connect(url: &str, may_create: bool) -> Outcome<Arc<dyn EventProvider>> {
     tracing::info!(url = redacted(url), "connecting");
     let registry = ProviderRegistry::builtin();
-    let settings = if may_create { url.to_owned() } else { existing(url) };
-    match tokio::time::timeout(CONNECT, registry.connect(&settings)).await {
+    let settings = if may_create { ProviderUrl::parse(url)? } else { existing(url)? };
+    let connecting = registry.connect_to(settings);
+    match tokio::time::timeout(CONNECT, connecting).await {
         Ok(connected) => {
-            let provider = connected.map_err(|error| match Failure::from(error) {
-                Failure::Unreachable(text) => Failure::Unreachable(format!("{}: {text}", redacted(url))),
-                other => other,
+            let provider = connected.map_err(|error| match error {
+                EventError::Config(text) if !may_create && text.contains(MISSING) => {
+                    Failure::Missing(missing(url, &text))
+                }
+                error => match Failure::from(error) {
+                    Failure::Unreachable(text) => Failure::Unreachable(format!("{}: {text}", redacted(url))),
+                    other => other,
+                },
             })?;
             tracing::debug!(provider = provider.name(), capabilities = ?provider.capabilities(), "connected");
             Ok(provider)
         }
-        Err(_elapsed) => {
-            Err(Failure::Unreachable(format!("{}: no connection within {CONNECT:?}", redacted(url))))
-        }
+        Err(_elapsed) => Err(Failure::Unreachable(format!(
+            "{}: no connection within {}",
+            redacted(url),
+            duration::format(CONNECT)
+        ))),
     }
 }
 
-/// Adds `create_if_missing=false` to the URL if its provider has that setting and the URL does not set it.
-pub(crate) fn existing(url: &str) -> String {
-    const CREATE: &str = "create_if_missing";
+/// Returns the URL with `create_if_missing=false`, if its provider has that setting.
+pub(crate) fn existing(url: &str) -> Outcome<ProviderUrl> {
+    let parsed = ProviderUrl::parse(url)?;
     let registry = ProviderRegistry::builtin();
-    let can_create = |parsed: &ProviderUrl| {
-        let scheme = registry.scheme(parsed.scheme());
-        parsed.setting(CREATE).is_none()
-            && scheme.is_some_and(|scheme| scheme.settings().any(|setting| setting.key() == CREATE))
-    };
-    match ProviderUrl::parse(url) {
-        Ok(parsed) if can_create(&parsed) => {
-            let separator = if url.contains('?') { '&' } else { '?' };
-            format!("{url}{separator}{CREATE}=false")
+    let scheme = registry.scheme(parsed.scheme());
+    let can_create = scheme.is_some_and(|scheme| scheme.settings().any(|setting| setting.key() == CREATE));
+    Ok(if can_create { parsed.with_setting(CREATE, "false") } else { parsed })
+}
+
+/// Returns the message about a stream or a file that does not exist, with the command that creates it.
+fn missing(url: &str, text: &str) -> String {
+    let is_forbidden =
+        ProviderUrl::parse(url).is_ok_and(|url| url.setting(CREATE).is_some_and(|value| value == "false"));
+    let missing = text.replacen(MISSING, " does not exist", 1);
+    match missing_folder(url) {
+        Some(folder) => format!("{missing}, nor does the folder '{folder}': create it, or correct the path"),
+        None if is_forbidden => {
+            format!("{missing}; remove create_if_missing=false from the URL to create it")
         }
-        _ => url.to_owned(),
+        None => format!("{missing}; the first `a3s-event pub` or `a3s-event sub` creates it"),
     }
+}
+
+/// Returns the folder of a SQLite file, which no command creates, if it does not exist. The default one is created.
+fn missing_folder(url: &str) -> Option<String> {
+    let url = ProviderUrl::parse(url).ok().filter(|url| url.scheme() == "sqlite")?;
+    let folder = Path::new(url.path()).parent().filter(|folder| !folder.as_os_str().is_empty())?;
+    let is_default = default_folder().is_ok_and(|default| default == folder);
+    (!folder.exists() && !is_default).then(|| folder.display().to_string())
+}
+
+/// Returns the URL of an empty stream in memory with the subjects and limits that a missing stream would have.
+fn stand_in(url: &str) -> Outcome<ProviderUrl> {
+    let url = ProviderUrl::parse(url)?;
+    let (max_events, max_age) = match url.scheme() {
+        "sqlite" => (0, 0),
+        _ => (NatsConfig::default().max_events, NatsConfig::default().max_age_secs),
+    };
+    let defaults = [
+        ("max_events", max_events.to_string()),
+        ("max_age", format!("{max_age}s")),
+        // The size limit of a server is unknown before the stream exists.
+        ("max_event_bytes", "1GiB".to_owned()),
+    ];
+    let mut stand_in = ProviderUrl::parse("memory:")?;
+    for (key, default) in defaults {
+        stand_in = stand_in.with_setting(key, url.setting(key).unwrap_or(&default));
+    }
+    for key in ["subject_prefix", "max_bytes"] {
+        if let Some(value) = url.setting(key) {
+            stand_in = stand_in.with_setting(key, value);
+        }
+    }
+    Ok(stand_in)
 }
 
 /// Redacts a URL: hides credentials, and shows only the setting values that the provider declares not secret.
@@ -170,7 +244,10 @@ pub(crate) async fn leave(closing: impl Future<Output = a3s_event::Result<()>>) 
         closed = tokio::time::timeout(LEAVE, closing) => match closed {
             Ok(closed) => Ok(closed?),
             Err(_elapsed) => {
-                tracing::warn!("closing the connection timed out after {LEAVE:?}; completed publishes and acks remain valid");
+                tracing::warn!(
+                    "closing the connection timed out after {}; completed publishes and acks remain valid",
+                    duration::format(LEAVE)
+                );
                 Ok(())
             }
         },
@@ -206,6 +283,7 @@ pub(crate) fn asked_to_end() -> impl Future<Output = ()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use a3s_event::provider::StreamLimits;
 
     #[test]
     fn only_values_that_are_known_to_be_harmless_are_shown() {
@@ -254,14 +332,32 @@ mod tests {
 
     #[test]
     fn a_command_that_only_looks_creates_nothing() {
-        for (url, existing_url) in [
-            ("sqlite:a.db", "sqlite:a.db?create_if_missing=false"),
-            ("tls://h/S?max_events=1", "tls://h/S?max_events=1&create_if_missing=false"),
-            ("nats://h?create_if_missing=true", "nats://h?create_if_missing=true"),
-            ("memory://", "memory://"),
-            ("mine://h", "mine://h"),
+        for (url, setting) in [
+            ("sqlite:a.db", Some("false")),
+            ("tls://h/S?max_events=1", Some("false")),
+            ("nats://h?create_if_missing=true", Some("false")),
+            ("memory://", None),
+            ("mine://h", None),
         ] {
-            assert_eq!(existing(url), existing_url);
+            assert_eq!(existing(url).unwrap().setting(CREATE), setting, "{url}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_missing_stream_is_planned_with_its_limits() {
+        for (url, prefix, limits) in [
+            ("sqlite:a.db", "events", StreamLimits::default()),
+            (
+                "sqlite:a.db?max_bytes=4096&subject_prefix=a.b",
+                "a.b",
+                StreamLimits::new(0, 4_096, Duration::ZERO),
+            ),
+            ("nats://h", "events", StreamLimits::new(100_000, 0, Duration::from_secs(7 * 86_400))),
+            ("nats://h?max_events=5&max_age=0", "events", StreamLimits::new(5, 0, Duration::ZERO)),
+        ] {
+            let bus = ProviderRegistry::builtin().connect_to(stand_in(url).unwrap()).await.unwrap();
+            assert_eq!(bus.subject_prefix(), prefix, "{url}");
+            assert_eq!(bus.streams().await.unwrap()[0].limits, Some(limits), "{url}");
         }
     }
 }

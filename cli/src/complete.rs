@@ -53,7 +53,7 @@ fn from_bus(ask: impl AsyncFnOnce(&dyn EventProvider) -> Option<Vec<String>>) ->
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
         let answer = runtime.block_on(async {
             let asking = async {
-                let bus = ProviderRegistry::builtin().connect(&existing(&url)).await.ok()?;
+                let bus = ProviderRegistry::builtin().connect_to(existing(&url).ok()?).await.ok()?;
                 ask(&*bus).await
             };
             tokio::time::timeout(TIMEOUT, asking).await.ok()?

@@ -106,13 +106,22 @@ pub(crate) fn user_file() -> Outcome<PathBuf> {
 
 /// Returns the URL of the embedded bus: a SQLite file in the user's data folder.
 fn default_url() -> Outcome<String> {
-    let folder = folders()?.data_dir().join("a3s-event");
-    std::fs::create_dir_all(&folder)
-        .map_err(|error| Failure::Input(format!("data folder {}: {error}", folder.display())))?;
-    let file = folder.join("events.db");
+    let file = default_folder()?.join("events.db");
     let file =
         file.to_str().ok_or_else(|| Failure::Input("the data folder is not UTF-8: use --url".to_owned()))?;
     Ok(format!("sqlite://{}", encode(file)))
+}
+
+/// Returns the folder of the embedded bus.
+pub(crate) fn default_folder() -> Outcome<PathBuf> {
+    Ok(folders()?.data_dir().join("a3s-event"))
+}
+
+/// Creates the folder of the embedded bus.
+pub(crate) fn create_default_folder() -> Outcome {
+    let folder = default_folder()?;
+    std::fs::create_dir_all(&folder)
+        .map_err(|error| Failure::Input(format!("data folder {}: {error}", folder.display())))
 }
 
 fn folders() -> Outcome<impl BaseStrategy> {

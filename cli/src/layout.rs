@@ -71,7 +71,6 @@ pub(crate) fn table(
     width: Option<usize>,
 ) -> String {
     let natural = widest(header, rows, display_width);
-    let needed = |widths: &[usize]| widths.iter().sum::<usize>() + GAP.len() * widths.len().saturating_sub(1);
     let Some(width) = width.filter(|width| needed(&natural) > *width) else {
         return lines(header, rows, &natural);
     };
@@ -104,6 +103,20 @@ pub(crate) fn table(
             .collect()
     });
     lines(header, &cells.collect::<Vec<_>>(), &widths)
+}
+
+/// Formats a table without lines. If it does not fit `width`, each row becomes a block with a line per column.
+pub(crate) fn table_or_blocks(header: &[&str], rows: &[Vec<String>], width: Option<usize>) -> String {
+    let natural = widest(header, rows, display_width);
+    match width {
+        Some(width) if needed(&natural) > width => blocks(header, rows, width),
+        _ => lines(header, rows, &natural),
+    }
+}
+
+/// Returns the width of a table with columns of these widths.
+fn needed(widths: &[usize]) -> usize {
+    widths.iter().sum::<usize>() + GAP.len() * widths.len().saturating_sub(1)
 }
 
 /// Formats one row of a table that is printed row by row. To fit `width` it shortens the column `cut`.
@@ -260,6 +273,16 @@ mod tests {
         assert!(column.starts_with(subject), "{column}");
         let parts: Vec<_> = pieces("a.b  2018-02-07T01:26:13.840Z --x").map(|piece| piece.word).collect();
         assert_eq!(parts, ["a.", "b", "2018-02-07T01:26:13.840Z", "--", "x"]);
+    }
+
+    #[test]
+    fn a_table_of_long_names_becomes_blocks_instead_of_wrapped_cells() {
+        let shown = table_or_blocks(HEADER, &rows("a"), Some(50));
+        assert!(
+            shown.starts_with("consumer           a\nwhat became of it  published once, and 3"),
+            "{shown}"
+        );
+        assert_eq!(table_or_blocks(HEADER, &rows("a"), Some(80)), table(HEADER, &rows("a"), None, Some(80)));
     }
 
     #[test]

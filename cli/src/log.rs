@@ -11,6 +11,9 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::text;
 
+/// The module that logs lost connections, and at the level info those that are back.
+const CONNECTIONS: &str = "a3s_event::provider::nats::link";
+
 /// Starts logging by the filter, else by the number of `-v`.
 pub(crate) fn to_stderr(filter: Option<Targets>, verbose: u8) {
     let targets = filter.unwrap_or_else(|| by_count(verbose));
@@ -28,7 +31,9 @@ fn by_count(verbose: u8) -> Targets {
         2 => (LevelFilter::DEBUG, LevelFilter::INFO),
         _ => (LevelFilter::TRACE, LevelFilter::DEBUG),
     };
-    Targets::new().with_default(others).with_target("a3s_event", ours)
+    // A connection that is back is logged like its loss, which is a warning.
+    let connections = ours.max(LevelFilter::INFO);
+    Targets::new().with_default(others).with_target("a3s_event", ours).with_target(CONNECTIONS, connections)
 }
 
 /// Returns `false` for the finest level of the clients, which logs their raw traffic.
@@ -61,5 +66,7 @@ mod tests {
         assert!(tells(0, "a3s_event::provider", Level::WARN) && !tells(0, "a3s_event", Level::INFO));
         assert!(tells(1, "a3s_event", Level::INFO) && tells(2, "a3s_event", Level::DEBUG));
         assert!(!tells(9, "async_nats", Level::TRACE));
+        assert!(tells(0, CONNECTIONS, Level::INFO) && !tells(0, CONNECTIONS, Level::DEBUG));
+        assert!(tells(2, CONNECTIONS, Level::DEBUG));
     }
 }

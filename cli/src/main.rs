@@ -20,6 +20,7 @@ mod output;
 mod plot;
 mod progress;
 mod records;
+mod replace;
 mod stored;
 mod template;
 mod text;

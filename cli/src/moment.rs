@@ -21,6 +21,15 @@ pub(crate) fn show(unix_ms: u64) -> String {
     timestamp::format_rfc3339(unix_ms).unwrap_or_else(|| unix_ms.to_string())
 }
 
+/// Formats Unix milliseconds as a minute in UTC, such as `2018-02-07 01:26`, for narrow tables.
+pub(crate) fn show_minute(unix_ms: u64) -> String {
+    let full = show(unix_ms);
+    match full.get(.."2018-02-07T01:26".len()) {
+        Some(minute) if full.ends_with('Z') => minute.replacen('T', " ", 1),
+        _ => full,
+    }
+}
+
 /// Reads a time as Unix milliseconds. Dates, `today` and `yesterday` are midnight UTC.
 pub(crate) fn parse(text: &str) -> Result<u64, String> {
     let wrong = || format!("is not a time: {FORMS}");
@@ -38,6 +47,23 @@ pub(crate) fn parse(text: &str) -> Result<u64, String> {
         text => timestamp::parse_rfc3339(text).or_else(|| civil(text)).ok_or_else(wrong)?,
     };
     u64::try_from(unix_ms).map_err(|_| "is before 1970".to_owned())
+}
+
+/// A place in a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    Sequence(u64),
+    /// Unix milliseconds.
+    Time(u64),
+}
+
+/// Reads a sequence or a time.
+pub(crate) fn sequence_or_time(text: &str) -> Result<Place, String> {
+    match text.parse() {
+        // A current time in milliseconds has 13 digits; no sequence reaches that.
+        Ok(sequence) if sequence < 1_000_000_000_000 => Ok(Place::Sequence(sequence)),
+        _ => parse(text).map(Place::Time),
+    }
 }
 
 /// Checks that a number is Unix milliseconds, not a recent time in another unit.
@@ -112,6 +138,8 @@ mod tests {
         ] {
             assert_eq!(parse(text).map(show).as_deref(), Ok(time), "{text}");
         }
+        let minute = show_minute(1_517_966_773_840);
+        assert_eq!((minute.as_str(), parse(&minute)), ("2018-02-07 01:26", Ok(1_517_966_760_000)));
         const MINUTE: u64 = 60_000;
         for (text, ago) in [
             ("now", 0),
@@ -158,6 +186,19 @@ mod tests {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
         assert_eq!(parse("20000000h").unwrap_err(), "is before 1970");
+    }
+
+    #[test]
+    fn a_sequence_differs_from_a_time() {
+        for (text, place) in [
+            ("17", Place::Sequence(17)),
+            ("1517966773", Place::Sequence(1_517_966_773)),
+            ("1517966773840", Place::Time(1_517_966_773_840)),
+            ("2018-02-07", Place::Time(1_517_961_600_000)),
+        ] {
+            assert_eq!(sequence_or_time(text), Ok(place));
+        }
+        assert!(sequence_or_time("someday").is_err());
     }
 
     #[test]

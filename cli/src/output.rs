@@ -39,6 +39,9 @@ pub(crate) trait Row: Serialize {
     /// The column that is shortened to fit the terminal.
     const CUT: Option<usize> = None;
 
+    /// If true, a table that does not fit the terminal becomes a block per row, without wrapped cells.
+    const IS_BLOCK: bool = false;
+
     /// The cells of the row.
     fn cells(&self) -> Vec<String>;
 }
@@ -144,7 +147,11 @@ impl Output {
 
     fn table<R: Row>(&mut self, rows: &[R]) -> Outcome {
         let cells: Vec<_> = rows.iter().map(Row::cells).collect();
-        let table = layout::table(R::COLUMNS, &cells, R::CUT, layout::stdout_width());
+        let width = layout::stdout_width();
+        let table = match R::IS_BLOCK {
+            true => layout::table_or_blocks(R::COLUMNS, &cells, width),
+            false => layout::table(R::COLUMNS, &cells, R::CUT, width),
+        };
         let is_header = |line: &str| R::COLUMNS.iter().all(|column| line.contains(column));
         match table.split_once('\n') {
             Some((header, rows)) if Self::is_styled() && is_header(header) => {

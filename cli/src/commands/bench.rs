@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use a3s_event::{DeliverPolicy, Event, EventProvider, PublishRequest, SubscribeOptions, Subscription};
+use a3s_event::{
+    DeliverPolicy, Event, EventProvider, PublishRequest, SubscribeOptions, Subscription, duration,
+};
 use clap::ValueEnum;
 use serde::Serialize;
 
@@ -45,7 +47,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "EVENTS", default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..=MAX_PER_SECOND))]
     per_second: u32,
     /// Draw the times as a chart into this SVG file
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     svg: Option<PathBuf>,
 }
 
@@ -216,7 +218,8 @@ impl Bench<'_> {
             let batch = subscription.next_batch(usize::from(self.args.batch), SOON).await.unwrap_or_default();
             if batch.is_empty() {
                 return Err(Failure::Other(format!(
-                    "{received} of {events} events were delivered within {SOON:?}; the bus is too slow for this run"
+                    "{received} of {events} events were delivered within {}; the bus is too slow for this run",
+                    duration::format(SOON)
                 )));
             }
             received += batch.len();
@@ -250,7 +253,8 @@ impl Bench<'_> {
                 let next = tokio::time::timeout(SOON, subscription.next_delivery()).await;
                 let next = next.map_err(|_| {
                     Failure::Other(format!(
-                        "no event was delivered within {SOON:?}; publish fewer events per second"
+                        "no event was delivered within {}; publish fewer events per second",
+                        duration::format(SOON)
                     ))
                 })?;
                 let Some(delivery) = next? else {

@@ -1,7 +1,7 @@
 //! `bus`: edits the buses of the config file, and keeps its comments and order.
 
 use std::fs;
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::io::{ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 
 use a3s_event::provider::{ProviderRegistry, ProviderUrl};
@@ -13,9 +13,10 @@ use super::subscribe::eprint_note;
 use crate::args::Global;
 use crate::bus::{redacted, warn_of_credentials};
 use crate::complete;
-use crate::config::{Config, user_file};
+use crate::config::{Config, encode, user_file};
 use crate::failure::{Failure, Outcome};
 use crate::output::{Output, Row};
+use crate::replace::replace;
 use crate::text;
 
 pub(crate) const EXAMPLE: &str = "Example:
@@ -40,7 +41,8 @@ pub(crate) enum Command {
     Add {
         /// The name: letters, digits, `-` and `_`
         name: String,
-        /// The URL, or - to read it from stdin, which keeps a password out of the command line
+        /// The URL, or - to read it from stdin, which keeps a password out of the command line. The path of a SQLite
+        /// file is stored as an absolute one
         url: String,
     },
     /// List the buses, and mark the one that commands use
@@ -128,7 +130,22 @@ fn given(url: String) -> Outcome<String> {
             known.join(", ")
         )));
     }
-    Ok(url)
+    absolute(url, &parsed)
+}
+
+/// Makes the path of a SQLite file absolute, so that its name means the same file in every folder.
+fn absolute(url: String, parsed: &ProviderUrl) -> Outcome<String> {
+    let is_file = parsed.scheme() == "sqlite" && !matches!(parsed.path(), "" | ":memory:");
+    let path = Path::new(parsed.path());
+    if !is_file || !parsed.authority().is_empty() || path.is_absolute() {
+        return Ok(url);
+    }
+    let wrong = |why: &str| Failure::Input(format!("path '{}': {why}", path.display()));
+    let absolute = std::path::absolute(path).map_err(|error| wrong(&error.to_string()))?;
+    let file =
+        absolute.to_str().ok_or_else(|| wrong("the working folder is not UTF-8: give an absolute path"))?;
+    let settings = url.find('?').and_then(|at| url.get(at..)).unwrap_or_default();
+    Ok(format!("sqlite://{}{settings}", encode(file)))
 }
 
 /// The config file, open for changes.
@@ -230,14 +247,17 @@ impl ConfigFile {
         self.config.buses.iter().map(row).collect()
     }
 
-    /// Replaces the file atomically, so that no reader sees half of it.
-    ///
-    /// Only the user can read a new file, because a URL may hold a password.
+    /// Writes the file. Only the user can read a new one, because a URL may hold a password.
     fn write(&self) -> Outcome {
         let unwritable = |error: std::io::Error| {
             Failure::Input(format!("config file {}: cannot be written: {error}", self.path.display()))
         };
-        write_atomically(&self.path, self.document.to_string().as_bytes()).map_err(unwritable)
+        if let Some(folder) = self.path.parent()
+            && user_file().is_ok_and(|file| file == self.path)
+        {
+            fs::create_dir_all(folder).map_err(unwritable)?;
+        }
+        replace(&self.path, self.document.to_string().as_bytes()).map_err(unwritable)
     }
 }
 
@@ -246,23 +266,6 @@ fn unnamed(name: &str) -> Failure {
         "'{}' is a URL: give the name of a bus, as `bus list` shows it",
         text::shorten(&redacted(name), 80)
     ))
-}
-
-fn write_atomically(path: &Path, content: &[u8]) -> std::io::Result<()> {
-    // Replaces the target of a link, and keeps the link.
-    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if user_file().is_ok_and(|file| file == path) {
-        fs::create_dir_all(folder)?;
-    }
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(content)?;
-    if let Ok(existing) = fs::metadata(&path) {
-        file.as_file().set_permissions(existing.permissions())?;
-    }
-    file.as_file().sync_all()?;
-    file.persist(&path)?;
-    Ok(())
 }
 
 #[cfg(test)]

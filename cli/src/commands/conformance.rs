@@ -18,7 +18,8 @@ use crate::text;
 
 pub(crate) const EXAMPLE: &str = "Example:
   a3s-event --url memory:// conformance
-  a3s-event --url nats://127.0.0.1:4222 conformance --case a_publish";
+  a3s-event --url nats://127.0.0.1:4222 conformance --case a_publish
+  a3s-event conformance --list --case history";
 
 /// Number of concurrent cases, which mostly wait.
 const AT_ONCE: usize = 4;
@@ -56,6 +57,45 @@ pub(crate) struct Args {
     /// A row per case instead of one per capability
     #[arg(long, alias = "cases")]
     per_case: bool,
+    /// List the cases with their promises, and check none
+    #[arg(long, conflicts_with_all = ["per_case", "require_all"])]
+    list: bool,
+    /// Also fail if the bus refuses a case, or a case does not apply to it
+    #[arg(long)]
+    require_all: bool,
+}
+
+/// A case of the kit.
+#[derive(Debug, Serialize)]
+struct ListedCase {
+    case: &'static str,
+    /// The capabilities that the promise requires.
+    needs: Vec<&'static str>,
+    promise: &'static str,
+}
+
+impl Row for ListedCase {
+    const COLUMNS: &'static [&'static str] = &["case", "needs", "promise"];
+    const IS_BLOCK: bool = true;
+
+    fn cells(&self) -> Vec<String> {
+        vec![self.case.to_owned(), self.needs.join(" "), self.promise.to_owned()]
+    }
+}
+
+impl From<&'static testkit::Case> for ListedCase {
+    fn from(case: &'static testkit::Case) -> Self {
+        Self {
+            case: case.name,
+            needs: case.needs.iter().map(|need| name(*need)).collect(),
+            promise: case.promise,
+        }
+    }
+}
+
+/// Returns the name of a capability in the contract.
+fn name(need: Need) -> &'static str {
+    NEEDS.iter().find(|(known, _)| *known == need).map_or("", |(_, name)| name)
 }
 
 /// The result of the cases of a capability.
@@ -139,16 +179,26 @@ impl Row for CaseRow {
 }
 
 pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
+    let cases: Vec<_> = testkit::cases().iter().filter(|case| case.name.contains(&args.case)).collect();
+    if cases.is_empty() {
+        return Err(Failure::Usage(format!("no case has '{}' in its name; --list names them", args.case)));
+    }
+    if args.list {
+        return app.out.rows(&cases.into_iter().map(ListedCase::from).collect::<Vec<_>>());
+    }
     let bus = Isolated::new(ProviderRegistry::builtin(), &app.url()?.0)?;
-    // The first connection reports errors of the URL or the server.
-    app.connect().await?;
+    // The first connection reports errors of the URL or the server. The cases need no stream of the URL.
+    match app.connect_to_look().await {
+        Ok(_) | Err(Failure::Missing(_)) => {}
+        Err(failure) => return Err(failure),
+    }
     // The table reports a broken promise, so that the panic prints nothing.
     std::panic::set_hook(Box::new(|_| {}));
     let mut running = JoinSet::new();
     let mut rows = Vec::new();
     let mut asked = pin!(asked_to_end());
     let mut is_asked = false;
-    for case in testkit::cases().iter().filter(|case| case.name.contains(&args.case)) {
+    for case in cases {
         if running.len() >= AT_ONCE {
             tokio::select! {
                 () = &mut asked => is_asked = true,
@@ -170,12 +220,6 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
         return Err(Failure::Other("ended by a signal before all cases were checked".to_owned()));
     }
     rows.sort_by_key(|row| (row.outcome, row.case));
-    if rows.is_empty() {
-        return Err(Failure::Usage(format!(
-            "no case has '{}' in its name; --per-case lists them",
-            args.case
-        )));
-    }
     if args.per_case {
         app.out.rows(&rows)?;
     } else {
@@ -192,7 +236,18 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
         count("refused"),
         count("not applicable")
     ))?;
-    if failed == 0 { Ok(()) } else { Err(Failure::Found(format!("{failed} promises are broken"))) }
+    if failed > 0 {
+        return Err(Failure::Found(format!("{failed} promises are broken")));
+    }
+    let unchecked: Vec<_> = rows.iter().filter(|row| row.outcome != "honoured").map(|row| row.case).collect();
+    if args.require_all && !unchecked.is_empty() {
+        let cases = text::count(unchecked.len() as u64, "case");
+        return Err(Failure::Found(format!(
+            "--require-all: {cases} refused or not applicable: {}",
+            unchecked.join(", ")
+        )));
+    }
+    Ok(())
 }
 
 fn ended(done: Option<Result<CaseRow, tokio::task::JoinError>>) -> Option<CaseRow> {
@@ -206,8 +261,7 @@ fn check(case: &'static testkit::Case, bus: &Isolated) -> CaseRow {
         Ok(testkit::Outcome::Kept) => ("honoured", String::new()),
         Ok(testkit::Outcome::Refused(need)) => {
             refused = Some(need);
-            let name = NEEDS.iter().find(|(known, _)| *known == need).map_or("", |(_, name)| name);
-            ("refused", format!("has no {name}"))
+            ("refused", format!("has no {}", name(need)))
         }
         Ok(testkit::Outcome::NotApplicable(why)) => ("not applicable", why.to_owned()),
         Ok(_) => ("not applicable", String::new()),

@@ -9,6 +9,7 @@ use clap::{Subcommand, ValueEnum};
 use clap_complete::ArgValueCandidates;
 use serde::Serialize;
 
+use super::show::print_whole;
 use super::subscribe::eprint_note;
 use crate::bus::{App, redacted};
 use crate::complete;
@@ -229,20 +230,21 @@ impl<'a> LetterRow<'a> {
 }
 
 impl Row for LetterRow<'_> {
-    const COLUMNS: &'static [&'static str] =
-        &["id", "given up", "subject", "class", "status", "replays", "consumer", "reason"];
-    const CUT: Option<usize> = Some(7);
+    const COLUMNS: &'static [&'static str] = &["id", "given up", "subject", "consumer", "status", "reason"];
+    const CUT: Option<usize> = Some(5);
 
     fn cells(&self) -> Vec<String> {
+        let status = match self.replays {
+            0 => self.status.clone(),
+            replays => format!("{}, {}", self.status, text::count(replays, "replay")),
+        };
         vec![
             self.id.to_string(),
-            moment::show(self.dead_lettered_at),
+            moment::show_minute(self.dead_lettered_at),
             text::line(&self.event.subject),
-            self.class.clone(),
-            self.status.clone(),
-            self.replays.to_string(),
             text::shorten(&text::line(self.subscriber.or(self.consumer).unwrap_or_default()), CONSUMER),
-            text::shorten(&text::line(self.reason), REASON),
+            status,
+            text::shorten(&text::line(&format!("{}: {}", self.class, self.reason)), REASON),
         ]
     }
 }
@@ -265,20 +267,24 @@ struct EventRow {
 }
 
 impl EventRow {
-    fn replayed(event: &ReplayedEvent) -> Self {
+    fn replayed(event: &ReplayedEvent, dry_run: bool) -> Self {
         let marked = text::count(event.letters.len() as u64, "letter");
-        let what = match event.published {
-            true => format!("published once, {marked} marked"),
-            false => format!("{marked} marked: it was replayed before"),
+        let what = match (event.published, dry_run) {
+            (true, false) => format!("published once, {marked} marked"),
+            (true, true) => format!("would be published once, {marked} marked"),
+            (false, false) => format!("{marked} marked: it was replayed before"),
+            (false, true) => format!("{marked} would be marked: it was replayed before"),
         };
-        let (id, subject) = (event.id.clone(), event.subject.clone());
-        Self { event: id, subject, letters: event.letters.clone(), what }
+        let (id, subject, mut letters) = (event.id.clone(), event.subject.clone(), event.letters.clone());
+        letters.sort_unstable();
+        Self { event: id, subject, letters, what }
     }
 
-    fn refused(stored: &StoredDeadLetter, why: &str) -> Self {
+    fn refused(stored: &StoredDeadLetter, why: &str, dry_run: bool) -> Self {
         let event = &stored.letter.event.event;
         let (id, subject) = (event.id.clone(), event.subject.clone());
-        Self { event: id, subject, letters: vec![stored.id], what: format!("refused: {why}") }
+        let would_be = if dry_run { "would be " } else { "" };
+        Self { event: id, subject, letters: vec![stored.id], what: format!("{would_be}refused: {why}") }
     }
 
     /// Merges a row with the same result for the same event. Returns `false` for any other row.
@@ -347,15 +353,12 @@ pub(crate) async fn run(app: &mut App, Args { command }: Args) -> Outcome {
         Command::List { which, limit } => list(app, queue, which, limit).await,
         Command::Show { id } => {
             let letter = open(app, queue).await?.show(id).await?;
-            if app.out.format == Format::Table {
-                app.out.format = Format::Json;
-            }
-            app.out.one(&LetterRow::new(&letter))
+            print_whole(app, &LetterRow::new(&letter))
         }
         Command::Replay { chosen, dry_run, per_second, max_replays, limit } => {
             chosen.check()?;
             let letters = open(app, queue).await?;
-            let bus = app.connect().await?;
+            let bus = if dry_run { app.connect_to_look().await? } else { app.connect().await? };
             let replay = match chosen.ids.as_slice() {
                 [] => Replay::matching(chosen.which.filter()),
                 _ => Replay::numbers(chosen.ids),
@@ -366,9 +369,8 @@ pub(crate) async fn run(app: &mut App, Args { command }: Args) -> Outcome {
                 replay = replay.dry_run();
             }
             let report = letters.replay(&*bus, &replay).await.map_err(unreplayed)?;
-            match (app.out.format, dry_run) {
-                (Format::Table, true) => show_plan(app, &letters, &report).await,
-                (Format::Table, false) => show_replayed(app, &letters, &report).await,
+            match app.out.format {
+                Format::Table => show_replayed(app, &letters, &report, dry_run).await,
                 _ => app.out.one(&Replayed { dry_run, report }),
             }
         }
@@ -398,11 +400,16 @@ async fn list(app: &mut App, queue: Option<String>, which: Which, limit: usize) 
     Ok(())
 }
 
-/// Prints the result of a replay for each event.
-async fn show_replayed(app: &mut App, letters: &ProviderDlqHandler, report: &ReplayReport) -> Outcome {
-    let mut rows: Vec<_> = report.events.iter().map(EventRow::replayed).collect();
+/// Prints the result of a replay for each event, or the plan of a dry run.
+async fn show_replayed(
+    app: &mut App,
+    letters: &ProviderDlqHandler,
+    report: &ReplayReport,
+    dry_run: bool,
+) -> Outcome {
+    let mut rows: Vec<_> = report.events.iter().map(|event| EventRow::replayed(event, dry_run)).collect();
     for (id, why) in &report.refused {
-        let row = EventRow::refused(&letters.show(*id).await?, why);
+        let row = EventRow::refused(&letters.show(*id).await?, why, dry_run);
         if !rows.last_mut().is_some_and(|last| last.takes(&row)) {
             rows.push(row);
         }
@@ -414,31 +421,10 @@ async fn show_replayed(app: &mut App, letters: &ProviderDlqHandler, report: &Rep
     let (events, marked) = (text::count(published, "event"), report.replayed.len() as u64);
     let marked = text::count(marked, "letter");
     let refused = text::count(report.refused.len() as u64, "letter");
-    app.out.say(&format!("{events} published, {marked} marked as replayed, {refused} refused"))
-}
-
-/// Prints the plan of a replay for each letter, in the order of their numbers.
-async fn show_plan(app: &mut App, letters: &ProviderDlqHandler, report: &ReplayReport) -> Outcome {
-    let plan = |event: &ReplayedEvent| match event.letters.as_slice() {
-        [_] if event.published => "replayed".to_owned(),
-        letters if event.published => {
-            let letters: Vec<_> = letters.iter().map(u64::to_string).collect();
-            format!("replayed: one event for letters {}", letters.join(" "))
-        }
-        _ => "marked: its event was replayed before".to_owned(),
-    };
-    let of_event = |event: &ReplayedEvent| {
-        let plan = plan(event);
-        event.letters.iter().map(|id| (*id, plan.clone())).collect::<Vec<_>>()
-    };
-    let replayed = report.events.iter().flat_map(of_event);
-    let refused = report.refused.iter().map(|(id, why)| (*id, format!("refused: {why}")));
-    let mut rows = Vec::new();
-    for (id, plan) in replayed.chain(refused) {
-        rows.push(Planned::new(&letters.show(id).await?, plan));
-    }
-    rows.sort_by_key(|row| row.id);
-    app.out.rows(&rows)
+    let would_be = if dry_run { "would be " } else { "" };
+    app.out.say(&format!(
+        "{events} {would_be}published, {marked} {would_be}marked as replayed, {refused} {would_be}refused"
+    ))
 }
 
 async fn discard(app: &mut App, letters: &ProviderDlqHandler, chosen: Chosen, dry_run: bool) -> Outcome {
@@ -479,12 +465,11 @@ fn unreplayed(error: ReplayError) -> Failure {
     }
 }
 
-/// Opens the queue of this name or URL, else the bus itself.
+/// Opens the queue of this name or URL, else the bus itself. No command creates it: the program that dead-letters does.
 async fn open(app: &mut App, queue: Option<String>) -> Outcome<ProviderDlqHandler> {
     let provider = match queue {
-        // A missing queue has no letters.
-        Some(bus) => app.connect_to(&bus).await?,
-        None => app.connect().await?,
+        Some(bus) => app.connect_to_look_at(&bus).await?,
+        None => app.connect_to_look().await?,
     };
     Ok(ProviderDlqHandler::new(provider)?)
 }

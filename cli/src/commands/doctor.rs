@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use a3s_event::provider::{ProviderRegistry, ProviderUrl, Scheme};
-use a3s_event::{EventProvider, HistoryQuery, Support};
+use a3s_event::provider::{Durability, ProviderRegistry, ProviderUrl, Scheme};
+use a3s_event::{EventProvider, HistoryQuery, Support, duration};
 use serde::Serialize;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
@@ -23,6 +23,10 @@ pub(crate) const EXAMPLE: &str = "Example:
 
 /// Part of the provider's message about a missing stream, on a server that has none.
 const NO_STREAMS: &str = "the server has no streams";
+/// The advice for a server that accepts connections and does not answer.
+const FROZEN: &str = "the server accepts connections and does not answer: it is suspended or overloaded; check its process and its log";
+/// The message about a SQLite file that can be read and not written.
+const LOCKED: &str = "the file can be read and stores no event: another program may hold its lock";
 /// Timeout for one step of the connection to a server.
 const STEP: Duration = Duration::from_secs(5);
 
@@ -108,15 +112,15 @@ fn show(out: &mut Output, checks: &[Check]) -> Outcome {
 }
 
 async fn examine(app: &mut App, checks: &mut Vec<Check>) -> Outcome {
-    let url = match app.url() {
+    let (url, origin) = match app.url() {
         Ok((url, origin)) => {
-            let origin = match origin {
+            let said = match origin {
                 Origin::Given => "given by --url or A3S_EVENT_URL",
                 Origin::File => "from the config file",
                 Origin::Default => "the default, a SQLite file",
             };
-            checks.push(passed("bus", format!("{}: {origin}", redacted(&url))));
-            url
+            checks.push(passed("bus", format!("{}: {said}", redacted(&url))));
+            (url, origin)
         }
         Err(failure) => {
             checks.push(failed(
@@ -141,22 +145,27 @@ async fn examine(app: &mut App, checks: &mut Vec<Check>) -> Outcome {
     };
     let provider = match app.connect_to_look().await {
         Ok(provider) => provider,
-        Err(Failure::Input(text)) if text.contains(NO_STREAMS) => {
+        Err(Failure::Missing(text)) if text.contains(NO_STREAMS) => {
             checks.push(passed("connection", "the server answers".to_owned()));
-            checks.push(Check {
-                status: Status::Note,
-                ..passed("stream", "no stream yet; the first `pub` or `sub` creates it".to_owned())
-            });
+            checks.push(noted("stream", "no stream yet; the first `pub` or `sub` creates it"));
+            return Ok(());
+        }
+        Err(Failure::Missing(_)) if origin == Origin::Default => {
+            checks.push(noted("file", "no file yet; the first `pub` or `sub` creates it"));
             return Ok(());
         }
         Err(failure) => {
             let registry = ProviderRegistry::builtin();
+            let mut accepts = false;
             if let Some(port) = registry.scheme(parsed.scheme()).and_then(Scheme::port) {
                 for server in parsed.authority().split(',').filter(|server| !server.is_empty()) {
-                    checks.push(reach(server, port).await);
+                    let reached = reach(server, port).await;
+                    accepts |= reached.ok;
+                    checks.push(reached);
                 }
             }
-            checks.push(failed("connection", &failure, advice(&failure)));
+            let advice = if accepts && is_silent(&failure) { FROZEN } else { advice(&failure) };
+            checks.push(failed("connection", &failure, advice));
             return Err(failure);
         }
     };
@@ -191,7 +200,7 @@ async fn reach(server: &str, port: u16) -> Check {
         }
         Err(_) => {
             return broken(
-                format!("{server}: resolving the name timed out after {STEP:?}"),
+                format!("{server}: resolving the name timed out after {}", duration::format(STEP)),
                 "check the DNS server",
             );
         }
@@ -203,7 +212,7 @@ async fn reach(server: &str, port: u16) -> Check {
             "no program listens there: start the server, or correct the port",
         ),
         Err(_) => broken(
-            format!("{server}: connecting timed out after {STEP:?}"),
+            format!("{server}: connecting timed out after {}", duration::format(STEP)),
             "check for a firewall that drops packets, and that the machine is up",
         ),
     }
@@ -213,7 +222,10 @@ async fn state(provider: &dyn EventProvider) -> Outcome<String> {
     let info = provider.info().await?;
     let (records, _) = newest(provider, HistoryQuery::new(1)).await?;
     if !provider.health().await? {
-        return Err(Failure::Other("the backend answers, but stores no event".to_owned()));
+        return Err(Failure::Other(match provider.name() {
+            "sqlite" => LOCKED.to_owned(),
+            name => format!("{name} answers, but stores no event"),
+        }));
     }
     let limits = own_stream(provider).await?.as_ref().and_then(Limits::of);
     let limits = limits.map_or_else(String::new, |limits| format!("; {}", limits.sentence()));
@@ -236,19 +248,51 @@ fn capabilities(provider: &dyn EventProvider) -> String {
         .map(|(_, name)| *name)
         .collect();
     let refused = if refused.is_empty() { "nothing".to_owned() } else { refused.join(", ") };
-    format!("durability {:?}; refused: {refused}", capabilities.durability)
+    let durability = match capabilities.durability {
+        Durability::None => "no failure",
+        Durability::Deferred => "failures after the next sync",
+        Durability::ProcessCrash => "a crash of the process that stores it",
+        Durability::PowerLoss => "a loss of power",
+        Durability::NodeLoss => "the loss of a minority of the nodes",
+        _ => "nothing that the provider declares",
+    };
+    format!("a published event survives {durability}; refused: {refused}")
 }
 
 fn passed(check: &'static str, found: String) -> Check {
     Check { check, ok: true, status: Status::Ok, found, advice: None }
 }
 
+fn noted(check: &'static str, found: &str) -> Check {
+    Check { status: Status::Note, ..passed(check, found.to_owned()) }
+}
+
 fn failed(check: &'static str, failure: &Failure, advice: &'static str) -> Check {
     Check { check, ok: false, status: Status::Fail, found: failure.message(), advice: Some(advice) }
 }
 
+/// Returns `true` for a server that did not answer in time.
+fn is_silent(failure: &Failure) -> bool {
+    let silent = |text: &str| {
+        ["timed out", "did not answer", "no answer", "no connection within"]
+            .iter()
+            .any(|word| text.contains(word))
+    };
+    matches!(failure, Failure::Unreachable(text) if silent(text))
+}
+
 fn advice(failure: &Failure) -> &'static str {
     match failure {
+        Failure::Missing(text) | Failure::Input(text) if text.contains("the folder '") => {
+            "create the folder, or correct the path"
+        }
+        Failure::Other(text) | Failure::Unreachable(text) if text == LOCKED || text.contains("is locked") => {
+            "end the program that writes to the file, such as an open transaction of sqlite3 (`fuser FILE` names its process); \
+             if there is none, check that the disk has room"
+        }
+        Failure::Other(text) | Failure::Input(text) if text.contains("JetStream") => {
+            "start the server with JetStream: `nats-server -js`, or a jetstream block in its configuration"
+        }
         Failure::Unreachable(text) if text.contains("authoriz") || text.contains("permission") => {
             "the server refuses the credentials: check user, token or credentials_path of the URL"
         }
@@ -261,9 +305,7 @@ fn advice(failure: &Failure) -> &'static str {
         Failure::Other(text) if text.contains("taken by stream") => {
             "name that stream in the URL, or choose another subject_prefix"
         }
-        Failure::Input(text) if text.contains("does not exist, and create") => {
-            "correct the name; if it is right, the first `pub` or `sub` creates it"
-        }
+        Failure::Missing(_) => "correct the name; if it is right, the first `pub` or `sub` creates it",
         Failure::Input(_) => "check the settings of the URL in the provider's documentation",
         _ => "the message comes from the backend",
     }

@@ -18,6 +18,7 @@ pub(crate) const EXAMPLE: &str = "Example:
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The file that dump wrote, or - for stdin
+    #[arg(value_hint = clap::ValueHint::FilePath)]
     file: String,
     #[command(flatten)]
     pace: Pace,
@@ -25,10 +26,11 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     let end = if args.file == "-" { None } else { end_of(&args.file)? };
-    let provider = app.connect().await?;
-    let held = provider.info().await?.messages;
+    let (url, _) = app.url()?;
+    let planned = app.connect_to_plan(&url).await?.provider;
+    let held = planned.info().await?.messages;
     if let (Some(end), true) = (end, args.pace.is_from_the_beginning()) {
-        check_room(&*provider, held, end.records).await?;
+        check_room(&*planned, held, end.records).await?;
     }
     if held > 0 && args.pace.is_from_the_beginning() {
         eprint_note(&format!(
@@ -38,7 +40,7 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     }
     let file = File { path: &args.file, layout: Layout::Ndjson, items: "events" };
     let published = publish_file(app, &file, Kind::Dump, &args.pace).await?;
-    let holds = provider.info().await?.messages;
+    let holds = app.connect_to_look().await?.info().await?.messages;
     if holds < held + published.events {
         return Err(Failure::Other(format!(
             "the full stream has dropped events during the restore: it holds {}. Restore into a stream \

@@ -34,6 +34,7 @@ pub(crate) enum Command {
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The folder of the schemas: {event type}.v{version}.json each
+    #[arg(value_hint = clap::ValueHint::DirPath)]
     folder: PathBuf,
     /// Changes that a version may make
     #[arg(long, value_enum, default_value_t)]
@@ -45,7 +46,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILTER")]
     stored: Option<String>,
     /// Also check the events of a file, or of stdin for -, as `history --output ndjson` prints them
-    #[arg(long, value_name = "FILE", conflicts_with = "stored")]
+    #[arg(long, value_name = "FILE", conflicts_with = "stored", value_hint = clap::ValueHint::FilePath)]
     events: Option<String>,
     /// Report an event without a schema as a problem
     #[arg(long)]

@@ -1,9 +1,11 @@
 //! `show`: shows one event.
 
 use a3s_event::{EventProvider, HistoryQuery, StoredEvent};
+use serde::Serialize;
 
 use crate::bus::App;
 use crate::failure::{Failure, Outcome};
+use crate::moment;
 use crate::output::Format;
 use crate::stored::{PAGE, Stored, Unreadable, newest_first};
 
@@ -34,12 +36,25 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
         Failure::Other(format!("there is no event '{}'; history lists the stored events{passed}", args.event))
     })?;
     app.keys.decrypt_all(std::slice::from_mut(&mut stored));
-    if app.out.format == Format::Table {
-        // A person wants to see the payload in full.
-        app.out.format = Format::Json;
-    }
-    app.out.one(&stored.row())?;
+    print_whole(app, &stored.row())?;
     Unreadable::of(&[stored]).ended()
+}
+
+/// Prints a record with its whole payload. People get JSON with readable times; times in the payload stay as they are.
+pub(super) fn print_whole(app: &mut App, record: &impl Serialize) -> Outcome {
+    if app.out.format != Format::Table {
+        return app.out.one(record);
+    }
+    let mut json = serde_json::to_value(record).map_err(|error| Failure::Other(error.to_string()))?;
+    for time in ["/storedAt", "/deadLetteredAt", "/event/timestamp"] {
+        if let Some(time) = json.pointer_mut(time)
+            && let Some(unix_ms) = time.as_u64()
+        {
+            *time = moment::show(unix_ms).into();
+        }
+    }
+    app.out.format = Format::Json;
+    app.out.one(&json)
 }
 
 async fn at(provider: &dyn EventProvider, sequence: u64) -> Outcome<Option<Stored>> {

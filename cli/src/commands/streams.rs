@@ -106,7 +106,7 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
 }
 
 async fn list(app: &mut App) -> Outcome {
-    let provider = app.connect().await?;
+    let provider = app.connect_to_look().await?;
     let rows = match provider.streams().await {
         Ok(streams) => streams.into_iter().map(StreamRow::from).collect(),
         Err(EventError::Unsupported { .. }) => vec![StreamRow::from(only(&*provider).await?)],
@@ -144,7 +144,9 @@ async fn remove(app: &mut App, name: Option<&str>, confirmation: &Confirmation) 
         text::count(stream.consumers as u64, "consumer")
     ))?;
     provider.delete_stream().await.map_err(unsupported)?;
-    app.out.one(&StreamRow::from(stream))
+    let deleted = format!("deleted stream '{}'", stream.name);
+    app.out.one(&StreamRow::from(stream))?;
+    app.out.say(&deleted)
 }
 
 /// Formats the number of matching events, without reading a large stream to its end.

@@ -15,7 +15,7 @@ use crate::bus::{App, asked_to_end, leave};
 use crate::complete;
 use crate::failure::{Failure, Outcome};
 use crate::layout;
-use crate::moment;
+use crate::moment::{self, Place};
 use crate::output::EventRow;
 use crate::stored::{StoredRow, Unreadable, UnreadableRow};
 use crate::text;
@@ -109,13 +109,10 @@ fn start(text: &str) -> Result<DeliverPolicy, String> {
         "all" => DeliverPolicy::All,
         "last" => DeliverPolicy::Last,
         "last-per-subject" => DeliverPolicy::LastPerSubject,
-        text => match text.parse() {
-            // A current time in milliseconds has 13 digits; no sequence reaches that.
-            Ok(sequence) if sequence < 1_000_000_000_000 => DeliverPolicy::ByStartSequence { sequence },
-            _ => DeliverPolicy::ByStartTime {
-                timestamp: moment::parse(text)
-                    .map_err(|why| format!("{why}; or a sequence, all, last or last-per-subject"))?,
-            },
+        text => match moment::sequence_or_time(text) {
+            Ok(Place::Sequence(sequence)) => DeliverPolicy::ByStartSequence { sequence },
+            Ok(Place::Time(timestamp)) => DeliverPolicy::ByStartTime { timestamp },
+            Err(why) => return Err(format!("{why}; or a sequence, all, last or last-per-subject")),
         },
     })
 }

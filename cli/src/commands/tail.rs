@@ -51,7 +51,7 @@ async fn open(
     args: &Args,
     unreadable: &mut Unreadable,
 ) -> Outcome<Option<Box<dyn Subscription>>> {
-    let provider = app.connect().await?;
+    let provider = app.connect_to_look().await?;
     let everything = format!("{}.>", provider.subject_prefix());
     let filter = args.filter.get().unwrap_or(&everything);
     let last = newest_sequence(&*provider, None).await?.unwrap_or_default();

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use a3s_event::{ConsumerInfo, EventProvider, HistoryQuery, ProviderInfo};
 use ratatui::crossterm::event::{self, KeyCode, KeyModifiers};
 use ratatui::layout::{Constraint, Layout};
+use ratatui::text::Span;
 use ratatui::widgets::{Block, Cell, Paragraph, Row, Sparkline, Table};
 use ratatui::{DefaultTerminal, Frame};
 use tokio::time::MissedTickBehavior;
@@ -37,6 +38,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const SMALL: u16 = 20;
 /// Minimum columns of a terminal for the day of an event.
 const NARROW: u16 = 80;
+/// Columns that a subject leaves for the content of an event.
+const CONTENT: u16 = 15;
 /// Maximum delay until a key is read.
 const KEYS: Duration = Duration::from_millis(50);
 
@@ -78,7 +81,7 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     if !Output::is_terminal() {
         return Err(Failure::Usage("watch needs a terminal; see info, consumers and tail".to_owned()));
     }
-    let provider = app.connect().await?;
+    let provider = app.connect_to_look().await?;
     let mut view = View::new(redacted(&app.url()?.0));
     let mut terminal = ratatui::try_init().map_err(|error| Failure::Other(format!("terminal: {error}")))?;
     let ended = show(&mut terminal, &provider, &args, &mut app.keys, &mut view).await;
@@ -225,8 +228,10 @@ impl View {
         frame.render_widget(Paragraph::new(summary.join("\n")).block(framed(&self.title)), head);
         let title = format!("published: {}/s", self.rate());
         frame.render_widget(Sparkline::default().data(&self.rates).block(framed(&title)), rate);
-        frame.render_widget(self.consumer_table().block(framed("consumers")), middle);
-        frame.render_widget(self.event_table(area.width < NARROW).block(framed("last events")), bottom);
+        let width = area.width.saturating_sub(frames);
+        frame.render_widget(self.consumer_table(width).block(framed("consumers")), middle);
+        frame
+            .render_widget(self.event_table(width, area.width < NARROW).block(framed("last events")), bottom);
     }
 
     fn rate(&self) -> u64 {
@@ -257,40 +262,60 @@ impl View {
         }
     }
 
-    fn consumer_table(&self) -> Table<'_> {
-        let rows = self.consumers.iter().map(|consumer| {
+    fn consumer_table(&self, width: u16) -> Table<'_> {
+        let names: Vec<_> = self.consumers.iter().map(|consumer| text::line(&shown(consumer))).collect();
+        let filters: Vec<_> = self.consumers.iter().map(|consumer| text::line(&consumer.filter)).collect();
+        let room = width.saturating_sub(10 + 10 + 11 + 4);
+        let (name, filter) = (widest("consumer", &names), widest("filter", &filters));
+        let half = room / 2;
+        // A column gives way to the other one only if both do not fit.
+        let [name, filter] = match (name.saturating_add(filter) <= room, name <= half, filter <= half) {
+            (true, ..) | (_, true, _) => [Constraint::Length(name), Constraint::Fill(1)],
+            (_, _, true) => [Constraint::Fill(1), Constraint::Length(filter)],
+            _ => [Constraint::Fill(1), Constraint::Fill(1)],
+        };
+        let rows = self.consumers.iter().zip(names).zip(filters).map(|((consumer, name), filter)| {
             Row::new([
-                Cell::from(text::line(&shown(consumer))),
-                Cell::from(text::line(&consumer.filter)),
+                Cell::from(name),
+                Cell::from(filter),
                 Cell::from(consumer.lag.to_string()),
                 Cell::from(consumer.pending.to_string()),
                 Cell::from(consumer.redelivered.to_string()),
             ])
         });
-        let widths = [
-            Constraint::Fill(2),
-            Constraint::Fill(2),
-            Constraint::Length(10),
-            Constraint::Length(10),
-            Constraint::Length(11),
-        ];
+        let widths = [name, filter, Constraint::Length(10), Constraint::Length(10), Constraint::Length(11)];
         Table::new(rows, widths).header(Row::new(["consumer", "filter", "lag", "pending", "redelivered"]))
     }
 
-    /// Creates the table of events. A narrow one omits the day.
-    fn event_table(&self, without_day: bool) -> Table<'_> {
-        let rows = self.events.iter().map(move |stored| {
-            let mut cells = stored.row().cells();
+    /// Creates the table of events. A narrow one omits the day. Only a subject that leaves no room for the content is cut.
+    fn event_table(&self, width: u16, without_day: bool) -> Table<'_> {
+        let rows: Vec<_> = self.events.iter().map(|stored| stored.row().cells()).collect();
+        let time = if without_day { 13 } else { 24 };
+        let room = width.saturating_sub(10 + time + 3);
+        let column =
+            |column: usize| rows.iter().filter_map(|cells| cells.get(column).cloned()).collect::<Vec<_>>();
+        let content = widest("content", &column(3)).min(CONTENT);
+        let subject = widest("subject", &column(2)).min(room.saturating_sub(content).max(room / 3));
+        let rows = rows.into_iter().map(move |mut cells| {
             if without_day && let Some(time) = cells.get_mut(1) {
                 *time = time.rsplit('T').next().unwrap_or_default().to_owned();
             }
             Row::new(cells)
         });
-        let time = if without_day { 13 } else { 24 };
-        let widths =
-            [Constraint::Length(10), Constraint::Length(time), Constraint::Fill(1), Constraint::Fill(2)];
+        let widths = [
+            Constraint::Length(10),
+            Constraint::Length(time),
+            Constraint::Length(subject),
+            Constraint::Fill(1),
+        ];
         Table::new(rows, widths).header(Row::new(EventRow::COLUMNS.iter().copied()))
     }
+}
+
+/// Returns the width of a column.
+fn widest(header: &str, cells: &[String]) -> u16 {
+    let widths = cells.iter().map(String::as_str).chain([header]).map(|cell| Span::raw(cell).width());
+    u16::try_from(widths.max().unwrap_or_default()).unwrap_or(u16::MAX)
 }
 
 /// Wraps text for a heading. Longer text is cut at the start, because the cause is at the end.
@@ -343,6 +368,23 @@ mod tests {
         // A screen without room must not panic.
         for (width, height) in [(1, 1), (3, 2), (60, 3)] {
             screen(&view, width, height);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_fits_is_not_cut() {
+        let bus = MemoryProvider::default();
+        let subject = "events.orders.placed.by_a_customer";
+        bus.publish(&Event::new(subject, "orders", "", "test", json!({"n": 1}))).await.unwrap();
+        let consumer = "a_consumer_of_30_characters_or";
+        drop(bus.subscribe_durable(consumer, "events.>").await.unwrap());
+        let mut view = View::new("memory://".to_owned());
+        view.take(read(&bus, None).await);
+        for width in [80, 120] {
+            let screen = screen(&view, width, 24);
+            for whole in [subject, consumer, "events.>", "{\"n\":1}"] {
+                assert!(screen.contains(whole), "{whole} at {width}:\n{screen}");
+            }
         }
     }
 

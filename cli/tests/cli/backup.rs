@@ -96,7 +96,11 @@ fn a_file_that_is_no_whole_dump_is_refused_before_anything_is_stored() {
             assert_eq!(ran.code, 3, "{why}: {}", ran.stderr);
             let is_at_the_end = why.contains("line") && !is_file;
             assert!(ran.stderr.contains(why) || is_at_the_end, "{why}: {}", ran.stderr);
-            let stored = to.rows(&["streams"])[0]["messages"].as_u64().unwrap();
+            let stored = if to.path("bus.db").exists() {
+                to.rows(&["info"])[0]["messages"].as_u64().unwrap()
+            } else {
+                0
+            };
             // The rest of a pipe is unknown before its end.
             assert!(stored == 0 || is_at_the_end, "{why}: {stored}");
         }
@@ -111,7 +115,7 @@ fn a_stream_that_is_too_small_for_a_dump_is_named() {
     let small = format!("{}?max_events=500", to.url);
     let ran = to.run(&["restore", &to.file("dump.ndjson", &dump), "--url", &small]);
     assert!(ran.code == 1 && ran.stderr.contains("the dump has 600, and the limit is 500"), "{}", ran.stderr);
-    assert_eq!(to.rows(&["streams"])[0]["messages"], 0);
+    assert!(!to.path("bus.db").exists(), "a new one has no limits yet");
     // The size of a pipe is unknown before its end.
     let ran = to.run_with_stdin(&["restore", "-", "--url", &small], &dump);
     assert!(ran.code == 1 && ran.stderr.contains("has dropped events"), "{}", ran.stderr);

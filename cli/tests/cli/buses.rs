@@ -33,6 +33,24 @@ fn buses_are_added_used_listed_and_removed() {
 }
 
 #[test]
+fn the_path_of_a_file_is_stored_as_an_absolute_one() {
+    let bus = Bus::sqlite();
+    let add = |name: &str, url: &str| {
+        let mut command = program(bus.folder.path());
+        let ran = command.current_dir(bus.folder.path()).args(["bus", "add", name, url]).output().unwrap();
+        assert_eq!(ended(ran).code, 0);
+    };
+    add("week", "sqlite:of a week.db?max_events=5");
+    add("memory", "sqlite::memory:");
+    let config = std::fs::read_to_string(bus.path("config/a3s-event/config.toml")).unwrap();
+    let folder = bus.folder.path().canonicalize().unwrap();
+    let url = format!("week = \"sqlite://{}/of a week.db?max_events=5\"", folder.display());
+    assert!(config.contains(&url) && config.contains("memory = \"sqlite::memory:\""), "{config}");
+    assert_eq!(run(&bus, &["pub", "events.a", "1", "--url", "week"]).code, 0);
+    assert!(bus.path("of a week.db").exists());
+}
+
+#[test]
 fn comments_and_permissions_stay() {
     let bus = Bus::sqlite();
     let text = "# of the team\n[buses]\n# the lab\nlab = \"memory://\" # empty\n";

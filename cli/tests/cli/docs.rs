@@ -141,9 +141,10 @@ async fn every_example_of_the_help_runs(bus: &Bus) {
     std::fs::copy(crate::bus::week().0, bus.path("week.geojson")).unwrap();
     bus.file("schemas/order.placed.v1.json", r#"{"type": "object", "required": ["total"]}"#);
     bus.publish("events.market.forex", 14);
-    // Creates the stream.
-    there.prints(&["streams"]);
-    there.prints(&["streams", "--url", &of_test]);
+    for url in [&there.url, &of_test] {
+        // Creates the stream.
+        there.prints(&["sub", "--count", "0", "--url", url]);
+    }
     bus.prints(&["pub", "events.orders.one", "{}", "--id", "evt-0197f6f2-7c61-7a42-9d5e-0c8c0f9d1b11"]);
     bus.prints(&["sub", "events.orders.>", "--durable", "billing", "--count", "1"]);
     bus.prints(&["pub", "events.orders.two", "{}"]);
@@ -152,6 +153,7 @@ async fn every_example_of_the_help_runs(bus: &Bus) {
     for example in examples(bus) {
         let mut line = example
             .replace("sqlite:///var/lib/events.db", &file)
+            .replace("sqlite:///var/lib/letters.db", &file)
             .replace("nats://127.0.0.1:4222", &there.url);
         if line.ends_with(" conformance") {
             // A full run takes a minute.

@@ -224,6 +224,11 @@ fn the_default_bus_is_a_file_of_the_user() {
     let run = |arguments: &[&str]| {
         ended(program(home.path()).args(arguments).stdin(Stdio::null()).output().unwrap())
     };
+    let ran = run(&["history"]);
+    assert!(ran.code == 3 && ran.stderr.contains("`a3s-event pub`"), "{}", ran.stderr);
+    let ran = run(&["doctor"]);
+    assert!(ran.code == 0 && ran.stdout.contains("note  file: no file yet"), "{}", ran.stdout);
+    assert!(!home.path().join("data").exists(), "a look creates no folder");
     assert_eq!(run(&["pub", "events.greetings.first", "{\"text\": \"hello\"}"]).code, 0);
     assert!(run(&["history"]).stdout.contains("hello"));
     assert!(home.path().join("data/a3s-event/events.db").exists());
@@ -335,5 +340,18 @@ async fn a_stream_with_other_settings_is_a_conflict() {
     bus.publish("events.a", 1);
     let ran = bus.run(&["info", "--url", &format!("{}?subject_prefix=other", bus.url)]);
     assert_eq!(ran.code, 1, "{}", ran.stderr);
-    assert!(ran.stderr.contains("conflict") && ran.stderr.contains("A3S_EVENTS"), "{}", ran.stderr);
+    let said = "conflict: stream 'A3S_EVENTS' has subjects 'events.>', and the command asks for 'other.>'";
+    assert!(ran.stderr.contains(said) && ran.stderr.contains("`streams rm`"), "{}", ran.stderr);
+    let ran = bus.run(&["pub", "events.a", "1", "--url", &format!("{}/OTHER", bus.url)]);
+    let said =
+        "stream 'OTHER' has subjects taken by stream 'A3S_EVENTS', and the command asks for 'events.>'";
+    assert!(ran.code == 1 && ran.stderr.contains(said), "{}", ran.stderr);
+    bus.prints(&["sub", "events.a", "--durable", "late", "--from", "2", "--idle", "100ms"]);
+    let ran = bus.run(&["sub", "events.a", "--durable", "late", "--from", "1"]);
+    let said = "consumer 'late' has start sequence 2, and the command asks for sequence 1; a start is for a new consumer";
+    assert!(ran.code == 1 && ran.stderr.contains(said), "{}", ran.stderr);
+    let ran = bus.run(&["consumers", "reset", "late", "--to", "first", "--yes"]);
+    let said =
+        "the server moves no consumer before its start, and consumer 'late' of 'events.a' starts later";
+    assert!(ran.code == 3 && ran.stderr.contains(said), "{}", ran.stderr);
 }

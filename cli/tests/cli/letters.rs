@@ -96,6 +96,7 @@ async fn replay_wants_to_know_which(bus: &Bus) {
         assert!(ran.code == 2 && names_all, "{}", ran.stderr);
     }
     assert_eq!(bus.run(&["dlq", "replay", "1", "--all"]).code, 2);
+    bus.publish("events.a", 1);
     assert_eq!(bus.run(&["dlq", "replay", "--all"]).code, 0);
 }
 
@@ -113,8 +114,15 @@ async fn an_event_of_several_letters_is_one_row(bus: &Bus) {
     let ids: Vec<_> = bus.rows(&["dlq", "list"]).iter().map(|row| row["id"].to_string()).collect();
 
     let table = bus.prints(&["dlq", "replay", "--all", "--dry-run"]);
-    assert_eq!(table.matches("replayed: one event for letters").count(), 3, "{table}");
+    let planned = table.clone();
     let table = bus.prints(&["dlq", "replay", &ids[0]]);
+    let as_planned = table
+        .replace("published once", "would be published once")
+        .replace("event published", "event would be published")
+        .replace(" marked as", " would be marked as")
+        .replace(" refused", " would be refused");
+    let words = |table: &str| table.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(words(&planned), words(&as_planned), "a dry run prints the same table");
     let row = table.lines().find(|line| line.contains(&event.id)).unwrap();
     assert!(row.contains("events.orders.a") && row.contains("published once, 3 letters marked"), "{table}");
     assert!(ids.iter().all(|id| row.contains(id)), "{table}");
@@ -144,11 +152,10 @@ async fn a_dry_run_shows_the_letters(bus: &Bus) {
     give_up(bus, &["events.orders.b"], 3).await;
     let table = bus.prints(&["dlq", "replay", "--all", "--dry-run"]);
     let row = |subject: &str| table.lines().find(|line| line.contains(subject)).unwrap().to_owned();
-    assert!(
-        row("events.orders.a").contains("stock") && row("events.orders.a").contains("replayed"),
-        "{table}"
-    );
-    assert!(row("events.orders.b").contains("refused: it was replayed 3 times already"), "{table}");
+    assert!(row("events.orders.a").contains("would be published once, 1 letter marked"), "{table}");
+    assert!(row("events.orders.b").contains("would be refused: it was replayed 3 times already"), "{table}");
+    let list = bus.prints(&["dlq", "list"]);
+    assert!(list.contains("open, 3 replays") && list.contains("exhausted: no "), "{list}");
     let table = bus.prints(&["dlq", "discard", "--filter", "events.orders.a", "--dry-run"]);
     assert!(table.contains("stock") && table.contains("discarded") && !table.contains("orders.b"), "{table}");
     assert_eq!(bus.rows(&["dlq", "list"]).len(), 2);
@@ -171,6 +178,9 @@ async fn what_is_done_already_is_said(bus: &Bus) {
 #[test]
 fn where_the_letters_are_can_be_said_anywhere_and_is_hinted_at() {
     let (bus, letters) = (Bus::sqlite(), Bus::sqlite());
+    for bus in [&bus, &letters] {
+        bus.publish("events.a", 1);
+    }
     for arguments in [["dlq", "--dlq-url", &letters.url, "list"], ["dlq", "list", "--dlq-url", &letters.url]]
     {
         let ran = bus.run(&arguments);

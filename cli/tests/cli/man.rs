@@ -21,6 +21,12 @@ fn every_command_has_a_page_that_groff_takes() {
             "{page:?}"
         );
         assert!(text.contains("Example:"), "{page:?} has no example");
+        let (_, environment) = text.split_once(".SH ENVIRONMENT").unwrap_or_else(|| panic!("{page:?}"));
+        let (environment, files) = environment.split_once(".SH FILES").unwrap_or_else(|| panic!("{page:?}"));
+        for variable in ["URL", "DLQ_URL", "CONFIG", "KEY_FILE", "LOG"] {
+            assert!(environment.contains(&format!("A3S_EVENT_{variable}\\fR")), "{page:?}: {environment}");
+        }
+        assert!(files.contains("config.toml") && files.contains("events.db"), "{page:?}: {files}");
         if has_groff {
             let ran = Command::new("groff").args(["-man", "-Tutf8", "-ww"]).arg(page).output().unwrap();
             let said = String::from_utf8_lossy(&ran.stderr);

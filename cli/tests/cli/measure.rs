@@ -1,7 +1,7 @@
 //! Tests of `bench`, `conformance`, `doctor`, `schema` and `completions`.
 
 use a3s_event_testkit::NatsServer;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::bus::{Bus, json_lines};
 use crate::on_every_bus;
@@ -41,8 +41,23 @@ async fn conformance_has_a_row_per_capability(bus: &Bus) {
         |name: &str| capabilities.iter().find(|row| row["capability"] == name).unwrap()["outcome"].clone();
     assert_eq!((of("dedup"), of("term")), (json!("honoured"), json!("not checked")));
     assert_eq!(bus.run(&["conformance", "--case", "no-such-case"]).code, 2);
-    // The cases leave no event on the bus.
-    assert_eq!(bus.rows(&["info"])[0]["messages"], 0);
+    let listed = bus.rows(&["conformance", "--list"]);
+    assert!(listed.len() > 50 && listed.iter().all(|row| row["promise"].is_string()), "{listed:?}");
+    let required = |case: &str| bus.run(&["conformance", "--case", case, "--require-all"]);
+    assert_eq!(required("msg_id").code, 0);
+    let is_fenced = |row: &&Value| row["needs"].as_array().unwrap().contains(&json!("fenced_settlement"));
+    let fenced = listed.iter().find(is_fenced).unwrap()["case"].as_str().unwrap();
+    let ran = required(fenced);
+    let is_refused = bus.server.is_some();
+    assert_eq!(
+        (ran.code, ran.stderr.contains(fenced)),
+        (i32::from(is_refused), is_refused),
+        "{}",
+        ran.stderr
+    );
+    assert_eq!(bus.run(&["conformance", "--case", fenced]).code, 0);
+    // The cases leave nothing on the bus.
+    assert_eq!(bus.run(&["info"]).code, 3);
 }
 
 #[tokio::test]
@@ -115,16 +130,40 @@ async fn doctor_says_what_to_do_about_a_server() {
     let without = NatsServer::start_with(accounts).await;
     let port = bus.server.as_ref().unwrap().port();
     for (url, advice) in [
-        (without.url(), "start nats-server with -js"),
-        (format!("{}/OTHER?create_if_missing=true", bus.url), "name that stream in the URL"),
+        (without.url(), "`nats-server -js`"),
+        (format!("{}/OTHER", bus.url), "the server has 'A3S_EVENTS'"),
         (format!("tls://127.0.0.1:{port}?connect_timeout=2s"), "use the scheme without TLS"),
     ] {
         let ran = bus.run(&["doctor", "--url", &url]);
         let said = ran.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(ran.code != 0 && said.contains(advice), "{}{}", ran.stdout, ran.stderr);
     }
+    bus.server.as_ref().unwrap().freeze().await;
+    let ran = bus.run(&["doctor", "--url", &format!("{}?connect_timeout=1s", bus.url)]);
+    bus.server.as_ref().unwrap().thaw();
+    let said = ran.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(ran.code == 4 && said.contains("it is suspended or overloaded"), "{}", ran.stdout);
     let ran = bus.run(&["doctor", "--url", "redis://127.0.0.1:1"]);
     assert!(ran.code == 3 && !ran.stdout.contains("accepts connections"), "{}", ran.stdout);
+}
+
+#[test]
+fn doctor_says_what_to_do_about_a_file() {
+    let bus = Bus::sqlite();
+    bus.publish("events.a", 1);
+    let lacking = format!("sqlite://{}", bus.path("no/folder/bus.db").display());
+    for (command, code) in [("doctor", 3), ("info", 3)] {
+        let ran = bus.run(&[command, "--url", &lacking]);
+        let said = format!("{}{}", ran.stdout, ran.stderr);
+        assert!(ran.code == code && said.contains("create") && said.contains("no/folder'"), "{said}");
+        assert!(!said.contains("`a3s-event pub`"), "pub does not create a folder: {said}");
+    }
+    let writer = rusqlite::Connection::open(bus.path("bus.db")).unwrap();
+    writer.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let ran = bus.run(&["doctor", "--url", &format!("{}?busy_timeout=100ms", bus.url)]);
+    let said = ran.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(ran.code != 0 && said.contains("end the program that writes to the file"), "{said}");
+    assert!(said.contains("survives a loss of power") && !said.contains("PowerLoss"), "{said}");
 }
 
 async fn schemas_are_checked(bus: &Bus) {

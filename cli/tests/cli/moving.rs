@@ -71,18 +71,33 @@ async fn a_target_that_drops_what_is_copied_ends_the_copy() {
         format!("sqlite://{}?max_events=100", from.path("small.db").display()),
         server.url.clone() + "?max_events=100",
     ] {
-        // The second copy finds the result of the first.
-        for _ in 0..2 {
-            let ran = from.run(&["copy", &from.url, &small]);
-            assert_eq!((ran.code, ran.stdout.as_str()), (1, ""), "{}", ran.stderr);
-            assert!(
-                ran.stderr.contains("dropped the oldest") && ran.stderr.contains("max_events=0"),
-                "{}",
-                ran.stderr
-            );
-        }
-        assert_eq!(from.run(&["diff", &from.url, &small]).code, 1);
+        let ran = from.run(&["copy", &from.url, &small]);
+        assert_eq!((ran.code, ran.stdout.as_str()), (1, ""), "{}", ran.stderr);
+        assert!(
+            ran.stderr.contains("too small") && ran.stderr.contains("max_events=0, max_bytes=0"),
+            "{}",
+            ran.stderr
+        );
+        assert!(ran.stderr.contains("nothing was copied"), "{}", ran.stderr);
+        assert_eq!(from.run(&["info", "--url", &small]).code, 3, "it has no limits yet");
     }
+    // A stream with the wrong limits is deleted first.
+    let small = server.url.clone() + "?max_events=100";
+    server.prints(&["sub", "--count", "0", "--url", &small]);
+    let ran = from.run(&["copy", &from.url, &server.url]);
+    assert!(ran.code == 1 && ran.stderr.contains("`streams rm`"), "{}", ran.stderr);
+    assert_eq!(server.rows(&["info"])[0]["messages"], 0);
+    server.prints(&["streams", "rm", "--yes"]);
+    from.publish("events.b", 1);
+    let unlimited = server.url.clone() + "?max_events=0&max_age=0";
+    from.prints(&["copy", &from.url, &unlimited]);
+    server.prints(&["streams", "purge", "--filter", "events.a", "--yes"]);
+    let ran = from.run(&["copy", &from.url, &unlimited]);
+    assert!(
+        ran.code == 1 && ran.stderr.contains("dropped the oldest") && ran.stderr.contains("`streams rm`"),
+        "{}",
+        ran.stderr
+    );
     // Events that the source has dropped since are not missing.
     let (kept, to) = (format!("{}?max_events=100", from.url), Bus::nats().await);
     copy(&from, &to);
@@ -177,7 +192,7 @@ async fn a_dry_run_copies_nothing() {
     let (from, to) = (Bus::sqlite(), Bus::sqlite());
     from.publish("events.a", 5);
     assert_eq!(from.rows(&["copy", &from.url, &to.url, "--dry-run", "--filter", "events.a"])[0]["events"], 5);
-    assert_eq!(to.rows(&["history"]).len(), 0);
+    assert!(!to.path("bus.db").exists());
 }
 
 #[tokio::test]
@@ -191,7 +206,7 @@ async fn a_dry_run_fails_where_the_copy_would() {
     assert!(ran.code == 1 && ran.stderr.contains("'busy' would not be mapped"), "{}", ran.stderr);
     let planned = &crate::bus::json_lines(&ran.stdout)[0];
     assert_eq!((&planned["consumers"], &planned["notMapped"][0][0]), (&json!(["behind"]), &json!("busy")));
-    assert!(server.rows(&["consumers"]).is_empty() && server.rows(&["history"]).is_empty());
+    assert_eq!(server.run(&["info"]).code, 3, "a dry run creates no stream");
     let ran = dry(&format!("{}/OTHER?subject_prefix=quakes", server.url));
     assert!(ran.code == 1 && ran.stderr.contains("outside the target's prefix 'quakes'"), "{}", ran.stderr);
     from.prints(&["consumers", "rm", "busy", "--yes"]);
@@ -209,6 +224,42 @@ async fn a_dry_run_fails_where_the_copy_would() {
             assert_eq!((ran.code, copied.code), (code, code), "{url}: {}{}", ran.stderr, copied.stderr);
             assert!(ran.stderr.contains(why), "{url}: {}", ran.stderr);
         }
+    }
+}
+
+#[tokio::test]
+async fn a_copy_that_cannot_succeed_writes_nothing() {
+    let (from, server) = (Bus::sqlite(), Bus::nats().await);
+    from.publish("events.a", 3);
+    from.prints(&["pub", "events.b", "--text", &"x".repeat(5_000)]);
+    for (url, why) in [
+        (format!("sqlite://{}?max_event_bytes=2000", from.path("small.db").display()), "refuses event 4: "),
+        (format!("{}?subject_prefix=other", server.url), "outside the target's prefix 'other'"),
+    ] {
+        // An existing stream is refused as a new one is.
+        for _ in 0..2 {
+            let ran = from.run(&["copy", &from.url, &url]);
+            assert!(ran.code == 1 && ran.stderr.contains(why), "{url}: {}", ran.stderr);
+            from.prints(&["sub", "--count", "0", "--url", &url]);
+            assert_eq!(from.rows(&["info", "--url", &url])[0]["messages"], 0);
+        }
+    }
+    let ran = from.run(&["copy", &from.url, &server.url]);
+    assert!(ran.code == 1 && ran.stderr.contains("`streams rm`"), "{}", ran.stderr);
+}
+
+#[tokio::test]
+async fn a_copied_consumer_can_be_reset_before_its_position() {
+    let (from, to) = (Bus::sqlite(), Bus::nats().await);
+    from.publish("events.a", 10);
+    from.prints(&["sub", "events.a", "--durable", "behind", "--count", "7"]);
+    from.prints(&["sub", "events.a", "--durable", "done", "--count", "10"]);
+    copy(&from, &to);
+    let lags = |bus: &Bus| bus.rows(&["consumers"]).iter().map(|row| row["lag"].clone()).collect::<Vec<_>>();
+    assert_eq!((lags(&from), lags(&to)), (vec![json!(3), json!(0)], vec![json!(3), json!(0)]));
+    for name in ["behind", "done"] {
+        to.prints(&["consumers", "reset", name, "--to", "first", "--yes"]);
+        assert_eq!(crate::bus::numbers(&to.rows(&["sub", "--durable", name, "--count", "2"])), [1, 2]);
     }
 }
 

@@ -59,12 +59,28 @@ async fn a_consumer_is_reset(bus: &Bus) {
     drop(program);
     let take = |count: &str| numbers(&bus.rows(&["sub", "--durable", "billing", "--count", count]));
     assert_eq!(take("4"), [1, 2, 3, 4]);
-    let moved = &bus.rows(&["consumers", "reset", "billing", "--to", "first"])[0];
+    let to_first = ["consumers", "reset", "billing", "--to", "first"];
+    let ran = bus.run(&to_first);
+    let said =
+        "this moves consumer 'billing' of 'events.orders.>' from the end to sequence 1 (4 events to receive)";
+    assert!(ran.code == 2 && ran.stderr.contains(said) && ran.stderr.contains("--yes"), "{}", ran.stderr);
+    let dry = &bus.rows(&[&to_first[..], &["--dry-run"]].concat())[0];
+    assert_eq!(bus.rows(&["consumers"])[0]["lag"], 0, "nothing has moved yet");
+    let moved = &bus.rows(&[&to_first[..], &["--yes"]].concat())[0];
     assert_eq!((&moved["subscriber"], &moved["lag"]), (&json!("billing"), &json!(4)));
+    assert_eq!((&moved["previousLag"], &moved["previousSequence"]), (&json!(0), &Value::Null));
+    assert_eq!((&moved["nextSequence"], moved), (&json!(1), dry));
     assert_eq!(take("2"), [1, 2]);
     let stored = moved["name"].as_str().unwrap();
-    let lag = |to: &str| bus.rows(&["consumers", "reset", stored, "--to", to])[0]["lag"].as_u64().unwrap();
+    let reset = |to: &str| bus.rows(&["consumers", "reset", stored, "--to", to, "--yes"]).remove(0);
+    let lag = |to: &str| reset(to)["lag"].as_u64().unwrap();
     assert_eq!(["last", "3", "1h", "first"].map(lag), [0, 2, 4, 4]);
+    let moved = reset("3");
+    let of = |key: &str| moved[key].as_u64().unwrap();
+    let keys = ["previousSequence", "previousLag", "nextSequence", "lag"];
+    assert_eq!(keys.map(of), [1, 4, 3, 2]);
+    let table = bus.prints(&["consumers", "reset", stored, "--to", "last", "--yes"]);
+    assert!(table.contains("old sequence") && table.contains("end"), "{table}");
     assert_eq!(bus.run(&["consumers", "reset", "billing", "--to", "someday"]).code, 2);
     let ran = bus.run(&["consumers", "reset", "nobody", "--to", "first"]);
     assert!(ran.code == 1 && ran.stderr.contains("no consumer 'nobody'"), "{}", ran.stderr);
@@ -83,7 +99,8 @@ async fn a_consumer_is_deleted_by_either_name(bus: &Bus) {
     assert_eq!(names(), before);
     let stored = before[2].as_str().unwrap();
     assert!(stored.starts_with("billing-"));
-    assert_eq!(bus.rows(&["consumers", "rm", stored, "--yes"]).len(), 1);
+    let printed = bus.prints(&["consumers", "rm", stored, "--yes"]);
+    assert!(printed.ends_with("\ndeleted consumer 'billing' of 'events.orders.>'\n"), "{printed}");
     let ran = bus.run(&["consumers", "rm", "audit", "--filter", "events.c", "--yes"]);
     assert!(ran.code == 1 && ran.stderr.contains("events.a, events.b"), "{}", ran.stderr);
     assert_eq!(
@@ -111,7 +128,8 @@ async fn a_stream_is_purged_and_deleted() {
     let ran = bus.run(&["streams", "rm", "OTHER", "--yes"]);
     assert!(ran.code == 2 && ran.stderr.contains("'A3S_EVENTS', not 'OTHER'"), "{}", ran.stderr);
     assert_eq!(bus.run(&["streams", "rm"]).code, 2);
-    assert_eq!(bus.rows(&["streams", "rm", "A3S_EVENTS", "--yes"])[0]["stream"], "A3S_EVENTS");
+    let printed = bus.prints(&["streams", "rm", "A3S_EVENTS", "--yes"]);
+    assert!(printed.ends_with("\ndeleted stream 'A3S_EVENTS'\n"), "{printed}");
     assert_eq!(bus.run(&["history"]).code, 3, "it is gone");
 }
 
@@ -137,7 +155,7 @@ async fn a_terminal_is_asked_before_something_is_lost() {
     let Some(terminal) = Terminal::open(&bus, &line) else { return };
     terminal.shows(&["this deletes all 3 events", "[y/N]"]).await;
     terminal.enter("");
-    terminal.shows(&["nothing was deleted"]).await;
+    terminal.shows(&["nothing was changed"]).await;
     assert_eq!(bus.rows(&["history"]).len(), 3);
     terminal.enter("y");
     terminal.shows(&["ended with 0"]).await;
@@ -221,6 +239,7 @@ fn one_word_means_one_thing_everywhere() {
     assert_eq!(bus.run(&["history", "events.a", "--filter", "events.b"]).code, 2);
     // The option works before and after every command.
     let letters = format!("sqlite://{}", bus.path("letters.db").display());
+    bus.prints(&["pub", "events.a", "1", "--url", &letters]);
     for arguments in [["--dlq-url", &letters, "dlq", "list"], ["dlq", "list", "--dlq-url", &letters]] {
         assert_eq!(rows(&arguments), 0);
     }

@@ -1,15 +1,19 @@
 //! Tests of `pub`.
 
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
 use serde_json::json;
 
-use crate::bus::{Bus, numbers};
+use crate::bus::{Bus, ended, numbers};
 use crate::on_every_bus;
 
 on_every_bus! { one_event_in_every_form many_from_a_pipe many_from_a_document whole_events_keep_what_they_are
 a_resumed_run_goes_on_where_it_stopped a_wrong_record_is_named
 a_resume_file_belongs_to_one_input_and_one_bus a_duplicate_is_not_a_first_publish
 a_value_that_was_not_read_exactly_is_no_name the_content_decides_and_not_the_name
-what_is_stored_is_said_when_a_record_is_wrong what_is_stored_behind_a_refusal_is_said equal_keys_are_refused }
+what_is_stored_is_said_when_a_record_is_wrong what_is_stored_behind_a_refusal_is_said equal_keys_are_refused
+a_signal_ends_an_import_that_says_how_to_go_on }
 
 async fn one_event_in_every_form(bus: &Bus) {
     let file = bus.file("payload.json", r#"{"n": 3}"#);
@@ -125,6 +129,31 @@ async fn a_resumed_run_goes_on_where_it_stopped(bus: &Bus) {
         ran.stderr
     );
     assert_eq!(numbers(&bus.rows(&["history"])), (1..=40).rev().collect::<Vec<_>>());
+}
+
+async fn a_signal_ends_an_import_that_says_how_to_go_on(bus: &Bus) {
+    let state = bus.path("state").to_str().unwrap().to_owned();
+    let ways = [
+        (&[][..], "records 1 to 2 of the input are stored and none after them; --skip 2 resumes there"),
+        (
+            &["--resume", &state],
+            "records 1 to 2 of the input are stored; the same command resumes after record 2",
+        ),
+    ];
+    for (run, (more, way)) in ways.into_iter().enumerate() {
+        let mut import = bus.command(&[&["import", "-", "events.s"], more].concat());
+        let import = import.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut import = import.spawn().unwrap();
+        let mut records = import.stdin.take().unwrap();
+        records.write_all(b"1\n2\n").unwrap();
+        while bus.run(&["history", "--output", "ndjson"]).stdout.lines().count() < 2 * (run + 1) {}
+        let killed = Command::new("kill").args(["-s", "INT", &import.id().to_string()]).status().unwrap();
+        assert!(killed.success());
+        let ran = ended(import.wait_with_output().unwrap());
+        assert!(ran.code == 1 && ran.stderr.contains("ended by a signal"), "{}: {}", ran.code, ran.stderr);
+        assert!(ran.stderr.contains(way) && ran.stdout.contains("events"), "{}{}", ran.stderr, ran.stdout);
+        drop(records);
+    }
 }
 
 async fn a_resume_file_belongs_to_one_input_and_one_bus(bus: &Bus) {

@@ -175,13 +175,22 @@ async fn a_wrong_name_is_found_and_makes_nothing(bus: &Bus) {
     bus.publish("events.a", 1);
     let (wrong, made) = match &bus.server {
         Some(_) => (format!("{}/TYPO?subject_prefix=typo", bus.url), "stream 'TYPO'"),
-        None => (format!("sqlite://{}", bus.path("typo/typo.db").display()), "typo.db"),
+        None => (format!("sqlite://{}", bus.path("typo.db").display()), "typo.db"),
     };
     for command in [
         &["history"][..],
         &["show", "1"],
         &["info"],
         &["consumers"],
+        &["consumers", "rm", "billing", "--yes"],
+        &["streams"],
+        &["streams", "purge", "--yes"],
+        &["tail"],
+        &["dump"],
+        &["dlq", "list"],
+        &["dlq", "show", "1"],
+        &["dlq", "replay", "--all", "--dry-run"],
+        &["dlq", "discard", "--all"],
         &["doctor"],
         &["diff", &wrong, &bus.url],
         &["diff", &bus.url, &wrong],
@@ -193,11 +202,16 @@ async fn a_wrong_name_is_found_and_makes_nothing(bus: &Bus) {
             code == 3 && said.contains(made) && said.contains("does not exist"),
             "{command:?} {code} {said}"
         );
+        assert!(said.contains("`a3s-event pub`") && !said.contains("create_if_missing"), "{said}");
     }
+    bus.prints(&["copy", &bus.url, &wrong.replace("subject_prefix=typo", ""), "--dry-run"]);
+    bus.prints(&["conformance", "--case", "msg_id", "--url", &wrong]);
+    // The setting is for programs: a look does not create either.
+    let creating = format!("{wrong}{}create_if_missing=true", if bus.server.is_some() { "&" } else { "?" });
+    assert_eq!(bus.run(&["info", "--url", &creating]).code, 3);
     // A created stream would exist now.
     assert_eq!(bus.run(&["info", "--url", &wrong]).code, 3);
-    assert!(!bus.path("typo").exists());
-    std::fs::create_dir(bus.path("typo")).unwrap();
+    assert!(!bus.path("typo.db").exists());
     bus.prints(&["pub", "typo.a", "1", "--url", &wrong.replace("typo.db", "typo.db?subject_prefix=typo")]);
     assert_eq!(
         bus.rows(&["history", "--url", &wrong.replace("typo.db", "typo.db?subject_prefix=typo")]).len(),
@@ -211,6 +225,20 @@ async fn show_finds_by_sequence_and_id(bus: &Bus) {
     let shown = |arguments: &[&str]| serde_json::from_str::<Value>(&bus.prints(arguments)).unwrap();
     assert_eq!(shown(&["show", "2"])["event"]["payload"]["n"], 2);
     assert_eq!(shown(&["show", "--id", "2"])["event"]["payload"]["n"], 4);
+    bus.prints(&[
+        "pub",
+        "events.a",
+        "{\"timestamp\": 1}",
+        "--time",
+        "2018-02-07T01:26:13.840Z",
+        "--id",
+        "timed",
+    ]);
+    let for_people = shown(&["show", "timed"]);
+    assert_eq!(for_people["event"]["timestamp"], "2018-02-07T01:26:13.840Z");
+    assert_eq!(for_people["event"]["payload"]["timestamp"], 1);
+    assert!(for_people["storedAt"].as_str().unwrap().ends_with('Z'), "{for_people}");
+    assert_eq!(bus.rows(&["show", "timed"])[0]["event"]["timestamp"], 1_517_966_773_840_u64);
     let ran = bus.run(&["show", "no-such-event"]);
     assert_eq!((ran.code, ran.stdout.as_str()), (1, ""));
 }
@@ -252,6 +280,45 @@ async fn a_server_that_is_gone_keeps_nobody_from_leaving() {
         server.thaw();
         assert!(left.is_ok(), "{command:?}");
     }
+}
+
+#[tokio::test]
+async fn a_connection_that_is_back_is_told_like_its_loss() {
+    let mut bus = Bus::nats().await;
+    bus.publish("events.a", 1);
+    let mut tail = bus.command(&["tail"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(tail.stdout.take().unwrap()).lines();
+    lines.next().unwrap().unwrap();
+    let server = bus.server.as_mut().unwrap();
+    server.kill();
+    server.start_again().await;
+    bus.prints(&["pub", "events.a", "\"after the loss\""]);
+    assert!(lines.next().unwrap().unwrap().contains("after the loss"));
+    terminate(&tail);
+    let said = ended(tail.wait_with_output().unwrap()).stderr;
+    let count = |text: &str| said.matches(text).count();
+    assert_eq!((count("lost the connection"), count("reconnected to nats-server")), (1, 1), "{said}");
+}
+
+/// A server that is suspended ends a command like one that cannot be reached.
+#[tokio::test]
+async fn a_server_that_freezes_ends_a_subscription_with_4() {
+    let bus = Bus::nats().await;
+    bus.publish("events.a", 1);
+    let mut running = Vec::new();
+    for command in [&["sub", "--from", "all"][..], &["sub", "--durable", "d"], &["tail"]] {
+        let mut child = bus.command(command).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        BufReader::new(child.stdout.as_mut().unwrap()).lines().next().unwrap().unwrap();
+        running.push((command, child));
+    }
+    bus.server.as_ref().unwrap().freeze().await;
+    for (command, child) in running {
+        let waiting = tokio::task::spawn_blocking(|| ended(child.wait_with_output().unwrap()));
+        let ran = tokio::time::timeout(Duration::from_secs(60), waiting).await;
+        let Ok(Ok(ran)) = ran else { panic!("{command:?} does not end") };
+        assert_eq!(ran.code, 4, "{command:?}: {}", ran.stderr);
+    }
+    bus.server.as_ref().unwrap().thaw();
 }
 
 pub(crate) fn terminate(child: &Child) {

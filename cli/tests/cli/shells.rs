@@ -12,6 +12,7 @@ async fn prepared() -> Bus {
     bus.publish("events.orders.placed", 1);
     crate::members::billing(&bus, 1, None).await;
     std::fs::create_dir_all(bus.path("config/a3s-event")).unwrap();
+    bus.file("week.ndjson", "1\n");
     bus.file("config/a3s-event/config.toml", "[buses]\nstaging = \"memory://\"\nother = \"memory://\"\n");
     bus
 }
@@ -49,6 +50,13 @@ async fn bash_completes_commands_options_and_names() {
         (&["dlq", "list", "--consumer", ""], &["billing"]),
         (&["streams", "rm", ""], &["A3S_EVENTS"]),
         (&["copy", "o"], &["other"]),
+        (&["import", "wee"], &["week.ndjson"]),
+        (&["restore", "wee"], &["week.ndjson"]),
+        (&["import", "-", "events.a", "--resume", "wee"], &["week.ndjson"]),
+        (&["--config", "wee"], &["week.ndjson"]),
+        (&["--key-file", "wee"], &["week.ndjson"]),
+        (&["schema", "check", ".", "--events", "wee"], &["week.ndjson"]),
+        (&["bench", "--svg", "wee"], &["week.ndjson"]),
     ] {
         let found = completed(&bus, words);
         let names: Vec<_> =
@@ -88,13 +96,15 @@ async fn typed_in(shell: &str, setup: &str) {
         programs().display()
     );
     let Some(terminal) = Terminal::open(&bus, &line) else { return };
-    terminal.enter(&format!("{setup}; echo is \"\"ready"));
+    terminal.enter(&format!("cd '{home}'; {setup}; echo is \"\"ready"));
     terminal.shows(&["is ready"]).await;
     for (typed, shown) in [
         ("a3s-event comple", "a3s-event completions"),
         ("a3s-event consumers rm bil", "rm billing"),
         ("a3s-event --url stag", "--url staging"),
         ("a3s-event streams rm A3", "rm A3S_EVENTS"),
+        ("a3s-event import wee", "import week.ndjson"),
+        ("a3s-event --key-file wee", "--key-file week.ndjson"),
     ] {
         terminal.write(typed);
         terminal.press("Tab");

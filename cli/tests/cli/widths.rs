@@ -123,6 +123,27 @@ async fn everything_fits(bus: &Bus) {
     }
 }
 
+/// Letters and stored names are read at 80 columns: no cell of them is broken over lines.
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_of_an_operator_are_read_at_80_columns() {
+    let bus = Bus::sqlite();
+    crate::members::billing(&bus, 3, None).await;
+    keep(&bus, &["events.orders.a", "events.orders.b"]).await;
+    let shown = |line: &str| {
+        let command = format!("'{}/a3s-event' {line}", programs().display());
+        in_terminal(&bus, 80, "", &command).map(|shown| unstyled(&shown))
+    };
+    let Some(list) = shown("dlq list") else { return };
+    assert_eq!(list.trim().lines().count(), 3, "{list}");
+    assert!(list.contains("events.orders.a  billing   open"), "{list}");
+    let wide = shown("consumers --wide").unwrap();
+    let stored = bus.rows(&["consumers"])[0]["name"].as_str().unwrap().to_owned();
+    assert!(
+        wide.contains(&format!("stored name  {stored}\n")) && wide.contains("consumer     billing\n"),
+        "{wide}"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_fits_sqlite() {
     everything_fits(&Bus::sqlite()).await;

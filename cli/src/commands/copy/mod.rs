@@ -4,19 +4,21 @@
 //! published on the condition that the one before it is the newest, so that a failure leaves no gap. A second writer ends
 //! the copy: its event takes the place of a copied one. A page is published at a time, so that other copied events may
 //! follow it. The next copy compares more than a page, finds the foreign event and refuses to resume.
+//!
+//! A copy reads the source twice: first it checks that the target takes all events, and then it writes.
 
 mod events;
 mod place;
 mod plan;
 mod positions;
 
-use a3s_event::StoredEvent;
+use a3s_event::{EventProvider, StoredEvent};
 use serde::Serialize;
 
 use self::plan::Plan;
 pub(super) use self::plan::limits_of;
 use self::positions::{Before, Positions};
-use crate::bus::{App, warn_of_credentials};
+use crate::bus::{App, Planned, warn_of_credentials};
 use crate::failure::{Failure, Outcome};
 use crate::forward::Forward;
 use crate::stored::{Stored, Unreadable};
@@ -43,7 +45,7 @@ pub(crate) struct Args {
     #[arg(long)]
     no_positions: bool,
     /// Only report the effect of a copy, and fail where it would: at the limits of the target, or at a consumer that cannot
-    /// be mapped. It creates the stream of the target to read its limits
+    /// be mapped
     #[arg(long)]
     dry_run: bool,
 }
@@ -108,32 +110,54 @@ pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
         warn_of_credentials(url, None);
     }
     let source = app.connect_to_look_at(&args.from).await?;
-    let target = app.connect_to(&args.to).await?;
+    let Planned { provider: target, exists } = app.connect_to_plan(&args.to).await?;
     let filter = args.filter.as_deref();
     let tail = place::tail(&*target).await?;
     let first = place::first_missing(&source, &tail, filter).await?;
     if !tail.is_empty() {
         place::refuse_without_beginning(&source, &target, filter).await?;
     }
-    let forward = Forward::new(&source, filter, first).await?;
-    let mut copied = Copied { first_sequence: first, ..Copied::default() };
     let held = target.info().await?;
-    let mut before = if args.no_positions { Before::default() } else { Before::read(&*target).await? };
-    let plan = if args.dry_run {
-        Some(Plan::make(forward, &*target, &mut before, &mut copied).await?)
-    } else {
-        let last = tail.first().map(|newest| newest.sequence);
-        events::copy_events(forward, &*target, last, held.messages, &mut before, &mut copied).await?;
-        None
-    };
-    if !args.no_positions {
-        Positions { source: &*source, target: &*target, filter, before: &before, is_dry_run: args.dry_run }
-            .copy(&mut copied)
-            .await?;
+    let mut planned = Copied { first_sequence: first, ..Copied::default() };
+    let mut before = before(&args, &*target).await?;
+    let forward = Forward::new(&source, filter, first).await?;
+    let plan = Plan::make(forward, &*target, &mut before, &mut planned).await?;
+    if args.dry_run {
+        positions(&args, &*source, &*target, &before, &mut planned).await?;
+        app.out.one(&planned)?;
+        plan.check_target(&*target, exists, &held, &planned).await?;
+        return planned.ended();
     }
+    plan.check_target(&*target, exists, &held, &planned)
+        .await
+        .map_err(|failure| failure.and("nothing was copied"))?;
+    let target = if exists { target } else { app.connect_to(&args.to).await? };
+    let mut copied = Copied { first_sequence: first, ..Copied::default() };
+    let mut before = self::before(&args, &*target).await?;
+    let forward = Forward::new(&source, filter, first).await?;
+    let last = tail.first().map(|newest| newest.sequence);
+    events::copy_events(forward, &*target, last, held.messages, &mut before, &mut copied).await?;
+    positions(&args, &*source, &*target, &before, &mut copied).await?;
     app.out.one(&copied)?;
-    if let Some(plan) = plan {
-        plan.check_target(&*target, &held, &copied).await?;
-    }
     copied.ended()
+}
+
+/// Reads the consumers of the target, if their positions are copied.
+async fn before(args: &Args, target: &dyn EventProvider) -> Outcome<Before> {
+    if args.no_positions { Ok(Before::default()) } else { Before::read(target).await }
+}
+
+/// Copies the positions of the consumers, or plans that in a dry run.
+async fn positions(
+    args: &Args,
+    source: &dyn EventProvider,
+    target: &dyn EventProvider,
+    before: &Before,
+    copied: &mut Copied,
+) -> Outcome {
+    if args.no_positions {
+        return Ok(());
+    }
+    let filter = args.filter.as_deref();
+    Positions { source, target, filter, before, is_dry_run: args.dry_run }.copy(copied).await
 }

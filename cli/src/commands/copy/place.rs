@@ -19,7 +19,9 @@ pub(super) async fn tail(target: &dyn EventProvider) -> Outcome<Vec<StoredEvent>
     let (records, _) = newest(target, HistoryQuery::new(TAIL)).await?;
     if let Some(told) = Unreadable::of(&records).told() {
         // An unreadable record cannot be compared with the source.
-        return Err(Failure::Other(format!("of the target, {told}: copy into an empty stream")));
+        return Err(Failure::Other(format!(
+            "of the target, {told}: copy into an empty stream; `streams rm` deletes this one"
+        )));
     }
     let event = |stored| match stored {
         Stored::Event(stored) => Some(stored),
@@ -48,7 +50,8 @@ pub(super) async fn first_missing(
         return Err(too_small());
     }
     Err(Failure::Input(
-        "the target holds events that are not the beginning of this copy (diff shows which): copy into an empty stream"
+        "the target holds events that are not the beginning of this copy (diff shows which): copy into an empty stream, or \
+         delete this one with `streams rm` or its events with `streams purge`"
             .to_owned(),
     ))
 }
@@ -75,8 +78,8 @@ pub(super) async fn refuse_without_beginning(
 /// Returns the error for a stream whose limits have dropped its oldest events.
 pub(super) fn too_small() -> Failure {
     Failure::Other(
-        "the target has dropped the oldest of the copied events, because its limits are smaller than the source: copy into \
-         a stream without limits, which max_events=0 and max_age=0 in its URL make"
+        "the target has dropped the oldest of the copied events, because its limits are smaller than the source: delete it \
+         with `streams rm` or name another stream in its URL, and copy with max_events=0 and max_age=0 in that URL"
             .to_owned(),
     )
 }

@@ -1,8 +1,9 @@
-//! Plans a dry run: the events to copy, and the room for them on the target.
+//! Plans a copy: the events to copy, and the room for them on the target.
 
 use a3s_event::provider::StreamLimits;
+use a3s_event::provider::validate::validate_event;
 use a3s_event::subject::subject_matches;
-use a3s_event::{Event, EventProvider, ProviderInfo, duration};
+use a3s_event::{Event, EventError, EventProvider, ProviderInfo, duration};
 
 use super::Copied;
 use super::positions::Before;
@@ -13,6 +14,8 @@ use crate::limits::own_stream;
 use crate::moment;
 use crate::text;
 
+/// Name of the provider whose streams keep their limits.
+const NATS: &str = "nats";
 /// Maximum number of bytes that a backend counts for an event beside its JSON and its subject, such as headers.
 const OVERHEAD: u64 = 100;
 
@@ -22,8 +25,8 @@ pub(super) struct Plan {
     oldest: Option<u64>,
     /// Maximum size of the events in bytes, as any backend counts it.
     at_most: u64,
-    /// The first event whose subject the target refuses: its sequence and subject.
-    outside: Option<(u64, String)>,
+    /// The first event that the target refuses: its sequence and the reason.
+    refused: Option<(u64, String)>,
 }
 
 impl Plan {
@@ -33,8 +36,7 @@ impl Plan {
         before: &mut Before,
         copied: &mut Copied,
     ) -> Outcome<Self> {
-        let mut plan = Self { oldest: None, at_most: 0, outside: None };
-        let stored_there = format!("{}.>", target.subject_prefix());
+        let mut plan = Self { oldest: None, at_most: 0, refused: None };
         let mut bytes = 0;
         loop {
             let page = forward.page().await?;
@@ -50,8 +52,8 @@ impl Plan {
                 bytes += size;
                 plan.at_most += size + stored.event.subject.len() as u64 + OVERHEAD;
                 plan.oldest.get_or_insert(stored.stored_at);
-                if plan.outside.is_none() && !subject_matches(&stored.event.subject, &stored_there) {
-                    plan.outside = Some((stored.sequence, stored.event.subject.clone()));
+                if plan.refused.is_none() {
+                    plan.refused = refusal(&stored.event, target).map(|why| (stored.sequence, why));
                 }
             }
         }
@@ -61,16 +63,17 @@ impl Plan {
     pub(super) async fn check_target(
         &self,
         target: &dyn EventProvider,
+        exists: bool,
         held: &ProviderInfo,
         copied: &Copied,
     ) -> Outcome {
-        if let Some((sequence, subject)) = &self.outside {
-            return Err(Failure::Found(format!(
-                "the target refuses event {sequence}: its subject '{}' is outside the target's prefix '{}'. Copy into a \
-                 stream with the prefix of the source, or select events with --filter",
-                text::line(subject),
-                target.subject_prefix()
-            )));
+        if let Some((sequence, why)) = &self.refused {
+            let mut refusal =
+                format!("the target refuses event {sequence}: {why}, or select events with --filter");
+            if exists {
+                refusal.push_str("; `streams rm` deletes a stream that was created by mistake");
+            }
+            return Err(Failure::Found(refusal));
         }
         let Some(limits) = limits_of(target).await? else {
             eprint_note("the target does not report its limits, so a copy may end at one of them");
@@ -97,9 +100,9 @@ impl Plan {
         }
         if !reasons.is_empty() {
             return Err(Failure::Found(format!(
-                "the target is too small for the copy: {}. Copy into a stream without limits, which max_events=0, \
-                 max_bytes=0 and max_age=0 in its URL make",
-                reasons.join("; ")
+                "the target is too small for the copy: {}. {}",
+                reasons.join("; "),
+                way_out(exists, held)
             )));
         }
         if is_over(limits.max_bytes, held.bytes + self.at_most).is_some() {
@@ -123,6 +126,34 @@ impl Plan {
                 duration::format(max_age)
             ));
         }
+    }
+}
+
+/// Returns the reason why the target refuses an event, with the next step.
+fn refusal(event: &Event, target: &dyn EventProvider) -> Option<String> {
+    let prefix = target.subject_prefix();
+    if !subject_matches(&event.subject, &format!("{prefix}.>")) {
+        return Some(format!(
+            "its subject '{}' is outside the target's prefix '{prefix}'. Copy into a stream with the prefix of the source",
+            text::line(&event.subject)
+        ));
+    }
+    let limit = target.capabilities().max_event_bytes.unwrap_or(usize::MAX);
+    match validate_event(event, prefix, limit).err()? {
+        error @ EventError::TooLarge { .. } => {
+            Some(format!("{error}. Copy into a stream with a larger max_event_bytes"))
+        }
+        error => Some(error.to_string()),
+    }
+}
+
+/// Returns the next step for a target without room. Only an embedded bus changes the limits of an existing stream.
+fn way_out(exists: bool, held: &ProviderInfo) -> &'static str {
+    if exists && held.provider == NATS {
+        "A stream keeps the limits with which it was created: delete it with `streams rm`, or name another stream in the URL of \
+         the target; with max_events=0, max_bytes=0 and max_age=0 in that URL, the copy creates it without limits"
+    } else {
+        "Copy into a stream without limits, which max_events=0, max_bytes=0 and max_age=0 in its URL make"
     }
 }
 

@@ -75,6 +75,15 @@ enum Next {
     New,
 }
 
+impl Next {
+    fn position(&self) -> ConsumerPosition {
+        match self {
+            Self::Event(sequence) => ConsumerPosition::Sequence(*sequence),
+            Self::New => ConsumerPosition::Last,
+        }
+    }
+}
+
 /// The reason why a consumer cannot be mapped.
 type Reason = String;
 
@@ -111,15 +120,24 @@ impl Positions<'_> {
         if self.is_dry_run {
             return Ok(Ok(()));
         }
+        // NATS moves no consumer before its start, so a consumer that starts in the middle could not be reset later.
+        let can_move = !self.target.capabilities().reset_consumer.is_no();
         let deliver_policy = match next {
+            _ if can_move => DeliverPolicy::All,
             Next::Event(sequence) => DeliverPolicy::ByStartSequence { sequence },
             Next::New => DeliverPolicy::New,
         };
         let options = SubscribeOptions { deliver_policy, ..SubscribeOptions::default() };
         match self.target.subscribe_durable_with_options(&here.name, &here.filter, &options).await {
-            Ok(mut subscription) => Ok(Ok(subscription.close().await?)),
-            Err(error) => Ok(Err(error.to_string())),
+            Ok(mut subscription) => subscription.close().await?,
+            Err(error) => return Ok(Err(error.to_string())),
         }
+        if can_move && let Err(error) = self.target.reset_consumer(&here.name, next.position()).await {
+            // At its start, the consumer would receive events again that it has settled in the source.
+            self.target.unsubscribe(&here.name).await?;
+            return Ok(Err(error.to_string()));
+        }
+        Ok(Ok(()))
     }
 
     /// Moves a consumer of the target forward to its position in the source. It keeps the settings of its program.
@@ -164,11 +182,7 @@ impl Positions<'_> {
         if self.is_dry_run {
             return Ok(Ok(()));
         }
-        let position = match next {
-            Next::Event(sequence) => ConsumerPosition::Sequence(sequence),
-            Next::New => ConsumerPosition::Last,
-        };
-        match self.target.reset_consumer(&here.name, position).await {
+        match self.target.reset_consumer(&here.name, next.position()).await {
             Ok(()) => Ok(Ok(())),
             Err(error @ EventError::Unsupported { .. }) => Ok(Err(error.to_string())),
             Err(error) => Err(error.into()),

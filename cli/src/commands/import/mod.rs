@@ -6,6 +6,8 @@ mod resume;
 
 use std::path::PathBuf;
 
+use clap::ValueHint;
+
 use self::published::Published;
 pub(super) use self::publisher::Kind;
 use self::publisher::Publisher;
@@ -23,11 +25,18 @@ const ITEMS: &str = "features";
 
 pub(crate) const EXAMPLE: &str = "Example:
   a3s-event import week.geojson 'events.q.{properties.net|other}' --id '{id}'
-  seq 1 1000 | a3s-event import - events.numbers --resume numbers.state";
+  seq 1 1000 | a3s-event import - events.numbers --resume numbers.state
+
+Ctrl-C ends a run after the batch under way, and names the stored records and
+the way to go on. With --id, the bus stores a record once within its dedup
+window: 2 minutes, unless dedup_window in the URL of a new stream sets another.
+A record that is published again later is stored again, and the bus cannot
+tell: repeat a run with --resume or --skip.";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The file, or - for stdin: JSON in any layout, one event per record
+    #[arg(value_hint = ValueHint::FilePath)]
     file: String,
     /// The subject, unless --category and --topic are given
     subject: Option<String>,
@@ -59,7 +68,7 @@ pub(super) struct Pace {
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     batch: u16,
     /// Store the progress of the run with this input in a file, and resume from it
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     resume: Option<PathBuf>,
 }
 

@@ -1,5 +1,6 @@
 //! Publishes the records of an input in batches.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use a3s_event::provider::validate::{validate_event, validate_publish_options};
@@ -8,6 +9,7 @@ use serde_json::Value;
 
 use super::published::Published;
 use super::resume::Checkpoint;
+use crate::bus::asked_to_end;
 use crate::commands::publish::{Fields, Target, build, options};
 use crate::commands::subscribe::eprint_warning;
 use crate::event_file::{self, End, Line, Order};
@@ -64,7 +66,15 @@ impl Publisher<'_> {
     ) -> Outcome {
         let progress = Progress::of_bytes(records.bytes);
         let mut seen = Seen::default();
-        while let Some((mut batch, failure)) = next_batch(records, self.batch).await {
+        let mut asked = pin!(asked_to_end());
+        loop {
+            // A batch under way is completed, so that its outcome is known. The next one is not begun.
+            let next = tokio::select! {
+                biased;
+                () = &mut asked => return Err(Failure::Other("ended by a signal".to_owned())),
+                next = next_batch(records, self.batch) => next,
+            };
+            let Some((mut batch, failure)) = next else { break };
             for record in &batch {
                 self.look_at(record, &mut seen)?;
             }

@@ -1,8 +1,7 @@
 //! The resume file of `import`: the progress of a run, its input and its bus.
 
 use std::fs;
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use a3s_event::Event;
 use serde::{Deserialize, Serialize};
@@ -10,6 +9,7 @@ use serde_json::Value;
 
 use crate::failure::{Failure, Outcome};
 use crate::records::Mark;
+use crate::replace::replace;
 
 /// The progress of a run, in a file that is replaced atomically.
 pub(super) struct Checkpoint {
@@ -88,7 +88,9 @@ impl Checkpoint {
 
     /// Writes the file: it must hold the name of the run before the first event is published.
     pub(super) fn begin(&mut self) -> Outcome {
-        self.write().map_err(|error| Failure::Input(format!("resume file {}: {error}", self.path.display())))
+        let written = serde_json::to_vec(&self.state).map_err(Into::into);
+        let written = written.and_then(|state| replace(&self.path, &state));
+        written.map_err(|error| Failure::Input(format!("resume file {}: {error}", self.path.display())))
     }
 
     pub(super) fn store(&mut self, records: u64, end: Mark) -> Outcome {
@@ -97,15 +99,5 @@ impl Checkpoint {
             source.end = end;
         }
         self.begin()
-    }
-
-    fn write(&self) -> std::io::Result<()> {
-        let folder =
-            self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        file.write_all(&serde_json::to_vec(&self.state)?)?;
-        file.as_file().sync_all()?;
-        file.persist(&self.path)?;
-        Ok(())
     }
 }

@@ -1,28 +1,31 @@
 //! `consumers`: lists the consumers with their lag, and resets or deletes them.
 
+mod reset;
+
 use a3s_event::ConsumerInfo;
 use a3s_event::provider::ConsumerPosition;
 use clap_complete::ArgValueCandidates;
 use serde::Serialize;
 
+use self::reset::Reset;
 use crate::bus::App;
 use crate::complete;
 use crate::confirm::Confirmation;
 use crate::consumer_name::{described, find, shown};
 use crate::failure::Outcome;
-use crate::moment;
+use crate::moment::{self, Place};
 use crate::output::Row;
 use crate::text;
 
 pub(crate) const EXAMPLE: &str = "Example:
   a3s-event consumers
   a3s-event consumers --wide
-  a3s-event consumers reset billing --to 1h";
+  a3s-event consumers reset billing --to 1h --yes";
 
 const EXAMPLE_RM: &str = "Example:\n  a3s-event consumers rm billing --yes";
 const EXAMPLE_RESET: &str = "Example:
-  a3s-event consumers reset billing --to first
-  a3s-event consumers reset billing --to 2018-02-07T01:26:13Z";
+  a3s-event consumers reset billing --to first --dry-run
+  a3s-event consumers reset billing --to 2018-02-07T01:26:13Z --yes";
 
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -50,11 +53,16 @@ enum Command {
         #[command(flatten)]
         confirmation: Confirmation,
     },
-    /// Move durable consumers to another position
+    /// Move durable consumers to another position, and show the old and the new one
     #[command(after_help = EXAMPLE_RESET)]
     Reset {
         #[command(flatten)]
         which: Which,
+        /// Only print what would be done
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        confirmation: Confirmation,
         /// The new position: first, last, a sequence, or a time of storing such as 15m
         #[arg(long, value_name = "POSITION", value_parser = position)]
         to: ConsumerPosition,
@@ -77,15 +85,11 @@ fn position(text: &str) -> Result<ConsumerPosition, String> {
     Ok(match text {
         "first" | "all" => ConsumerPosition::First,
         "last" | "now" | "new" => ConsumerPosition::Last,
-        text => {
-            match text.parse() {
-                // A current time in milliseconds has 13 digits; no sequence reaches that.
-                Ok(sequence) if sequence < 1_000_000_000_000 => ConsumerPosition::Sequence(sequence),
-                _ => ConsumerPosition::Time(moment::parse(text).map_err(|why| {
-                    format!("write first, last, a sequence or a time; as a time, it {why}")
-                })?),
-            }
-        }
+        text => match moment::sequence_or_time(text) {
+            Ok(Place::Sequence(sequence)) => ConsumerPosition::Sequence(sequence),
+            Ok(Place::Time(unix_ms)) => ConsumerPosition::Time(unix_ms),
+            Err(why) => return Err(format!("write first, last, a sequence or a time; as a time, it {why}")),
+        },
     })
 }
 
@@ -118,13 +122,20 @@ impl From<&ConsumerInfo> for ConsumerRow {
     }
 }
 
+impl ConsumerRow {
+    /// Returns the name for people.
+    fn shown_name(&self) -> &str {
+        self.subscriber.as_ref().unwrap_or(&self.name)
+    }
+}
+
 impl Row for ConsumerRow {
     const COLUMNS: &'static [&'static str] =
         &["consumer", "filter", "durable", "lag", "pending", "redelivered"];
 
     fn cells(&self) -> Vec<String> {
         vec![
-            text::line(self.subscriber.as_ref().unwrap_or(&self.name)),
+            text::line(self.shown_name()),
             text::line(&self.filter),
             if self.durable { "yes" } else { "no" }.to_owned(),
             self.lag.to_string(),
@@ -142,6 +153,7 @@ struct WideRow(ConsumerRow);
 impl Row for WideRow {
     const COLUMNS: &'static [&'static str] =
         &["consumer", "filter", "durable", "lag", "pending", "redelivered", "stored name"];
+    const IS_BLOCK: bool = true;
 
     fn cells(&self) -> Vec<String> {
         let mut cells = self.0.cells();
@@ -153,7 +165,10 @@ impl Row for WideRow {
 pub(crate) async fn run(app: &mut App, args: Args) -> Outcome {
     match (args.command, args.remove) {
         (Some(Command::Rm { which, confirmation }), _) => remove(app, &which, &confirmation).await,
-        (Some(Command::Reset { which, to }), _) => reset(app, &which, to).await,
+        (Some(Command::Reset { which, dry_run, confirmation, to }), _) => {
+            let plan = Reset::plan(app, &which, to).await?;
+            if dry_run { plan.show(app) } else { plan.run(app, &confirmation).await }
+        }
         (None, Some(name)) => {
             remove(app, &Which { name, filter: None }, &Confirmation { yes: args.yes }).await
         }
@@ -184,18 +199,9 @@ async fn remove(app: &mut App, which: &Which, confirmation: &Confirmation) -> Ou
     for consumer in &found {
         provider.unsubscribe(&consumer.name).await?;
     }
-    app.out.rows(&found.iter().map(ConsumerRow::from).collect::<Vec<_>>())
-}
-
-async fn reset(app: &mut App, which: &Which, to: ConsumerPosition) -> Outcome {
-    let provider = app.connect_to_look().await?;
-    let found = find(&provider, &which.name, which.filter.as_deref()).await?;
-    for consumer in &found {
-        provider.reset_consumer(&consumer.name, to).await?;
-    }
-    let mut moved = provider.consumers().await?;
-    moved.retain(|consumer| found.iter().any(|found| found.name == consumer.name));
-    app.out.rows(&moved.iter().map(ConsumerRow::from).collect::<Vec<_>>())
+    app.out.rows(&found.iter().map(ConsumerRow::from).collect::<Vec<_>>())?;
+    let deleted: Vec<_> = found.iter().map(self::described).collect();
+    app.out.say(&format!("deleted {consumers} {}", deleted.join(", ")))
 }
 
 #[cfg(test)]
