@@ -47,7 +47,6 @@ use super::{
     HistoryQuery, ProviderInfo, PublishReceipt, StreamLimits, StreamSummary,
 };
 use crate::error::{EventError, Result};
-use crate::provider::support::unsupported;
 
 const NAME: &str = "sqlite";
 
@@ -211,11 +210,12 @@ impl Driver for SqliteProvider {
         self.shared.read("history", move |connection| history::page(connection, &query, &everything)).await
     }
 
+    fn purges_by_filter(&self) -> bool {
+        false
+    }
+
     /// Deletes all events, in steps, so that publishing continues. Those that are stored meanwhile stay.
-    async fn purge_events(&self, filter: Option<&str>) -> Result<u64> {
-        if filter.is_some_and(|filter| filter != ">" && filter != self.shared.everything()) {
-            return Err(unsupported("purge with a filter", NAME));
-        }
+    async fn purge_events(&self, _everything: Option<&str>) -> Result<u64> {
         let newest = |store: &mut Store| store.counters().map(|counters| Ok(counters.last));
         let newest = self.shared.call("purge", Access::Read, newest).await?;
         let mut purged = 0;
