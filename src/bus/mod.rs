@@ -413,6 +413,7 @@ impl EventBus {
             provider: Arc::clone(&self.provider),
             encryptor: self.encryptor.clone(),
             schemas: self.schema_registry.clone().filter(|_| self.validates_on_consume),
+            as_stored: false,
             dlq_handler: self.dlq_handler.clone(),
             registry: Arc::clone(&self.registry),
             metrics: Arc::clone(&self.metrics),

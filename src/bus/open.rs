@@ -26,6 +26,8 @@ pub(super) struct Opener {
     pub(super) encryptor: Option<Arc<dyn EventEncryptor>>,
     /// Schemas for validation on consume; `None` if it is off.
     pub(super) schemas: Option<Arc<dyn SchemaRegistry>>,
+    /// If true, encrypted events are handed out encrypted.
+    pub(super) as_stored: bool,
     pub(super) dlq_handler: Option<Arc<dyn DlqHandler>>,
     pub(super) registry: Arc<Registry>,
     pub(super) metrics: Arc<BusMetrics>,
@@ -83,7 +85,8 @@ impl Opener {
             max_deliver,
             in_force,
         };
-        Ok(BusSubscription::new(inner, self.encryptor.clone(), self.schemas.clone(), letters))
+        let (encryptor, schemas) = (self.encryptor.clone(), self.schemas.clone());
+        Ok(BusSubscription::new(inner, encryptor, schemas, self.as_stored, letters))
     }
 
     /// Reopens a consumer without the delivery limit that another program has set, and keeps all other settings. The

@@ -280,7 +280,7 @@ impl ConsumerBuilder<'_> {
     #[cfg(feature = "routing")]
     fn opener(&self) -> Opener {
         let mut opener = self.bus.opener();
-        opener.encryptor = opener.encryptor.filter(|_| !self.as_stored);
+        opener.as_stored = self.as_stored;
         opener.dlq_handler = self.letters_to.clone().or(opener.dlq_handler);
         opener
     }

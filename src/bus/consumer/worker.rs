@@ -93,6 +93,7 @@ impl<H: Handler> Worker<H> {
         let class = match failed.class {
             ErrorClass::Fatal => Some(FailureClass::Fatal),
             ErrorClass::Mismatch => Some(FailureClass::Mismatch),
+            ErrorClass::Undecryptable => Some(FailureClass::Undecryptable),
             ErrorClass::Retry => None,
         };
         match job.guarded.on_failure(class, Some(&failed.reason)) {
