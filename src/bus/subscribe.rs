@@ -55,10 +55,11 @@ impl EventBus {
     ///
     /// # Errors
     ///
-    /// [`EventError::NotFound`] for a subscriber that is not registered; otherwise same as
-    /// [`update_subscription`](EventBus::update_subscription) and
+    /// [`EventError::NotFound`] for a subscriber that is not registered; [`EventError::Config`] for validation on consume
+    /// without a schema registry; otherwise same as [`update_subscription`](EventBus::update_subscription) and
     /// [`EventProvider::subscribe_durable_with_options`](crate::EventProvider::subscribe_durable_with_options).
     pub async fn create_subscriber(&self, subscriber_id: &str) -> Result<Vec<Box<dyn Subscription>>> {
+        self.check_validation()?;
         let filter = self
             .registry
             .get(subscriber_id)

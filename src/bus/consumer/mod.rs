@@ -290,10 +290,11 @@ impl ConsumerBuilder<'_> {
     /// # Errors
     ///
     /// - [`EventError::NotFound`] without a subject, if no subscription of this name is registered
-    /// - [`EventError::Config`] for a number out of range
+    /// - [`EventError::Config`] for a number out of range, and for validation on consume without a schema registry
     /// - otherwise same as [`EventBus::create_subscriber`]
     pub async fn handle(self, handler: impl Handler) -> Result<ConsumerHandle> {
         self.policy.check()?;
+        self.bus.check_validation()?;
         let filter = self.filter()?;
         self.bus.check_subscription(&filter)?;
         let opener = self.opener();
