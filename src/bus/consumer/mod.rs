@@ -289,6 +289,7 @@ impl ConsumerBuilder<'_> {
     ///
     /// # Errors
     ///
+    /// - [`EventError::InvalidName`] for an empty name
     /// - [`EventError::NotFound`] without a subject, if no subscription of this name is registered
     /// - [`EventError::Config`] for a number out of range, and for validation on consume without a schema registry
     /// - otherwise same as [`EventBus::create_subscriber`]
@@ -393,6 +394,10 @@ impl ConsumerBuilder<'_> {
     }
 
     fn filter(&self) -> Result<SubscriptionFilter> {
+        if self.name.is_empty() {
+            let rule = "the name of a consumer must not be empty".to_owned();
+            return Err(EventError::InvalidName { field: "name", value: String::new(), rule });
+        }
         if self.subjects.is_empty() {
             let registered = self.bus.registry.get(&self.name);
             return registered.ok_or_else(|| {
