@@ -65,6 +65,7 @@ pub(super) enum Fate {
 
 fn log_given_up(letter: &DeadLetter, kept: Option<&DeadLetterReceipt>, what: &str) {
     tracing::error!(
+        subscriber = letter.subscriber,
         consumer = letter.consumer,
         stream = letter.event.stream,
         sequence = letter.event.sequence,
@@ -126,8 +127,8 @@ impl DeadLetters {
                 delivery.term_or_ack(&letter.reason, self.in_force.confirms()).await.map(|()| true)
             }
             Err(error) => {
-                let sequence = delivery.sequence();
-                tracing::error!(sequence, %error, "dead-lettering the event failed; it will be retried");
+                let (Self { subscriber, consumer, .. }, sequence) = (self, delivery.sequence());
+                tracing::error!(subscriber, consumer, sequence, %error, "dead-lettering the event failed; it will be retried");
                 match delivery.settle(AckKind::Nak(Some(RETRY_DELAY))).await {
                     // Without delayed naks, the event is redelivered when its lease expires.
                     Err(EventError::Unsupported { .. }) => Ok(false),
@@ -147,7 +148,8 @@ impl DeadLetters {
                 done = &mut writing => return done.map(|fate| self.count(fate)),
                 () = tokio::time::sleep(self.extend_after()) => {
                     if let Err(error) = delivery.extend().await {
-                        tracing::debug!(sequence = delivery.sequence(), %error, "extending the lease failed");
+                        let (Self { subscriber, consumer, .. }, sequence) = (self, delivery.sequence());
+                        tracing::debug!(subscriber, consumer, sequence, %error, "extending the lease failed");
                     }
                 }
             }
@@ -160,7 +162,8 @@ impl DeadLetters {
             match self.letter_box.put(letter).await {
                 Ok(fate) => break self.count(fate),
                 Err(error) => {
-                    tracing::error!(sequence = delivery.sequence(), %error, "dead-lettering the record failed; retrying");
+                    let (Self { subscriber, consumer, .. }, sequence) = (self, delivery.sequence());
+                    tracing::error!(subscriber, consumer, sequence, %error, "dead-lettering the record failed; retrying");
                 }
             }
             tokio::time::sleep(RETRY_DELAY).await;

@@ -106,6 +106,7 @@ impl Opener {
             return Err(limit_conflict(consumer, settings));
         }
         tracing::warn!(
+            subscriber = filter.subscriber_id,
             consumer,
             max_deliver = settings.max_deliver,
             "another program limited the deliveries of this consumer; the limit is removed, because the bus counts the \

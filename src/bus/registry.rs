@@ -41,7 +41,7 @@ impl Registry {
                 }
                 Err(reason) => {
                     tracing::warn!(
-                        subscriber_id = shorten(&id),
+                        subscriber = shorten(&id),
                         reason,
                         "a stored subscription is invalid and was set aside"
                     );

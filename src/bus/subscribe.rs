@@ -227,7 +227,7 @@ impl EventBus {
             Ok(consumers) => Some(consumers),
             Err(EventError::Unsupported { .. }) => None,
             Err(error) => {
-                tracing::warn!(subscriber_id, %error, "listing consumers failed; those of the subscriber remain");
+                tracing::warn!(subscriber = subscriber_id, %error, "listing consumers failed; those of the subscriber remain");
                 return;
             }
         };
@@ -236,21 +236,21 @@ impl EventBus {
             let name = self.registry.consumer_name(subscriber_id, subject);
             let is_another_s = |consumer: &ConsumerInfo| consumer.name == name && consumer.filter != *subject;
             if name != distinct && known.as_ref().is_none_or(|known| !known.iter().any(is_another_s)) {
-                self.unsubscribe(&name).await;
+                self.unsubscribe(subscriber_id, &name).await;
             }
             // Another bus may have used the distinct name because the plain one was taken.
             let may_exist =
                 |known: &Vec<ConsumerInfo>| known.iter().any(|consumer| consumer.name == distinct);
             if name == distinct || known.as_ref().is_some_and(may_exist) {
-                self.unsubscribe(&distinct).await;
+                self.unsubscribe(subscriber_id, &distinct).await;
             }
             self.registry.forget_consumer(&name);
         }
     }
 
-    async fn unsubscribe(&self, name: &str) {
-        if let Err(error) = self.within_deadline("unsubscribe", self.provider.unsubscribe(name)).await {
-            tracing::warn!(consumer = name, %error, "deleting the consumer failed");
+    async fn unsubscribe(&self, subscriber: &str, consumer: &str) {
+        if let Err(error) = self.within_deadline("unsubscribe", self.provider.unsubscribe(consumer)).await {
+            tracing::warn!(subscriber, consumer, %error, "deleting the consumer failed");
         }
     }
 }
@@ -260,7 +260,7 @@ fn log_no_longer_wanted(before: &SubscriptionFilter, wanted: &[String]) {
     let unused: Vec<_> = before.subjects.iter().filter(|subject| !wanted.contains(subject)).collect();
     if !unused.is_empty() {
         tracing::warn!(
-            subscriber_id = shorten(&before.subscriber_id),
+            subscriber = shorten(&before.subscriber_id),
             subjects = ?unused,
             "subjects were removed from a subscription; their durable consumers remain and fall behind until \
              remove_unused_consumers deletes them"

@@ -109,6 +109,8 @@ fn raise(commands: &watch::Sender<Command>, to: Command) {
 
 /// State that the tasks of a consumer share.
 struct Runtime {
+    /// Name that the program gave the consumer.
+    subscriber: String,
     queue: Queue,
     policy: RetryPolicy,
     /// Number of attempts after which an event is given up.
@@ -431,6 +433,7 @@ impl ConsumerBuilder<'_> {
         let settings_changed = Arc::new(Notify::new());
         let as_asked_for = || Arc::new(InForce::new(filter.options.as_ref(), Arc::clone(&settings_changed)));
         Ok(Runtime {
+            subscriber: filter.subscriber_id.clone(),
             queue: Queue::new(filter.subjects.len(), capacity, grows, lane_bounds),
             in_force: filter.subjects.iter().map(|_| as_asked_for()).collect(),
             settings_changed,

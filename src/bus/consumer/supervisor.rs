@@ -104,7 +104,10 @@ impl Supervisor {
             }
         };
         if tokio::time::timeout(self.runtime.operation_timeout, giving_back).await.is_err() {
-            tracing::warn!("releasing events timed out; they are redelivered when their leases end");
+            tracing::warn!(
+                subscriber = self.runtime.subscriber,
+                "releasing events timed out; they are redelivered when their leases end"
+            );
         }
         self.runtime.stats.interruptions() + stuck
     }

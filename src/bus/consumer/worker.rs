@@ -13,6 +13,7 @@ use super::policy::{ErrorClass, HandlerResult};
 use super::queue::{Ended, Job, LeftOver};
 use super::{Command, Handler, Runtime, wait_for_stop};
 use crate::backoff::Backoff;
+use crate::bus::dead_letter::DeadLetters;
 use crate::bus::verdict::Verdict;
 use crate::deadline::After;
 use crate::dlq::{DeadLetter, FailureClass};
@@ -127,15 +128,16 @@ impl<H: Handler> Worker<H> {
         let event = job.content.as_ref().map_or("", |event| event.id.as_str());
         let of =
             self.runtime.attempts.map_or_else(|| "unlimited".to_owned(), |attempts| attempts.to_string());
-        let consumer = &job.guarded.letters.consumer;
+        let DeadLetters { subscriber, consumer, .. } = &*job.guarded.letters;
         let sequence = job.sequence();
         match given_up_as {
             Some(class) => tracing::warn!(
-                consumer, event, sequence, attempt, of, %class, reason,
+                subscriber, consumer, event, sequence, attempt, of, %class, reason,
                 "handler failed; the event is given up"
             ),
             None if job.guarded.is_settled() => {
                 tracing::warn!(
+                    subscriber,
                     consumer,
                     event,
                     sequence,
@@ -146,7 +148,7 @@ impl<H: Handler> Worker<H> {
                 );
             }
             None => tracing::warn!(
-                consumer, event, sequence, attempt, of, next_in = ?delay, reason,
+                subscriber, consumer, event, sequence, attempt, of, next_in = ?delay, reason,
                 "handler failed; the event will be retried"
             ),
         }
@@ -230,7 +232,8 @@ impl<H: Handler> Worker<H> {
                     self.runtime.stats.dead_letter_failed();
                     self.runtime.health.failed(Part::DeadLetters, &error);
                     let sequence = job.sequence();
-                    tracing::error!(sequence, %error, "dead-lettering the event failed; retrying");
+                    let DeadLetters { subscriber, consumer, .. } = &*job.guarded.letters;
+                    tracing::error!(subscriber, consumer, sequence, %error, "dead-lettering the event failed; retrying");
                 }
             }
             if !self.keep_alive(&mut job, WRITE_AGAIN.delay(attempt), Command::Drain).await {
@@ -278,7 +281,8 @@ fn outcome(runtime: &Runtime, done: std::result::Result<HandlerResult, String>) 
 async fn extend(job: &mut Job) {
     job.leased_at = Instant::now();
     if let Err(error) = job.guarded.stored.extend().await {
-        tracing::debug!(sequence = job.sequence(), %error, "extending the lease failed");
+        let DeadLetters { subscriber, consumer, .. } = &*job.guarded.letters;
+        tracing::debug!(subscriber, consumer, sequence = job.sequence(), %error, "extending the lease failed");
     }
 }
 
@@ -316,8 +320,8 @@ where
 }
 
 fn log_unsettled(job: &Job, verb: &str, error: &EventError) {
-    let consumer = &job.guarded.letters.consumer;
-    tracing::warn!(consumer, sequence = job.sequence(), verb, %error, "settling the event failed; it may be redelivered");
+    let DeadLetters { subscriber, consumer, .. } = &*job.guarded.letters;
+    tracing::warn!(subscriber, consumer, sequence = job.sequence(), verb, %error, "settling the event failed; it may be redelivered");
 }
 
 async fn at(deadline: Option<Instant>) {

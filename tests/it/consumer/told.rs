@@ -1,0 +1,50 @@
+//! What a consumer says of itself: in the log at its start, in its counts, and at its end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use a3s_event::consumer::{ConsumerHandle, ConsumerState, HandlerError};
+use a3s_event::{
+    Delivery, DlqHandler, Event, EventBus, EventProvider, MemoryDlqHandler, MemoryProvider,
+    SubscriptionFilter,
+};
+use tracing::subscriber::DefaultGuard;
+use tracing_subscriber::layer::SubscriberExt;
+
+use crate::traced::{Log, traced};
+use crate::{bus, event, eventually};
+
+fn logged() -> (Log, DefaultGuard) {
+    let log = Log::default();
+    let guard = traced(tracing_subscriber::registry().with(log.clone()));
+    (log, guard)
+}
+
+fn warnings(log: &Log, of: &str) -> Vec<String> {
+    log.lines().into_iter().filter(|line| line.starts_with("WARN") && line.contains(of)).collect()
+}
+
+async fn idle(bus: &EventBus, name: &str, subject: &str) -> ConsumerHandle {
+    bus.consumer(name).subject(subject).handle(|_: Delivery| async { Ok(()) }).await.unwrap()
+}
+
+#[tokio::test]
+async fn log_lines_name_the_consumer_as_the_program_does_and_as_it_is_stored() {
+    let (log, _guard) = logged();
+    let bus = bus();
+    let consumer = bus.consumer("billing").subject("events.>");
+    let consumer = consumer.handle(|_| async { Err(HandlerError::fatal("no stock")) }).await.unwrap();
+    bus.publish_event(&event("events.a", 1)).await.unwrap();
+    eventually("it is given up", async || consumer.stats().dead_lettered == 1).await;
+    let stored = bus.consumers().await.unwrap().remove(0).name;
+    assert!(stored.starts_with("billing-events---"), "{stored}");
+    bus.provider().unsubscribe(&stored).await.unwrap();
+    let error = consumer.stopped().await.unwrap_err().to_string();
+    assert!(error.contains(&format!("consumer 'billing' (stored as '{stored}') was deleted")), "{error}");
+    let names = format!("subscriber=\"billing\" consumer=\"{stored}\"");
+    for said in ["handler failed; the event is given up", "event given up and lost", "subscription ended"] {
+        let lines: Vec<_> = log.lines().into_iter().filter(|line| line.contains(said)).collect();
+        assert_eq!(lines.len(), 1, "{said}: {:?}", log.lines());
+        assert!(lines[0].contains(&names), "{lines:?}");
+    }
+}
