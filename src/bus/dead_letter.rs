@@ -123,9 +123,7 @@ impl DeadLetters {
     /// redelivered. If the future is dropped, the delivery keeps its lease and the event is redelivered as well.
     pub(super) async fn take_out(&self, delivery: &Delivery, letter: &DeadLetter) -> Result<bool> {
         match self.write(delivery, letter).await {
-            Ok(_receipt) => {
-                delivery.term_or_ack(&letter.reason, self.in_force.confirms()).await.map(|()| true)
-            }
+            Ok(_fate) => delivery.term_or_ack(&letter.reason, self.in_force.confirms()).await.map(|()| true),
             Err(error) => {
                 let (Self { subscriber, consumer, .. }, sequence) = (self, delivery.sequence());
                 tracing::error!(subscriber, consumer, sequence, %error, "dead-lettering the event failed; it will be retried");
@@ -140,12 +138,12 @@ impl DeadLetters {
 
     /// Writes an event to the dead letters without settling it. Extends the lease meanwhile; otherwise a second member
     /// would write it too.
-    pub(super) async fn write(&self, delivery: &Delivery, letter: &DeadLetter) -> Result<()> {
+    pub(super) async fn write(&self, delivery: &Delivery, letter: &DeadLetter) -> Result<Fate> {
         let mut writing = pin!(self.letter_box.put(letter));
         loop {
             tokio::select! {
                 biased;
-                done = &mut writing => return done.map(|fate| self.count(fate)),
+                done = &mut writing => return done.inspect(|fate| self.count(*fate)),
                 () = tokio::time::sleep(self.extend_after()) => {
                     if let Err(error) = delivery.extend().await {
                         let (Self { subscriber, consumer, .. }, sequence) = (self, delivery.sequence());
@@ -171,7 +169,8 @@ impl DeadLetters {
         true
     }
 
-    fn count(&self, fate: Fate) {
+    /// Counts an event that was given up.
+    pub(super) fn count(&self, fate: Fate) {
         self.counters.record_given_up();
         if fate == Fate::Kept {
             self.counters.record_dead_letter();

@@ -10,6 +10,7 @@ use super::health::Part;
 use super::queue::{Source, Waiting};
 use super::{Command, KeyFn, Runtime, wait_for_stop};
 use crate::backoff::Backoff;
+use crate::bus::dead_letter::Fate;
 use crate::bus::in_force::InForce;
 use crate::bus::open::Opener;
 use crate::bus::subscription::{BusSubscription, Incoming};
@@ -189,7 +190,14 @@ impl Fetcher {
                 Ok(())
             }
             EventError::Undecodable { .. } => {
-                tracing::error!(subject, %error, "record skipped: no dead-letter handler is set");
+                tracing::error!(
+                    subscriber,
+                    consumer,
+                    %error,
+                    "record given up and lost: no dead-letter handler is set"
+                );
+                self.runtime.stats.given_up(Fate::Lost);
+                self.source.letters.count(Fate::Lost);
                 Ok(())
             }
             error if error.is_closed() => self.go_on_behind_end(&error.to_string()).await,

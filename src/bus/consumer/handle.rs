@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use super::fetch::LagRequest;
 use super::queue::Counts;
 use super::{Command, Runtime, raise};
+use crate::bus::dead_letter::Fate;
 use crate::error::{EventError, Result};
 use crate::poison::IgnorePoison;
 
@@ -42,7 +43,10 @@ pub struct ConsumerStats {
     pub handled: u64,
     /// Attempts that failed.
     pub failed: u64,
-    /// Events given up: written to the dead letters, or logged if there is no dead-letter handler.
+    /// Events given up, with or without a dead letter. Those beyond `dead_lettered` are only in the log: no dead-letter
+    /// handler is set, or the event is a dead letter itself.
+    pub given_up: u64,
+    /// Events given up whose dead letter is stored.
     pub dead_lettered: u64,
     /// Failed attempts to write a dead letter.
     pub dead_letter_failures: u64,
@@ -62,6 +66,7 @@ pub struct ConsumerStats {
 pub(super) struct Counters {
     handled: AtomicU64,
     failed: AtomicU64,
+    given_up: AtomicU64,
     dead_lettered: AtomicU64,
     dead_letter_failures: AtomicU64,
     missed: AtomicU64,
@@ -77,8 +82,11 @@ impl Counters {
         self.failed.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn dead_lettered(&self) {
-        self.dead_lettered.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn given_up(&self, fate: Fate) {
+        self.given_up.fetch_add(1, Ordering::Relaxed);
+        if fate == Fate::Kept {
+            self.dead_lettered.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     pub(super) fn dead_letter_failed(&self) {
@@ -135,6 +143,7 @@ impl ConsumerHandle {
         ConsumerStats {
             handled: read(&counters.handled),
             failed: read(&counters.failed),
+            given_up: read(&counters.given_up),
             dead_lettered: read(&counters.dead_lettered),
             dead_letter_failures: read(&counters.dead_letter_failures),
             missed: read(&counters.missed),

@@ -162,6 +162,7 @@ impl EventBus {
             key: None,
             policy: RetryPolicy::default(),
             drain_timeout: None,
+            without_dead_letters: false,
             #[cfg(feature = "routing")]
             letters_to: None,
             #[cfg(feature = "routing")]
@@ -183,6 +184,7 @@ pub struct ConsumerBuilder<'a> {
     key: Option<Arc<KeyFn>>,
     policy: RetryPolicy,
     drain_timeout: Option<Duration>,
+    without_dead_letters: bool,
     #[cfg(feature = "routing")]
     letters_to: Option<Arc<dyn DlqHandler>>,
     #[cfg(feature = "routing")]
@@ -258,6 +260,14 @@ impl ConsumerBuilder<'_> {
         self
     }
 
+    /// Drops the events that this consumer gives up, instead of dead-lettering them. They are only in the log. Declare
+    /// this for a consumer whose events may be lost: without it, a consumer on a bus without a dead-letter handler logs
+    /// a warning when it starts.
+    pub fn without_dead_letters(mut self) -> Self {
+        self.without_dead_letters = true;
+        self
+    }
+
     /// Sets a dead-letter handler that replaces the one of the bus.
     #[cfg(feature = "routing")]
     pub(crate) fn letters_to(mut self, handler: Arc<dyn DlqHandler>) -> Self {
@@ -273,17 +283,16 @@ impl ConsumerBuilder<'_> {
     }
 
     /// Returns the opener of the subscriptions.
-    #[cfg(not(feature = "routing"))]
-    fn opener(&self) -> Opener {
-        self.bus.opener()
-    }
-
-    /// Returns the opener of the subscriptions.
-    #[cfg(feature = "routing")]
     fn opener(&self) -> Opener {
         let mut opener = self.bus.opener();
-        opener.as_stored = self.as_stored;
-        opener.dlq_handler = self.letters_to.clone().or(opener.dlq_handler);
+        #[cfg(feature = "routing")]
+        {
+            opener.as_stored = self.as_stored;
+            opener.dlq_handler = self.letters_to.clone().or(opener.dlq_handler);
+        }
+        if self.without_dead_letters {
+            opener.dlq_handler = None;
+        }
         opener
     }
 
@@ -335,6 +344,13 @@ impl ConsumerBuilder<'_> {
             });
         }
 
+        if opener.dlq_handler.is_none() && !self.without_dead_letters {
+            tracing::warn!(
+                subscriber = filter.subscriber_id,
+                "no dead-letter handler is set: events that this consumer gives up are lost; set one with \
+                 EventBus::set_dlq_handler, or declare the loss with ConsumerBuilder::without_dead_letters"
+            );
+        }
         let mut fetching = JoinSet::new();
         for fetcher in fetchers {
             fetching.spawn(fetcher.run());

@@ -225,9 +225,11 @@ impl<H: Handler> Worker<H> {
     /// waits and keeps the event.
     async fn dead_letter(&mut self, mut job: Job, mut letter: Box<DeadLetter>) -> Ended {
         self.runtime.failures.complete(&job, &mut letter);
-        for attempt in 1.. {
+        let mut attempt = 0;
+        let fate = loop {
+            attempt += 1;
             match job.guarded.letters.write(&job.guarded.stored, &letter).await {
-                Ok(_receipt) => break,
+                Ok(fate) => break fate,
                 Err(error) => {
                     self.runtime.stats.dead_letter_failed();
                     self.runtime.health.failed(Part::DeadLetters, &error);
@@ -239,7 +241,7 @@ impl<H: Handler> Worker<H> {
             if !self.keep_alive(&mut job, WRITE_AGAIN.delay(attempt), Command::Drain).await {
                 return Ended::Failed(job);
             }
-        }
+        };
         self.runtime.health.works(Part::DeadLetters);
         if !job.is_settled {
             self.settle(&job, "term", || {
@@ -247,7 +249,7 @@ impl<H: Handler> Worker<H> {
             })
             .await;
         }
-        self.runtime.stats.dead_lettered();
+        self.runtime.stats.given_up(fate);
         Ended::Done(job)
     }
 

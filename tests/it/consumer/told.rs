@@ -29,13 +29,42 @@ async fn idle(bus: &EventBus, name: &str, subject: &str) -> ConsumerHandle {
 }
 
 #[tokio::test]
+async fn a_consumer_without_dead_letters_warns_and_counts_what_it_loses() {
+    const WARNING: &str = "events that this consumer gives up are lost";
+    for (has_letters, opts_out) in [(false, false), (false, true), (true, false), (true, true)] {
+        let (log, _guard) = logged();
+        let letters = Arc::new(MemoryDlqHandler::default());
+        let mut bus = bus();
+        if has_letters {
+            bus.set_dlq_handler(letters.clone());
+        }
+        let mut consumer = bus.consumer("billing").subject("events.>");
+        if opts_out {
+            consumer = consumer.without_dead_letters();
+        }
+        let consumer = consumer.handle_typed(|_: u64, _| async { Ok(()) }).await.unwrap();
+        bus.publish_event(&event("events.a", 1)).await.unwrap();
+        eventually("it is given up", async || consumer.stats().given_up == 1).await;
+        let is_kept = u64::from(has_letters && !opts_out);
+        assert_eq!(consumer.stats().dead_lettered, is_kept);
+        assert_eq!(letters.count().await.unwrap() as u64, is_kept);
+        consumer.shutdown().await.unwrap();
+        let metrics = bus.telemetry().snapshot().consumers.remove(0);
+        assert_eq!((metrics.given_up, metrics.dead_lettered), (1, is_kept));
+        let warned = warnings(&log, WARNING);
+        assert_eq!(warned.len(), usize::from(!has_letters && !opts_out), "{warned:?}");
+        assert!(warned.iter().all(|line| line.contains("subscriber=\"billing\"")), "{warned:?}");
+    }
+}
+
+#[tokio::test]
 async fn log_lines_name_the_consumer_as_the_program_does_and_as_it_is_stored() {
     let (log, _guard) = logged();
     let bus = bus();
     let consumer = bus.consumer("billing").subject("events.>");
     let consumer = consumer.handle(|_| async { Err(HandlerError::fatal("no stock")) }).await.unwrap();
     bus.publish_event(&event("events.a", 1)).await.unwrap();
-    eventually("it is given up", async || consumer.stats().dead_lettered == 1).await;
+    eventually("it is given up", async || consumer.stats().given_up == 1).await;
     let stored = bus.consumers().await.unwrap().remove(0).name;
     assert!(stored.starts_with("billing-events---"), "{stored}");
     bus.provider().unsubscribe(&stored).await.unwrap();
