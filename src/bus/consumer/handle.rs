@@ -31,7 +31,8 @@ pub enum ConsumerState {
     Draining,
     /// The consumer was shut down.
     Stopped,
-    /// The consumer ended by itself; [`stopped`](ConsumerHandle::stopped) returns the error.
+    /// The consumer ended by itself. [`stopped`](ConsumerHandle::stopped) returns the error, and
+    /// [`last_error`](ConsumerHandle::last_error) its text.
     Failed,
 }
 
@@ -130,7 +131,8 @@ impl ConsumerHandle {
         }
     }
 
-    /// Returns the last error of a part that has not worked since, or `None` while everything works.
+    /// Returns the last error of a part that has not worked since, or `None` while everything works. If the consumer has
+    /// [failed](ConsumerState::Failed), returns the error that ended it.
     pub fn last_error(&self) -> Option<String> {
         self.runtime.health.error()
     }

@@ -36,15 +36,26 @@ impl Supervisor {
             () = keep_leases(&runtime) => Ok(()),
             () = runtime.queue.keep_time() => Ok(()),
         };
-        let state = if matches!(&ended, Err(Ending::Failed(_))) {
-            ConsumerState::Failed
-        } else {
-            ConsumerState::Stopped
-        };
-        if let Err(Ending::Failed(error) | Ending::Interrupted(error)) = ended {
-            tracing::error!(%error, "consumer ended with an error");
-            *self.failure.lock().ignore_poison() = Some(error);
+        if let Err(Ending::Failed(error) | Ending::Interrupted(error)) = &ended {
+            tracing::error!(subscriber = self.runtime.subscriber, %error, "consumer ended with an error");
         }
+        self.end(ended);
+    }
+
+    /// Sets the last state with its error, which everything that reports the end reads. Only the first call counts.
+    fn end(&mut self, ended: std::result::Result<(), Ending>) {
+        if matches!(*self.state.borrow(), ConsumerState::Stopped | ConsumerState::Failed) {
+            return;
+        }
+        let (state, error) = match ended {
+            Ok(()) => (ConsumerState::Stopped, None),
+            Err(Ending::Interrupted(error)) => (ConsumerState::Stopped, Some(error)),
+            Err(Ending::Failed(error)) => {
+                self.runtime.health.ended(&error);
+                (ConsumerState::Failed, Some(error))
+            }
+        };
+        *self.failure.lock().ignore_poison() = error;
         self.state.send_replace(state);
     }
 
@@ -110,6 +121,13 @@ impl Supervisor {
             );
         }
         self.runtime.stats.interruptions() + stuck
+    }
+}
+
+impl Drop for Supervisor {
+    /// Reports the end of a supervisor that was dropped or panicked, for instance because its runtime was shut down.
+    fn drop(&mut self) {
+        self.end(Err(Ending::Failed(EventError::Consumer("the consumer's task has ended".to_owned()))));
     }
 }
 

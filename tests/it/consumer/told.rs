@@ -77,3 +77,30 @@ async fn log_lines_name_the_consumer_as_the_program_does_and_as_it_is_stored() {
         assert!(lines[0].contains(&names), "{lines:?}");
     }
 }
+
+#[tokio::test]
+async fn a_failed_consumer_has_the_error_that_ended_it() {
+    let bus = bus();
+    let consumer = idle(&bus, "billing", "events.a").await;
+    assert_eq!((consumer.state(), consumer.last_error()), (ConsumerState::Running, None));
+    bus.provider().unsubscribe("billing-events-a").await.unwrap();
+    eventually("it has failed", async || consumer.state() == ConsumerState::Failed).await;
+    let last = consumer.last_error().unwrap();
+    assert!(last.contains("was deleted"), "{last}");
+    assert_eq!(consumer.stopped().await.unwrap_err().to_string(), last);
+    assert_eq!(consumer.last_error(), Some(last), "also after the error was taken");
+
+    let consumer = idle(&bus, "other", "events.a").await;
+    consumer.shutdown().await.unwrap();
+    assert_eq!((consumer.state(), consumer.last_error()), (ConsumerState::Stopped, None));
+}
+
+/// The tasks of a consumer end with their runtime, while a thread of another one still holds the handle.
+#[test]
+fn a_consumer_whose_runtime_is_gone_has_failed() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let consumer = runtime.block_on(async { idle(&bus(), "billing", "events.a").await });
+    drop(runtime);
+    assert_eq!(consumer.state(), ConsumerState::Failed);
+    assert!(consumer.last_error().unwrap().contains("the consumer's task has ended"));
+}
