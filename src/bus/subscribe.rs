@@ -1,6 +1,7 @@
 //! Subscribing through the bus.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tracing::Instrument;
 
@@ -18,6 +19,9 @@ use crate::types::SubscriptionFilter;
 
 /// Maximum number of subjects in one subscription.
 const MAX_SUBJECTS: usize = 256;
+
+/// Maximum time that opening a subscription waits for the list of the subscriber's other consumers.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl EventBus {
     /// Registers a subscription, or replaces the one of the same subscriber. It neither opens nor removes consumers.
@@ -51,7 +55,8 @@ impl EventBus {
     ///
     /// Durable consumers are named `{subscriber}-{subject with '.' as '-'}`. If that name is not legal, as with
     /// wildcards, or belongs to another subject, the consumer's name ends in a hash of both. All programs that open the
-    /// same subscriber and subject share the work.
+    /// same subscriber and subject share the work. The first call for a subscriber warns in the log of its durable
+    /// consumers of other subjects, whose lag grows.
     ///
     /// # Errors
     ///
@@ -71,6 +76,10 @@ impl EventBus {
             let subscription = self.opener().open(&filter, subject).instrument(span).await?;
             let metrics = self.metrics.consumer(subscriber_id, subject);
             subscriptions.push(Box::new(Metered::new(subscription, metrics)) as Box<dyn Subscription>);
+        }
+        if self.registry.is_first_look(subscriber_id) {
+            // A warning is not worth a long wait.
+            let _ = tokio::time::timeout(LOOK_TIMEOUT, self.opener().warn_of_others(&filter)).await;
         }
         Ok(subscriptions)
     }

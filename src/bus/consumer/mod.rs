@@ -298,6 +298,9 @@ impl ConsumerBuilder<'_> {
 
     /// Opens the subscription and calls `handler` for each event, until the returned handle is shut down or dropped.
     ///
+    /// At the start, the log warns of events that the consumer would lose, because the bus has no dead-letter handler,
+    /// and of other stored consumers of this name, whose lag grows because their subjects are no longer handled.
+    ///
     /// # Errors
     ///
     /// - [`EventError::InvalidName`] for an empty name
@@ -369,7 +372,7 @@ impl ConsumerBuilder<'_> {
             failure: Arc::clone(&failure),
             drain_timeout: self.drain_timeout.unwrap_or(default_timeout),
         };
-        let supervisor = tokio::spawn(supervisor.run());
+        let supervisor = tokio::spawn(supervisor.run(opener, filter));
         Ok(ConsumerHandle { runtime, command, state, failure, lag_requests, supervisor })
     }
 

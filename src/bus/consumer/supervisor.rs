@@ -9,10 +9,12 @@ use tokio::task::{JoinError, JoinSet};
 use super::handle::{ConsumerState, GRACE};
 use super::worker::give_back;
 use super::{Command, Runtime, raise, wait_for_stop};
+use crate::bus::open::Opener;
 use crate::deadline::After;
 use crate::error::{EventError, Result};
 use crate::poison::IgnorePoison;
 use crate::provider::AckKind;
+use crate::types::SubscriptionFilter;
 
 /// Lease age that applies if there are no subscriptions.
 const LONGEST_LOOK: Duration = Duration::from_secs(30);
@@ -29,12 +31,14 @@ pub(super) struct Supervisor {
 }
 
 impl Supervisor {
-    pub(super) async fn run(mut self) {
+    pub(super) async fn run(mut self, opener: Opener, filter: SubscriptionFilter) {
         let runtime = Arc::clone(&self.runtime);
         let ended = tokio::select! {
             ended = self.supervise() => ended,
             () = keep_leases(&runtime) => Ok(()),
             () = runtime.queue.keep_time() => Ok(()),
+            // Beside the work, because listing the consumers can take long.
+            () = warn_of_others(&opener, &filter) => Ok(()),
         };
         if let Err(Ending::Failed(error) | Ending::Interrupted(error)) = &ended {
             tracing::error!(subscriber = self.runtime.subscriber, %error, "consumer ended with an error");
@@ -146,6 +150,12 @@ async fn join_all<T: 'static>(tasks: &mut JoinSet<T>) {
 
 fn died(error: &JoinError) -> EventError {
     EventError::Consumer(format!("a task of the consumer failed: {error}"))
+}
+
+/// Warns once of other consumers of this name, and never ends.
+async fn warn_of_others(opener: &Opener, filter: &SubscriptionFilter) {
+    opener.warn_of_others(filter).await;
+    std::future::pending::<()>().await;
 }
 
 /// Extends the leases of waiting events, forever.

@@ -58,6 +58,69 @@ async fn a_consumer_without_dead_letters_warns_and_counts_what_it_loses() {
 }
 
 #[tokio::test]
+async fn a_second_stored_consumer_of_a_name_is_told_once() {
+    const WARNING: &str = "another consumer of this subscriber is stored";
+    let provider: Arc<dyn EventProvider> = Arc::new(MemoryProvider::default());
+    let bus = EventBus::from_provider(Arc::clone(&provider));
+    let first = idle(&bus, "billing", "events.orders.placed").await;
+    idle(&bus, "other", "events.orders.paid").await.shutdown().await.unwrap();
+    let (log, _guard) = logged();
+    // The first one is read: both subjects are handled.
+    let second = idle(&bus, "billing", "events.orders.paid").await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(warnings(&log, WARNING), Vec::<String>::new());
+    first.shutdown().await.unwrap();
+    second.shutdown().await.unwrap();
+    bus.publish_event(&Event::new("events.orders.placed", "", "", "", serde_json::json!(1))).await.unwrap();
+
+    // Another program, which has the second subject only.
+    let bus = EventBus::from_provider(Arc::clone(&provider));
+    let second = idle(&bus, "billing", "events.orders.paid").await;
+    eventually("it is told", async || !warnings(&log, WARNING).is_empty()).await;
+    second.shutdown().await.unwrap();
+    let warned = warnings(&log, WARNING);
+    assert_eq!(warned.len(), 1, "{warned:?}");
+    for part in [
+        "subscriber=\"billing\" consumer=\"billing-events-orders-placed\"",
+        "subject=\"events.orders.placed\" lag=1",
+        "a3s-event consumers rm billing-events-orders-placed",
+    ] {
+        assert!(warned[0].contains(part), "{part}: {warned:?}");
+    }
+
+    // A subscription that is read by hand says the same, once.
+    let by_hand = EventBus::from_provider(Arc::clone(&provider));
+    let filter = SubscriptionFilter {
+        subscriber_id: "billing".into(),
+        subjects: vec!["events.orders.paid".into()],
+        durable: true,
+        options: None,
+    };
+    by_hand.update_subscription(filter).await.unwrap();
+    for _ in 0..2 {
+        by_hand.create_subscriber("billing").await.unwrap();
+    }
+    assert_eq!(warnings(&log, WARNING).len(), 2);
+
+    // What is registered is wanted, and what was removed is not told of any more.
+    let both = SubscriptionFilter {
+        subscriber_id: "billing".into(),
+        subjects: vec!["events.orders.placed".into(), "events.orders.paid".into()],
+        durable: true,
+        options: None,
+    };
+    bus.update_subscription(both).await.unwrap();
+    let second = idle(&bus, "billing", "events.orders.paid").await;
+    provider.unsubscribe("billing-events-orders-placed").await.unwrap();
+    second.shutdown().await.unwrap();
+    let bus = EventBus::from_provider(Arc::clone(&provider));
+    let second = idle(&bus, "billing", "events.orders.paid").await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    second.shutdown().await.unwrap();
+    assert_eq!(warnings(&log, WARNING).len(), 2);
+}
+
+#[tokio::test]
 async fn log_lines_name_the_consumer_as_the_program_does_and_as_it_is_stored() {
     let (log, _guard) = logged();
     let bus = bus();
