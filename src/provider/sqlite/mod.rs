@@ -92,13 +92,13 @@ impl SqliteProvider {
         }
         let config = Arc::new(config);
         let readers = Arc::new(Readers::new(&config));
-        let (queue, cells) = (Arc::new(Queue::new()), Arc::new(Cells::default()));
+        let (queue, cells) = (Arc::new(Queue::new(&config.path)), Arc::new(Cells::default()));
         let opened =
             Writer::start(Arc::clone(&config), Arc::clone(&queue), Arc::clone(&cells), Arc::clone(&readers));
         let mut opened = opened.map_err(|error| io_failed("open", &config.path, error))?;
         let ack_failures = Arc::<AckFailures>::default();
         let shared = Arc::new(Shared { config, queue, cells, readers, ack_failures });
-        answered("open", DEFAULT_TIMEOUT, &mut opened).await?;
+        answered("open", &shared.config.path, DEFAULT_TIMEOUT, &mut opened).await?;
         Ok(Self { shared })
     }
 
@@ -117,7 +117,7 @@ impl Shared {
         work: impl FnOnce(&mut Store) -> Sql<Result<T>> + Send + 'static,
     ) -> Result<T> {
         let mut answer = self.queue.call(operation, access, Size::ONE, DEFAULT_TIMEOUT, work).await?;
-        answered(operation, DEFAULT_TIMEOUT, &mut answer).await
+        answered(operation, &self.config.path, DEFAULT_TIMEOUT, &mut answer).await
     }
 
     /// Returns the filter that matches every event of the stream.
@@ -268,7 +268,10 @@ impl Driver for SqliteProvider {
     /// Returns true if an event can be stored. Writes one as large as the largest write that found no room, and rolls
     /// it back.
     async fn is_healthy(&self) -> bool {
-        let probe = |store: &mut Store| Ok(store.probe().map_err(|failure| failure.to_error("health")));
+        let probe = |store: &mut Store| {
+            let probed = store.probe();
+            Ok(probed.map_err(|failure| failure.of_file(store.path()).to_error("health")))
+        };
         let proven = self.shared.call("health", Access::Own, probe).await;
         if let Err(error) = &proven {
             tracing::debug!(%error, "the sqlite provider cannot store an event");
@@ -283,8 +286,9 @@ impl Driver for SqliteProvider {
     /// Finishes the queued work and closes the file. Interrupts running reads.
     async fn shut(&self) -> Result<()> {
         self.shared.queue.stop();
-        tokio::time::timeout(DEFAULT_TIMEOUT, self.shared.queue.ended())
-            .await
-            .map_err(|_elapsed| EventError::Timeout(format!("close on provider '{NAME}'")))
+        tokio::time::timeout(DEFAULT_TIMEOUT, self.shared.queue.ended()).await.map_err(|_elapsed| {
+            let path = self.shared.config.path.display();
+            EventError::Timeout(format!("close on provider '{NAME}', file '{path}'"))
+        })
     }
 }
