@@ -9,7 +9,7 @@
 use std::time::Duration;
 
 use a3s_event::consumer::{HandlerError, HandlerResult, RetryPolicy};
-use a3s_event::{Delivery, EventBus, Result};
+use a3s_event::{Delivery, EventBus, Result, shutdown};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -21,13 +21,15 @@ struct Order {
 
 #[tokio::main]
 async fn main() -> Result<()> {
+    // From here on, SIGTERM and Ctrl-C end this process in order.
+    let terminated = shutdown::terminated()?;
     let bus = EventBus::connect("memory://").await?;
     the_rest_of_the_world(&bus).await?;
 
     let policy = RetryPolicy::default().attempts(5).timeout(Duration::from_secs(10));
     let billing = bus.consumer("billing").subject("events.orders.>").concurrency(4).policy(policy);
     let billing = billing.handle_typed(bill).await?;
-    billing.run_until(terminated).await?;
+    billing.run_until(|| terminated.recv()).await?;
 
     println!("drained: {:?}", billing.stats());
     bus.close().await
@@ -41,19 +43,6 @@ async fn bill(order: Order, delivery: Delivery) -> HandlerResult {
     tokio::time::sleep(Duration::from_millis(100)).await;
     println!("order {} billed at delivery {}", order.number, delivery.num_delivered());
     Ok(())
-}
-
-/// Waits for SIGTERM, or Ctrl-C at a terminal.
-async fn terminated() {
-    #[cfg(unix)]
-    if let Ok(mut terminate) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = tokio::signal::ctrl_c() => {}
-        }
-        return;
-    }
-    let _ = tokio::signal::ctrl_c().await;
 }
 
 /// Publishes orders, and sends SIGTERM to this process after 350 ms.

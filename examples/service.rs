@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use a3s_event::consumer::{ConsumerHandle, HandlerResult};
 use a3s_event::metrics::PROMETHEUS_CONTENT_TYPE;
+use a3s_event::shutdown::{self, Terminated};
 use a3s_event::{
     Aes256GcmEncryptor, Delivery, EncryptionKey, ErrorKind, Event, EventBus, EventBusBuilder,
     JsonSchemaRegistry, ProviderDlqHandler, PublishOptions,
@@ -39,8 +40,8 @@ struct Order {
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
-    // Handled from here on, so that no signal ends the process without a shutdown.
-    let terminated = terminated()?;
+    // SIGTERM and Ctrl-C are handled from here on, so that neither ends the process without a shutdown.
+    let terminated = shutdown::terminated()?;
     let bus = Arc::new(connect().await?);
     let observer = bus.observe_every(Duration::from_secs(15))?;
     let orders = bus.provider().category_subject("orders");
@@ -131,30 +132,9 @@ fn setting(name: &str, default: &str) -> String {
 }
 
 /// Waits for a signal, or until the consumer has stopped by itself, for instance because it was deleted.
-async fn ended(terminated: impl Future<Output = ()>, billing: Arc<ConsumerHandle>) {
+async fn ended(terminated: Terminated, billing: Arc<ConsumerHandle>) {
     tokio::select! {
-        () = terminated => {}
+        () = terminated.recv() => {}
         _ = billing.stopped() => {}
     }
-}
-
-/// Handles SIGTERM, and Ctrl-C at a terminal. The future is ready when one of them arrives.
-#[cfg(unix)]
-fn terminated() -> std::io::Result<impl Future<Output = ()>> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    })
-}
-
-/// Handles Ctrl-C.
-#[cfg(not(unix))]
-fn terminated() -> std::io::Result<impl Future<Output = ()>> {
-    Ok(async {
-        let _ = tokio::signal::ctrl_c().await;
-    })
 }

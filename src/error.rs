@@ -192,6 +192,9 @@ pub enum EncryptionFailure {
     /// No key has the id that the envelope names.
     #[error("no key has this id")]
     UnknownKey,
+    /// The payload is an envelope, and no encryptor is set that takes it.
+    #[error("no encryptor is set for this envelope; set one with EventBus::set_encryptor")]
+    NoEncryptor,
     /// The key exists and is disabled.
     #[error("is disabled")]
     KeyDisabled,

@@ -50,6 +50,9 @@ pub mod provider;
 mod reserved;
 pub mod scaling;
 pub mod schema;
+#[cfg(feature = "signal")]
+#[cfg_attr(docsrs, doc(cfg(feature = "signal")))]
+pub mod shutdown;
 pub mod sink;
 pub mod source;
 pub mod state;

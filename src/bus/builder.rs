@@ -76,7 +76,8 @@ impl EventBusBuilder {
         self
     }
 
-    /// Enables validation on consume, as [`EventBus::set_validate_on_consume`] does.
+    /// Enables validation on consume, as [`EventBus::set_validate_on_consume`] does. It needs a
+    /// [`schema_registry`](EventBusBuilder::schema_registry).
     pub fn validate_on_consume(mut self, validate: bool) -> Self {
         self.bus.set_validate_on_consume(validate);
         self
@@ -118,8 +119,10 @@ impl EventBusBuilder {
     ///
     /// # Errors
     ///
-    /// [`EventError::Config`] for a zero timeout, and the error of a state store that cannot be loaded.
+    /// [`EventError::Config`] for a zero timeout, and for validation on consume without a schema registry; and the error
+    /// of a state store that cannot be loaded.
     pub fn build(mut self) -> Result<EventBus> {
+        self.bus.check_validation()?;
         if self.bus.operation_timeout.is_zero() {
             return Err(EventError::Config("operation_timeout 0s: must be longer than zero".to_owned()));
         }

@@ -65,6 +65,7 @@ pub(super) enum Fate {
 
 fn log_given_up(letter: &DeadLetter, kept: Option<&DeadLetterReceipt>, what: &str) {
     tracing::error!(
+        subscriber = letter.subscriber,
         consumer = letter.consumer,
         stream = letter.event.stream,
         sequence = letter.event.sequence,
@@ -122,12 +123,10 @@ impl DeadLetters {
     /// redelivered. If the future is dropped, the delivery keeps its lease and the event is redelivered as well.
     pub(super) async fn take_out(&self, delivery: &Delivery, letter: &DeadLetter) -> Result<bool> {
         match self.write(delivery, letter).await {
-            Ok(_receipt) => {
-                delivery.term_or_ack(&letter.reason, self.in_force.confirms()).await.map(|()| true)
-            }
+            Ok(_fate) => delivery.term_or_ack(&letter.reason, self.in_force.confirms()).await.map(|()| true),
             Err(error) => {
-                let sequence = delivery.sequence();
-                tracing::error!(sequence, %error, "dead-lettering the event failed; it will be retried");
+                let (Self { subscriber, consumer, .. }, sequence) = (self, delivery.sequence());
+                tracing::error!(subscriber, consumer, sequence, %error, "dead-lettering the event failed; it will be retried");
                 match delivery.settle(AckKind::Nak(Some(RETRY_DELAY))).await {
                     // Without delayed naks, the event is redelivered when its lease expires.
                     Err(EventError::Unsupported { .. }) => Ok(false),
@@ -139,15 +138,16 @@ impl DeadLetters {
 
     /// Writes an event to the dead letters without settling it. Extends the lease meanwhile; otherwise a second member
     /// would write it too.
-    pub(super) async fn write(&self, delivery: &Delivery, letter: &DeadLetter) -> Result<()> {
+    pub(super) async fn write(&self, delivery: &Delivery, letter: &DeadLetter) -> Result<Fate> {
         let mut writing = pin!(self.letter_box.put(letter));
         loop {
             tokio::select! {
                 biased;
-                done = &mut writing => return done.map(|fate| self.count(fate)),
+                done = &mut writing => return done.inspect(|fate| self.count(*fate)),
                 () = tokio::time::sleep(self.extend_after()) => {
                     if let Err(error) = delivery.extend().await {
-                        tracing::debug!(sequence = delivery.sequence(), %error, "extending the lease failed");
+                        let (Self { subscriber, consumer, .. }, sequence) = (self, delivery.sequence());
+                        tracing::debug!(subscriber, consumer, sequence, %error, "extending the lease failed");
                     }
                 }
             }
@@ -160,7 +160,8 @@ impl DeadLetters {
             match self.letter_box.put(letter).await {
                 Ok(fate) => break self.count(fate),
                 Err(error) => {
-                    tracing::error!(sequence = delivery.sequence(), %error, "dead-lettering the record failed; retrying");
+                    let (Self { subscriber, consumer, .. }, sequence) = (self, delivery.sequence());
+                    tracing::error!(subscriber, consumer, sequence, %error, "dead-lettering the record failed; retrying");
                 }
             }
             tokio::time::sleep(RETRY_DELAY).await;
@@ -168,7 +169,8 @@ impl DeadLetters {
         true
     }
 
-    fn count(&self, fate: Fate) {
+    /// Counts an event that was given up.
+    pub(super) fn count(&self, fate: Fate) {
         self.counters.record_given_up();
         if fate == Fate::Kept {
             self.counters.record_dead_letter();

@@ -142,6 +142,9 @@ impl EventBus {
     ///
     /// An event that fails surfaces once as [`EventError::Undecodable`] and is dead-lettered, like one that cannot be
     /// decrypted.
+    ///
+    /// It needs a [schema registry](EventBus::set_schema_registry). Without one, opening a subscription or a consumer
+    /// fails with [`EventError::Config`].
     pub fn set_validate_on_consume(&mut self, validate: bool) {
         self.validates_on_consume = validate;
     }
@@ -408,11 +411,25 @@ impl EventBus {
         answer_within(self.operation_timeout, operation, self.provider.name(), call).await
     }
 
+    /// Refuses validation on consume without schemas: it would accept every event. Called where the setting takes
+    /// effect, because its setters may be called in any order.
+    fn check_validation(&self) -> Result<()> {
+        if self.validates_on_consume && self.schema_registry.is_none() {
+            return Err(EventError::Config(
+                "validate_on_consume: needs a schema registry; set one with schema_registry or \
+                 set_schema_registry"
+                    .to_owned(),
+            ));
+        }
+        Ok(())
+    }
+
     fn opener(&self) -> Opener {
         Opener {
             provider: Arc::clone(&self.provider),
             encryptor: self.encryptor.clone(),
             schemas: self.schema_registry.clone().filter(|_| self.validates_on_consume),
+            as_stored: false,
             dlq_handler: self.dlq_handler.clone(),
             registry: Arc::clone(&self.registry),
             metrics: Arc::clone(&self.metrics),

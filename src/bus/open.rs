@@ -7,7 +7,7 @@ use super::answer_within;
 use super::dead_letter::{DeadLetters, LetterBox};
 use super::in_force::InForce;
 use super::records::WithoutRecords;
-use super::registry::{Registry, distinct_name};
+use super::registry::{Registry, distinct_name, is_name_of};
 use super::subscription::BusSubscription;
 use crate::crypto::EventEncryptor;
 use crate::dlq::DlqHandler;
@@ -26,6 +26,8 @@ pub(super) struct Opener {
     pub(super) encryptor: Option<Arc<dyn EventEncryptor>>,
     /// Schemas for validation on consume; `None` if it is off.
     pub(super) schemas: Option<Arc<dyn SchemaRegistry>>,
+    /// If true, encrypted events are handed out encrypted.
+    pub(super) as_stored: bool,
     pub(super) dlq_handler: Option<Arc<dyn DlqHandler>>,
     pub(super) registry: Arc<Registry>,
     pub(super) metrics: Arc<BusMetrics>,
@@ -83,7 +85,8 @@ impl Opener {
             max_deliver,
             in_force,
         };
-        Ok(BusSubscription::new(inner, self.encryptor.clone(), self.schemas.clone(), letters))
+        let (encryptor, schemas) = (self.encryptor.clone(), self.schemas.clone());
+        Ok(BusSubscription::new(inner, encryptor, schemas, self.as_stored, letters))
     }
 
     /// Reopens a consumer without the delivery limit that another program has set, and keeps all other settings. The
@@ -103,6 +106,7 @@ impl Opener {
             return Err(limit_conflict(consumer, settings));
         }
         tracing::warn!(
+            subscriber = filter.subscriber_id,
             consumer,
             max_deliver = settings.max_deliver,
             "another program limited the deliveries of this consumer; the limit is removed, because the bus counts the \
@@ -111,6 +115,44 @@ impl Opener {
         limited.close().await?;
         drop(limited);
         Ok(self.open_inner(filter, subject, Some(&options)).await?.0)
+    }
+
+    /// Warns of the durable consumers that are stored for this subscriber with other subjects, and that no member reads.
+    /// The stored name of a consumer contains its subject, so that a changed subject makes a second consumer.
+    pub(super) async fn warn_of_others(&self, filter: &SubscriptionFilter) {
+        if !filter.durable {
+            return;
+        }
+        let asked = answer_within(self.timeout, "consumers", self.provider.name(), self.provider.consumers());
+        let known = match asked.await {
+            Ok(known) => known,
+            Err(error) => {
+                tracing::debug!(subscriber = filter.subscriber_id, %error, "listing the consumers failed");
+                return;
+            }
+        };
+        let registered =
+            self.registry.get(&filter.subscriber_id).map_or_else(Vec::new, |filter| filter.subjects);
+        for other in known {
+            let is_wanted = filter.subjects.contains(&other.filter) || registered.contains(&other.filter);
+            let is_read = other.members.is_some_and(|members| members > 0);
+            if !other.durable
+                || is_wanted
+                || is_read
+                || !is_name_of(&other.name, &filter.subscriber_id, &other.filter)
+            {
+                continue;
+            }
+            tracing::warn!(
+                subscriber = filter.subscriber_id,
+                consumer = other.name,
+                subject = other.filter,
+                lag = other.lag,
+                remove_with = format!("a3s-event consumers rm {}", other.name),
+                "another consumer of this subscriber is stored, with a subject that is not handled here; its lag grows \
+                 unless another program reads it"
+            );
+        }
     }
 
     /// Returns true if a durable consumer of this name exists, or `None` if the provider cannot tell.

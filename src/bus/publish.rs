@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use tracing::Instrument;
 
 use super::EventBus;
-use crate::error::{EventError, Result};
+use crate::crypto::sealed_error;
+use crate::error::{EncryptionFailure, EventError, Result};
 use crate::provider::validate::{validate_payload, validate_publish_options};
 use crate::provider::{PublishReceipt, PublishRequest};
 use crate::subject::{validate_category, validate_subject};
@@ -52,7 +53,8 @@ impl EventBus {
     /// # Errors
     ///
     /// [`EventError::SchemaValidation`], the encryptor's error, [`EventError::Timeout`], and the errors of
-    /// [`EventProvider::publish`](crate::EventProvider::publish).
+    /// [`EventProvider::publish`](crate::EventProvider::publish). A payload that is encrypted already, on a bus without
+    /// an encryptor, fails as [`EventError::Encryption`] if its type has a schema that refuses the envelope.
     pub async fn publish_event(&self, event: &Event) -> Result<u64> {
         Ok(self.publish_traced(event, &PublishOptions::default()).await?.0.sequence)
     }
@@ -159,17 +161,22 @@ impl EventBus {
         validate_publish_options(options)?;
         self.provider.capabilities().check_publish(self.provider.name(), options)?;
         self.warn_of_undeclared(Some(options), None);
-        match &self.schema_registry {
-            Some(registry) => registry.validate(event),
-            None => Ok(()),
-        }
+        let Some(registry) = &self.schema_registry else { return Ok(()) };
+        registry.validate(event).map_err(|error| {
+            // An envelope that another bus sealed says nothing about its payload.
+            let sealed = if self.encryptor.is_none() { sealed_error(&event.payload) } else { None };
+            sealed.unwrap_or(error)
+        })
     }
 
-    /// Counts a failed publish once. A schema violation counts as a validation error, because the provider did not
-    /// fail.
+    /// Counts a failed publish once. A schema violation, or a payload that cannot be validated, counts as a validation
+    /// error, because the provider did not fail.
     fn count_failure(&self, error: &EventError) {
         match error {
-            EventError::SchemaValidation { .. } => self.metrics.record_validation_error(),
+            EventError::SchemaValidation { .. }
+            | EventError::Encryption { failure: EncryptionFailure::NoEncryptor, .. } => {
+                self.metrics.record_validation_error();
+            }
             _ => self.metrics.record_publish_error(),
         }
     }

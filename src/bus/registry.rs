@@ -1,6 +1,6 @@
 //! Registry of subscriptions and their consumers, and its persistence.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, RwLock};
 
 use crate::error::Result;
@@ -20,6 +20,8 @@ pub(super) struct Registry {
     set_aside: RwLock<HashMap<String, InvalidSubscription>>,
     /// Durable consumers that this bus opened: name to subscriber and subject.
     consumers: Mutex<HashMap<String, (String, String)>>,
+    /// Subscribers whose other consumers were looked for.
+    looked_at: Mutex<HashSet<String>>,
     /// Held while the store is written, so that the last save writes the last state.
     saving: Mutex<()>,
 }
@@ -41,7 +43,7 @@ impl Registry {
                 }
                 Err(reason) => {
                     tracing::warn!(
-                        subscriber_id = shorten(&id),
+                        subscriber = shorten(&id),
                         reason,
                         "a stored subscription is invalid and was set aside"
                     );
@@ -140,6 +142,11 @@ impl Registry {
         consumers.insert(name.to_owned(), (subscriber_id.to_owned(), subject.to_owned()));
     }
 
+    /// Returns true at the first call for a subscriber.
+    pub(super) fn is_first_look(&self, subscriber_id: &str) -> bool {
+        self.looked_at.lock().ignore_poison().insert(subscriber_id.to_owned())
+    }
+
     pub(super) fn forget_consumer(&self, name: &str) {
         self.consumers.lock().ignore_poison().remove(name);
     }
@@ -217,7 +224,7 @@ mod tests {
             ("a b", "events.a"),
             (long.as_str(), "events.a"),
         ];
-        let names: std::collections::HashSet<String> =
+        let names: HashSet<String> =
             pairs.iter().map(|(id, subject)| registry.consumer_name(id, subject)).collect();
         assert_eq!(names.len(), pairs.len());
         for name in names {

@@ -1,6 +1,7 @@
 //! Subscribing through the bus.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tracing::Instrument;
 
@@ -18,6 +19,9 @@ use crate::types::SubscriptionFilter;
 
 /// Maximum number of subjects in one subscription.
 const MAX_SUBJECTS: usize = 256;
+
+/// Maximum time that opening a subscription waits for the list of the subscriber's other consumers.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl EventBus {
     /// Registers a subscription, or replaces the one of the same subscriber. It neither opens nor removes consumers.
@@ -51,14 +55,16 @@ impl EventBus {
     ///
     /// Durable consumers are named `{subscriber}-{subject with '.' as '-'}`. If that name is not legal, as with
     /// wildcards, or belongs to another subject, the consumer's name ends in a hash of both. All programs that open the
-    /// same subscriber and subject share the work.
+    /// same subscriber and subject share the work. The first call for a subscriber warns in the log of its durable
+    /// consumers of other subjects, whose lag grows.
     ///
     /// # Errors
     ///
-    /// [`EventError::NotFound`] for a subscriber that is not registered; otherwise same as
-    /// [`update_subscription`](EventBus::update_subscription) and
+    /// [`EventError::NotFound`] for a subscriber that is not registered; [`EventError::Config`] for validation on consume
+    /// without a schema registry; otherwise same as [`update_subscription`](EventBus::update_subscription) and
     /// [`EventProvider::subscribe_durable_with_options`](crate::EventProvider::subscribe_durable_with_options).
     pub async fn create_subscriber(&self, subscriber_id: &str) -> Result<Vec<Box<dyn Subscription>>> {
+        self.check_validation()?;
         let filter = self
             .registry
             .get(subscriber_id)
@@ -70,6 +76,10 @@ impl EventBus {
             let subscription = self.opener().open(&filter, subject).instrument(span).await?;
             let metrics = self.metrics.consumer(subscriber_id, subject);
             subscriptions.push(Box::new(Metered::new(subscription, metrics)) as Box<dyn Subscription>);
+        }
+        if self.registry.is_first_look(subscriber_id) {
+            // A warning is not worth a long wait.
+            let _ = tokio::time::timeout(LOOK_TIMEOUT, self.opener().warn_of_others(&filter)).await;
         }
         Ok(subscriptions)
     }
@@ -226,7 +236,7 @@ impl EventBus {
             Ok(consumers) => Some(consumers),
             Err(EventError::Unsupported { .. }) => None,
             Err(error) => {
-                tracing::warn!(subscriber_id, %error, "listing consumers failed; those of the subscriber remain");
+                tracing::warn!(subscriber = subscriber_id, %error, "listing consumers failed; those of the subscriber remain");
                 return;
             }
         };
@@ -235,21 +245,21 @@ impl EventBus {
             let name = self.registry.consumer_name(subscriber_id, subject);
             let is_another_s = |consumer: &ConsumerInfo| consumer.name == name && consumer.filter != *subject;
             if name != distinct && known.as_ref().is_none_or(|known| !known.iter().any(is_another_s)) {
-                self.unsubscribe(&name).await;
+                self.unsubscribe(subscriber_id, &name).await;
             }
             // Another bus may have used the distinct name because the plain one was taken.
             let may_exist =
                 |known: &Vec<ConsumerInfo>| known.iter().any(|consumer| consumer.name == distinct);
             if name == distinct || known.as_ref().is_some_and(may_exist) {
-                self.unsubscribe(&distinct).await;
+                self.unsubscribe(subscriber_id, &distinct).await;
             }
             self.registry.forget_consumer(&name);
         }
     }
 
-    async fn unsubscribe(&self, name: &str) {
-        if let Err(error) = self.within_deadline("unsubscribe", self.provider.unsubscribe(name)).await {
-            tracing::warn!(consumer = name, %error, "deleting the consumer failed");
+    async fn unsubscribe(&self, subscriber: &str, consumer: &str) {
+        if let Err(error) = self.within_deadline("unsubscribe", self.provider.unsubscribe(consumer)).await {
+            tracing::warn!(subscriber, consumer, %error, "deleting the consumer failed");
         }
     }
 }
@@ -259,7 +269,7 @@ fn log_no_longer_wanted(before: &SubscriptionFilter, wanted: &[String]) {
     let unused: Vec<_> = before.subjects.iter().filter(|subject| !wanted.contains(subject)).collect();
     if !unused.is_empty() {
         tracing::warn!(
-            subscriber_id = shorten(&before.subscriber_id),
+            subscriber = shorten(&before.subscriber_id),
             subjects = ?unused,
             "subjects were removed from a subscription; their durable consumers remain and fall behind until \
              remove_unused_consumers deletes them"

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 
 use super::dead_letter::DeadLetters;
 use super::verdict::Verdict;
-use crate::crypto::EventEncryptor;
+use crate::crypto::{EventEncryptor, sealed_error};
 use crate::dlq::{FailureClass, forwarded_original};
 use crate::error::{EventError, Result};
 use crate::poison::IgnorePoison;
@@ -32,6 +32,8 @@ pub(super) struct BusSubscription {
     encryptor: Option<Arc<dyn EventEncryptor>>,
     /// Schemas for validation on consume; `None` if it is off.
     schemas: Option<Arc<dyn SchemaRegistry>>,
+    /// If true, encrypted events are handed out encrypted.
+    as_stored: bool,
     letters: Arc<DeadLetters>,
     /// Work that a cancelled call had begun; the next call completes it. The lock is never taken: it makes the
     /// subscription `Sync`.
@@ -74,7 +76,7 @@ impl Poison {
     fn closed(stored: &Delivery, error: &EventError) -> Self {
         let (class, reason) = match error {
             EventError::SchemaValidation { .. } => (FailureClass::SchemaInvalid, error.to_string()),
-            _ => (FailureClass::Undecryptable, format!("cannot be decrypted: {error}")),
+            _ => (FailureClass::Undecryptable, cannot_be_decrypted(error)),
         };
         let raw = serde_json::to_vec(stored.event()).unwrap_or_default();
         let error = EventError::Undecodable { sequence: stored.sequence(), raw, reason: reason.clone() };
@@ -82,17 +84,25 @@ impl Poison {
     }
 }
 
+/// Returns the reason of an undecryptable event.
+pub(super) fn cannot_be_decrypted(error: &EventError) -> String {
+    format!("cannot be decrypted: {error}")
+}
+
 impl BusSubscription {
+    /// With `as_stored`, events are decrypted for validation only, and handed out encrypted.
     pub(super) fn new(
         mut inner: Box<dyn Subscription>,
         encryptor: Option<Arc<dyn EventEncryptor>>,
         schemas: Option<Arc<dyn SchemaRegistry>>,
+        as_stored: bool,
         letters: DeadLetters,
     ) -> Self {
         if letters.letter_box.handler.is_some() {
             inner.keep_undecodable();
         }
-        Self { inner, encryptor, schemas, letters: Arc::new(letters), unfinished: Mutex::new(None) }
+        let letters = Arc::new(letters);
+        Self { inner, encryptor, schemas, as_stored, letters, unfinished: Mutex::new(None) }
     }
 
     /// Returns the dead letters of this subscription.
@@ -213,16 +223,26 @@ impl BusSubscription {
         }
     }
 
-    /// Returns the event in clear, or `None` if it is not encrypted. With validation on consume, an invalid event is an
-    /// error.
+    /// Returns the event in clear, or `None` if it is handed out as it is stored. With validation on consume, an invalid
+    /// event is an error.
     fn open(&self, event: &Event) -> Result<Option<Arc<Event>>> {
-        let clear = self.decrypt(event)?;
-        if let Some(schemas) = &self.schemas {
-            schemas
-                .validate(clear.as_deref().unwrap_or(event))
-                .inspect_err(|_| self.letters.letter_box.metrics.record_validation_error())?;
-        }
-        Ok(clear)
+        let Some(schemas) = &self.schemas else {
+            return if self.as_stored { Ok(None) } else { self.decrypt(event) };
+        };
+        let clear = match self.decrypt(event) {
+            // The receiver may have the key. Without a schema for the event, there is nothing to judge.
+            Err(error) if self.as_stored => return schemas.validate(event).map(|()| None).map_err(|_| error),
+            clear => clear?,
+        };
+        schemas.validate(clear.as_deref().unwrap_or(event)).map_err(|error| {
+            // An envelope that was not decrypted says nothing about the payload.
+            let sealed = if clear.is_none() { sealed_error(&event.payload) } else { None };
+            sealed.unwrap_or_else(|| {
+                self.letters.letter_box.metrics.record_validation_error();
+                error
+            })
+        })?;
+        Ok(clear.filter(|_| !self.as_stored))
     }
 
     fn decrypt(&self, event: &Event) -> Result<Option<Arc<Event>>> {

@@ -47,21 +47,6 @@ impl<'a> Envelope<'a> {
         }
         Ok(envelope)
     }
-
-    /// Returns true if a payload has the form of an envelope: the mark, its three texts, and either no other field or a
-    /// version.
-    ///
-    /// The content of the texts is not checked, so that a damaged envelope is an error and not a payload. A later
-    /// version may add fields, and is an error, too.
-    pub(super) fn is_one(payload: &Value) -> bool {
-        const UNBOUND_FIELDS: usize = 4;
-        let Value::Object(fields) = payload else { return false };
-        fields.get("encrypted") == Some(&Value::Bool(true))
-            && ["keyId", "nonce", "ciphertext"]
-                .iter()
-                .all(|name| fields.get(*name).is_some_and(Value::is_string))
-            && (fields.len() == UNBOUND_FIELDS || fields.get("v").is_some_and(Value::is_number))
-    }
 }
 
 /// Returns the associated data of an envelope, which authenticates it without being part of it.

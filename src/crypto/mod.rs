@@ -7,7 +7,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::error::Result;
+use crate::error::{EncryptionFailure, EventError, Result};
+use crate::text::shorten;
 use crate::types::Event;
 
 #[cfg(feature = "encryption")]
@@ -123,6 +124,26 @@ impl EncryptedPayload {
     pub fn is_encrypted(value: &Value) -> bool {
         value.get("encrypted") == Some(&Value::Bool(true))
     }
+}
+
+/// Returns true if a payload has the form of an envelope of `Aes256GcmEncryptor`: the mark, its three texts, and
+/// either no other field or a version.
+///
+/// The content of the texts is not checked, so that a damaged envelope is an error and not a payload. A later version may
+/// add fields, and is an error, too.
+pub(crate) fn is_envelope(payload: &Value) -> bool {
+    const UNBOUND_FIELDS: usize = 4;
+    let Value::Object(fields) = payload else { return false };
+    fields.get("encrypted") == Some(&Value::Bool(true))
+        && ["keyId", "nonce", "ciphertext"].iter().all(|name| fields.get(*name).is_some_and(Value::is_string))
+        && (fields.len() == UNBOUND_FIELDS || fields.get("v").is_some_and(Value::is_number))
+}
+
+/// Returns the error for an envelope that no encryptor has decrypted, or `None` for any other payload. Code that judges a
+/// payload reports this error instead of its own, because it has not seen the payload.
+pub(crate) fn sealed_error(payload: &Value) -> Option<EventError> {
+    let key_id = is_envelope(payload).then(|| payload.get("keyId").and_then(Value::as_str))??;
+    Some(EventError::Encryption { key_id: shorten(key_id), failure: EncryptionFailure::NoEncryptor })
 }
 
 #[cfg(test)]

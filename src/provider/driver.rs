@@ -138,6 +138,12 @@ pub trait Driver: Send + Sync + 'static {
         async { Err(unsupported("delete_stream", Driver::name(self))) }
     }
 
+    /// Returns `true` if [`purge_events`](Driver::purge_events) can delete a part of the stream. Otherwise it is called
+    /// without a filter only: a filter that matches every subject is left out, and any other filter is refused.
+    fn purges_by_filter(&self) -> bool {
+        true
+    }
+
     /// Implements [`EventProvider::purge`]. The filter is validated.
     ///
     /// # Errors
@@ -254,6 +260,13 @@ pub(super) async fn open<D: Driver>(
 ) -> Result<Receiver<D::Fetch>> {
     let fetch = driver.open(ConsumerSpec::new(driver, name, filter, options)?).await?;
     Ok(Receiver::new(fetch))
+}
+
+/// Returns true if a valid filter matches every subject of the stream.
+fn matches_everything(filter: &str, prefix: &str) -> bool {
+    let Some(head) = filter.strip_suffix('>') else { return false };
+    let mut prefix = prefix.split('.');
+    head.split_terminator('.').all(|token| prefix.next().is_some_and(|own| token == "*" || token == own))
 }
 
 async fn page<D: Driver>(driver: &D, query: HistoryQuery) -> Result<HistoryPage> {
@@ -376,7 +389,15 @@ impl<D: Driver> EventProvider for D {
         if let Some(filter) = filter_subject {
             validate_filter_under(filter, Driver::subject_prefix(self))?;
         }
-        self.purge_events(filter_subject).await
+        if self.purges_by_filter() {
+            return self.purge_events(filter_subject).await;
+        }
+        match filter_subject {
+            Some(filter) if !matches_everything(filter, Driver::subject_prefix(self)) => {
+                Err(unsupported("purge with a filter", Driver::name(self)))
+            }
+            _ => self.purge_events(None).await,
+        }
     }
 
     async fn health(&self) -> Result<bool> {
@@ -405,5 +426,51 @@ impl<D: Driver> EventProvider for D {
 
     async fn close(&self) -> Result<()> {
         self.shut().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+    use crate::provider::memory::MemoryProvider;
+
+    #[test]
+    fn a_filter_of_everything_is_recognized() {
+        for (filter, prefix) in
+            [(">", "events"), ("events.>", "events"), ("*.>", "events"), ("a.>", "a.b"), ("a.*.>", "a.b")]
+        {
+            assert!(matches_everything(filter, prefix), "{filter} under {prefix}");
+        }
+        for (filter, prefix) in [
+            ("events.a", "events"),
+            ("events.*", "events"),
+            ("events.a.>", "events"),
+            ("events.*.>", "events"),
+            ("event.>", "events"),
+            ("a.b", "a.b"),
+        ] {
+            assert!(!matches_everything(filter, prefix), "{filter} under {prefix}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_driver_that_deletes_all_or_nothing_sees_no_filter() {
+        let provider = MemoryProvider::default();
+        let publish = async || {
+            let event = Event::new("events.a", "a", "", "", serde_json::json!(1));
+            provider.publish(&event).await.unwrap();
+        };
+        publish().await;
+        let error = provider.purge(Some("events.a")).await.unwrap_err();
+        assert_eq!(error.to_string(), "purge with a filter is not supported by provider 'memory'");
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        for everything in [None, Some(">"), Some("events.>"), Some("*.>")] {
+            assert_eq!(provider.purge(everything).await.unwrap(), u64::from(everything.is_none()));
+        }
+        for everything in [">", "events.>", "*.>"] {
+            publish().await;
+            assert_eq!(provider.purge(Some(everything)).await.unwrap(), 1, "{everything}");
+        }
     }
 }

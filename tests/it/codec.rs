@@ -2,18 +2,20 @@
 
 #![cfg(all(feature = "encryption", feature = "json-schema"))]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use a3s_event::dlq::DeadLetterFilter;
 use a3s_event::{
     Aes256GcmEncryptor, DlqHandler, EncryptionFailure, ErrorKind, Event, EventBus, EventEncryptor,
-    EventError, EventProvider, EventSchema, FileStateStore, HistoryQuery, JsonSchemaRegistry,
-    MemoryDlqHandler, MemoryProvider, MemorySchemaRegistry, ProviderRegistry, SchemaRegistry, StateStore,
-    SubscribeOptions, SubscriptionFilter,
+    EventError, EventProvider, EventSchema, FailureClass, FileStateStore, HistoryQuery, JsonSchemaRegistry,
+    MemoryDlqHandler, MemoryProvider, MemorySchemaRegistry, ProviderDlqHandler, ProviderRegistry,
+    SchemaRegistry, StateStore, SubscribeOptions, SubscriptionFilter,
 };
 use serde_json::{Value, json};
 
-use super::next;
+use super::{eventually, next};
 
 fn schemas() -> Arc<JsonSchemaRegistry> {
     let registry = JsonSchemaRegistry::new();
@@ -116,6 +118,129 @@ async fn the_whole_path_on_sqlite() {
 async fn the_whole_path_on_nats() {
     let server = a3s_event_testkit::NatsServer::start().await;
     the_whole_path(ProviderRegistry::builtin().connect(&server.url()).await.unwrap()).await;
+}
+
+/// A bus without the key says so. It judges no envelope as if that were the payload.
+#[tokio::test]
+async fn an_envelope_without_its_key_is_undecryptable_and_not_invalid() {
+    let provider: Arc<dyn EventProvider> = Arc::new(MemoryProvider::default());
+    let mut sender = EventBus::from_provider(Arc::clone(&provider));
+    sender.set_encryptor(Arc::new(Aes256GcmEncryptor::new("k1", &[7; 32])));
+    let sent = payment(json!({"card": "4111"}));
+    sender.publish_event(&sent).await.unwrap();
+    let sealed = provider.history(None, 1).await.unwrap().remove(0);
+
+    let letters = MemoryProvider::builder().subject_prefix("letters").build().unwrap();
+    let letters = Arc::new(ProviderDlqHandler::new(Arc::new(letters)).unwrap());
+    let mut bus = EventBus::from_provider(Arc::clone(&provider));
+    bus.set_dlq_handler(letters.clone());
+    // A typed handler judges the payload as well.
+    let consumer = bus.consumer("typed").subject("events.pay.>");
+    let consumer = consumer.handle_typed(|_: BTreeMap<String, u32>, _| async move { Ok(()) }).await.unwrap();
+    eventually("it is given up", async || consumer.stats().dead_lettered == 1).await;
+    consumer.shutdown().await.unwrap();
+
+    bus.set_schema_registry(schemas());
+    bus.set_validate_on_consume(true);
+    let consumer = bus.consumer("schema").subject("events.pay.>").handle(|_| async { Ok(()) }).await.unwrap();
+    eventually("it is given up", async || consumer.stats().dead_lettered == 1).await;
+    consumer.shutdown().await.unwrap();
+    bus.update_subscription(SubscriptionFilter {
+        subscriber_id: "by hand".to_owned(),
+        subjects: vec!["events.pay.>".to_owned()],
+        durable: true,
+        options: None,
+    })
+    .await
+    .unwrap();
+    let mut subscription = bus.create_subscriber("by hand").await.unwrap().remove(0);
+    let error = subscription.next_delivery().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Undecodable);
+
+    let found = letters.find(&DeadLetterFilter::default(), 10).await.unwrap();
+    assert_eq!(found.len(), 3);
+    for stored in found {
+        let (class, reason) = (stored.letter.class, stored.letter.reason);
+        assert_eq!(class, FailureClass::Undecryptable, "{reason}");
+        assert!(reason.contains("encryption key 'k1': no encryptor is set for this envelope"), "{reason}");
+        assert_eq!(stored.letter.event.event.payload, sealed.payload);
+    }
+    assert_eq!(bus.metrics().snapshot().validation_errors, 0, "no payload was seen");
+
+    // To publish a sealed event of a type with a schema is the same mistake.
+    let error = bus.publish_event(&sealed).await.unwrap_err();
+    assert!(
+        matches!(&error, EventError::Encryption { failure: EncryptionFailure::NoEncryptor, .. }),
+        "{error}"
+    );
+    assert_eq!(provider.info().await.unwrap().messages, 1);
+    // With the key it is read; a payload that only bears the mark is judged as what it is.
+    let error = bus.publish_event(&payment(json!({"encrypted": true}))).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Schema);
+    bus.set_encryptor(Arc::new(Aes256GcmEncryptor::new("k1", &[7; 32])));
+    let mut subscription = bus.create_subscriber("by hand").await.unwrap().remove(0);
+    provider.publish(&sealed).await.unwrap();
+    assert_eq!(next(&mut subscription).await.event().payload, sent.payload);
+}
+
+/// A sink that takes events as they are stored gets them encrypted, although they are validated in clear.
+#[cfg(feature = "routing")]
+#[tokio::test]
+async fn a_sealed_event_is_validated_in_clear_and_routed_sealed() {
+    use a3s_event::broker::DeliverySettings;
+    use a3s_event::{Broker, CollectorSink, DeliverPolicy, EventSink, Trigger, TriggerFilter};
+
+    /// Takes events as they are stored, which is the default of a sink.
+    struct Sealed(CollectorSink);
+
+    #[async_trait::async_trait]
+    impl EventSink for Sealed {
+        async fn deliver(&self, event: &Event) -> a3s_event::Result<()> {
+            self.0.deliver(event).await
+        }
+        fn name(&self) -> &str {
+            self.0.name()
+        }
+    }
+
+    let provider: Arc<dyn EventProvider> = Arc::new(MemoryProvider::default());
+    let dlq = Arc::new(MemoryDlqHandler::default());
+    let with = |validates: bool, key: [u8; 32]| {
+        let mut bus = EventBus::from_provider(Arc::clone(&provider));
+        if validates {
+            bus.set_schema_registry(schemas());
+        }
+        bus.set_validate_on_consume(validates);
+        bus.set_encryptor(Arc::new(Aes256GcmEncryptor::new("k1", &key)));
+        bus.set_dlq_handler(dlq.clone());
+        bus
+    };
+    let publisher = with(false, [7; 32]);
+    let stranger = with(false, [8; 32]);
+    let untyped = Event { event_type: String::new(), ..payment(json!({"card": 1})) };
+    publisher.publish_event(&payment(json!({"card": "4111"}))).await.unwrap();
+    let good = provider.history(None, 1).await.unwrap().remove(0);
+    publisher.publish_event(&payment(json!({"card": 4111}))).await.unwrap();
+    stranger.publish_event(&payment(json!({"card": "4111"}))).await.unwrap();
+    stranger.publish_event(&untyped).await.unwrap();
+
+    let sink = Arc::new(Sealed(CollectorSink::new("sink")));
+    let broker = Arc::new(Broker::new());
+    let settings = DeliverySettings::durable().deliver_policy(DeliverPolicy::All);
+    let trigger = Trigger::new("t", TriggerFilter::by_subject("events.>"), sink.clone());
+    broker.put_trigger(trigger.with_delivery(settings)).await.unwrap();
+    let mut running = broker.run(Arc::new(with(true, [7; 32]))).await.unwrap();
+    eventually("all are routed or given up", async || {
+        sink.0.count().await == 2 && dlq.count().await.unwrap() == 2
+    })
+    .await;
+    running.shutdown().await;
+    let routed = sink.0.events().await;
+    assert_eq!((&routed[0].id, &routed[0].payload), (&good.id, &good.payload));
+    assert_eq!(routed[1].id, untyped.id, "there is no schema to judge it by");
+    let reasons: Vec<_> = dlq.list(10).await.unwrap().into_iter().map(|letter| letter.reason).collect();
+    assert!(reasons[1].contains("Schema validation failed"), "{reasons:?}");
+    assert!(reasons[0].contains("cannot be decrypted"), "{reasons:?}");
 }
 
 /// One bad input each: the area, the input in words, what it ends in, and what the error must say.

@@ -306,7 +306,7 @@ async fn letters_that_fail_make_no_letters_wherever_they_are_forwarded() {
             .await
             .unwrap();
         bus.publish_event(&event("events.a", 1)).await.unwrap();
-        super::eventually("both are given up", async || consumer.stats().dead_lettered >= 2).await;
+        super::eventually("both are given up", async || consumer.stats().given_up >= 2).await;
         consumer.shutdown().await.unwrap();
         let subjects: Vec<_> =
             provider.history(None, 10).await.unwrap().into_iter().map(|event| event.subject).collect();

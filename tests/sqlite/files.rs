@@ -118,7 +118,7 @@ async fn a_file_locked_by_another_writer_is_a_timeout_and_reading_goes_on() {
     let other = Connection::open(&path).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     let error = provider.publish(&event("locked")).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Timeout, "{}", chain(&error));
+    assert_refused(&error, ErrorKind::Timeout, &path, "locked");
     assert!(error.is_retryable() && !error.may_be_stored());
     assert!(!provider.health().await.unwrap());
     assert_eq!(provider.history(None, 9).await.unwrap().len(), 1);

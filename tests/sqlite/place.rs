@@ -52,6 +52,10 @@ async fn what_is_published_to_a_deleted_file_is_an_error_and_a_restored_one_is_t
     let error = provider.publish(&event("nowhere")).await.unwrap_err();
     assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Storage, false), "{}", chain(&error));
     assert!(chain(&error).contains("deleted"), "{}", chain(&error));
+    let read = provider.history(None, 9).await.unwrap_err();
+    for error in [&error, &read] {
+        assert!(chain(error).contains(&path.display().to_string()), "{}", chain(error));
+    }
     assert!(!provider.health().await.unwrap());
     for subscription in [&mut worker, &mut ephemeral] {
         assert_eq!(end_of(&mut **subscription).await, Some(SubscriptionEnd::StreamReplaced));

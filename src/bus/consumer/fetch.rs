@@ -10,6 +10,7 @@ use super::health::Part;
 use super::queue::{Source, Waiting};
 use super::{Command, KeyFn, Runtime, wait_for_stop};
 use crate::backoff::Backoff;
+use crate::bus::dead_letter::Fate;
 use crate::bus::in_force::InForce;
 use crate::bus::open::Opener;
 use crate::bus::subscription::{BusSubscription, Incoming};
@@ -98,9 +99,18 @@ impl Fetcher {
         // Closing flushes it; each later settlement waits for its own confirmation.
         self.in_force.confirm();
         if let Err(error) = self.subscription.close().await {
-            tracing::warn!(subject = self.subject, %error, "closing the subscription failed; events are redelivered when their leases end");
+            self.log_not_closed(&error);
         }
         Ok(())
+    }
+
+    fn log_not_closed(&self, error: &EventError) {
+        tracing::warn!(
+            subscriber = self.filter.subscriber_id,
+            consumer = self.name(),
+            %error,
+            "closing the subscription failed; events are redelivered when their leases end"
+        );
     }
 
     /// Waits for the next step. It loses no fetched events.
@@ -110,7 +120,7 @@ impl Fetcher {
             if paused {
                 return std::future::pending().await;
             }
-            let asked_for = runtime.queue.room(source.index).await.min(MAX_BATCH);
+            let asked_for = runtime.queue.room(source).await.min(MAX_BATCH);
             (asked_for, subscription.next_incoming(asked_for, WAIT).await)
         };
         tokio::select! {
@@ -167,20 +177,32 @@ impl Fetcher {
 
     /// Continues after an error, with a delay if that helps.
     async fn overcome(&mut self, error: EventError) -> Result<()> {
-        let subject = &self.subject;
+        let (subscriber, consumer) = (&self.filter.subscriber_id, self.name());
         match error {
             EventError::Lagged { missed, .. } => {
                 self.runtime.stats.missed(missed);
-                tracing::error!(subject, missed, "retention dropped events before they were handled");
+                tracing::error!(
+                    subscriber,
+                    consumer,
+                    missed,
+                    "retention dropped events before they were handled"
+                );
                 Ok(())
             }
             EventError::Undecodable { .. } => {
-                tracing::error!(subject, %error, "record skipped: no dead-letter handler is set");
+                tracing::error!(
+                    subscriber,
+                    consumer,
+                    %error,
+                    "record given up and lost: no dead-letter handler is set"
+                );
+                self.runtime.stats.given_up(Fate::Lost);
+                self.source.letters.count(Fate::Lost);
                 Ok(())
             }
             error if error.is_closed() => self.go_on_behind_end(&error.to_string()).await,
             error => {
-                tracing::warn!(subject, %error, "fetching failed; retrying");
+                tracing::warn!(subscriber, consumer, %error, "fetching failed; retrying");
                 self.failed(&error);
                 if self.trouble.is_multiple_of(TOLERATED) {
                     return self.go_on_behind_errors(&error.to_string()).await;
@@ -197,7 +219,7 @@ impl Fetcher {
             return Ok(());
         }
         if let Err(error) = self.subscription.close().await {
-            tracing::debug!(subject = self.subject, %error, "closing the subscription failed; events are redelivered when their leases end");
+            self.log_not_closed(&error);
         }
         self.open_as_it_is().await
     }

@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use super::fetch::LagRequest;
 use super::queue::Counts;
 use super::{Command, Runtime, raise};
+use crate::bus::dead_letter::Fate;
 use crate::error::{EventError, Result};
 use crate::poison::IgnorePoison;
 
@@ -30,7 +31,8 @@ pub enum ConsumerState {
     Draining,
     /// The consumer was shut down.
     Stopped,
-    /// The consumer ended by itself; [`stopped`](ConsumerHandle::stopped) returns the error.
+    /// The consumer ended by itself. [`stopped`](ConsumerHandle::stopped) returns the error, and
+    /// [`last_error`](ConsumerHandle::last_error) its text.
     Failed,
 }
 
@@ -42,7 +44,10 @@ pub struct ConsumerStats {
     pub handled: u64,
     /// Attempts that failed.
     pub failed: u64,
-    /// Events given up: written to the dead letters, or logged if there is no dead-letter handler.
+    /// Events given up, with or without a dead letter. Those beyond `dead_lettered` are only in the log: no dead-letter
+    /// handler is set, or the event is a dead letter itself.
+    pub given_up: u64,
+    /// Events given up whose dead letter is stored.
     pub dead_lettered: u64,
     /// Failed attempts to write a dead letter.
     pub dead_letter_failures: u64,
@@ -62,6 +67,7 @@ pub struct ConsumerStats {
 pub(super) struct Counters {
     handled: AtomicU64,
     failed: AtomicU64,
+    given_up: AtomicU64,
     dead_lettered: AtomicU64,
     dead_letter_failures: AtomicU64,
     missed: AtomicU64,
@@ -77,8 +83,11 @@ impl Counters {
         self.failed.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn dead_lettered(&self) {
-        self.dead_lettered.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn given_up(&self, fate: Fate) {
+        self.given_up.fetch_add(1, Ordering::Relaxed);
+        if fate == Fate::Kept {
+            self.dead_lettered.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     pub(super) fn dead_letter_failed(&self) {
@@ -122,7 +131,8 @@ impl ConsumerHandle {
         }
     }
 
-    /// Returns the last error of a part that has not worked since, or `None` while everything works.
+    /// Returns the last error of a part that has not worked since, or `None` while everything works. If the consumer has
+    /// [failed](ConsumerState::Failed), returns the error that ended it.
     pub fn last_error(&self) -> Option<String> {
         self.runtime.health.error()
     }
@@ -135,6 +145,7 @@ impl ConsumerHandle {
         ConsumerStats {
             handled: read(&counters.handled),
             failed: read(&counters.failed),
+            given_up: read(&counters.given_up),
             dead_lettered: read(&counters.dead_lettered),
             dead_letter_failures: read(&counters.dead_letter_failures),
             missed: read(&counters.missed),

@@ -1,8 +1,8 @@
 //! The current failures of a running consumer.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 use crate::poison::IgnorePoison;
 
@@ -19,6 +19,8 @@ pub(super) enum Part {
 #[derive(Default)]
 pub(super) struct Health {
     errors: Mutex<BTreeMap<Part, String>>,
+    /// Error that ended the consumer.
+    end: OnceLock<String>,
     /// True if there are errors. While there are none, no lock is taken.
     any: AtomicBool,
 }
@@ -38,8 +40,16 @@ impl Health {
         }
     }
 
-    /// Returns the first error.
+    /// Records the error that ends the consumer.
+    pub(super) fn ended(&self, error: &impl ToString) {
+        let _ = self.end.set(error.to_string());
+    }
+
+    /// Returns the error that ended the consumer, or else the first one of its parts.
     pub(super) fn error(&self) -> Option<String> {
+        if let Some(end) = self.end.get() {
+            return Some(end.clone());
+        }
         let errors = self.errors.lock().ignore_poison();
         errors.values().next().cloned()
     }

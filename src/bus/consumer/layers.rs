@@ -35,6 +35,8 @@ use tracing::Instrument;
 
 use super::Handler;
 use super::policy::{HandlerError, HandlerResult};
+use crate::bus::subscription::cannot_be_decrypted;
+use crate::crypto::sealed_error;
 use crate::error::{EventError, Result};
 use crate::poison::IgnorePoison;
 use crate::provider::support::unsupported;
@@ -85,7 +87,8 @@ pub fn traced(name: &'static str, handler: impl Handler) -> impl Handler {
 }
 
 /// Deserializes the payload to the handler's type. An event whose payload does not fit is dead-lettered at once. The
-/// reason says what was expected and shows no value, because payloads that are encrypted at rest are in clear here.
+/// reason says what was expected and shows no value, because payloads that are encrypted at rest are in clear here. A
+/// payload that is still encrypted, because the bus has no encryptor, is dead-lettered as undecryptable.
 pub fn typed<T, F, Fut>(handler: F) -> impl Handler
 where
     T: DeserializeOwned + Send + 'static,
@@ -99,7 +102,10 @@ where
         async move {
             match payload {
                 Ok(payload) => handler(payload, delivery).await,
-                Err(error) => Err(HandlerError::mismatch(without_values(&error))),
+                Err(error) => Err(match sealed_error(&delivery.event().payload) {
+                    Some(sealed) => HandlerError::undecryptable(cannot_be_decrypted(&sealed)),
+                    None => HandlerError::mismatch(without_values(&error)),
+                }),
             }
         }
     }

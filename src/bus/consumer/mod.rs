@@ -109,6 +109,8 @@ fn raise(commands: &watch::Sender<Command>, to: Command) {
 
 /// State that the tasks of a consumer share.
 struct Runtime {
+    /// Name that the program gave the consumer.
+    subscriber: String,
     queue: Queue,
     policy: RetryPolicy,
     /// Number of attempts after which an event is given up.
@@ -160,6 +162,7 @@ impl EventBus {
             key: None,
             policy: RetryPolicy::default(),
             drain_timeout: None,
+            without_dead_letters: false,
             #[cfg(feature = "routing")]
             letters_to: None,
             #[cfg(feature = "routing")]
@@ -181,6 +184,7 @@ pub struct ConsumerBuilder<'a> {
     key: Option<Arc<KeyFn>>,
     policy: RetryPolicy,
     drain_timeout: Option<Duration>,
+    without_dead_letters: bool,
     #[cfg(feature = "routing")]
     letters_to: Option<Arc<dyn DlqHandler>>,
     #[cfg(feature = "routing")]
@@ -256,6 +260,14 @@ impl ConsumerBuilder<'_> {
         self
     }
 
+    /// Drops the events that this consumer gives up, instead of dead-lettering them. They are only in the log. Declare
+    /// this for a consumer whose events may be lost: without it, a consumer on a bus without a dead-letter handler logs
+    /// a warning when it starts.
+    pub fn without_dead_letters(mut self) -> Self {
+        self.without_dead_letters = true;
+        self
+    }
+
     /// Sets a dead-letter handler that replaces the one of the bus.
     #[cfg(feature = "routing")]
     pub(crate) fn letters_to(mut self, handler: Arc<dyn DlqHandler>) -> Self {
@@ -271,29 +283,33 @@ impl ConsumerBuilder<'_> {
     }
 
     /// Returns the opener of the subscriptions.
-    #[cfg(not(feature = "routing"))]
-    fn opener(&self) -> Opener {
-        self.bus.opener()
-    }
-
-    /// Returns the opener of the subscriptions.
-    #[cfg(feature = "routing")]
     fn opener(&self) -> Opener {
         let mut opener = self.bus.opener();
-        opener.encryptor = opener.encryptor.filter(|_| !self.as_stored);
-        opener.dlq_handler = self.letters_to.clone().or(opener.dlq_handler);
+        #[cfg(feature = "routing")]
+        {
+            opener.as_stored = self.as_stored;
+            opener.dlq_handler = self.letters_to.clone().or(opener.dlq_handler);
+        }
+        if self.without_dead_letters {
+            opener.dlq_handler = None;
+        }
         opener
     }
 
     /// Opens the subscription and calls `handler` for each event, until the returned handle is shut down or dropped.
     ///
+    /// At the start, the log warns of events that the consumer would lose, because the bus has no dead-letter handler,
+    /// and of other stored consumers of this name, whose lag grows because their subjects are no longer handled.
+    ///
     /// # Errors
     ///
+    /// - [`EventError::InvalidName`] for an empty name
     /// - [`EventError::NotFound`] without a subject, if no subscription of this name is registered
-    /// - [`EventError::Config`] for a number out of range
+    /// - [`EventError::Config`] for a number out of range, and for validation on consume without a schema registry
     /// - otherwise same as [`EventBus::create_subscriber`]
     pub async fn handle(self, handler: impl Handler) -> Result<ConsumerHandle> {
         self.policy.check()?;
+        self.bus.check_validation()?;
         let filter = self.filter()?;
         self.bus.check_subscription(&filter)?;
         let opener = self.opener();
@@ -331,6 +347,13 @@ impl ConsumerBuilder<'_> {
             });
         }
 
+        if opener.dlq_handler.is_none() && !self.without_dead_letters {
+            tracing::warn!(
+                subscriber = filter.subscriber_id,
+                "no dead-letter handler is set: events that this consumer gives up are lost; set one with \
+                 EventBus::set_dlq_handler, or declare the loss with ConsumerBuilder::without_dead_letters"
+            );
+        }
         let mut fetching = JoinSet::new();
         for fetcher in fetchers {
             fetching.spawn(fetcher.run());
@@ -349,7 +372,7 @@ impl ConsumerBuilder<'_> {
             failure: Arc::clone(&failure),
             drain_timeout: self.drain_timeout.unwrap_or(default_timeout),
         };
-        let supervisor = tokio::spawn(supervisor.run());
+        let supervisor = tokio::spawn(supervisor.run(opener, filter));
         Ok(ConsumerHandle { runtime, command, state, failure, lag_requests, supervisor })
     }
 
@@ -392,6 +415,10 @@ impl ConsumerBuilder<'_> {
     }
 
     fn filter(&self) -> Result<SubscriptionFilter> {
+        if self.name.is_empty() {
+            let rule = "the name of a consumer must not be empty".to_owned();
+            return Err(EventError::InvalidName { field: "name", value: String::new(), rule });
+        }
         if self.subjects.is_empty() {
             let registered = self.bus.registry.get(&self.name);
             return registered.ok_or_else(|| {
@@ -425,6 +452,7 @@ impl ConsumerBuilder<'_> {
         let settings_changed = Arc::new(Notify::new());
         let as_asked_for = || Arc::new(InForce::new(filter.options.as_ref(), Arc::clone(&settings_changed)));
         Ok(Runtime {
+            subscriber: filter.subscriber_id.clone(),
             queue: Queue::new(filter.subjects.len(), capacity, grows, lane_bounds),
             in_force: filter.subjects.iter().map(|_| as_asked_for()).collect(),
             settings_changed,

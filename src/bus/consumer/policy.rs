@@ -152,6 +152,7 @@ pub(super) enum ErrorClass {
     Retry,
     Fatal,
     Mismatch,
+    Undecryptable,
 }
 
 impl HandlerError {
@@ -174,6 +175,11 @@ impl HandlerError {
     /// Creates the failure for a payload that does not fit the handler's type.
     pub(super) fn mismatch(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self { class: ErrorClass::Mismatch, ..Self::retry(error) }
+    }
+
+    /// Creates the failure for a payload that is still encrypted.
+    pub(super) fn undecryptable(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self { class: ErrorClass::Undecryptable, ..Self::retry(error) }
     }
 
     pub(super) fn delay(&self) -> Option<Duration> {

@@ -9,6 +9,7 @@ use super::queue::Source;
 use crate::bus::subscription::BusSubscription;
 use crate::error::{ErrorKind, EventError, Result};
 use crate::provider::{ConsumerPosition, Subscription, SubscriptionEnd};
+use crate::text::shorten;
 use crate::types::{DeliverPolicy, SubscribeOptions};
 
 /// Start position of the new consumer.
@@ -28,7 +29,8 @@ impl Fetcher {
     /// Continues after the end of the subscription. Returns an error if the consumer must not be recreated.
     pub(super) async fn go_on_behind_end(&mut self, why: &str) -> Result<()> {
         let end = self.subscription.end();
-        tracing::warn!(subject = self.subject, why, ?end, "subscription ended");
+        let (subscriber, consumer) = (&self.filter.subscriber_id, self.name());
+        tracing::warn!(subscriber, consumer, why, ?end, "subscription ended");
         if self.filter.durable {
             self.go_on_with_durable(end).await
         } else {
@@ -83,13 +85,15 @@ impl Fetcher {
                 }
                 (Ok(None), _) => {
                     return Err(EventError::Consumer(format!(
-                        "subscription of consumer '{}' ended, and the provider reports neither the cause nor whether the consumer exists",
+                        "subscription of consumer '{}' (stored as '{}') ended, and the provider reports neither the cause nor whether the consumer exists",
+                        shorten(&self.filter.subscriber_id),
                         self.name()
                     )));
                 }
                 (Err(error), _) if is_permanent(&error) => return Err(error),
                 (Err(error), _) => {
-                    tracing::warn!(subject = self.subject, %error, "looking up the consumer failed; retrying");
+                    let (subscriber, consumer) = (&self.filter.subscriber_id, self.name());
+                    tracing::warn!(subscriber, consumer, %error, "looking up the consumer failed; retrying");
                     self.failed(&error);
                     self.pause().await;
                     continue;
@@ -128,7 +132,8 @@ impl Fetcher {
                 }
                 Err(error) if is_permanent(&error) => return Err(error),
                 Err(error) => {
-                    tracing::warn!(subject = self.subject, %error, "opening the subscription failed; retrying");
+                    let (subscriber, consumer) = (&self.filter.subscriber_id, self.name());
+                    tracing::warn!(subscriber, consumer, %error, "opening the subscription failed; retrying");
                     self.runtime.health.failed(Part::Fetching(self.source.index), &error);
                 }
             }
@@ -143,6 +148,7 @@ impl Fetcher {
             Begin::AsItIs => {}
             Begin::At(sequence) => {
                 tracing::warn!(
+                    subscriber = self.filter.subscriber_id,
                     consumer = self.name(),
                     sequence,
                     "consumer lost; it is recreated at this sequence, and events may be handled again"
@@ -151,6 +157,7 @@ impl Fetcher {
             }
             Begin::AtFirst => {
                 tracing::warn!(
+                    subscriber = self.filter.subscriber_id,
                     consumer = self.name(),
                     "stream replaced by another one; continuing from its start"
                 );
@@ -261,12 +268,14 @@ impl Fetcher {
         self.runtime.queue.lowest_open(self.source.index, self.source.epoch)
     }
 
-    fn name(&self) -> &str {
+    /// Returns the name of the stored consumer.
+    pub(super) fn name(&self) -> &str {
         &self.source.letters.consumer
     }
 
     fn gone(&self, what: &str) -> EventError {
-        EventError::NotFound(format!("consumer '{}' {what}", self.name()))
+        let subscriber = shorten(&self.filter.subscriber_id);
+        EventError::NotFound(format!("consumer '{subscriber}' (stored as '{}') {what}", self.name()))
     }
 }
 

@@ -9,10 +9,12 @@ use tokio::task::{JoinError, JoinSet};
 use super::handle::{ConsumerState, GRACE};
 use super::worker::give_back;
 use super::{Command, Runtime, raise, wait_for_stop};
+use crate::bus::open::Opener;
 use crate::deadline::After;
 use crate::error::{EventError, Result};
 use crate::poison::IgnorePoison;
 use crate::provider::AckKind;
+use crate::types::SubscriptionFilter;
 
 /// Lease age that applies if there are no subscriptions.
 const LONGEST_LOOK: Duration = Duration::from_secs(30);
@@ -29,22 +31,35 @@ pub(super) struct Supervisor {
 }
 
 impl Supervisor {
-    pub(super) async fn run(mut self) {
+    pub(super) async fn run(mut self, opener: Opener, filter: SubscriptionFilter) {
         let runtime = Arc::clone(&self.runtime);
         let ended = tokio::select! {
             ended = self.supervise() => ended,
             () = keep_leases(&runtime) => Ok(()),
             () = runtime.queue.keep_time() => Ok(()),
+            // Beside the work, because listing the consumers can take long.
+            () = warn_of_others(&opener, &filter) => Ok(()),
         };
-        let state = if matches!(&ended, Err(Ending::Failed(_))) {
-            ConsumerState::Failed
-        } else {
-            ConsumerState::Stopped
-        };
-        if let Err(Ending::Failed(error) | Ending::Interrupted(error)) = ended {
-            tracing::error!(%error, "consumer ended with an error");
-            *self.failure.lock().ignore_poison() = Some(error);
+        if let Err(Ending::Failed(error) | Ending::Interrupted(error)) = &ended {
+            tracing::error!(subscriber = self.runtime.subscriber, %error, "consumer ended with an error");
         }
+        self.end(ended);
+    }
+
+    /// Sets the last state with its error, which everything that reports the end reads. Only the first call counts.
+    fn end(&mut self, ended: std::result::Result<(), Ending>) {
+        if matches!(*self.state.borrow(), ConsumerState::Stopped | ConsumerState::Failed) {
+            return;
+        }
+        let (state, error) = match ended {
+            Ok(()) => (ConsumerState::Stopped, None),
+            Err(Ending::Interrupted(error)) => (ConsumerState::Stopped, Some(error)),
+            Err(Ending::Failed(error)) => {
+                self.runtime.health.ended(&error);
+                (ConsumerState::Failed, Some(error))
+            }
+        };
+        *self.failure.lock().ignore_poison() = error;
         self.state.send_replace(state);
     }
 
@@ -104,9 +119,19 @@ impl Supervisor {
             }
         };
         if tokio::time::timeout(self.runtime.operation_timeout, giving_back).await.is_err() {
-            tracing::warn!("releasing events timed out; they are redelivered when their leases end");
+            tracing::warn!(
+                subscriber = self.runtime.subscriber,
+                "releasing events timed out; they are redelivered when their leases end"
+            );
         }
         self.runtime.stats.interruptions() + stuck
+    }
+}
+
+impl Drop for Supervisor {
+    /// Reports the end of a supervisor that was dropped or panicked, for instance because its runtime was shut down.
+    fn drop(&mut self) {
+        self.end(Err(Ending::Failed(EventError::Consumer("the consumer's task has ended".to_owned()))));
     }
 }
 
@@ -125,6 +150,12 @@ async fn join_all<T: 'static>(tasks: &mut JoinSet<T>) {
 
 fn died(error: &JoinError) -> EventError {
     EventError::Consumer(format!("a task of the consumer failed: {error}"))
+}
+
+/// Warns once of other consumers of this name, and never ends.
+async fn warn_of_others(opener: &Opener, filter: &SubscriptionFilter) {
+    opener.warn_of_others(filter).await;
+    std::future::pending::<()>().await;
 }
 
 /// Extends the leases of waiting events, forever.

@@ -13,6 +13,7 @@ use super::policy::{ErrorClass, HandlerResult};
 use super::queue::{Ended, Job, LeftOver};
 use super::{Command, Handler, Runtime, wait_for_stop};
 use crate::backoff::Backoff;
+use crate::bus::dead_letter::DeadLetters;
 use crate::bus::verdict::Verdict;
 use crate::deadline::After;
 use crate::dlq::{DeadLetter, FailureClass};
@@ -93,6 +94,7 @@ impl<H: Handler> Worker<H> {
         let class = match failed.class {
             ErrorClass::Fatal => Some(FailureClass::Fatal),
             ErrorClass::Mismatch => Some(FailureClass::Mismatch),
+            ErrorClass::Undecryptable => Some(FailureClass::Undecryptable),
             ErrorClass::Retry => None,
         };
         match job.guarded.on_failure(class, Some(&failed.reason)) {
@@ -126,15 +128,16 @@ impl<H: Handler> Worker<H> {
         let event = job.content.as_ref().map_or("", |event| event.id.as_str());
         let of =
             self.runtime.attempts.map_or_else(|| "unlimited".to_owned(), |attempts| attempts.to_string());
-        let consumer = &job.guarded.letters.consumer;
+        let DeadLetters { subscriber, consumer, .. } = &*job.guarded.letters;
         let sequence = job.sequence();
         match given_up_as {
             Some(class) => tracing::warn!(
-                consumer, event, sequence, attempt, of, %class, reason,
+                subscriber, consumer, event, sequence, attempt, of, %class, reason,
                 "handler failed; the event is given up"
             ),
             None if job.guarded.is_settled() => {
                 tracing::warn!(
+                    subscriber,
                     consumer,
                     event,
                     sequence,
@@ -145,7 +148,7 @@ impl<H: Handler> Worker<H> {
                 );
             }
             None => tracing::warn!(
-                consumer, event, sequence, attempt, of, next_in = ?delay, reason,
+                subscriber, consumer, event, sequence, attempt, of, next_in = ?delay, reason,
                 "handler failed; the event will be retried"
             ),
         }
@@ -222,20 +225,23 @@ impl<H: Handler> Worker<H> {
     /// waits and keeps the event.
     async fn dead_letter(&mut self, mut job: Job, mut letter: Box<DeadLetter>) -> Ended {
         self.runtime.failures.complete(&job, &mut letter);
-        for attempt in 1.. {
+        let mut attempt = 0;
+        let fate = loop {
+            attempt += 1;
             match job.guarded.letters.write(&job.guarded.stored, &letter).await {
-                Ok(_receipt) => break,
+                Ok(fate) => break fate,
                 Err(error) => {
                     self.runtime.stats.dead_letter_failed();
                     self.runtime.health.failed(Part::DeadLetters, &error);
                     let sequence = job.sequence();
-                    tracing::error!(sequence, %error, "dead-lettering the event failed; retrying");
+                    let DeadLetters { subscriber, consumer, .. } = &*job.guarded.letters;
+                    tracing::error!(subscriber, consumer, sequence, %error, "dead-lettering the event failed; retrying");
                 }
             }
             if !self.keep_alive(&mut job, WRITE_AGAIN.delay(attempt), Command::Drain).await {
                 return Ended::Failed(job);
             }
-        }
+        };
         self.runtime.health.works(Part::DeadLetters);
         if !job.is_settled {
             self.settle(&job, "term", || {
@@ -243,7 +249,7 @@ impl<H: Handler> Worker<H> {
             })
             .await;
         }
-        self.runtime.stats.dead_lettered();
+        self.runtime.stats.given_up(fate);
         Ended::Done(job)
     }
 
@@ -277,7 +283,8 @@ fn outcome(runtime: &Runtime, done: std::result::Result<HandlerResult, String>) 
 async fn extend(job: &mut Job) {
     job.leased_at = Instant::now();
     if let Err(error) = job.guarded.stored.extend().await {
-        tracing::debug!(sequence = job.sequence(), %error, "extending the lease failed");
+        let DeadLetters { subscriber, consumer, .. } = &*job.guarded.letters;
+        tracing::debug!(subscriber, consumer, sequence = job.sequence(), %error, "extending the lease failed");
     }
 }
 
@@ -315,8 +322,8 @@ where
 }
 
 fn log_unsettled(job: &Job, verb: &str, error: &EventError) {
-    let consumer = &job.guarded.letters.consumer;
-    tracing::warn!(consumer, sequence = job.sequence(), verb, %error, "settling the event failed; it may be redelivered");
+    let DeadLetters { subscriber, consumer, .. } = &*job.guarded.letters;
+    tracing::warn!(subscriber, consumer, sequence = job.sequence(), verb, %error, "settling the event failed; it may be redelivered");
 }
 
 async fn at(deadline: Option<Instant>) {

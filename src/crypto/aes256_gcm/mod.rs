@@ -8,10 +8,10 @@ use base64::Engine;
 use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
-use super::EventEncryptor;
 use super::base64::STANDARD;
 use super::envelope::{ALGORITHM, Envelope, VERSION, associated_data};
 use super::ring::{Key, KeyRing, KeyState};
+use super::{EventEncryptor, is_envelope};
 use crate::error::{EncryptionFailure, EventError, Result};
 use crate::text::shorten;
 use crate::types::Event;
@@ -266,7 +266,7 @@ impl EventEncryptor for Aes256GcmEncryptor {
     /// Returns true if a payload has the form of an envelope: `encrypted` is true, `keyId`, `nonce` and `ciphertext`
     /// are texts, and there is either no other field or a version.
     fn is_encrypted(&self, payload: &Value) -> bool {
-        Envelope::is_one(payload)
+        is_envelope(payload)
     }
 }
 

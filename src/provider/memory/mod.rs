@@ -29,7 +29,7 @@ use super::{
 use crate::deadline::After;
 use crate::error::{EventError, Result};
 use crate::poison::IgnorePoison;
-use crate::provider::support::{closed, unix_millis, unsupported};
+use crate::provider::support::{closed, unix_millis};
 
 /// A provider that keeps events in the memory of this process.
 #[derive(Debug)]
@@ -250,13 +250,11 @@ impl Driver for MemoryProvider {
         }
     }
 
-    async fn purge_events(&self, filter: Option<&str>) -> Result<u64> {
-        let settings = &self.shared.settings;
-        if filter
-            .is_some_and(|filter| filter != ">" && filter != format!("{}.>", settings.config.subject_prefix))
-        {
-            return Err(unsupported("purge with a filter", NAME));
-        }
+    fn purges_by_filter(&self) -> bool {
+        false
+    }
+
+    async fn purge_events(&self, _everything: Option<&str>) -> Result<u64> {
         let mut dropped = Dropped::default();
         let mut stream = self.shared.write();
         Shared::check_open(&stream)?;

@@ -104,7 +104,7 @@ impl Sending<'_> {
         let request = Request::new().headers(headers).payload(body);
         let answer = match self.shared.link.request_once(&subject, request, deadline).await {
             Ok(answer) => stored(&answer),
-            Err(none) => Err(none.into_error("publish", deadline)),
+            Err(none) => Err(none.into_error(self.shared.link.server(), "publish", deadline)),
         };
         match answer {
             Ok(Ok(acknowledged)) => Outcome::Stored(acknowledged),

@@ -297,7 +297,7 @@ impl Shared {
         let deadline = self.settings.config.request_timeout();
         let subject = Subject::from(format!("$JS.API.{subject}"));
         let answer = self.link.ask(&subject, &body, deadline).await;
-        let answer = answer.map_err(|none| none.into_error(operation, deadline))?;
+        let answer = answer.map_err(|none| none.into_error(self.link.server(), operation, deadline))?;
         match serde_json::from_slice(&answer.payload) {
             Ok(Response::Ok(answer)) => Ok(Ok(answer)),
             Ok(Response::Err { error }) => Ok(Err(error)),

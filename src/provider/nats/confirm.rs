@@ -251,7 +251,7 @@ impl Shared {
                     life.unconfirmed.clear();
                     return Ok(false);
                 }
-                Err(none.into_error("ack", deadline))
+                Err(none.into_error(self.link.server(), "ack", deadline))
             }
         }
     }

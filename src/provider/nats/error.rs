@@ -4,24 +4,37 @@ use std::time::Duration;
 
 use async_nats::RequestErrorKind;
 use async_nats::jetstream::{self, ErrorCode};
+use async_nats::rustls;
 
 use crate::error::{BackendError, ErrorKind, EventError};
 
 pub(super) const PROVIDER: &str = "nats";
 
+/// A failure at a server, in front of its cause.
+#[derive(Debug, thiserror::Error)]
+#[error("nats-server at {server}{advice}")]
+struct AtServer<E: std::error::Error + 'static> {
+    server: String,
+    /// Empty, or what helps.
+    advice: &'static str,
+    source: E,
+}
+
 /// Returns the error of a request without an answer in time. The server may have carried it out.
-pub(super) fn timeout(operation: &str, deadline: Duration) -> EventError {
-    EventError::Timeout(format!("{operation}: nats-server did not answer within {} s", deadline.as_secs()))
+pub(super) fn timeout(server: &str, operation: &str, deadline: Duration) -> EventError {
+    let within = deadline.as_secs();
+    EventError::Timeout(format!("{operation}: nats-server at {server} did not answer within {within} s"))
 }
 
 /// Converts the failure of a request that JetStream did not answer.
 pub(super) fn unanswered(
+    server: &str,
     operation: &'static str,
     error: async_nats::RequestError,
     deadline: Duration,
 ) -> EventError {
     match error.kind() {
-        RequestErrorKind::TimedOut => timeout(operation, deadline),
+        RequestErrorKind::TimedOut => timeout(server, operation, deadline),
         // The server reports at once that there is no responder, so nothing was stored.
         RequestErrorKind::NoResponders => {
             let reason = match operation {
@@ -34,10 +47,13 @@ pub(super) fn unanswered(
             BackendError::new(PROVIDER, operation, ErrorKind::InvalidInput, error).into()
         }
         // The connection ended, before or after the request was sent.
-        RequestErrorKind::Other => BackendError::new(PROVIDER, operation, ErrorKind::Connection, error)
-            .retryable()
-            .may_be_stored()
-            .into(),
+        RequestErrorKind::Other => {
+            let source = AtServer { server: server.to_owned(), advice: "", source: error };
+            BackendError::new(PROVIDER, operation, ErrorKind::Connection, source)
+                .retryable()
+                .may_be_stored()
+                .into()
+        }
     }
 }
 
@@ -67,9 +83,18 @@ pub(super) fn refused(operation: &'static str, error: jetstream::Error) -> Event
     if passes { failure.retryable().into() } else { failure.into() }
 }
 
+/// Returns the error of a call while the client is trying to reconnect.
+pub(super) fn no_connection(server: &str) -> EventError {
+    EventError::Connection(format!(
+        "there is no connection to nats-server at {server}; a retry helps once the client has reconnected"
+    ))
+}
+
 /// Returns the error of a client whose connection task has ended. The next call creates another client.
-pub(super) fn connection_ended() -> EventError {
-    EventError::Connection("the connection to nats-server has ended".to_owned())
+pub(super) fn connection_ended(server: &str) -> EventError {
+    EventError::Connection(format!(
+        "the connection to nats-server at {server} has ended; a retry opens another one"
+    ))
 }
 
 /// Returns the error of a publish to a subject that the server does not permit.
@@ -78,15 +103,44 @@ pub(super) fn denied(operation: &'static str) -> EventError {
     BackendError::new(PROVIDER, operation, ErrorKind::Unauthorized, reason).into()
 }
 
-/// Converts the failure of a first connection.
-pub(super) fn not_connected(error: async_nats::ConnectError) -> EventError {
+/// Returns the error of a first connection that took too long.
+pub(super) fn not_connected_in_time(server: &str, deadline: Duration) -> EventError {
+    let within = deadline.as_secs();
+    EventError::Connection(format!(
+        "nats-server at {server} did not answer within {within} s; a retry helps if it is starting or overloaded"
+    ))
+}
+
+const TLS_ADVICE: &str = "a retry helps only after the certificates or the TLS settings were corrected";
+
+/// Returns true if the handshake failed. The client reports that as an error of its socket.
+fn is_tls(error: &async_nats::ConnectError) -> bool {
+    let is_tls = |cause: &(dyn std::error::Error + 'static)| {
+        let inner = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        cause.is::<rustls::Error>() || inner.is_some_and(|inner| inner.is::<rustls::Error>())
+    };
+    std::iter::successors(std::error::Error::source(error), |cause| cause.source()).any(is_tls)
+}
+
+/// Converts the failure of a first connection. `server` is the URL, or the URLs, without credentials.
+pub(super) fn not_connected(server: &str, error: async_nats::ConnectError) -> EventError {
     use async_nats::ConnectErrorKind as Kind;
     match error.kind() {
         Kind::Authentication | Kind::AuthorizationViolation => {
-            BackendError::new(PROVIDER, "connect", ErrorKind::Unauthorized, error).into()
+            let advice = " refuses the credentials; a retry helps only after they were corrected";
+            let source = AtServer { server: server.to_owned(), advice, source: error };
+            BackendError::new(PROVIDER, "connect", ErrorKind::Unauthorized, source).into()
         }
         Kind::ServerParse => EventError::Config("url: is not the URL of a NATS server".to_owned()),
-        _ => EventError::Connection(format!("nats-server cannot be reached: {error}")),
+        kind => {
+            let advice = match kind {
+                Kind::Dns => "a retry helps once the name resolves; check the URL",
+                Kind::Tls => TLS_ADVICE,
+                _ if is_tls(&error) => TLS_ADVICE,
+                _ => "a retry helps once the server runs at this address",
+            };
+            EventError::Connection(format!("nats-server at {server} cannot be reached: {error}; {advice}"))
+        }
     }
 }
 
@@ -116,6 +170,6 @@ mod tests {
 
     #[test]
     fn a_timeout_may_be_stored() {
-        assert!(timeout("publish", Duration::from_secs(1)).may_be_stored());
+        assert!(timeout("nats://a", "publish", Duration::from_secs(1)).may_be_stored());
     }
 }

@@ -18,7 +18,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use super::config::NatsProviderBuilder;
-use super::error::{denied, not_connected, timeout, unanswered};
+use super::error::{denied, not_connected, not_connected_in_time, timeout, unanswered};
+use super::settings::without_credentials;
 use crate::deadline::After;
 use crate::error::{EventError, Result};
 use crate::poison::IgnorePoison;
@@ -49,6 +50,8 @@ const MAX_DENIALS: usize = 64;
 
 /// The clients of a provider: the newest works, those before it have ended.
 pub(super) struct Link {
+    /// The URLs of the servers, without credentials.
+    server: String,
     settings: NatsProviderBuilder,
     first: Connection,
     events: Arc<Events>,
@@ -99,11 +102,11 @@ pub(super) enum NoAnswer {
 }
 
 impl NoAnswer {
-    pub(super) fn into_error(self, operation: &'static str, deadline: Duration) -> EventError {
+    pub(super) fn into_error(self, server: &str, operation: &'static str, deadline: Duration) -> EventError {
         match self {
-            Self::Late => timeout(operation, deadline),
+            Self::Late => timeout(server, operation, deadline),
             Self::Denied => denied(operation),
-            Self::Failed(error) => unanswered(operation, error, deadline),
+            Self::Failed(error) => unanswered(server, operation, error, deadline),
             Self::NoClient(error) => error,
         }
     }
@@ -117,7 +120,19 @@ impl Link {
             denials: Denials::new(),
         });
         let first = Connection::new(settings, &events).await?;
-        Ok(Self { settings: settings.clone(), first, events, rebuilding: tokio::sync::Mutex::new((None, 0)) })
+        let server = without_credentials(&settings.config.url);
+        Ok(Self {
+            server,
+            settings: settings.clone(),
+            first,
+            events,
+            rebuilding: tokio::sync::Mutex::new((None, 0)),
+        })
+    }
+
+    /// Returns the URLs of the servers without credentials, for errors.
+    pub(super) fn server(&self) -> &str {
+        &self.server
     }
 
     /// Returns the newest client, which may have ended.
@@ -333,16 +348,15 @@ impl Connection {
         let config = &settings.config;
         let deadline = config.connect_timeout();
         let servers = servers(&config.url)?;
+        let server = without_credentials(&config.url);
         let connecting = async {
-            let client = options.connect(servers).await.map_err(not_connected)?;
+            let client = options.connect(servers).await.map_err(|error| not_connected(&server, error))?;
             // A separate task counts it. From here on, another number means another connection.
             let _ = counted.changed().await;
             Ok(client)
         };
-        let client = tokio::time::timeout(deadline, connecting).await.unwrap_or_else(|_| {
-            let within = format!("nats-server did not answer within {} s", deadline.as_secs());
-            Err(EventError::Connection(within))
-        })?;
+        let connected = tokio::time::timeout(deadline, connecting).await;
+        let client = connected.unwrap_or_else(|_| Err(not_connected_in_time(&server, deadline)))?;
         let jetstream =
             jetstream::ContextBuilder::new().timeout(config.request_timeout()).build(client.clone());
         Ok(Self { client, jetstream, task, counted: connections, next: OnceLock::new() })

@@ -89,7 +89,7 @@ impl Shared {
                 let what = if with_headers > size { "event with its headers" } else { "event" };
                 return Err(EventError::TooLarge { what, actual: with_headers, limit });
             }
-            answer => answer.map_err(|none| none.into_error("publish", deadline))?,
+            answer => answer.map_err(|none| none.into_error(self.link.server(), "publish", deadline))?,
         };
         match stored(&answer)? {
             Ok(acknowledged) => {

@@ -14,7 +14,7 @@ use futures_util::StreamExt;
 use tokio::time::Instant;
 
 use super::client::Shared;
-use super::error::{PROVIDER, connection_ended};
+use super::error::{PROVIDER, connection_ended, no_connection};
 use super::inbox::{Fetched, Inbox, give_back, now};
 use super::life::Life;
 use super::pace::{AHEAD, Pace};
@@ -23,7 +23,7 @@ use super::position::Position;
 use super::shelf::{Shelf, Shelved};
 use super::strays::Stray;
 use crate::deadline::After;
-use crate::error::{BackendError, ErrorKind, EventError, Result};
+use crate::error::{BackendError, ErrorKind, Result};
 use crate::provider::SubscriptionEnd;
 use crate::provider::support::Backoff;
 
@@ -356,7 +356,7 @@ impl Puller {
             is_connected = self.shared.link.counted(deadline) => is_connected,
         };
         if !is_connected {
-            return Err(no_connection());
+            return Err(no_connection(self.shared.link.server()));
         }
         let connection = self.shared.link.connection();
         let inbox = match &mut self.inbox {
@@ -365,16 +365,19 @@ impl Puller {
                 let subject = Subject::from(client.new_inbox());
                 let subscribing = client.subscribe(subject.clone());
                 // The client's queue is full while there is no connection.
-                let messages =
-                    tokio::time::timeout(deadline, subscribing).await.map_err(|_| no_connection())?;
-                let messages = messages.map_err(|_| connection_ended())?;
+                let messages = tokio::time::timeout(deadline, subscribing)
+                    .await
+                    .map_err(|_| no_connection(self.shared.link.server()))?;
+                let messages = messages.map_err(|_| connection_ended(self.shared.link.server()))?;
                 stale.insert(Inbox { subject, messages, taken: 0, connection })
             }
         };
         let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.shared.stream_name(), self.life.name);
         let sending = client.publish_with_reply(subject, inbox.subject.clone(), body.into());
-        let sent = tokio::time::timeout(deadline, sending).await.map_err(|_| no_connection())?;
-        sent.map_err(|_| connection_ended())
+        let sent = tokio::time::timeout(deadline, sending)
+            .await
+            .map_err(|_| no_connection(self.shared.link.server()))?;
+        sent.map_err(|_| connection_ended(self.shared.link.server()))
     }
 
     /// Waits for the answer to the open request, or for anything that must be checked first.
@@ -667,7 +670,7 @@ impl Puller {
         }
         self.trouble = None;
         if !self.shared.link.is_connected() {
-            return Err(no_connection());
+            return Err(no_connection(self.shared.link.server()));
         }
         let reason = format!("consumer '{}' receives nothing: {reason}", self.life.name);
         Err(BackendError::new(PROVIDER, "receive", ErrorKind::Backend, reason).retryable().into())
@@ -676,10 +679,6 @@ impl Puller {
     fn deadline(&self) -> Duration {
         self.shared.settings.config.request_timeout()
     }
-}
-
-fn no_connection() -> EventError {
-    EventError::Connection("there is no connection to nats-server".to_owned())
 }
 
 /// A call that waits. When it is dropped, its request is cancelled, unless it lingers for the next call. Otherwise the

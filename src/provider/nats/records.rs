@@ -106,7 +106,9 @@ impl Shared {
                 Attempt::Unavailable | Attempt::Interrupted => self.read_one_by_one(filter, start, max).await,
             }
         };
-        tokio::time::timeout(deadline, reading).await.unwrap_or_else(|_| Err(timeout("history", deadline)))
+        tokio::time::timeout(deadline, reading)
+            .await
+            .unwrap_or_else(|_| Err(timeout(self.link.server(), "history", deadline)))
     }
 
     async fn read_directly(&self, filter: &str, start: u64, max: usize) -> Result<Attempt> {
@@ -265,9 +267,10 @@ impl Shared {
         let client = self.link.working().await?;
         let connection = self.link.connection();
         let inbox = Subject::from(client.new_inbox());
-        let messages = client.subscribe(inbox.clone()).await.map_err(|_| connection_ended())?;
+        let ended = || connection_ended(self.link.server());
+        let messages = client.subscribe(inbox.clone()).await.map_err(|_| ended())?;
         let body = request.to_string().into();
-        client.publish_with_reply(subject, inbox, body).await.map_err(|_| connection_ended())?;
+        client.publish_with_reply(subject, inbox, body).await.map_err(|_| ended())?;
         Ok(Answers { messages, connection })
     }
 

@@ -160,7 +160,7 @@ fn is_stream_name(name: &str) -> bool {
 }
 
 /// Returns the URLs without the credentials before the `@` of each server.
-fn without_credentials(urls: &str) -> String {
+pub(super) fn without_credentials(urls: &str) -> String {
     let shown = urls.split(',').map(|url| match url.rsplit_once('@') {
         Some((before, host)) => {
             format!(

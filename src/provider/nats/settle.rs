@@ -66,7 +66,9 @@ impl ConsumerHandle {
                     self.nobody_settles(verb).await
                 }
                 Err(NoAnswer::Late) => Err(late()),
-                Err(none) => Err(unconfirmed(verb, none.into_error("settle", deadline))),
+                Err(none) => {
+                    Err(unconfirmed(verb, none.into_error(self.shared.link.server(), "settle", deadline)))
+                }
             }
         };
         let mut asking = pin!(tokio::time::timeout(deadline, asking));

@@ -6,7 +6,7 @@ use rusqlite::{OptionalExtension, params};
 
 use super::cells::{ConsumerKey, Settings};
 use super::consumer_row::{COLUMNS, check_row, identity, options_to_json, row_checksum, save, snapshot_of};
-use super::error::{Sql, failed, is_damage};
+use super::error::{Sql, file_failed, is_damage};
 use super::positions::Positions;
 use super::queue::GiveBack;
 use super::store::{Store, signed, unsigned};
@@ -381,7 +381,7 @@ impl Store {
     ) -> Sql<Result<Option<&mut Known>>> {
         match self.consumer(id) {
             Ok(_) => Ok(Ok(self.consumers.known.get_mut(&id))),
-            Err(damage) if is_damage(&damage) => Ok(Err(failed(operation, damage))),
+            Err(damage) if is_damage(&damage) => Ok(Err(file_failed(operation, self.path(), damage))),
             Err(failure) => Err(failure),
         }
     }

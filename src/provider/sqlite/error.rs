@@ -1,6 +1,6 @@
 //! Conversion of SQLite failures into errors of the contract.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rusqlite::{ErrorCode, ffi};
@@ -14,6 +14,8 @@ pub(super) type Sql<T> = rusqlite::Result<T>;
 #[derive(Debug, Clone)]
 pub(super) struct Failure {
     cause: Cause,
+    /// The file, once it is known.
+    file: Option<Arc<Path>>,
     /// True if the transaction may still have been committed.
     outcome_unknown: bool,
 }
@@ -46,17 +48,17 @@ impl Outage {
 impl Failure {
     /// Returns a failure before the commit: nothing is stored.
     pub(super) fn rolled_back(cause: rusqlite::Error) -> Self {
-        Self { cause: Cause::Sqlite(Arc::new(cause)), outcome_unknown: false }
+        Self { cause: Cause::Sqlite(Arc::new(cause)), file: None, outcome_unknown: false }
     }
 
     /// Returns the failure of a transaction that was not begun because of an outage.
     pub(super) fn refused(outage: Outage) -> Self {
-        Self { cause: Cause::Outage(outage), outcome_unknown: false }
+        Self { cause: Cause::Outage(outage), file: None, outcome_unknown: false }
     }
 
     /// Returns the failure of a commit to a file that may be unreachable.
     pub(super) fn committed_nowhere(outage: Outage) -> Self {
-        Self { cause: Cause::Outage(outage), outcome_unknown: true }
+        Self { cause: Cause::Outage(outage), file: None, outcome_unknown: true }
     }
 
     /// Returns a failure of the commit itself.
@@ -64,7 +66,12 @@ impl Failure {
         // SQLite detects a full disk or a lock before it writes the commit record. It may detect a failing device
         // afterwards.
         let outcome_unknown = cause.sqlite_error_code() == Some(ErrorCode::SystemIoFailure);
-        Self { cause: Cause::Sqlite(Arc::new(cause)), outcome_unknown }
+        Self { cause: Cause::Sqlite(Arc::new(cause)), file: None, outcome_unknown }
+    }
+
+    /// Names the file that the failure concerns.
+    pub(super) fn of_file(self, path: &Path) -> Self {
+        Self { file: Some(path.into()), ..self }
     }
 
     /// Returns the error of SQLite, if it is the cause.
@@ -85,14 +92,26 @@ impl Failure {
 
     pub(super) fn to_error(&self, operation: &'static str) -> EventError {
         let error = match &self.cause {
-            Cause::Sqlite(cause) => backend_error(operation, cause, Box::new(Arc::clone(cause))),
+            Cause::Sqlite(cause) => backend_error(operation, cause, self.with_file(Arc::clone(cause))),
             Cause::Outage(outage) => {
-                let error = BackendError::new(super::NAME, operation, ErrorKind::Storage, outage.clone());
+                let source = self.with_file(outage.clone());
+                let error = BackendError::new(super::NAME, operation, ErrorKind::Storage, source);
                 // The stored events are gone with the file. An operator must see this error, so it is not retryable.
                 if outage.is_replaced() { error } else { error.retryable() }
             }
         };
         if self.outcome_unknown { error.may_be_stored().into() } else { error.into() }
+    }
+
+    /// Puts the file in front of the cause.
+    fn with_file<E>(&self, source: E) -> Box<dyn std::error::Error + Send + Sync>
+    where
+        E: std::error::Error + Send + Sync + 'static,
+    {
+        match &self.file {
+            Some(path) => Box::new(FileFailure { path: path.to_path_buf(), source }),
+            None => Box::new(source),
+        }
     }
 }
 
@@ -114,11 +133,6 @@ pub(super) fn is_damage(cause: &rusqlite::Error) -> bool {
         || matches!(cause, rusqlite::Error::FromSqlConversionFailure(..))
 }
 
-/// Returns the error of one operation, which only its caller gets.
-pub(super) fn failed(operation: &'static str, cause: rusqlite::Error) -> EventError {
-    Failure::rolled_back(cause).to_error(operation)
-}
-
 /// A failure that concerns the file itself.
 #[derive(Debug, thiserror::Error)]
 #[error("file '{}'", path.display())]
@@ -127,7 +141,7 @@ pub(super) struct FileFailure<E: std::error::Error + 'static> {
     source: E,
 }
 
-/// Returns the error for a failure to open, create or copy the file at `path`.
+/// Returns the error for a failure of the file at `path`, which only one caller gets.
 pub(super) fn file_failed(
     operation: &'static str,
     path: impl Into<PathBuf>,

@@ -9,7 +9,7 @@ use rusqlite::Connection;
 use rusqlite::types::{ToSql, ToSqlOutput, ValueRef};
 use tokio::time::Instant;
 
-use super::error::{Sql, failed, file_failed, io_failed};
+use super::error::{Sql, file_failed, io_failed};
 use super::integrity;
 use super::queue::{Access, Size, ended};
 use super::schema::{create_new_private, pragma, side_file};
@@ -68,14 +68,17 @@ impl Shared {
     ) -> Result<T> {
         self.check_open()?;
         let deadline = Instant::now().after(timeout);
-        let late = |_| EventError::Timeout(format!("{operation} on provider '{}'", super::NAME));
+        let late = |_| {
+            let path = self.config.path.display();
+            EventError::Timeout(format!("{operation} on provider '{}', file '{path}'", super::NAME))
+        };
         let turn = Arc::clone(&self.readers.turns).acquire_owned();
         let turn = tokio::time::timeout_at(deadline, turn).await.map_err(late)?.map_err(|_closed| ended())?;
         let (readers, path) = (Arc::clone(&self.readers), self.config.path.clone());
         let reading = tokio::task::spawn_blocking(move || {
             let _turn = turn;
             let mut lent = readers.lend(operation, &path)?;
-            lent.run(work).map_err(|error| failed(operation, error))
+            lent.run(work).map_err(|error| file_failed(operation, &path, error))
         });
         let found = match tokio::time::timeout_at(deadline, reading).await.map_err(late)? {
             Ok(found) => found,

@@ -63,7 +63,7 @@ impl SqliteFetch {
     async fn answer(&mut self, ask: Ask) -> Result<Answer> {
         self.ask(ask).await?;
         let Some(answer) = &mut self.asked else { return Ok(Answer::default()) };
-        let answer = answered("next", DEFAULT_TIMEOUT, answer).await;
+        let answer = answered("next", &self.shared.config.path, DEFAULT_TIMEOUT, answer).await;
         if ask.ack && answer.is_ok() {
             self.handler.acks.note_sent();
         }

@@ -49,7 +49,6 @@ use super::{
     HistoryQuery, LimitSource, ProviderInfo, PublishReceipt, StreamLimits, StreamSummary,
 };
 use crate::error::{EventError, Result};
-use crate::provider::support::unsupported;
 
 const NAME: &str = "sqlite";
 
@@ -95,13 +94,13 @@ impl SqliteProvider {
         }
         let config = Arc::new(config);
         let readers = Arc::new(Readers::new(&config));
-        let (queue, cells) = (Arc::new(Queue::new()), Arc::new(Cells::default()));
+        let (queue, cells) = (Arc::new(Queue::new(&config.path)), Arc::new(Cells::default()));
         let opened =
             Writer::start(Arc::clone(&config), Arc::clone(&queue), Arc::clone(&cells), Arc::clone(&readers));
         let mut opened = opened.map_err(|error| io_failed("open", &config.path, error))?;
         let ack_failures = Arc::<AckFailures>::default();
         let shared = Arc::new(Shared { config, queue, cells, readers, ack_failures });
-        answered("open", DEFAULT_TIMEOUT, &mut opened).await?;
+        answered("open", &shared.config.path, DEFAULT_TIMEOUT, &mut opened).await?;
         Ok(Self { shared })
     }
 
@@ -120,7 +119,7 @@ impl Shared {
         work: impl FnOnce(&mut Store) -> Sql<Result<T>> + Send + 'static,
     ) -> Result<T> {
         let mut answer = self.queue.call(operation, access, Size::ONE, DEFAULT_TIMEOUT, work).await?;
-        answered(operation, DEFAULT_TIMEOUT, &mut answer).await
+        answered(operation, &self.config.path, DEFAULT_TIMEOUT, &mut answer).await
     }
 
     /// Returns the filter that matches every event of the stream.
@@ -213,11 +212,12 @@ impl Driver for SqliteProvider {
         self.shared.read("history", move |connection| history::page(connection, &query, &everything)).await
     }
 
+    fn purges_by_filter(&self) -> bool {
+        false
+    }
+
     /// Deletes all events, in steps, so that publishing continues. Those that are stored meanwhile stay.
-    async fn purge_events(&self, filter: Option<&str>) -> Result<u64> {
-        if filter.is_some_and(|filter| filter != ">" && filter != self.shared.everything()) {
-            return Err(unsupported("purge with a filter", NAME));
-        }
+    async fn purge_events(&self, _everything: Option<&str>) -> Result<u64> {
         let newest = |store: &mut Store| store.counters().map(|counters| Ok(counters.last));
         let newest = self.shared.call("purge", Access::Read, newest).await?;
         let mut purged = 0;
@@ -275,7 +275,10 @@ impl Driver for SqliteProvider {
     /// Returns true if an event can be stored. Writes one as large as the largest write that found no room, and rolls
     /// it back.
     async fn is_healthy(&self) -> bool {
-        let probe = |store: &mut Store| Ok(store.probe().map_err(|failure| failure.to_error("health")));
+        let probe = |store: &mut Store| {
+            let probed = store.probe();
+            Ok(probed.map_err(|failure| failure.of_file(store.path()).to_error("health")))
+        };
         let proven = self.shared.call("health", Access::Own, probe).await;
         if let Err(error) = &proven {
             tracing::debug!(%error, "the sqlite provider cannot store an event");
@@ -290,8 +293,9 @@ impl Driver for SqliteProvider {
     /// Finishes the queued work and closes the file. Interrupts running reads.
     async fn shut(&self) -> Result<()> {
         self.shared.queue.stop();
-        tokio::time::timeout(DEFAULT_TIMEOUT, self.shared.queue.ended())
-            .await
-            .map_err(|_elapsed| EventError::Timeout(format!("close on provider '{NAME}'")))
+        tokio::time::timeout(DEFAULT_TIMEOUT, self.shared.queue.ended()).await.map_err(|_elapsed| {
+            let path = self.shared.config.path.display();
+            EventError::Timeout(format!("close on provider '{NAME}', file '{path}'"))
+        })
     }
 }

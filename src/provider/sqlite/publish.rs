@@ -111,7 +111,7 @@ impl Shared {
             Ok(Ok(entries))
         };
         let mut answer = self.queue.call("publish", Access::Sync, size, timeout, work).await?;
-        answered("publish", timeout, &mut answer).await
+        answered("publish", &self.config.path, timeout, &mut answer).await
     }
 }
 

@@ -1,6 +1,7 @@
 //! The bounded queue between the runtime and the writer thread.
 
 use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -171,6 +172,8 @@ impl Waiting {
 
 /// Queue of jobs for the writer thread, in order.
 pub(super) struct Queue {
+    /// The file, for errors.
+    file: PathBuf,
     waiting: Mutex<Waiting>,
     arrived: Condvar,
     room: Arc<Semaphore>,
@@ -185,8 +188,9 @@ impl std::fmt::Debug for Queue {
 }
 
 impl Queue {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(file: &Path) -> Self {
         Self {
+            file: file.to_owned(),
             waiting: Mutex::new(Waiting::default()),
             arrived: Condvar::new(),
             room: Arc::new(Semaphore::new(CAPACITY_KIB as usize)),
@@ -266,7 +270,7 @@ impl Queue {
         match tokio::time::timeout(timeout, acquire).await {
             Ok(Ok(room)) => Ok(room),
             Ok(Err(_closed)) => Err(ended()),
-            Err(_elapsed) => Err(busy(operation, timeout)),
+            Err(_elapsed) => Err(busy(operation, &self.file, timeout)),
         }
     }
 
@@ -368,6 +372,7 @@ impl Queue {
 /// Waits for the answer of the writer thread.
 pub(super) async fn answered<T>(
     operation: &'static str,
+    file: &Path,
     timeout: Duration,
     answer: &mut oneshot::Receiver<Result<T>>,
 ) -> Result<T> {
@@ -375,8 +380,9 @@ pub(super) async fn answered<T>(
         Ok(Ok(answer)) => answer,
         Ok(Err(_dropped)) => Err(ended()),
         Err(_elapsed) => Err(EventError::Timeout(format!(
-            "{operation} on provider '{}': no answer within {timeout:?}",
-            super::NAME
+            "{operation} on provider '{}', file '{}': no answer within {timeout:?}",
+            super::NAME,
+            file.display()
         ))),
     }
 }
@@ -386,7 +392,8 @@ pub(super) fn ended() -> EventError {
 }
 
 /// Returns the error for a queue that stayed full: nothing was done.
-fn busy(operation: &'static str, timeout: Duration) -> EventError {
-    let cause = format!("the write queue of {CAPACITY_KIB} KiB stayed full for {timeout:?}");
+fn busy(operation: &'static str, file: &Path, timeout: Duration) -> EventError {
+    let file = file.display();
+    let cause = format!("file '{file}': the write queue of {CAPACITY_KIB} KiB stayed full for {timeout:?}");
     BackendError::new(super::NAME, operation, ErrorKind::Timeout, cause).retryable().into()
 }

@@ -79,7 +79,7 @@ impl Readers {
                 return Err(ended());
             }
             if pool.file.is_some() && pool.file != named {
-                return Err(Failure::refused(Outage::Replaced).to_error(operation));
+                return Err(Failure::refused(Outage::Replaced).of_file(path).to_error(operation));
             }
             pool.idle.pop()
         };

@@ -4,6 +4,7 @@
 //! transaction discards the cache.
 
 use std::collections::{HashMap, HashSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -87,6 +88,11 @@ impl Store {
             commit_time: Duration::ZERO,
             condition: Condition::new(place),
         }
+    }
+
+    /// Returns the path of the file.
+    pub(super) fn path(&self) -> &Path {
+        &self.config.path
     }
 
     /// Runs `work` in one transaction. If it fails, nothing of it remains.

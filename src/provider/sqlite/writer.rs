@@ -102,7 +102,7 @@ impl Writer {
     fn execute(&mut self, mut group: Group, access: Access) {
         if access == Access::Own {
             let outcome = group.work.iter_mut().try_for_each(|work| work.run(&mut self.store));
-            let outcome = outcome.map_err(Failure::rolled_back);
+            let outcome = outcome.map_err(|cause| Failure::rolled_back(cause).of_file(self.store.path()));
             return self.answer(group.work, outcome.as_ref().map(|_| ()));
         }
         let deadline = Instant::now().after(self.delay);
@@ -130,6 +130,7 @@ impl Writer {
                 }
             }
         });
+        let outcome = outcome.map_err(|failure| failure.of_file(self.store.path()));
         self.store.condition.note_bytes(group.size.bytes, &outcome);
         if let Err(failure) = &outcome {
             tracing::warn!(
@@ -241,9 +242,10 @@ mod tests {
         let (connection, place) = open(&config).unwrap();
         let readers = Arc::new(Readers::new(&config));
         let limits = Size { events: config.commit_max_events, bytes: config.commit_max_bytes };
+        let queue = Arc::new(Queue::new(&config.path));
         Writer {
             store: Store::new(connection, place, config),
-            queue: Arc::new(Queue::new()),
+            queue,
             cells: Arc::default(),
             readers,
             limits,

@@ -39,7 +39,7 @@ async fn a_timeout_and_a_drain_timeout_may_be_of_any_length() {
     let policy = RetryPolicy::default().timeout(NANOSECOND).attempts(1);
     let consumer = bus.consumer("w").subject("events.>").policy(policy).handle(slow).await.unwrap();
     publish(&bus, "events.a", 1..=1).await;
-    eventually("it has failed", async || consumer.stats().dead_lettered == 1).await;
+    eventually("it has failed", async || consumer.stats().given_up == 1).await;
 
     for deadline in EDGES {
         let bus = crate::bus();
@@ -76,7 +76,7 @@ async fn a_delay_may_be_of_any_length() {
                     tokio::time::sleep(Duration::from_secs(3_600)).await;
                     assert_eq!(consumer.stats().failed, 1, "long is not at once");
                 } else {
-                    eventually("it is given up", async || consumer.stats().dead_lettered == 1).await;
+                    eventually("it is given up", async || consumer.stats().given_up == 1).await;
                     assert_eq!(consumer.stats().failed, 3);
                 }
                 consumer.shutdown().await.unwrap();
@@ -93,7 +93,7 @@ async fn a_layer_and_a_batch_may_wait_for_any_time() {
         let policy = RetryPolicy::default().attempts(1);
         let consumer = bus.consumer("w").subject("events.>").policy(policy).handle(handler).await.unwrap();
         publish(&bus, "events.a", 1..=1).await;
-        let done = || (consumer.stats().handled, consumer.stats().dead_lettered);
+        let done = || (consumer.stats().handled, consumer.stats().given_up);
         eventually("it is done", async || done() != (0, 0)).await;
         assert_eq!(done(), if limit == Duration::MAX { (1, 0) } else { (0, 1) }, "{limit:?}");
 

@@ -8,8 +8,8 @@ use a3s_event::consumer::layers::{self, MemoryIdempotencyStore, ProviderIdempote
 use a3s_event::consumer::{Backoff, ConsumerState};
 use a3s_event::dlq::DeadLetterFilter;
 use a3s_event::{
-    Delivery, DlqHandler, ErrorKind, EventBus, MemoryDlqHandler, MemoryProvider, SubscribeOptions,
-    SubscriptionFilter,
+    Delivery, DlqHandler, ErrorKind, EventBus, MemoryDlqHandler, MemoryProvider, MemorySchemaRegistry,
+    SubscribeOptions, SubscriptionFilter,
 };
 
 use super::support::{Handled, assert_settled, counted, is_settled, policy, publish};
@@ -253,6 +253,39 @@ async fn a_builder_refuses_what_cannot_be() {
     for (result, kind) in refused {
         assert_eq!(result.unwrap_err().kind(), kind);
     }
+    let error = bus.consumer("").handle(handler).await.unwrap_err().to_string();
+    assert_eq!(error, "invalid name \"\": the name of a consumer must not be empty");
+}
+
+#[tokio::test]
+async fn validation_without_schemas_is_refused_where_it_would_take_effect() {
+    let mut bus = EventBus::new(MemoryProvider::default());
+    bus.update_subscription(SubscriptionFilter {
+        subscriber_id: "worker".into(),
+        subjects: vec!["events.a".into()],
+        durable: true,
+        options: None,
+    })
+    .await
+    .unwrap();
+    bus.set_validate_on_consume(true);
+    let built = EventBus::builder(MemoryProvider::default()).validate_on_consume(true).build();
+    let refused = [
+        built.err(),
+        bus.create_subscriber("worker").await.err(),
+        bus.consumer("worker").handle(|_| async { Ok(()) }).await.err(),
+    ];
+    for error in refused {
+        let error = error.unwrap();
+        assert_eq!(error.kind(), ErrorKind::Config);
+        assert!(error.to_string().contains("validate_on_consume: needs a schema registry"), "{error}");
+    }
+    // The setters work in any order.
+    bus.set_schema_registry(Arc::new(MemorySchemaRegistry::new()));
+    bus.create_subscriber("worker").await.unwrap();
+    let schemas = Arc::new(MemorySchemaRegistry::new());
+    let built = EventBus::builder(MemoryProvider::default()).validate_on_consume(true);
+    built.schema_registry(schemas).build().unwrap();
 }
 
 #[tokio::test]

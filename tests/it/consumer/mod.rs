@@ -11,3 +11,4 @@ mod scripted;
 mod settings;
 mod shutdown;
 mod support;
+mod told;

@@ -241,12 +241,33 @@ async fn a_stream_that_differs_is_a_conflict_that_names_the_field() {
 #[tokio::test]
 async fn no_server_is_an_error_in_time() {
     let mut server = NatsServer::start().await;
-    let url = server.url();
+    let port = server.port();
     server.kill();
+    // The credentials are not shown, and every server is named.
+    let url = format!("nats://alice:canary@127.0.0.1:{port},nats://alice:canary@localhost:{port}");
     let started = Instant::now();
     let refused = NatsProvider::connect(NatsConfig { url, ..NatsConfig::default() }).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Connection, "{refused}");
     assert!(refused.is_retryable() && started.elapsed() < Duration::from_secs(5) + SLACK);
+    let text = refused.to_string();
+    let servers = format!("nats-server at nats://127.0.0.1:{port},nats://localhost:{port} cannot be reached");
+    assert!(text.contains(&servers) && text.contains("a retry helps once the server runs"), "{text}");
+    assert!(!format!("{refused} {refused:?}").contains("canary"), "{refused:?}");
+
+    let url = "nats://no-such-host.invalid:4222".to_owned();
+    let text =
+        NatsProvider::connect(NatsConfig { url, ..NatsConfig::default() }).await.unwrap_err().to_string();
+    assert!(text.contains("nats-server at nats://no-such-host.invalid:4222 cannot be reached"), "{text}");
+    assert!(text.contains("a retry helps once the name resolves"), "{text}");
+
+    // It accepts the connection and says nothing.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("nats://{}", silent.local_addr().unwrap());
+    let config = NatsConfig { url: url.clone(), connect_timeout_secs: 1, ..NatsConfig::default() };
+    let late = NatsProvider::connect(config).await.unwrap_err();
+    assert_eq!(late.kind(), ErrorKind::Connection, "{late}");
+    assert!(late.to_string().contains(&format!("nats-server at {url}")), "{late}");
+    assert!(late.to_string().contains("a retry helps"), "{late}");
 }
 
 #[tokio::test]

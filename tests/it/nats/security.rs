@@ -42,6 +42,11 @@ async fn every_way_to_authenticate_works_and_a_wrong_secret_is_not_shown() {
     let refused = connects(&server, |b| b.user_and_password("alice", "wrong-canary")).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Unauthorized, "{refused:?}");
     assert!(!format!("{refused} {refused:?}").contains("canary"), "{refused:?}");
+    let cause = std::error::Error::source(&refused).unwrap().to_string();
+    assert!(
+        cause.starts_with(&format!("nats-server at {} refuses the credentials", server.url())),
+        "{cause}"
+    );
     let url = format!("nats://alice:canary@127.0.0.1:{}/ORDERS?subject_prefix=orders", server.port());
     let provider = ProviderRegistry::builtin().connect(&url).await.unwrap();
     assert_eq!(provider.subject_prefix(), "orders");
@@ -175,7 +180,11 @@ async fn tls_is_verified_and_a_client_certificate_authenticates() {
     assert!(matches!(unknown.kind(), ErrorKind::Connection | ErrorKind::Unauthorized), "{unknown:?}");
     let untrusted =
         NatsProvider::builder(config(&server)).client_certificate(&certificate, &key).connect().await;
-    assert_eq!(untrusted.unwrap_err().kind(), ErrorKind::Connection);
+    let untrusted = untrusted.unwrap_err();
+    assert_eq!(untrusted.kind(), ErrorKind::Connection);
+    let text = untrusted.to_string();
+    assert!(text.contains(&format!("nats-server at {} cannot be reached", server.url())), "{text}");
+    assert!(text.contains("a retry helps only after the certificates"), "{text}");
     let mismatched = with(&certificate, &certificates.path("server.key")).connect().await.unwrap_err();
     assert_eq!(mismatched.kind(), ErrorKind::Config, "{mismatched:?}");
     let url = format!(

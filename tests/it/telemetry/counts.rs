@@ -1,7 +1,7 @@
 //! The counters of a bus and of its subscriptions.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use a3s_event::consumer::{Backoff, RetryPolicy};
@@ -15,6 +15,7 @@ use serde_json::json;
 use tracing_subscriber::layer::SubscriberExt;
 
 use super::on_every_provider;
+use crate::traced::Log;
 use crate::{bus, event, eventually, next};
 
 async fn subscribe(bus: &EventBus, max_deliver: Option<i64>) -> Box<dyn Subscription> {
@@ -262,11 +263,12 @@ async fn what_is_given_up_is_counted_and_said_apart_from_what_is_tried_again() {
             .handle(|_| async { Err("no stock".into()) })
             .await
             .unwrap();
-        eventually("it is given up", async || consumer.stats().dead_lettered == 1).await;
+        eventually("it is given up", async || consumer.stats().given_up == 1).await;
         consumer.shutdown().await.unwrap();
+        assert_eq!(consumer.stats().dead_lettered, u64::from(has_letters));
         let counts = counts(&bus);
         assert_eq!((counts.given_up, counts.dead_lettered), (1, u64::from(has_letters)));
-        let lines = log.0.lock().unwrap().clone();
+        let lines = log.lines();
         let failures: Vec<_> = lines.iter().filter(|line| line.contains("handler failed")).collect();
         assert_eq!(failures.len(), 3, "{lines:?}");
         for (attempt, line) in (1..).zip(&failures) {
@@ -281,26 +283,6 @@ async fn what_is_given_up_is_counted_and_said_apart_from_what_is_tried_again() {
             assert!(given_up[0].contains(part), "{part}: {}", given_up[0]);
         }
         assert_eq!(given_up[0].contains("letter=1"), has_letters, "{}", given_up[0]);
-    }
-}
-
-/// The lines of the log.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<String>>>);
-
-impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Log {
-    fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
-        let mut line = Line(event.metadata().level().to_string());
-        event.record(&mut line);
-        self.0.lock().unwrap().push(line.0);
-    }
-}
-
-struct Line(String);
-
-impl tracing::field::Visit for Line {
-    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
-        self.0 += &format!(" {}={value:?}", field.name());
     }
 }
 

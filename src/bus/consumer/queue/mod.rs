@@ -170,11 +170,11 @@ impl Queue {
     }
 
     /// Waits until more events may be fetched for a subscription, and returns how many. Cancel-safe.
-    pub(super) async fn room(&self, index: usize) -> usize {
+    pub(super) async fn room(&self, source: &Source) -> usize {
         loop {
             let mut notified = pin!(self.room.notified());
             notified.as_mut().enable();
-            let room = self.room_now(index);
+            let room = self.room_now(source);
             if room > 0 {
                 return room;
             }
@@ -182,15 +182,18 @@ impl Queue {
         }
     }
 
-    fn room_now(&self, index: usize) -> usize {
+    fn room_now(&self, source: &Source) -> usize {
         let mut state = self.lock();
         let ready = state.ready.len();
-        let Some(held) = state.held.get_mut(index) else { return 0 };
+        let Some(held) = state.held.get_mut(source.index) else { return 0 };
         if !held.has_room(ready) {
             let parked = held.news_of_full();
             drop(state);
             if let Some(parked) = parked {
+                let DeadLetters { subscriber, consumer, .. } = &*source.letters;
                 tracing::warn!(
+                    subscriber,
+                    consumer,
                     parked,
                     "the consumer holds its maximum number of unsettled events, most of them waiting for others of their \
                      key; it fetches more when some are settled"
