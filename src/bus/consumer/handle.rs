@@ -234,10 +234,12 @@ impl ConsumerHandle {
         F: Future,
     {
         tokio::select! {
+            biased;
             ended = self.stopped() => return ended,
             _ = stop() => {}
         }
         tokio::select! {
+            biased;
             ended = self.shutdown() => ended,
             _ = stop() => self.shutdown().await,
         }

@@ -32,6 +32,7 @@ impl Supervisor {
     pub(super) async fn run(mut self) {
         let runtime = Arc::clone(&self.runtime);
         let ended = tokio::select! {
+            biased;
             ended = self.supervise() => ended,
             () = keep_leases(&runtime) => Ok(()),
             () = runtime.queue.keep_time() => Ok(()),
@@ -66,6 +67,7 @@ impl Supervisor {
     async fn until_drained(&mut self) -> Result<()> {
         let mut command = self.command.subscribe();
         tokio::select! {
+            biased;
             () = wait_for_stop(&mut command, Command::Drain) => Ok(()),
             Some(ended) = self.fetchers.join_next() => ended.unwrap_or_else(|broken| Err(died(&broken))),
             Some(Err(broken)) = self.workers.join_next() => Err(died(&broken)),
@@ -79,6 +81,7 @@ impl Supervisor {
         // Fetchers end soon: none of them waits for a handler.
         let closing = tokio::time::timeout_at(deadline, join_all(&mut self.fetchers));
         tokio::select! {
+            biased;
             _ = closing => {}
             () = wait_for_stop(&mut command, Command::Abort) => {}
         }
@@ -89,6 +92,7 @@ impl Supervisor {
         self.runtime.queue.close(deadline);
         let working = tokio::time::timeout_at(deadline, join_all(&mut self.workers));
         tokio::select! {
+            biased;
             _ = working => {}
             () = wait_for_stop(&mut command, Command::Abort) => {}
         }
@@ -132,6 +136,7 @@ async fn keep_leases(runtime: &Runtime) {
     loop {
         let shortest = runtime.in_force.iter().map(|in_force| in_force.extend_after()).min();
         tokio::select! {
+            biased;
             () = tokio::time::sleep(shortest.unwrap_or(LONGEST_LOOK) / 2) => {}
             () = runtime.settings_changed.notified() => {}
         }

@@ -281,6 +281,7 @@ impl Queue {
             match next {
                 None => delayed.await,
                 Some(at) => tokio::select! {
+                    biased;
                     () = delayed => {}
                     () = tokio::time::sleep_until(at) => {}
                 },
