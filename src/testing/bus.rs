@@ -28,7 +28,7 @@ use crate::types::{Event, PublishOptions};
 pub struct TestBus {
     pub(super) world: Arc<World>,
     /// The bus of the test itself, created at its first use.
-    own: Arc<OnceCell<EventBus>>,
+    own: Arc<OnceCell<Arc<EventBus>>>,
 }
 
 impl TestBus {
@@ -105,8 +105,8 @@ impl TestBus {
     /// # Errors
     ///
     /// As [`EventBusBuilder::build`].
-    pub async fn bus(&self) -> Result<&EventBus> {
-        let create = || async { Self::bus_of(&self.world, &Life::new("test", &Arc::default())) };
+    pub async fn bus(&self) -> Result<&Arc<EventBus>> {
+        let create = async || Self::bus_of(&self.world, &Life::new("test", &Arc::default())).map(Arc::new);
         self.own.get_or_try_init(create).await
     }
 

@@ -20,7 +20,9 @@ pub struct Checked {
 impl Checked {
     pub(super) fn new(world: &World, name: &str) -> Outcome<Self> {
         let process = world.processes.lock().ignore_poison().get(name).cloned();
-        let Some(process) = process else { return Err(wrong(name, format_args!("no such consumer was started"))) };
+        let Some(process) = process else {
+            return Err(wrong(name, format_args!("no such consumer was started")));
+        };
         let seen = world.seen();
         if let Some(error) = &seen.error {
             return Err(wrong(name, format_args!("the provider could not be asked: {error}")));
@@ -73,7 +75,10 @@ impl Checks for Outcome<Checked> {
         }
         for stored in &checked.consumers {
             let Some(info) = checked.seen.consumers.iter().find(|info| info.name == *stored) else {
-                return Err(wrong(&checked.name, format_args!("its durable consumer {stored} does not exist")));
+                return Err(wrong(
+                    &checked.name,
+                    format_args!("its durable consumer {stored} does not exist"),
+                ));
             };
             if info.lag > 0 || info.pending > 0 {
                 return Err(wrong(

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
@@ -12,7 +13,8 @@ use super::TestBus;
 use super::world::{Consumers, Life, World};
 use crate::bus::EventBus;
 use crate::bus::consumer::{
-    ConsumerBuilder, ConsumerHandle, ConsumerState, ConsumerStats, Handler, HandlerResult, RetryPolicy, layers,
+    ConsumerBuilder, ConsumerHandle, ConsumerState, ConsumerStats, Handler, HandlerResult, RetryPolicy,
+    layers,
 };
 use crate::error::{EventError, Result};
 use crate::poison::IgnorePoison;
@@ -105,13 +107,14 @@ impl TestConsumerBuilder {
                 program: Box::new(Program { settings, handler }),
                 running: Mutex::default(),
                 consumers: Consumers::default(),
+                crashes: AtomicU64::new(0),
                 keeper: Mutex::default(),
                 this: Weak::clone(process),
             }
         });
         {
             let mut processes = world.processes.lock().ignore_poison();
-            if processes.get(&process.name).is_some_and(|process| process.life().is_some()) {
+            if processes.get(&process.name).is_some_and(|process| process.is_kept()) {
                 return Err(EventError::Config(format!(
                     "consumer \"{}\": it runs already; shut it down, or use another name",
                     process.name
@@ -153,10 +156,12 @@ impl fmt::Debug for TestConsumerBuilder {
     }
 }
 
-/// A consumer of a [`TestBus`]. It continues when this handle is dropped; the end of the test ends it.
+/// A consumer of a [`TestBus`]. It continues when this handle is dropped; the end of the test ends it. Clones are the
+/// same consumer.
 ///
 /// A consumer that crashes loses everything in memory: handlers that run are dropped, its leases end after the ack wait,
 /// and what it had fetched comes again after that. It starts again a second later, as a supervised service does.
+#[derive(Clone)]
 pub struct TestConsumer {
     process: Arc<Process>,
 }
@@ -166,12 +171,22 @@ impl TestConsumer {
     ///
     /// # Errors
     ///
-    /// As [`ConsumerHandle::shutdown`]; [`EventError::Closed`] if it does not run, for instance after a crash.
+    /// As [`ConsumerHandle::shutdown`]; [`EventError::Closed`] if it does not run, for instance after a crash, or if it
+    /// crashes meanwhile.
     pub async fn shutdown(&self) -> Result<()> {
         self.process.note(format_args!("shut down"));
-        let handle = self.process.handle().ok_or_else(|| self.is_down())?;
-        let ended = handle.shutdown().await;
-        self.process.stop();
+        let running = self.process.handle().zip(self.process.life());
+        let (handle, life) = running.ok_or_else(|| self.is_down())?;
+        self.process.keep_down();
+        let ended = tokio::select! {
+            biased;
+            () = life.ended.notified() => {
+                self.process.crashed();
+                Err(EventError::Closed(format!("the consumer \"{}\" crashed", self.process.name)))
+            }
+            ended = handle.shutdown() => ended,
+        };
+        self.process.running().take();
         self.process.note(format_args!("is down"));
         ended
     }
@@ -182,10 +197,15 @@ impl TestConsumer {
     ///
     /// As [`ConsumerBuilder::handle`]; [`EventError::Config`] if it runs.
     pub async fn start(&self) -> Result<()> {
-        if self.process.life().is_some() {
+        if self.process.is_kept() {
             return Err(EventError::Config(format!("consumer \"{}\": it runs already", self.process.name)));
         }
         self.process.start().await
+    }
+
+    /// Returns how often the consumer has crashed.
+    pub fn crashes(&self) -> u64 {
+        self.process.crashes.load(Ordering::Relaxed)
     }
 
     /// Returns the state of the consumer; `None` while it is down.
@@ -238,6 +258,7 @@ pub(super) struct Process {
     program: Box<dyn Start>,
     running: Mutex<Option<Running>>,
     consumers: Consumers,
+    crashes: AtomicU64,
     /// The task that starts it again.
     keeper: Mutex<Option<OwnedTask<()>>>,
     this: Weak<Process>,
@@ -252,11 +273,13 @@ struct Running {
 impl Process {
     /// Returns the current life, if the process runs.
     pub(super) fn life(&self) -> Option<Arc<Life>> {
-        self.running().as_ref().map(|running| Arc::clone(&running.life))
+        let running = self.running();
+        running.as_ref().map(|running| Arc::clone(&running.life)).filter(|life| !life.is_over())
     }
 
     pub(super) fn handle(&self) -> Option<Arc<ConsumerHandle>> {
-        self.running().as_ref().map(|running| Arc::clone(&running.handle))
+        let running = self.running();
+        running.as_ref().filter(|running| !running.life.is_over()).map(|running| Arc::clone(&running.handle))
     }
 
     /// Returns the stored names of the durable consumers that the process has opened, in any of its lives.
@@ -283,7 +306,7 @@ impl Process {
             loop {
                 life.ended.notified().await;
                 let Some(process) = process.upgrade() else { return };
-                process.stop_running();
+                process.crashed();
                 life = process.revive().await;
             }
         });
@@ -314,16 +337,24 @@ impl Process {
         }
     }
 
-    fn stop_running(&self) {
+    /// Drops what a crashed process was doing.
+    fn crashed(&self) {
+        self.crashes.fetch_add(1, Ordering::Relaxed);
         let running = self.running().take();
-        drop(running);
+        if let Some(Running { handle, .. }) = running {
+            handle.kill();
+        }
     }
 
-    /// Ends the consumer without starting it again.
-    fn stop(&self) {
+    /// Returns `true` from the start to a shutdown, crashes included.
+    fn is_kept(&self) -> bool {
+        self.keeper.lock().ignore_poison().is_some()
+    }
+
+    /// Ends the task that starts the consumer again.
+    fn keep_down(&self) {
         let keeper = self.keeper.lock().ignore_poison().take();
         drop(keeper);
-        self.stop_running();
     }
 }
 

@@ -207,6 +207,16 @@ impl Faults {
         self.move_clock(i64::try_from(by.as_millis()).map_or(i64::MIN, i64::wrapping_neg))
     }
 
+    /// Ends the faults of this consumer: it is not frozen, and no planned crash happens. A crash that has happened is not
+    /// undone.
+    pub fn spare(&self, consumer: &str) -> &Self {
+        let mut plan = self.plan();
+        plan.frozen_until.remove(consumer);
+        plan.crashes.retain(|(_, crashes), _| crashes != consumer);
+        drop(plan);
+        self
+    }
+
     /// Ends all faults: nothing that was planned happens any more, the provider is available and no consumer frozen.
     /// The wall clock keeps its error, and crashed consumers start again as planned.
     pub fn stop(&self) -> &Self {

@@ -218,7 +218,9 @@ impl World {
         calls.1 += 1;
         let is_loop = self.is_simulated && calls.1 > MAX_CALLS_AT_ONCE;
         if is_loop {
-            self.fail(format!("a loop without a pause: {MAX_CALLS_AT_ONCE} calls at one time, the last a {call}"));
+            self.fail(format!(
+                "a loop without a pause: {MAX_CALLS_AT_ONCE} calls at one time, the last a {call}"
+            ));
         }
         is_loop
     }
@@ -227,11 +229,14 @@ impl World {
     pub(super) async fn crash_here(&self, life: &Life, point: CrashPoint) {
         let crashes = self.plan().crashes(point, &life.process, &mut self.random());
         if crashes {
-            self.end(life, match point {
-                CrashPoint::BeforeHandling => "crash before handling",
-                CrashPoint::BeforeAck => "crash before the ack",
-                CrashPoint::AfterAck => "crash after the ack",
-            });
+            self.end(
+                life,
+                match point {
+                    CrashPoint::BeforeHandling => "crash before handling",
+                    CrashPoint::BeforeAck => "crash before the ack",
+                    CrashPoint::AfterAck => "crash after the ack",
+                },
+            );
         }
         self.stop_if_over(life).await;
     }
@@ -321,7 +326,9 @@ impl World {
 
 /// Returns the error of a provider that cannot be reached.
 pub(super) fn unavailable(call: &'static str) -> EventError {
-    BackendError::new("testing", call, ErrorKind::Connection, "the provider is unavailable").retryable().into()
+    BackendError::new("testing", call, ErrorKind::Connection, "the provider is unavailable")
+        .retryable()
+        .into()
 }
 
 /// Returns the error of a publish that failed before the event was stored.
@@ -331,5 +338,8 @@ pub(super) fn refused(call: &'static str) -> EventError {
 
 /// Returns the error of a publish whose answer was lost.
 pub(super) fn answer_lost(call: &'static str) -> EventError {
-    BackendError::new("testing", call, ErrorKind::Timeout, "the answer was lost").retryable().may_be_stored().into()
+    BackendError::new("testing", call, ErrorKind::Timeout, "the answer was lost")
+        .retryable()
+        .may_be_stored()
+        .into()
 }

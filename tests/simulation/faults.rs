@@ -6,8 +6,7 @@ use std::time::Duration;
 use a3s_event::consumer::{Backoff, HandlerError, HandlerResult, RetryPolicy};
 use a3s_event::dlq::Replay;
 use a3s_event::testing::{Checks as _, Ledger, TestBus};
-use a3s_event::{Delivery, ErrorKind, Event, EventProvider as _, HistoryQuery, MemoryProvider};
-use serde_json::json;
+use a3s_event::{Delivery, ErrorKind, Event, HistoryQuery, MemoryProvider};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -112,6 +111,41 @@ fn a_frozen_consumer_loses_its_leases() {
 }
 
 #[test]
+fn a_provider_that_hangs_holds_up_no_handler_and_no_timeout() {
+    TestBus::explore(0..20, |t| async move {
+        let (begun, ended) = (Ledger::default(), Ledger::default());
+        let handler = {
+            let (begun, ended) = (begun.clone(), ended.clone());
+            move |delivery: Delivery| {
+                let (begun, ended) = (begun.clone(), ended.clone());
+                async move {
+                    let seconds = delivery.event().payload.as_u64().unwrap();
+                    begun.record(seconds);
+                    tokio::time::sleep(Duration::from_secs(seconds)).await;
+                    ended.record(seconds);
+                    Ok(())
+                }
+            }
+        };
+        let options = a3s_event::SubscribeOptions { ack_wait_secs: Some(4), ..Default::default() };
+        let policy = RetryPolicy::default().attempts(1).timeout(30 * SECOND);
+        let builder = t.consumer("worker").subject("events.>").options(options).policy(policy).concurrency(2);
+        let worker = builder.handle(handler).await?;
+        t.publish("events.a", 10).await?;
+        t.publish("events.a", 100).await?;
+        t.settle().await;
+        assert_eq!(begun.len(), 2);
+        t.faults().freeze("worker", 60 * SECOND);
+        t.advance(11 * SECOND).await;
+        assert_eq!(ended.entries(), [10]);
+        t.advance(20 * SECOND).await;
+        let Some(stats) = worker.stats() else { return Err("it is down".into()) };
+        assert_eq!((stats.failed, stats.running), (1, 2), "{stats:?}");
+        Ok(())
+    });
+}
+
+#[test]
 fn faults_of_a_publish_are_told_to_the_publisher() {
     TestBus::explore(0..20, |t| async move {
         t.faults().fail_publish(1);
@@ -141,7 +175,12 @@ fn an_outage_fails_every_call_and_ends() {
         assert!(!t.bus().await?.health().await?);
         assert_eq!(t.publish("events.a", 1).await.unwrap_err().kind(), ErrorKind::Connection);
         t.advance(5 * SECOND).await;
-        assert_eq!(worker.state(), Some(a3s_event::consumer::ConsumerState::Retrying), "{:?}", worker.last_error());
+        assert_eq!(
+            worker.state(),
+            Some(a3s_event::consumer::ConsumerState::Retrying),
+            "{:?}",
+            worker.last_error()
+        );
         t.advance(MINUTE).await;
         assert!(t.bus().await?.health().await?);
         t.publish("events.a", 2).await?;
@@ -191,8 +230,12 @@ fn dead_letters_are_kept_in_spite_of_a_failing_queue_and_can_be_replayed() {
 fn an_orderly_restart_hands_nothing_out_twice() {
     TestBus::explore(0..50, |t| async move {
         let handled = Ledger::default();
-        let worker =
-            t.consumer("worker").subject("events.>").concurrency(3).ordered_by_subject().handle(record(&handled));
+        let worker = t
+            .consumer("worker")
+            .subject("events.>")
+            .concurrency(3)
+            .ordered_by_subject()
+            .handle(record(&handled));
         let worker = worker.await?;
         for number in 0..20 {
             t.publish(format!("events.k{}", number % 3), number).await?;

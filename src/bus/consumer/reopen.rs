@@ -63,7 +63,7 @@ impl Fetcher {
                 self.gone("was deleted; it is not recreated, because it would process the stream again")
             );
         }
-        while *self.command.borrow() < Command::Drain {
+        while self.runtime.command.current() < Command::Drain {
             let begin = match (self.opener.exists(self.name()).await, end) {
                 (Ok(Some(true)), _) => Begin::AsItIs,
                 (Ok(_), Some(SubscriptionEnd::StreamReplaced)) => Begin::AtFirst,
@@ -114,7 +114,7 @@ impl Fetcher {
         self.prepare(begin);
         // Position to which a recreated consumer must be moved before it is fetched from.
         let mut unmoved = None;
-        while *self.command.borrow() < Command::Drain {
+        while self.runtime.command.current() < Command::Drain {
             self.trouble += 1;
             if self.trouble > 1 {
                 self.pause().await;

@@ -8,7 +8,7 @@ use tokio::task::{JoinError, JoinSet};
 
 use super::handle::{ConsumerState, GRACE};
 use super::worker::give_back;
-use super::{Command, Runtime, raise, wait_for_stop};
+use super::{Command, Runtime};
 use crate::deadline::After;
 use crate::error::{EventError, Result};
 use crate::poison::IgnorePoison;
@@ -22,7 +22,6 @@ pub(super) struct Supervisor {
     pub(super) runtime: Arc<Runtime>,
     pub(super) fetchers: JoinSet<Result<()>>,
     pub(super) workers: JoinSet<()>,
-    pub(super) command: watch::Sender<Command>,
     pub(super) state: watch::Sender<ConsumerState>,
     pub(super) failure: Arc<Mutex<Option<EventError>>>,
     pub(super) drain_timeout: Duration,
@@ -52,7 +51,7 @@ impl Supervisor {
     async fn supervise(&mut self) -> std::result::Result<(), Ending> {
         let failed = self.until_drained().await;
         self.state.send_replace(ConsumerState::Draining);
-        raise(&self.command, Command::Drain);
+        self.runtime.command.raise(Command::Drain);
         let interrupted = self.drain().await;
         failed.map_err(Ending::Failed)?;
         match interrupted {
@@ -65,10 +64,9 @@ impl Supervisor {
 
     /// Waits for the drain command, or for a task that ends without one.
     async fn until_drained(&mut self) -> Result<()> {
-        let mut command = self.command.subscribe();
         tokio::select! {
             biased;
-            () = wait_for_stop(&mut command, Command::Drain) => Ok(()),
+            () = self.runtime.command.reaches(Command::Drain) => Ok(()),
             Some(ended) = self.fetchers.join_next() => ended.unwrap_or_else(|broken| Err(died(&broken))),
             Some(Err(broken)) = self.workers.join_next() => Err(died(&broken)),
         }
@@ -77,13 +75,12 @@ impl Supervisor {
     /// Ends all tasks and returns the number of interrupted handlers.
     async fn drain(&mut self) -> u64 {
         let deadline = tokio::time::Instant::now().after(self.drain_timeout);
-        let mut command = self.command.subscribe();
         // Fetchers end soon: none of them waits for a handler.
         let closing = tokio::time::timeout_at(deadline, join_all(&mut self.fetchers));
         tokio::select! {
             biased;
             _ = closing => {}
-            () = wait_for_stop(&mut command, Command::Abort) => {}
+            () = self.runtime.command.reaches(Command::Abort) => {}
         }
         self.fetchers.abort_all();
         if self.runtime.releases_uncounted {
@@ -94,10 +91,10 @@ impl Supervisor {
         tokio::select! {
             biased;
             _ = working => {}
-            () = wait_for_stop(&mut command, Command::Abort) => {}
+            () = self.runtime.command.reaches(Command::Abort) => {}
         }
         self.runtime.queue.stop();
-        self.command.send_replace(Command::Abort);
+        self.runtime.command.raise(Command::Abort);
         let _ = tokio::time::timeout(GRACE, join_all(&mut self.workers)).await;
         let stuck = self.workers.len() as u64;
         self.workers.abort_all();
@@ -141,9 +138,8 @@ async fn keep_leases(runtime: &Runtime) {
             () = runtime.settings_changed.notified() => {}
         }
         for lease in runtime.queue.to_extend() {
-            if let Err(error) = lease.settle(AckKind::Extend).await {
-                tracing::debug!(%error, "extending the lease of a waiting event failed");
-            }
+            let extended = lease.settle(AckKind::Extend).await;
+            runtime.note_extension(lease.lease.sequence, &extended);
         }
     }
 }

@@ -111,7 +111,8 @@ impl Shared {
         if let Some(duplicate) = answered_without_storing(name, last, options.expected_sequence, first)? {
             return Ok(Stored::Duplicate(duplicate));
         }
-        let (sequence, subject, has_readers) = stream.append(event, checked.size(), self.unix_millis(), dropped);
+        let (sequence, subject, has_readers) =
+            stream.append(event, checked.size(), self.unix_millis(), dropped);
         if let Some(msg_id) = &options.msg_id {
             stream.dedup.remember(msg_id, sequence, self.clock.now());
         }

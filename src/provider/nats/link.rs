@@ -152,8 +152,7 @@ impl Link {
     /// Returns true if the client is connected and [`connection`](Self::connection) counts its connection.
     fn is_counted(&self) -> bool {
         let newest = self.newest();
-        self.is_connected()
-            && newest.counted.load(Ordering::Acquire) >= newest.connects()
+        self.is_connected() && newest.counted.load(Ordering::Acquire) >= newest.connects()
     }
 
     /// Waits until the client is connected and its connection is counted, at most for `limit`. Returns false if there
