@@ -123,7 +123,7 @@ impl TestConsumerBuilder {
             processes.insert(process.name.clone(), Arc::clone(&process));
         }
         process.start().await?;
-        Ok(TestConsumer { process })
+        Ok(TestConsumer { name: process.name.as_str().into(), process: Arc::downgrade(&process) })
     }
 
     /// Works as [`handle`](TestConsumerBuilder::handle), and deserializes the payload, as
@@ -163,7 +163,9 @@ impl fmt::Debug for TestConsumerBuilder {
 /// and what it had fetched comes again after that. It starts again a second later, as a supervised service does.
 #[derive(Clone)]
 pub struct TestConsumer {
-    process: Arc<Process>,
+    name: Arc<str>,
+    /// The bus owns it, so that a handler can hold this handle.
+    process: Weak<Process>,
 }
 
 impl TestConsumer {
@@ -174,20 +176,21 @@ impl TestConsumer {
     /// As [`ConsumerHandle::shutdown`]; [`EventError::Closed`] if it does not run, for instance after a crash, or if it
     /// crashes meanwhile.
     pub async fn shutdown(&self) -> Result<()> {
-        self.process.note(format_args!("shut down"));
-        let running = self.process.handle().zip(self.process.life());
+        let process = self.process()?;
+        process.note(format_args!("shut down"));
+        let running = process.handle().zip(process.life());
         let (handle, life) = running.ok_or_else(|| self.is_down())?;
-        self.process.keep_down();
+        process.keep_down();
         let ended = tokio::select! {
             biased;
             () = life.ended.notified() => {
-                self.process.crashed();
-                Err(EventError::Closed(format!("the consumer \"{}\" crashed", self.process.name)))
+                process.crashed();
+                Err(EventError::Closed(format!("the consumer \"{}\" crashed", self.name)))
             }
             ended = handle.shutdown() => ended,
         };
-        self.process.running().take();
-        self.process.note(format_args!("is down"));
+        process.running().take();
+        process.note(format_args!("is down"));
         ended
     }
 
@@ -197,30 +200,31 @@ impl TestConsumer {
     ///
     /// As [`ConsumerBuilder::handle`]; [`EventError::Config`] if it runs.
     pub async fn start(&self) -> Result<()> {
-        if self.process.is_kept() {
-            return Err(EventError::Config(format!("consumer \"{}\": it runs already", self.process.name)));
+        let process = self.process()?;
+        if process.is_kept() {
+            return Err(EventError::Config(format!("consumer \"{}\": it runs already", self.name)));
         }
-        self.process.start().await
+        process.start().await
     }
 
     /// Returns how often the consumer has crashed.
     pub fn crashes(&self) -> u64 {
-        self.process.crashes.load(Ordering::Relaxed)
+        self.process.upgrade().map_or(0, |process| process.crashes.load(Ordering::Relaxed))
     }
 
     /// Returns the state of the consumer; `None` while it is down.
     pub fn state(&self) -> Option<ConsumerState> {
-        self.process.handle().map(|handle| handle.state())
+        self.handle().map(|handle| handle.state())
     }
 
     /// Returns the counters since the consumer last started; `None` while it is down.
     pub fn stats(&self) -> Option<ConsumerStats> {
-        self.process.handle().map(|handle| handle.stats())
+        self.handle().map(|handle| handle.stats())
     }
 
     /// Returns the last error of a part that has not worked since, as [`ConsumerHandle::last_error`] does.
     pub fn last_error(&self) -> Option<String> {
-        self.process.handle().and_then(|handle| handle.last_error())
+        self.handle().and_then(|handle| handle.last_error())
     }
 
     /// Deletes the consumer's durable consumers behind its back, as another program or an operator can.
@@ -229,23 +233,32 @@ impl TestConsumer {
     ///
     /// The provider's error.
     pub async fn delete_behind_its_back(&self) -> Result<()> {
-        let world = self.process.world.upgrade().ok_or_else(|| self.is_down())?;
-        for consumer in self.process.consumers() {
+        let process = self.process()?;
+        let world = process.world.upgrade().ok_or_else(|| self.is_down())?;
+        for consumer in process.consumers() {
             world.note("test", format_args!("delete consumer {consumer}"));
             world.provider.unsubscribe(&consumer).await?;
         }
         Ok(())
     }
 
+    fn process(&self) -> Result<Arc<Process>> {
+        self.process.upgrade().ok_or_else(|| EventError::Closed("the test is over".to_owned()))
+    }
+
+    fn handle(&self) -> Option<Arc<ConsumerHandle>> {
+        self.process.upgrade()?.handle()
+    }
+
     fn is_down(&self) -> EventError {
-        EventError::Closed(format!("the consumer \"{}\" is down", self.process.name))
+        EventError::Closed(format!("the consumer \"{}\" is down", self.name))
     }
 }
 
 impl fmt::Debug for TestConsumer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TestConsumer")
-            .field("name", &self.process.name)
+            .field("name", &self.name)
             .field("state", &self.state())
             .finish_non_exhaustive()
     }

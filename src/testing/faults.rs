@@ -148,10 +148,14 @@ impl Faults {
     }
 
     /// Stops everything that the consumer does with the provider for this time, from now on: it fetches, settles and
-    /// extends nothing, so its leases end. Its handlers continue.
+    /// extends nothing, so its leases end. Its handlers continue. Of two freezes, the later end counts.
     pub fn freeze(&self, consumer: &str, time: Duration) -> &Self {
         self.world.note("test", format_args!("freeze {consumer} for {time:?}"));
-        self.plan().frozen_until.insert(consumer.to_owned(), Instant::now().after(time));
+        let until = Instant::now().after(time);
+        let mut plan = self.plan();
+        let frozen = plan.frozen_until.entry(consumer.to_owned()).or_insert(until);
+        *frozen = (*frozen).max(until);
+        drop(plan);
         self
     }
 

@@ -24,6 +24,10 @@ enum Begin {
     AsFirst,
 }
 
+/// Why a consumer that is gone is not recreated.
+const DELETED_OR_LOST: &str =
+    "was deleted or lost; it is not recreated, because it would process the stream again";
+
 impl Fetcher {
     /// Continues after the end of the subscription. Returns an error if the consumer must not be recreated.
     pub(super) async fn go_on_behind_end(&mut self, why: &str) -> Result<()> {
@@ -77,9 +81,7 @@ impl Fetcher {
                 },
                 (Ok(None), Some(SubscriptionEnd::Closed)) => Begin::AsItIs,
                 (Ok(Some(false)), _) => {
-                    return Err(self.gone(
-                        "was deleted or lost; it is not recreated, because it would process the stream again",
-                    ));
+                    return Err(self.gone(DELETED_OR_LOST));
                 }
                 (Ok(None), _) => {
                     return Err(EventError::Consumer(format!(
@@ -119,7 +121,13 @@ impl Fetcher {
             if self.trouble > 1 {
                 self.pause().await;
             }
-            match self.open_at(begin, &mut unmoved).await {
+            // Looked up anew after each pause: opening would recreate a consumer that was deleted meanwhile.
+            let opened = match self.is_deleted(begin).await {
+                Ok(false) => self.open_at(begin, &mut unmoved).await,
+                Ok(true) => return Err(self.gone(DELETED_OR_LOST)),
+                Err(error) => Err(error),
+            };
+            match opened {
                 Ok(subscription) => {
                     self.adopt(subscription);
                     // The delays keep growing until a fetch succeeds.
@@ -134,6 +142,14 @@ impl Fetcher {
             }
         }
         Ok(())
+    }
+
+    /// Returns true if a durable consumer that is to continue as it is does not exist any more.
+    async fn is_deleted(&self, begin: Begin) -> Result<bool> {
+        if !self.filter.durable || !matches!(begin, Begin::AsItIs) {
+            return Ok(false);
+        }
+        Ok(self.opener.exists(self.name()).await? == Some(false))
     }
 
     /// Drops fetched events of the old consumer that the new one redelivers.

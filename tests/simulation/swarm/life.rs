@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use a3s_event::consumer::ConsumerState;
+use a3s_event::provider::support::CLOCK_TOLERANCE_MS;
 use a3s_event::testing::{Checks as _, Clock, Outcome, TestBus};
 use a3s_event::{Event, HistoryQuery, MemoryProvider, PublishOptions};
 use tokio::time::Instant;
 
 use super::record::{Fate, Published, Record};
-use super::worker::{Worker, one_of};
+use super::worker::{Draft, Worker, one_of};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// Time within which everything must be handled after the faults have stopped: the slowest handler at its last attempt,
@@ -20,7 +21,7 @@ pub(super) struct Life {
     t: TestBus,
     record: Record,
     workers: Vec<Worker>,
-    keys: u64,
+    draft: Draft,
     next: u64,
 }
 
@@ -33,11 +34,13 @@ impl Life {
     pub(super) async fn begin(t: TestBus) -> Outcome<Self> {
         let record = Record::default();
         let keys = 1 + t.draw(4);
+        let is_stubborn = t.draw(4) == 0;
+        let draft = Draft { keys, is_stubborn };
         let mut workers = Vec::new();
         for name in ["a", "b", "c"].iter().take(usize::try_from(1 + t.draw(3)).unwrap()) {
-            workers.push(Worker::start(&t, &record, name, keys).await?);
+            workers.push(Worker::start(&t, &record, name, draft).await?);
         }
-        Ok(Self { t, record, workers, keys, next: 0 })
+        Ok(Self { t, record, workers, draft, next: 0 })
     }
 
     pub(super) async fn live(mut self) -> Outcome {
@@ -83,8 +86,13 @@ impl Life {
             15 | 16 => return self.restart().await,
             17 => return self.outage().await,
             18 => self.jump(),
-            19 if self.t.draw(3) == 0 => self.purge().await?,
-            _ => return self.delete().await,
+            _ => {
+                return match self.t.draw(3) {
+                    0 => self.purge().await,
+                    1 => self.hang().await,
+                    _ => self.delete().await,
+                };
+            }
         }
         Ok(())
     }
@@ -97,8 +105,8 @@ impl Life {
         match self.t.draw(20) {
             0..=11 => Fate::Handled,
             12 | 13 => Fate::Fails(1 + self.t.draw(2)),
-            14 => Fate::Poison,
-            15 => Fate::Fatal,
+            14 if !self.draft.is_stubborn => Fate::Poison,
+            14 | 15 => Fate::Fatal,
             16..=18 => Fate::Slow(one_of(&self.t, &[1, 4, 40])),
             _ => Fate::Panics,
         }
@@ -107,17 +115,21 @@ impl Life {
     /// Publishes a few events, each as often as it takes, as a publisher does that may lose nothing.
     async fn publish(&mut self) {
         for _ in 0..1 + self.t.draw(6) {
-            let (number, key) = (self.next, format!("k{}", self.t.draw(self.keys)));
+            let (number, key) = (self.next, format!("k{}", self.t.draw(self.draft.keys)));
             self.next += 1;
-            let published = Published { key: key.clone(), fate: self.drawn_fate(), is_acknowledged: false };
+            let fate = if self.draft.is_stubborn && key == "k0" { Fate::Stubborn } else { self.drawn_fate() };
+            let published = Published { key: key.clone(), fate, is_acknowledged: false };
             self.record.lock().published.insert(number, published);
             let event = Event::builder(format!("events.life.{key}")).payload(number).build();
             let options = PublishOptions { msg_id: Some(number.to_string()), ..PublishOptions::default() };
             for _ in 0..5 {
                 let bus = self.t.bus().await.unwrap();
                 match bus.publish_event_with_receipt(&event, &options).await {
-                    Ok(_) => {
+                    Ok(receipt) => {
                         self.record.lock().published.get_mut(&number).unwrap().is_acknowledged = true;
+                        if !receipt.duplicate {
+                            self.check_storage_time(receipt.sequence).await;
+                        }
                         break;
                     }
                     Err(error) => {
@@ -142,6 +154,18 @@ impl Life {
         }
     }
 
+    /// Checks that an event that was just stored has the time of the clock.
+    async fn check_storage_time(&self, sequence: u64) {
+        let stored = self.t.provider().query(&HistoryQuery::new(1).since_sequence(sequence)).await.unwrap();
+        let now = self.t.clock().unix_millis();
+        for stored in stored.iter().filter(|stored| stored.stored_at.abs_diff(now) > CLOCK_TOLERANCE_MS) {
+            let at = stored.stored_at;
+            self.record
+                .lock()
+                .violate(format!("event {sequence} was stored at {at}, and the clock shows {now}"));
+        }
+    }
+
     fn any_index(&self) -> usize {
         usize::try_from(self.t.draw(self.workers.len() as u64)).unwrap()
     }
@@ -160,7 +184,7 @@ impl Life {
         let index = self.any_index();
         if let Some(worker) = self.workers.get_mut(index).filter(|worker| !worker.is_sheltered) {
             let time = one_of(&self.t, &[SECOND, 20 * SECOND, 50 * SECOND]);
-            worker.frozen_until = Instant::now() + time;
+            worker.frozen_until = worker.frozen_until.max(Instant::now() + time);
             self.record.disturb(|name| name == worker.name);
             self.t.faults().freeze(&worker.name, time);
         }
@@ -217,6 +241,14 @@ impl Life {
         Ok(())
     }
 
+    /// Lets the provider hang. Health must say so within its timeout.
+    async fn hang(&self) -> Outcome {
+        self.t.faults().freeze("test", 60 * SECOND);
+        let is_healthy = self.t.bus().await?.health().await?;
+        self.t.faults().spare("test");
+        if is_healthy { Err("healthy with a provider that hangs".into()) } else { Ok(()) }
+    }
+
     fn jump(&self) {
         let by = one_of(&self.t, &[SECOND, 60 * SECOND, 3_600 * SECOND]);
         let faults = self.t.faults();
@@ -229,9 +261,6 @@ impl Life {
 
     /// Deletes a consumer behind its back. It must fail and not come back.
     async fn delete(&mut self) -> Outcome {
-        if self.t.draw(4) > 0 {
-            return Ok(());
-        }
         let index = self.any_index();
         let Some(worker) = self.workers.get_mut(index).filter(|worker| !worker.is_sheltered) else {
             return Ok(());
@@ -280,11 +309,28 @@ impl Life {
         }
     }
 
+    fn none_is_open(&self) -> Outcome {
+        let state = self.record.lock();
+        for Worker { name, .. } in
+            self.workers.iter().filter(|worker| !state.consumers[&worker.name].is_deleted)
+        {
+            let open = state.open(name);
+            if !open.is_empty() {
+                return Err(format!("{name} has not handled {open:?}").into());
+            }
+        }
+        Ok(())
+    }
+
     /// Checks that the bus lives without faults.
     async fn end(mut self) -> Outcome {
         self.until_handled().await;
         self.publish().await;
         self.until_handled().await;
+        self.none_is_open()?;
+        self.record.lock().is_relieved = true;
+        self.until_handled().await;
+        self.none_is_open()?;
         self.look().await?;
         let bus = self.t.bus().await?;
         if !bus.health().await? {
@@ -307,10 +353,6 @@ impl Life {
                 return Err(
                     format!("{name} is {state:?} at the end: {:?}", worker.consumer.last_error()).into()
                 );
-            }
-            let open = self.record.lock().open(name);
-            if !open.is_empty() {
-                return Err(format!("{name} has not handled {open:?}").into());
             }
             self.t.assert(name).settled()?;
         }

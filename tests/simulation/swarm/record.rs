@@ -14,6 +14,8 @@ pub(super) enum Fate {
     Fails(u64),
     /// Fails at every attempt.
     Poison,
+    /// Fails until the end of the life.
+    Stubborn,
     /// Fails once, for good.
     Fatal,
     /// Takes so many seconds.
@@ -82,6 +84,8 @@ pub(super) struct State {
     pub(super) stored: BTreeMap<u64, u64>,
     /// Lowest sequence that retention keeps.
     pub(super) first: u64,
+    /// True once stubborn events can be handled.
+    pub(super) is_relieved: bool,
     /// The first violation.
     violation: Option<String>,
 }
@@ -113,7 +117,7 @@ impl Record {
         }
         let mut state = self.lock();
         if let Some(wrong) = state.wrong_start(consumer, seen) {
-            state.violation.get_or_insert(format!("{consumer}: {wrong}"));
+            state.violate(format!("{consumer}: {wrong}"));
         }
         let consumed = state.consumers.entry(consumer.to_owned()).or_default();
         consumed.running.insert(seen.key.clone(), seen.sequence);
@@ -170,6 +174,11 @@ impl Record {
 }
 
 impl State {
+    /// Notes a violation. The first one is reported.
+    pub(super) fn violate(&mut self, what: String) {
+        self.violation.get_or_insert(what);
+    }
+
     /// Notices crashes. What is stored so far may then come again, and out of order.
     pub(super) fn note_crashes(&mut self, consumer: &str) {
         let last = self.stored.keys().next_back().copied().unwrap_or(0);
@@ -225,12 +234,18 @@ impl State {
             .next()
     }
 
-    /// Returns the sequences of this consumer's events that are retained and neither handled nor dead-lettered.
+    /// Returns the sequences of this consumer's events that are retained and neither handled nor dead-lettered, without
+    /// those of a key that a stubborn event holds up.
     pub(super) fn open(&self, consumer: &str) -> Vec<u64> {
         let Some(consumed) = self.consumers.get(consumer) else { return Vec::new() };
+        let is_held_up = |key: &str| {
+            let mut published = self.published.values();
+            !self.is_relieved
+                && published.any(|published| published.fate == Fate::Stubborn && published.key == key)
+        };
         let is_its = |number: &u64| {
-            let key = self.published.get(number).map(|published| &published.key);
-            consumed.only.is_none() || consumed.only.as_ref() == key
+            let Some(Published { key, .. }) = self.published.get(number) else { return false };
+            consumed.only.as_ref().is_none_or(|only| only == key) && !is_held_up(key)
         };
         let open = self.stored.range(self.first..).filter(|(sequence, number)| {
             is_its(number) && !consumed.handled.contains(sequence) && !consumed.letters.contains_key(sequence)

@@ -22,6 +22,14 @@ pub(super) struct Worker {
     pub(super) is_hasty: bool,
 }
 
+/// What all consumers of a life have in common.
+#[derive(Clone, Copy)]
+pub(super) struct Draft {
+    pub(super) keys: u64,
+    /// True if a key fails until the end. Its consumers never give up, and must go on with the other keys.
+    pub(super) is_stubborn: bool,
+}
+
 /// Draws one of these.
 pub(super) fn one_of<T: Copy>(t: &TestBus, choices: &[T]) -> T {
     let index = usize::try_from(t.draw(choices.len() as u64)).unwrap();
@@ -30,26 +38,30 @@ pub(super) fn one_of<T: Copy>(t: &TestBus, choices: &[T]) -> T {
 
 impl Worker {
     /// Draws and starts a consumer.
-    pub(super) async fn start(t: &TestBus, record: &Record, name: &str, keys: u64) -> Outcome<Self> {
+    pub(super) async fn start(t: &TestBus, record: &Record, name: &str, draft: Draft) -> Outcome<Self> {
+        let Draft { keys, is_stubborn } = draft;
         let only = (t.draw(4) == 0).then(|| format!("k{}", t.draw(keys)));
         let subject =
             only.as_ref().map_or_else(|| "events.life.*".to_owned(), |key| format!("events.life.{key}"));
-        let attempts = one_of(t, &[1, 2, 3, 5]);
-        let is_ordered = t.draw(3) > 0;
+        let attempts = if is_stubborn { 1_000_000 } else { one_of(t, &[1, 2, 3, 5]) };
+        let is_ordered = is_stubborn || t.draw(3) > 0;
         let acks_itself = t.draw(2) == 0;
         record.lock().consumers.insert(name.to_owned(), Consumed::new(is_ordered, only));
 
-        let backoff = one_of(t, &[0, 1, 2]);
-        let backoff = match backoff {
-            0 => Backoff::none(),
+        // Without a pause, a stubborn event would be tried for ever at one time.
+        let backoff = match t.draw(3) {
+            0 if !is_stubborn => Backoff::none(),
             1 => Backoff::list([SECOND, 5 * SECOND]),
             _ => Backoff::exponential(SECOND, 10 * SECOND),
         };
-        let timeout = one_of(t, &[Duration::MAX, 45 * SECOND, 5 * SECOND]);
+        // What never gives up must be able to succeed.
+        let timeouts: &[Duration] =
+            if is_stubborn { &[Duration::MAX] } else { &[Duration::MAX, 45 * SECOND, 5 * SECOND] };
+        let timeout = one_of(t, timeouts);
         let policy = RetryPolicy::default().attempts(attempts).backoff(backoff).timeout(timeout);
         let options = SubscribeOptions {
             ack_wait_secs: one_of(t, &[None, Some(1), Some(10), Some(30)]),
-            max_ack_pending: one_of(t, &[None, None, Some(1), Some(4)]),
+            max_ack_pending: if is_stubborn { None } else { one_of(t, &[None, None, Some(1), Some(4)]) },
             ..SubscribeOptions::default()
         };
         let drain_timeout = one_of(t, &[Duration::MAX, Duration::ZERO, 30 * SECOND]);
@@ -58,12 +70,12 @@ impl Worker {
             .subject(subject)
             .policy(policy)
             .options(options)
-            .concurrency(one_of(t, &[1, 1, 2, 4]))
+            .concurrency(if is_stubborn { 2 } else { one_of(t, &[1, 1, 2, 4]) })
             .drain_timeout(drain_timeout);
         if is_ordered {
             builder = builder.ordered_by_subject();
         }
-        if t.draw(3) == 0 {
+        if !is_stubborn && t.draw(3) == 0 {
             builder = builder.prefetch(one_of(t, &[1, 4, 16]));
         }
         let handler =
@@ -100,7 +112,8 @@ impl Handler {
         match fate {
             Fate::Handled => {}
             Fate::Fails(times) if attempt > times => {}
-            Fate::Fails(_) | Fate::Poison => return Err("not now".into()),
+            Fate::Stubborn if self.record.lock().is_relieved => {}
+            Fate::Fails(_) | Fate::Stubborn | Fate::Poison => return Err("not now".into()),
             Fate::Fatal => return Err(HandlerError::fatal("never")),
             Fate::Slow(seconds) => tokio::time::sleep(Duration::from_secs(seconds)).await,
             Fate::Panics if attempt == 1 => {
