@@ -1,7 +1,8 @@
 //! Delays between attempts.
 
-use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
+
+use crate::random;
 
 /// Delays between attempts.
 #[derive(Debug, Clone, PartialEq)]
@@ -61,7 +62,7 @@ impl Backoff {
             Delays::Exponential { first, cap } => doubled(*first, step).min(*cap),
         };
         if self.jitter > 0.0 {
-            delay.saturating_sub(part(delay, self.jitter * random_fraction()))
+            delay.saturating_sub(part(delay, self.jitter * random::fraction()))
         } else {
             delay
         }
@@ -82,13 +83,6 @@ fn doubled(delay: Duration, times: u64) -> Duration {
 /// Returns a fraction of a delay. The longest delays have no exact `f64`, and rounding must not panic.
 fn part(delay: Duration, fraction: f64) -> Duration {
     Duration::try_from_secs_f64(delay.as_secs_f64() * fraction).unwrap_or(delay)
-}
-
-/// Returns a random number between 0 and 1. The standard library seeds every hasher anew, which is random enough to
-/// spread retries.
-fn random_fraction() -> f64 {
-    let random = RandomState::new().hash_one(0_u8) >> 32;
-    f64::from(u32::try_from(random).unwrap_or_default()) / f64::from(u32::MAX)
 }
 
 #[cfg(test)]

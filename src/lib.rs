@@ -47,6 +47,7 @@ pub mod metrics;
 mod poison;
 mod private_file;
 pub mod provider;
+mod random;
 mod reserved;
 pub mod scaling;
 pub mod schema;
@@ -58,6 +59,9 @@ pub mod source;
 pub mod state;
 pub mod subject;
 mod task;
+#[cfg(feature = "testing")]
+#[cfg_attr(docsrs, doc(cfg(feature = "testing")))]
+pub mod testing;
 mod text;
 pub mod timestamp;
 pub mod trace;

@@ -103,7 +103,8 @@ pub(crate) async fn caught<F: Future>(future: F) -> std::result::Result<F::Outpu
     .await
 }
 
-fn message_of(panic: &(dyn Any + Send)) -> String {
+/// Returns the message of a panic.
+pub(crate) fn message_of(panic: &(dyn Any + Send)) -> String {
     match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
         (Some(text), _) => (*text).to_owned(),
         (None, Some(text)) => text.clone(),

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::builder::EventBuilder;
 use crate::clock::unix_millis;
+use crate::random;
 
 /// One event: the envelope that every provider stores and delivers.
 ///
@@ -80,7 +81,7 @@ impl Event {
         payload: serde_json::Value,
     ) -> Self {
         Self {
-            id: format!("evt-{}", uuid::Uuid::now_v7()),
+            id: format!("evt-{}", random::id()),
             subject: subject.into(),
             category: category.into(),
             event_type: event_type.into(),

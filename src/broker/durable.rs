@@ -195,6 +195,7 @@ impl Manager {
             let version = *changes.borrow_and_update();
             for change in self.reconcile() {
                 tokio::select! {
+                    biased;
                     () = wait_for_stop(&mut stopping) => break,
                     outcome = change => if let Ok(Err(error)) = outcome {
                         tracing::error!(%error, "opening the consumer of a durable trigger failed; retrying");
@@ -299,6 +300,7 @@ impl Server {
                 }
             }
             tokio::select! {
+                biased;
                 () = wait_for_stop(&mut self.stopping) => return,
                 () = tokio::time::sleep(REOPEN.delay(attempt)) => {}
             }

@@ -4,15 +4,16 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use uuid::Uuid;
+use tokio::time::Instant;
 
 use super::dead_letter::letter_now;
 use super::filter::{EventFilter, indexable_type};
 use super::index::Key;
 use super::trigger::{DeliverySettings, Trigger, TriggerSpec};
+use crate::random;
 use crate::sink::{DeliveryKey, EventSink, SinkFailure};
 use crate::task::{caught, in_time, poll_once};
 use crate::types::Event;
@@ -102,7 +103,7 @@ impl Lane {
             places: Arc::new(Semaphore::new(turns + settings.queue)),
             turns: Arc::new(Semaphore::new(turns)),
             waiting_room,
-            scope: Uuid::now_v7().as_u128(),
+            scope: random::id().as_u128(),
             begun: AtomicU64::new(0),
             is_quick: AtomicBool::new(false),
             is_late: AtomicBool::new(false),

@@ -111,6 +111,16 @@ pub mod writing_a_consumer {
     #![doc = include_str!("writing_a_consumer.md")]
 }
 
+/// Testing handlers with faults, on a simulated bus.
+#[cfg(feature = "testing")]
+#[cfg_attr(docsrs, doc(cfg(feature = "testing")))]
+pub mod testing_handlers {
+    #![doc = ""]
+    #![doc = include_str!("links.txt")]
+    #![doc = ""]
+    #![doc = include_str!("testing_handlers.md")]
+}
+
 /// Shutting down a consumer.
 pub mod graceful_shutdown {
     #![doc = ""]

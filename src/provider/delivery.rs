@@ -153,6 +153,16 @@ impl Delivery {
         }
     }
 
+    /// Replaces the handler of settlements by one around it.
+    #[cfg(feature = "testing")]
+    pub(crate) fn settled_by(
+        mut self,
+        around: impl FnOnce(Arc<dyn AckHandler>) -> Arc<dyn AckHandler>,
+    ) -> Self {
+        self.acker.handler = around(self.acker.handler);
+        self
+    }
+
     /// Returns the right to settle this delivery.
     pub(crate) fn acker(&self) -> &Acker {
         &self.acker

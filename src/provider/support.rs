@@ -4,7 +4,7 @@
 use super::UndecodableRecord;
 pub use super::receipt::answered_without_storing;
 pub use crate::backoff::Backoff;
-pub use crate::clock::unix_millis;
+pub use crate::clock::{Clock, unix_millis};
 use crate::error::{EventError, Result};
 pub use crate::task::OwnedTask;
 pub use crate::text::{shorten, without_values};

@@ -145,6 +145,7 @@ async fn every(interval: Duration, factory: &(dyn Fn() -> Event + Send + Sync), 
     ticks.tick().await;
     loop {
         tokio::select! {
+            biased;
             () = sender.closed() => return,
             _ = ticks.tick() => {}
         }

@@ -65,6 +65,7 @@ impl Scheduled {
                 )));
             };
             tokio::select! {
+                biased;
                 () = sender.closed() => return Ok(()),
                 () = self.wait_until(next) => {}
             }

@@ -185,6 +185,7 @@ impl ThresholdSource {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         loop {
             tokio::select! {
+                biased;
                 () = sender.closed() => return,
                 now = ticks.tick() => {
                     let Some(alert) = state.take((self.read)(), now) else { continue };

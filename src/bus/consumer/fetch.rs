@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::health::Part;
 use super::queue::{Source, Waiting};
-use super::{Command, KeyFn, Runtime, wait_for_stop};
+use super::{Command, KeyFn, Runtime};
 use crate::backoff::Backoff;
 use crate::bus::dead_letter::Fate;
 use crate::bus::in_force::InForce;
@@ -51,7 +51,6 @@ pub(super) struct Fetcher {
     pub(super) key: Option<Arc<KeyFn>>,
     pub(super) subscription: BusSubscription,
     pub(super) in_force: Arc<InForce>,
-    pub(super) command: watch::Receiver<Command>,
     pub(super) lag_requests: mpsc::Receiver<LagRequest>,
     /// Sequence of the newest event that was fetched.
     pub(super) newest: u64,
@@ -77,17 +76,19 @@ impl Fetcher {
     pub(super) async fn run(mut self) -> Result<()> {
         self.bound_queue();
         loop {
-            let command = *self.command.borrow_and_update();
+            let command = self.runtime.command.current();
             if command >= Command::Drain {
                 break;
             }
-            match self.next(command >= Command::Pause).await {
+            match self.next(command).await {
                 Next::Look => {}
                 Next::Lag(request) => {
                     // The requester may be gone.
                     let _ = request.send(self.subscription.lag().await);
                 }
-                Next::Fetched { batch: Some(batch), .. } if *self.command.borrow() == Command::Gone => {
+                Next::Fetched { batch: Some(batch), .. }
+                    if self.runtime.command.current() == Command::Gone =>
+                {
                     release(batch).await;
                 }
                 Next::Fetched { asked_for, batch: Some(batch) } => self.take(batch, asked_for).await?,
@@ -114,10 +115,10 @@ impl Fetcher {
     }
 
     /// Waits for the next step. It loses no fetched events.
-    async fn next(&mut self, paused: bool) -> Next {
-        let Self { runtime, subscription, command, lag_requests, source, .. } = self;
+    async fn next(&mut self, command: Command) -> Next {
+        let Self { runtime, subscription, lag_requests, source, .. } = self;
         let fetching = async {
-            if paused {
+            if command >= Command::Pause {
                 return std::future::pending().await;
             }
             let asked_for = runtime.queue.room(source).await.min(MAX_BATCH);
@@ -125,10 +126,7 @@ impl Fetcher {
         };
         tokio::select! {
             biased;
-            changed = command.changed() => match changed {
-                Ok(()) => Next::Look,
-                Err(_gone) => std::future::pending().await,
-            },
+            () = runtime.command.differs_from(command) => Next::Look,
             Some(request) = lag_requests.recv() => Next::Lag(request),
             (asked_for, batch) = fetching => Next::Fetched { asked_for, batch },
         }
@@ -241,7 +239,7 @@ impl Fetcher {
 
     /// Waits longer after each consecutive error, unless the consumer drains.
     pub(super) async fn pause(&mut self) {
-        let stop = wait_for_stop(&mut self.command, Command::Drain);
+        let stop = self.runtime.command.reaches(Command::Drain);
         let _ = tokio::time::timeout(FETCH_AGAIN.delay(self.trouble), stop).await;
     }
 }

@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 
 use super::fetch::LagRequest;
 use super::queue::Counts;
-use super::{Command, Runtime, raise};
+use super::{Command, Runtime};
 use crate::bus::dead_letter::Fate;
 use crate::error::{EventError, Result};
 use crate::poison::IgnorePoison;
@@ -114,7 +114,6 @@ impl Counters {
 #[must_use = "a consumer ends when its handle is dropped"]
 pub struct ConsumerHandle {
     pub(super) runtime: Arc<Runtime>,
-    pub(super) command: watch::Sender<Command>,
     pub(super) state: watch::Receiver<ConsumerState>,
     pub(super) failure: Arc<Mutex<Option<EventError>>>,
     pub(super) lag_requests: Vec<mpsc::Sender<LagRequest>>,
@@ -125,7 +124,9 @@ impl ConsumerHandle {
     /// Returns the state of the consumer.
     pub fn state(&self) -> ConsumerState {
         match *self.state.borrow() {
-            ConsumerState::Running if *self.command.borrow() == Command::Pause => ConsumerState::Paused,
+            ConsumerState::Running if self.runtime.command.current() == Command::Pause => {
+                ConsumerState::Paused
+            }
             ConsumerState::Running if self.runtime.health.error().is_some() => ConsumerState::Retrying,
             state => state,
         }
@@ -205,9 +206,11 @@ impl ConsumerHandle {
     /// [`EventError::Timeout`] if handlers had to be interrupted; their events are redelivered. If the consumer had
     /// ended by itself, its error.
     pub async fn shutdown(&self) -> Result<()> {
-        self.command.send_modify(|command| {
-            *command = if *command < Command::Drain { Command::Drain } else { Command::Abort };
-        });
+        self.runtime.command.replace(
+            |command| {
+                if command < Command::Drain { Command::Drain } else { Command::Abort }
+            },
+        );
         self.stopped().await
     }
 
@@ -245,23 +248,25 @@ impl ConsumerHandle {
         F: Future,
     {
         tokio::select! {
+            biased;
             ended = self.stopped() => return ended,
             _ = stop() => {}
         }
         tokio::select! {
+            biased;
             ended = self.shutdown() => ended,
             _ = stop() => self.shutdown().await,
         }
     }
 
+    /// Drops all tasks at once, as the end of the process does.
+    #[cfg(feature = "testing")]
+    pub(crate) fn kill(&self) {
+        self.supervisor.abort();
+    }
+
     fn change(&self, from: Command, to: Command) {
-        self.command.send_if_modified(|command| {
-            let changes = *command == from;
-            if changes {
-                *command = to;
-            }
-            changes
-        });
+        self.runtime.command.replace(|command| if command == from { to } else { command });
     }
 }
 
@@ -272,7 +277,7 @@ fn has_ended() -> EventError {
 impl Drop for ConsumerHandle {
     fn drop(&mut self) {
         // Fetchers release what they fetch until they end. Otherwise it would wait for the end of its lease.
-        raise(&self.command, Command::Gone);
+        self.runtime.command.raise(Command::Gone);
         self.supervisor.abort();
     }
 }

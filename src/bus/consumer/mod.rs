@@ -3,6 +3,7 @@
 //! See the guides [Writing a consumer](crate::docs::writing_a_consumer) and
 //! [Graceful shutdown](crate::docs::graceful_shutdown).
 
+mod command;
 mod failures;
 mod fetch;
 mod handle;
@@ -26,6 +27,7 @@ pub use crate::backoff::Backoff;
 pub use handle::{ConsumerHandle, ConsumerState, ConsumerStats};
 pub use policy::{HandlerError, HandlerResult, RetryPolicy};
 
+use self::command::{Command, Commands};
 use self::failures::Failures;
 use self::fetch::Fetcher;
 use self::handle::Counters;
@@ -80,37 +82,11 @@ where
     }
 }
 
-/// Commands to the tasks of a consumer, from the weakest to the strongest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Command {
-    Run,
-    Pause,
-    /// The handle was dropped, and the tasks will soon be dropped too.
-    Gone,
-    Drain,
-    Abort,
-}
-
-/// Waits for a command that is at least this strong, or until the sender is gone.
-async fn wait_for_stop(commands: &mut watch::Receiver<Command>, least: Command) {
-    let _ = commands.wait_for(|command| *command >= least).await;
-}
-
-/// Sends a command, unless one that is at least as strong was sent.
-fn raise(commands: &watch::Sender<Command>, to: Command) {
-    commands.send_if_modified(|command| {
-        let is_weaker = *command < to;
-        if is_weaker {
-            *command = to;
-        }
-        is_weaker
-    });
-}
-
 /// State that the tasks of a consumer share.
 struct Runtime {
     /// Name that the program gave the consumer.
     subscriber: String,
+    command: Commands,
     queue: Queue,
     policy: RetryPolicy,
     /// Number of attempts after which an event is given up.
@@ -314,7 +290,6 @@ impl ConsumerBuilder<'_> {
         self.bus.check_subscription(&filter)?;
         let opener = self.opener();
         let runtime = Arc::new(self.runtime(&filter, opener.dlq_handler.is_some())?);
-        let (command, commands) = watch::channel(Command::Run);
         let (state_sender, state) = watch::channel(ConsumerState::Running);
         let failure = Arc::new(Mutex::new(None));
 
@@ -339,7 +314,6 @@ impl ConsumerBuilder<'_> {
                 key: self.key.clone(),
                 subscription,
                 in_force: Arc::clone(in_force),
-                command: commands.clone(),
                 lag_requests: receiver,
                 newest: 0,
                 opened_at: unix_millis(),
@@ -360,20 +334,19 @@ impl ConsumerBuilder<'_> {
         }
         let (handler, mut working) = (Arc::new(handler), JoinSet::new());
         for _ in 0..self.concurrency {
-            working.spawn(worker::work(Arc::clone(&runtime), Arc::clone(&handler), commands.clone()));
+            working.spawn(worker::work(Arc::clone(&runtime), Arc::clone(&handler)));
         }
         let default_timeout = self.policy.timeout.unwrap_or_default().max(LEAST_DRAIN_TIMEOUT);
         let supervisor = Supervisor {
             runtime: Arc::clone(&runtime),
             fetchers: fetching,
             workers: working,
-            command: command.clone(),
             state: state_sender,
             failure: Arc::clone(&failure),
             drain_timeout: self.drain_timeout.unwrap_or(default_timeout),
         };
         let supervisor = tokio::spawn(supervisor.run(opener, filter));
-        Ok(ConsumerHandle { runtime, command, state, failure, lag_requests, supervisor })
+        Ok(ConsumerHandle { runtime, state, failure, lag_requests, supervisor })
     }
 
     /// Works as [`handle`](ConsumerBuilder::handle), and deserializes the payload to the handler's type. An event whose
@@ -453,6 +426,7 @@ impl ConsumerBuilder<'_> {
         let as_asked_for = || Arc::new(InForce::new(filter.options.as_ref(), Arc::clone(&settings_changed)));
         Ok(Runtime {
             subscriber: filter.subscriber_id.clone(),
+            command: Commands::new(Command::Run),
             queue: Queue::new(filter.subjects.len(), capacity, grows, lane_bounds),
             in_force: filter.subjects.iter().map(|_| as_asked_for()).collect(),
             settings_changed,

@@ -25,6 +25,10 @@ enum Begin {
     AsFirst,
 }
 
+/// Why a consumer that is gone is not recreated.
+const DELETED_OR_LOST: &str =
+    "was deleted or lost; it is not recreated, because it would process the stream again";
+
 impl Fetcher {
     /// Continues after the end of the subscription. Returns an error if the consumer must not be recreated.
     pub(super) async fn go_on_behind_end(&mut self, why: &str) -> Result<()> {
@@ -65,7 +69,7 @@ impl Fetcher {
                 self.gone("was deleted; it is not recreated, because it would process the stream again")
             );
         }
-        while *self.command.borrow() < Command::Drain {
+        while self.runtime.command.current() < Command::Drain {
             let begin = match (self.opener.exists(self.name()).await, end) {
                 (Ok(Some(true)), _) => Begin::AsItIs,
                 (Ok(_), Some(SubscriptionEnd::StreamReplaced)) => Begin::AtFirst,
@@ -79,9 +83,7 @@ impl Fetcher {
                 },
                 (Ok(None), Some(SubscriptionEnd::Closed)) => Begin::AsItIs,
                 (Ok(Some(false)), _) => {
-                    return Err(self.gone(
-                        "was deleted or lost; it is not recreated, because it would process the stream again",
-                    ));
+                    return Err(self.gone(DELETED_OR_LOST));
                 }
                 (Ok(None), _) => {
                     return Err(EventError::Consumer(format!(
@@ -118,12 +120,18 @@ impl Fetcher {
         self.prepare(begin);
         // Position to which a recreated consumer must be moved before it is fetched from.
         let mut unmoved = None;
-        while *self.command.borrow() < Command::Drain {
+        while self.runtime.command.current() < Command::Drain {
             self.trouble += 1;
             if self.trouble > 1 {
                 self.pause().await;
             }
-            match self.open_at(begin, &mut unmoved).await {
+            // Looked up anew after each pause: opening would recreate a consumer that was deleted meanwhile.
+            let opened = match self.is_deleted(begin).await {
+                Ok(false) => self.open_at(begin, &mut unmoved).await,
+                Ok(true) => return Err(self.gone(DELETED_OR_LOST)),
+                Err(error) => Err(error),
+            };
+            match opened {
                 Ok(subscription) => {
                     self.adopt(subscription);
                     // The delays keep growing until a fetch succeeds.
@@ -139,6 +147,14 @@ impl Fetcher {
             }
         }
         Ok(())
+    }
+
+    /// Returns true if a durable consumer that is to continue as it is does not exist any more.
+    async fn is_deleted(&self, begin: Begin) -> Result<bool> {
+        if !self.filter.durable || !matches!(begin, Begin::AsItIs) {
+            return Ok(false);
+        }
+        Ok(self.opener.exists(self.name()).await? == Some(false))
     }
 
     /// Drops fetched events of the old consumer that the new one redelivers.

@@ -8,7 +8,7 @@ use tokio::task::{JoinError, JoinSet};
 
 use super::handle::{ConsumerState, GRACE};
 use super::worker::give_back;
-use super::{Command, Runtime, raise, wait_for_stop};
+use super::{Command, Runtime};
 use crate::bus::open::Opener;
 use crate::deadline::After;
 use crate::error::{EventError, Result};
@@ -24,7 +24,6 @@ pub(super) struct Supervisor {
     pub(super) runtime: Arc<Runtime>,
     pub(super) fetchers: JoinSet<Result<()>>,
     pub(super) workers: JoinSet<()>,
-    pub(super) command: watch::Sender<Command>,
     pub(super) state: watch::Sender<ConsumerState>,
     pub(super) failure: Arc<Mutex<Option<EventError>>>,
     pub(super) drain_timeout: Duration,
@@ -34,6 +33,7 @@ impl Supervisor {
     pub(super) async fn run(mut self, opener: Opener, filter: SubscriptionFilter) {
         let runtime = Arc::clone(&self.runtime);
         let ended = tokio::select! {
+            biased;
             ended = self.supervise() => ended,
             () = keep_leases(&runtime) => Ok(()),
             () = runtime.queue.keep_time() => Ok(()),
@@ -66,7 +66,7 @@ impl Supervisor {
     async fn supervise(&mut self) -> std::result::Result<(), Ending> {
         let failed = self.until_drained().await;
         self.state.send_replace(ConsumerState::Draining);
-        raise(&self.command, Command::Drain);
+        self.runtime.command.raise(Command::Drain);
         let interrupted = self.drain().await;
         failed.map_err(Ending::Failed)?;
         match interrupted {
@@ -79,9 +79,9 @@ impl Supervisor {
 
     /// Waits for the drain command, or for a task that ends without one.
     async fn until_drained(&mut self) -> Result<()> {
-        let mut command = self.command.subscribe();
         tokio::select! {
-            () = wait_for_stop(&mut command, Command::Drain) => Ok(()),
+            biased;
+            () = self.runtime.command.reaches(Command::Drain) => Ok(()),
             Some(ended) = self.fetchers.join_next() => ended.unwrap_or_else(|broken| Err(died(&broken))),
             Some(Err(broken)) = self.workers.join_next() => Err(died(&broken)),
         }
@@ -90,12 +90,12 @@ impl Supervisor {
     /// Ends all tasks and returns the number of interrupted handlers.
     async fn drain(&mut self) -> u64 {
         let deadline = tokio::time::Instant::now().after(self.drain_timeout);
-        let mut command = self.command.subscribe();
         // Fetchers end soon: none of them waits for a handler.
         let closing = tokio::time::timeout_at(deadline, join_all(&mut self.fetchers));
         tokio::select! {
+            biased;
             _ = closing => {}
-            () = wait_for_stop(&mut command, Command::Abort) => {}
+            () = self.runtime.command.reaches(Command::Abort) => {}
         }
         self.fetchers.abort_all();
         if self.runtime.releases_uncounted {
@@ -104,11 +104,12 @@ impl Supervisor {
         self.runtime.queue.close(deadline);
         let working = tokio::time::timeout_at(deadline, join_all(&mut self.workers));
         tokio::select! {
+            biased;
             _ = working => {}
-            () = wait_for_stop(&mut command, Command::Abort) => {}
+            () = self.runtime.command.reaches(Command::Abort) => {}
         }
         self.runtime.queue.stop();
-        self.command.send_replace(Command::Abort);
+        self.runtime.command.raise(Command::Abort);
         let _ = tokio::time::timeout(GRACE, join_all(&mut self.workers)).await;
         let stuck = self.workers.len() as u64;
         self.workers.abort_all();
@@ -163,13 +164,13 @@ async fn keep_leases(runtime: &Runtime) {
     loop {
         let shortest = runtime.in_force.iter().map(|in_force| in_force.extend_after()).min();
         tokio::select! {
+            biased;
             () = tokio::time::sleep(shortest.unwrap_or(LONGEST_LOOK) / 2) => {}
             () = runtime.settings_changed.notified() => {}
         }
         for lease in runtime.queue.to_extend() {
-            if let Err(error) = lease.settle(AckKind::Extend).await {
-                tracing::debug!(%error, "extending the lease of a waiting event failed");
-            }
+            let extended = lease.settle(AckKind::Extend).await;
+            runtime.note_extension(lease.lease.sequence, &extended);
         }
     }
 }

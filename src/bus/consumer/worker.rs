@@ -4,14 +4,13 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::Instrument;
 
 use super::health::Part;
 use super::policy::{ErrorClass, HandlerResult};
 use super::queue::{Ended, Job, LeftOver};
-use super::{Command, Handler, Runtime, wait_for_stop};
+use super::{Command, Handler, Runtime};
 use crate::backoff::Backoff;
 use crate::bus::dead_letter::DeadLetters;
 use crate::bus::verdict::Verdict;
@@ -31,12 +30,8 @@ const SETTLE_AGAIN: Backoff = Backoff::exponential(Duration::from_millis(100), D
 const WRITE_AGAIN: Backoff = Backoff::exponential(Duration::from_secs(1), Duration::from_secs(30));
 
 /// Processes jobs one after the other until none is left.
-pub(super) async fn work<H: Handler>(
-    runtime: Arc<Runtime>,
-    handler: Arc<H>,
-    command: watch::Receiver<Command>,
-) {
-    let mut worker = Worker { runtime, handler, command };
+pub(super) async fn work<H: Handler>(runtime: Arc<Runtime>, handler: Arc<H>) {
+    let mut worker = Worker { runtime, handler };
     let mut ended = None;
     while let Some(job) = worker.runtime.queue.next(ended.take()).await {
         ended = Some(worker.process(job).await);
@@ -46,7 +41,6 @@ pub(super) async fn work<H: Handler>(
 struct Worker<H> {
     runtime: Arc<Runtime>,
     handler: Arc<H>,
-    command: watch::Receiver<Command>,
 }
 
 /// Result of one attempt.
@@ -176,25 +170,23 @@ impl<H: Handler> Worker<H> {
         }
         let timeout = self.runtime.policy.timeout;
         let deadline = timeout.map(|timeout| Instant::now().after(timeout));
-        loop {
-            let letters = Arc::clone(&job.source.letters);
-            let extend_at = job.leased_at.after(letters.extend_after());
-            tokio::select! {
-                biased;
-                done = &mut call => return outcome(&self.runtime, done),
-                () = wait_for_stop(&mut self.command, Command::Abort) => return Outcome::Interrupted,
-                () = at(deadline) => {
-                    let reason = format!("no result within {:?}", timeout.unwrap_or_default());
-                    return Outcome::Failed(Failed { class: ErrorClass::Retry, reason, after: None });
-                }
-                () = letters.in_force.changed() => {}
-                () = tokio::time::sleep_until(extend_at) => extend(job).await,
+        tokio::select! {
+            biased;
+            done = &mut call => outcome(&self.runtime, done),
+            () = self.runtime.command.reaches(Command::Abort) => Outcome::Interrupted,
+            () = at(deadline) => {
+                let reason = format!("no result within {:?}", timeout.unwrap_or_default());
+                Outcome::Failed(Failed { class: ErrorClass::Retry, reason, after: None })
             }
+            // Beside the handler, because an extension may take as long as the provider likes.
+            () = keep_lease(&self.runtime, job) => Outcome::Interrupted,
         }
     }
 
     async fn acknowledge(&self, job: Job) -> Ended {
-        if !job.guarded.is_settled() {
+        if job.guarded.is_settled() {
+            self.runtime.health.works(Part::Settling);
+        } else {
             self.settle(&job, "ack", || job.guarded.acknowledge(false)).await;
         }
         self.runtime.failures.forget(&job);
@@ -256,16 +248,11 @@ impl<H: Handler> Worker<H> {
     /// Waits and extends the lease meanwhile. Returns `false` if a command cut that short.
     async fn keep_alive(&mut self, job: &mut Job, wait: Duration, until: Command) -> bool {
         let end = Instant::now().after(wait);
-        loop {
-            let letters = Arc::clone(&job.source.letters);
-            let extend_at = job.leased_at.after(letters.extend_after());
-            tokio::select! {
-                biased;
-                () = wait_for_stop(&mut self.command, until) => return false,
-                () = tokio::time::sleep_until(end) => return true,
-                () = letters.in_force.changed() => {}
-                () = tokio::time::sleep_until(extend_at) => extend(job).await,
-            }
+        tokio::select! {
+            biased;
+            () = self.runtime.command.reaches(until) => false,
+            () = tokio::time::sleep_until(end) => true,
+            () = keep_lease(&self.runtime, job) => false,
         }
     }
 }
@@ -279,12 +266,36 @@ fn outcome(runtime: &Runtime, done: std::result::Result<HandlerResult, String>) 
     Outcome::Failed(Failed { class, reason, after })
 }
 
-/// Extends the lease of a job. If it is lost, the event is redelivered and handled twice, as at least once allows.
-async fn extend(job: &mut Job) {
-    job.leased_at = Instant::now();
-    if let Err(error) = job.guarded.stored.extend().await {
-        let DeadLetters { subscriber, consumer, .. } = &*job.guarded.letters;
-        tracing::debug!(subscriber, consumer, sequence = job.sequence(), %error, "extending the lease failed");
+/// Extends the lease of an event whenever it is time, forever. If it is lost, the event is redelivered and handled
+/// twice, as at least once allows.
+async fn keep_lease(runtime: &Runtime, job: &mut Job) {
+    let letters = Arc::clone(&job.source.letters);
+    loop {
+        tokio::select! {
+            biased;
+            () = letters.in_force.changed() => {}
+            () = tokio::time::sleep_until(job.leased_at.after(letters.extend_after())) => {
+                job.leased_at = Instant::now();
+                let extended = job.guarded.stored.extend().await;
+                runtime.note_extension(job.sequence(), &extended);
+            }
+        }
+    }
+}
+
+impl Runtime {
+    /// Notes if the provider extends leases.
+    pub(super) fn note_extension(&self, sequence: u64, extended: &Result<()>) {
+        match extended {
+            Ok(()) => self.health.works(Part::Settling),
+            Err(error) => {
+                tracing::debug!(subscriber = self.subscriber, sequence, %error, "extending the lease failed");
+                // A lost lease is not a failure of the provider.
+                if error.is_retryable() {
+                    self.health.failed(Part::Settling, error);
+                }
+            }
+        }
     }
 }
 

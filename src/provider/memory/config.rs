@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::MemoryProvider;
 use crate::error::Result;
 use crate::provider::settings::{Setting, Settings, common, row};
+use crate::provider::support::Clock;
 use crate::provider::validate::DEFAULT_MAX_EVENT_BYTES;
 use crate::provider::{EventProvider, Isolation, ProviderUrl};
 use crate::subject::validate_prefix;
@@ -66,6 +67,7 @@ pub struct MemoryProviderBuilder {
     pub(super) max_age: Duration,
     pub(super) max_event_bytes: usize,
     pub(super) dedup_window: Duration,
+    pub(super) clock: Clock,
 }
 
 impl MemoryProviderBuilder {
@@ -77,6 +79,7 @@ impl MemoryProviderBuilder {
             max_age: Duration::ZERO,
             max_event_bytes: DEFAULT_MAX_EVENT_BYTES,
             dedup_window: DEFAULT_DEDUP_WINDOW,
+            clock: Clock::default(),
         }
     }
 
@@ -120,6 +123,14 @@ impl MemoryProviderBuilder {
     /// Sets the time for which a `msg_id` is remembered. Default 120 s; zero disables deduplication.
     pub fn dedup_window(mut self, window: Duration) -> Self {
         self.dedup_window = window;
+        self
+    }
+
+    /// Sets the clock of storage times and ages. Default: the system's clock.
+    #[cfg(feature = "testing")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "testing")))]
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
         self
     }
 

@@ -29,7 +29,7 @@ use super::{
 use crate::deadline::After;
 use crate::error::{EventError, Result};
 use crate::poison::IgnorePoison;
-use crate::provider::support::{closed, unix_millis};
+use crate::provider::support::closed;
 
 /// A provider that keeps events in the memory of this process.
 #[derive(Debug)]
@@ -118,18 +118,23 @@ impl Shared {
     /// Returns the stream for reading, without expired events.
     fn read(&self) -> RwLockReadGuard<'_, Stream> {
         let stream = self.stream.read().ignore_poison();
-        if !stream.log.has_age_limit() || !stream.log.has_expired(unix_millis()) {
+        if !stream.log.has_age_limit() || !stream.log.has_expired(self.unix_millis()) {
             return stream;
         }
         drop(stream);
         let mut dropped = Dropped::default();
-        self.write().enforce_retention(unix_millis(), &mut dropped);
+        self.write().enforce_retention(self.unix_millis(), &mut dropped);
         self.stream.read().ignore_poison()
     }
 
     /// Returns the stream for changing. No method panics half-way through a change, so poison is ignored.
     fn write(&self) -> RwLockWriteGuard<'_, Stream> {
         self.stream.write().ignore_poison()
+    }
+
+    /// Returns the time of the wall clock, which stamps events.
+    fn unix_millis(&self) -> u64 {
+        self.settings.clock.unix_millis()
     }
 
     fn check_open(stream: &Stream) -> Result<()> {

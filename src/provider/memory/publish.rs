@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::provider::PublishReceipt;
 use crate::provider::driver::Checked;
 use crate::provider::group::Time;
-use crate::provider::support::{answered_without_storing, closed, unix_millis};
+use crate::provider::support::{answered_without_storing, closed};
 use crate::types::Event;
 
 /// The `msg_id`s of the dedup window, with the sequences of their events.
@@ -111,7 +111,8 @@ impl Shared {
         if let Some(duplicate) = answered_without_storing(name, last, options.expected_sequence, first)? {
             return Ok(Stored::Duplicate(duplicate));
         }
-        let (sequence, subject, has_readers) = stream.append(event, checked.size(), unix_millis(), dropped);
+        let (sequence, subject, has_readers) =
+            stream.append(event, checked.size(), self.unix_millis(), dropped);
         if let Some(msg_id) = &options.msg_id {
             stream.dedup.remember(msg_id, sequence, self.clock.now());
         }

@@ -161,15 +161,13 @@ impl Link {
         while let Some(next) = newest.next.get() {
             (newest, clients) = (next, clients + 1);
         }
-        (clients << 32) + newest.client.statistics().connects.load(Ordering::Relaxed)
+        (clients << 32) + newest.connects()
     }
 
     /// Returns true if the client is connected and [`connection`](Self::connection) counts its connection.
     fn is_counted(&self) -> bool {
         let newest = self.newest();
-        self.is_connected()
-            && newest.counted.load(Ordering::Acquire)
-                >= newest.client.statistics().connects.load(Ordering::Acquire)
+        self.is_connected() && newest.counted.load(Ordering::Acquire) >= newest.connects()
     }
 
     /// Waits until the client is connected and its connection is counted, at most for `limit`. Returns false if there
@@ -187,10 +185,11 @@ impl Link {
             } else if now.duration_since(*uncounted_since.get_or_insert(now)) > UNCOUNTED {
                 // The client drops events if too many wait.
                 let newest = self.newest();
-                newest
-                    .counted
-                    .store(newest.client.statistics().connects.load(Ordering::Acquire), Ordering::Release);
-                self.events.connections.send_modify(|count| *count += 1);
+                let connects = newest.connects();
+                // Of all that wait, one counts it.
+                if newest.counted.fetch_max(connects, Ordering::AcqRel) < connects {
+                    self.events.connections.send_modify(|count| *count += 1);
+                }
             }
             if now >= until {
                 return self.is_connected();
@@ -364,6 +363,11 @@ impl Connection {
 
     fn works(&self) -> bool {
         self.task.has_changed().is_ok()
+    }
+
+    /// Returns the number of connections that this client has made.
+    fn connects(&self) -> u64 {
+        self.client.statistics().connects.load(Ordering::Acquire)
     }
 }
 

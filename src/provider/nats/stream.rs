@@ -279,19 +279,20 @@ impl Shared {
         self.same("atomic_batches", atomic, existing.allow_atomic_publish)?;
         self.same("discard_new", settings.discard_new, existing.discard == DiscardPolicy::New)?;
         let wanted = self.wanted_stream();
-        let limits = |config: &stream::Config| {
-            [config.max_messages.max(0), config.max_bytes.max(0), config.max_age.as_secs().cast_signed()]
+        let in_force = |config: &stream::Config| {
+            let StreamLimits { max_events, max_bytes, max_age, .. } = limits(config);
+            (max_events, max_bytes, max_age)
         };
         // A configuration that asks for no limits of its own is no reason for a warning.
         let (config, default) = (&settings.config, NatsConfig::default());
         let is_asked = (config.max_events, config.max_bytes, config.max_age_secs)
             != (default.max_events, default.max_bytes, default.max_age_secs);
-        if is_asked && limits(existing) != limits(&wanted) {
+        if is_asked && in_force(existing) != in_force(&wanted) {
             tracing::warn!(
                 stream = existing.name,
-                existing = ?limits(existing),
-                configured = ?limits(&wanted),
-                "the stream exists with other limits (events, bytes, seconds) and keeps them"
+                existing = ?in_force(existing),
+                configured = ?in_force(&wanted),
+                "the stream exists with other limits (events, bytes, age) and keeps them"
             );
         }
         Ok(())

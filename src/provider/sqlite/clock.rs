@@ -1,55 +1,28 @@
 //! The wall clock, because times must mean the same in every process. It may be wrong, and may be corrected.
 
 use super::SqliteConfig;
-use crate::provider::support::unix_millis;
 
 impl SqliteConfig {
     /// Returns the time in Unix milliseconds.
     pub(super) fn now_ms(&self) -> u64 {
-        #[cfg(test)]
-        return unix_millis().saturating_add_signed(self.skew.get());
-        #[cfg(not(test))]
-        unix_millis()
+        self.clock.unix_millis()
     }
 }
-
-/// Error of the clock in milliseconds. A test can change it at any time.
-#[cfg(test)]
-#[derive(Debug, Clone, Default)]
-pub(super) struct Skew(std::sync::Arc<std::sync::atomic::AtomicI64>);
-
-#[cfg(test)]
-impl Skew {
-    fn get(&self) -> i64 {
-        self.0.load(std::sync::atomic::Ordering::Relaxed)
-    }
-
-    pub(super) fn set(&self, millis: i64) {
-        self.0.store(millis, std::sync::atomic::Ordering::Relaxed);
-    }
-}
-
-/// The clock is not part of the settings.
-#[cfg(test)]
-impl PartialEq for Skew {
-    fn eq(&self, _: &Self) -> bool {
-        true
-    }
-}
-
-#[cfg(test)]
-impl Eq for Skew {}
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use crate::provider::sqlite::{SqliteConfig, SqliteProvider};
-    use crate::provider::support::unix_millis;
+    use crate::provider::support::{Clock, unix_millis};
     use crate::provider::{EventProvider, HistoryQuery, Subscription};
     use crate::types::{Event, PublishOptions, SubscribeOptions};
 
     const HOUR_MS: i64 = 3_600_000;
+
+    fn of_a_wrong_clock(config: SqliteConfig) -> SqliteConfig {
+        SqliteConfig { clock: Clock::of_system(), ..config }
+    }
 
     fn event() -> Event {
         Event::new("events.test", "test", "", "test", serde_json::json!(1))
@@ -66,9 +39,9 @@ mod tests {
     async fn a_clock_that_was_ahead_strands_nothing() {
         let folder = tempfile::tempdir().unwrap();
         for (name, reopens) in [("same", false), ("next", true)] {
-            let config = SqliteConfig::file(folder.path().join(name));
+            let config = of_a_wrong_clock(SqliteConfig::file(folder.path().join(name)));
             let mut provider = SqliteProvider::connect(config.clone()).await.unwrap();
-            config.skew.set(HOUR_MS);
+            config.clock.set_error(HOUR_MS);
             for _ in 0..4 {
                 provider.publish(&event()).await.unwrap();
             }
@@ -82,7 +55,7 @@ mod tests {
             held.pop().unwrap().release().await.unwrap();
             held.pop().unwrap().nak().await.unwrap();
             drop(leased);
-            config.skew.set(0);
+            config.clock.set_error(0);
             if reopens {
                 drop(subscription);
                 provider.close().await.unwrap();
@@ -97,7 +70,7 @@ mod tests {
                 delivery.ack().await.unwrap();
             }
             assert_eq!(came, [(1, 2), (2, 1), (4, 2)], "{name}");
-            config.skew.set(HOUR_MS + 1_000);
+            config.clock.set_error(HOUR_MS + 1_000);
             let next = tokio::time::timeout(Duration::from_secs(10), subscription.next_delivery());
             assert_eq!(next.await.unwrap().unwrap().unwrap().sequence(), 3, "{name}");
         }
@@ -105,18 +78,18 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_clock_that_was_ahead_keeps_no_id() {
-        let config = SqliteConfig::in_memory();
+        let config = of_a_wrong_clock(SqliteConfig::in_memory());
         let provider = SqliteProvider::connect(config.clone()).await.unwrap();
         let publish = async |msg_id: &str| {
             let options = PublishOptions { msg_id: Some(msg_id.to_owned()), ..Default::default() };
             provider.publish_with_receipt(&event(), &options).await.unwrap().duplicate
         };
-        config.skew.set(HOUR_MS);
+        config.clock.set_error(HOUR_MS);
         assert!(!publish("a").await);
-        config.skew.set(0);
+        config.clock.set_error(0);
         assert!(!publish("b").await);
         assert!(publish("a").await, "within the window");
-        config.skew.set(121_000);
+        config.clock.set_error(121_000);
         assert!(!publish("a").await, "behind the window");
     }
 
@@ -124,13 +97,13 @@ mod tests {
     async fn a_clock_that_was_ahead_keeps_no_event_and_falsifies_no_time() {
         // More events than one step corrects.
         const EVENTS: usize = 700;
-        let config = SqliteConfig::in_memory().max_age(Duration::from_secs(100));
+        let config = of_a_wrong_clock(SqliteConfig::in_memory().max_age(Duration::from_secs(100)));
         let provider = SqliteProvider::connect(config.clone()).await.unwrap();
-        config.skew.set(HOUR_MS);
+        config.clock.set_error(HOUR_MS);
         for _ in 0..EVENTS {
             provider.publish(&event()).await.unwrap();
         }
-        config.skew.set(0);
+        config.clock.set_error(0);
         provider.publish(&event()).await.unwrap();
         let times = async || {
             let stored = provider.query(&HistoryQuery::new(usize::MAX)).await.unwrap();
@@ -147,7 +120,7 @@ mod tests {
         .expect("the times are brought back although nobody does anything");
         assert_eq!(times().await.len(), EVENTS + 1);
         assert!(provider.integrity_check().await.unwrap().is_empty());
-        config.skew.set(101_000);
+        config.clock.set_error(101_000);
         tokio::time::timeout(Duration::from_secs(20), async {
             while provider.info().await.unwrap().messages > 0 {
                 tokio::time::sleep(Duration::from_millis(5)).await;

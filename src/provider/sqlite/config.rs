@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::SqliteProvider;
 use crate::error::{EventError, Result};
 use crate::provider::settings::{Choice, Setting, Settings, common, row};
-use crate::provider::support::shorten;
+use crate::provider::support::{Clock, shorten};
 use crate::provider::validate::DEFAULT_MAX_EVENT_BYTES;
 use crate::provider::{DEFAULT_MAX_UNCONFIRMED_ACKS, DEFAULT_TIMEOUT, EventProvider, Isolation, ProviderUrl};
 use crate::subject::validate_prefix;
@@ -152,9 +152,7 @@ pub struct SqliteConfig {
     /// Maximum number of queued acks per subscription that are not stored yet. Also the maximum number of stored acks
     /// of the provider that a power loss could undo. Default 1,000.
     pub max_unconfirmed_acks: usize,
-    /// Error of the clock in a test.
-    #[cfg(test)]
-    pub(super) skew: super::clock::Skew,
+    pub(super) clock: Clock,
     /// Maximum bytes of the file that the writer caches in memory. Default 16 MiB; a smaller file takes only its own
     /// size.
     pub cache_size: u64,
@@ -179,8 +177,7 @@ impl SqliteConfig {
             commit_max_bytes: 4 * 1024 * 1024,
             commit_delay: Duration::from_millis(1),
             max_unconfirmed_acks: DEFAULT_MAX_UNCONFIRMED_ACKS,
-            #[cfg(test)]
-            skew: super::clock::Skew::default(),
+            clock: Clock::default(),
             cache_size: 16 * 1024 * 1024,
         }
     }
@@ -278,6 +275,14 @@ impl SqliteConfig {
     /// Sets the maximum bytes of the file that the writer caches in memory.
     pub fn cache_size(mut self, bytes: u64) -> Self {
         self.cache_size = bytes;
+        self
+    }
+
+    /// Sets the clock of storage times, leases and ages. Default: the system's clock.
+    #[cfg(feature = "testing")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "testing")))]
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
         self
     }
 

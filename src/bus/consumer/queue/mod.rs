@@ -284,6 +284,7 @@ impl Queue {
             match next {
                 None => delayed.await,
                 Some(at) => tokio::select! {
+                    biased;
                     () = delayed => {}
                     () = tokio::time::sleep_until(at) => {}
                 },
@@ -291,7 +292,7 @@ impl Queue {
         }
     }
 
-    /// Returns the leases to extend, of events that do not run. They count as extended from now on.
+    /// Returns the leases to extend, of events that do not run, in stream order. They count as extended from now on.
     pub(super) fn to_extend(&self) -> Vec<Acker> {
         let now = Instant::now();
         let mut due = Vec::new();
@@ -301,6 +302,7 @@ impl Queue {
                 due.push(stored.acker().clone());
             }
         });
+        due.sort_by_key(|acker| acker.lease.sequence);
         due
     }
 

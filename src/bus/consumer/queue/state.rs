@@ -1,7 +1,7 @@
 //! The state of a queue, changed under its lock. Time is an argument.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use tokio::time::Instant;
@@ -345,7 +345,7 @@ impl State {
     pub(super) fn forget_waiting(&mut self, index: usize) {
         let is_its = |source: &Source| source.index == index;
         // A lane whose first event is dropped continues with its events of other subscriptions.
-        let mut headless: HashSet<Arc<str>> = HashSet::new();
+        let mut headless: BTreeSet<Arc<str>> = BTreeSet::new();
         self.delayed.retain(|_, job| {
             let is_kept = !is_its(&job.source);
             if !is_kept {
