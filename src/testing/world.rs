@@ -194,7 +194,7 @@ impl World {
     /// Stops here for ever if the process has crashed.
     pub(super) async fn stop_if_over(&self, life: &Life) {
         if life.is_over() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 
