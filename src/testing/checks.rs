@@ -93,7 +93,8 @@ impl Checks for Outcome<Checked> {
     fn no_dead_letters(self) -> Self {
         let checked = self?;
         let name = Some(checked.name.as_str());
-        let mut of_it = checked.seen.letters.iter().filter(|letter| letter.letter.subscriber.as_deref() == name);
+        let mut of_it =
+            checked.seen.letters.iter().filter(|letter| letter.letter.subscriber.as_deref() == name);
         match of_it.next_back() {
             Some(stored) => Err(wrong(
                 &checked.name,

@@ -97,12 +97,12 @@ mod tests {
     #[tokio::test]
     async fn tasks_are_woken_in_the_order_in_which_they_wait() {
         let commands = Arc::new(Commands::new(Command::Run));
-        let (sender, mut woken) = tokio::sync::mpsc::unbounded_channel();
+        let (sender, mut woken) = tokio::sync::mpsc::channel(20);
         for number in 0..20 {
             let (commands, sender) = (Arc::clone(&commands), sender.clone());
             tokio::spawn(async move {
                 commands.reaches(Command::Abort).await;
-                sender.send(number).unwrap();
+                sender.send(number).await.unwrap();
             });
         }
         drop(sender);
