@@ -281,7 +281,7 @@ impl Life {
         self.record.read_letters(&self.t).await;
         let mut state = self.record.lock();
         for worker in &self.workers {
-            state.note_crashes(&worker.name);
+            state.note_crashes(&worker.name, 0);
             if let Some(wrong) = state.wrong_letters(&worker.name) {
                 return Err(format!("{}: {wrong}", worker.name).into());
             }

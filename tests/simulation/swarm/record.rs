@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use a3s_event::HistoryQuery;
 use a3s_event::dlq::{DeadLetterFilter, StoredDeadLetter};
 use a3s_event::testing::{Outcome, TestBus, TestConsumer};
 
@@ -110,7 +111,9 @@ impl Record {
 
     /// Begins an attempt, and returns its number in this process.
     pub(super) async fn begin(&self, t: &TestBus, consumer: &str, seen: &Seen) -> u64 {
-        self.lock().note_crashes(consumer);
+        // The publisher may not know yet that its last event is stored.
+        let newest = t.provider().query(&HistoryQuery::new(1)).await.unwrap();
+        self.lock().note_crashes(consumer, newest.first().map_or(0, |newest| newest.sequence));
         if self.lock().wrong_start(consumer, seen).is_some() {
             // What is before it may have become a dead letter just now.
             self.read_letters(t).await;
@@ -179,9 +182,9 @@ impl State {
         self.violation.get_or_insert(what);
     }
 
-    /// Notices crashes. What is stored so far may then come again, and out of order.
-    pub(super) fn note_crashes(&mut self, consumer: &str) {
-        let last = self.stored.keys().next_back().copied().unwrap_or(0);
+    /// Notices crashes. What is stored so far, up to the event `newest`, may then come again, and out of order.
+    pub(super) fn note_crashes(&mut self, consumer: &str, newest: u64) {
+        let last = self.stored.keys().next_back().copied().unwrap_or(0).max(newest);
         let Some(consumed) = self.consumers.get_mut(consumer) else { return };
         let crashes = consumed.consumer.as_ref().map_or(0, TestConsumer::crashes);
         if crashes != consumed.crashes {

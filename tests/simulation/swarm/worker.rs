@@ -60,7 +60,7 @@ impl Worker {
         let timeout = one_of(t, timeouts);
         let policy = RetryPolicy::default().attempts(attempts).backoff(backoff).timeout(timeout);
         let options = SubscribeOptions {
-            ack_wait_secs: one_of(t, &[None, Some(1), Some(10), Some(30)]),
+            ack_wait_secs: one_of(t, &[None, Some(4), Some(10), Some(30)]),
             max_ack_pending: if is_stubborn { None } else { one_of(t, &[None, None, Some(1), Some(4)]) },
             ..SubscribeOptions::default()
         };
