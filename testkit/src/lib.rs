@@ -55,6 +55,8 @@ mod case;
 pub mod cases;
 mod harness;
 mod isolated;
+#[cfg(all(feature = "ledger", unix))]
+pub mod ledger;
 mod refusals;
 mod runner;
 #[cfg(feature = "servers")]
