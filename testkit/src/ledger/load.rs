@@ -18,6 +18,8 @@ pub struct Load {
     pub publishers: u32,
     /// Pause of a publisher between two events.
     pub pause: Duration,
+    /// True if the worker consumes.
+    pub consumers: bool,
     /// Number of different keys.
     pub keys: u32,
     /// Ack wait of the consumers.
@@ -33,6 +35,7 @@ impl Default for Load {
         Self {
             publishers: 2,
             pause: Duration::from_millis(10),
+            consumers: true,
             keys: 8,
             lease: Duration::from_secs(3),
             attempts: 6,
