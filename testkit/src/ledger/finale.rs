@@ -1,10 +1,11 @@
 //! The end of a round: what the bus says is stored.
 
+use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use a3s_event::dlq::DeadLetterFilter;
+use a3s_event::dlq::{DeadLetterFilter, StoredDeadLetter};
 use a3s_event::{EventProvider, FailureClass, HistoryQuery, ProviderDlqHandler, Result};
 use serde::{Deserialize, Serialize};
 
@@ -76,7 +77,7 @@ pub struct Letter {
     pub attempts: u64,
     /// True if the event used up its attempts.
     pub exhausted: bool,
-    /// Time of the letter in Unix milliseconds, by the clock of its writer.
+    /// Time of its storage in Unix milliseconds, by the clock of the provider.
     pub written_at: u64,
 }
 
@@ -99,15 +100,25 @@ impl Finale {
             let key = Load::key(&record.event);
             stored.push(Stored::new(&record.event.id, key, record.sequence, record.stored_at));
         }
-        let found = ProviderDlqHandler::new(letters)?.find(&DeadLetterFilter::default(), usize::MAX).await?;
-        let letters = found.into_iter().map(|stored| stored.letter).map(|letter| Letter {
-            consumer: letter.subscriber.or(letter.consumer).unwrap_or_default(),
-            sequence: letter.event.sequence,
-            attempts: letter.attempts.unwrap_or_default(),
-            exhausted: letter.class == FailureClass::Exhausted,
-            written_at: letter.dead_lettered_at,
+        let handler = ProviderDlqHandler::new(Arc::clone(&letters))?;
+        let found = handler.find(&DeadLetterFilter::default(), usize::MAX).await?;
+        // The handler passes over further copies of a letter, so count them in its stream.
+        let copies = letters.query(&HistoryQuery::new(usize::MAX)).await?;
+        let id_at: HashMap<u64, &str> =
+            copies.iter().map(|copy| (copy.sequence, copy.event.id.as_str())).collect();
+        let letters = found.into_iter().flat_map(|StoredDeadLetter { id, letter, .. }| {
+            let of_it = copies.iter().filter(|copy| id_at.get(&id) == Some(&copy.event.id.as_str()));
+            let written: Vec<u64> = of_it.map(|copy| copy.stored_at).collect();
+            written.into_iter().map(move |written_at| Letter {
+                consumer: letter.subscriber.clone().or(letter.consumer.clone()).unwrap_or_default(),
+                sequence: letter.event.sequence,
+                attempts: letter.attempts.unwrap_or_default(),
+                exhausted: letter.class == FailureClass::Exhausted,
+                written_at,
+            })
         });
-        Ok(Self { stored, consumers: positions(provider).await?, letters: letters.collect() })
+        let letters = letters.collect();
+        Ok(Self { stored, consumers: positions(provider).await?, letters })
     }
 
     /// Writes it beside the journals.

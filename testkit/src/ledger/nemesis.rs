@@ -48,7 +48,12 @@ impl Nemesis {
     /// Returns true if everyone's leases may expire early or cannot be extended while it lasts.
     pub fn disturbs_everyone(self) -> bool {
         // Programs that share a file compare their own clocks with its times.
-        !self.strikes_a_worker() || matches!(self, Self::ClockForward | Self::ClockBack)
+        !self.strikes_a_worker() || self.moves_a_clock()
+    }
+
+    /// Returns true if a process has a wrong wall clock while it lasts.
+    pub fn moves_a_clock(self) -> bool {
+        matches!(self, Self::ClockForward | Self::ClockBack)
     }
 
     /// Returns true if a backend may forget the latest settlements.

@@ -24,8 +24,8 @@ pub enum Kind {
     SequenceWentBack,
     /// An event is stored twice for one `msg_id`.
     ///
-    /// Copies whose storage times are apart by the dedup window or more are allowed. A storage time is a wall clock
-    /// where the provider has no server, so that a clock jump ends the window.
+    /// Allowed are copies whose storage times are apart by the dedup window or more, and any copies if a clock jumped
+    /// between the tries. Without a server, the wall clock decides how long an id is remembered.
     StoredTwice,
     /// A durable consumer never received a stored event.
     ///
@@ -36,8 +36,10 @@ pub enum Kind {
     ///
     /// After `Ok`, the event is never redelivered to this consumer. Allowed is:
     ///
-    /// - a delivery that was handed out before the ack. Without the capability `fenced_settlement`, the ack of a lost
-    ///   lease succeeds. A lease can be lost if its process was suspended or a fault of the backend lasted between the
+    /// - a delivery that was handed out before the ack, whose handler begins late. Its attempt is an earlier one, and
+    ///   its process began before the ack;
+    /// - the ack of a lost lease. Without the capability `fenced_settlement`, it
+    ///   succeeds. A lease can be lost if its process was suspended or a fault of the backend lasted between the
     ///   publish and the ack;
     /// - any delivery after a server was killed, if the provider documents that it writes settlements later, and the
     ///   kill came within that time.
@@ -69,7 +71,7 @@ pub enum Kind {
     LetterMissing,
     /// An event has two dead letters of one consumer.
     ///
-    /// The key of a letter is its `msg_id`. Allowed are letters whose times are apart by the dedup window or more.
+    /// The key of a letter is its `msg_id`. Allowed is what is allowed for an event that is stored twice.
     LetterTwice,
     /// An event has a dead letter, although no handler gave it up.
     ///

@@ -1,5 +1,6 @@
 //! A worker: it publishes and consumes, and notes what it is told.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,6 +56,17 @@ pub struct Worker {
     pub load: Load,
     /// Journal of this life.
     pub journal: Arc<Journal>,
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { member, life, load, .. } = self;
+        f.debug_struct("Worker")
+            .field("member", member)
+            .field("life", life)
+            .field("load", load)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Worker {
@@ -161,7 +173,7 @@ impl Worker {
         }
     }
 
-    fn note_end(&self, consumer: &str, ended: &impl std::fmt::Debug, failed: bool) -> Result<()> {
+    fn note_end(&self, consumer: &str, ended: &impl fmt::Debug, failed: bool) -> Result<()> {
         let error = format!("{ended:?}");
         self.journal.note(Fact::ConsumerEnded { consumer: consumer.to_owned(), error: error.clone() });
         if failed { Err(a3s_event::EventError::Consumer(error)) } else { Ok(()) }

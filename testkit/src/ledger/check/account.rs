@@ -22,6 +22,7 @@ pub(super) struct Spot {
 pub(super) struct Life<'a> {
     pub(super) member: &'a str,
     pub(super) life: u32,
+    pub(super) begun: Option<Spot>,
     pub(super) stop_begun: Option<Spot>,
     /// End of an orderly stop, and its error.
     pub(super) stopped: Option<(Spot, Option<&'a str>)>,
@@ -93,6 +94,7 @@ pub(super) struct Received {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ack {
     pub(super) life: usize,
+    pub(super) attempt: u64,
     pub(super) begun: Spot,
     pub(super) confirmed: Option<Spot>,
     pub(super) failed: bool,
@@ -178,7 +180,9 @@ impl<'a> Account<'a> {
                 }
             }
             Fact::Quiet => self.quiet = Some(spot),
-            Fact::Began { member, life: number, .. } => (life.member, life.life) = (member, *number),
+            Fact::Began { member, life: number, .. } => {
+                (life.member, life.life, life.begun) = (member, *number, Some(spot));
+            }
             Fact::Rested => life.rested = Some(spot),
             Fact::StopBegun => life.stop_begun = Some(spot),
             Fact::Stopped { error } => life.stopped = Some((spot, error.as_deref())),
@@ -197,8 +201,12 @@ impl<'a> Account<'a> {
                 self.handled(consumer, *sequence).deliveries.push(received);
             }
             Fact::AckBegun { consumer, sequence } => {
-                let ack = Ack { life: spot.journal, begun: spot, confirmed: None, failed: false };
-                self.handled(consumer, *sequence).acks.push(ack);
+                let life = spot.journal;
+                let handled = self.handled(consumer, *sequence);
+                // Of two handlers of one process that have the event, the later delivery is in force.
+                let attempts = handled.deliveries.iter().filter(|received| received.life == life);
+                let attempt = attempts.map(|received| received.attempt).max().unwrap_or_default();
+                handled.acks.push(Ack { life, attempt, begun: spot, confirmed: None, failed: false });
             }
             Fact::AckConfirmed { consumer, sequence } => {
                 if let Some(ack) = self.open_ack(spot, consumer, *sequence) {
@@ -291,6 +299,12 @@ impl<'a> Account<'a> {
         self.disturbances
             .iter()
             .any(|it| it.nemesis.kills_a_server() && it.to >= at && it.from <= at.saturating_add(within))
+    }
+
+    /// Returns true if a clock jumped in this time. Without a server, it decides how long an id is remembered.
+    pub(super) fn clock_jumped(&self, from: u64, to: u64) -> bool {
+        let mut jumps = self.disturbances.iter().filter(|it| it.nemesis.moves_a_clock());
+        jumps.any(|it| it.from <= to && it.to >= from)
     }
 
     /// Returns the stored dead letters of a consumer about an event.

@@ -32,8 +32,14 @@ fn check_redelivery(
     }
     let published_at = account.sequence_published_at(sequence);
     for ack in handled.acks.iter().filter(|ack| !ack.failed) {
-        let after = |at: u64| handled.deliveries.iter().find(move |received| received.spot.at > at);
         let life = &account.lives[ack.life];
+        // A handler may begin late what was handed out before the ack.
+        let is_newer = |received: &&Received| {
+            let begun = account.lives[received.life].begun.map_or(0, |spot| spot.at);
+            received.attempt > ack.attempt || received.life != ack.life && begun > ack.begun.at
+        };
+        let after =
+            |at: u64| handled.deliveries.iter().filter(is_newer).find(move |received| received.spot.at > at);
         if let Some(confirmed) = ack.confirmed
             && let Some(again) = after(confirmed.at)
             && !account.forgotten(confirmed.at)

@@ -26,7 +26,9 @@ pub(super) fn check(account: &Account<'_>, verdicts: &mut Vec<Verdict>) {
         }
         for pair in copies.windows(2) {
             let apart = pair[1].stored_at.abs_diff(pair[0].stored_at);
-            if apart < account.terms.dedup_window {
+            let begun = || publication.begun.iter().map(|spot| spot.at);
+            let (first, last) = (begun().min().unwrap_or_default(), begun().max().unwrap_or_default());
+            if apart < account.terms.dedup_window && !account.clock_jumped(first, last) {
                 let (first, second) = (pair[0].sequence, pair[1].sequence);
                 let what = format!("event {id} is stored as {first} and, {apart} ms later, as {second}");
                 verdicts.push(account.verdict(Kind::StoredTwice, what, &publication.begun));

@@ -227,6 +227,14 @@ fn an_event_that_is_stored_twice_is_found() {
     };
     twice(119_999).is(&[Kind::StoredTwice]);
     twice(120_000).is(&[]);
+    let mut jumped = twice(0);
+    jumped.add(30, B, begun("e2"));
+    jumped.is(&[Kind::StoredTwice]);
+    jumped.nemesis(25, 26, Nemesis::ClockForward, Some("a"));
+    jumped.is(&[]);
+    let mut after = twice(0);
+    after.nemesis(31, 32, Nemesis::ClockForward, Some("a"));
+    after.is(&[Kind::StoredTwice]);
 }
 
 #[test]
@@ -263,6 +271,8 @@ fn a_delivery_after_a_confirmed_ack_is_found() {
     elsewhere.nemesis(21, 25, Nemesis::Pause, Some("b"));
     elsewhere.terms(|terms| terms.fenced = false);
     elsewhere.is(&[Kind::RedeliveredAfterAck]);
+    // A handler that begins late with what was handed out before.
+    with(|run| run.add(120, B, delivered("shared", 3, 1))).is(&[Kind::AttemptWentBack]);
     let mut killed = again;
     killed.nemesis(90, 95, Nemesis::ServerKill, None);
     killed.is(&[Kind::RedeliveredAfterAck]);
