@@ -51,8 +51,8 @@ pub enum Kind {
     RedeliveredAfterStop,
     /// A handler received an event before an earlier event of its key was settled.
     ///
-    /// Lanes keep the order within a process, and across a shutdown and a new start. Allowed is a wait for the lease
-    /// of the earlier event, if that event was published before
+    /// Lanes keep the order within a process, and across a shutdown and a new start. Allowed is a
+    /// redelivery of the earlier event after its lease, if that event was published before
     ///
     /// - a process of this consumer ended without an orderly stop, or
     /// - the end of a fault of the backend, which ends connections and what they had fetched. So does a fault of this

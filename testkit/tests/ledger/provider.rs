@@ -216,7 +216,7 @@ struct SlippingAcks {
 impl SlippingAcks {
     fn forgets(&self, asked: &Settlement) -> bool {
         let picked = match self.fault {
-            Some(Fault::ForgetsConfirmedAcks) => asked.is_confirmed && self.sequence % 7 == 0,
+            Some(Fault::ForgetsConfirmedAcks) => asked.is_confirmed && self.sequence.is_multiple_of(7),
             // Those of the last moments of the first life.
             Some(Fault::ForgetsLastAcks) => (190..200).contains(&self.sequence),
             _ => false,

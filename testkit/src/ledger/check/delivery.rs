@@ -139,7 +139,7 @@ fn check_order(account: &Account<'_>, name: &str, consumer: &Consumer, verdicts:
             let first = handled.and_then(|handled| handled.deliveries.iter().min_by_key(|it| it.spot.at));
             if let Some(first) = first {
                 for (open, settled_at) in earlier.iter().filter(|(_, settled)| *settled > first.spot.at) {
-                    if may_wait(account, open, first) {
+                    if may_wait(account, consumer, open, first) {
                         continue;
                     }
                     let mut spots = vec![first.spot];
@@ -167,8 +167,16 @@ fn check_order(account: &Account<'_>, name: &str, consumer: &Consumer, verdicts:
 }
 
 /// Returns true if the lease of an earlier event may still belong to a crashed process or a lost connection.
-fn may_wait(account: &Account<'_>, open: &Stored, received: &Received) -> bool {
+fn may_wait(account: &Account<'_>, consumer: &Consumer, open: &Stored, received: &Received) -> bool {
     let (published_at, now) = (account.published_at(open), received.spot.at);
+    // An event that had a lease comes as a later attempt.
+    let late = consumer.events.get(&open.sequence).and_then(|handled| {
+        let after = handled.deliveries.iter().filter(|it| it.spot.at > now);
+        after.min_by_key(|it| it.spot.at)
+    });
+    if late.is_some_and(|late| late.attempt == 1) {
+        return false;
+    }
     let member = account.lives[received.life].member;
     let crashes =
         account.lives.iter().filter(|life| life.member == member).filter_map(|life| life.crashed_at());

@@ -89,7 +89,7 @@ impl Server for OneNats {
             Nemesis::NetworkHold => {
                 self.proxy.hold(Direction::ToServer);
                 // Every other time the server is still heard, so that it answers what was sent before.
-                if strike.number % 2 == 0 {
+                if strike.number.is_multiple_of(2) {
                     self.proxy.hold(Direction::ToClient);
                 }
                 tokio::time::sleep(strike.lasts).await;

@@ -161,7 +161,7 @@ struct Run {
 pub async fn program(registry: ProviderRegistry) -> ExitCode {
     let done = match Cli::parse().command {
         Command::Work(args) => work(&registry, args).await.map(|()| true),
-        Command::Run(args) => round::run(registry, args).await,
+        Command::Run(args) => supervise(registry, args).await,
         Command::Check { folder } => check_folder(&folder).map_err(Into::into),
     };
     match done {
@@ -171,6 +171,15 @@ pub async fn program(registry: ProviderRegistry) -> ExitCode {
             eprintln!("a3s-event-ledger: {error}");
             ExitCode::from(2)
         }
+    }
+}
+
+/// Runs the rounds. A signal ends them, and with them workers, servers and mounts.
+async fn supervise(registry: ProviderRegistry, args: Run) -> std::result::Result<bool, Failure> {
+    let interrupted = stop_signal()?;
+    tokio::select! {
+        done = round::run(registry, args) => done,
+        () = interrupted => Err("interrupted".into()),
     }
 }
 

@@ -50,15 +50,20 @@ struct Driver {
 #[allow(clippy::print_stdout, reason = "the result of a program")]
 pub(super) async fn run(registry: ProviderRegistry, args: Run) -> Result<bool, Failure> {
     let seed = args.load.seed.unwrap_or_else(|| fastrand::u64(1..1_000_000));
-    let temporary = tempfile::Builder::new().prefix("a3s-event-ledger-").tempdir()?;
-    let folder = args.folder.clone().unwrap_or_else(|| temporary.path().to_owned());
+    let (folder, is_temporary) = match &args.folder {
+        Some(folder) => (folder.clone(), false),
+        // Removed only if it holds no evidence.
+        None => (tempfile::Builder::new().prefix("a3s-event-ledger-").tempdir()?.keep(), true),
+    };
     fs::create_dir_all(&folder)?;
     let (rounds, keeps) = (args.rounds, args.keep);
     let mut driver = Driver::start(registry, args, seed, folder.clone()).await?;
     let (mut sum, mut all, mut failed) = (Figures::default(), Vec::new(), 0);
     for round in 1..=rounds {
         let begin = Instant::now();
-        let (figures, verdicts) = driver.round(round).await?;
+        let done = driver.round(round).await;
+        let (figures, verdicts) =
+            done.map_err(|error| format!("{error}; journals: {}", driver.journals(round).display()))?;
         sum.add(&figures);
         println!(
             "round {round} of {rounds} (seed {}, {} s): {figures}: {}",
@@ -74,9 +79,8 @@ pub(super) async fn run(registry: ProviderRegistry, args: Run) -> Result<bool, F
         all.extend(verdicts);
     }
     println!("all {rounds} rounds: {sum}: {}", summary(&all));
-    if failed > 0 || keeps {
-        // Nothing removes the journals then.
-        let _ = temporary.keep();
+    if is_temporary && failed == 0 && !keeps {
+        fs::remove_dir_all(&folder)?;
     }
     Ok(failed == 0)
 }
