@@ -1,4 +1,4 @@
-//! Journals: what a process was told, one line per fact.
+//! Journals: what a process did and learned, one line per fact.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};

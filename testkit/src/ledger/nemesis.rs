@@ -56,6 +56,16 @@ impl Nemesis {
         matches!(self, Self::ClockForward | Self::ClockBack)
     }
 
+    /// Returns true if deliveries on their way to a process may be lost.
+    pub fn cuts_connections(self) -> bool {
+        !self.strikes_a_worker() && self != Self::DiskFull
+    }
+
+    /// Returns true if what a process writes may fail while it lasts.
+    pub fn prevents_writes(self) -> bool {
+        !self.strikes_a_worker() || matches!(self, Self::EioWrite | Self::EioSync)
+    }
+
     /// Returns true if a backend may forget the latest settlements.
     pub fn kills_a_server(self) -> bool {
         matches!(self, Self::ServerKill | Self::LeaderKill)

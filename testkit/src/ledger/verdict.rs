@@ -54,9 +54,9 @@ pub enum Kind {
     /// Lanes keep the order within a process, and across a shutdown and a new start. Allowed is a
     /// redelivery of the earlier event after its lease, if that event was published before
     ///
-    /// - a process of this consumer ended without an orderly stop, or
-    /// - the end of a fault of the backend, which ends connections and what they had fetched. So does a fault of this
-    ///   process's own files or clock.
+    /// - a process of this consumer ended without an orderly stop, or stopped during a fault that prevents writes, so
+    ///   that it could not release the event, or
+    /// - the end of a fault that cuts connections to a server. What was on its way to a process is lost with them.
     OutOfOrder,
     /// The attempts of an event did not increase from one delivery to the next.
     ///

@@ -1,4 +1,4 @@
-//! A worker: it publishes and consumes, and notes what it is told.
+//! A worker: it publishes and consumes, and notes every call and its answer.
 
 use std::fmt;
 use std::sync::Arc;

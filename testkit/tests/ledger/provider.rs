@@ -23,7 +23,7 @@ pub(crate) enum Fault {
     ForgetsConfirmedAcks,
     /// Takes acks before the end without settling their events.
     ForgetsLastAcks,
-    /// Hands one event out after the twenty that follow it.
+    /// Hands one event out after many that follow it.
     HoldsOneBack,
     SkipsDeliveries,
     CountsNoAttempts,
@@ -148,7 +148,7 @@ impl SlippingSubscription {
             match (self.fault, &self.held) {
                 (Some(Fault::SkipsDeliveries), _) if sequence % 50 == 7 => delivery.ack().await?,
                 (Some(Fault::HoldsOneBack), None) if sequence == 20 => self.held = Some(delivery),
-                (Some(Fault::HoldsOneBack), Some(_)) if sequence == 40 => {
+                (Some(Fault::HoldsOneBack), Some(_)) if sequence == 100 => {
                     self.ready.push_back(delivery);
                     self.ready.extend(self.held.take());
                 }

@@ -58,7 +58,7 @@ struct Disturbance<'a> {
     to: u64,
 }
 
-/// What publishers were told about an event.
+/// The publishes of an event, and their answers.
 #[derive(Default)]
 pub(super) struct Publication {
     pub(super) begun: Vec<Spot>,
@@ -66,7 +66,7 @@ pub(super) struct Publication {
     pub(super) answers: Vec<(Spot, u64, bool)>,
 }
 
-/// What handlers were told about an event.
+/// The deliveries of an event to the handlers of a consumer, and their settlements.
 #[derive(Default)]
 pub(super) struct Handled {
     pub(super) deliveries: Vec<Received>,
@@ -276,21 +276,34 @@ impl<'a> Account<'a> {
     pub(super) fn disturbed(&self, life: usize, from: u64, to: u64) -> bool {
         let Life { member, gaps, .. } = &self.lives[life];
         gaps.iter().any(|gap| gap.0 <= to && gap.1 >= from)
-            || self.disturbances_of(member).any(|(begun, ended)| begun <= to && ended >= from)
-    }
-
-    /// Returns the times in which everyone's leases, or those of this member, were disturbed.
-    pub(super) fn disturbances_of(&self, member: &str) -> impl Iterator<Item = (u64, u64)> {
-        // Clients reconnect a moment after the end, and take up what had waited.
-        let grace = self.terms.lease * 1_000;
-        self.disturbances
-            .iter()
-            .filter(move |it| {
+            || self.disturbances.iter().any(|it| {
                 let is_own =
                     it.target == Some(member) && !matches!(it.nemesis, Nemesis::Kill | Nemesis::Term);
-                it.nemesis.disturbs_everyone() || is_own
+                (it.nemesis.disturbs_everyone() || is_own) && it.from <= to && self.end_of(it) >= from
             })
-            .map(move |it| (it.from, it.to.saturating_add(grace)))
+    }
+
+    /// Returns the times in which connections to a server were lost, and what was on its way with them.
+    pub(super) fn cuts(&self) -> impl Iterator<Item = (u64, u64)> {
+        let cuts = self.disturbances.iter().filter(|it| it.nemesis.cuts_connections());
+        cuts.map(|it| (it.from, self.end_of(it)))
+    }
+
+    /// Returns the time of an orderly stop during a fault. A release that cannot be stored is logged and not repeated,
+    /// so the event keeps its lease.
+    pub(super) fn unreleased_at(&self, life: usize) -> Option<u64> {
+        let Life { member, stop_begun, .. } = &self.lives[life];
+        let (begun, stopped) = (stop_begun.as_ref()?, self.lives[life].stopped_in_order()?);
+        let prevents = |it: &&Disturbance<'_>| {
+            (it.target.is_none() || it.target == Some(member)) && it.nemesis.prevents_writes()
+        };
+        let mut faults = self.disturbances.iter().filter(prevents);
+        faults.any(|it| it.from <= stopped.at && self.end_of(it) >= begun.at).then_some(stopped.at)
+    }
+
+    /// Clients reconnect a moment after the end of a fault, and take up what had waited.
+    fn end_of(&self, disturbance: &Disturbance<'_>) -> u64 {
+        disturbance.to.saturating_add(self.terms.lease * 1_000)
     }
 
     /// Returns true if a server was killed before it had to have written what was settled at this time.

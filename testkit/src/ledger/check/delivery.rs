@@ -177,12 +177,12 @@ fn may_wait(account: &Account<'_>, consumer: &Consumer, open: &Stored, received:
     if late.is_some_and(|late| late.attempt == 1) {
         return false;
     }
-    let member = account.lives[received.life].member;
-    let crashes =
-        account.lives.iter().filter(|life| life.member == member).filter_map(|life| life.crashed_at());
-    let disturbances = account.disturbances_of(member).filter(|(from, _)| *from <= now).map(|(_, to)| to);
-    // An exit is noted by the driver, after the process has ended and maybe after the next one has begun.
-    crashes.chain(disturbances).any(|end| published_at <= end)
+    let this = &account.lives[received.life];
+    let earlier = account.lives.iter().enumerate();
+    let earlier = earlier.filter(|(_, life)| life.member == this.member && life.life < this.life);
+    let crashes = earlier.filter_map(|(index, life)| life.crashed_at().or(account.unreleased_at(index)));
+    let cuts = account.cuts().filter(|(from, _)| *from <= now).map(|(_, to)| to);
+    crashes.chain(cuts).any(|end| published_at <= end)
 }
 
 /// Checks that nothing is left at the end.

@@ -321,6 +321,11 @@ fn a_key_that_is_out_of_order_is_found() {
     let mut elsewhere = early;
     elsewhere.nemesis(12, 13, Nemesis::EioWrite, Some("b"));
     elsewhere.is(&[Kind::OutOfOrder]);
+    // No connection is lost by a fault of files or clocks.
+    let mut files = frozen.clone();
+    files.remove(|fact| matches!(fact, Fact::NemesisBegun { .. } | Fact::NemesisEnded { .. }));
+    files.nemesis(12, 13, Nemesis::DiskFull, None);
+    files.is(&[Kind::OutOfOrder]);
 }
 
 #[test]
@@ -332,6 +337,7 @@ fn order_holds_across_a_stop_and_not_across_a_crash() {
             });
             run.crash_a(17);
             if cause == Exit::Stopped {
+                run.add(16, A, Fact::StopBegun);
                 run.add(16, A, Fact::Stopped { error: None });
             }
             run.add(100, "a-2", delivered("own", 1, 2));
@@ -340,7 +346,14 @@ fn order_holds_across_a_stop_and_not_across_a_crash() {
     };
     // Sequence 1 is published before the end of the first process, and handled after sequence 2.
     ended(Exit::Killed).is(&[]);
-    ended(Exit::Stopped).is(&[Kind::OutOfOrder]);
+    let stopped = ended(Exit::Stopped);
+    stopped.is(&[Kind::OutOfOrder]);
+    let mut full = stopped.clone();
+    full.nemesis(16, 17, Nemesis::DiskFull, None);
+    full.is(&[]);
+    let mut elsewhere = stopped;
+    elsewhere.nemesis(16, 17, Nemesis::EioWrite, Some("b"));
+    elsewhere.is(&[Kind::OutOfOrder]);
 }
 
 #[test]
