@@ -57,7 +57,11 @@ pub(super) async fn run(registry: ProviderRegistry, args: Run) -> Result<bool, F
     };
     fs::create_dir_all(&folder)?;
     let (rounds, keeps) = (args.rounds, args.keep);
-    let mut driver = Driver::start(registry, args, seed, folder.clone()).await?;
+    let started = Driver::start(registry, args, seed, folder.clone()).await;
+    if is_temporary && started.is_err() {
+        fs::remove_dir_all(&folder)?;
+    }
+    let mut driver = started?;
     let (mut sum, mut all, mut failed) = (Figures::default(), Vec::new(), 0);
     for round in 1..=rounds {
         let begin = Instant::now();
