@@ -250,20 +250,19 @@ fn missing(capabilities: &Capabilities) -> Option<&'static str> {
 }
 
 async fn work(registry: &ProviderRegistry, args: Work) -> std::result::Result<(), Failure> {
-    // Installed first, so that an early signal is no crash. Each of them gets every signal.
-    let (early, stopped) = (stop_signal()?, stop_signal()?);
+    // Obeyed from the first moment, so that an early signal is no crash, and no worker outlives its driver.
+    let (phase, mut phases) = watch::channel(Phase::Work);
+    let (resting, rested) = watch::channel(false);
+    let commands = tokio::spawn(obey(phase, rested, args.supervised, stop_signal()?));
     let journal = Arc::new(Journal::open(&args.journals, &format!("{}-{}", args.member, args.life))?);
     let fresh = args.stream.map(|name| (name, args.files));
     let place = Place { registry: registry.clone(), url: args.url, fresh };
     let (provider, letters) = tokio::select! {
         connected = place.connect_when_possible() => connected?,
-        () = early => return Ok(()),
+        _ = phases.wait_for(|phase| *phase >= Phase::Stop) => return Ok(()),
     };
     let load = args.load.load(args.load.seed.unwrap_or(1));
     let worker = Worker::new(args.member, args.life, provider, letters, journal).load(load);
-    let (phase, phases) = watch::channel(Phase::Work);
-    let (resting, rested) = watch::channel(false);
-    let commands = tokio::spawn(obey(phase, rested, args.supervised, stopped));
     let done = worker.run(phases, resting).await;
     commands.abort();
     Ok(done?)
