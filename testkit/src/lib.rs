@@ -38,6 +38,11 @@
 //! Some cases need something of the harness, such as a restart. Without it they end as [`Outcome::NotApplicable`],
 //! which a test run shows as passed; the outcome of [`Case::run`] tells the difference.
 //!
+//! # Faults
+//!
+//! The feature `ledger` has a program that runs workers on any URL under overlapping faults of processes, files, clocks
+//! and servers. It checks that no event was lost, doubled, reordered or held back: see the module `ledger`.
+//!
 //! # Running cases from your own tool
 //!
 //! [`cases()`] returns the list of all cases, for tools that choose, run and report them themselves.
@@ -55,6 +60,8 @@ mod case;
 pub mod cases;
 mod harness;
 mod isolated;
+#[cfg(all(feature = "ledger", unix))]
+pub mod ledger;
 mod refusals;
 mod runner;
 #[cfg(feature = "servers")]

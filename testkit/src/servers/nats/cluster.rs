@@ -56,6 +56,39 @@ impl NatsCluster {
         self.nodes.iter().map(NatsServer::url).collect::<Vec<_>>().join(",")
     }
 
+    /// Returns the number of servers.
+    pub fn nodes(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Kills a server as a crash would (SIGKILL).
+    ///
+    /// # Panics
+    ///
+    /// If there is no such server.
+    pub fn kill(&mut self, node: usize) {
+        self.nodes[node].kill();
+        self.running[node] = false;
+    }
+
+    /// Suspends a server (SIGSTOP): connections stay open and nothing answers.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such server, or the signal has no effect.
+    pub async fn freeze(&self, node: usize) {
+        self.nodes[node].freeze().await;
+    }
+
+    /// Resumes a suspended server (SIGCONT).
+    ///
+    /// # Panics
+    ///
+    /// If there is no such server, or the signal cannot be sent.
+    pub fn thaw(&self, node: usize) {
+        self.nodes[node].thaw();
+    }
+
     /// Kills the leader of a stream as a crash would (SIGKILL) and returns its index.
     ///
     /// # Panics
@@ -63,8 +96,7 @@ impl NatsCluster {
     /// If there is no such stream, or no leader within a minute.
     pub async fn kill_leader(&mut self, stream: &str) -> usize {
         let leader = self.leader(stream).await;
-        self.nodes[leader].kill();
-        self.running[leader] = false;
+        self.kill(leader);
         leader
     }
 

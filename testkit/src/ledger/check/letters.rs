@@ -1,0 +1,61 @@
+//! Verdicts about dead letters.
+
+use std::collections::BTreeMap;
+
+use super::super::finale::Letter;
+use super::super::verdict::{Kind, Verdict};
+use super::account::{Account, Handled, Spot};
+
+pub(super) fn check(account: &Account<'_>, verdicts: &mut Vec<Verdict>) {
+    for (name, consumer) in &account.consumers {
+        for (sequence, handled) in &consumer.events {
+            let is_stored = account.letters(name, *sequence).next().is_some();
+            let unstored = handled.letters.first().filter(|_| !is_stored);
+            if let Some(written) = unstored {
+                let what =
+                    format!("the dead letter of {name} about sequence {sequence} was stored and is gone");
+                verdicts.push(account.verdict(Kind::LetterMissing, what, &[*written]));
+            } else if let Some(given_up) = given_up(account, handled).filter(|_| !is_stored)
+                && handled.acks.is_empty()
+            {
+                let what = format!("{name} gave up sequence {sequence} and there is no dead letter");
+                verdicts.push(account.verdict(Kind::LetterMissing, what, &[given_up]));
+            }
+        }
+    }
+    let mut letters: BTreeMap<(&str, u64), Vec<&Letter>> = BTreeMap::new();
+    for letter in &account.finale.letters {
+        letters.entry((&letter.consumer, letter.sequence)).or_default().push(letter);
+    }
+    for ((name, sequence), mut copies) in letters {
+        copies.sort_by_key(|letter| letter.written_at);
+        let handled = account.consumers.get(name).and_then(|consumer| consumer.events.get(&sequence));
+        let written = || handled.into_iter().flat_map(|handled| &handled.letters).map(|spot| spot.at);
+        let (first, last) = (written().min().unwrap_or_default(), written().max().unwrap_or_default());
+        for pair in copies.windows(2) {
+            let apart = pair[1].written_at - pair[0].written_at;
+            if apart < account.terms.dedup_window && !account.clock_jumped(first, last) {
+                let what = format!(
+                    "{name} has two dead letters about sequence {sequence}, written {apart} ms apart"
+                );
+                let spots = handled.map_or(&[][..], |handled| &handled.letters);
+                verdicts.push(account.verdict(Kind::LetterTwice, what, spots));
+            }
+        }
+        let has_cause = handled.is_some_and(|handled| given_up(account, handled).is_some());
+        let is_exhausted = |letter: &&Letter| letter.exhausted && letter.attempts >= account.terms.attempts;
+        if !has_cause && !copies.iter().any(is_exhausted) {
+            let what =
+                format!("{name} has a dead letter about sequence {sequence}, which it did not give up");
+            let deliveries = handled.map_or(&[][..], |handled| &handled.deliveries);
+            let spots: Vec<_> = deliveries.iter().map(|received| received.spot).collect();
+            verdicts.push(account.verdict(Kind::LetterWithoutCause, what, &spots));
+        }
+    }
+}
+
+/// Returns the line in which a handler gave an event up.
+fn given_up(account: &Account<'_>, handled: &Handled) -> Option<Spot> {
+    let last = handled.naks.iter().find(|(_, attempt)| *attempt >= account.terms.attempts);
+    handled.terms.first().copied().or(last.map(|(spot, _)| *spot))
+}
