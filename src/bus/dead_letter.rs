@@ -224,15 +224,23 @@ pub(super) struct Guarded {
     /// The delivery with the event as stored: dead letters of encrypted events stay encrypted.
     pub(super) stored: Delivery,
     pub(super) letters: Arc<DeadLetters>,
-    /// True if the subscriber settled it.
+    /// True if the subscriber settled it. An ack that failed does not count: the runtime repeats it.
     settled: AtomicBool,
+    /// True if the subscriber acked it.
+    acked: AtomicBool,
     /// Failed attempts of this delivery, if it is retried without redelivery.
     tries: AtomicU64,
 }
 
 impl Guarded {
     pub(super) fn new(stored: Delivery, letters: Arc<DeadLetters>) -> Self {
-        Self { stored, letters, settled: AtomicBool::new(false), tries: AtomicU64::new(0) }
+        Self {
+            stored,
+            letters,
+            settled: AtomicBool::new(false),
+            acked: AtomicBool::new(false),
+            tries: AtomicU64::new(0),
+        }
     }
 
     /// Returns the number of this attempt: the deliveries so far plus the failed attempts of this one.
@@ -259,6 +267,11 @@ impl Guarded {
         self.settled.load(Ordering::Relaxed)
     }
 
+    /// Returns true if the subscriber acked it.
+    pub(super) fn is_acked(&self) -> bool {
+        self.acked.load(Ordering::Relaxed)
+    }
+
     /// Acks the delivery, and waits for the confirmation if asked to or if the consumer drains.
     pub(super) async fn acknowledge(&self, is_confirmed: bool) -> Result<()> {
         let in_force = &self.letters.in_force;
@@ -274,7 +287,8 @@ impl Guarded {
 
     async fn settle_stored(&self, asked: Settlement) -> Result<()> {
         let Settlement { kind, is_confirmed, .. } = asked;
-        if kind != AckKind::Extend {
+        let is_ack = kind == AckKind::Ack;
+        if !is_ack && kind != AckKind::Extend {
             self.settled.store(true, Ordering::Relaxed);
         }
         let verdict = match &kind {
@@ -283,7 +297,12 @@ impl Guarded {
             _ => Verdict::Deliver(()),
         };
         match verdict {
-            Verdict::Deliver(()) if kind == AckKind::Ack => self.acknowledge(is_confirmed).await,
+            Verdict::Deliver(()) if is_ack => {
+                self.acknowledge(is_confirmed).await?;
+                self.settled.store(true, Ordering::Relaxed);
+                self.acked.store(true, Ordering::Relaxed);
+                Ok(())
+            }
             Verdict::Deliver(()) => {
                 self.stored.settle_as(kind, is_confirmed || self.letters.in_force.confirms()).await
             }

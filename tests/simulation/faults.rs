@@ -146,6 +146,82 @@ fn a_provider_that_hangs_holds_up_no_handler_and_no_timeout() {
 }
 
 #[test]
+fn an_ack_of_the_handler_that_fails_is_repeated() {
+    TestBus::explore(0..50, |t| async move {
+        let handled = Ledger::default();
+        let handler = {
+            let (t, handled) = (t.clone(), handled.clone());
+            move |delivery: Delivery| {
+                let (t, handled) = (t.clone(), handled.clone());
+                async move {
+                    handled.record(delivery.sequence());
+                    t.faults().unavailable(Duration::from_millis(120));
+                    assert!(delivery.ack_confirmed().await.is_err());
+                    Ok(())
+                }
+            }
+        };
+        let worker = t.consumer("worker").subject("events.>").handle(handler).await?;
+        t.publish("events.a", 1).await?;
+        t.advance(MINUTE).await;
+        assert_eq!(handled.entries(), [1]);
+        assert_eq!(worker.last_error(), None);
+        t.assert("worker").settled().no_dead_letters()
+    });
+}
+
+#[test]
+fn a_shutdown_without_a_provider_says_that_events_come_again() {
+    TestBus::explore(0..50, |t| async move {
+        let handled = Ledger::default();
+        let handler = {
+            let handled = handled.clone();
+            move |delivery: Delivery| {
+                let (handled, number) = (handled.clone(), delivery.event().payload.as_u64().unwrap());
+                async move {
+                    tokio::time::sleep(SECOND).await;
+                    handled.record(number);
+                    Ok(())
+                }
+            }
+        };
+        let worker = t.consumer("worker").subject("events.>").ordered_by_subject().handle(handler).await?;
+        for number in 0..5 {
+            t.publish("events.a", number).await?;
+        }
+        t.settle().await;
+        t.faults().unavailable(MINUTE);
+        let error = worker.shutdown().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Connection, "{error:?}");
+        t.advance(MINUTE).await;
+        worker.start().await?;
+        t.advance(MINUTE).await;
+        assert_eq!(handled.entries().split_off(1), (0..5).collect::<Vec<_>>());
+        t.assert("worker").settled().no_dead_letters()
+    });
+}
+
+#[test]
+fn a_consumer_that_is_deleted_during_a_pause_does_not_come_back() {
+    TestBus::explore(0..200, |t| async move {
+        let handled = Ledger::default();
+        let worker = t.consumer("worker").subject("events.>").handle(record(&handled)).await?;
+        t.publish("events.a", 1).await?;
+        t.settle().await;
+        t.faults().unavailable(Duration::from_millis(t.draw(20_000)));
+        t.advance(Duration::from_millis(t.draw(30_000))).await;
+        worker.delete_behind_its_back().await?;
+        t.faults().stop();
+        t.publish("events.a", 2).await?;
+        t.advance(5 * MINUTE).await;
+        assert!(t.provider().consumers().await?.is_empty());
+        assert_eq!(worker.state(), Some(a3s_event::consumer::ConsumerState::Failed));
+        assert_eq!(handled.entries(), [1]);
+        Ok(())
+    });
+}
+
+#[test]
 fn faults_of_a_publish_are_told_to_the_publisher() {
     TestBus::explore(0..20, |t| async move {
         t.faults().fail_publish(1);

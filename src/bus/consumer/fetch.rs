@@ -101,6 +101,7 @@ impl Fetcher {
         self.in_force.confirm();
         if let Err(error) = self.subscription.close().await {
             self.log_not_closed(&error);
+            self.runtime.note_cut_short(error);
         }
         Ok(())
     }

@@ -203,8 +203,10 @@ impl ConsumerHandle {
     ///
     /// # Errors
     ///
-    /// [`EventError::Timeout`] if handlers had to be interrupted; their events are redelivered. If the consumer had
-    /// ended by itself, its error.
+    /// - [`EventError::Timeout`] if handlers had to be interrupted; their events are redelivered
+    /// - the provider's error if it did not store the last acks or releases: these events are redelivered when their
+    ///   leases expire, and newer events of their keys may be handled before that
+    /// - if the consumer had ended by itself, its error
     pub async fn shutdown(&self) -> Result<()> {
         self.runtime.command.replace(
             |command| {

@@ -42,6 +42,7 @@ use crate::clock::unix_millis;
 #[cfg(feature = "routing")]
 use crate::dlq::DlqHandler;
 use crate::error::{EventError, Result};
+use crate::poison::IgnorePoison;
 use crate::provider::{Capabilities, Delivery};
 use crate::text::shorten;
 use crate::types::{Event, SubscribeOptions, SubscriptionFilter};
@@ -103,6 +104,15 @@ struct Runtime {
     /// If true, a release does not count as an attempt.
     releases_uncounted: bool,
     operation_timeout: Duration,
+    /// The first error that kept the shutdown from storing what it had to.
+    cut_short: Mutex<Option<EventError>>,
+}
+
+impl Runtime {
+    /// Notes an error of the shutdown: events are redelivered that should not be, or late.
+    fn note_cut_short(&self, error: EventError) {
+        self.cut_short.lock().ignore_poison().get_or_insert(error);
+    }
 }
 
 impl EventBus {
@@ -438,6 +448,7 @@ impl ConsumerBuilder<'_> {
             retries_here: self.key.is_some() || capabilities.nak_with_delay.is_no(),
             releases_uncounted,
             operation_timeout: self.bus.operation_timeout,
+            cut_short: Mutex::default(),
         })
     }
 

@@ -11,7 +11,7 @@ use super::worker::give_back;
 use super::{Command, Runtime};
 use crate::bus::open::Opener;
 use crate::deadline::After;
-use crate::error::{EventError, Result};
+use crate::error::{ErrorKind, EventError, Result};
 use crate::poison::IgnorePoison;
 use crate::provider::AckKind;
 use crate::types::SubscriptionFilter;
@@ -70,7 +70,10 @@ impl Supervisor {
         let interrupted = self.drain().await;
         failed.map_err(Ending::Failed)?;
         match interrupted {
-            0 => Ok(()),
+            0 => match self.runtime.cut_short.lock().ignore_poison().take() {
+                None => Ok(()),
+                Some(error) => Err(Ending::Interrupted(error)),
+            },
             count => Err(Ending::Interrupted(EventError::Timeout(format!(
                 "{count} handlers did not end in time and were interrupted; their events will be redelivered"
             )))),
@@ -116,14 +119,18 @@ impl Supervisor {
         let giving_back = async {
             // In stream order, so that they are redelivered in that order.
             for left_over in self.runtime.queue.take_left_over() {
-                give_back(&left_over).await;
+                // An event whose lease was lost is redelivered anyway.
+                if let Err(error) = give_back(&left_over).await
+                    && error.kind() != ErrorKind::Ack
+                {
+                    self.runtime.note_cut_short(error);
+                }
             }
         };
-        if tokio::time::timeout(self.runtime.operation_timeout, giving_back).await.is_err() {
-            tracing::warn!(
-                subscriber = self.runtime.subscriber,
-                "releasing events timed out; they are redelivered when their leases end"
-            );
+        let limit = self.runtime.operation_timeout;
+        if tokio::time::timeout(limit, giving_back).await.is_err() {
+            let what = "releasing events did not end within";
+            self.runtime.note_cut_short(EventError::Timeout(format!("{what} {limit:?}")));
         }
         self.runtime.stats.interruptions() + stuck
     }

@@ -184,9 +184,9 @@ impl<H: Handler> Worker<H> {
     }
 
     async fn acknowledge(&self, job: Job) -> Ended {
-        if job.guarded.is_settled() {
+        if job.guarded.is_acked() {
             self.runtime.health.works(Part::Settling);
-        } else {
+        } else if !job.guarded.is_settled() {
             self.settle(&job, "ack", || job.guarded.acknowledge(false)).await;
         }
         self.runtime.failures.forget(&job);
@@ -300,14 +300,13 @@ impl Runtime {
 }
 
 /// Releases an event, or naks it if the delivery counts.
-pub(super) async fn give_back(left_over: &LeftOver) {
+pub(super) async fn give_back(left_over: &LeftOver) -> Result<()> {
     let job = &left_over.job;
     if job.is_settled || job.guarded.is_settled() {
-        return;
+        return Ok(());
     }
     let kind = if left_over.counts { AckKind::Nak(Some(Duration::ZERO)) } else { AckKind::Release };
-    // A failure is logged, and the event is redelivered when its lease expires.
-    let _ = settle(job, kind.verb(), || job.guarded.stored.settle(kind.clone())).await;
+    settle(job, kind.verb(), || job.guarded.stored.settle(kind.clone())).await
 }
 
 /// Settles, and retries transient failures. A final failure is logged: the event is redelivered when its lease expires.
