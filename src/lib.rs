@@ -4,6 +4,7 @@
 #![cfg_attr(feature = "nats", doc = "[NATS]: provider::nats")]
 #![cfg_attr(feature = "routing", doc = "[routing]: docs::routing")]
 #![cfg_attr(feature = "sqlite", doc = "[SQLite]: provider::sqlite")]
+#![cfg_attr(feature = "testing", doc = "[testing]: docs::testing_handlers")]
 //! [delivery]: docs::delivery
 //! [choosing]: docs::choosing_a_provider
 //! [memory]: provider::memory
