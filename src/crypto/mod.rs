@@ -42,14 +42,14 @@ pub trait EventEncryptor: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`EventError::Config`](crate::EventError::Config) if the payload cannot be encrypted.
+    /// [`EventError::Config`] if the payload cannot be encrypted.
     fn encrypt(&self, payload: &Value) -> Result<Value>;
 
     /// Decrypts an envelope and returns the payload.
     ///
     /// # Errors
     ///
-    /// [`EventError::Config`](crate::EventError::Config) if the value is not an envelope, names an unknown key, or was
+    /// [`EventError::Config`] if the value is not an envelope, names an unknown key, or was
     /// changed.
     fn decrypt(&self, encrypted: &Value) -> Result<Value>;
 
@@ -64,7 +64,7 @@ pub trait EventEncryptor: Send + Sync {
     /// # Errors
     ///
     /// Same as [`encrypt`](EventEncryptor::encrypt); an implementation may use
-    /// [`EventError::Encryption`](crate::EventError::Encryption).
+    /// [`EventError::Encryption`].
     fn encrypt_event(&self, event: &Event) -> Result<Value> {
         self.encrypt(&event.payload)
     }
@@ -74,7 +74,7 @@ pub trait EventEncryptor: Send + Sync {
     /// # Errors
     ///
     /// Same as [`decrypt`](EventEncryptor::decrypt); an implementation may use
-    /// [`EventError::Encryption`](crate::EventError::Encryption).
+    /// [`EventError::Encryption`].
     fn decrypt_event(&self, event: &Event) -> Result<Value> {
         self.decrypt(&event.payload)
     }

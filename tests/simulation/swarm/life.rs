@@ -261,6 +261,12 @@ impl Life {
 
     /// Deletes a consumer behind its back. It must fail and not come back.
     async fn delete(&mut self) -> Outcome {
+        if self.t.draw(2) == 0 {
+            // Beside an outage, which makes consumers open their subscriptions again.
+            self.record.disturb(|_| true);
+            self.t.faults().unavailable(Duration::from_millis(self.t.draw(5_000)));
+            self.t.advance(Duration::from_millis(self.t.draw(7_000))).await;
+        }
         let index = self.any_index();
         let Some(worker) = self.workers.get_mut(index).filter(|worker| !worker.is_sheltered) else {
             return Ok(());
