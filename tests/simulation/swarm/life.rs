@@ -305,9 +305,13 @@ impl Life {
             self.t.advance(time).await;
             self.record.read_letters(&self.t).await;
             let state = self.record.lock();
+            // What was handled before a crash may be handled again.
+            let is_held_up = self.draft.is_stubborn && !state.is_relieved;
+            let is_settled = |name: &str| is_held_up || self.t.assert(name).settled().is_ok();
             let is_done = |worker: &Worker| {
-                let runs = worker.consumer.state() == Some(ConsumerState::Running);
-                state.consumers[&worker.name].is_deleted || (runs && state.open(&worker.name).is_empty())
+                let Worker { name, consumer, .. } = worker;
+                let runs = consumer.state() == Some(ConsumerState::Running);
+                state.consumers[name].is_deleted || (runs && state.open(name).is_empty() && is_settled(name))
             };
             if self.workers.iter().all(is_done) {
                 return;
