@@ -265,6 +265,10 @@ impl Member {
     async fn fetch(&mut self, max: usize, wait: Duration) -> Result<bool> {
         let (world, life) = (Arc::clone(&self.world), Arc::clone(&self.life));
         world.enter(&life, "fetch").await?;
+        let fails = world.plan().fetch_fault(&mut world.random());
+        if fails {
+            return Err(refused("fetch"));
+        }
         let outage = world.outage.notified();
         let fetched = tokio::select! {
             biased;

@@ -73,6 +73,7 @@ pub(super) struct Plan {
     crashes: BTreeMap<(CrashPoint, String), Occurrence>,
     publish: BTreeMap<PublishFault, Occurrence>,
     letters: Option<Occurrence>,
+    fetch: Option<Occurrence>,
     answer_delay: Range<u64>,
     delivery_delay: Range<u64>,
     unavailable_until: Option<Instant>,
@@ -92,6 +93,10 @@ impl Plan {
 
     pub(super) fn letter_fault(&mut self, random: &mut fastrand::Rng) -> bool {
         self.letters.as_mut().is_some_and(|occurrence| occurrence.happens(random))
+    }
+
+    pub(super) fn fetch_fault(&mut self, random: &mut fastrand::Rng) -> bool {
+        self.fetch.as_mut().is_some_and(|occurrence| occurrence.happens(random))
     }
 
     pub(super) fn answer_delay(&self, random: &mut fastrand::Rng) -> Duration {
@@ -184,6 +189,12 @@ impl Faults {
     /// Lets the dead-letter queue refuse a letter. A retry helps.
     pub fn fail_dead_letter(&self, how_often: impl Into<Occurrence>) -> &Self {
         self.plan().letters = Some(how_often.into());
+        self
+    }
+
+    /// Lets a consumer's call for events fail, while other calls work. A retry helps.
+    pub fn fail_fetch(&self, how_often: impl Into<Occurrence>) -> &Self {
+        self.plan().fetch = Some(how_often.into());
         self
     }
 

@@ -208,8 +208,8 @@ fn a_consumer_that_is_deleted_during_a_pause_does_not_come_back() {
         let worker = t.consumer("worker").subject("events.>").handle(record(&handled)).await?;
         t.publish("events.a", 1).await?;
         t.settle().await;
-        t.faults().unavailable(Duration::from_millis(t.draw(20_000)));
-        t.advance(Duration::from_millis(t.draw(30_000))).await;
+        t.faults().fail_fetch(20).unavailable(Duration::from_millis(1));
+        t.advance(Duration::from_millis(t.draw(60_000))).await;
         worker.delete_behind_its_back().await?;
         t.faults().stop();
         t.publish("events.a", 2).await?;

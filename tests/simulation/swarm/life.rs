@@ -75,6 +75,9 @@ impl Life {
         if self.t.draw(3) == 0 {
             faults.fail_dead_letter(0.3);
         }
+        if self.t.draw(5) == 0 {
+            faults.fail_fetch(0.3);
+        }
     }
 
     async fn step(&mut self) -> Outcome {
@@ -262,10 +265,11 @@ impl Life {
     /// Deletes a consumer behind its back. It must fail and not come back.
     async fn delete(&mut self) -> Outcome {
         if self.t.draw(2) == 0 {
-            // Beside an outage, which makes consumers open their subscriptions again.
+            // Beside calls that fail, which make consumers open their subscriptions again.
             self.record.disturb(|_| true);
-            self.t.faults().unavailable(Duration::from_millis(self.t.draw(5_000)));
-            self.t.advance(Duration::from_millis(self.t.draw(7_000))).await;
+            let times = u32::try_from(1 + self.t.draw(20)).unwrap();
+            self.t.faults().fail_fetch(times).unavailable(Duration::from_millis(1 + self.t.draw(2_000)));
+            self.t.advance(Duration::from_millis(self.t.draw(30_000))).await;
         }
         let index = self.any_index();
         let Some(worker) = self.workers.get_mut(index).filter(|worker| !worker.is_sheltered) else {
