@@ -2,7 +2,13 @@
 //! the same calls without. A ratio above 3 fails. Slow, and meaningful only in a release build on a quiet machine:
 //! `scripts/test --slow scale`.
 
-#![allow(clippy::expect_used, clippy::print_stdout, clippy::unwrap_used, reason = "a test fails by a panic")]
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a test fails by a panic"
+)]
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

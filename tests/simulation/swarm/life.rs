@@ -118,31 +118,36 @@ impl Life {
     /// Publishes a few events, each as often as it takes, as a publisher does that may lose nothing.
     async fn publish(&mut self) {
         for _ in 0..1 + self.t.draw(6) {
-            let (number, key) = (self.next, format!("k{}", self.t.draw(self.draft.keys)));
-            self.next += 1;
+            let key = format!("k{}", self.t.draw(self.draft.keys));
             let fate = if self.draft.is_stubborn && key == "k0" { Fate::Stubborn } else { self.drawn_fate() };
-            let published = Published { key: key.clone(), fate, is_acknowledged: false };
-            self.record.lock().published.insert(number, published);
-            let event = Event::builder(format!("events.life.{key}")).payload(number).build();
-            let options = PublishOptions { msg_id: Some(number.to_string()), ..PublishOptions::default() };
-            for _ in 0..5 {
-                let bus = self.t.bus().await.unwrap();
-                match bus.publish_event_with_receipt(&event, &options).await {
-                    Ok(receipt) => {
-                        self.record.lock().published.get_mut(&number).unwrap().is_acknowledged = true;
-                        if !receipt.duplicate {
-                            self.check_storage_time(receipt.sequence).await;
-                        }
-                        break;
+            self.publish_one(key, fate).await;
+        }
+    }
+
+    async fn publish_one(&mut self, key: String, fate: Fate) {
+        let number = self.next;
+        self.next += 1;
+        let published = Published { key: key.clone(), fate, is_acknowledged: false };
+        self.record.lock().published.insert(number, published);
+        let event = Event::builder(format!("events.life.{key}")).payload(number).build();
+        let options = PublishOptions { msg_id: Some(number.to_string()), ..PublishOptions::default() };
+        for _ in 0..5 {
+            let bus = self.t.bus().await.unwrap();
+            match bus.publish_event_with_receipt(&event, &options).await {
+                Ok(receipt) => {
+                    self.record.lock().published.get_mut(&number).unwrap().is_acknowledged = true;
+                    if !receipt.duplicate {
+                        self.check_storage_time(receipt.sequence).await;
                     }
-                    Err(error) => {
-                        assert!(error.is_retryable(), "{error:?}");
-                        self.t.advance(SECOND).await;
-                    }
+                    break;
+                }
+                Err(error) => {
+                    assert!(error.is_retryable(), "{error:?}");
+                    self.t.advance(SECOND).await;
                 }
             }
-            self.note_stored().await;
         }
+        self.note_stored().await;
     }
 
     /// Notes which events are stored.
@@ -339,7 +344,10 @@ impl Life {
     /// Checks that the bus lives without faults.
     async fn end(mut self) -> Outcome {
         self.until_handled().await;
-        self.publish().await;
+        // A failure of a part shows until the part has worked again, so that each consumer needs something to do.
+        for key in 0..self.draft.keys {
+            self.publish_one(format!("k{key}"), Fate::Handled).await;
+        }
         self.until_handled().await;
         self.none_is_open()?;
         self.record.lock().is_relieved = true;
