@@ -160,7 +160,7 @@ impl fmt::Debug for TestConsumerBuilder {
 /// same consumer.
 ///
 /// A consumer that crashes loses everything in memory: handlers that run are dropped, its leases end after the ack wait,
-/// and what it had fetched comes again after that. It starts again a second later, as a supervised service does.
+/// and what it had fetched is redelivered after that. It starts again a second later, as a supervised service does.
 #[derive(Clone)]
 pub struct TestConsumer {
     name: Arc<str>,
