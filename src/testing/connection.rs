@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use super::faults::{CrashPoint, PublishFault};
+use super::faults::{CallFault, CrashPoint};
 use super::world::{Life, World, answer_lost, refused, unavailable};
 use crate::deadline::After;
 use crate::error::{EventError, Result};
@@ -56,19 +56,18 @@ impl Connection {
     }
 
     async fn store_letter(&self, event: &Event, options: &PublishOptions) -> Result<PublishReceipt> {
-        let fails = self.world.plan().letter_fault(&mut self.world.random());
-        if fails {
+        if self.world.fails(CallFault::LetterRefused) {
             return Err(refused("publish"));
         }
         self.provider.publish_with_receipt(event, options).await
     }
 
     async fn store_event(&self, event: &Event, options: &PublishOptions) -> Result<PublishReceipt> {
-        if self.world.publish_fault(PublishFault::Refused) {
+        if self.world.fails(CallFault::PublishRefused) {
             return Err(refused("publish"));
         }
         let receipt = self.provider.publish_with_receipt(event, options).await?;
-        if self.world.publish_fault(PublishFault::Duplicate) {
+        if self.world.fails(CallFault::Duplicate) {
             let again = self.provider.publish_with_receipt(event, options).await;
             if let Ok(PublishReceipt { sequence, .. }) = again {
                 self.note(format_args!("publish {} -> {sequence}, a repetition", event.subject));
@@ -78,7 +77,7 @@ impl Connection {
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
-        if self.world.publish_fault(PublishFault::AnswerLost) {
+        if self.world.fails(CallFault::AnswerLost) {
             self.note(format_args!("publish {} -> {}, answer lost", event.subject, receipt.sequence));
             return Err(answer_lost("publish"));
         }
@@ -265,8 +264,7 @@ impl Member {
     async fn fetch(&mut self, max: usize, wait: Duration) -> Result<bool> {
         let (world, life) = (Arc::clone(&self.world), Arc::clone(&self.life));
         world.enter(&life, "fetch").await?;
-        let fails = world.plan().fetch_fault(&mut world.random());
-        if fails {
+        if world.fails(CallFault::FetchRefused) {
             return Err(refused("fetch"));
         }
         let outage = world.outage.notified();

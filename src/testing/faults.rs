@@ -56,24 +56,26 @@ pub(super) enum CrashPoint {
     AfterAck,
 }
 
-/// Faults of a publish.
+/// Faults of single calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum PublishFault {
-    /// Fails before the event is stored.
-    Refused,
+pub(super) enum CallFault {
+    /// A publish fails before the event is stored.
+    PublishRefused,
     /// The event is stored, and the answer is lost.
     AnswerLost,
     /// The event is published twice.
     Duplicate,
+    /// The dead-letter queue refuses a letter.
+    LetterRefused,
+    /// A consumer's call for events fails.
+    FetchRefused,
 }
 
 /// The faults to come.
 #[derive(Default)]
 pub(super) struct Plan {
     crashes: BTreeMap<(CrashPoint, String), Occurrence>,
-    publish: BTreeMap<PublishFault, Occurrence>,
-    letters: Option<Occurrence>,
-    fetch: Option<Occurrence>,
+    calls: BTreeMap<CallFault, Occurrence>,
     answer_delay: Range<u64>,
     delivery_delay: Range<u64>,
     unavailable_until: Option<Instant>,
@@ -87,16 +89,8 @@ impl Plan {
         planned.is_some_and(|occurrence| occurrence.happens(random))
     }
 
-    pub(super) fn publish_fault(&mut self, fault: PublishFault, random: &mut fastrand::Rng) -> bool {
-        self.publish.get_mut(&fault).is_some_and(|occurrence| occurrence.happens(random))
-    }
-
-    pub(super) fn letter_fault(&mut self, random: &mut fastrand::Rng) -> bool {
-        self.letters.as_mut().is_some_and(|occurrence| occurrence.happens(random))
-    }
-
-    pub(super) fn fetch_fault(&mut self, random: &mut fastrand::Rng) -> bool {
-        self.fetch.as_mut().is_some_and(|occurrence| occurrence.happens(random))
+    pub(super) fn fails(&mut self, fault: CallFault, random: &mut fastrand::Rng) -> bool {
+        self.calls.get_mut(&fault).is_some_and(|occurrence| occurrence.happens(random))
     }
 
     pub(super) fn answer_delay(&self, random: &mut fastrand::Rng) -> Duration {
@@ -166,18 +160,18 @@ impl Faults {
 
     /// Lets a publish fail before it stores its event. A retry helps.
     pub fn fail_publish(&self, how_often: impl Into<Occurrence>) -> &Self {
-        self.publish_fault(PublishFault::Refused, how_often.into())
+        self.call_fault(CallFault::PublishRefused, how_often.into())
     }
 
     /// Loses the answer of a publish that has stored its event: the publisher gets an error with
     /// [`may_be_stored`](crate::EventError::may_be_stored).
     pub fn lose_publish_answer(&self, how_often: impl Into<Occurrence>) -> &Self {
-        self.publish_fault(PublishFault::AnswerLost, how_often.into())
+        self.call_fault(CallFault::AnswerLost, how_often.into())
     }
 
     /// Publishes an event a second time with the same id and options, as a publisher does that did not get its answer.
     pub fn duplicate_publish(&self, how_often: impl Into<Occurrence>) -> &Self {
-        self.publish_fault(PublishFault::Duplicate, how_often.into())
+        self.call_fault(CallFault::Duplicate, how_often.into())
     }
 
     /// Delays the answer of each publish, after the event is stored.
@@ -188,14 +182,12 @@ impl Faults {
 
     /// Lets the dead-letter queue refuse a letter. A retry helps.
     pub fn fail_dead_letter(&self, how_often: impl Into<Occurrence>) -> &Self {
-        self.plan().letters = Some(how_often.into());
-        self
+        self.call_fault(CallFault::LetterRefused, how_often.into())
     }
 
     /// Lets a consumer's call for events fail, while other calls work. A retry helps.
     pub fn fail_fetch(&self, how_often: impl Into<Occurrence>) -> &Self {
-        self.plan().fetch = Some(how_often.into());
-        self
+        self.call_fault(CallFault::FetchRefused, how_often.into())
     }
 
     /// Delays each delivery to a consumer. The lease runs meanwhile.
@@ -246,8 +238,8 @@ impl Faults {
         self
     }
 
-    fn publish_fault(&self, fault: PublishFault, occurrence: Occurrence) -> &Self {
-        self.plan().publish.insert(fault, occurrence);
+    fn call_fault(&self, fault: CallFault, occurrence: Occurrence) -> &Self {
+        self.plan().calls.insert(fault, occurrence);
         self
     }
 

@@ -1,4 +1,4 @@
-//! What all parts of one test bus share.
+//! State that all parts of one test bus share.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::consumer::Process;
-use super::faults::{CrashPoint, Plan, PublishFault};
+use super::faults::{CallFault, CrashPoint, Plan};
 use super::simulation::idle;
 use super::trace::Trace;
 use crate::bus::EventBusBuilder;
@@ -241,8 +241,9 @@ impl World {
         self.stop_if_over(life).await;
     }
 
-    pub(super) fn publish_fault(&self, fault: PublishFault) -> bool {
-        self.plan().publish_fault(fault, &mut self.random())
+    /// Returns `true` if a call is to fail in this way.
+    pub(super) fn fails(&self, fault: CallFault) -> bool {
+        self.plan().fails(fault, &mut self.random())
     }
 
     /// Records the first failure of the run that is not the test's own.
