@@ -1,11 +1,12 @@
 //! Durable triggers: each has a consumer that settles the events accepted by the sink.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -49,7 +50,8 @@ impl Broker {
             bus: Arc::clone(&bus),
             stopping,
             synced,
-            serving: HashMap::new(),
+            serving: BTreeMap::new(),
+            ending: Vec::new(),
             tasks: JoinSet::new(),
         };
         let mut changes = self.changes.subscribe();
@@ -170,7 +172,11 @@ type Changed = oneshot::Receiver<Result<()>>;
 struct Stop {
     stop: watch::Sender<bool>,
     stopped: Changed,
+    ended: Ended,
 }
+
+/// Ends when a task is over, with an error because nothing is sent.
+type Ended = oneshot::Receiver<()>;
 
 /// Runs a task for each durable trigger.
 struct Manager {
@@ -178,8 +184,10 @@ struct Manager {
     bus: Arc<EventBus>,
     stopping: watch::Receiver<bool>,
     synced: watch::Sender<u64>,
-    /// By the address of the trigger, which is unique as long as the trigger is held here.
-    serving: HashMap<usize, (Arc<Lane>, Stop)>,
+    /// By the id of the trigger, which has the order of creation.
+    serving: BTreeMap<u128, (Arc<Lane>, Stop)>,
+    /// Tasks of removed triggers that still settle their deliveries.
+    ending: Vec<(Arc<Lane>, Ended)>,
     tasks: JoinSet<()>,
 }
 
@@ -211,20 +219,23 @@ impl Manager {
 
     /// Starts and stops changed triggers. Each receiver reports when its change is in force.
     fn reconcile(&mut self) -> Vec<Changed> {
-        let wanted: HashMap<usize, Arc<Lane>> = self
+        let wanted: BTreeMap<u128, Arc<Lane>> = self
             .broker
             .read()
             .all()
             .filter(|lane| lane.settings().durable)
-            .map(|lane| (Arc::as_ptr(lane) as usize, Arc::clone(lane)))
+            .map(|lane| (lane.id(), Arc::clone(lane)))
             .collect();
-        let gone = self.serving.extract_if(|id, _| !wanted.contains_key(id));
-        let mut changes: Vec<Changed> = gone
-            .map(|(_, (_, Stop { stop, stopped }))| {
-                stop.send_replace(true);
-                stopped
-            })
-            .collect();
+        let gone: Vec<u128> = self.serving.keys().filter(|id| !wanted.contains_key(id)).copied().collect();
+        let mut changes = Vec::new();
+        for (lane, Stop { stop, stopped, ended }) in
+            gone.into_iter().filter_map(|id| self.serving.remove(&id))
+        {
+            stop.send_replace(true);
+            changes.push(stopped);
+            self.ending.push((lane, ended));
+        }
+        self.ending.retain_mut(|(_, ended)| ended.try_recv() == Err(TryRecvError::Empty));
         for (id, lane) in wanted {
             if self.serving.contains_key(&id) {
                 continue;
@@ -232,17 +243,33 @@ impl Manager {
             let (stop, stopping) = watch::channel(false);
             let (open_sender, opened) = oneshot::channel();
             let (stop_sender, stopped) = oneshot::channel();
+            let (over, ended) = oneshot::channel();
+            let predecessors = self.predecessors(&lane);
             let server = Server {
                 lane: Arc::clone(&lane),
                 bus: Arc::clone(&self.bus),
                 hop_limit: self.broker.hop_limit,
                 stopping,
             };
-            self.tasks.spawn(server.serve(open_sender, stop_sender));
-            self.serving.insert(id, (lane, Stop { stop, stopped }));
+            self.tasks.spawn(async move {
+                server.serve(predecessors, open_sender, stop_sender).await;
+                drop(over);
+            });
+            self.serving.insert(id, (lane, Stop { stop, stopped, ended }));
             changes.push(opened);
         }
         changes
+    }
+
+    /// Returns the tasks that must end before this trigger begins: an ordered one that takes over the consumer of
+    /// another one would overtake its deliveries.
+    fn predecessors(&mut self, lane: &Lane) -> Vec<Ended> {
+        let is_before = |other: &Lane| {
+            other.name() == lane.name()
+                && other.subject_pattern() == lane.subject_pattern()
+                && (other.settings().ordered || lane.settings().ordered)
+        };
+        self.ending.extract_if(.., |(other, _)| is_before(other)).map(|(_, ended)| ended).collect()
     }
 }
 
@@ -255,9 +282,33 @@ struct Server {
 }
 
 impl Server {
-    /// Keeps a consumer open until the stop signal.
-    async fn serve(mut self, first: oneshot::Sender<Result<()>>, stopped: oneshot::Sender<Result<()>>) {
+    /// Keeps a consumer open until the stop signal. Begins when the predecessors have ended.
+    async fn serve(
+        mut self,
+        predecessors: Vec<Ended>,
+        first: oneshot::Sender<Result<()>>,
+        stopped: oneshot::Sender<Result<()>>,
+    ) {
         let mut first = Some(first);
+        if !predecessors.is_empty() {
+            // It misses nothing meanwhile: the consumer of its predecessors keeps its position.
+            report(&mut first, Ok(()));
+            let mut ended = pin!(async {
+                for predecessor in predecessors {
+                    let _ = predecessor.await;
+                }
+            });
+            let is_stopped = tokio::select! {
+                biased;
+                () = &mut ended => false,
+                () = wait_for_stop(&mut self.stopping) => true,
+            };
+            if is_stopped {
+                let _ = stopped.send(Ok(()));
+                // Its own successor waits for them, too.
+                return ended.await;
+            }
+        }
         for attempt in 1.. {
             match self.open().await {
                 Ok(consumer) => {

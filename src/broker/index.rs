@@ -1,7 +1,7 @@
 //! Index of triggers by type, source and subject. The cost of a lookup depends on the matching triggers, not on all.
 
 use std::borrow::Borrow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::lane::Lane;
@@ -16,7 +16,8 @@ pub(super) const ANY_SUBJECT: &str = ">";
 pub(super) struct Index {
     /// Type, then source, then subject.
     by_type: Level<Level<SubjectIndex<Vec<Arc<Lane>>>>>,
-    by_name: HashMap<String, Vec<Arc<Lane>>>,
+    /// In the order of names, so that a seed of a simulation always starts them in one order.
+    by_name: BTreeMap<String, Vec<Arc<Lane>>>,
     len: usize,
 }
 

@@ -35,7 +35,7 @@ pub(super) struct Lane {
     /// One permit for each delivery of the broker that waits for its turn.
     waiting_room: Arc<Semaphore>,
     /// Id of this trigger in this process; a delivery's key combines it with a number.
-    scope: u128,
+    id: u128,
     begun: AtomicU64,
     /// True if the last delivery succeeded quickly and without another thread.
     is_quick: AtomicBool,
@@ -103,7 +103,7 @@ impl Lane {
             places: Arc::new(Semaphore::new(turns + settings.queue)),
             turns: Arc::new(Semaphore::new(turns)),
             waiting_room,
-            scope: random::id().as_u128(),
+            id: random::id().as_u128(),
             begun: AtomicU64::new(0),
             is_quick: AtomicBool::new(false),
             is_late: AtomicBool::new(false),
@@ -117,6 +117,11 @@ impl Lane {
 
     pub(super) fn name(&self) -> &str {
         &self.trigger.name
+    }
+
+    /// Returns the id of this trigger in this process.
+    pub(super) fn id(&self) -> u128 {
+        self.id
     }
 
     pub(super) fn sink(&self) -> &Arc<dyn EventSink> {
@@ -270,7 +275,7 @@ impl Lane {
     }
 
     fn next_key(&self) -> DeliveryKey {
-        DeliveryKey::within(self.scope, self.begun.fetch_add(1, Ordering::Relaxed))
+        DeliveryKey::within(self.id, self.begun.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Returns the key of a durable trigger's delivery, which is the same for every retry. The sequence alone would not

@@ -122,7 +122,8 @@ impl TriggerSpec {
 /// Delivery settings of a trigger.
 ///
 /// **Fire-and-forget** delivers routed events from the memory of this process. The queue is bounded; events that do not
-/// fit are dropped and counted. A crash loses events that were not delivered.
+/// fit are dropped and counted. A crash loses events that were not delivered. An event whose publish failed is not
+/// routed, even if it was stored.
 ///
 /// **Durable** reads the stream with its own durable consumer while the broker [runs](super::Broker::run). It settles
 /// an event when the sink has accepted it or its dead letter is stored: at least once, across restarts.
@@ -196,9 +197,9 @@ impl DeliverySettings {
         self
     }
 
-    /// Keeps the order of events. A durable trigger keeps it for each subject, and handles other subjects meanwhile. A
-    /// fire-and-forget trigger delivers one event at a time, in the order of routing. A retry delays the events behind
-    /// it.
+    /// Keeps the order of events. A durable trigger keeps it for each subject, and handles other subjects meanwhile. It
+    /// begins when the deliveries of the trigger that it replaces have ended. A fire-and-forget trigger delivers one
+    /// event at a time, in the order of routing. A retry delays the events behind it.
     pub fn ordered(mut self) -> Self {
         self.ordered = true;
         self

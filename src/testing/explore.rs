@@ -115,7 +115,10 @@ where
     let outcome = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| Err(message_of(&*panic).into()));
     let Some(world) = world.get() else { return outcome.map_err(|error| error.to_string()) };
     let failure = world.failure().or(outcome.err().map(|error| error.to_string()));
-    let told = failure.map(|why| report(seed, &why, &world.trace().end()));
+    // Who repeats a seed looks for the reason, which may lie far back.
+    let is_repeated = std::env::var_os(SEED).is_some();
+    let steps = || if is_repeated { world.trace().all() } else { world.trace().end() };
+    let told = failure.map(|why| report(seed, &why, &steps()));
     // Tasks are dropped before what they use.
     drop(simulation);
     world.close();

@@ -1,12 +1,18 @@
 //! Each fault does what its documentation says, and a run depends on nothing but its seed.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::Duration;
 
+use a3s_event::broker::{DeliverySettings, TriggerSpec};
 use a3s_event::consumer::{Backoff, HandlerError, HandlerResult, RetryPolicy};
 use a3s_event::dlq::Replay;
 use a3s_event::testing::{Checks as _, Ledger, TestBus};
-use a3s_event::{Delivery, ErrorKind, Event, HistoryQuery, MemoryProvider};
+use a3s_event::{
+    Broker, DeliverPolicy, Delivery, ErrorKind, Event, HistoryQuery, InProcessSink, MemoryProvider, Trigger,
+    TriggerFilter,
+};
+use tokio::sync::Semaphore;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -417,4 +423,52 @@ fn the_same_seed_gives_the_same_steps() {
     assert_eq!(first, elsewhere, "on another thread");
     let distinct: std::collections::BTreeSet<_> = first.iter().collect();
     assert_eq!(distinct.len(), first.len());
+}
+
+/// The sink of an ordered trigger, which holds each event until it may go on.
+fn gated(gate: &Arc<Semaphore>, log: &Ledger<u64>) -> TriggerSpec {
+    let (gate, log) = (Arc::clone(gate), log.clone());
+    let sink = InProcessSink::new("gated", move |event: Event| {
+        let (gate, log) = (Arc::clone(&gate), log.clone());
+        async move {
+            gate.acquire().await.unwrap().forget();
+            log.record(event.payload.as_u64().unwrap());
+            Ok(())
+        }
+    });
+    let settings = DeliverySettings::durable().deliver_policy(DeliverPolicy::All).ordered();
+    Trigger::new("billing", TriggerFilter::by_subject("events.a"), Arc::new(sink)).with_delivery(settings)
+}
+
+#[test]
+fn an_ordered_trigger_does_not_overtake_the_one_that_it_replaces() {
+    TestBus::explore(0..1, |t| async move {
+        let (broker, log) = (Arc::new(Broker::new()), Ledger::default());
+        let (before, after) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(9)));
+        broker.put_trigger(gated(&before, &log)).await?;
+        let mut running = broker.run(Arc::clone(t.bus().await?)).await?;
+        t.publish("events.a", 1).await?;
+        t.settle().await;
+        broker.put_trigger(gated(&after, &log)).await?;
+        running.synced().await?;
+        t.publish("events.a", 2).await?;
+        t.settle().await;
+        assert_eq!(log.entries(), [0; 0], "the first event is still being delivered");
+        before.add_permits(1);
+        t.settle().await;
+        assert_eq!(log.entries(), [1, 2]);
+        // One that waits must not hold up a removal.
+        before.forget_permits(9);
+        broker.put_trigger(gated(&before, &log)).await?;
+        t.publish("events.a", 3).await?;
+        t.settle().await;
+        broker.put_trigger(gated(&after, &log)).await?;
+        running.synced().await?;
+        assert!(broker.remove_trigger("billing").await);
+        running.synced().await?;
+        before.add_permits(1);
+        running.shutdown().await;
+        assert_eq!(log.entries(), [1, 2, 3]);
+        Ok(())
+    });
 }

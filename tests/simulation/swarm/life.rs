@@ -9,6 +9,7 @@ use a3s_event::{Event, HistoryQuery, MemoryProvider, PublishOptions};
 use tokio::time::Instant;
 
 use super::record::{Fate, Published, Record};
+use super::routing::{self, Routing};
 use super::worker::{Draft, Worker, one_of};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -21,6 +22,8 @@ pub(super) struct Life {
     t: TestBus,
     record: Record,
     workers: Vec<Worker>,
+    /// The broker, in a part of the lives.
+    routing: Option<Routing>,
     draft: Draft,
     next: u64,
 }
@@ -36,11 +39,16 @@ impl Life {
         let keys = 1 + t.draw(4);
         let is_stubborn = t.draw(4) == 0;
         let draft = Draft { keys, is_stubborn };
+        // The bus takes its broker before its first consumer.
+        let routing = match t.draw(3) {
+            0 => Some(Routing::start(&t, &record, draft).await?),
+            _ => None,
+        };
         let mut workers = Vec::new();
         for name in ["a", "b", "c"].iter().take(usize::try_from(1 + t.draw(3)).unwrap()) {
             workers.push(Worker::start(&t, &record, name, draft).await?);
         }
-        Ok(Self { t, record, workers, draft, next: 0 })
+        Ok(Self { t, record, workers, routing, draft, next: 0 })
     }
 
     pub(super) async fn live(mut self) -> Outcome {
@@ -81,7 +89,7 @@ impl Life {
     }
 
     async fn step(&mut self) -> Outcome {
-        match self.t.draw(20) {
+        match self.t.draw(22) {
             0..=7 => self.publish().await,
             8..=12 => self.t.advance(self.drawn_time()).await,
             13 => self.crash(),
@@ -89,6 +97,11 @@ impl Life {
             15 | 16 => return self.restart().await,
             17 => return self.outage().await,
             18 => self.jump(),
+            19 | 20 => {
+                if let Some(routing) = &mut self.routing {
+                    return routing.step().await;
+                }
+            }
             _ => {
                 return match self.t.draw(3) {
                     0 => self.purge().await,
@@ -133,11 +146,15 @@ impl Life {
         let options = PublishOptions { msg_id: Some(number.to_string()), ..PublishOptions::default() };
         for _ in 0..5 {
             let bus = self.t.bus().await.unwrap();
+            let begun = self.t.clock().unix_millis();
             match bus.publish_event_with_receipt(&event, &options).await {
                 Ok(receipt) => {
+                    if let Some(routing) = &self.routing {
+                        routing.note_published(number, &receipt);
+                    }
                     self.record.lock().published.get_mut(&number).unwrap().is_acknowledged = true;
                     if !receipt.duplicate {
-                        self.check_storage_time(receipt.sequence).await;
+                        self.check_storage_time(receipt.sequence, begun).await;
                     }
                     break;
                 }
@@ -162,15 +179,17 @@ impl Life {
         }
     }
 
-    /// Checks that an event that was just stored has the time of the clock.
-    async fn check_storage_time(&self, sequence: u64) {
+    /// Checks that an event that was stored since `begun` has the time of the clock. A publish takes as long as its
+    /// triggers.
+    async fn check_storage_time(&self, sequence: u64, begun: u64) {
         let stored = self.t.provider().query(&HistoryQuery::new(1).since_sequence(sequence)).await.unwrap();
         let now = self.t.clock().unix_millis();
-        for stored in stored.iter().filter(|stored| stored.stored_at.abs_diff(now) > CLOCK_TOLERANCE_MS) {
+        let possible = begun.saturating_sub(CLOCK_TOLERANCE_MS)..=now + CLOCK_TOLERANCE_MS;
+        for stored in stored.iter().filter(|stored| !possible.contains(&stored.stored_at)) {
             let at = stored.stored_at;
-            self.record
-                .lock()
-                .violate(format!("event {sequence} was stored at {at}, and the clock shows {now}"));
+            self.record.lock().violate(format!(
+                "event {sequence} was stored at {at}, and the clock showed {begun} to {now}"
+            ));
         }
     }
 
@@ -251,6 +270,8 @@ impl Life {
 
     /// Lets the provider hang. Health must say so within its timeout.
     async fn hang(&self) -> Outcome {
+        // The durable trigger runs in the process that hangs.
+        self.record.disturb(|name| name == routing::CONSUMER);
         self.t.faults().freeze("test", 60 * SECOND);
         let is_healthy = self.t.bus().await?.health().await?;
         self.t.faults().spare("test");
@@ -294,11 +315,15 @@ impl Life {
     /// Checks safety.
     async fn look(&self) -> Outcome {
         self.record.read_letters(&self.t).await;
+        if let Some(routing) = &self.routing {
+            routing.look()?;
+        }
         let mut state = self.record.lock();
-        for worker in &self.workers {
-            state.note_crashes(&worker.name, 0);
-            if let Some(wrong) = state.wrong_letters(&worker.name) {
-                return Err(format!("{}: {wrong}", worker.name).into());
+        let names: Vec<String> = state.consumers.keys().cloned().collect();
+        for name in names {
+            state.note_crashes(&name, 0);
+            if let Some(wrong) = state.wrong_letters(&name) {
+                return Err(format!("{name}: {wrong}").into());
             }
         }
         drop(state);
@@ -313,16 +338,24 @@ impl Life {
             left -= time;
             self.t.advance(time).await;
             self.record.read_letters(&self.t).await;
+            let is_routing_settled = match &self.routing {
+                Some(routing) => routing.is_deleted || routing.is_settled().await,
+                None => true,
+            };
             let state = self.record.lock();
             // What was handled before a crash may be handled again.
             let is_held_up = self.draft.is_stubborn && !state.is_relieved;
+            let is_routed = self.routing.as_ref().is_none_or(|routing| {
+                routing.is_deleted
+                    || (state.open(routing::CONSUMER).is_empty() && (is_held_up || is_routing_settled))
+            });
             let is_settled = |name: &str| is_held_up || self.t.assert(name).settled().is_ok();
             let is_done = |worker: &Worker| {
                 let Worker { name, consumer, .. } = worker;
                 let runs = consumer.state() == Some(ConsumerState::Running);
                 state.consumers[name].is_deleted || (runs && state.open(name).is_empty() && is_settled(name))
             };
-            if self.workers.iter().all(is_done) {
+            if is_routed && self.workers.iter().all(is_done) {
                 return;
             }
         }
@@ -330,9 +363,7 @@ impl Life {
 
     fn none_is_open(&self) -> Outcome {
         let state = self.record.lock();
-        for Worker { name, .. } in
-            self.workers.iter().filter(|worker| !state.consumers[&worker.name].is_deleted)
-        {
+        for (name, _) in state.consumers.iter().filter(|(_, consumed)| !consumed.is_deleted) {
             let open = state.open(name);
             if !open.is_empty() {
                 return Err(format!("{name} has not handled {open:?}").into());
@@ -354,6 +385,9 @@ impl Life {
         self.until_handled().await;
         self.none_is_open()?;
         self.look().await?;
+        if let Some(routing) = &mut self.routing {
+            routing.end().await?;
+        }
         let bus = self.t.bus().await?;
         if !bus.health().await? {
             return Err("not healthy at the end".into());

@@ -2,10 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
-use a3s_event::HistoryQuery;
 use a3s_event::dlq::{DeadLetterFilter, StoredDeadLetter};
 use a3s_event::testing::{Outcome, TestBus, TestConsumer};
+use a3s_event::{Event, HistoryQuery};
+use tokio::time::Instant;
+
+/// The longest time in which one consumer takes the place of another: the slowest handler, and its lease.
+const HANDOVER: Duration = Duration::from_secs(120);
 
 /// What happens to an event in its handler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +67,8 @@ pub(super) struct Consumed {
     pub(super) is_deleted: bool,
     /// True once a fault may have kept it from settling.
     pub(super) is_disturbed: bool,
+    /// Time at which another one last took its place. If it could not settle or release its events, they come later.
+    replaced: Option<Instant>,
     /// The consumer, and its crashes so far.
     pub(super) consumer: Option<TestConsumer>,
     crashes: u64,
@@ -70,6 +77,11 @@ pub(super) struct Consumed {
 impl Consumed {
     pub(super) fn new(is_ordered: bool, only: Option<String>) -> Self {
         Self { is_ordered, only, ..Self::default() }
+    }
+
+    /// Returns `true` as long as another one may be taking its place.
+    pub(super) fn is_being_replaced(&self) -> bool {
+        self.replaced.is_some_and(|replaced| replaced.elapsed() < HANDOVER)
     }
 }
 
@@ -99,6 +111,14 @@ pub(super) struct Seen {
     pub(super) key: String,
 }
 
+impl Seen {
+    pub(super) fn of(event: &Event, sequence: u64) -> Self {
+        let number = event.payload.as_u64().unwrap();
+        let key = event.subject.rsplit('.').next().unwrap().to_owned();
+        Self { number, sequence, key }
+    }
+}
+
 impl Record {
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap()
@@ -109,11 +129,35 @@ impl Record {
         self.lock().violation.clone().map_or(Ok(()), |violation| Err(violation.into()))
     }
 
+    /// Returns the sequence of an event that is stored.
+    pub(super) async fn sequence_of(&self, t: &TestBus, number: u64) -> u64 {
+        let is_it = |stored: &u64| *stored == number;
+        let noted =
+            self.lock().stored.iter().find(|(_, stored)| is_it(stored)).map(|(sequence, _)| *sequence);
+        if let Some(noted) = noted {
+            return noted;
+        }
+        // The publisher may not know yet that its last event is stored.
+        let newest = t.provider().query(&HistoryQuery::new(usize::MAX)).await.unwrap();
+        newest.iter().find(|stored| stored.event.payload.as_u64() == Some(number)).unwrap().sequence
+    }
+
     /// Begins an attempt, and returns its number in this process.
     pub(super) async fn begin(&self, t: &TestBus, consumer: &str, seen: &Seen) -> u64 {
         // The publisher may not know yet that its last event is stored.
         let newest = t.provider().query(&HistoryQuery::new(1)).await.unwrap();
-        self.lock().note_crashes(consumer, newest.first().map_or(0, |newest| newest.sequence));
+        let newest = newest.first().map_or(0, |newest| newest.sequence);
+        {
+            let mut state = self.lock();
+            state.note_crashes(consumer, newest);
+            if let Some(consumed) = state
+                .consumers
+                .get_mut(consumer)
+                .filter(|consumed| consumed.is_disturbed && consumed.is_being_replaced())
+            {
+                consumed.excused = newest;
+            }
+        }
         if self.lock().wrong_start(consumer, seen).is_some() {
             // What is before it may have become a dead letter just now.
             self.read_letters(t).await;
@@ -165,6 +209,11 @@ impl Record {
         }
         consumed.running.clear();
         consumed.tries.clear();
+    }
+
+    /// Notes that another consumer takes the place of this one, and its position.
+    pub(super) fn replaced(&self, consumer: &str) {
+        self.lock().consumers.entry(consumer.to_owned()).or_default().replaced = Some(Instant::now());
     }
 
     /// Notes that settlements of these consumers may fail or come late.

@@ -98,31 +98,13 @@ struct Handler {
 
 impl Handler {
     async fn handle(self, delivery: Delivery) -> HandlerResult {
-        let number = delivery.event().payload.as_u64().unwrap();
-        let key = delivery.event().subject.rsplit('.').next().unwrap().to_owned();
-        let seen = Seen { number, sequence: delivery.sequence(), key };
-        let attempt = self.record.begin(&self.t, &self.consumer, &seen).await;
-        // A timeout or a crash drops this future.
-        let _running = Running { record: &self.record, consumer: &self.consumer, seen: &seen };
-        let fate = self.record.lock().published[&number].fate;
-        self.attempt(fate, attempt, delivery, &seen).await
-    }
-
-    async fn attempt(&self, fate: Fate, attempt: u64, delivery: Delivery, seen: &Seen) -> HandlerResult {
-        match fate {
-            Fate::Handled => {}
-            Fate::Fails(times) if attempt > times => {}
-            Fate::Stubborn if self.record.lock().is_relieved => {}
-            Fate::Fails(_) | Fate::Stubborn | Fate::Poison => return Err("not now".into()),
-            Fate::Fatal => return Err(HandlerError::fatal("never")),
-            Fate::Slow(seconds) => tokio::time::sleep(Duration::from_secs(seconds)).await,
-            Fate::Panics if attempt == 1 => {
-                // As `panic!`, without the message of the hook.
-                std::panic::resume_unwind(Box::new("at first"));
-            }
-            Fate::Panics => {}
+        let seen = Seen::of(delivery.event(), delivery.sequence());
+        let running = Running::begin(&self.t, &self.record, &self.consumer, &seen).await;
+        match running.attempt().await {
+            Ok(()) => {}
+            Err(Refusal::NotNow) => return Err("not now".into()),
+            Err(Refusal::Never) => return Err(HandlerError::fatal("never")),
         }
-        self.record.handled(&self.consumer, seen);
         if self.acks_itself && delivery.ack_confirmed().await.is_ok() {
             self.record.settled(&self.consumer, seen.sequence);
         }
@@ -130,11 +112,53 @@ impl Handler {
     }
 }
 
-/// Ends an attempt when it is dropped.
-struct Running<'a> {
+/// Why an attempt has failed.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Refusal {
+    NotNow,
+    Never,
+}
+
+/// An attempt at an event. It ends when it is dropped, also by a timeout or a crash.
+pub(super) struct Running<'a> {
     record: &'a Record,
     consumer: &'a str,
     seen: &'a Seen,
+    attempt: u64,
+}
+
+impl<'a> Running<'a> {
+    pub(super) async fn begin(
+        t: &TestBus,
+        record: &'a Record,
+        consumer: &'a str,
+        seen: &'a Seen,
+    ) -> Running<'a> {
+        let attempt = record.begin(t, consumer, seen).await;
+        Self { record, consumer, seen, attempt }
+    }
+
+    /// Does what the fate of the event says.
+    pub(super) async fn attempt(&self) -> Result<(), Refusal> {
+        let fate = self.record.lock().published[&self.seen.number].fate;
+        match fate {
+            Fate::Handled => {}
+            Fate::Fails(times) if self.attempt > times => {}
+            Fate::Stubborn if self.record.lock().is_relieved => {}
+            Fate::Fails(_) | Fate::Stubborn | Fate::Poison => return Err(Refusal::NotNow),
+            Fate::Fatal => return Err(Refusal::Never),
+            Fate::Slow(seconds) => tokio::time::sleep(Duration::from_secs(seconds)).await,
+            Fate::Panics if self.attempt == 1 => panic_quietly(),
+            Fate::Panics => {}
+        }
+        self.record.handled(self.consumer, self.seen);
+        Ok(())
+    }
+}
+
+/// Panics as `panic!` does, without the message of the hook.
+pub(super) fn panic_quietly() -> ! {
+    std::panic::resume_unwind(Box::new("at first"))
 }
 
 impl Drop for Running<'_> {
