@@ -27,9 +27,9 @@ use crate::provider::support::{Backoff, OwnedTask, flushed};
 
 /// Body of an ack.
 pub(super) const ACK: &[u8] = b"+ACK";
-/// Delay of a confirmation, so that it covers all acks sent meanwhile. It ends early for a flush, or once half of the
-/// allowed acks are in flight.
-const COLLECT: Duration = Duration::from_millis(50);
+/// Delay of a confirmation, so that it covers all acks sent meanwhile: a confirmation costs the server as much as an
+/// event. No caller waits for it: a flush ends it, and so do acks once half of those allowed are in flight.
+const COLLECT: Duration = Duration::from_millis(500);
 /// Pauses after consecutive failures.
 const RETRY: Backoff = Backoff::exponential(Duration::from_millis(50), Duration::from_secs(2)).jitter(0.0);
 /// Maximum number of consumers whose acks are confirmed at once. Acks of a further consumer are confirmed with its next

@@ -240,6 +240,7 @@ impl Fetch for NatsFetch {
     fn take_now(&mut self, ask: Ask, taken: &mut VecDeque<Item>) -> bool {
         self.puller.unshelve();
         let called = Instant::now();
+        self.puller.look(called);
         if self.held.is_none() && self.puller.has_plain() {
             self.given.clear();
             self.give_plain(ask.max, called, taken);

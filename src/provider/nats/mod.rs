@@ -19,6 +19,7 @@ mod position;
 mod publish;
 mod pull;
 mod records;
+mod request;
 mod reset;
 mod settings;
 mod settle;

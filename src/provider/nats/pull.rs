@@ -17,9 +17,10 @@ use super::client::Shared;
 use super::error::{PROVIDER, connection_ended, no_connection};
 use super::inbox::{Fetched, Inbox, give_back, now};
 use super::life::Life;
-use super::pace::{AHEAD, Pace};
+use super::pace::Pace;
 use super::parked::Unreadable;
 use super::position::Position;
+use super::request::{self, State, Until};
 use super::shelf::{Shelf, Shelved};
 use super::strays::Stray;
 use crate::deadline::After;
@@ -27,11 +28,6 @@ use crate::error::{BackendError, ErrorKind, Result};
 use crate::provider::SubscriptionEnd;
 use crate::provider::support::Backoff;
 
-/// Time for which the server keeps one request. It differs from the default ack wait: if a lease ends when a request
-/// expires, nats-server 2.9.10 redelivers the event as if for the first time.
-const EXPIRES: Duration = Duration::from_secs(27);
-/// Interval in which the server reports that the request is still open.
-const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Silence after which the request counts as lost: a little more than three heartbeats.
 const LOST: Duration = Duration::from_millis(3_500);
 /// Maximum time to wait for the end of a request that ends at once: a cancelled one, or one that does not wait for
@@ -88,25 +84,8 @@ pub(super) struct Puller {
     /// If true, a request stays open for the next call when its caller is dropped. No other member could get the event,
     /// and it may be delivered more than once.
     lingers: bool,
-}
-
-enum State {
-    Idle,
-    /// A request is open. The server last reported at this time.
-    Waiting(Instant),
-    /// A request that the server ends by itself is open since this time, and may bring so many more events.
-    Fetching(Until, Instant, usize),
-    /// The request was cancelled at this time, and the events that it fetched may still arrive.
-    Cancelled(Instant),
-}
-
-/// The time at which the server ends a request.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Until {
-    /// Once it has sent the events that are available.
-    NoMore,
-    /// A moment later, after [`AHEAD`].
-    Moment,
+    /// Number of events that the last request that lingers asked for.
+    granted: usize,
 }
 
 impl Puller {
@@ -131,6 +110,7 @@ impl Puller {
             looked_on: (0, 0),
             fell_back: None,
             pace: Pace::new(),
+            granted: 0,
         }
     }
 
@@ -139,9 +119,15 @@ impl Puller {
     /// Cancel-safe: nothing is awaited after a message was taken. The request of a dropped call is cancelled, so that
     /// the event goes to another member. If calls follow each other fast, several of them share one request.
     pub(super) async fn next(&mut self, max: usize) -> Result<Pulled> {
-        self.take_arrived();
+        self.look(Instant::now());
         let call = Call { puller: self };
         call.puller.run(max).await
+    }
+
+    /// Takes what has arrived for an open request, at the beginning of a call.
+    pub(super) fn look(&mut self, called: Instant) {
+        self.pace.note_call(called);
+        self.take_arrived();
     }
 
     /// Takes the events fetched ahead from the shelf, at the beginning of a call.
@@ -257,15 +243,25 @@ impl Puller {
                     }
                 }
                 State::Idle => {
-                    let (expires, heartbeat) = (EXPIRES.as_nanos(), HEARTBEAT.as_nanos());
-                    let body = format!(r#"{{"batch":1,"expires":{expires},"idle_heartbeat":{heartbeat}}}"#);
-                    self.ask(body).await?;
-                    self.state = State::Waiting(Instant::now());
+                    let batch = self.batch();
+                    self.ask(request::waiting(batch)).await?;
+                    self.granted = batch;
+                    self.state = State::Waiting(Instant::now(), batch);
                 }
-                State::Waiting(heard) => self.wait(heard).await?,
+                State::Waiting(heard, left) => self.wait(heard, left).await?,
                 State::Fetching(_, since, _) | State::Cancelled(since) => self.take_one(since).await,
             }
         }
+    }
+
+    /// Returns the number of events of a request that waits for them. One that lingers serves several calls, which saves
+    /// the server most requests. It begins small, because a caller may be slow from its second event on.
+    fn batch(&self) -> usize {
+        if !self.lingers {
+            return 1;
+        }
+        let config = self.life.config();
+        (2 * self.granted).clamp(1, self.pace.capacity(config.ack_wait, config.max_ack_pending))
     }
 
     /// Fetches up to `max` available events, which later calls of [`next`](Puller::next) return. The next call takes
@@ -282,11 +278,7 @@ impl Puller {
     }
 
     async fn ask_for(&mut self, until: Until, max: usize) -> Result<()> {
-        let end = match until {
-            Until::NoMore => r#""no_wait":true"#.to_owned(),
-            Until::Moment => format!(r#""expires":{}"#, AHEAD.as_nanos()),
-        };
-        self.ask(format!(r#"{{"batch":{max},{end}}}"#)).await?;
+        self.ask(until.request(max)).await?;
         self.heard = Instant::now();
         self.state = State::Fetching(until, self.heard, max);
         Ok(())
@@ -381,7 +373,7 @@ impl Puller {
     }
 
     /// Waits for the answer to the open request, or for anything that must be checked first.
-    async fn wait(&mut self, heard: Instant) -> Result<()> {
+    async fn wait(&mut self, heard: Instant, left: usize) -> Result<()> {
         let Some(inbox) = &mut self.inbox else {
             self.state = State::Idle;
             return Ok(());
@@ -423,15 +415,15 @@ impl Puller {
         };
         inbox.taken += 1;
         let Some(status) = message.status.filter(|status| *status != StatusCode::OK) else {
-            self.state = State::Idle;
             self.trouble = None;
             let received = Instant::now();
+            self.state = State::after_event(received, left);
             self.take_message(message, received, received, connection);
             return Ok(());
         };
         if status == StatusCode::IDLE_HEARTBEAT {
             self.trouble = None;
-            self.state = State::Waiting(Instant::now());
+            self.state = State::Waiting(Instant::now(), left);
             return Ok(());
         }
         // Every other status ends the request.
@@ -559,18 +551,19 @@ impl Puller {
     /// Takes the messages that have arrived for the open request since its caller was dropped. They were sent after the
     /// server last reported.
     fn take_arrived(&mut self) {
-        while let State::Waiting(heard) = self.state
+        let State::Waiting(heard, _) = self.state else { return };
+        while let State::Waiting(_, left) = self.state
             && let Some(inbox) = &mut self.inbox
             && let Some(Some(message)) = now(inbox.messages.next())
         {
             inbox.taken += 1;
             match message.status {
-                Some(StatusCode::IDLE_HEARTBEAT) => self.state = State::Waiting(Instant::now()),
+                Some(StatusCode::IDLE_HEARTBEAT) => self.state = State::Waiting(Instant::now(), left),
                 Some(status) if status != StatusCode::OK => self.state = State::Idle,
                 _ => {
-                    let connection = inbox.connection;
-                    self.state = State::Idle;
-                    self.take_message(message, heard, Instant::now(), connection);
+                    let (connection, received) = (inbox.connection, Instant::now());
+                    self.state = State::after_event(received, left);
+                    self.take_message(message, heard, received, connection);
                 }
             }
         }
@@ -582,21 +575,13 @@ impl Puller {
     /// and here, and the markers behind it use up the count. An event that arrives before them is one of the counted
     /// messages. A later event has no subscriber, so the server takes it back at once and uncounted.
     pub(super) fn cancel(&mut self) {
-        if !matches!(self.state, State::Waiting(_)) {
-            return;
+        self.take_arrived();
+        let State::Waiting(_, left) = self.state else { return };
+        if left > 1 {
+            // It lingers for the only member, so that no other one waits for what is in flight.
+            return self.forget_request();
         }
         let Some(inbox) = &mut self.inbox else { return };
-        while let Some(Some(message)) = now(inbox.messages.next()) {
-            inbox.taken += 1;
-            if message.status.is_none() {
-                // The event came in time and ended the request.
-                let connection = inbox.connection;
-                self.state = State::Idle;
-                let received = Instant::now();
-                self.take_message(message, received, received, connection);
-                return;
-            }
-        }
         let connection = self.shared.link.connection();
         let sent = inbox.connection == connection && {
             let mark =
