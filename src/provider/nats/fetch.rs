@@ -341,7 +341,7 @@ impl Fetch for NatsFetch {
         let name = &self.consumer.life.name;
         let info = self.consumer.shared.consumer(name).await?;
         let info = info.ok_or_else(|| EventError::Closed(format!("consumer '{name}' no longer exists")))?;
-        Ok(info.num_pending)
+        Ok(info.num_pending + self.puller.untaken(info.delivered.consumer_sequence))
     }
 
     fn settings(&self) -> Option<ConsumerConfig> {

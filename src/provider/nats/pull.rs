@@ -625,6 +625,21 @@ impl Puller {
         self.forget_request();
     }
 
+    /// Returns the number of first deliveries that were sent here and not taken, given the number of the consumer's last
+    /// delivery.
+    pub(super) fn untaken(&self, last: u64) -> u64 {
+        let firsts = |fetched: &VecDeque<Fetched>| {
+            fetched.iter().filter(|fetched| fetched.position.num_delivered == 1).count()
+        };
+        let held = match &self.shelf {
+            Some(shelf) if self.is_shelved => shelf.look(|shelved| firsts(&shelved.fetched)),
+            _ => firsts(&self.fetched),
+        };
+        // A lone member gets all deliveries: later ones are on their way.
+        let on_their_way = if self.lingers { last.saturating_sub(self.last) } else { 0 };
+        held as u64 + on_their_way
+    }
+
     /// Returns true if the origin of the last deliveries must be checked first.
     pub(super) fn doubts(&self) -> bool {
         self.fell_back.is_some()

@@ -66,6 +66,11 @@ impl Shelf {
         std::mem::take(&mut self.state().shelved)
     }
 
+    /// Looks at the contents.
+    pub(super) fn look<T>(&self, look: impl FnOnce(&Shelved) -> T) -> T {
+        look(&self.state().shelved)
+    }
+
     /// Notes that the shelf is not watched.
     fn not_watched(&self) {
         self.state().is_watched = false;
