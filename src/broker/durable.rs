@@ -261,8 +261,8 @@ impl Manager {
         changes
     }
 
-    /// Returns the tasks that must end before this trigger begins: an ordered one that takes over the consumer of
-    /// another one would overtake its deliveries.
+    /// Returns the tasks that must end before this trigger begins. Otherwise an ordered trigger would deliver events of the
+    /// consumer that it takes over while earlier ones are still being delivered.
     fn predecessors(&mut self, lane: &Lane) -> Vec<Ended> {
         let is_before = |other: &Lane| {
             other.name() == lane.name()

@@ -4,8 +4,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::OnceCell;
-
 use super::checks::Checked;
 use super::connection::Connection;
 use super::consumer::TestConsumerBuilder;
@@ -27,8 +25,6 @@ use crate::types::{Event, PublishOptions};
 #[derive(Clone)]
 pub struct TestBus {
     pub(super) world: Arc<World>,
-    /// The bus of the test itself, created at its first use.
-    own: Arc<OnceCell<Arc<EventBus>>>,
 }
 
 impl TestBus {
@@ -65,7 +61,7 @@ impl TestBus {
     }
 
     pub(super) fn from_world(world: Arc<World>) -> Self {
-        Self { world, own: Arc::default() }
+        Self { world }
     }
 
     /// Creates the bus of one process.
@@ -105,9 +101,8 @@ impl TestBus {
     /// # Errors
     ///
     /// As [`EventBusBuilder::build`].
-    pub async fn bus(&self) -> Result<&Arc<EventBus>> {
-        let create = async || Self::bus_of(&self.world, &Life::new("test", &Arc::default())).map(Arc::new);
-        self.own.get_or_try_init(create).await
+    pub fn bus(&self) -> Result<Arc<EventBus>> {
+        self.world.own_bus(|| Self::bus_of(&self.world, &Life::new("test", &Arc::default())))
     }
 
     /// Publishes an event with this payload. Its category is the second token of the subject.
@@ -129,7 +124,7 @@ impl TestBus {
     ///
     /// As [`EventBus::publish_event_with_receipt`], including planned faults.
     pub async fn publish_event(&self, event: Event) -> Result<PublishReceipt> {
-        self.bus().await?.publish_event_with_receipt(&event, &PublishOptions::default()).await
+        self.bus()?.publish_event_with_receipt(&event, &PublishOptions::default()).await
     }
 
     /// Returns the builder of a consumer, which runs like a process of its own.

@@ -13,7 +13,7 @@ use super::consumer::Process;
 use super::faults::{CallFault, CrashPoint, Plan};
 use super::simulation::idle;
 use super::trace::Trace;
-use crate::bus::EventBusBuilder;
+use crate::bus::{EventBus, EventBusBuilder};
 use crate::deadline::After;
 use crate::dlq::{DeadLetterFilter, ProviderDlqHandler, StoredDeadLetter};
 use crate::error::{BackendError, ErrorKind, EventError, Result};
@@ -49,6 +49,8 @@ pub(super) struct World {
     /// Notified when the provider becomes unavailable.
     pub(super) outage: Notify,
     set_up: Mutex<Vec<SetUp>>,
+    /// The bus of the test itself, created at its first use. What is set on it, for instance a broker, may own this world.
+    own: Mutex<Option<Arc<EventBus>>>,
     pub(super) processes: Mutex<BTreeMap<String, Arc<Process>>>,
     /// Subscriptions of crashed processes. Dropping one would release its events.
     graves: Mutex<Vec<Box<dyn Subscription>>>,
@@ -124,6 +126,7 @@ impl World {
             plan: Mutex::default(),
             outage: Notify::new(),
             set_up: Mutex::default(),
+            own: Mutex::default(),
             processes: Mutex::default(),
             graves: Mutex::default(),
             seen: Mutex::default(),
@@ -152,6 +155,17 @@ impl World {
 
     pub(super) fn set_up(&self) -> Vec<SetUp> {
         self.set_up.lock().ignore_poison().clone()
+    }
+
+    /// Returns the bus of the test itself.
+    pub(super) fn own_bus(&self, create: impl FnOnce() -> Result<EventBus>) -> Result<Arc<EventBus>> {
+        let mut own = self.own.lock().ignore_poison();
+        if let Some(bus) = &*own {
+            return Ok(Arc::clone(bus));
+        }
+        let bus = Arc::new(create()?);
+        *own = Some(Arc::clone(&bus));
+        Ok(bus)
     }
 
     pub(super) fn add_set_up(&self, set_up: SetUp) {
@@ -319,6 +333,8 @@ impl World {
 
     /// Ends all processes, which own this world.
     pub(super) fn close(&self) {
+        let own = self.own.lock().ignore_poison().take();
+        drop(own);
         self.processes.lock().ignore_poison().clear();
         self.graves.lock().ignore_poison().clear();
         self.set_up.lock().ignore_poison().clear();

@@ -145,7 +145,7 @@ impl Life {
         let event = Event::builder(format!("events.life.{key}")).payload(number).build();
         let options = PublishOptions { msg_id: Some(number.to_string()), ..PublishOptions::default() };
         for _ in 0..5 {
-            let bus = self.t.bus().await.unwrap();
+            let bus = self.t.bus().unwrap();
             let begun = self.t.clock().unix_millis();
             match bus.publish_event_with_receipt(&event, &options).await {
                 Ok(receipt) => {
@@ -241,7 +241,7 @@ impl Life {
         let (t, time) = (&self.t, one_of(&self.t, &[SECOND, 60 * SECOND]));
         self.record.disturb(|_| true);
         t.faults().unavailable(time);
-        if t.bus().await?.health().await? {
+        if t.bus()?.health().await? {
             return Err("healthy without a provider".into());
         }
         if time > 30 * SECOND {
@@ -273,7 +273,7 @@ impl Life {
         // The durable trigger runs in the process that hangs.
         self.record.disturb(|name| name == routing::CONSUMER);
         self.t.faults().freeze("test", 60 * SECOND);
-        let is_healthy = self.t.bus().await?.health().await?;
+        let is_healthy = self.t.bus()?.health().await?;
         self.t.faults().spare("test");
         if is_healthy { Err("healthy with a provider that hangs".into()) } else { Ok(()) }
     }
@@ -388,7 +388,7 @@ impl Life {
         if let Some(routing) = &mut self.routing {
             routing.end().await?;
         }
-        let bus = self.t.bus().await?;
+        let bus = self.t.bus()?;
         if !bus.health().await? {
             return Err("not healthy at the end".into());
         }

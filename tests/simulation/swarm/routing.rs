@@ -102,7 +102,7 @@ impl Routing {
     /// Runs the durable trigger, as often as it takes.
     async fn run(&mut self) -> Outcome {
         loop {
-            match self.broker.run(Arc::clone(self.t.bus().await?)).await {
+            match self.broker.run(self.t.bus()?).await {
                 Ok(handle) => {
                     self.handle = Some(handle);
                     return Ok(());
