@@ -2,6 +2,7 @@
 #![doc = concat!("[watch picture]: ", include_str!("../docs/watch.uri"))]
 #![cfg_attr(feature = "cloudevents", doc = "[cloudevents]: docs::cloudevents")]
 #![cfg_attr(feature = "nats", doc = "[NATS]: provider::nats")]
+#![cfg_attr(feature = "redis", doc = "[Redis]: provider::redis")]
 #![cfg_attr(feature = "routing", doc = "[routing]: docs::routing")]
 #![cfg_attr(feature = "sqlite", doc = "[SQLite]: provider::sqlite")]
 #![cfg_attr(feature = "testing", doc = "[testing]: docs::testing_handlers")]
@@ -65,6 +66,8 @@ mod task;
 pub mod testing;
 mod text;
 pub mod timestamp;
+#[cfg(any(feature = "nats", feature = "redis"))]
+mod tls;
 pub mod trace;
 pub mod types;
 #[cfg(any(feature = "http", feature = "webhook"))]
@@ -100,6 +103,9 @@ pub use provider::memory::{MemoryConfig, MemoryProvider};
 #[cfg(feature = "nats")]
 #[cfg_attr(docsrs, doc(cfg(feature = "nats")))]
 pub use provider::nats::{NatsClient, NatsConfig, NatsProvider, NatsSubscription, StorageType};
+#[cfg(feature = "redis")]
+#[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+pub use provider::redis::{RedisConfig, RedisProvider};
 #[cfg(feature = "sqlite")]
 #[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
 pub use provider::sqlite::{SqliteConfig, SqliteProvider};

@@ -161,7 +161,14 @@ fn the_bus_names_no_concrete_provider() {
     let providers: Vec<String> =
         provider_folders().into_iter().map(|folder| format!("provider::{folder}")).collect();
     let mut words: Vec<&str> = providers.iter().map(String::as_str).collect();
-    words.extend(["MemoryProvider", "SqliteProvider", "NatsProvider", "async_nats", "rusqlite"]);
+    words.extend([
+        "MemoryProvider",
+        "SqliteProvider",
+        "NatsProvider",
+        "RedisProvider",
+        "async_nats",
+        "rusqlite",
+    ]);
     let mut complaints = Complaints::default();
     complaints.forbid(&files, &words, "the bus knows the contract only");
     complaints.none();

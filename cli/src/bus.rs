@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use a3s_event::provider::redis::DEFAULT_MAX_EVENTS;
 use a3s_event::provider::settings::Kind;
 use a3s_event::provider::{ProviderRegistry, ProviderUrl, Scheme};
 use a3s_event::{EventError, EventProvider, NatsConfig, duration};
@@ -182,12 +183,14 @@ fn missing_folder(url: &str) -> Option<String> {
 /// Returns the URL of an empty stream in memory with the subjects and limits that a missing stream would have.
 fn stand_in(url: &str) -> Outcome<ProviderUrl> {
     let url = ProviderUrl::parse(url)?;
+    let nats = NatsConfig::default();
     let (max_events, max_age) = match url.scheme() {
-        "sqlite" => (0, 0),
-        _ => (NatsConfig::default().max_events, NatsConfig::default().max_age_secs),
+        "sqlite" => ("0".to_owned(), 0),
+        "redis" | "rediss" | "valkey" | "valkeys" | "redis+unix" => (DEFAULT_MAX_EVENTS.to_string(), 0),
+        _ => (nats.max_events.to_string(), nats.max_age_secs),
     };
     let defaults = [
-        ("max_events", max_events.to_string()),
+        ("max_events", max_events),
         ("max_age", format!("{max_age}s")),
         // The size limit of a server is unknown before the stream exists.
         ("max_event_bytes", "1GiB".to_owned()),
@@ -292,6 +295,11 @@ mod tests {
             ("nats://u:s3cret@h?max_events=5&token=s3cret", "nats://***@h?max_events=5&token=***"),
             ("nats://h?nkey=s3cret&tls_first=true", "nats://h?nkey=***&tls_first=true"),
             ("nats://h?client_key=s3cret", "nats://h?client_key=***"),
+            (
+                "redis://u:s3cret@h/0/orders?db=1&sentinel_password=s3cret",
+                "redis://***@h/0/orders?db=1&sentinel_password=***",
+            ),
+            ("redis+unix:/run/redis.sock?stream=orders", "redis+unix:/run/redis.sock?stream=orders"),
             ("nats://h?credentials_path=s3cret", "nats://h?credentials_path=***"),
             ("mine://h?password=s3cret&new_setting=s3cret", "mine://h?password=***&new_setting=***"),
             ("nats://h?s3cret", "nats://h?***=***"),
@@ -325,7 +333,7 @@ mod tests {
                 }
             }
         }
-        for key in ["token", "nkey", "credentials_path", "client_key"] {
+        for key in ["token", "nkey", "credentials_path", "client_key", "sentinel_password"] {
             assert!(secrets.contains(&key), "{key} is not among {secrets:?}");
         }
     }
@@ -336,6 +344,7 @@ mod tests {
             ("sqlite:a.db", Some("false")),
             ("tls://h/S?max_events=1", Some("false")),
             ("nats://h?create_if_missing=true", Some("false")),
+            ("valkeys://h/orders", Some("false")),
             ("memory://", None),
             ("mine://h", None),
         ] {
@@ -353,6 +362,12 @@ mod tests {
                 StreamLimits::new(0, 4_096, Duration::ZERO),
             ),
             ("nats://h", "events", StreamLimits::new(100_000, 0, Duration::from_secs(7 * 86_400))),
+            ("redis://h/orders", "events", StreamLimits::new(100_000, 0, Duration::ZERO)),
+            (
+                "redis+unix:s?max_events=5&max_age=1d",
+                "events",
+                StreamLimits::new(5, 0, Duration::from_secs(86_400)),
+            ),
             ("nats://h?max_events=5&max_age=0", "events", StreamLimits::new(5, 0, Duration::ZERO)),
         ] {
             let bus = ProviderRegistry::builtin().connect_to(stand_in(url).unwrap()).await.unwrap();

@@ -11,8 +11,8 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::text;
 
-/// The module that logs lost connections, and at the level info those that are back.
-const CONNECTIONS: &str = "a3s_event::provider::nats::link";
+/// The modules that log lost connections, and at the level info those that are back.
+const CONNECTIONS: [&str; 2] = ["a3s_event::provider::nats::link", "a3s_event::provider::redis::link"];
 
 /// Starts logging by the filter, else by the number of `-v`.
 pub(crate) fn to_stderr(filter: Option<Targets>, verbose: u8) {
@@ -33,7 +33,8 @@ fn by_count(verbose: u8) -> Targets {
     };
     // A connection that is back is logged like its loss, which is a warning.
     let connections = ours.max(LevelFilter::INFO);
-    Targets::new().with_default(others).with_target("a3s_event", ours).with_target(CONNECTIONS, connections)
+    let targets = Targets::new().with_default(others).with_target("a3s_event", ours);
+    targets.with_targets(CONNECTIONS.map(|module| (module, connections)))
 }
 
 /// Returns `false` for the finest level of the clients, which logs their raw traffic.
@@ -66,7 +67,9 @@ mod tests {
         assert!(tells(0, "a3s_event::provider", Level::WARN) && !tells(0, "a3s_event", Level::INFO));
         assert!(tells(1, "a3s_event", Level::INFO) && tells(2, "a3s_event", Level::DEBUG));
         assert!(!tells(9, "async_nats", Level::TRACE));
-        assert!(tells(0, CONNECTIONS, Level::INFO) && !tells(0, CONNECTIONS, Level::DEBUG));
-        assert!(tells(2, CONNECTIONS, Level::DEBUG));
+        for module in CONNECTIONS {
+            assert!(tells(0, module, Level::INFO) && !tells(0, module, Level::DEBUG));
+            assert!(tells(2, module, Level::DEBUG));
+        }
     }
 }

@@ -23,7 +23,11 @@ mod position;
 mod query;
 mod receipt;
 pub mod receiver;
+#[cfg(feature = "redis")]
+#[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+pub mod redis;
 mod registry;
+mod sent_acks;
 pub mod settings;
 #[cfg(feature = "sqlite")]
 #[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]

@@ -14,7 +14,16 @@ use crate::error::{EventError, Result};
 use crate::text::{shorten, shorten_to};
 
 /// Schemes of this crate, with the feature that enables each.
-const KNOWN_SCHEMES: [(&str, &str); 3] = [("sqlite", "sqlite"), ("nats", "nats"), ("tls", "nats")];
+const KNOWN_SCHEMES: [(&str, &str); 8] = [
+    ("sqlite", "sqlite"),
+    ("nats", "nats"),
+    ("tls", "nats"),
+    ("redis", "redis"),
+    ("rediss", "redis"),
+    ("valkey", "redis"),
+    ("valkeys", "redis"),
+    ("redis+unix", "redis"),
+];
 
 type Connecting = Pin<Box<dyn Future<Output = Result<Arc<dyn EventProvider>>> + Send>>;
 type Connect = Arc<dyn Fn(ProviderUrl) -> Connecting + Send + Sync>;
@@ -131,6 +140,14 @@ impl ProviderRegistry {
                     .isolated_by(super::nats::isolate)
                     .at_port(super::nats::DEFAULT_PORT),
             );
+        }
+        #[cfg(feature = "redis")]
+        for name in ["redis", "rediss", "valkey", "valkeys", "redis+unix"] {
+            let scheme = Scheme::new(name, super::redis::SETTINGS.iter(), super::redis::connect)
+                .isolated_by(super::redis::isolate);
+            // A socket has no port.
+            let is_socket = name == super::redis::UNIX;
+            registry.register(if is_socket { scheme } else { scheme.at_port(super::redis::DEFAULT_PORT) });
         }
         registry
     }
@@ -499,8 +516,14 @@ mod tests {
         for url in ["nats://user:pa/ssw0rd@host", "nats://user:pa?ssw0rd@host"] {
             assert!(config_error(registry.connect(url).await).contains("%2F"), "{url}");
         }
-        if !registry.schemes().any(|scheme| scheme == "sqlite") {
-            assert!(config_error(registry.connect("sqlite:///x").await).contains("feature 'sqlite'"));
+        let redis = ["redis", "rediss", "valkey", "valkeys", "redis+unix"].map(|scheme| (scheme, "redis"));
+        for (scheme, feature) in
+            [("sqlite", "sqlite"), ("nats", "nats"), ("tls", "nats")].into_iter().chain(redis)
+        {
+            if registry.scheme(scheme).is_none() {
+                let error = config_error(registry.connect(&format!("{scheme}:///x")).await);
+                assert!(error.contains(&format!("feature '{feature}'")), "{error}");
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 
 use super::UndecodableRecord;
 pub use super::receipt::answered_without_storing;
+pub use super::sent_acks::SentAcks;
 pub use crate::backoff::Backoff;
 pub use crate::clock::{Clock, unix_millis};
 use crate::error::{EventError, Result};

@@ -78,3 +78,5 @@ pub use runner::{Clock, run_case};
 pub use servers::fault_proxy::FaultProxy;
 #[cfg(feature = "nats")]
 pub use servers::nats::{NatsCluster, NatsServer};
+#[cfg(all(feature = "redis", unix))]
+pub use servers::redis::{RedisCluster, RedisPair, RedisSentinel, RedisServer};

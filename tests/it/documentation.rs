@@ -85,6 +85,8 @@ async fn every_key_of_a_url_is_in_the_reference() {
     assert_eq!(settings_of("sqlite::memory:").await, keys("SQLite"));
     #[cfg(feature = "nats")]
     assert_eq!(settings_of("nats://").await, keys("NATS"));
+    #[cfg(feature = "redis")]
+    assert_eq!(settings_of("redis://").await, keys("Redis"));
 }
 
 #[test]
@@ -93,6 +95,7 @@ fn every_field_of_a_config_is_in_the_reference() {
         ("src/provider/memory/config.rs", "MemoryConfig"),
         ("src/provider/sqlite/config.rs", "SqliteConfig"),
         ("src/provider/nats/config.rs", "NatsConfig"),
+        ("src/provider/redis/config.rs", "RedisConfig"),
         ("src/types.rs", "PublishOptions"),
         ("src/types.rs", "SubscribeOptions"),
         ("src/types.rs", "SubscriptionFilter"),

@@ -6,10 +6,11 @@ use super::{Complaints, File, paths, provider_folders, rust_files_under};
 
 /// What a provider uses although others cannot: helpers that know nothing of events, and are a few lines on top of the
 /// standard library.
-const HELPERS: [(&str, &str); 3] = [
+const HELPERS: [(&str, &str); 4] = [
     ("deadline", "adds a span to a point in time without overflow"),
     ("poison", "opens a lock whatever happened while it was held"),
     ("private_file", "opens files that belong to one user"),
+    ("tls", "reads PEM files for rustls, whose types a public function would show"),
 ];
 /// Methods that the standard library has, too.
 const COMMON: [&str; 2] = ["iter", "range"];

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::NatsProvider;
 use super::settings::SETTINGS;
 use super::wire::EventFormat;
-use super::{NatsProvider, tls};
 use crate::error::{EventError, Result};
 use crate::provider::settings::Choice;
 use crate::provider::{DEFAULT_MAX_UNCONFIRMED_ACKS, EventProvider, Isolation, ProviderUrl};
 use crate::subject::validate_prefix;
+use crate::tls::TlsFiles;
 
 /// Default maximum number of publishes of a batch that wait for their acknowledgement.
 pub const DEFAULT_MAX_IN_FLIGHT: usize = 256;
@@ -323,8 +324,15 @@ impl NatsProviderBuilder {
     pub async fn connect(mut self) -> Result<NatsProvider> {
         self.take_credentials_of_url()?;
         self.validate()?;
-        tls::check(&self).await?;
+        self.tls_files().read(self.config.connect_timeout()).await?;
         NatsProvider::from_builder(self).await
+    }
+
+    fn tls_files(&self) -> TlsFiles {
+        TlsFiles {
+            root_certificates: self.root_certificates.clone(),
+            client: self.client_certificate.clone().zip(self.client_key.clone()),
+        }
     }
 
     /// Moves the credentials out of the servers' URLs, because the client would ignore and log them.

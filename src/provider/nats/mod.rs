@@ -26,7 +26,6 @@ mod settle;
 mod shelf;
 mod strays;
 mod stream;
-mod tls;
 mod unconfirmed;
 mod unreadable;
 mod wire;

@@ -99,7 +99,7 @@ macro_rules! __setting_row {
 pub enum Kind {
     /// `true` or `false`.
     Flag,
-    /// A number. The text is its unit, such as `events`.
+    /// A number. The text is its unit, such as `events`, and empty for a number that counts nothing.
     Count(&'static str),
     /// A number of bytes, such as `65536` or `64KiB`. The text is its unit, such as `bytes of JSON`.
     Size(&'static str),
@@ -167,6 +167,11 @@ impl Setting {
     /// Creates a number of `unit`, such as `events`.
     pub const fn count(unit: &'static str) -> Self {
         Self::of(Kind::Count(unit)).least(0)
+    }
+
+    /// Creates a number that counts nothing, such as that of a database.
+    pub const fn number() -> Self {
+        Self::count("")
     }
 
     /// Creates a number of bytes; `unit` describes them, such as `bytes of JSON`.
@@ -309,9 +314,10 @@ impl Setting {
     fn parse(&self, text: &str) -> std::result::Result<Value, String> {
         let parsed = match self.kind {
             Kind::Flag => text.parse().map(Value::Flag).map_err(|_| "must be true or false".to_owned()),
-            Kind::Count(unit) => whole_number(text)
-                .map(Value::Number)
-                .ok_or_else(|| format!("must be a whole number of {unit}")),
+            Kind::Count(unit) => whole_number(text).map(Value::Number).ok_or_else(|| match unit {
+                "" => "must be a whole number".to_owned(),
+                unit => format!("must be a whole number of {unit}"),
+            }),
             Kind::Size(_) => size(text)
                 .map(Value::Number)
                 .ok_or_else(|| "must be a number of bytes, such as 65536, 64KiB or 1MiB".to_owned()),

@@ -11,6 +11,7 @@ impl Setting {
     fn values(&self) -> String {
         let of = match self.kind {
             Kind::Flag => "`true`, `false`".to_owned(),
+            Kind::Count("") => "number".to_owned(),
             Kind::Count(unit) | Kind::Size(unit) => unit.to_owned(),
             Kind::Duration => "duration".to_owned(),
             Kind::Seconds => "duration in whole seconds".to_owned(),
@@ -83,6 +84,11 @@ fn the_page_about_configuration_has_every_setting() {
         use crate::provider::nats::{NatsProvider, SETTINGS};
         let builder = NatsProvider::builder(crate::NatsConfig::default());
         expected = with_table(&expected, "nats", &table(&SETTINGS, &builder));
+    }
+    #[cfg(feature = "redis")]
+    {
+        use crate::provider::redis::{RedisConfig, SETTINGS};
+        expected = with_table(&expected, "redis", &table(&SETTINGS, &RedisConfig::default()));
     }
     if std::env::var_os(WRITE).is_some() {
         std::fs::write(&path, expected).unwrap();

@@ -8,6 +8,7 @@ use crate::provider::ProviderRegistry;
 struct Config {
     flag: bool,
     count: u64,
+    number: u32,
     few: Option<usize>,
     signed: i64,
     size: u64,
@@ -35,6 +36,7 @@ impl Choice for Mode {
 static SETTINGS: Settings<Config> = Settings::new(&[
     row!("flag" = flag, Setting::flag().formerly(&["flg"])),
     row!("count" = count, Setting::count("events").least(5).most(10).zero("unlimited")),
+    row!("number" = number, Setting::number()),
     row!("few" = few, Setting::count("servers").only(&[1, 3, 5])),
     row!("signed" = signed, Setting::count("events")),
     row!("size" = size, Setting::size("bytes").least(1_024)),
@@ -63,11 +65,12 @@ fn refused(query: &str) -> String {
 #[test]
 fn a_url_sets_values_of_every_kind() {
     let config = read(
-        "flag=true&count=7&few=3&signed=9&size=64KiB&span=250ms&age=2m&file=a/b.pem&mode=SAFE&token=s3cret&key_file=k",
+        "flag=true&count=7&number=4&few=3&signed=9&size=64KiB&span=250ms&age=2m&file=a/b.pem&mode=SAFE&token=s3cret&key_file=k",
     )
     .unwrap();
     assert!(config.flag);
-    assert_eq!((config.count, config.few, config.signed, config.size), (7, Some(3), 9, 65_536));
+    assert_eq!((config.count, config.number), (7, 4));
+    assert_eq!((config.few, config.signed, config.size), (Some(3), 9, 65_536));
     assert_eq!((config.span, config.seconds), (Duration::from_millis(250), 120));
     assert_eq!((config.file, config.mode), (Some("a/b.pem".into()), Mode::Safe));
     assert_eq!((config.token.as_deref(), config.key_file), (Some("s3cret"), Some("k".into())));
@@ -83,6 +86,8 @@ fn a_wrong_value_is_refused_with_its_rule() {
         ("count=4", "must be at least 5, at most 10, or 0 (unlimited)"),
         ("count=11", "at most 10"),
         ("count=-6", "must be a whole number"),
+        ("number=one", "must be a whole number"),
+        ("number=4294967296", "must be at most 4294967295"),
         ("few=2", "must be 1, 3 or 5"),
         ("few=", "must be a whole number"),
         ("signed=9223372036854775808", "must be at most 9223372036854775807"),
@@ -103,7 +108,7 @@ fn a_wrong_value_is_refused_with_its_rule() {
 
 #[test]
 fn an_unknown_key_is_refused_with_the_known_ones() {
-    let known = "valid are flag, count, few, signed, size, span, age, file, mode, token, key_file";
+    let known = "valid are flag, count, number, few, signed, size, span, age, file, mode, token, key_file";
     for key in ["cuont", "(path)", "path", "count_secs", ""] {
         let text = refused(&format!("{key}=1"));
         assert!(text.starts_with("unknown setting '") && text.ends_with(known), "{text}");
@@ -183,7 +188,7 @@ fn debug_shows_every_value_but_the_secrets() {
     let config = read("count=7&span=250ms&age=2m&token=canary&key_file=canary").unwrap();
     assert_eq!(
         format!("{:?}", Debugged(&SETTINGS, &config)),
-        "Config { flag: false, count: 7, few: None, signed: 0, size: 0, span: 250ms, seconds: 2m, name: \"\", \
+        "Config { flag: false, count: 7, number: 0, few: None, signed: 0, size: 0, span: 250ms, seconds: 2m, name: \"\", \
          file: None, mode: \"fast\", token: ***, key_file: *** }"
     );
 }
@@ -214,6 +219,8 @@ fn no_config_of_any_provider_shows_its_secrets() {
         ),
         4
     );
+    #[cfg(feature = "redis")]
+    assert_eq!(hides_its_secrets(&crate::provider::redis::SETTINGS, crate::RedisConfig::default()), 3);
 }
 
 /// Returns an accepted value of a setting, so that only the tested part of a URL is wrong.

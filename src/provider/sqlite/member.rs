@@ -7,17 +7,18 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::Shared;
-use super::acks::{SentAck, UnstoredAcks};
+use super::acks::SentAck;
 use super::cells::Cell;
 use super::fetch::{self, Answer, Request};
 use super::lag;
 use super::queue::{Access, GiveBack, Size, answered};
 use super::store::Store;
+use super::{NAME, Shared};
 use crate::deadline::After;
 use crate::error::{EventError, Result};
 use crate::provider::group::{ConsumerConfig, Lease, Time};
 use crate::provider::receiver::{Ask, Fetch, Item};
+use crate::provider::support::SentAcks;
 use crate::provider::support::without_values;
 use crate::provider::{
     AckFuture, AckHandler, AckKind, DEFAULT_TIMEOUT, Settlement, SubscriptionEnd, UndecodableRecord,
@@ -41,7 +42,7 @@ pub struct SqliteFetch {
 
 impl SqliteFetch {
     pub(super) fn new(shared: Arc<Shared>, cell: Arc<Cell>) -> Self {
-        let acks = UnstoredAcks::new(shared.config.max_unconfirmed_acks, Arc::clone(&shared.ack_failures));
+        let acks = SentAcks::new(NAME, shared.config.max_unconfirmed_acks, Arc::clone(&shared.ack_failures));
         let acks = Arc::new(acks);
         let handler = Arc::new(Handler { shared: Arc::clone(&shared), cell: Arc::clone(&cell), acks });
         Self { shared, cell, handler, asked: None, arrived: VecDeque::new(), undecodable: None }
@@ -218,7 +219,7 @@ impl Fetch for SqliteFetch {
 struct Handler {
     shared: Arc<Shared>,
     cell: Arc<Cell>,
-    acks: Arc<UnstoredAcks>,
+    acks: Arc<SentAcks>,
 }
 
 impl Handler {

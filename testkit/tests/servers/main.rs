@@ -4,6 +4,7 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
+    clippy::print_stdout,
     clippy::indexing_slicing,
     reason = "tests panic"
 )]
@@ -11,3 +12,16 @@
 mod fault_proxy;
 mod nats_cluster;
 mod nats_server;
+#[cfg(unix)]
+mod redis_cluster;
+#[cfg(unix)]
+mod redis_pair;
+#[cfg(unix)]
+mod redis_server;
+#[cfg(unix)]
+mod tls;
+
+/// The launchers work in tasks of any runtime.
+fn in_task<F: Future + Send>(future: F) -> F {
+    future
+}

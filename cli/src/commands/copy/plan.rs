@@ -147,7 +147,7 @@ fn refusal(event: &Event, target: &dyn EventProvider) -> Option<String> {
     }
 }
 
-/// Returns the next step for a target without room. Only an embedded bus changes the limits of an existing stream.
+/// Returns the next step for a target without room. A stream on NATS keeps its limits; elsewhere a URL changes them.
 fn way_out(exists: bool, held: &ProviderInfo) -> &'static str {
     if exists && held.provider == NATS {
         "A stream keeps the limits with which it was created: delete it with `streams rm`, or name another stream in the URL of \

@@ -1,17 +1,14 @@
 //! Three nats-servers that replicate streams: when a leader is killed, the others continue.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::super::process::until;
 use super::protocol::request;
 use super::{NatsServer, free_port};
 
 const NODES: usize = 3;
-/// Timeout for three servers to choose a leader, on a slow machine.
-const READY_DEADLINE: Duration = Duration::from_secs(60);
-const POLL: Duration = Duration::from_millis(50);
 /// Stream whose creation shows that the cluster works.
 const PROBE: &str = "TESTKIT_READY";
 
@@ -117,7 +114,7 @@ impl NatsCluster {
     /// If there is no such stream, or no leader within a minute.
     pub async fn leader(&self, stream: &str) -> usize {
         let subject = format!("$JS.API.STREAM.INFO.{stream}");
-        self.until(&format!("stream {stream} has a leader"), async || {
+        until(&format!("stream {stream} has a leader"), || async {
             let info = self.ask(&subject, &Value::Null).await?;
             let name = info["cluster"]["leader"].as_str()?;
             (0..NODES).find(|node| node_name(*node) == name && self.running[*node])
@@ -132,7 +129,7 @@ impl NatsCluster {
     /// If that takes longer than a minute.
     pub async fn in_sync(&self, stream: &str) {
         let subject = format!("$JS.API.STREAM.INFO.{stream}");
-        self.until(&format!("stream {stream} is in sync"), async || {
+        until(&format!("stream {stream} is in sync"), || async {
             let info = self.ask(&subject, &Value::Null).await?;
             let replicas = info["cluster"]["replicas"].as_array()?;
             let current = replicas.iter().filter(|replica| replica["current"] == true).count();
@@ -143,12 +140,12 @@ impl NatsCluster {
 
     async fn ready(&self) {
         let config = json!({ "name": PROBE, "subjects": ["testkit.ready"], "num_replicas": NODES });
-        self.until("the cluster can create a stream", async || {
+        until("the cluster can create a stream", || async {
             let made = self.ask(&format!("$JS.API.STREAM.CREATE.{PROBE}"), &config).await?;
             made.get("config").map(drop)
         })
         .await;
-        self.until("the stream can be deleted", async || {
+        until("the stream can be deleted", || async {
             let deleted = self.ask(&format!("$JS.API.STREAM.DELETE.{PROBE}"), &Value::Null).await?;
             (deleted["success"] == true || deleted["error"]["code"] == 404).then_some(())
         })
@@ -163,17 +160,6 @@ impl NatsCluster {
             }
         }
         None
-    }
-
-    async fn until<T>(&self, what: &str, look: impl AsyncFn() -> Option<T>) -> T {
-        let started = Instant::now();
-        loop {
-            if let Some(found) = look().await {
-                return found;
-            }
-            assert!(started.elapsed() < READY_DEADLINE, "timed out after {READY_DEADLINE:?}: {what}");
-            tokio::time::sleep(POLL).await;
-        }
     }
 }
 
