@@ -236,11 +236,10 @@ async fn one_seed_of_several_is_enough() {
     config.connect_timeout = Duration::from_secs(1);
     let since = Instant::now();
     let (link, _) = connect(config.clone()).await.unwrap();
-    assert!(since.elapsed() < Duration::from_secs(1));
     link.call("test", &echo("a")).await.unwrap();
     config.seeds.pop();
     let error = refused(config).await;
-    assert!(since.elapsed() < Duration::from_secs(3));
+    assert!(since.elapsed() < Duration::from_secs(1) + GRACE);
     let text = told(&error);
     assert!(error.is_retryable() && error.kind() == ErrorKind::Connection, "{text}");
     assert!(text.contains("127.0.0.1:1: cannot be reached") && text.contains("no answer within"), "{text}");
