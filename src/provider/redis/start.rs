@@ -3,6 +3,8 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 use super::Shared;
 use super::consumer::{Consumer, Identity};
 use super::error::PROVIDER;
@@ -13,7 +15,6 @@ use crate::error::{BackendError, ErrorKind, EventError, Result};
 use crate::provider::HistoryQuery;
 use crate::provider::driver::ConsumerSpec;
 use crate::provider::group::ConsumerConfig;
-use crate::random;
 use crate::subject::subject_matches;
 use crate::types::DeliverPolicy;
 
@@ -34,7 +35,7 @@ impl Shared {
         let ConsumerSpec { name, config, applies, .. } = spec;
         let is_durable = name.is_some();
         let operation = if is_durable { "subscribe_durable" } else { "subscribe" };
-        let name = name.unwrap_or_else(|| format!("ephemeral-{}", random::id().simple()));
+        let name = name.unwrap_or_else(|| format!("ephemeral-{}", Uuid::now_v7().simple()));
         let opened = self.open_on_server(operation, &name, &config, applies, is_durable, None).await?;
         let Opened { identity, config, revision, .. } = opened;
         let is_it = |consumer: &Consumer| {
@@ -62,7 +63,7 @@ impl Shared {
         mut start: Option<Backlog>,
     ) -> Result<Opened> {
         let stream = &*self.stream;
-        let generation = random::id().simple().to_string();
+        let generation = Uuid::now_v7().simple().to_string();
         for _ in 0..MAX_TRIES {
             let epoch = stream.epoch();
             let wanted = Wanted {

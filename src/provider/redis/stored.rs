@@ -10,9 +10,9 @@ use redis::{Connection, Pipeline, Value, cmd, pipe};
 use super::keys::Keys;
 use super::script::server::{self, Server};
 use super::script::{Call, Run};
-use crate::clock::unix_millis;
 use crate::error::{BackendError, ErrorKind, Result};
 use crate::poison::IgnorePoison;
+use crate::provider::support::unix_millis;
 use crate::types::Event;
 
 /// Time between two storage times, longer than any test runs.

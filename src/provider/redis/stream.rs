@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use redis::Value;
+use uuid::Uuid;
 
 use super::error::PROVIDER;
 use super::keys::Keys;
@@ -13,7 +14,6 @@ use super::script::{Call, Run};
 use super::{DEFAULT_DEDUP_WINDOW, DEFAULT_MAX_EVENTS, RedisConfig, connect};
 use crate::error::{BackendError, ErrorKind, EventError, Result};
 use crate::poison::IgnorePoison;
-use crate::random;
 
 /// A stream that is open.
 pub(super) struct Stream {
@@ -76,7 +76,7 @@ impl Stream {
             max_age: config.max_age,
             dedup_window: config.dedup_window,
         };
-        let epoch = random::id().simple().to_string();
+        let epoch = Uuid::now_v7().simple().to_string();
         let open = async |limits| {
             let call = open_stream(&self.keys, self.prefix(), &epoch, config.create_if_missing, limits);
             read(self.link.call(operation, &call).await?)
