@@ -143,7 +143,7 @@ async fn doctor_says_what_to_do_about_a_server() {
     bus.server.as_ref().unwrap().thaw();
     let said = ran.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(ran.code == 4 && said.contains("it is suspended or overloaded"), "{}", ran.stdout);
-    let ran = bus.run(&["doctor", "--url", "redis://127.0.0.1:1"]);
+    let ran = bus.run(&["doctor", "--url", "kafka://127.0.0.1:1"]);
     assert!(ran.code == 3 && !ran.stdout.contains("accepts connections"), "{}", ran.stdout);
 }
 
