@@ -304,16 +304,7 @@ impl Run for Local {
     async fn run(&self, operation: &'static str, call: &Call) -> Result<Value> {
         self.calls.fetch_add(1, Ordering::Relaxed);
         let connection = &mut *self.connection.lock().ignore_poison();
-        loop {
-            match server::run(connection, call) {
-                // Another test makes the server forget all scripts.
-                Err(error) if error.code() == Some("NOSCRIPT") => {}
-                answered => {
-                    let failed =
-                        |error| BackendError::new("redis", operation, ErrorKind::Backend, error).into();
-                    return answered.map_err(failed);
-                }
-            }
-        }
+        server::run(connection, call)
+            .map_err(|error| BackendError::new("redis", operation, ErrorKind::Backend, error).into())
     }
 }
