@@ -17,6 +17,12 @@ const SECOND: Duration = Duration::from_secs(1);
 /// its lease, and the longest pauses of the runtime.
 const LIVELY: Duration = Duration::from_secs(900);
 
+/// Time within which a consumer extends a lease that it has got: half of the longest lease, and the retries of the
+/// settlement before it.
+const EXTENDS: Duration = Duration::from_secs(20);
+/// Time within which a consumer calls the provider: it waits for a delivery that is on its way, and then extends it.
+const CALLS: Duration = Duration::from_secs(45);
+
 /// The bus, the consumers and the record of one seed.
 pub(super) struct Life {
     t: TestBus,
@@ -244,10 +250,11 @@ impl Life {
         if t.bus()?.health().await? {
             return Err("healthy without a provider".into());
         }
-        if time > 30 * SECOND {
-            t.advance(30 * SECOND).await;
+        if time > CALLS {
+            t.advance(CALLS).await;
             // A frozen one hangs, and cannot tell that from waiting for an event.
-            let is_awake = |worker: &&Worker| !worker.is_sheltered && worker.frozen_until <= Instant::now();
+            let is_awake =
+                |worker: &&Worker| !worker.is_sheltered && worker.frozen_until + EXTENDS <= Instant::now();
             for worker in self.workers.iter().filter(is_awake) {
                 if worker.consumer.state() == Some(ConsumerState::Running) {
                     return Err(format!("{} runs without a provider", worker.name).into());
