@@ -72,7 +72,11 @@ end
 -- Writes the log. Returns the error if the first record is refused; then none is written.
 local function append(plan)
   local stamp, bytes = '-' .. text(ms), stream.bytes
-  local add = redis.pcall
+  local add, first = redis.pcall, plan.sequences[1]
+  -- The log takes a second id with the same sequence and a later time.
+  if first and #redis.pcall('XRANGE', log, first, first, 'COUNT', 1) > 0 then
+    return { err = 'the first sequence is equal or smaller than that of another program' }
+  end
   for n, at in ipairs(plan.events) do
     local json = ARGV[at + 3]
     local id = add('XADD', log, plan.sequences[n] .. stamp, 's', ARGV[at], 'e', json)

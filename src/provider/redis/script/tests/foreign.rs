@@ -72,6 +72,24 @@ fn a_record_of_another_program_raises_the_sequences_and_is_delivered() {
 }
 
 #[test]
+fn an_event_does_not_get_the_sequence_of_a_record_of_another_program() {
+    on_every_server(|stream| {
+        stream.publish(["events.a"]);
+        stream.consumer("c", "events.>", &options());
+        // The log would take 2 again, with a later time.
+        cmd("XADD").arg(stream.keys.log()).arg(&["2-7", "k", "v"]).exec(&mut stream.connection).unwrap();
+        stream.publish(["events.a", "events.b"]);
+        assert_eq!(sequences_of(&stream.fetch("c", 9)), [1, 2, 3, 4]);
+        let list: Vec<u64> = cmd("LRANGE")
+            .arg(stream.keys.subject("events.a"))
+            .arg(&[0, -1])
+            .query(&mut stream.connection)
+            .unwrap();
+        assert_eq!(list, [1, 3]);
+    });
+}
+
+#[test]
 fn a_start_time_is_found_beside_a_record_of_another_program() {
     on_every_server(|stream| {
         stream.publish(["events.a"]);
