@@ -1,14 +1,12 @@
 //! Connects a command to its bus.
 
 use std::io::Write as _;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use a3s_event::provider::redis::DEFAULT_MAX_EVENTS;
 use a3s_event::provider::settings::Kind;
 use a3s_event::provider::{ProviderRegistry, ProviderUrl, Scheme};
-use a3s_event::{EventError, EventProvider, NatsConfig, duration};
+use a3s_event::{EventError, EventProvider, duration};
 
 use crate::args::Global;
 use crate::config::{Config, Origin, create_default_folder, default_folder};
@@ -172,10 +170,11 @@ fn missing(url: &str, text: &str) -> String {
     }
 }
 
-/// Returns the folder of a SQLite file, which no command creates, if it does not exist. The default one is created.
+/// Returns the folder of a bus's file, which no command creates, if it does not exist. The default one is created.
 fn missing_folder(url: &str) -> Option<String> {
-    let url = ProviderUrl::parse(url).ok().filter(|url| url.scheme() == "sqlite")?;
-    let folder = Path::new(url.path()).parent().filter(|folder| !folder.as_os_str().is_empty())?;
+    let url = ProviderUrl::parse(url).ok()?;
+    let file = ProviderRegistry::builtin().scheme(url.scheme())?.file(&url)?;
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty())?;
     let is_default = default_folder().is_ok_and(|default| default == folder);
     (!folder.exists() && !is_default).then(|| folder.display().to_string())
 }
@@ -183,15 +182,12 @@ fn missing_folder(url: &str) -> Option<String> {
 /// Returns the URL of an empty stream in memory with the subjects and limits that a missing stream would have.
 fn stand_in(url: &str) -> Outcome<ProviderUrl> {
     let url = ProviderUrl::parse(url)?;
-    let nats = NatsConfig::default();
-    let (max_events, max_age) = match url.scheme() {
-        "sqlite" => ("0".to_owned(), 0),
-        "redis" | "rediss" | "valkey" | "valkeys" | "redis+unix" => (DEFAULT_MAX_EVENTS.to_string(), 0),
-        _ => (nats.max_events.to_string(), nats.max_age_secs),
-    };
+    let registry = ProviderRegistry::builtin();
+    let limits = registry.scheme(url.scheme()).map(Scheme::default_limits).cloned().unwrap_or_default();
     let defaults = [
-        ("max_events", max_events),
-        ("max_age", format!("{max_age}s")),
+        ("max_events", limits.max_events.unwrap_or(0).to_string()),
+        ("max_bytes", limits.max_bytes.unwrap_or(0).to_string()),
+        ("max_age", duration::format(limits.max_age.unwrap_or_default())),
         // The size limit of a server is unknown before the stream exists.
         ("max_event_bytes", "1GiB".to_owned()),
     ];
@@ -199,10 +195,8 @@ fn stand_in(url: &str) -> Outcome<ProviderUrl> {
     for (key, default) in defaults {
         stand_in = stand_in.with_setting(key, url.setting(key).unwrap_or(&default));
     }
-    for key in ["subject_prefix", "max_bytes"] {
-        if let Some(value) = url.setting(key) {
-            stand_in = stand_in.with_setting(key, value);
-        }
+    if let Some(prefix) = url.setting("subject_prefix") {
+        stand_in = stand_in.with_setting("subject_prefix", prefix);
     }
     Ok(stand_in)
 }

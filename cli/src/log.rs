@@ -11,14 +11,13 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::text;
 
-/// The modules that log lost connections, and at the level info those that are back.
-const CONNECTIONS: [&str; 2] = ["a3s_event::provider::nats::link", "a3s_event::provider::redis::link"];
-
 /// Starts logging by the filter, else by the number of `-v`.
 pub(crate) fn to_stderr(filter: Option<Targets>, verbose: u8) {
+    let shows_connections = filter.is_none();
     let targets = filter.unwrap_or_else(|| by_count(verbose));
+    let of_connections = filter_fn(move |metadata| shows_connections && tells_of_connection(metadata));
     let layer = tracing_subscriber::fmt::layer().with_writer(|| Escaped).with_ansi(false);
-    let layer = layer.with_filter(targets.and(filter_fn(shows_no_secret)));
+    let layer = layer.with_filter(targets.or(of_connections).and(filter_fn(shows_no_secret)));
     // It fails if there is a subscriber already, which then stays.
     let _ = tracing_subscriber::registry().with(layer).try_init();
 }
@@ -31,10 +30,14 @@ fn by_count(verbose: u8) -> Targets {
         2 => (LevelFilter::DEBUG, LevelFilter::INFO),
         _ => (LevelFilter::TRACE, LevelFilter::DEBUG),
     };
-    // A connection that is back is logged like its loss, which is a warning.
-    let connections = ours.max(LevelFilter::INFO);
-    let targets = Targets::new().with_default(others).with_target("a3s_event", ours);
-    targets.with_targets(CONNECTIONS.map(|module| (module, connections)))
+    Targets::new().with_default(others).with_target("a3s_event", ours)
+}
+
+/// Returns `true` for the log of a provider about its connection: that it is lost, and at the level info that it is back.
+fn tells_of_connection(metadata: &Metadata<'_>) -> bool {
+    let mut modules = metadata.target().split("::");
+    let is_of_provider = modules.next() == Some("a3s_event") && modules.next() == Some("provider");
+    is_of_provider && modules.nth(1) == Some("link") && *metadata.level() <= Level::INFO
 }
 
 /// Returns `false` for the finest level of the clients, which logs their raw traffic.
@@ -67,9 +70,5 @@ mod tests {
         assert!(tells(0, "a3s_event::provider", Level::WARN) && !tells(0, "a3s_event", Level::INFO));
         assert!(tells(1, "a3s_event", Level::INFO) && tells(2, "a3s_event", Level::DEBUG));
         assert!(!tells(9, "async_nats", Level::TRACE));
-        for module in CONNECTIONS {
-            assert!(tells(0, module, Level::INFO) && !tells(0, module, Level::DEBUG));
-            assert!(tells(2, module, Level::DEBUG));
-        }
     }
 }

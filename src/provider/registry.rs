@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 
 use super::memory;
 use super::settings::Setting;
 use super::support::unsupported;
-use super::{EventProvider, Isolation};
+use super::{EventProvider, Isolation, StreamLimits};
 use crate::error::{EventError, Result};
 use crate::text::{shorten, shorten_to};
 
@@ -27,6 +28,7 @@ const KNOWN_SCHEMES: [(&str, &str); 8] = [
 
 type Connecting = Pin<Box<dyn Future<Output = Result<Arc<dyn EventProvider>>> + Send>>;
 type Connect = Arc<dyn Fn(ProviderUrl) -> Connecting + Send + Sync>;
+type File = Arc<dyn Fn(&ProviderUrl) -> Option<PathBuf> + Send + Sync>;
 type Isolate = Arc<dyn Fn(ProviderUrl, &Isolation) -> Option<ProviderUrl> + Send + Sync>;
 
 /// A URL scheme: its name, the settings of its URLs, and the function that connects.
@@ -37,6 +39,8 @@ pub struct Scheme {
     connect: Connect,
     isolate: Option<Isolate>,
     port: Option<u16>,
+    file: Option<File>,
+    default_limits: StreamLimits,
 }
 
 impl Scheme {
@@ -57,6 +61,8 @@ impl Scheme {
             connect: Arc::new(move |url| Box::pin(connect(url))),
             isolate: None,
             port: None,
+            file: None,
+            default_limits: StreamLimits::default(),
         }
     }
 
@@ -79,6 +85,28 @@ impl Scheme {
     /// Returns the default port of the servers; `None` for a scheme without servers.
     pub fn port(&self) -> Option<u16> {
         self.port
+    }
+
+    /// Sets the function that returns the path of the file that a URL names, for a scheme that stores events in files.
+    pub fn in_file(mut self, file: impl Fn(&ProviderUrl) -> Option<PathBuf> + Send + Sync + 'static) -> Self {
+        self.file = Some(Arc::new(file));
+        self
+    }
+
+    /// Returns the path of the file that a URL with this scheme names; `None` if it names none.
+    pub fn file(&self, url: &ProviderUrl) -> Option<PathBuf> {
+        self.file.as_ref().and_then(|file| file(url))
+    }
+
+    /// Sets the limits of a new stream whose URL sets none. By default it has none.
+    pub fn limited_to(mut self, limits: StreamLimits) -> Self {
+        self.default_limits = limits;
+        self
+    }
+
+    /// Returns the limits of a new stream whose URL sets none.
+    pub fn default_limits(&self) -> &StreamLimits {
+        &self.default_limits
     }
 
     /// Returns the name, in lower case.
@@ -126,25 +154,30 @@ impl ProviderRegistry {
     pub fn builtin() -> Self {
         let mut registry = Self::new();
         registry.register(
-            Scheme::new("memory", memory::SETTINGS.iter(), memory::connect).isolated_by(memory::isolate),
+            Scheme::new("memory", memory::SETTINGS.iter(), memory::connect)
+                .isolated_by(memory::isolate)
+                .limited_to(memory::default_limits()),
         );
         #[cfg(feature = "sqlite")]
         registry.register(
             Scheme::new("sqlite", super::sqlite::SETTINGS.iter(), super::sqlite::connect)
-                .isolated_by(super::sqlite::isolate),
+                .isolated_by(super::sqlite::isolate)
+                .in_file(super::sqlite::file),
         );
         #[cfg(feature = "nats")]
         for name in ["nats", "tls"] {
             registry.register(
                 Scheme::new(name, super::nats::SETTINGS.iter(), super::nats::connect)
                     .isolated_by(super::nats::isolate)
+                    .limited_to(super::nats::default_limits())
                     .at_port(super::nats::DEFAULT_PORT),
             );
         }
         #[cfg(feature = "redis")]
         for name in ["redis", "rediss", "valkey", "valkeys", "redis+unix"] {
             let scheme = Scheme::new(name, super::redis::SETTINGS.iter(), super::redis::connect)
-                .isolated_by(super::redis::isolate);
+                .isolated_by(super::redis::isolate)
+                .limited_to(super::redis::default_limits());
             // A socket has no port.
             let is_socket = name == super::redis::UNIX;
             registry.register(if is_socket { scheme } else { scheme.at_port(super::redis::DEFAULT_PORT) });

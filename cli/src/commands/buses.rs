@@ -122,30 +122,28 @@ fn given(url: String) -> Outcome<String> {
     };
     let parsed = ProviderUrl::parse(&url)?;
     let registry = ProviderRegistry::builtin();
-    if registry.scheme(parsed.scheme()).is_none() {
+    let Some(scheme) = registry.scheme(parsed.scheme()) else {
         let known: Vec<_> = registry.schemes().collect();
         let scheme = text::shorten(parsed.scheme(), 20);
         return Err(Failure::Input(format!(
             "URL: the scheme '{scheme}' is unknown; known are {}",
             known.join(", ")
         )));
+    };
+    match scheme.file(&parsed) {
+        Some(path) if path.is_relative() => absolute(&url, scheme.name(), &path),
+        _ => Ok(url),
     }
-    absolute(url, &parsed)
 }
 
-/// Makes the path of a SQLite file absolute, so that its name means the same file in every folder.
-fn absolute(url: String, parsed: &ProviderUrl) -> Outcome<String> {
-    let is_file = parsed.scheme() == "sqlite" && !matches!(parsed.path(), "" | ":memory:");
-    let path = Path::new(parsed.path());
-    if !is_file || !parsed.authority().is_empty() || path.is_absolute() {
-        return Ok(url);
-    }
+/// Makes the path of a file absolute, so that its URL means the same file in every folder.
+fn absolute(url: &str, scheme: &str, path: &Path) -> Outcome<String> {
     let wrong = |why: &str| Failure::Input(format!("path '{}': {why}", path.display()));
     let absolute = std::path::absolute(path).map_err(|error| wrong(&error.to_string()))?;
     let file =
         absolute.to_str().ok_or_else(|| wrong("the working folder is not UTF-8: give an absolute path"))?;
     let settings = url.find('?').and_then(|at| url.get(at..)).unwrap_or_default();
-    Ok(format!("sqlite://{}{settings}", encode(file)))
+    Ok(format!("{scheme}://{}{settings}", encode(file)))
 }
 
 /// The config file, open for changes.

@@ -25,7 +25,7 @@ pub(crate) const EXAMPLE: &str = "Example:
 const NO_STREAMS: &str = "the server has no streams";
 /// The advice for a server that accepts connections and does not answer.
 const FROZEN: &str = "the server accepts connections and does not answer: it is suspended or overloaded; check its process and its log";
-/// The message about a SQLite file that can be read and not written.
+/// The message about a file that can be read and not written.
 const LOCKED: &str = "the file can be read and stores no event: another program may hold its lock";
 /// Timeout for one step of the connection to a server.
 const STEP: Duration = Duration::from_secs(5);
@@ -170,7 +170,7 @@ async fn examine(app: &mut App, checks: &mut Vec<Check>) -> Outcome {
         }
     };
     checks.push(passed("connection", provider.name().to_owned()));
-    let read = state(&*provider).await;
+    let read = state(&*provider, stores_in_file(&parsed)).await;
     match &read {
         Ok(found) => checks.push(passed("stream", found.clone())),
         Err(failure) => checks.push(failed("stream", failure, advice(failure))),
@@ -218,13 +218,19 @@ async fn reach(server: &str, port: u16) -> Check {
     }
 }
 
-async fn state(provider: &dyn EventProvider) -> Outcome<String> {
+/// Returns `true` if the bus is a file.
+fn stores_in_file(url: &ProviderUrl) -> bool {
+    ProviderRegistry::builtin().scheme(url.scheme()).is_some_and(|scheme| scheme.file(url).is_some())
+}
+
+async fn state(provider: &dyn EventProvider, is_file: bool) -> Outcome<String> {
     let info = provider.info().await?;
     let (records, _) = newest(provider, HistoryQuery::new(1)).await?;
     if !provider.health().await? {
-        return Err(Failure::Other(match provider.name() {
-            "sqlite" => LOCKED.to_owned(),
-            name => format!("{name} answers, but stores no event"),
+        return Err(Failure::Other(if is_file {
+            LOCKED.to_owned()
+        } else {
+            format!("{} answers, but stores no event", provider.name())
         }));
     }
     let limits = own_stream(provider).await?.as_ref().and_then(Limits::of);

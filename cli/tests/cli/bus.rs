@@ -4,14 +4,17 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use a3s_event_testkit::NatsServer;
+use a3s_event_testkit::{NatsServer, RedisServer};
 use serde_json::Value;
 use tempfile::TempDir;
 
 pub(crate) struct Bus {
     pub(crate) url: String,
     pub(crate) folder: TempDir,
+    /// Its nats-server.
     pub(crate) server: Option<NatsServer>,
+    /// Its Redis server.
+    pub(crate) redis: Option<RedisServer>,
 }
 
 /// The result of a run.
@@ -25,12 +28,27 @@ impl Bus {
     pub(crate) fn sqlite() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", folder.path().join("bus.db").display());
-        Self { url, folder, server: None }
+        Self { url, folder, server: None, redis: None }
     }
 
     pub(crate) async fn nats() -> Self {
-        let server = NatsServer::start().await;
-        Self { url: server.url(), folder: tempfile::tempdir().unwrap(), server: Some(server) }
+        Self::on(NatsServer::start().await)
+    }
+
+    pub(crate) fn on(server: NatsServer) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        Self { url: server.url(), folder, server: Some(server), redis: None }
+    }
+
+    pub(crate) async fn redis() -> Self {
+        let redis = RedisServer::start().await;
+        let folder = tempfile::tempdir().unwrap();
+        Self { url: redis.url(), folder, server: None, redis: Some(redis) }
+    }
+
+    /// Returns `true` for a server, which can hold several streams.
+    pub(crate) fn is_on_server(&self) -> bool {
+        self.server.is_some() || self.redis.is_some()
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {

@@ -1,4 +1,4 @@
-//! Tests the program as its users run it, on a SQLite file and on a real nats-server.
+//! Tests the program as its users run it, on a SQLite file and on real servers.
 
 #![allow(
     clippy::expect_used,
@@ -41,6 +41,12 @@ macro_rules! on_every_bus {
             $(#[tokio::test]
             async fn $name() {
                 super::$name(&crate::bus::Bus::nats().await).await;
+            })*
+        }
+        mod redis {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(&crate::bus::Bus::redis().await).await;
             })*
         }
     };

@@ -21,23 +21,25 @@ fn are_equal(from: &Bus, to: &Bus, events: u64) {
 }
 
 #[tokio::test]
-async fn the_week_moves_from_sqlite_to_nats_and_back() {
-    let (file, events) = week();
-    let (here, there, back) = (Bus::sqlite(), Bus::nats().await, Bus::sqlite());
-    let subject = "events.quake.{properties.net}";
-    let fields = ["--id", "{id}", "--time", "{properties.time}", "--summary", "M {properties.mag}"];
-    here.prints(&[&["import", &file, subject], &fields[..]].concat());
-    assert_eq!(copy(&here, &there)["events"], events);
-    are_equal(&here, &there, events);
-    // A second copy has nothing to do, and later events are added.
-    assert_eq!(copy(&here, &there)["events"], 0);
-    here.publish("events.later", 3);
-    assert_eq!(
-        copy(&here, &there),
-        json!({"firstSequence": events + 1, "events": 3, "consumers": [], "notMapped": []})
-    );
-    assert_eq!(copy(&there, &back)["events"], events + 3);
-    are_equal(&here, &back, events + 3);
+async fn the_week_moves_from_sqlite_to_a_server_and_back() {
+    for there in [Bus::nats().await, Bus::redis().await] {
+        let (file, events) = week();
+        let (here, back) = (Bus::sqlite(), Bus::sqlite());
+        let subject = "events.quake.{properties.net}";
+        let fields = ["--id", "{id}", "--time", "{properties.time}", "--summary", "M {properties.mag}"];
+        here.prints(&[&["import", &file, subject], &fields[..]].concat());
+        assert_eq!(copy(&here, &there)["events"], events);
+        are_equal(&here, &there, events);
+        // A second copy has nothing to do, and later events are added.
+        assert_eq!(copy(&here, &there)["events"], 0);
+        here.publish("events.later", 3);
+        assert_eq!(
+            copy(&here, &there),
+            json!({"firstSequence": events + 1, "events": 3, "consumers": [], "notMapped": []})
+        );
+        assert_eq!(copy(&there, &back)["events"], events + 3);
+        are_equal(&here, &back, events + 3);
+    }
 }
 
 #[tokio::test]

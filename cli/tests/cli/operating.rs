@@ -12,7 +12,7 @@ on_every_bus! { limits_are_shown consumers_have_the_names_of_their_programs a_co
 a_consumer_is_deleted_by_either_name }
 
 async fn limits_are_shown(bus: &Bus) {
-    let url = format!("{}{}", bus.url, if bus.server.is_some() { "/LAB?" } else { "?" })
+    let url = format!("{}{}", bus.url, if bus.is_on_server() { "/LAB?" } else { "?" })
         + "subject_prefix=lab&max_events=10&max_age=7d";
     let on = |arguments: &[&str]| [arguments, &["--url", &url]].concat().join("\n");
     let lines = |arguments: &[&str]| on(arguments).split('\n').map(str::to_owned).collect::<Vec<_>>();
@@ -32,12 +32,12 @@ async fn limits_are_shown(bus: &Bus) {
     assert!(table.contains("10 events and 7 days") && table.contains("40 %"), "{table}");
     let info: Value = serde_json::from_str(&run(&["info", "--output", "json"])).unwrap();
     // The limits of a file are those of the URL alone.
-    let source = if bus.server.is_some() { "stream" } else { "url" };
+    let source = if bus.is_on_server() { "stream" } else { "url" };
     let limits = json!({
         "maxEvents": 10, "maxBytes": null, "maxAgeMs": 604_800_000, "discard": "old", "source": source, "fill": 0.4
     });
     assert_eq!(info["limits"], limits);
-    assert_eq!(table.contains("7 days (this URL)"), bus.server.is_none(), "{table}");
+    assert_eq!(table.contains("7 days (this URL)"), !bus.is_on_server(), "{table}");
 }
 
 async fn consumers_have_the_names_of_their_programs(bus: &Bus) {

@@ -367,7 +367,7 @@ async fn the_size_of_an_event_is_that_which_the_server_counts() {
     let limit = 65_536;
     let server =
         a3s_event_testkit::NatsServer::start_with(&format!("max_payload: {limit}, jetstream {{}}")).await;
-    let bus = Bus { url: server.url(), folder: tempfile::tempdir().unwrap(), server: Some(server) };
+    let bus = Bus::on(server);
     let line = |length: usize| format!("{{\"id\":\"one\",\"x\":\"{}\"}}\n", "x".repeat(length));
     let publish = |length| bus.run_with_stdin(&["import", "-", "events.a", "--id", "{id}"], &line(length));
     // The size of an event without its text.

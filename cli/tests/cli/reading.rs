@@ -133,7 +133,7 @@ async fn streams_are_listed(bus: &Bus) {
     let streams = bus.rows(&["streams"]);
     let this = streams.iter().find(|row| row["isThis"] == true).unwrap();
     assert_eq!((&this["messages"], &this["subjects"]), (&json!(3), &json!(["events.>"])));
-    if bus.server.is_some() {
+    if bus.is_on_server() {
         let other = format!("{}/OTHER?subject_prefix=other", bus.url);
         bus.prints(&["pub", "other.a", "1", "--url", &other]);
         assert_eq!(bus.rows(&["streams"]).len(), 2);
@@ -173,9 +173,9 @@ async fn tail_follows(bus: &Bus) {
 
 async fn a_wrong_name_is_found_and_makes_nothing(bus: &Bus) {
     bus.publish("events.a", 1);
-    let (wrong, made) = match &bus.server {
-        Some(_) => (format!("{}/TYPO?subject_prefix=typo", bus.url), "stream 'TYPO'"),
-        None => (format!("sqlite://{}", bus.path("typo.db").display()), "typo.db"),
+    let (wrong, made) = match bus.is_on_server() {
+        true => (format!("{}/TYPO?subject_prefix=typo", bus.url), "stream 'TYPO'"),
+        false => (format!("sqlite://{}", bus.path("typo.db").display()), "typo.db"),
     };
     for command in [
         &["history"][..],
@@ -207,7 +207,7 @@ async fn a_wrong_name_is_found_and_makes_nothing(bus: &Bus) {
     bus.prints(&["copy", &bus.url, &wrong.replace("subject_prefix=typo", ""), "--dry-run"]);
     bus.prints(&["conformance", "--case", "msg_id", "--url", &wrong]);
     // The setting is for programs: a look does not create either.
-    let creating = format!("{wrong}{}create_if_missing=true", if bus.server.is_some() { "&" } else { "?" });
+    let creating = format!("{wrong}{}create_if_missing=true", if bus.is_on_server() { "&" } else { "?" });
     assert_eq!(bus.run(&["info", "--url", &creating]).code, 3);
     // A created stream would exist now.
     assert_eq!(bus.run(&["info", "--url", &wrong]).code, 3);

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::provider::settings::{Setting, Settings, common, row};
 use crate::provider::support::Clock;
 use crate::provider::validate::DEFAULT_MAX_EVENT_BYTES;
-use crate::provider::{EventProvider, Isolation, ProviderUrl};
+use crate::provider::{EventProvider, Isolation, ProviderUrl, StreamLimits};
 use crate::subject::validate_prefix;
 
 /// Default deduplication window: the time for which a `msg_id` is remembered.
@@ -154,6 +154,11 @@ impl fmt::Debug for MemoryProviderBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         SETTINGS.debug("MemoryProviderBuilder", self, f)
     }
+}
+
+/// Returns the limits of a new stream whose URL sets none.
+pub(in crate::provider) fn default_limits() -> StreamLimits {
+    StreamLimits::new(MemoryConfig::default().max_events as u64, 0, Duration::ZERO)
 }
 
 /// Adds only the limits: every connection has its own stream.

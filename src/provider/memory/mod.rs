@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub use config::{DEFAULT_DEDUP_WINDOW, MemoryConfig, MemoryProviderBuilder};
-pub(super) use config::{SETTINGS, connect, isolate};
+pub(super) use config::{SETTINGS, connect, default_limits, isolate};
 pub use fetch::MemoryFetch;
 
 use self::consumer::ConsumerCell;

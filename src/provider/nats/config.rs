@@ -12,7 +12,7 @@ use super::settings::SETTINGS;
 use super::wire::EventFormat;
 use crate::error::{EventError, Result};
 use crate::provider::settings::Choice;
-use crate::provider::{DEFAULT_MAX_UNCONFIRMED_ACKS, EventProvider, Isolation, ProviderUrl};
+use crate::provider::{DEFAULT_MAX_UNCONFIRMED_ACKS, EventProvider, Isolation, ProviderUrl, StreamLimits};
 use crate::subject::validate_prefix;
 use crate::tls::TlsFiles;
 
@@ -418,6 +418,13 @@ pub(in crate::provider) fn isolate(url: ProviderUrl, isolation: &Isolation) -> O
     let url = isolation.limit(url).without_setting("create_if_missing");
     let prefix = isolation.name.to_ascii_lowercase();
     Some(url.with_path(format!("/{}", isolation.name)).with_setting("subject_prefix", prefix))
+}
+
+/// Returns the limits of a new stream whose URL sets none.
+pub(in crate::provider) fn default_limits() -> StreamLimits {
+    let config = NatsConfig::default();
+    let [max_events, max_bytes] = [config.max_events, config.max_bytes].map(i64::unsigned_abs);
+    StreamLimits::new(max_events, max_bytes, Duration::from_secs(config.max_age_secs))
 }
 
 fn from_url(url: &ProviderUrl) -> Result<NatsProviderBuilder> {

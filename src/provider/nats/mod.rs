@@ -32,7 +32,7 @@ mod wire;
 
 pub use client::{NatsClient, StreamInfo};
 pub use config::{DEFAULT_MAX_IN_FLIGHT, NatsConfig, NatsProviderBuilder, StorageType};
-pub(super) use config::{connect, isolate};
+pub(super) use config::{connect, default_limits, isolate};
 pub use fetch::NatsFetch;
 pub(super) use settings::SETTINGS;
 pub use wire::EventFormat;

@@ -40,7 +40,7 @@ use std::sync::{Arc, Mutex};
 pub use config::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_DEDUP_WINDOW, DEFAULT_MAX_EVENTS, RedisConfig};
 pub use fetch::RedisFetch;
 pub(super) use settings::SETTINGS;
-pub(super) use url::{UNIX, connect, isolate};
+pub(super) use url::{UNIX, connect, default_limits, isolate};
 
 use self::error::PROVIDER;
 use self::publish::Publisher;

@@ -34,8 +34,13 @@ impl Stream {
         let name = config.stream_name.as_str().into();
         let (epoch, limits) = (Mutex::new("".into()), Mutex::default());
         let stream = Self { config, name, keys, link, epoch, limits };
-        stream.open_again("connect").await?;
-        Ok(stream)
+        match stream.open_again("connect").await {
+            Err(EventError::NotFound(_)) => Err(EventError::Config(format!(
+                "stream '{}': does not exist, and create_if_missing is false",
+                stream.name
+            ))),
+            opened => opened.map(|()| stream),
+        }
     }
 
     pub(super) fn prefix(&self) -> &str {
@@ -97,7 +102,7 @@ impl Stream {
                 Ok(())
             }
             OpenedStream::Absent => Err(EventError::NotFound(format!(
-                "stream '{}' does not exist on the server, and create_if_missing is false",
+                "stream '{}' no longer exists, and create_if_missing is false",
                 self.name
             ))),
             OpenedStream::OtherPrefix(existing) => Err(EventError::Conflict {

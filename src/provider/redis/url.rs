@@ -1,13 +1,14 @@
 //! Reads URLs, and makes those of fresh streams.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::RedisProvider;
-use super::config::RedisConfig;
+use super::config::{DEFAULT_MAX_EVENTS, RedisConfig};
 use super::settings::SETTINGS;
 use crate::error::{EventError, Result};
 use crate::provider::support::shorten;
-use crate::provider::{EventProvider, Isolation, ProviderUrl};
+use crate::provider::{EventProvider, Isolation, ProviderUrl, StreamLimits};
 
 /// Scheme of a server's Unix socket.
 pub(in crate::provider) const UNIX: &str = "redis+unix";
@@ -32,6 +33,11 @@ pub(in crate::provider) fn isolate(url: ProviderUrl, isolation: &Isolation) -> O
         Err(_) => url.path().to_owned(),
     };
     Some(url.with_path(path))
+}
+
+/// Returns the limits of a new stream whose URL sets none.
+pub(in crate::provider) fn default_limits() -> StreamLimits {
+    StreamLimits::new(DEFAULT_MAX_EVENTS, 0, Duration::ZERO)
 }
 
 fn from_url(url: &ProviderUrl) -> Result<RedisConfig> {

@@ -319,6 +319,12 @@ pub(in crate::provider) fn isolate(url: ProviderUrl, isolation: &Isolation) -> O
     Some(url.without_setting("create_if_missing").with_path(file.to_string_lossy()))
 }
 
+/// Returns the path of the file of a URL; `None` for a database in memory.
+pub(in crate::provider) fn file(url: &ProviderUrl) -> Option<PathBuf> {
+    let path = url.path();
+    (url.authority().is_empty() && !matches!(path, "" | IN_MEMORY)).then(|| path.into())
+}
+
 fn from_url(url: &ProviderUrl) -> Result<SqliteConfig> {
     url.refuse_credentials()?;
     if !url.authority().is_empty() {

@@ -33,7 +33,7 @@ mod writer;
 use std::sync::Arc;
 
 pub use config::{DEFAULT_BUSY_TIMEOUT, DEFAULT_DEDUP_WINDOW, SqliteConfig, Synchronous};
-pub(super) use config::{SETTINGS, connect, isolate};
+pub(super) use config::{SETTINGS, connect, file, isolate};
 pub use maintenance::FileInfo;
 pub use member::SqliteFetch;
 

@@ -1,7 +1,7 @@
 //! Plans a copy: the events to copy, and the room for them on the target.
 
-use a3s_event::provider::StreamLimits;
 use a3s_event::provider::validate::validate_event;
+use a3s_event::provider::{LimitSource, StreamLimits};
 use a3s_event::subject::subject_matches;
 use a3s_event::{Event, EventError, EventProvider, ProviderInfo, duration};
 
@@ -14,8 +14,6 @@ use crate::limits::own_stream;
 use crate::moment;
 use crate::text;
 
-/// Name of the provider whose streams keep their limits.
-const NATS: &str = "nats";
 /// Maximum number of bytes that a backend counts for an event beside its JSON and its subject, such as headers.
 const OVERHEAD: u64 = 100;
 
@@ -102,7 +100,7 @@ impl Plan {
             return Err(Failure::Found(format!(
                 "the target is too small for the copy: {}. {}",
                 reasons.join("; "),
-                way_out(exists, held)
+                way_out(exists && limits.source == LimitSource::Stream)
             )));
         }
         if is_over(limits.max_bytes, held.bytes + self.at_most).is_some() {
@@ -147,10 +145,10 @@ fn refusal(event: &Event, target: &dyn EventProvider) -> Option<String> {
     }
 }
 
-/// Returns the next step for a target without room. A stream on NATS keeps its limits; elsewhere a URL changes them.
-fn way_out(exists: bool, held: &ProviderInfo) -> &'static str {
-    if exists && held.provider == NATS {
-        "A stream keeps the limits with which it was created: delete it with `streams rm`, or name another stream in the URL of \
+/// Returns the next step for a target without room.
+fn way_out(has_limits_of_its_own: bool) -> &'static str {
+    if has_limits_of_its_own {
+        "A stream keeps its limits: delete it with `streams rm`, or name another stream in the URL of \
          the target; with max_events=0, max_bytes=0 and max_age=0 in that URL, the copy creates it without limits"
     } else {
         "Copy into a stream without limits, which max_events=0, max_bytes=0 and max_age=0 in its URL make"

@@ -115,11 +115,15 @@ impl Shared {
         }
     }
 
+    /// Makes the session again whenever it is over, until the lane is closed.
     async fn keep_connected(&self, mut session: Arc<Session>) {
         let mut attempt = 0;
         loop {
             let since = Instant::now();
             let reason = session.over().await;
+            if matches!(*self.state.borrow(), State::Closed) {
+                return;
+            }
             // From here on, no call begins to use it.
             session.leave(reason.clone());
             self.set(State::Down(None));
