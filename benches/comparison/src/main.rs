@@ -13,6 +13,7 @@ mod page;
 mod parts;
 #[path = "../../support/raw_sqlite.rs"]
 mod raw_sqlite;
+mod redis;
 mod sqlite;
 #[path = "../../support/mod.rs"]
 #[allow(dead_code, reason = "shared with benchmarks that need more of it")]
@@ -40,13 +41,17 @@ const PUBLISHED: &str = "a3s-event 0.3.0";
 /// Names of the scenarios on the page.
 const ONE_CALLER: &str = "publish, one caller";
 const IN_BATCHES: &str = "publish in batches of 1,000";
+const IN_BATCHES_WITH_IDS: &str = "publish in batches of 1,000, with a msg_id";
 const MANY_CALLERS: &str = "publish, 64 callers at once";
 const ONE_TO_ONE: &str = "publish, deliver, ack, one after the other";
 const FAN_OUT: &str = "deliveries, 1 publisher to 100 subscribers";
 const HISTORY: &str = "read the newest 100 of 100,000";
 const CONSUME: &str = "durable consumer: receive and ack what is stored";
+const CONSUME_IN_BATCHES: &str = "durable consumer: receive and ack in batches of 500";
 const NEXT: &str = "durable consumer: `next` of what is stored";
 const NEXT_IN_MEMORY: &str = "publish, `next`: an event of one's own";
+/// Prefix of the scenarios that count only the time in which a server computes.
+const SERVER_CPU: &str = "per second of the server's CPU";
 const AT_LIMIT: &str = "publish, one caller, 10,000 events kept";
 const RARE: &str = "read the newest 100 of a rare category";
 const BUS: &str = "bus: publish with schema and AES-256-GCM";
@@ -62,6 +67,7 @@ fn main() {
             match *backend {
                 "memory" => memory::measure(&mut board),
                 "nats" => nats::measure(&mut board),
+                "redis" => redis::measure(&mut board),
                 "sqlite" => sqlite::measure(&mut board),
                 other => panic!("no backend is called {other}"),
             }
@@ -77,7 +83,7 @@ fn main() {
         }
         _ => {
             eprintln!(
-                "usage: a3s-event-comparison measure memory|nats|sqlite ROUNDS FILE, page FOLDER, or goals FOLDER"
+                "usage: a3s-event-comparison measure memory|nats|redis|sqlite ROUNDS FILE, page FOLDER, or goals FOLDER"
             );
             std::process::exit(2);
         }

@@ -10,9 +10,10 @@ use crate::board::{Board, Spread};
 use crate::{ONE_CALLER, OURS, chart};
 
 /// The backends and the titles of their charts.
-const BACKENDS: [(&str, &str); 3] = [
+const BACKENDS: [(&str, &str); 4] = [
     ("memory", "Events per second in memory"),
     ("nats", "Events per second on NATS JetStream"),
+    ("redis", "Events per second on Redis Streams"),
     ("sqlite", "Events per second in a SQLite file"),
 ];
 /// Prefix of the names of variants of this library.
@@ -38,7 +39,8 @@ pub(crate) fn write(folder: &Path) {
     page = page.replace("{{machine}}", &machine());
     page = page.replace("{{measured}}", &measured(folder));
     page = page.replace("{{nats-server}}", a3s_event_testkit::servers::nats::REFERENCE);
-    for name in ["async-nats", "rusqlite", "tokio"] {
+    page = page.replace("{{redis-server}}", a3s_event_testkit::servers::redis::REFERENCE);
+    for name in ["async-nats", "redis", "rusqlite", "tokio"] {
         page = page.replace(&format!("{{{{{name}}}}}"), &versions(name).join(" and "));
     }
     assert!(!page.contains("{{"), "a place of the template is not filled: {page}");
