@@ -359,8 +359,12 @@ impl Life {
             let is_settled = |name: &str| is_held_up || self.t.assert(name).settled().is_ok();
             let is_done = |worker: &Worker| {
                 let Worker { name, consumer, .. } = worker;
+                if state.consumers[name].is_deleted {
+                    // It learns of that when it fetches, which it does once it has handled what it holds.
+                    return consumer.state() == Some(ConsumerState::Failed);
+                }
                 let runs = consumer.state() == Some(ConsumerState::Running);
-                state.consumers[name].is_deleted || (runs && state.open(name).is_empty() && is_settled(name))
+                runs && state.open(name).is_empty() && is_settled(name)
             };
             if is_routed && self.workers.iter().all(is_done) {
                 return;
