@@ -100,13 +100,23 @@ pub(super) struct Ack {
     pub(super) failed: bool,
 }
 
+/// Sequence and id of an event. A server that was promoted without the newest events gives their sequences to others.
+pub(super) type Identity<'a> = (u64, &'a str);
+
 /// A durable consumer.
 #[derive(Default)]
-pub(super) struct Consumer {
+pub(super) struct Consumer<'a> {
     pub(super) opened: Vec<Spot>,
     pub(super) ordered: bool,
-    /// By sequence.
-    pub(super) events: BTreeMap<u64, Handled>,
+    pub(super) events: BTreeMap<Identity<'a>, Handled>,
+    /// Id of the event that a journal received last under a sequence.
+    received: HashMap<(usize, u64), &'a str>,
+}
+
+impl<'a> Consumer<'a> {
+    pub(super) fn event(&self, stored: &'a Stored) -> Option<&Handled> {
+        self.events.get(&(stored.sequence, stored.id.as_str()))
+    }
 }
 
 pub(super) struct Account<'a> {
@@ -121,7 +131,7 @@ pub(super) struct Account<'a> {
     stored: HashMap<u64, &'a Stored>,
     /// By id.
     pub(super) publications: BTreeMap<&'a str, Publication>,
-    pub(super) consumers: BTreeMap<&'a str, Consumer>,
+    pub(super) consumers: BTreeMap<&'a str, Consumer<'a>>,
     pub(super) quiet: Option<Spot>,
 }
 
@@ -196,13 +206,15 @@ impl<'a> Account<'a> {
             Fact::Published { id, sequence, duplicate } => {
                 self.publications.entry(id).or_default().answers.push((spot, *sequence, *duplicate));
             }
-            Fact::Delivered { consumer, sequence, attempt, .. } => {
+            Fact::Delivered { consumer, sequence, attempt, id, .. } => {
                 let received = Received { spot, life: spot.journal, attempt: *attempt };
-                self.handled(consumer, *sequence).deliveries.push(received);
+                let consumer = self.consumers.entry(consumer).or_default();
+                consumer.received.insert((spot.journal, *sequence), id);
+                consumer.events.entry((*sequence, id)).or_default().deliveries.push(received);
             }
             Fact::AckBegun { consumer, sequence } => {
                 let life = spot.journal;
-                let handled = self.handled(consumer, *sequence);
+                let handled = self.handled(spot, consumer, *sequence);
                 // Of two handlers of one process that have the event, the later delivery is in force.
                 let attempts = handled.deliveries.iter().filter(|received| received.life == life);
                 let attempt = attempts.map(|received| received.attempt).max().unwrap_or_default();
@@ -219,23 +231,27 @@ impl<'a> Account<'a> {
                 }
             }
             Fact::Nak { consumer, sequence, attempt } => {
-                self.handled(consumer, *sequence).naks.push((spot, *attempt));
+                self.handled(spot, consumer, *sequence).naks.push((spot, *attempt));
             }
-            Fact::Term { consumer, sequence } => self.handled(consumer, *sequence).terms.push(spot),
+            Fact::Term { consumer, sequence } => self.handled(spot, consumer, *sequence).terms.push(spot),
             Fact::DeadLettered { consumer, sequence } => {
-                self.handled(consumer, *sequence).letters.push(spot);
+                self.handled(spot, consumer, *sequence).letters.push(spot);
             }
             _ => {}
         }
     }
 
-    fn handled(&mut self, consumer: &'a str, sequence: u64) -> &mut Handled {
-        self.consumers.entry(consumer).or_default().events.entry(sequence).or_default()
+    /// Returns what a process settles under a sequence: the event that it received last under it.
+    fn handled(&mut self, spot: Spot, consumer: &'a str, sequence: u64) -> &mut Handled {
+        let stored = self.stored.get(&sequence).map(|stored| stored.id.as_str());
+        let consumer = self.consumers.entry(consumer).or_default();
+        let received = consumer.received.get(&(spot.journal, sequence)).copied();
+        consumer.events.entry((sequence, received.or(stored).unwrap_or_default())).or_default()
     }
 
     /// Returns the ack that a process has begun and that has no answer yet.
     fn open_ack(&mut self, spot: Spot, consumer: &'a str, sequence: u64) -> Option<&mut Ack> {
-        let acks = &mut self.handled(consumer, sequence).acks;
+        let acks = &mut self.handled(spot, consumer, sequence).acks;
         acks.iter_mut().rev().find(|ack| ack.life == spot.journal && ack.confirmed.is_none() && !ack.failed)
     }
 
@@ -260,16 +276,10 @@ impl<'a> Account<'a> {
             .map(move |(index, entry)| (Spot { journal: life, line: index + 1, at: entry.at }, &entry.fact))
     }
 
-    /// Returns the time at which the publish of a stored event began; the beginning if no journal says so.
-    pub(super) fn published_at(&self, stored: &Stored) -> u64 {
-        let begun =
-            self.publications.get(stored.id.as_str()).and_then(|publication| publication.begun.first());
+    /// Returns the time at which the publish of an event began; the beginning if no journal says so.
+    pub(super) fn published_at(&self, id: &str) -> u64 {
+        let begun = self.publications.get(id).and_then(|publication| publication.begun.first());
         begun.map_or(self.begin, |spot| spot.at)
-    }
-
-    /// Returns the time at which the publish of this sequence began; the beginning if it is not stored.
-    pub(super) fn sequence_published_at(&self, sequence: u64) -> u64 {
-        self.stored.get(&sequence).map_or(self.begin, |stored| self.published_at(stored))
     }
 
     /// Returns true if a lease of this process may have been lost in this time.
@@ -321,9 +331,9 @@ impl<'a> Account<'a> {
     }
 
     /// Returns the stored dead letters of a consumer about an event.
-    pub(super) fn letters(&self, consumer: &str, sequence: u64) -> impl Iterator<Item = &'a Letter> {
+    pub(super) fn letters(&self, consumer: &str, event: Identity<'_>) -> impl Iterator<Item = &'a Letter> {
         let letters = self.finale.letters.iter();
-        letters.filter(move |letter| letter.consumer == consumer && letter.sequence == sequence)
+        letters.filter(move |letter| letter.consumer == consumer && letter.event() == event)
     }
 
     pub(super) fn verdict(&self, kind: Kind, what: String, spots: &[Spot]) -> Verdict {

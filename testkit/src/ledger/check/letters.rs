@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use super::super::finale::Letter;
 use super::super::verdict::{Kind, Verdict};
-use super::account::{Account, Handled, Spot};
+use super::account::{Account, Handled, Identity, Spot};
 
 pub(super) fn check(account: &Account<'_>, verdicts: &mut Vec<Verdict>) {
     for (name, consumer) in &account.consumers {
-        for (sequence, handled) in &consumer.events {
-            let is_stored = account.letters(name, *sequence).next().is_some();
+        for (event, handled) in &consumer.events {
+            let sequence = event.0;
+            let is_stored = account.letters(name, *event).next().is_some();
             let unstored = handled.letters.first().filter(|_| !is_stored);
             if let Some(written) = unstored {
                 let what =
@@ -23,13 +24,14 @@ pub(super) fn check(account: &Account<'_>, verdicts: &mut Vec<Verdict>) {
             }
         }
     }
-    let mut letters: BTreeMap<(&str, u64), Vec<&Letter>> = BTreeMap::new();
+    let mut letters: BTreeMap<(&str, Identity<'_>), Vec<&Letter>> = BTreeMap::new();
     for letter in &account.finale.letters {
-        letters.entry((&letter.consumer, letter.sequence)).or_default().push(letter);
+        letters.entry((&letter.consumer, letter.event())).or_default().push(letter);
     }
-    for ((name, sequence), mut copies) in letters {
+    for ((name, event), mut copies) in letters {
+        let sequence = event.0;
         copies.sort_by_key(|letter| letter.written_at);
-        let handled = account.consumers.get(name).and_then(|consumer| consumer.events.get(&sequence));
+        let handled = account.consumers.get(name).and_then(|consumer| consumer.events.get(&event));
         let written = || handled.into_iter().flat_map(|handled| &handled.letters).map(|spot| spot.at);
         let (first, last) = (written().min().unwrap_or_default(), written().max().unwrap_or_default());
         for pair in copies.windows(2) {

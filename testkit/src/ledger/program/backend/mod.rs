@@ -1,5 +1,10 @@
 //! Servers that the driver starts and strikes.
 
+#[cfg(feature = "nats")]
+mod nats;
+#[cfg(feature = "redis")]
+mod redis;
+
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -7,10 +12,8 @@ use clap::ValueEnum;
 
 use super::super::nemesis::Nemesis;
 use super::schedule::Strike;
-#[cfg(feature = "nats")]
-use crate::servers::nats::protocol::frame_length;
-#[cfg(feature = "nats")]
-use crate::{FaultProxy, NatsCluster, NatsServer, servers::fault_proxy::Direction};
+#[cfg(any(feature = "nats", feature = "redis"))]
+use crate::servers::fault_proxy::{Direction, FaultProxy};
 
 /// A server that the driver can start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -21,6 +24,15 @@ pub(super) enum ServerKind {
     /// Three nats-servers that replicate the stream
     #[cfg(feature = "nats")]
     NatsCluster,
+    /// One redis-server behind a proxy, which syncs each write
+    #[cfg(feature = "redis")]
+    Redis,
+    /// A redis-server and its replica, which must have each event before its publish is acknowledged
+    #[cfg(feature = "redis")]
+    RedisPair,
+    /// Three redis-servers, and the stream moves between them
+    #[cfg(feature = "redis")]
+    RedisCluster,
 }
 
 impl ServerKind {
@@ -28,13 +40,15 @@ impl ServerKind {
         let _ = seed;
         match self {
             #[cfg(feature = "nats")]
-            Self::Nats => {
-                let server = NatsServer::start().await;
-                let proxy = FaultProxy::start(server.address(), frame_length, seed).await;
-                Box::new(OneNats { server, proxy })
-            }
+            Self::Nats => Box::new(nats::One::start(seed).await),
             #[cfg(feature = "nats")]
-            Self::NatsCluster => Box::new(NatsCluster::start().await),
+            Self::NatsCluster => Box::new(crate::NatsCluster::start().await),
+            #[cfg(feature = "redis")]
+            Self::Redis => Box::new(redis::One::start(seed).await),
+            #[cfg(feature = "redis")]
+            Self::RedisPair => Box::new(crate::RedisPair::start().await),
+            #[cfg(feature = "redis")]
+            Self::RedisCluster => Box::new(crate::RedisCluster::start().await),
         }
     }
 }
@@ -57,87 +71,23 @@ pub(super) trait Server {
     }
 }
 
-#[cfg(feature = "nats")]
-struct OneNats {
-    server: NatsServer,
-    proxy: FaultProxy,
-}
+/// Nemeses of one server behind a proxy.
+#[cfg(any(feature = "nats", feature = "redis"))]
+const ONE_BEHIND_A_PROXY: [Nemesis; 4] =
+    [Nemesis::ServerKill, Nemesis::ServerFreeze, Nemesis::NetworkHold, Nemesis::NetworkReset];
 
-#[cfg(feature = "nats")]
-#[async_trait(?Send)]
-impl Server for OneNats {
-    fn url(&self) -> String {
-        format!("nats://{}", self.proxy.address())
+/// Strikes the connections through a proxy.
+#[cfg(any(feature = "nats", feature = "redis"))]
+async fn strike_network(proxy: &FaultProxy, strike: Strike) {
+    if strike.nemesis == Nemesis::NetworkReset {
+        proxy.reset();
+        return;
     }
-
-    fn nemeses(&self) -> &'static [Nemesis] {
-        &[Nemesis::ServerKill, Nemesis::ServerFreeze, Nemesis::NetworkHold, Nemesis::NetworkReset]
+    proxy.hold(Direction::ToServer);
+    // Every other time the server is still heard, so that it answers what was sent before.
+    if strike.number.is_multiple_of(2) {
+        proxy.hold(Direction::ToClient);
     }
-
-    async fn strike(&mut self, strike: Strike, _stream: &str) {
-        match strike.nemesis {
-            Nemesis::ServerKill => {
-                self.server.kill();
-                tokio::time::sleep(strike.lasts).await;
-                self.server.start_again().await;
-            }
-            Nemesis::ServerFreeze => {
-                self.server.freeze().await;
-                tokio::time::sleep(strike.lasts).await;
-                self.server.thaw();
-            }
-            Nemesis::NetworkHold => {
-                self.proxy.hold(Direction::ToServer);
-                // Every other time the server is still heard, so that it answers what was sent before.
-                if strike.number.is_multiple_of(2) {
-                    self.proxy.hold(Direction::ToClient);
-                }
-                tokio::time::sleep(strike.lasts).await;
-                self.proxy.release();
-            }
-            _ => self.proxy.reset(),
-        }
-    }
-
-    /// The server writes the positions of consumers with a delay: "Killed server" in the documentation of the provider.
-    fn forgets_settlements(&self) -> Duration {
-        Duration::from_secs(2)
-    }
-}
-
-#[cfg(feature = "nats")]
-#[async_trait(?Send)]
-impl Server for NatsCluster {
-    fn url(&self) -> String {
-        // The scheme is written once.
-        format!("{}?replicas=3", NatsCluster::url(self).replace(",nats://", ","))
-    }
-
-    fn nemeses(&self) -> &'static [Nemesis] {
-        &[Nemesis::LeaderKill, Nemesis::ServerKill, Nemesis::ServerFreeze]
-    }
-
-    async fn strike(&mut self, strike: Strike, stream: &str) {
-        let nodes = self.nodes();
-        let node = usize::try_from(strike.number).unwrap_or_default() % nodes;
-        match strike.nemesis {
-            Nemesis::ServerFreeze => {
-                self.freeze(node).await;
-                tokio::time::sleep(strike.lasts).await;
-                self.thaw(node);
-            }
-            nemesis => {
-                let killed = if nemesis == Nemesis::LeaderKill {
-                    self.kill_leader(stream).await
-                } else {
-                    self.kill(node);
-                    node
-                };
-                tokio::time::sleep(strike.lasts).await;
-                self.start_again(killed).await;
-            }
-        }
-        // Three replicas survive the loss of one. The next one may be struck when this one has caught up.
-        self.in_sync(stream).await;
-    }
+    tokio::time::sleep(strike.lasts).await;
+    proxy.release();
 }
