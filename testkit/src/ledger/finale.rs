@@ -89,11 +89,6 @@ impl Letter {
         let (consumer, id) = (consumer.into(), id.into());
         Self { consumer, sequence, id, attempts: 1, exhausted: false, written_at }
     }
-
-    /// Returns sequence and id of the event.
-    pub(super) fn event(&self) -> (u64, &str) {
-        (self.sequence, &self.id)
-    }
 }
 
 impl Finale {

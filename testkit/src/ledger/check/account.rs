@@ -100,22 +100,35 @@ pub(super) struct Ack {
     pub(super) failed: bool,
 }
 
-/// Sequence and id of an event. A server that was promoted without the newest events gives their sequences to others.
-pub(super) type Identity<'a> = (u64, &'a str);
-
 /// A durable consumer.
 #[derive(Default)]
 pub(super) struct Consumer<'a> {
     pub(super) opened: Vec<Spot>,
     pub(super) ordered: bool,
-    pub(super) events: BTreeMap<Identity<'a>, Handled>,
-    /// Id of the event that a journal received last under a sequence.
+    /// By sequence.
+    pub(super) events: BTreeMap<u64, Handled>,
+    /// By sequence and id: what a server that was promoted without the newest events does not have.
+    pub(super) lost: BTreeMap<(u64, &'a str), Handled>,
+    /// Lost events that a journal received last under a sequence.
     received: HashMap<(usize, u64), &'a str>,
 }
 
 impl<'a> Consumer<'a> {
-    pub(super) fn event(&self, stored: &'a Stored) -> Option<&Handled> {
-        self.events.get(&(stored.sequence, stored.id.as_str()))
+    /// Returns what a process settles under a sequence: the event that it received last under it.
+    fn handled(&mut self, journal: usize, sequence: u64) -> &mut Handled {
+        match self.received.get(&(journal, sequence)) {
+            Some(id) => self.lost.entry((sequence, id)).or_default(),
+            None => self.events.entry(sequence).or_default(),
+        }
+    }
+
+    /// Notes which event a journal receives under a sequence.
+    fn receives(&mut self, journal: usize, sequence: u64, lost: Option<&'a str>) -> &mut Handled {
+        match lost {
+            Some(id) => self.received.insert((journal, sequence), id),
+            None => self.received.remove(&(journal, sequence)),
+        };
+        self.handled(journal, sequence)
     }
 }
 
@@ -168,13 +181,13 @@ impl<'a> Account<'a> {
         }
         for (index, entry) in entries.iter().enumerate() {
             let spot = Spot { journal, line: index + 1, at: entry.at };
-            self.read(spot, &entry.fact);
+            self.read(spot, entry);
         }
     }
 
-    fn read(&mut self, spot: Spot, fact: &'a Fact) {
+    fn read(&mut self, spot: Spot, entry: &'a Entry) {
         let life = &mut self.lives[spot.journal];
-        match fact {
+        match &entry.fact {
             Fact::NemesisBegun { nemesis, target } => self.disturbances.push(Disturbance {
                 nemesis: *nemesis,
                 target: target.as_deref(),
@@ -208,9 +221,9 @@ impl<'a> Account<'a> {
             }
             Fact::Delivered { consumer, sequence, attempt, id, .. } => {
                 let received = Received { spot, life: spot.journal, attempt: *attempt };
+                let lost = self.is_lost(*sequence, id, entry.wall).then_some(id.as_str());
                 let consumer = self.consumers.entry(consumer).or_default();
-                consumer.received.insert((spot.journal, *sequence), id);
-                consumer.events.entry((*sequence, id)).or_default().deliveries.push(received);
+                consumer.receives(spot.journal, *sequence, lost).deliveries.push(received);
             }
             Fact::AckBegun { consumer, sequence } => {
                 let life = spot.journal;
@@ -241,12 +254,15 @@ impl<'a> Account<'a> {
         }
     }
 
-    /// Returns what a process settles under a sequence: the event that it received last under it.
     fn handled(&mut self, spot: Spot, consumer: &'a str, sequence: u64) -> &mut Handled {
-        let stored = self.stored.get(&sequence).map(|stored| stored.id.as_str());
-        let consumer = self.consumers.entry(consumer).or_default();
-        let received = consumer.received.get(&(spot.journal, sequence)).copied();
-        consumer.events.entry((sequence, received.or(stored).unwrap_or_default())).or_default()
+        self.consumers.entry(consumer).or_default().handled(spot.journal, sequence)
+    }
+
+    /// Returns true if what was received at this time is not what is stored under the sequence: it was lost, and
+    /// another event, or another copy of this one, was stored later.
+    fn is_lost(&self, sequence: u64, id: &str, at: u64) -> bool {
+        let is_it = |stored: &&Stored| stored.id == id && stored.stored_at <= at;
+        self.terms.reuses_sequences && !self.stored.get(&sequence).is_some_and(is_it)
     }
 
     /// Returns the ack that a process has begun and that has no answer yet.
@@ -276,10 +292,16 @@ impl<'a> Account<'a> {
             .map(move |(index, entry)| (Spot { journal: life, line: index + 1, at: entry.at }, &entry.fact))
     }
 
-    /// Returns the time at which the publish of an event began; the beginning if no journal says so.
-    pub(super) fn published_at(&self, id: &str) -> u64 {
-        let begun = self.publications.get(id).and_then(|publication| publication.begun.first());
+    /// Returns the time at which the publish of a stored event began; the beginning if no journal says so.
+    pub(super) fn published_at(&self, stored: &Stored) -> u64 {
+        let begun =
+            self.publications.get(stored.id.as_str()).and_then(|publication| publication.begun.first());
         begun.map_or(self.begin, |spot| spot.at)
+    }
+
+    /// Returns the time at which the publish of this sequence began; the beginning if it is not stored.
+    pub(super) fn sequence_published_at(&self, sequence: u64) -> u64 {
+        self.stored.get(&sequence).map_or(self.begin, |stored| self.published_at(stored))
     }
 
     /// Returns true if a lease of this process may have been lost in this time.
@@ -291,6 +313,17 @@ impl<'a> Account<'a> {
                     it.target == Some(member) && !matches!(it.nemesis, Nemesis::Kill | Nemesis::Term);
                 (it.nemesis.disturbs_everyone() || is_own) && it.from <= to && self.end_of(it) >= from
             })
+    }
+
+    /// Returns true if an ack of this process may have been lost in a fault. Its orderly stop tells that, however long ago
+    /// it was.
+    pub(super) fn lost_an_ack(&self, life: usize) -> bool {
+        let handled = self.consumers.values().flat_map(|consumer| consumer.events.values());
+        let mut acks = handled.flat_map(|handled| &handled.acks).filter(|ack| ack.life == life);
+        acks.any(|ack| {
+            let (from, to) = (ack.begun.at, ack.begun.at.saturating_add(self.terms.lease * 1_000));
+            ack.confirmed.is_none() && !ack.failed && self.disturbed(life, from, to)
+        })
     }
 
     /// Returns the times in which connections to a server were lost, and what was on its way with them.
@@ -331,9 +364,21 @@ impl<'a> Account<'a> {
     }
 
     /// Returns the stored dead letters of a consumer about an event.
-    pub(super) fn letters(&self, consumer: &str, event: Identity<'_>) -> impl Iterator<Item = &'a Letter> {
+    pub(super) fn letters(&self, consumer: &str, sequence: u64) -> impl Iterator<Item = &'a Letter> {
+        let id = self.stored.get(&sequence).map(|stored| stored.id.as_str());
         let letters = self.finale.letters.iter();
-        letters.filter(move |letter| letter.consumer == consumer && letter.event() == event)
+        let about = letters.filter(move |letter| letter.consumer == consumer && letter.sequence == sequence);
+        about.filter(move |letter| id.is_none_or(|id| letter.id == id))
+    }
+
+    /// Returns what a consumer did with the event of a letter, and with its lost copies.
+    pub(super) fn subject_of<'b>(&'b self, letter: &'b Letter) -> impl Iterator<Item = &'b Handled> {
+        let Letter { consumer, sequence, id, .. } = letter;
+        let is_stored = self.stored.get(sequence).is_none_or(|stored| stored.id == *id);
+        let consumer = self.consumers.get(consumer.as_str());
+        let kept = consumer.and_then(|consumer| consumer.events.get(sequence)).filter(|_| is_stored);
+        let lost = consumer.and_then(|consumer| consumer.lost.get(&(*sequence, id.as_str())));
+        kept.into_iter().chain(lost)
     }
 
     pub(super) fn verdict(&self, kind: Kind, what: String, spots: &[Spot]) -> Verdict {

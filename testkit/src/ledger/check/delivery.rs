@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use super::super::finale::Stored;
 use super::super::verdict::{Kind, Verdict};
-use super::account::{Account, Consumer, Handled, Identity, Received};
+use super::account::{Account, Consumer, Handled, Received};
 
 pub(super) fn check(account: &Account<'_>, verdicts: &mut Vec<Verdict>) {
     for (name, consumer) in &account.consumers {
-        for (event, handled) in &consumer.events {
-            check_redelivery(account, name, *event, handled, verdicts);
-            check_attempts(account, name, consumer.ordered, *event, handled, verdicts);
+        for (sequence, handled) in &consumer.events {
+            check_redelivery(account, name, *sequence, handled, verdicts);
+            check_attempts(account, name, consumer.ordered, *sequence, handled, verdicts);
         }
         check_arrival(account, name, consumer, verdicts);
         if consumer.ordered {
@@ -23,14 +23,14 @@ pub(super) fn check(account: &Account<'_>, verdicts: &mut Vec<Verdict>) {
 fn check_redelivery(
     account: &Account<'_>,
     name: &str,
-    (sequence, id): Identity<'_>,
+    sequence: u64,
     handled: &Handled,
     verdicts: &mut Vec<Verdict>,
 ) {
     if handled.deliveries.len() < 2 {
         return;
     }
-    let published_at = account.published_at(id);
+    let published_at = account.sequence_published_at(sequence);
     for ack in handled.acks.iter().filter(|ack| !ack.failed) {
         let life = &account.lives[ack.life];
         // A handler may begin late what was handed out before the ack.
@@ -69,14 +69,14 @@ fn check_attempts(
     account: &Account<'_>,
     name: &str,
     ordered: bool,
-    (sequence, id): Identity<'_>,
+    sequence: u64,
     handled: &Handled,
     verdicts: &mut Vec<Verdict>,
 ) {
     if handled.deliveries.len() < 2 {
         return;
     }
-    let published_at = account.published_at(id);
+    let published_at = account.sequence_published_at(sequence);
     let is_comparable =
         |a: &Received, b: &Received| a.life == b.life || !ordered && account.terms.counts_deliveries;
     let mut deliveries = handled.deliveries.clone();
@@ -99,12 +99,11 @@ fn check_attempts(
 
 /// Checks that every stored event arrived, and in time after the last nemesis.
 fn check_arrival(account: &Account<'_>, name: &str, consumer: &Consumer<'_>, verdicts: &mut Vec<Verdict>) {
-    for stored in &account.finale.stored {
-        let Stored { id, sequence, .. } = stored;
-        let handled = consumer.event(stored);
+    for Stored { id, sequence, .. } in &account.finale.stored {
+        let handled = consumer.events.get(sequence);
         let first = handled.and_then(|handled| handled.deliveries.iter().min_by_key(|it| it.spot.at));
         let has_letter = handled.is_some_and(|handled| !handled.letters.is_empty())
-            || account.letters(name, (*sequence, id)).next().is_some();
+            || account.letters(name, *sequence).next().is_some();
         let publication = account.publications.get(id.as_str());
         let begun = publication.and_then(|publication| publication.begun.first().copied());
         match first {
@@ -136,7 +135,7 @@ fn check_order(account: &Account<'_>, name: &str, consumer: &Consumer<'_>, verdi
         // The earlier events that were open when the last one arrived.
         let mut earlier: Vec<(&Stored, u64)> = Vec::new();
         for stored in events {
-            let handled = consumer.event(stored);
+            let handled = consumer.events.get(&stored.sequence);
             let first = handled.and_then(|handled| handled.deliveries.iter().min_by_key(|it| it.spot.at));
             if let Some(first) = first {
                 for (open, settled_at) in earlier.iter().filter(|(_, settled)| *settled > first.spot.at) {
@@ -144,7 +143,7 @@ fn check_order(account: &Account<'_>, name: &str, consumer: &Consumer<'_>, verdi
                         continue;
                     }
                     let mut spots = vec![first.spot];
-                    let late = consumer.event(open);
+                    let late = consumer.events.get(&open.sequence);
                     spots.extend(late.iter().flat_map(|late| &late.deliveries).map(|it| it.spot));
                     let what = format!(
                         "{name} got event {} of key {} (sequence {}) before event {} (sequence {}) was settled{}",
@@ -169,9 +168,9 @@ fn check_order(account: &Account<'_>, name: &str, consumer: &Consumer<'_>, verdi
 
 /// Returns true if the lease of an earlier event may still belong to a crashed process or a lost connection.
 fn may_wait(account: &Account<'_>, consumer: &Consumer<'_>, open: &Stored, received: &Received) -> bool {
-    let (published_at, now) = (account.published_at(&open.id), received.spot.at);
+    let (published_at, now) = (account.published_at(open), received.spot.at);
     // An event that had a lease comes as a later attempt.
-    let late = consumer.event(open).and_then(|handled| {
+    let late = consumer.events.get(&open.sequence).and_then(|handled| {
         let after = handled.deliveries.iter().filter(|it| it.spot.at > now);
         after.min_by_key(|it| it.spot.at)
     });

@@ -69,6 +69,12 @@ pub(super) trait Server {
     fn forgets_settlements(&self) -> Duration {
         Duration::ZERO
     }
+
+    /// Returns true if a promoted server may give the sequences of events that were not acknowledged, and are lost, to
+    /// others, as its provider documents. Programs may have received the lost ones.
+    fn reuses_sequences(&self) -> bool {
+        false
+    }
 }
 
 /// Nemeses of one server behind a proxy.

@@ -100,6 +100,11 @@ impl Server for RedisPair {
     fn forgets_settlements(&self) -> Duration {
         Duration::from_secs(2)
     }
+
+    /// "Failover" in the documentation of the provider.
+    fn reuses_sequences(&self) -> bool {
+        true
+    }
 }
 
 #[async_trait(?Send)]
