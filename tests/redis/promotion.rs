@@ -89,3 +89,78 @@ async fn a_promotion_loses_no_event_that_a_replica_has_confirmed() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_durable_subscription_is_open_when_a_replica_has_its_consumer() {
+    on_each(async |version, binary| {
+        let mut pair = RedisPair::start_binary(&binary, "").await;
+        let provider = open(config(&pair).wait_replicas(1)).await;
+        eventually("a publish", async || provider.publish(&event("kept")).await.is_ok()).await;
+        let subscribe =
+            async || provider.subscribe_durable_with_options(CONSUMER, FILTER, &short_leases()).await;
+        pair.detach().await;
+        // Also a consumer that an earlier try has made.
+        for _ in 0..2 {
+            let error = subscribe().await.err().expect("no replica has it");
+            assert!(error.is_retryable(), "{version}: {error}");
+        }
+        pair.follow().await;
+        let mut subscription = None;
+        eventually("a subscription", async || {
+            subscription = subscribe().await.ok();
+            subscription.is_some()
+        })
+        .await;
+        let mut subscription = subscription.unwrap();
+        pair.detach().await;
+        fail_over(&mut pair).await;
+        eventually("the event", async || match subscription.next_delivery().await {
+            Ok(Some(delivery)) => delivery.sequence() == 1,
+            Ok(None) => panic!("{version}: the subscription ended: {:?}", subscription.end()),
+            Err(error) => {
+                assert!(error.is_retryable(), "{error}");
+                false
+            }
+        })
+        .await;
+    })
+    .await;
+}
+
+/// A program that was silent during two failovers is still connected to the server that was the primary before, is the
+/// primary again, and has lost the newest event in between.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_promoted_again_is_not_taken_for_the_primary_that_it_was() {
+    on_each(async |_, binary| {
+        let mut pair = RedisPair::start_binary(&binary, "").await;
+        let silent = open(config(&pair)).await;
+        let options = short_leases();
+        let mut subscription =
+            silent.subscribe_durable_with_options(CONSUMER, FILTER, &options).await.unwrap();
+        pair.in_sync().await;
+        pair.detach().await;
+        silent.publish(&event("lost")).await.unwrap();
+        let lost = next(&mut *subscription).await;
+        let begin = tokio::time::Instant::now();
+        drop(subscription);
+
+        pair.promote().await;
+        pair.follow().await;
+        let other = open(config(&pair)).await;
+        assert_eq!(other.publish(&event("other")).await.unwrap(), lost.sequence());
+        let mut subscription =
+            other.subscribe_durable_with_options(CONSUMER, FILTER, &options).await.unwrap();
+        let current = next(&mut *subscription).await;
+        assert_eq!((current.sequence(), current.num_delivered()), (lost.sequence(), lost.num_delivered()));
+        pair.in_sync().await;
+        pair.promote().await;
+        pair.follow().await;
+
+        // Operators need longer. A settlement that follows its delivery at once trusts the connection.
+        tokio::time::sleep_until(begin + std::time::Duration::from_millis(200)).await;
+        let error = lost.ack_confirmed().await.unwrap_err();
+        assert!(error.to_string().contains("lost in a failover"), "{error}");
+        assert_eq!(other.consumers().await.unwrap()[0].pending, 1);
+    })
+    .await;
+}
