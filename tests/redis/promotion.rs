@@ -164,3 +164,28 @@ async fn a_server_that_is_promoted_again_is_not_taken_for_the_primary_that_it_wa
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_was_silent_during_two_promotions_is_made_again() {
+    on_each(async |version, binary| {
+        let mut pair = RedisPair::start_binary(&binary, "").await;
+        // It publishes on a connection of its own, and the other one is silent.
+        let provider = open(config(&pair).wait_replicas(1)).await;
+        for _ in 0..2 {
+            pair.promote().await;
+            pair.follow().await;
+            eventually("a publish", async || provider.publish(&event("any")).await.is_ok()).await;
+        }
+        eventually("a subscription", async || {
+            match provider.subscribe_durable_with_options(CONSUMER, FILTER, &short_leases()).await {
+                Ok(_) => true,
+                Err(error) => {
+                    assert!(error.is_retryable(), "{version}: {error}");
+                    false
+                }
+            }
+        })
+        .await;
+    })
+    .await;
+}

@@ -211,6 +211,10 @@ impl Link {
         let confirmed = async {
             let session = lane.session(limits.until).await?;
             if limits.excludes(&session) {
+                // A connection that was silent during two promotions does not know that its server is another one now.
+                for session in [Some(Arc::clone(&session)), self.main.current()].into_iter().flatten() {
+                    session.leave(Reason::NotPrimary);
+                }
                 return Err(Failure::new(session.node(), Cause::Promoted));
             }
             confirm::confirm(&session, &self.config, limits).await
