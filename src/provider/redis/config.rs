@@ -98,9 +98,9 @@ pub struct RedisConfig {
     pub sentinel_password: Option<String>,
     /// Name of this client in the server's lists. Default `a3s-event`.
     pub client_name: String,
-    /// Number of replicas that must have a publish before it returns. Default 0.
+    /// Number of replicas that must have a publish or a durable consumer before the call returns. Default 0.
     ///
-    /// If fewer have it within the timeout, the publish fails, and the event may be stored.
+    /// If fewer have it within the timeout, the call fails, and the event may be stored.
     pub wait_replicas: u16,
     /// If true, a publish waits until the server has synced it to its disk. Default false. Requires `appendonly` and
     /// Redis 7.2 or Valkey. `appendfsync always` on the server is faster.
@@ -310,7 +310,7 @@ impl RedisConfig {
         self
     }
 
-    /// Sets the number of replicas that must have a publish before it returns.
+    /// Sets the number of replicas that must have a publish or a durable consumer before the call returns.
     pub fn wait_replicas(mut self, replicas: u16) -> Self {
         self.wait_replicas = replicas;
         self

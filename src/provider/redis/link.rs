@@ -119,6 +119,11 @@ impl<'a> Limits<'a> {
     fn new(timeout: Duration, only: Option<&'a str>) -> Self {
         Self { timeout, until: Instant::now().after(timeout), only }
     }
+
+    /// Returns true if another server may carry it out, and not this one.
+    fn excludes(&self, session: &Session) -> bool {
+        self.only.is_some_and(|only| only != session.facts.replication_id)
+    }
 }
 
 impl Link {
@@ -195,6 +200,28 @@ impl Link {
         Ok(answer)
     }
 
+    /// Waits until all that this server has carried out so far is confirmed as the settings demand.
+    ///
+    /// # Errors
+    ///
+    /// A retryable error if it is not confirmed in time, or if another server was promoted meanwhile.
+    pub(super) async fn confirm(&self, operation: &'static str, server: &ServerFacts) -> Result<()> {
+        let Some(lane) = &self.confirmed else { return Ok(()) };
+        let limits = Limits::new(self.config.timeout, Some(&server.replication_id));
+        let confirmed = async {
+            let session = lane.session(limits.until).await?;
+            if limits.excludes(&session) {
+                // A connection that was silent during two promotions does not know that its server is another one now.
+                for session in [Some(Arc::clone(&session)), self.main.current()].into_iter().flatten() {
+                    session.leave(Reason::NotPrimary);
+                }
+                return Err(Failure::new(session.node(), Cause::Promoted));
+            }
+            confirm::confirm(&session, &self.config, limits).await
+        };
+        confirmed.await.map_err(|failure| failure.to_error(operation))
+    }
+
     /// Sends a command that the server may carry out twice.
     pub(super) async fn command(&self, operation: &'static str, command: &Cmd) -> Result<Value> {
         let limits = Limits::new(self.config.timeout, None);
@@ -259,7 +286,7 @@ impl Link {
                 Err(failure) => return Err(refused.filter(|_| !failure.is_fatal()).unwrap_or(failure)),
             };
             let server = Arc::clone(&session.facts);
-            if limits.only.is_some_and(|only| only != server.replication_id) {
+            if limits.excludes(&session) {
                 return Err(Failure::new(session.node(), Cause::Promoted));
             }
             let load = if loads > 0 { request.load() } else { None };

@@ -134,7 +134,7 @@ pub(in crate::provider) static SETTINGS: Settings<RedisConfig> = Settings::new(&
         "wait_replicas" = wait_replicas,
         Setting::count("replicas")
             .zero("no wait")
-            .doc("number of replicas that must have a publish before it returns; fewer is an error, and the event may be stored")
+            .doc("number of replicas that must have a publish or a durable consumer before the call returns; fewer is an error, and the event may be stored")
     ),
     row!(
         "wait_aof" = wait_aof,

@@ -27,6 +27,9 @@ use crate::provider::{AckFuture, AckHandler, AckKind, Settlement};
 const MAX_WAITING: usize = 4_096;
 /// Maximum number of settlements in a call.
 const MAX_IN_CALL: usize = 1_000;
+/// Age up to which a delivery is settled without comparing ids, if its server has not changed. No server becomes a
+/// replica, copies another one and is promoted again in that time, unnoticed by a connection that is silent meanwhile.
+const FRESH: Duration = Duration::from_millis(100);
 /// Pauses after failed calls.
 const AGAIN: Backoff = Backoff::exponential(Duration::from_millis(50), Duration::from_secs(1));
 
@@ -78,6 +81,8 @@ struct Delivered {
     identity: Arc<Identity>,
     /// The server that made it.
     server: Arc<ServerFacts>,
+    /// Time of its arrival.
+    at: Instant,
     /// Id of the record.
     id: Arc<str>,
 }
@@ -128,6 +133,8 @@ pub(super) struct Handler {
     name: Arc<str>,
     identity: Arc<Identity>,
     server: Arc<ServerFacts>,
+    /// Time of the answer.
+    at: Instant,
     /// Id of each delivered record, by sequence.
     ids: Vec<(u64, Arc<str>)>,
 }
@@ -143,7 +150,8 @@ impl Handler {
         mut ids: Vec<(u64, Arc<str>)>,
     ) -> Self {
         ids.sort_unstable_by_key(|(sequence, _)| *sequence);
-        Self { queue, acks, timeout, name: Arc::clone(&consumer.name), identity, server, ids }
+        let (name, at) = (Arc::clone(&consumer.name), Instant::now());
+        Self { queue, acks, timeout, name, identity, server, at, ids }
     }
 
     fn waiting(&self, lease: Lease, kind: AckKind, done: Done) -> Waiting {
@@ -153,6 +161,7 @@ impl Handler {
             name: Arc::clone(&self.name),
             identity: Arc::clone(&self.identity),
             server: Arc::clone(&self.server),
+            at: self.at,
             id: id.unwrap_or_else(|| "".into()),
         };
         let until = Instant::now().after(self.timeout);
@@ -338,10 +347,15 @@ async fn call(
     let request =
         |checks_ids| Request { name: &delivery.name, generation, moves, checks_ids, settlings: &settlings };
     let timeout = until.saturating_duration_since(Instant::now()).min(stream.timeout());
-    // On the server that made the deliveries, a sequence still belongs to the same event.
-    let plain = settle::settle(&stream.keys, epoch, request(false));
-    let asked = stream.link.ask_only(&delivery.server.replication_id, &plain, timeout).await;
-    let answered = match asked {
+    let are_fresh = part.iter().all(|settlement| settlement.delivery.at.elapsed() < FRESH);
+    let on_same_server = if are_fresh {
+        // On the server that made the deliveries, a sequence still belongs to the same event.
+        let plain = settle::settle(&stream.keys, epoch, request(false));
+        stream.link.ask_only(&delivery.server.replication_id, &plain, timeout).await
+    } else {
+        Ok(None)
+    };
+    let answered = match on_same_server {
         Ok(Some(answer)) => Ok(answer),
         Ok(None) => stream.link.ask(&settle::settle(&stream.keys, epoch, request(true)), timeout).await,
         Err(failure) => Err(failure),

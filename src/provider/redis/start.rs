@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::Shared;
 use super::consumer::{Consumer, Identity};
 use super::error::PROVIDER;
+use super::link::{Answer, ServerFacts};
 use super::script::newest;
 use super::script::open_consumer::{self, Backlog, OpenedConsumer, Wanted};
 use super::{history, subjects};
@@ -27,6 +28,8 @@ struct Opened {
     config: ConsumerConfig,
     revision: u64,
     is_new: bool,
+    /// The server that has it.
+    server: Arc<ServerFacts>,
 }
 
 impl Shared {
@@ -37,6 +40,10 @@ impl Shared {
         let operation = if is_durable { "subscribe_durable" } else { "subscribe" };
         let name = name.unwrap_or_else(|| format!("ephemeral-{}", Uuid::now_v7().simple()));
         let opened = self.open_on_server(operation, &name, &config, applies, is_durable, None).await?;
+        if is_durable {
+            // A failover could lose it otherwise, and its members would take that for a deletion.
+            self.stream.link.confirm(operation, &opened.server).await?;
+        }
         let Opened { identity, config, revision, .. } = opened;
         let is_it = |consumer: &Consumer| {
             let is_it = *consumer.identity() == identity;
@@ -76,10 +83,12 @@ impl Shared {
                 start: start.as_ref(),
             };
             let call = open_consumer::open_consumer(&stream.keys, &epoch, &wanted)?;
-            let reply = stream.link.call(operation, &call).await?;
-            match open_consumer::read(reply, &config.filter)? {
+            let answer = stream.link.ask(&call, stream.timeout()).await;
+            let Answer { value, server } = answer.map_err(|failure| failure.to_error(operation))?;
+            match open_consumer::read(value, &config.filter)? {
                 OpenedConsumer::Opened { generation, revision, config, is_new } => {
-                    return Ok(Opened { identity: Identity { epoch, generation }, config, revision, is_new });
+                    let identity = Identity { epoch, generation };
+                    return Ok(Opened { identity, config, revision, is_new, server });
                 }
                 OpenedConsumer::Conflict(mut existing) => {
                     existing.change_to(name, config.clone())?;

@@ -73,6 +73,8 @@ pub struct Letter {
     pub consumer: String,
     /// Sequence of the event.
     pub sequence: u64,
+    /// Id of the event.
+    pub id: String,
     /// Number of attempts.
     pub attempts: u64,
     /// True if the event used up its attempts.
@@ -83,8 +85,9 @@ pub struct Letter {
 
 impl Letter {
     /// Creates the letter of an event that a handler gave up at its first attempt.
-    pub fn new(consumer: impl Into<String>, sequence: u64, written_at: u64) -> Self {
-        Self { consumer: consumer.into(), sequence, attempts: 1, exhausted: false, written_at }
+    pub fn new(consumer: impl Into<String>, sequence: u64, id: impl Into<String>, written_at: u64) -> Self {
+        let (consumer, id) = (consumer.into(), id.into());
+        Self { consumer, sequence, id, attempts: 1, exhausted: false, written_at }
     }
 }
 
@@ -112,6 +115,7 @@ impl Finale {
             written.into_iter().map(move |written_at| Letter {
                 consumer: letter.subscriber.clone().or(letter.consumer.clone()).unwrap_or_default(),
                 sequence: letter.event.sequence,
+                id: letter.event.event.id.clone(),
                 attempts: letter.attempts.unwrap_or_default(),
                 exhausted: letter.class == FailureClass::Exhausted,
                 written_at,

@@ -231,6 +231,8 @@ pub struct Terms {
     pub counts_deliveries: bool,
     /// Time in which a killed backend may forget a settlement, in milliseconds.
     pub forgets_settlements: u64,
+    /// True if a backend that loses events, none of which was acknowledged, gives their sequences to others.
+    pub reuses_sequences: bool,
     /// Maximum time between the end of the faults and the first delivery of every event, in milliseconds.
     pub recovery: u64,
     /// Maximum time of `health` being true while every publish fails, in milliseconds.
@@ -248,6 +250,7 @@ impl Default for Terms {
             total_order: true,
             counts_deliveries: true,
             forgets_settlements: 0,
+            reuses_sequences: false,
             recovery: 60_000,
             health: 15_000,
         }

@@ -19,11 +19,17 @@
 //! | `clock-forward`, `clock-back` | a worker: its clock is wrong by an hour for a while | a stream in files, libfaketime |
 //! | `disk-full` | the files of the stream | a stream in files, the right to mount a file system |
 //! | `server-kill`, `server-freeze`, `leader-kill` | a server that the driver started | `--server` |
+//! | `promotion` | the leader: a replica that stopped copying replaces it | `--server redis-pair` |
+//! | `slot-move` | the stream: it moves to another server | `--server redis-cluster` |
 //! | `network-hold`, `network-reset` | the connections to it | `--server` with a proxy |
 //!
 //! Every worker and the backend have a schedule of their own, so that nemeses overlap. It depends only on the seed,
 //! which each round prints: `--seed 17 --rounds 1` repeats the schedule of that round. The program names the nemeses
 //! that it leaves out because a tool is missing. It fails if you asked for them with `--nemeses`.
+//!
+//! `--server` starts `nats`, `nats-cluster`, `redis`, `redis-pair` or `redis-cluster`; `run --help` describes them. The
+//! servers of a cluster or a pair are struck one at a time. What a provider documents about the loss of a server is
+//! part of the [`Terms`] of the round.
 //!
 //! After the last nemesis the publishers end, and everything must be delivered and settled within
 //! `--recovery-seconds`. Then the driver [checks](check) the [journals](Journal) of all processes. A broken promise is
@@ -50,7 +56,7 @@
 //! capabilities `durable`, `shared_consumers`, `dedup`, `history_query` and `consumer_info`. Workers are processes of
 //! the same program.
 //!
-//! To let the driver start and strike your server, implement the trait `Server` in `ledger/program/backend.rs`.
+//! To let the driver start and strike your server, implement the trait `Server` in `ledger/program/backend/`.
 //!
 //! # Parts
 //!

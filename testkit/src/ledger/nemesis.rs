@@ -32,6 +32,10 @@ pub enum Nemesis {
     ServerFreeze,
     /// SIGKILL the leader of the stream, and start it again
     LeaderKill,
+    /// The replica stops copying for a while, then replaces the leader
+    Promotion,
+    /// The stream moves to another server, one part after the other
+    SlotMove,
     /// No byte passes between workers and server for a while
     NetworkHold,
     /// Every connection to the server is reset
@@ -66,9 +70,9 @@ impl Nemesis {
         !self.strikes_a_worker() || matches!(self, Self::EioWrite | Self::EioSync)
     }
 
-    /// Returns true if a backend may forget the latest settlements.
+    /// Returns true if a backend may forget the latest settlements: those that were not on a disk or a replica.
     pub fn kills_a_server(self) -> bool {
-        matches!(self, Self::ServerKill | Self::LeaderKill)
+        matches!(self, Self::ServerKill | Self::LeaderKill | Self::Promotion)
     }
 }
 

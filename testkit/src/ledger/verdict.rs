@@ -67,7 +67,8 @@ pub enum Kind {
     /// An event that was given up has no dead letter.
     ///
     /// An event is given up by a fatal error, and by a failure at the last attempt. An event that a later attempt
-    /// acked needs none. A letter that was acknowledged must be stored.
+    /// acked needs none, and neither does one that was lost with a server before it was acknowledged. A letter that was
+    /// acknowledged must be stored.
     LetterMissing,
     /// An event has two dead letters of one consumer.
     ///
@@ -89,7 +90,7 @@ pub enum Kind {
     /// A worker ended by itself, or its orderly stop failed.
     ///
     /// Consumers and publishers survive every fault of the list. A stop may fail while a nemesis strikes the backend
-    /// or the worker.
+    /// or the worker, and if an ack without an answer was sent during an earlier one: the stop tells that it was lost.
     Ended,
 }
 

@@ -77,6 +77,8 @@ async fn a_killed_node_comes_back_and_a_replica_takes_its_place() {
 
         let replica = crate::in_task(cluster.add_replica(owner)).await;
         assert_eq!(replica, 3);
+        let timeout = cluster.node(replica).command(&["CONFIG", "GET", "cluster-node-timeout"]).await;
+        assert_eq!(timeout.list()[1].text(), Some("1000"), "it has the lines of the others");
         cluster.kill(owner);
         let begin = Instant::now();
         while cluster.owner(slot).await != replica {

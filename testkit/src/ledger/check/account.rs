@@ -102,11 +102,34 @@ pub(super) struct Ack {
 
 /// A durable consumer.
 #[derive(Default)]
-pub(super) struct Consumer {
+pub(super) struct Consumer<'a> {
     pub(super) opened: Vec<Spot>,
     pub(super) ordered: bool,
     /// By sequence.
     pub(super) events: BTreeMap<u64, Handled>,
+    /// By sequence and id: what a server that was promoted without the newest events does not have.
+    pub(super) lost: BTreeMap<(u64, &'a str), Handled>,
+    /// Lost events that a journal received last under a sequence.
+    received: HashMap<(usize, u64), &'a str>,
+}
+
+impl<'a> Consumer<'a> {
+    /// Returns what a process settles under a sequence: the event that it received last under it.
+    fn handled(&mut self, journal: usize, sequence: u64) -> &mut Handled {
+        match self.received.get(&(journal, sequence)) {
+            Some(id) => self.lost.entry((sequence, id)).or_default(),
+            None => self.events.entry(sequence).or_default(),
+        }
+    }
+
+    /// Notes which event a journal receives under a sequence.
+    fn receives(&mut self, journal: usize, sequence: u64, lost: Option<&'a str>) -> &mut Handled {
+        match lost {
+            Some(id) => self.received.insert((journal, sequence), id),
+            None => self.received.remove(&(journal, sequence)),
+        };
+        self.handled(journal, sequence)
+    }
 }
 
 pub(super) struct Account<'a> {
@@ -121,7 +144,7 @@ pub(super) struct Account<'a> {
     stored: HashMap<u64, &'a Stored>,
     /// By id.
     pub(super) publications: BTreeMap<&'a str, Publication>,
-    pub(super) consumers: BTreeMap<&'a str, Consumer>,
+    pub(super) consumers: BTreeMap<&'a str, Consumer<'a>>,
     pub(super) quiet: Option<Spot>,
 }
 
@@ -158,13 +181,13 @@ impl<'a> Account<'a> {
         }
         for (index, entry) in entries.iter().enumerate() {
             let spot = Spot { journal, line: index + 1, at: entry.at };
-            self.read(spot, &entry.fact);
+            self.read(spot, entry);
         }
     }
 
-    fn read(&mut self, spot: Spot, fact: &'a Fact) {
+    fn read(&mut self, spot: Spot, entry: &'a Entry) {
         let life = &mut self.lives[spot.journal];
-        match fact {
+        match &entry.fact {
             Fact::NemesisBegun { nemesis, target } => self.disturbances.push(Disturbance {
                 nemesis: *nemesis,
                 target: target.as_deref(),
@@ -196,13 +219,15 @@ impl<'a> Account<'a> {
             Fact::Published { id, sequence, duplicate } => {
                 self.publications.entry(id).or_default().answers.push((spot, *sequence, *duplicate));
             }
-            Fact::Delivered { consumer, sequence, attempt, .. } => {
+            Fact::Delivered { consumer, sequence, attempt, id, .. } => {
                 let received = Received { spot, life: spot.journal, attempt: *attempt };
-                self.handled(consumer, *sequence).deliveries.push(received);
+                let lost = self.is_lost(*sequence, id, entry.wall).then_some(id.as_str());
+                let consumer = self.consumers.entry(consumer).or_default();
+                consumer.receives(spot.journal, *sequence, lost).deliveries.push(received);
             }
             Fact::AckBegun { consumer, sequence } => {
                 let life = spot.journal;
-                let handled = self.handled(consumer, *sequence);
+                let handled = self.handled(spot, consumer, *sequence);
                 // Of two handlers of one process that have the event, the later delivery is in force.
                 let attempts = handled.deliveries.iter().filter(|received| received.life == life);
                 let attempt = attempts.map(|received| received.attempt).max().unwrap_or_default();
@@ -219,23 +244,30 @@ impl<'a> Account<'a> {
                 }
             }
             Fact::Nak { consumer, sequence, attempt } => {
-                self.handled(consumer, *sequence).naks.push((spot, *attempt));
+                self.handled(spot, consumer, *sequence).naks.push((spot, *attempt));
             }
-            Fact::Term { consumer, sequence } => self.handled(consumer, *sequence).terms.push(spot),
+            Fact::Term { consumer, sequence } => self.handled(spot, consumer, *sequence).terms.push(spot),
             Fact::DeadLettered { consumer, sequence } => {
-                self.handled(consumer, *sequence).letters.push(spot);
+                self.handled(spot, consumer, *sequence).letters.push(spot);
             }
             _ => {}
         }
     }
 
-    fn handled(&mut self, consumer: &'a str, sequence: u64) -> &mut Handled {
-        self.consumers.entry(consumer).or_default().events.entry(sequence).or_default()
+    fn handled(&mut self, spot: Spot, consumer: &'a str, sequence: u64) -> &mut Handled {
+        self.consumers.entry(consumer).or_default().handled(spot.journal, sequence)
+    }
+
+    /// Returns true if what was received at this time is not what is stored under the sequence: it was lost, and
+    /// another event, or another copy of this one, was stored later.
+    fn is_lost(&self, sequence: u64, id: &str, at: u64) -> bool {
+        let is_it = |stored: &&Stored| stored.id == id && stored.stored_at <= at;
+        self.terms.reuses_sequences && !self.stored.get(&sequence).is_some_and(is_it)
     }
 
     /// Returns the ack that a process has begun and that has no answer yet.
     fn open_ack(&mut self, spot: Spot, consumer: &'a str, sequence: u64) -> Option<&mut Ack> {
-        let acks = &mut self.handled(consumer, sequence).acks;
+        let acks = &mut self.handled(spot, consumer, sequence).acks;
         acks.iter_mut().rev().find(|ack| ack.life == spot.journal && ack.confirmed.is_none() && !ack.failed)
     }
 
@@ -283,6 +315,17 @@ impl<'a> Account<'a> {
             })
     }
 
+    /// Returns true if an ack of this process may have been lost in a fault. Its orderly stop tells that, however long ago
+    /// it was.
+    pub(super) fn lost_an_ack(&self, life: usize) -> bool {
+        let handled = self.consumers.values().flat_map(|consumer| consumer.events.values());
+        let mut acks = handled.flat_map(|handled| &handled.acks).filter(|ack| ack.life == life);
+        acks.any(|ack| {
+            let (from, to) = (ack.begun.at, ack.begun.at.saturating_add(self.terms.lease * 1_000));
+            ack.confirmed.is_none() && !ack.failed && self.disturbed(life, from, to)
+        })
+    }
+
     /// Returns the times in which connections to a server were lost, and what was on its way with them.
     pub(super) fn cuts(&self) -> impl Iterator<Item = (u64, u64)> {
         let cuts = self.disturbances.iter().filter(|it| it.nemesis.cuts_connections());
@@ -322,8 +365,20 @@ impl<'a> Account<'a> {
 
     /// Returns the stored dead letters of a consumer about an event.
     pub(super) fn letters(&self, consumer: &str, sequence: u64) -> impl Iterator<Item = &'a Letter> {
+        let id = self.stored.get(&sequence).map(|stored| stored.id.as_str());
         let letters = self.finale.letters.iter();
-        letters.filter(move |letter| letter.consumer == consumer && letter.sequence == sequence)
+        let about = letters.filter(move |letter| letter.consumer == consumer && letter.sequence == sequence);
+        about.filter(move |letter| id.is_none_or(|id| letter.id == id))
+    }
+
+    /// Returns what a consumer did with the event of a letter, and with its lost copies.
+    pub(super) fn subject_of<'b>(&'b self, letter: &'b Letter) -> impl Iterator<Item = &'b Handled> {
+        let Letter { consumer, sequence, id, .. } = letter;
+        let is_stored = self.stored.get(sequence).is_none_or(|stored| stored.id == *id);
+        let consumer = self.consumers.get(consumer.as_str());
+        let kept = consumer.and_then(|consumer| consumer.events.get(sequence)).filter(|_| is_stored);
+        let lost = consumer.and_then(|consumer| consumer.lost.get(&(*sequence, id.as_str())));
+        kept.into_iter().chain(lost)
     }
 
     pub(super) fn verdict(&self, kind: Kind, what: String, spots: &[Spot]) -> Verdict {

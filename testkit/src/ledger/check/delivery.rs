@@ -98,7 +98,7 @@ fn check_attempts(
 }
 
 /// Checks that every stored event arrived, and in time after the last nemesis.
-fn check_arrival(account: &Account<'_>, name: &str, consumer: &Consumer, verdicts: &mut Vec<Verdict>) {
+fn check_arrival(account: &Account<'_>, name: &str, consumer: &Consumer<'_>, verdicts: &mut Vec<Verdict>) {
     for Stored { id, sequence, .. } in &account.finale.stored {
         let handled = consumer.events.get(sequence);
         let first = handled.and_then(|handled| handled.deliveries.iter().min_by_key(|it| it.spot.at));
@@ -125,7 +125,7 @@ fn check_arrival(account: &Account<'_>, name: &str, consumer: &Consumer, verdict
 }
 
 /// Checks that no event reached a handler while an earlier one of its key was open.
-fn check_order(account: &Account<'_>, name: &str, consumer: &Consumer, verdicts: &mut Vec<Verdict>) {
+fn check_order(account: &Account<'_>, name: &str, consumer: &Consumer<'_>, verdicts: &mut Vec<Verdict>) {
     let mut keys: BTreeMap<&str, Vec<&Stored>> = BTreeMap::new();
     for stored in &account.finale.stored {
         keys.entry(&stored.key).or_default().push(stored);
@@ -167,7 +167,7 @@ fn check_order(account: &Account<'_>, name: &str, consumer: &Consumer, verdicts:
 }
 
 /// Returns true if the lease of an earlier event may still belong to a crashed process or a lost connection.
-fn may_wait(account: &Account<'_>, consumer: &Consumer, open: &Stored, received: &Received) -> bool {
+fn may_wait(account: &Account<'_>, consumer: &Consumer<'_>, open: &Stored, received: &Received) -> bool {
     let (published_at, now) = (account.published_at(open), received.spot.at);
     // An event that had a lease comes as a later attempt.
     let late = consumer.events.get(&open.sequence).and_then(|handled| {

@@ -54,6 +54,7 @@ fn check_exit(account: &Account<'_>, index: usize, verdicts: &mut Vec<Verdict>) 
     }
     if let (Some(begun), Some((stopped, Some(error)))) = (life.stop_begun, life.stopped)
         && !account.disturbed(index, begun.at, stopped.at)
+        && !account.lost_an_ack(index)
     {
         let what = format!("the orderly stop of {} failed: {error}", life.name());
         verdicts.push(account.verdict(Kind::Ended, what, &[begun, stopped]));

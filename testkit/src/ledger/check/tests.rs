@@ -20,14 +20,12 @@ const B: &str = "b-1";
 const DRIVER: &str = "driver";
 
 fn delivered(consumer: &str, sequence: u64, attempt: u64) -> Fact {
+    delivered_as(&format!("e{sequence}"), consumer, sequence, attempt)
+}
+
+fn delivered_as(id: &str, consumer: &str, sequence: u64, attempt: u64) -> Fact {
     let key = if sequence == 3 { "other" } else { "same" };
-    Fact::Delivered {
-        consumer: consumer.into(),
-        sequence,
-        attempt,
-        id: format!("e{sequence}"),
-        key: key.into(),
-    }
+    Fact::Delivered { consumer: consumer.into(), sequence, attempt, id: id.into(), key: key.into() }
 }
 
 fn ack_begun(consumer: &str, sequence: u64) -> Fact {
@@ -87,7 +85,7 @@ fn sound() -> Run {
         run.add(first + 62, name, confirmed(consumer, 3));
         run.add(first + 10, name, Fact::Term { consumer: consumer.into(), sequence: 4 });
         run.add(first + 11, name, Fact::DeadLettered { consumer: consumer.into(), sequence: 4 });
-        run.finale.letters.push(Letter::new(consumer, 4, 1_000 + first));
+        run.finale.letters.push(Letter::new(consumer, 4, "e4", 1_000 + first));
         run.finale.consumers.push(Position::new(consumer, 0, 0));
     }
     run.add(200, DRIVER, Fact::Quiet);
@@ -221,7 +219,7 @@ fn an_event_that_is_stored_twice_is_found() {
             let stored_at = run.finale.stored[1].stored_at + apart;
             run.finale.stored.push(Stored::new("e2", "late", 5, stored_at));
             for (name, consumer) in [(A, "own"), (B, "shared")] {
-                run.add(180, name, delivered(consumer, 5, 1));
+                run.add(180, name, delivered_as("e2", consumer, 5, 1));
             }
         })
     };
@@ -244,7 +242,7 @@ fn a_sequence_below_an_acknowledged_one_is_found() {
         run.add(61, B, published("e5", 0));
         run.finale.stored.push(Stored::new("e5", "late", 0, 2_000));
         for (name, consumer) in [(A, "own"), (B, "shared")] {
-            run.add(70, name, delivered(consumer, 0, 1));
+            run.add(70, name, delivered_as("e5", consumer, 0, 1));
         }
     });
     back.is(&[Kind::SequenceWentBack]);
@@ -278,6 +276,60 @@ fn a_delivery_after_a_confirmed_ack_is_found() {
     killed.is(&[Kind::RedeliveredAfterAck]);
     killed.terms(|terms| terms.forgets_settlements = 100);
     killed.is(&[]);
+}
+
+/// A server that was promoted without the newest event gives its sequence to another one.
+#[test]
+fn an_event_that_was_lost_in_a_failover_is_not_taken_for_the_one_that_has_its_sequence() {
+    let strict = |id: &str, letter: Option<&str>, facts: &[Fact]| {
+        with(|run| {
+            // The clocks of the test begin with 0. This is the time of the journals.
+            run.finale.stored.iter_mut().for_each(|stored| stored.stored_at = 10 * stored.sequence);
+            run.add(17, A, delivered_as(id, "own", 2, 1));
+            facts.iter().for_each(|fact| run.add(18, A, fact.clone()));
+            run.finale.letters.extend(letter.map(|id| Letter::new("own", 2, id, 1_023)));
+        })
+    };
+    let lost = |id: &str, letter: Option<&str>, facts: &[Fact]| {
+        let mut run = strict(id, letter, facts);
+        run.terms(|terms| terms.reuses_sequences = true);
+        run
+    };
+    let acked = [ack_begun("own", 2), confirmed("own", 2)];
+    let (consumer, sequence) = ("own".to_owned(), 2);
+    let given_up = [Fact::Term { consumer: consumer.clone(), sequence }];
+    let written = [given_up[0].clone(), Fact::DeadLettered { consumer, sequence }];
+    // Another event, and another copy of the same one, which is stored later.
+    for id in ["lost", "e2"] {
+        strict(id, None, &[]).is(&[Kind::AttemptWentBack]);
+        lost(id, None, &acked).is(&[]);
+        lost(id, None, &given_up).is(&[]);
+        lost(id, None, &written).is(&[Kind::LetterMissing]);
+        lost(id, Some(id), &written).is(&[]);
+        lost(id, Some(id), &acked).is(&[Kind::LetterWithoutCause]);
+        // What a process does with it says nothing about the other one.
+        let mut unheard = lost(id, None, &acked);
+        let is_other = |(time, fact): (u64, &Fact)| {
+            time > 17 && matches!(fact, Fact::Delivered { consumer, sequence: 2, .. } if consumer == "own")
+        };
+        unheard.notes.retain(|(time, _, fact)| !is_other((*time, fact)));
+        unheard.is(&[Kind::Undelivered, Kind::OutOfOrder]);
+    }
+    lost("lost", Some("e2"), &written).is(&[Kind::LetterMissing, Kind::LetterWithoutCause]);
+}
+
+#[test]
+fn a_promotion_may_forget_what_was_settled_shortly_before() {
+    let mut again = with(|run| run.add(120, A, delivered("own", 2, 1)));
+    again.is(&[Kind::AttemptWentBack]);
+    again.terms(|terms| terms.forgets_settlements = 100);
+    again.is(&[Kind::AttemptWentBack]);
+    again.nemesis(90, 95, Nemesis::Promotion, None);
+    again.is(&[]);
+    let mut earlier = with(|run| run.add(320, A, delivered("own", 2, 2)));
+    earlier.terms(|terms| terms.forgets_settlements = 100);
+    earlier.nemesis(128, 300, Nemesis::Promotion, None);
+    earlier.is(&[Kind::RedeliveredAfterAck]);
 }
 
 #[test]
@@ -393,15 +445,15 @@ fn dead_letters_are_one_for_each_event_that_was_given_up() {
     let twice = |apart| {
         with(|run| {
             let written_at = run.finale.letters[0].written_at + apart;
-            run.finale.letters.push(Letter::new("own", 4, written_at));
+            run.finale.letters.push(Letter::new("own", 4, "e4", written_at));
         })
     };
     twice(0).is(&[Kind::LetterTwice]);
     twice(120_000).is(&[]);
-    with(|run| run.finale.letters.push(Letter::new("own", 1, 0))).is(&[Kind::LetterWithoutCause]);
+    with(|run| run.finale.letters.push(Letter::new("own", 1, "e1", 0))).is(&[Kind::LetterWithoutCause]);
     let exhausted = |attempts| {
         with(|run| {
-            let letter = Letter { exhausted: true, attempts, ..Letter::new("own", 1, 0) };
+            let letter = Letter { exhausted: true, attempts, ..Letter::new("own", 1, "e1", 0) };
             run.finale.letters.push(letter);
         })
     };
@@ -475,6 +527,13 @@ fn a_process_that_ends_by_itself_is_found() {
         }
     });
     stop.is(&[Kind::Ended]);
+    let mut earlier = stop.clone();
     stop.nemesis(450, 460, Nemesis::ServerFreeze, None);
     stop.is(&[]);
+    // An ack was lost in an earlier fault: the only acks without an answer are those of `shared`, which `b` reads.
+    earlier.terms(|terms| terms.lease = 250);
+    earlier.nemesis(5, 20, Nemesis::ServerFreeze, None);
+    earlier.is(&[Kind::Ended]);
+    earlier.remove(|fact| matches!(fact, Fact::AckConfirmed { consumer, sequence: 1 } if consumer == "own"));
+    earlier.is(&[]);
 }

@@ -214,6 +214,7 @@ impl Driver {
             total_order: self.capabilities.total_order.is_yes(),
             counts_deliveries: self.capabilities.nak_with_delay.is_yes(),
             forgets_settlements: millis(forgets),
+            reuses_sequences: self.server.as_ref().is_some_and(|server| server.reuses_sequences()),
             recovery: self.args.recovery_seconds * 1_000,
             health: millis(HEALTH),
         }

@@ -49,7 +49,10 @@ fn lasts(nemesis: Nemesis, lease: Duration, rng: &mut fastrand::Rng) -> Duration
         Nemesis::EioWrite | Nemesis::EioSync => between(rng, 500, 1_500),
         Nemesis::DiskFull => between(rng, 300, 2_000),
         Nemesis::ClockForward | Nemesis::ClockBack => between(rng, 500, 3_000),
-        Nemesis::ServerFreeze | Nemesis::LeaderKill | Nemesis::NetworkHold => between(rng, 500, 4_500),
+        Nemesis::SlotMove => between(rng, 100, 3_000),
+        Nemesis::ServerFreeze | Nemesis::LeaderKill | Nemesis::Promotion | Nemesis::NetworkHold => {
+            between(rng, 500, 4_500)
+        }
     }
 }
 

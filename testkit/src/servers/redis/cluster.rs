@@ -32,6 +32,8 @@ const SLOTS: usize = 16_384;
 #[derive(Debug)]
 pub struct RedisCluster {
     nodes: Vec<RedisServer>,
+    /// Lines of the test in the configuration of each.
+    config: String,
 }
 
 impl RedisCluster {
@@ -54,7 +56,7 @@ impl RedisCluster {
     pub async fn start_binary(binary: &Path, config: &str) -> Self {
         let node = || start_node(binary, config);
         let (first, second, third) = tokio::join!(node(), node(), node());
-        let cluster = Self { nodes: vec![first, second, third] };
+        let cluster = Self { nodes: vec![first, second, third], config: config.to_owned() };
         for (index, node) in cluster.nodes.iter().enumerate() {
             // Slots that are known before the nodes meet travel with their first messages.
             node.command(&["CLUSTER", "SET-CONFIG-EPOCH", &(index + 1).to_string()]).await;
@@ -94,7 +96,7 @@ impl RedisCluster {
     /// If there is no such node, or the replica does not get ready.
     pub async fn add_replica(&mut self, of: usize) -> usize {
         let binary = self.nodes[of].program.binary.clone();
-        let replica = start_node(&binary, "").await;
+        let replica = start_node(&binary, &self.config).await;
         meet(&replica, &self.nodes[of]).await;
         let primary = id(&self.nodes[of]).await;
         // The replica learns of its primary a little after they have met.
