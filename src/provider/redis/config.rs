@@ -112,6 +112,8 @@ pub struct RedisConfig {
     /// If true, uses a server that may evict any key when its memory is full, which loses events and positions. Default
     /// false, which refuses such a server.
     pub allow_eviction: bool,
+    /// If true, a consumer group beside each durable consumer shows its position and lag to other tools. Default false.
+    pub mirror_groups: bool,
 }
 
 /// The default settings for a server on this machine.
@@ -156,6 +158,7 @@ impl RedisConfig {
             wait_aof: false,
             durability: None,
             allow_eviction: false,
+            mirror_groups: false,
         }
     }
 
@@ -331,6 +334,12 @@ impl RedisConfig {
     /// Sets whether to use a server that may evict any key.
     pub fn allow_eviction(mut self, allow: bool) -> Self {
         self.allow_eviction = allow;
+        self
+    }
+
+    /// Sets whether a consumer group beside each durable consumer shows its position and lag to other tools.
+    pub fn mirror_groups(mut self, mirror: bool) -> Self {
+        self.mirror_groups = mirror;
         self
     }
 

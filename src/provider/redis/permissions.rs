@@ -6,7 +6,8 @@ use std::path::Path;
 
 const PAGE: &str = include_str!("docs.md");
 /// Words in capitals in the scripts that are options of commands.
-const OPTIONS: &str = "BYLEX BYSCORE COUNT LIMIT MATCH MAXLEN MINID REV STREAM TYPE WITHSCORES";
+const OPTIONS: &str = "BYLEX BYSCORE COUNT CREATE DESTROY ENTRIESREAD LIMIT MATCH MAXLEN MINID MKSTREAM REV SETID \
+                       STREAM TYPE WITHSCORES";
 /// Commands of the connection, outside of scripts.
 const OF_CONNECTION: &str = "evalsha hello info ping publish script subscribe unsubscribe";
 
@@ -65,6 +66,6 @@ fn commands_are_found_in_scripts() {
     assert!(always.contains("script") && !always.contains("scan"));
     assert_eq!(
         sometimes,
-        ["asking", "config", "scan", "select", "wait", "waitaof"].map(str::to_owned).into()
+        ["asking", "config", "scan", "select", "wait", "waitaof", "xgroup"].map(str::to_owned).into()
     );
 }

@@ -152,6 +152,11 @@ pub(in crate::provider) static SETTINGS: Settings<RedisConfig> = Settings::new(&
         "allow_eviction" = allow_eviction,
         Setting::flag().doc("use of a server that may evict any key, which loses events and positions")
     ),
+    row!(
+        "mirror_groups" = mirror_groups,
+        Setting::flag()
+            .doc("a consumer group beside each durable consumer that shows its position and lag to other tools")
+    ),
 ]);
 
 /// Durabilities that an operator can vouch for. A failover can lose acknowledged events, so none survives it.

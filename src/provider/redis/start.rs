@@ -80,6 +80,7 @@ impl Shared {
                 prefix: stream.prefix(),
                 applies,
                 is_ephemeral: !is_durable,
+                mirrors: is_durable && stream.config.mirror_groups,
                 start: start.as_ref(),
             };
             let call = open_consumer::open_consumer(&stream.keys, &epoch, &wanted)?;

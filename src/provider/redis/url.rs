@@ -143,7 +143,7 @@ mod tests {
                    &dedup_window=5s&timeout=250ms&connect_timeout=3s&commit_max_events=9&commit_max_bytes=4KiB\
                    &max_unconfirmed_acks=11&root_certificates=ca.pem&client_certificate=c.pem&client_key=k.pem\
                    &sentinel=main&sentinel_user=su&sentinel_password=sp&client_name=me&wait_replicas=2&wait_aof=true\
-                   &durability=power_loss&allow_eviction=true";
+                   &durability=power_loss&allow_eviction=true&mirror_groups=true";
         let expected = RedisConfig::at("one:1,[::1]:2")
             .user_and_password("us@er", "p:w")
             .tls(true)
@@ -171,7 +171,8 @@ mod tests {
             .wait_replicas(2)
             .wait_aof(true)
             .durability(Durability::PowerLoss)
-            .allow_eviction(true);
+            .allow_eviction(true)
+            .mirror_groups(true);
         let config = read(url).unwrap();
         assert_eq!(config, expected);
         config.check().unwrap();

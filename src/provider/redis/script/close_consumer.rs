@@ -17,7 +17,8 @@ pub(super) static SCRIPT: LazyLock<Script> = LazyLock::new(|| {
 /// Deletes a consumer. With a generation, deletes only that one and not another of the same name.
 pub(in crate::provider::redis) fn close_consumer(keys: &Keys, name: &str, generation: Option<&str>) -> Call {
     Call::new(&SCRIPT)
-        .keys([keys.consumers(), keys.cursors(), keys.overtaken(), keys.lagged(), keys.ephemerals()])
+        .keys([keys.log(), keys.consumers(), keys.cursors(), keys.overtaken(), keys.lagged()])
+        .keys([keys.ephemerals()])
         .keys([keys.consumer(name), keys.due(name), keys.attempts(name), keys.backlog(name)])
         .argument(keys.channel())
         .argument(name)

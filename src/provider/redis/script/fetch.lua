@@ -14,10 +14,12 @@ local epoch, first = unpack(call('HMGET', meta, 'epoch', 'first'))
 if epoch ~= ARGV[1] then
   return { 'replaced' }
 end
-local found, pattern, cursor, ack_wait, max_pending, max_deliver, missed, moves, revision, seen, start = unpack(call(
-  'HMGET', consumer, 'gen', 'pattern', 'cursor', 'ack_wait', 'max_pending', 'max_deliver', 'missed', 'moves',
-  'revision', 'seen', 'start'
-))
+local fields = call(
+  'HMGET', consumer, 'gen', 'pattern', 'ack_wait', 'max_pending', 'max_deliver', 'cursor', 'missed', 'moves', 'revision',
+  'seen', 'start', 'mirror'
+)
+local found, pattern, ack_wait, max_pending, max_deliver = unpack(fields, 1, 5)
+local cursor, missed, moves, revision, seen, start, mirrors = unpack(fields, 6)
 if found ~= ARGV[3] then
   return { 'gone' }
 end
@@ -210,6 +212,10 @@ if exhausted > 0 then
 end
 if redelivered ~= 0 then
   call('HINCRBY', consumer, 'redelivered', redelivered)
+end
+if mirrors and cursor ~= old_cursor then
+  -- A display that cannot be moved disturbs no delivery.
+  pcall(load_mirror(), log, meta, name, cursor)
 end
 
 if missed > 0 then

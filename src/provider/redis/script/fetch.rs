@@ -6,13 +6,14 @@ use std::time::Duration;
 use redis::Value;
 
 use super::reply::Reply;
-use super::{COMMON, Call, OVERTAKEN, PENDING, RECORDS, Script};
+use super::{COMMON, Call, MIRROR, OVERTAKEN, PENDING, RECORDS, Script};
 use crate::error::Result;
 use crate::provider::group::Lease;
 use crate::provider::redis::keys::Keys;
 
 pub(super) static SCRIPT: LazyLock<Script> = LazyLock::new(|| {
-    let parts = [COMMON, RECORDS, OVERTAKEN, PENDING];
+    let mirror = Script::deferred("mirror", &[MIRROR]);
+    let parts = [COMMON, RECORDS, OVERTAKEN, PENDING, mirror.as_str()];
     Script::with_parts("fetch", include_str!("fetch.lua"), &parts)
 });
 

@@ -45,6 +45,7 @@ const DROPPING: &str = include_str!("parts/dropping.lua");
 const INDEX: &str = include_str!("parts/index.lua");
 const LISTS: &str = include_str!("parts/lists.lua");
 const MEMBERSHIP: &str = include_str!("parts/membership.lua");
+const MIRROR: &str = include_str!("parts/mirror.lua");
 const OVERTAKEN: &str = include_str!("parts/overtaken.lua");
 const PENDING: &str = include_str!("parts/pending.lua");
 const POSITION: &str = include_str!("parts/position.lua");

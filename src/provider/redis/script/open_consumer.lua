@@ -4,7 +4,7 @@
 --
 -- KEYS: log meta consumers cursors overtaken lagged ephemerals consumer due attempts backlog
 -- ARGV: epoch base channel name generation filter pattern policy options ack_wait max_pending max_deliver backoff applies
---       is_ephemeral start value count (sequence of the backlog)... [time]
+--       is_ephemeral mirrors start value count (sequence of the backlog)... [time]
 -- Reply: replaced | conflict FILTER OPTIONS | newest LAST | opened GENERATION REVISION IS_NEW OPTIONS
 
 local log, meta, consumers, cursors, overtaken, lagged, ephemerals, consumer, due, attempts, backlog = unpack(KEYS)
@@ -12,8 +12,9 @@ local epoch, base, channel, name, generation, filter, pattern, policy, options =
 local settings = {
   'ack_wait', ARGV[10], 'max_pending', ARGV[11], 'max_deliver', ARGV[12], 'backoff', ARGV[13], 'options', options,
 }
-local applies, is_ephemeral, start, value = ARGV[14] ~= '', ARGV[15] ~= '', ARGV[16], tonumber(ARGV[17])
-local first_of_backlog, count = 19, tonumber(ARGV[18])
+local applies, is_ephemeral, mirrors = ARGV[14] ~= '', ARGV[15] ~= '', ARGV[16] ~= ''
+local start, value = ARGV[17], tonumber(ARGV[18])
+local first_of_backlog, count = 20, tonumber(ARGV[19])
 local now = time_now(ARGV[first_of_backlog + count])
 local keys = {
   consumers = consumers, cursors = cursors, overtaken = overtaken, lagged = lagged, ephemerals = ephemerals, base = base,
@@ -25,12 +26,24 @@ if found_epoch ~= epoch then
 end
 sweep(keys, now)
 
-local found, old_filter, old_policy, old_options, revision = unpack(call(
-  'HMGET', consumer, 'gen', 'filter', 'policy', 'options', 'revision'
+-- Gives the consumer its mirror group. This comes before other writes, because the permission may be missing.
+local function add_mirror(cursor)
+  redis.pcall('XGROUP', 'CREATE', log, name, '0-0', 'MKSTREAM')
+  load_mirror()(log, meta, name, cursor)
+end
+
+local found, old_filter, old_policy, old_options, revision, old_cursor, has_mirror = unpack(call(
+  'HMGET', consumer, 'gen', 'filter', 'policy', 'options', 'revision', 'cursor', 'mirror'
 ))
 if found then
   if old_filter ~= filter or (applies and old_policy ~= policy) then
     return { 'conflict', old_filter, old_options }
+  end
+  if mirrors then
+    add_mirror(tonumber(old_cursor))
+    if not has_mirror then
+      call('HSET', consumer, 'mirror', 1)
+    end
   end
   if applies and old_options ~= options then
     revision = tonumber(revision) + 1
@@ -60,6 +73,10 @@ elseif start == 'time' then
   position = not first and -value - 1
 end
 
+if mirrors then
+  add_mirror(cursor)
+  settings[#settings + 1], settings[#settings + 2] = 'mirror', 1
+end
 -- What is left of a consumer that was deleted in part.
 call('UNLINK', consumer, due, attempts, backlog)
 local at, end_of_backlog = first_of_backlog, first_of_backlog + count - 1

@@ -6,8 +6,8 @@ use redis::Value;
 
 use super::reply::Reply;
 use super::{
-    COMMON, COUNTERS, Call, MAX_MILLIS, MAX_SEQUENCE, MEMBERSHIP, OVERTAKEN, POSITION, RECORDS, Script,
-    WAKING, millis,
+    COMMON, COUNTERS, Call, MAX_MILLIS, MAX_SEQUENCE, MEMBERSHIP, MIRROR, OVERTAKEN, POSITION, RECORDS,
+    Script, WAKING, millis,
 };
 use crate::error::{EventError, Result};
 use crate::provider::group::ConsumerConfig;
@@ -16,7 +16,8 @@ use crate::provider::redis::pattern::lua_pattern;
 use crate::types::{DeliverPolicy, SubscribeOptions};
 
 pub(super) static SCRIPT: LazyLock<Script> = LazyLock::new(|| {
-    let parts = [COMMON, RECORDS, COUNTERS, OVERTAKEN, POSITION, MEMBERSHIP, WAKING];
+    let mirror = Script::deferred("mirror", &[MIRROR]);
+    let parts = [COMMON, RECORDS, COUNTERS, OVERTAKEN, POSITION, MEMBERSHIP, WAKING, mirror.as_str()];
     Script::with_parts("open_consumer", include_str!("open_consumer.lua"), &parts)
 });
 
@@ -32,6 +33,8 @@ pub(in crate::provider::redis) struct Wanted<'a> {
     /// If true, an existing consumer takes over the settings.
     pub(in crate::provider::redis) applies: bool,
     pub(in crate::provider::redis) is_ephemeral: bool,
+    /// If true, a consumer group of its name on the log shows its position.
+    pub(in crate::provider::redis) mirrors: bool,
     /// The start, if the first call [asked for it](OpenedConsumer::StartsAtNewest).
     pub(in crate::provider::redis) start: Option<&'a Backlog>,
 }
@@ -73,7 +76,7 @@ pub(in crate::provider::redis) fn open_consumer(
     epoch: &str,
     wanted: &Wanted<'_>,
 ) -> Result<Call> {
-    let Wanted { name, generation, config, prefix, applies, is_ephemeral, start } = wanted;
+    let Wanted { name, generation, config, prefix, applies, is_ephemeral, mirrors, start } = wanted;
     let (kind, value) = match (&config.deliver_policy, start) {
         (_, Some(backlog)) => ("backlog", backlog.cursor),
         (DeliverPolicy::All, _) => ("first", 0),
@@ -107,6 +110,7 @@ pub(in crate::provider::redis) fn open_consumer(
         .argument(backoff.join(" "))
         .flag(*applies)
         .flag(*is_ephemeral)
+        .flag(*mirrors)
         .argument(kind)
         .number(value);
     let sequences = start.map_or(&[][..], |backlog| &backlog.sequences);

@@ -34,5 +34,8 @@ call('ZADD', keys.cursors, text(cursor), name)
 call('HSET', consumer, 'cursor', text(cursor), 'missed', 0, 'redelivered', 0)
 call('HINCRBY', consumer, 'moves', 1)
 call('HDEL', consumer, 'start')
+if call('HGET', consumer, 'mirror') then
+  pcall(load_mirror(), log, meta, name, cursor)
+end
 wake(ARGV[2], name)
 return { 'ok' }

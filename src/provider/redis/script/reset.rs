@@ -6,15 +6,16 @@ use redis::Value;
 
 use super::reply::Reply;
 use super::{
-    COMMON, COUNTERS, Call, MAX_MILLIS, MAX_SEQUENCE, MEMBERSHIP, OVERTAKEN, POSITION, RECORDS, Script,
-    WAKING,
+    COMMON, COUNTERS, Call, MAX_MILLIS, MAX_SEQUENCE, MEMBERSHIP, MIRROR, OVERTAKEN, POSITION, RECORDS,
+    Script, WAKING,
 };
 use crate::error::Result;
 use crate::provider::ConsumerPosition;
 use crate::provider::redis::keys::Keys;
 
 pub(super) static SCRIPT: LazyLock<Script> = LazyLock::new(|| {
-    let parts = [COMMON, RECORDS, COUNTERS, OVERTAKEN, POSITION, MEMBERSHIP, WAKING];
+    let mirror = Script::deferred("mirror", &[MIRROR]);
+    let parts = [COMMON, RECORDS, COUNTERS, OVERTAKEN, POSITION, MEMBERSHIP, WAKING, mirror.as_str()];
     Script::with_parts("reset", include_str!("reset.lua"), &parts)
 });
 

@@ -228,7 +228,16 @@ impl World<'_> {
         start: Option<&Backlog>,
     ) -> OpenedConsumer {
         let is_ephemeral = name == NAMES[3];
-        let wanted = Wanted { name, generation, config, prefix: "events", applies, is_ephemeral, start };
+        let wanted = Wanted {
+            name,
+            generation,
+            config,
+            prefix: "events",
+            applies,
+            is_ephemeral,
+            mirrors: false,
+            start,
+        };
         let call = open_consumer::open_consumer(&self.keys, EPOCH, &wanted).unwrap().at(self.now);
         open_consumer::read(self.call(call), &config.filter).unwrap()
     }

@@ -13,13 +13,17 @@ local function forget_position(keys, name, pattern)
   end
 end
 
--- Deletes a consumer with all that it has. The keys of its own go first: if one of them cannot be deleted, it is still
--- known.
+-- Deletes a consumer with all that it has. The keys of its own, of which the first has its state, go first: if one of them
+-- cannot be deleted, it is still known.
 local function forget_consumer(keys, name, own)
+  local mirror = redis.pcall('HGET', own[1], 'mirror')
   local deleted = redis.pcall('UNLINK', unpack(own))
   local known = call('HGET', keys.consumers, name)
   if type(deleted) == 'table' then
     return
+  end
+  if mirror == '1' then
+    redis.pcall('XGROUP', 'DESTROY', keys.log, name)
   end
   if known then
     forget_position(keys, name, known:match(' (.*)$'))

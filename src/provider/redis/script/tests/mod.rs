@@ -2,6 +2,7 @@
 
 mod bounds;
 mod foreign;
+mod mirror;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -164,6 +165,7 @@ fn wanted<'a>(name: &'a str, config: &'a ConsumerConfig) -> Wanted<'a> {
         prefix: "events",
         applies: true,
         is_ephemeral: false,
+        mirrors: false,
         start: None,
     }
 }
