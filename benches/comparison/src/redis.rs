@@ -46,7 +46,7 @@ struct Sides {
 impl Sides {
     async fn start() -> Self {
         let server = RedisServer::start().await;
-        let config = RedisConfig { max_events: Some(0), ..RedisConfig::at(server.address().to_string()) };
+        let config = RedisConfig::at(server.address().to_string()).max_events(0);
         let ours = Arc::new(RedisProvider::connect(config).await.unwrap());
         let client = Client::open(server.url()).unwrap();
         let raw = connection(&client).await;
