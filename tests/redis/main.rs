@@ -13,13 +13,20 @@
 
 mod ahead;
 mod cost;
+mod foreign;
+mod idle;
+mod lost;
+mod memory;
+mod permissions;
+#[path = "../it/traced.rs"]
+mod traced;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use a3s_event::provider::PublishRequest;
 use a3s_event::provider::redis::{RedisConfig, RedisProvider};
-use a3s_event::{Delivery, Event, EventProvider, Subscription};
+use a3s_event::{Delivery, Event, EventProvider, SubscribeOptions, Subscription};
 use a3s_event_testkit::servers::redis::{RedisServer, versions};
 use futures_util::future::join_all;
 
@@ -40,6 +47,11 @@ async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
         }
     });
     assert!(seen.await.is_ok(), "not seen in time: {what}");
+}
+
+/// Options of a durable consumer whose leases last a second.
+fn short_leases() -> SubscribeOptions {
+    SubscribeOptions { ack_wait_secs: Some(1), ..SubscribeOptions::default() }
 }
 
 async fn next(subscription: &mut dyn Subscription) -> Delivery {
