@@ -19,6 +19,9 @@ pub mod memory;
 #[cfg(feature = "nats")]
 #[cfg_attr(docsrs, doc(cfg(feature = "nats")))]
 pub mod nats;
+#[cfg(any(feature = "nats", feature = "redis"))]
+#[cfg_attr(not(feature = "nats"), allow(dead_code, reason = "only on NATS requests stay open"))]
+mod pace;
 mod position;
 mod query;
 mod receipt;

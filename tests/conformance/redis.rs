@@ -1,12 +1,17 @@
 //! Redis and Valkey, on real servers: each case of the reference has its own, which can be restarted; those of the other
 //! versions share one, and those of the cluster share three nodes.
 
-#![allow(clippy::unwrap_used, reason = "a server that cannot be set up fails the case, as it should")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a server that cannot be set up fails the case, as it should"
+)]
 
 use std::sync::Arc;
 
 use a3s_event::provider::redis::{RedisConfig, RedisProvider};
 use a3s_event::{Event, EventProvider};
+use a3s_event_testkit::servers::redis::protocol::Reply;
 use a3s_event_testkit::servers::redis::{RedisCluster, RedisServer, reference, versions};
 use a3s_event_testkit::{Case, Clock, Fixture, Harness, Outcome, Settings, async_trait, cases, run_case};
 use tokio::sync::Mutex;
@@ -16,7 +21,7 @@ enum Redis {
     /// Each on a server of its own, which syncs each write.
     Own,
     /// On servers that run already, each with a stream of its own. They are not restarted.
-    Shared(String),
+    Shared(Box<RedisConfig>),
 }
 
 struct Running {
@@ -44,9 +49,9 @@ impl Harness for Redis {
                 let config = RedisConfig::at(server.address().to_string());
                 (Some(Mutex::new(server)), config)
             }
-            Self::Shared(servers) => {
+            Self::Shared(config) => {
                 let unique = Event::new("", "", "", "", serde_json::Value::Null).id.replace('-', "");
-                (None, RedisConfig::at(servers.clone()).stream_name(format!("testkit{unique}")))
+                (None, RedisConfig::clone(config).stream_name(format!("testkit{unique}")))
             }
         };
         if let Some(max) = settings.max_events {
@@ -157,13 +162,44 @@ fn not_kept(harness: &Redis) -> Vec<(&'static str, Option<Outcome>)> {
     })
 }
 
+/// Returns the user that the page documents, for streams of any name.
+fn documented_user() -> Vec<String> {
+    const PAGE: &str = include_str!("../../src/provider/redis/docs.md");
+    let (_, rules) = PAGE.split_once("ACL SETUSER orders ").unwrap();
+    let (rules, _) = rules.split_once("```").unwrap();
+    let rules = rules.replace("{orders}", "{testkit*}");
+    let of_listings = ["+scan", "~a3s:{*}:meta"];
+    ["ACL", "SETUSER", "orders"]
+        .into_iter()
+        .chain(rules.split_whitespace())
+        .chain(of_listings)
+        .map(str::to_owned)
+        .collect()
+}
+
+/// The user has the permissions that the page documents, and no others.
 #[test]
 fn every_version_keeps_every_case() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
+    let user = documented_user();
+    let words: Vec<_> = user.iter().map(String::as_str).collect();
     for (version, binary) in versions() {
         let server = runtime.block_on(RedisServer::start_binary(&binary, "appendfsync always"));
-        let found = not_kept(&Redis::Shared(server.address().to_string()));
-        assert_eq!(found, [], "{version}");
+        runtime.block_on(server.command(&words));
+        let config = RedisConfig::at(server.address().to_string()).user_and_password("orders", "PASSWORD");
+        assert_eq!(not_kept(&Redis::Shared(Box::new(config))), [], "{version}");
+        // These are tried all the same.
+        const OPTIONAL: [&str; 3] = ["client|setinfo", "client|setname", "config|get"];
+        let denials = runtime.block_on(server.command(&["ACL", "LOG"]));
+        let field = |denial: &[Reply], name| {
+            denial
+                .chunks(2)
+                .find(|field| field[0].text() == Some(name))
+                .and_then(|field| field[1].text().map(str::to_owned))
+        };
+        let denied = denials.list().iter().filter_map(|denial| field(denial.list(), "object"));
+        let needed: Vec<_> = denied.filter(|denied| !OPTIONAL.contains(&&**denied)).collect();
+        assert_eq!(needed, [] as [&str; 0], "{version}");
     }
 }
 
@@ -173,5 +209,5 @@ fn a_cluster_keeps_every_case() {
     let cluster = runtime.block_on(RedisCluster::start_binary(&reference(), ""));
     let seeds: Vec<String> =
         (0..cluster.nodes()).map(|node| cluster.node(node).address().to_string()).collect();
-    assert_eq!(not_kept(&Redis::Shared(seeds.join(","))), []);
+    assert_eq!(not_kept(&Redis::Shared(Box::new(RedisConfig::at(seeds.join(","))))), []);
 }

@@ -1,5 +1,5 @@
-//! What the conformance kit cannot see of the Redis provider: servers that are killed, replaced, moved and slow, while
-//! programs publish and consume.
+//! What the conformance kit cannot see of the Redis provider: servers that are killed, replaced, moved, slow and full, other
+//! programs beside it, few permissions, and what it costs the server.
 
 #![cfg(unix)]
 #![allow(
@@ -11,11 +11,18 @@
     reason = "a test that cannot be set up fails, as it should, and says what it could not check"
 )]
 
+mod ahead;
+mod cost;
 mod crash;
 #[cfg(target_os = "linux")]
 mod disk;
+mod foreign;
+mod idle;
 mod load;
+mod lost;
+mod memory;
 mod migration;
+mod permissions;
 mod promotion;
 mod stored;
 #[path = "../it/traced.rs"]
@@ -24,9 +31,10 @@ mod traced;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use a3s_event::provider::PublishRequest;
 use a3s_event::provider::redis::{RedisConfig, RedisProvider};
-use a3s_event::{Delivery, Event, SubscribeOptions, Subscription};
-use a3s_event_testkit::servers::redis::versions;
+use a3s_event::{Delivery, Event, EventProvider, SubscribeOptions, Subscription};
+use a3s_event_testkit::servers::redis::{RedisServer, versions};
 use futures_util::future::join_all;
 
 /// No wait of these tests is longer.
@@ -65,4 +73,27 @@ fn short_leases() -> SubscribeOptions {
 async fn next(subscription: &mut dyn Subscription) -> Delivery {
     let next = tokio::time::timeout(DEADLINE, subscription.next_delivery()).await;
     next.expect("a delivery in time").unwrap().expect("an open subscription")
+}
+
+/// An event with a number as its payload.
+fn numbered(number: u64) -> Event {
+    Event::new(format!("events.test.{}", number % 10), "test", "", "test", number.into())
+}
+
+async fn connect(server: &RedisServer) -> RedisProvider {
+    RedisProvider::connect(config(server)).await.unwrap()
+}
+
+fn config(server: &RedisServer) -> RedisConfig {
+    RedisConfig::at(server.address().to_string())
+}
+
+async fn publish_numbers(provider: &RedisProvider, numbers: std::ops::RangeInclusive<u64>) {
+    let events: Vec<_> = numbers.map(numbered).collect();
+    for chunk in events.chunks(500) {
+        let batch: Vec<_> = chunk.iter().map(PublishRequest::from).collect();
+        for answer in provider.publish_batch(&batch).await {
+            answer.unwrap();
+        }
+    }
 }

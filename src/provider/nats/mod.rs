@@ -13,7 +13,6 @@ mod history;
 mod inbox;
 mod life;
 mod link;
-mod pace;
 mod parked;
 mod position;
 mod publish;

@@ -17,7 +17,6 @@ use super::client::Shared;
 use super::error::{PROVIDER, connection_ended, no_connection};
 use super::inbox::{Fetched, Inbox, give_back, now};
 use super::life::Life;
-use super::pace::Pace;
 use super::parked::Unreadable;
 use super::position::Position;
 use super::request::{self, State, Until};
@@ -26,6 +25,7 @@ use super::strays::Stray;
 use crate::deadline::After;
 use crate::error::{BackendError, ErrorKind, Result};
 use crate::provider::SubscriptionEnd;
+use crate::provider::pace::Pace;
 use crate::provider::support::Backoff;
 
 /// Silence after which the request counts as lost: a little more than three heartbeats.

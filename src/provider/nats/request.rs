@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::pace::AHEAD;
+use crate::provider::pace::AHEAD;
 
 /// Time for which the server keeps one request. It differs from the default ack wait: if a lease ends when a request
 /// expires, nats-server 2.9.10 redelivers the event as if for the first time.

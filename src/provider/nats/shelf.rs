@@ -13,9 +13,9 @@ use tokio::time::Instant;
 use super::client::Shared;
 use super::inbox::{Fetched, Inbox, give_back};
 use super::life::Life;
-use super::pace::AHEAD;
 use super::strays::Stray;
 use crate::poison::IgnorePoison;
+use crate::provider::pace::AHEAD;
 use crate::provider::support::{Backoff, OwnedTask};
 
 /// Time since the last call after which another waiting member gets the events.

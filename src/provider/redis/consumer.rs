@@ -1,6 +1,6 @@
 //! A consumer as the members in this process share it, and when they look for events.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -18,8 +18,14 @@ pub(super) struct Consumer {
     pub(super) name: Arc<str>,
     pub(super) is_durable: bool,
     pub(super) members: Members,
+    /// Events that members have fetched ahead.
+    pub(super) ahead: Ahead,
     /// Number of announcements that there may be events.
     announced: AtomicU64,
+    /// Number of announcements that events may be due again, which come before others.
+    due: AtomicU64,
+    /// Number of changes of the consumer, after which what was leased before is not handed out.
+    changes: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -39,6 +45,24 @@ struct State {
     /// Present while there is nothing to fetch.
     idle: Option<Idle>,
     end: Option<SubscriptionEnd>,
+}
+
+/// Number of events that are leased and not handed out. They count as not delivered.
+#[derive(Debug, Default)]
+pub(super) struct Ahead(AtomicUsize);
+
+impl Ahead {
+    pub(super) fn add(&self, events: usize) {
+        self.0.fetch_add(events, Ordering::Relaxed);
+    }
+
+    pub(super) fn remove(&self, events: usize) {
+        self.0.fetch_sub(events, Ordering::Relaxed);
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// What the last call said: there is nothing to fetch.
@@ -64,7 +88,10 @@ impl Consumer {
             name: name.into(),
             is_durable,
             members: Members::default(),
+            ahead: Ahead::default(),
             announced: AtomicU64::new(0),
+            due: AtomicU64::new(0),
+            changes: AtomicU64::new(0),
             state: Mutex::new(state),
         }
     }
@@ -88,9 +115,12 @@ impl Consumer {
         self.members.wake_one();
     }
 
-    /// Takes over the settings in force. Returns the revision before.
+    /// Takes over the settings in force.
     pub(super) fn set_config(&self, config: ConsumerConfig, revision: u64) {
         let mut state = self.state();
+        if state.revision != revision {
+            self.changes.fetch_add(1, Ordering::AcqRel);
+        }
         (state.config, state.revision) = (Arc::new(config), revision);
     }
 
@@ -98,16 +128,49 @@ impl Consumer {
         self.state().revision
     }
 
-    /// Continues as the consumer that was made again on the server.
-    pub(super) fn made_again(&self, identity: Identity, revision: u64) {
+    /// Continues as the consumer that was made again on the server instead of the `known` one. Returns `false` if it
+    /// does so already.
+    pub(super) fn made_again(&self, known: &Identity, identity: Identity, revision: u64) -> bool {
         let mut state = self.state();
+        if *state.identity != *known {
+            return false;
+        }
         (state.identity, state.revision, state.idle) = (Arc::new(identity), revision, None);
+        self.changes.fetch_add(1, Ordering::AcqRel);
+        true
     }
 
     /// Wakes a member, because there may be events.
     pub(super) fn announce(&self) {
         self.announced.fetch_add(1, Ordering::AcqRel);
         self.members.wake_one();
+    }
+
+    /// Wakes a member, because events may be due again.
+    pub(super) fn announce_due(&self) {
+        self.note_due();
+        self.announce();
+    }
+
+    /// Notes that events may be due again, for members that hold others.
+    pub(super) fn note_due(&self) {
+        self.due.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Wakes a member, because the consumer was moved, changed or deleted.
+    pub(super) fn announce_change(&self) {
+        self.changes.fetch_add(1, Ordering::AcqRel);
+        self.announce();
+    }
+
+    /// Returns the number of announcements that events may be due again.
+    pub(super) fn due(&self) -> u64 {
+        self.due.load(Ordering::Acquire)
+    }
+
+    /// Returns the number of changes.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
     }
 
     /// Returns the number of announcements. A call that is sent afterwards finds the events of all of them.

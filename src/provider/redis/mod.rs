@@ -3,6 +3,7 @@
 #![doc = include_str!("docs.md")]
 
 mod address;
+mod ahead;
 mod config;
 mod connect;
 mod consumer;
@@ -134,6 +135,14 @@ impl RedisProvider {
 }
 
 impl Shared {
+    /// Tells the members in this process that the consumer was moved or deleted. The message of the server may come
+    /// after their next call.
+    fn note_change(&self, name: &str) {
+        if let Some(consumer) = self.consumers.of(name) {
+            consumer.announce_change();
+        }
+    }
+
     /// Deletes a consumer on the server.
     async fn close_consumer(
         &self,
@@ -185,7 +194,9 @@ impl Driver for RedisProvider {
     }
 
     async fn delete_consumer(&self, name: &str) -> Result<()> {
-        self.shared.close_consumer("unsubscribe", name, None).await
+        self.shared.close_consumer("unsubscribe", name, None).await?;
+        self.shared.note_change(name);
+        Ok(())
     }
 
     async fn page(&self, query: &HistoryQuery) -> Result<HistoryPage> {
@@ -199,7 +210,10 @@ impl Driver for RedisProvider {
         let epoch = stream.epoch();
         let call = reset::reset(&stream.keys, &epoch, name, position);
         match reset::read(stream.link.call(OPERATION, &call).await?)? {
-            Moved::Done => Ok(()),
+            Moved::Done => {
+                self.shared.note_change(name);
+                Ok(())
+            }
             Moved::Absent => Err(EventError::NotFound(format!("consumer '{name}' does not exist"))),
             Moved::StreamReplaced => {
                 stream.replaced(OPERATION, &epoch).await?;
@@ -210,7 +224,15 @@ impl Driver for RedisProvider {
 
     async fn list_consumers(&self) -> Result<Vec<ConsumerInfo>> {
         let stream = &*self.shared.stream;
-        consumers::infos(stream, &stream.keys, stream.prefix()).await
+        let mut infos = consumers::infos(stream, &stream.keys, stream.prefix()).await?;
+        for info in &mut infos {
+            let ahead =
+                self.shared.consumers.of(&info.name).map_or(0, |consumer| consumer.ahead.count() as u64);
+            let ahead = ahead.min(info.pending);
+            info.pending -= ahead;
+            info.lag += ahead;
+        }
+        Ok(infos)
     }
 
     async fn list_streams(&self) -> Result<Vec<StreamSummary>> {

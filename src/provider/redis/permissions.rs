@@ -66,6 +66,8 @@ fn commands_are_found_in_scripts() {
     assert!(always.contains("script") && !always.contains("scan"));
     assert_eq!(
         sometimes,
-        ["asking", "config", "scan", "select", "wait", "waitaof", "xgroup"].map(str::to_owned).into()
+        ["asking", "client", "cluster", "config", "scan", "select", "type", "wait", "waitaof", "xgroup"]
+            .map(str::to_owned)
+            .into()
     );
 }

@@ -77,7 +77,7 @@ enum Done {
 /// The delivery that a settlement is for.
 #[derive(Clone)]
 struct Delivered {
-    name: Arc<str>,
+    consumer: Arc<Consumer>,
     identity: Arc<Identity>,
     /// The server that made it.
     server: Arc<ServerFacts>,
@@ -130,7 +130,7 @@ pub(super) struct Handler {
     queue: Queue,
     acks: Arc<SentAcks>,
     timeout: Duration,
-    name: Arc<str>,
+    consumer: Arc<Consumer>,
     identity: Arc<Identity>,
     server: Arc<ServerFacts>,
     /// Time of the answer.
@@ -144,21 +144,20 @@ impl Handler {
         queue: Queue,
         acks: Arc<SentAcks>,
         timeout: Duration,
-        consumer: &Consumer,
+        consumer: Arc<Consumer>,
         identity: Arc<Identity>,
         server: Arc<ServerFacts>,
         mut ids: Vec<(u64, Arc<str>)>,
     ) -> Self {
         ids.sort_unstable_by_key(|(sequence, _)| *sequence);
-        let (name, at) = (Arc::clone(&consumer.name), Instant::now());
-        Self { queue, acks, timeout, name, identity, server, at, ids }
+        Self { queue, acks, timeout, consumer, identity, server, at: Instant::now(), ids }
     }
 
     fn waiting(&self, lease: Lease, kind: AckKind, done: Done) -> Waiting {
         let place = self.ids.binary_search_by_key(&lease.sequence, |(sequence, _)| *sequence).ok();
         let id = place.and_then(|place| self.ids.get(place)).map(|(_, id)| Arc::clone(id));
         let delivery = Delivered {
-            name: Arc::clone(&self.name),
+            consumer: Arc::clone(&self.consumer),
             identity: Arc::clone(&self.identity),
             server: Arc::clone(&self.server),
             at: self.at,
@@ -270,9 +269,9 @@ type Group = (Arc<str>, String, u32, String);
 async fn settle_once(stream: &Stream, waiting: Vec<Waiting>) -> Vec<Waiting> {
     let mut groups: BTreeMap<Group, Vec<Waiting>> = BTreeMap::new();
     for settlement in waiting {
-        let Delivered { name, identity, server, .. } = &settlement.delivery;
+        let Delivered { consumer, identity, server, .. } = &settlement.delivery;
         let group = (
-            Arc::clone(name),
+            Arc::clone(&consumer.name),
             identity.generation.clone(),
             settlement.lease.generation,
             server.replication_id.clone(),
@@ -313,6 +312,11 @@ async fn settle_part(stream: &Stream, mut part: Vec<Waiting>) -> Vec<Waiting> {
                 .collect();
         }
     };
+    // The message of the server may come after the caller has learned the result and asks for the next event.
+    let makes_due = |settlement: &Waiting| matches!(settlement.kind, AckKind::Nak(_) | AckKind::Release);
+    if part.iter().any(makes_due) {
+        delivery.consumer.note_due();
+    }
     for (settlement, answer) in part.drain(..).zip(answers) {
         let outcome = outcome(&settlement, answer);
         settlement.end(outcome);
@@ -344,8 +348,13 @@ async fn call(
         })
         .collect();
     let Identity { epoch, generation } = &*delivery.identity;
-    let request =
-        |checks_ids| Request { name: &delivery.name, generation, moves, checks_ids, settlings: &settlings };
+    let request = |checks_ids| Request {
+        name: &delivery.consumer.name,
+        generation,
+        moves,
+        checks_ids,
+        settlings: &settlings,
+    };
     let timeout = until.saturating_duration_since(Instant::now()).min(stream.timeout());
     let are_fresh = part.iter().all(|settlement| settlement.delivery.at.elapsed() < FRESH);
     let on_same_server = if are_fresh {
@@ -368,7 +377,7 @@ async fn call(
 /// Returns the result of a settlement.
 fn outcome(settlement: &Waiting, settled: Settled) -> Result<()> {
     let Lease { sequence, attempt, .. } = settlement.lease;
-    let name = &settlement.delivery.name;
+    let name = &settlement.delivery.consumer.name;
     let is_end = matches!(settlement.kind, AckKind::Ack | AckKind::Term(_));
     let gone = |what: &str| match is_end {
         // Nothing is redelivered, as the caller wants.
@@ -403,7 +412,7 @@ impl Waiting {
                 let _ = done.send(result);
             }
             Done::Sent { acks, .. } => {
-                let (name, sequence) = (&*self.delivery.name, self.lease.sequence);
+                let (name, sequence) = (&*self.delivery.consumer.name, self.lease.sequence);
                 match result {
                     Ok(()) => {}
                     Err(error) if error.kind() == ErrorKind::Ack && !error.is_retryable() => {

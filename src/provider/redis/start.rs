@@ -163,8 +163,11 @@ impl Shared {
         let opened = self
             .open_on_server(OPERATION, &consumer.name, &config, false, consumer.is_durable, Some(first))
             .await?;
-        consumer.made_again(opened.identity, opened.revision);
-        Err(self.stream.lost(OPERATION))
+        // Several members may have noticed it at the same time.
+        match consumer.made_again(known, opened.identity, opened.revision) {
+            true => Err(self.stream.lost(OPERATION)),
+            false => Ok(()),
+        }
     }
 
     /// Reads the settings of a consumer that another process has changed.

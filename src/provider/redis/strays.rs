@@ -9,7 +9,7 @@ use super::Shared;
 use super::consumer::Consumer;
 use super::fetch::Stray;
 use crate::poison::IgnorePoison;
-use crate::provider::support::SentAcks;
+use crate::provider::support::{OwnedTask, SentAcks};
 
 /// Maximum number of calls. The events of a further one are redelivered when their leases end.
 const MAX_STRAYS: usize = 1_024;
@@ -34,6 +34,13 @@ impl Strays {
             let (shared, consumer, acks) = (Arc::clone(shared), Arc::clone(consumer), Arc::clone(acks));
             tasks.spawn_on(async move { shared.release_answer(&consumer, &acks, stray).await }, &runtime);
         }
+    }
+
+    /// Lets a task end that releases what its member held.
+    pub(super) fn keep(&self, task: OwnedTask<()>) {
+        let Ok(runtime) = Handle::try_current() else { return };
+        let releasing = async move { _ = task.ended().await };
+        self.0.lock().ignore_poison().spawn_on(releasing, &runtime);
     }
 
     /// Waits for all of them.

@@ -62,8 +62,9 @@ impl Stream {
         if *self.epoch() != *known {
             return Ok(false);
         }
-        self.open_again(operation).await?;
-        let is_noticed = *self.epoch() != *known;
+        // Several calls may notice it at the same time.
+        let before = self.open_again(operation).await?;
+        let is_noticed = *before == *known && *self.epoch() != *known;
         if is_noticed {
             tracing::error!(
                 stream = &*self.name,
@@ -73,7 +74,8 @@ impl Stream {
         Ok(is_noticed)
     }
 
-    async fn open_again(&self, operation: &'static str) -> Result<()> {
+    /// Opens the stream. Returns the identity that it had before.
+    async fn open_again(&self, operation: &'static str) -> Result<Arc<str>> {
         let config = &self.config;
         let limits = Limits {
             max_events: config.max_events,
@@ -97,9 +99,8 @@ impl Stream {
         }
         match opened {
             OpenedStream::Opened { epoch, limits, .. } => {
-                *self.epoch.lock().ignore_poison() = epoch.into();
                 *self.limits.lock().ignore_poison() = limits;
-                Ok(())
+                Ok(std::mem::replace(&mut *self.epoch.lock().ignore_poison(), epoch.into()))
             }
             OpenedStream::Absent => Err(EventError::NotFound(format!(
                 "stream '{}' no longer exists, and create_if_missing is false",

@@ -1,7 +1,8 @@
 //! Wakes the consumers of this process for which there may be events.
 //!
-//! A publish announces its subjects, and what makes an event due earlier announces its consumer. Messages may be lost: a
-//! consumer also looks from time to time, and after each new connection.
+//! A publish announces its subjects (`e`). What makes an event due earlier announces its consumer (`c`), and so does what
+//! changes, moves or deletes the consumer (`m`). Messages may be lost: a consumer also looks from time to time, and after
+//! each new connection.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
@@ -58,6 +59,11 @@ impl Consumers {
         }
     }
 
+    /// Returns the open consumer of this name.
+    pub(super) fn of(&self, name: &str) -> Option<Arc<Consumer>> {
+        self.open().of(name)
+    }
+
     /// Returns the open consumers.
     pub(super) fn all(&self) -> Vec<Arc<Consumer>> {
         self.open().by_name.values().filter_map(Weak::upgrade).collect()
@@ -100,6 +106,10 @@ impl Open {
         }
     }
 
+    fn of(&self, name: &str) -> Option<Arc<Consumer>> {
+        self.by_name.get(name).and_then(Weak::upgrade)
+    }
+
     fn announce_all(&self) {
         self.by_name.values().filter_map(Weak::upgrade).for_each(|consumer| consumer.announce());
     }
@@ -110,11 +120,8 @@ impl Listener for Consumers {
         let Ok(message) = std::str::from_utf8(message) else { return };
         let known = self.open();
         match message.split_once(' ') {
-            Some(("c", name)) => {
-                if let Some(consumer) = known.by_name.get(name).and_then(Weak::upgrade) {
-                    consumer.announce();
-                }
-            }
+            Some(("c", name)) => known.of(name).iter().for_each(|consumer| consumer.announce_due()),
+            Some(("m", name)) => known.of(name).iter().for_each(|consumer| consumer.announce_change()),
             Some(("e", "*")) => known.announce_all(),
             Some(("e", subjects)) => {
                 // One that several subjects match is woken once for each: the members share the events.
@@ -129,7 +136,7 @@ impl Listener for Consumers {
     }
 
     fn on_connected(&self) {
-        self.open().announce_all();
+        self.all().iter().for_each(|consumer| consumer.announce_change());
     }
 }
 
@@ -164,6 +171,7 @@ mod tests {
             ("e events.c.d\nevents.b", [0, 1, 1, 0]),
             ("e *", [1, 1, 1, 1]),
             ("c c", [0, 0, 1, 0]),
+            ("m d", [0, 0, 0, 1]),
             ("c unknown", [0, 0, 0, 0]),
             ("", [0, 0, 0, 0]),
         ] {
@@ -173,6 +181,12 @@ mod tests {
                 assert_eq!(consumer.announced(), *before, "{message}: {}", consumer.name);
             }
         }
+        assert_eq!(
+            open.each_ref().map(|consumer| (consumer.due(), consumer.changes())),
+            [(0, 0), (0, 0), (1, 0), (0, 1),]
+        );
+        consumers.on_connected();
+        assert!(open.iter().all(|consumer| consumer.changes() > 0), "messages may have been lost");
     }
 
     #[test]

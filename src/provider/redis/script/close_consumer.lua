@@ -14,5 +14,5 @@ if not known or (generation ~= '' and known:match('^[^ ]*') ~= generation) then
   return { 0 }
 end
 forget_consumer(keys, name, { KEYS[7], KEYS[8], KEYS[9], KEYS[10] })
-wake(ARGV[1], name)
+wake(ARGV[1], 'm', name)
 return { 1 }

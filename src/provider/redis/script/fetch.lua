@@ -4,7 +4,8 @@
 --
 -- KEYS: log meta consumer due attempts backlog cursors overtaken lagged ephemerals
 -- ARGV: epoch name generation events bytes is_ephemeral [time]
--- Reply: replaced | gone | missed COUNT | ok WAIT MORE MOVES REVISION {sequence attempt id subject json ...}
+-- Reply: replaced | gone | missed COUNT | ok WAIT MORE MOVES REVISION AGAIN {sequence attempt id subject json ...}. The first
+--        AGAIN events were due again.
 
 local log, meta, consumer, due, attempts, backlog, cursors, overtaken, lagged, ephemerals = unpack(KEYS)
 local name, max, room = ARGV[2], tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -163,6 +164,7 @@ local function give_matches(last)
 end
 
 local is_all_due, more = give_due(), false
+local again = given
 if missed == 0 and not is_all_due then
   more = given < max
 elseif missed == 0 then
@@ -223,4 +225,4 @@ if missed > 0 then
 end
 local earliest = call('ZRANGE', due, 0, 0, 'WITHSCORES')[2]
 local wait = earliest and text(math.max(tonumber(earliest) - now, 0)) or ''
-return { 'ok', wait, (more or vanished > 0) and 1 or 0, moves, revision, deliveries }
+return { 'ok', wait, (more or vanished > 0) and 1 or 0, moves, revision, again, deliveries }

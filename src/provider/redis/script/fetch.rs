@@ -44,6 +44,8 @@ pub(in crate::provider::redis) enum Fetched {
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::provider::redis) struct Events {
     pub(in crate::provider::redis) deliveries: Vec<Delivery>,
+    /// Number of the first deliveries that were due again.
+    pub(in crate::provider::redis) again: usize,
     /// Time from now until the next pending event is due.
     pub(in crate::provider::redis) due: Option<Duration>,
     /// If true, the call ended at a bound of its work, and another one may deliver more at once.
@@ -87,6 +89,7 @@ pub(in crate::provider::redis) fn read(reply: Value) -> Result<Fetched> {
             let has_more = reply.flag()?;
             let generation = reply.number()?;
             let revision = reply.number()?;
+            let again = usize::try_from(reply.number::<u64>()?).unwrap_or(usize::MAX);
             let mut items = reply.list()?;
             let mut deliveries = Vec::with_capacity(items.len() / 5);
             while !items.is_empty() {
@@ -95,7 +98,7 @@ pub(in crate::provider::redis) fn read(reply: Value) -> Result<Fetched> {
                 let (id, subject, json) = (items.text()?, items.text()?, items.bytes()?);
                 deliveries.push(Delivery { lease, id, subject, json });
             }
-            Fetched::Events(Events { deliveries, due, has_more, revision })
+            Fetched::Events(Events { deliveries, again, due, has_more, revision })
         }
         "missed" => Fetched::Missed(reply.number()?),
         "gone" => Fetched::Gone,

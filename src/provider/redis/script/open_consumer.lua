@@ -49,7 +49,7 @@ if found then
     revision = tonumber(revision) + 1
     bulk('HSET', consumer, settings)
     call('HSET', consumer, 'revision', revision)
-    wake(channel, name)
+    wake(channel, 'm', name)
   end
   return { 'opened', found, revision, 0, applies and options or old_options }
 end

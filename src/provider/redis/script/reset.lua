@@ -37,5 +37,5 @@ call('HDEL', consumer, 'start')
 if call('HGET', consumer, 'mirror') then
   pcall(load_mirror(), log, meta, name, cursor)
 end
-wake(ARGV[2], name)
+wake(ARGV[2], 'm', name)
 return { 'ok' }

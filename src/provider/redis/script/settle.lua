@@ -138,6 +138,6 @@ if redelivered ~= 0 then
   call('HINCRBY', consumer, 'redelivered', redelivered)
 end
 if is_due_earlier or (was_full and #forgotten > 0) then
-  wake(ARGV[2], ARGV[3])
+  wake(ARGV[2], 'c', ARGV[3])
 end
 return answers

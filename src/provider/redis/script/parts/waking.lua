@@ -1,4 +1,5 @@
--- Wakes the members of a consumer in every process. Without the permission for the channel they learn of it later.
-local function wake(channel, name)
-  redis.pcall('PUBLISH', channel, 'c ' .. name)
+-- Tells the members of a consumer in every process that events are due again (`c`), or that the consumer was changed, moved
+-- or deleted (`m`). Without the permission for the channel they learn of it later.
+local function wake(channel, what, name)
+  redis.pcall('PUBLISH', channel, what .. ' ' .. name)
 end
