@@ -39,7 +39,7 @@ impl Stream {
                 "stream '{}': does not exist, and create_if_missing is false",
                 stream.name
             ))),
-            opened => opened.map(|()| stream),
+            opened => opened.map(|_epoch| stream),
         }
     }
 
