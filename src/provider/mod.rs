@@ -19,9 +19,7 @@ pub mod memory;
 #[cfg(feature = "nats")]
 #[cfg_attr(docsrs, doc(cfg(feature = "nats")))]
 pub mod nats;
-#[cfg(any(feature = "nats", feature = "redis"))]
-#[cfg_attr(not(feature = "nats"), allow(dead_code, reason = "only on NATS requests stay open"))]
-mod pace;
+pub mod pace;
 mod position;
 mod query;
 mod receipt;

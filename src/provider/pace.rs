@@ -1,11 +1,14 @@
 //! Number of events to fetch ahead: those that the caller takes in the next moment at the pace of its calls so far.
+//!
+//! For providers whose backend is a server, so that a caller who takes events one by one need not wait for a round trip
+//! each. What is fetched ahead must go back when the next call does not come.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 /// Time in which the caller takes the events fetched ahead, if its calls continue at the same pace.
-pub(super) const AHEAD: Duration = Duration::from_millis(50);
+pub const AHEAD: Duration = Duration::from_millis(50);
 /// Maximum number of events fetched ahead.
 const MAX_AHEAD: usize = 500;
 /// Maximum size of the events fetched ahead, in bytes.
@@ -19,7 +22,7 @@ const SLOW: Duration = Duration::from_secs(1);
 
 /// Pace of the caller: the time between two calls that got an event, as a moving average.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub struct Pace {
     /// Time at which the caller last got an event.
     last: Option<Instant>,
     average: Duration,
@@ -30,12 +33,20 @@ pub(super) struct Pace {
     size: usize,
 }
 
-impl Pace {
-    pub(super) fn new() -> Self {
+impl Default for Pace {
+    fn default() -> Self {
         Self { last: None, average: SLOW, busy: None, is_asking: false, size: 0 }
     }
+}
 
-    pub(super) fn note(&mut self, now: Instant) {
+impl Pace {
+    /// Returns the pace of a caller of which nothing is known yet: it is slow.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Notes that the caller gets an event.
+    pub fn note(&mut self, now: Instant) {
         self.is_asking = false;
         if let Some(last) = self.last.replace(now) {
             let interval = now.saturating_duration_since(last).min(SLOW);
@@ -44,7 +55,7 @@ impl Pace {
     }
 
     /// Notes that the caller asks for the next event. Only the first call after an event counts.
-    pub(super) fn note_call(&mut self, now: Instant) {
+    pub fn note_call(&mut self, now: Instant) {
         if let (Some(last), false) = (self.last, std::mem::replace(&mut self.is_asking, true)) {
             let busy = now.saturating_duration_since(last).min(SLOW);
             self.busy =
@@ -52,18 +63,19 @@ impl Pace {
         }
     }
 
-    pub(super) fn note_size(&mut self, size: usize) {
+    /// Notes the size of an event in bytes.
+    pub fn note_size(&mut self, size: usize) {
         self.size = (self.size.saturating_mul(7).saturating_add(size)) / 8;
     }
 
     /// Returns the number of events to fetch ahead at this pace, for a consumer with this `max_ack_pending`.
-    pub(super) fn ahead(&self, max_ack_pending: usize) -> usize {
+    pub fn ahead(&self, max_ack_pending: usize) -> usize {
         self.within(AHEAD, self.average).min(max_ack_pending / SHARE).max(1)
     }
 
     /// Returns the number of events that the only member of a consumer could take within a small part of their lease if
     /// they arrived now, however rarely they arrive.
-    pub(super) fn capacity(&self, ack_wait: Duration, max_ack_pending: usize) -> usize {
+    pub fn capacity(&self, ack_wait: Duration, max_ack_pending: usize) -> usize {
         let time = LONGEST_WAIT.min(ack_wait / 8);
         self.within(time, self.busy.unwrap_or(LONGEST_WAIT)).min(max_ack_pending).max(1)
     }

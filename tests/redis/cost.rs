@@ -1,4 +1,4 @@
-//! What deliveries cost the server. A part of the slow tier, because it measures.
+//! What deliveries cost the server. Part of `scripts/test --slow scale`, because it measures.
 
 use std::time::Instant;
 
@@ -30,7 +30,7 @@ async fn measure(server: &RedisServer, name: &str, take: impl AsyncFn(&mut Box<d
 }
 
 #[tokio::test]
-#[ignore = "measures times"]
+#[ignore = "slow: scripts/test --slow scale"]
 async fn single_deliveries() {
     for (version, binary) in versions() {
         println!("{version}");

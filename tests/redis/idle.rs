@@ -31,7 +31,7 @@ async fn calls(server: &RedisServer) -> f64 {
 }
 
 #[tokio::test]
-#[ignore = "takes two minutes"]
+#[ignore = "slow: scripts/test --slow scale"]
 async fn a_thousand_idle_subscriptions_ask_seldom() {
     const SUBSCRIPTIONS: u32 = 1_000;
     const WATCHED: Duration = Duration::from_secs(60);

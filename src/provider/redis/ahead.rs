@@ -1,5 +1,5 @@
-//! Events that a member has fetched ahead, kept between its calls. The next calls take them. If none comes soon they go
-//! back, so that a busy member does not hold up an idle one. So does what a dropped call has asked for.
+//! Events that a member has fetched ahead, kept between its calls. The next calls take them. If none comes soon they
+//! are released, so that a busy member does not hold up an idle one. So is what a dropped call has asked for.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -60,12 +60,12 @@ struct State {
     watch: Watch,
 }
 
-/// State of the task that gives back what waits too long.
+/// State of the task that releases what waits too long.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Watch {
     Absent,
     Waits,
-    GivesBack,
+    Releases,
 }
 
 impl Shelf {
@@ -116,7 +116,7 @@ impl Shelf {
         self.state().asked.take()
     }
 
-    /// Notes the end of a call, and keeps what it has asked for. Returns a task that gives everything back if the next
+    /// Notes the end of a call, and keeps what it has asked for. Returns a task that releases everything if the next
     /// call does not come soon.
     pub(super) fn end_call(self: &Arc<Self>, asked: Option<Asked>) -> Option<OwnedTask<()>> {
         let mut state = self.state();
@@ -132,9 +132,9 @@ impl Shelf {
         Some(OwnedTask::spawn(Arc::clone(self).watch()))
     }
 
-    /// Returns true while events are given back. Their order is kept if nothing is asked for meanwhile.
-    pub(super) fn gives_back(&self) -> bool {
-        self.state().watch == Watch::GivesBack
+    /// Returns true while events are released. Their order is kept if nothing is asked for meanwhile.
+    pub(super) fn is_releasing(&self) -> bool {
+        self.state().watch == Watch::Releases
     }
 
     async fn watch(self: Arc<Self>) {
@@ -160,7 +160,7 @@ impl Shelf {
         if has_any && Instant::now() < until {
             return Some(until);
         }
-        state.watch = Watch::GivesBack;
+        state.watch = Watch::Releases;
         None
     }
 
@@ -173,7 +173,7 @@ impl Shelf {
         (held.iter().map(Held::settling).collect(), asked)
     }
 
-    /// Gives everything back, without waiting.
+    /// Releases everything, without waiting.
     pub(super) fn clear(&self) {
         let (settlings, asked) = self.take_all();
         settlings.into_iter().for_each(|(lease, handler)| handler.release(lease));
@@ -182,7 +182,7 @@ impl Shelf {
         }
     }
 
-    /// Forgets the events, which were given back.
+    /// Forgets the events, which were released.
     pub(super) fn forget(&self) {
         let held = std::mem::take(&mut self.state().held);
         self.consumer.ahead.remove(held.len());

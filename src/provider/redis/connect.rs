@@ -2,9 +2,8 @@
 
 use super::RedisConfig;
 use super::address::Address;
-use super::durability::{Aof, Persistence};
 use super::keys::Keys;
-use super::link::{self, Confirmation, Credentials, Fsync, LinkConfig, Node, PATIENCE, Sentinel};
+use super::link::{Confirmation, Credentials, LinkConfig, Node, PATIENCE, Sentinel};
 use crate::error::Result;
 use crate::tls::TlsFiles;
 
@@ -40,21 +39,4 @@ pub(super) fn link_config(config: &RedisConfig, keys: &Keys) -> Result<LinkConfi
         channel: keys.channel(),
         key: keys.meta(),
     })
-}
-
-/// Returns the persistence that the server told the link.
-pub(super) fn persistence(told: link::Persistence) -> Persistence {
-    match told {
-        link::Persistence::Unknown => Persistence::Hidden { aof_enabled: None },
-        link::Persistence::Memory => Persistence::Shown(Aof::Off),
-        link::Persistence::Log { fsync: None, .. } => Persistence::Hidden { aof_enabled: Some(true) },
-        link::Persistence::Log { fsync: Some(fsync), pauses_for_rewrite } => {
-            Persistence::Shown(match fsync {
-                Fsync::Always if pauses_for_rewrite => Aof::AlwaysButInRewrites,
-                Fsync::Always => Aof::Always,
-                Fsync::EverySecond => Aof::EverySecond,
-                Fsync::Never => Aof::Never,
-            })
-        }
-    }
 }

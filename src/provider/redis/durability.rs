@@ -32,6 +32,19 @@ pub(super) enum Aof {
     Never,
 }
 
+impl Aof {
+    /// Reads `appendfsync` and `no-appendfsync-on-rewrite` of a server that has such a file.
+    pub(super) fn of(fsync: &str, on_rewrite: Option<&str>) -> Option<Self> {
+        match fsync {
+            "always" if on_rewrite == Some("no") => Some(Self::Always),
+            "always" => Some(Self::AlwaysButInRewrites),
+            "everysec" => Some(Self::EverySecond),
+            "no" => Some(Self::Never),
+            _ => None,
+        }
+    }
+}
+
 /// Durability of an acknowledged publish, with the reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct InForce {

@@ -47,7 +47,7 @@ pub struct RedisFetch {
     watch: Option<OwnedTask<()>>,
     pace: Pace,
     known: Known,
-    /// Deliveries from before a change of the consumer, which the next call gives back.
+    /// Deliveries from before a change of the consumer, which the next call releases.
     outdated: Vec<(Lease, Arc<Handler>)>,
     /// Handlers of the items of the last answers, for their release.
     given: Vec<(Lease, Arc<Handler>)>,
@@ -260,7 +260,7 @@ impl RedisFetch {
                 return Ok(None);
             }
             if self.asked.is_none() {
-                if self.shelf.gives_back()
+                if self.shelf.is_releasing()
                     && let Some(watch) = &self.watch
                 {
                     watch.ended().await;
@@ -287,7 +287,7 @@ impl RedisFetch {
         if std::mem::replace(&mut self.has_left, true) {
             return;
         }
-        if let Some(watch) = self.watch.take().filter(|_| self.shelf.gives_back()) {
+        if let Some(watch) = self.watch.take().filter(|_| self.shelf.is_releasing()) {
             self.shared.strays.keep(watch);
         }
         self.shelf.clear();
@@ -380,7 +380,7 @@ impl Fetch for RedisFetch {
         self.outdated.clear();
         self.shelf.forget();
         if let Some(watch) = &self.watch
-            && self.shelf.gives_back()
+            && self.shelf.is_releasing()
         {
             watch.ended().await;
         }

@@ -28,7 +28,7 @@ use tokio::time::{Instant, sleep_until};
 pub(super) use self::config::{Confirmation, Credentials, LinkConfig, Node, PATIENCE, Sentinel};
 use self::dial::{Dialer, Peer};
 use self::facts::Info;
-pub(super) use self::facts::{Fsync, Persistence, ServerFacts};
+pub(super) use self::facts::ServerFacts;
 use self::keeper::Lane;
 use self::line::{Line, Unanswered};
 use self::remedy::Remedy;

@@ -98,11 +98,8 @@ impl RedisProvider {
         let consumers = Arc::<Consumers>::default();
         let stream = Arc::new(Stream::open(config, Arc::clone(&consumers) as _).await?);
         let server = stream.link.server();
-        let in_force = durability::in_force(
-            connect::persistence(server.persistence),
-            stream.config.wait_aof,
-            stream.config.durability,
-        )?;
+        let in_force =
+            durability::in_force(server.persistence, stream.config.wait_aof, stream.config.durability)?;
         tracing::debug!(
             stream = &*stream.name,
             server = server.product,

@@ -3,6 +3,7 @@
 use redis::{FromRedisValue as _, Value};
 
 use super::config::{LinkConfig, Node};
+use crate::provider::redis::durability::{Aof, Persistence};
 
 pub(super) const SUPPORTED: &str = "supported are Redis 7.0, Valkey 7.2 and later versions";
 const OLDEST: Version = Version(7, 0);
@@ -25,30 +26,6 @@ pub(in crate::provider::redis) struct ServerFacts {
     pub(in crate::provider::redis) delayed_fsyncs: u64,
     /// Changes with every promotion of a replica. Empty if INFO is not permitted.
     pub(in crate::provider::redis) replication_id: String,
-}
-
-/// How the server stores what it acknowledges.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::provider::redis) enum Persistence {
-    /// INFO is not permitted.
-    Unknown,
-    /// Without an append-only file.
-    Memory,
-    /// With an append-only file.
-    Log {
-        /// Unknown if CONFIG is not permitted.
-        fsync: Option<Fsync>,
-        /// True if the server stops syncing while it rewrites the file.
-        pauses_for_rewrite: bool,
-    },
-}
-
-/// When the server syncs its append-only file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::provider::redis) enum Fsync {
-    Always,
-    EverySecond,
-    Never,
 }
 
 /// The answer to HELLO.
@@ -114,13 +91,17 @@ impl ServerFacts {
                 .find(|(key, _)| text(key).is_some_and(|key| key == name))
                 .and_then(|(_, value)| text(value))
         };
-        let persistence = match field("aof_enabled") {
-            None => Persistence::Unknown,
-            Some("0") => Persistence::Memory,
-            Some(_) => Persistence::Log {
-                fsync: setting("appendfsync").as_deref().and_then(Fsync::parse),
-                pauses_for_rewrite: setting("no-appendfsync-on-rewrite").is_none_or(|value| value != "no"),
-            },
+        let aof_enabled = field("aof_enabled").map(|enabled| enabled != "0");
+        let persistence = match (setting("appendonly"), aof_enabled) {
+            (None, aof_enabled) => Persistence::Hidden { aof_enabled },
+            (Some(appendonly), _) if appendonly == "no" => Persistence::Shown(Aof::Off),
+            (Some(_), Some(false)) => Persistence::Shown(Aof::Off),
+            (Some(_), _) => {
+                let rewrite = setting("no-appendfsync-on-rewrite");
+                setting("appendfsync")
+                    .and_then(|fsync| Aof::of(&fsync, rewrite.as_deref()))
+                    .map_or(Persistence::Hidden { aof_enabled: Some(true) }, Persistence::Shown)
+            }
         };
         Self {
             product: greeting.product.clone(),
@@ -147,7 +128,11 @@ impl ServerFacts {
             tracing::warn!(policy, "the server deletes events and positions when its memory is full");
         }
         if config.confirmation.aof {
-            if self.persistence == Persistence::Memory {
+            let is_off = matches!(
+                self.persistence,
+                Persistence::Shown(Aof::Off) | Persistence::Hidden { aof_enabled: Some(false) }
+            );
+            if is_off {
                 return Some("wait_aof needs appendonly, which is off".to_owned());
             }
             if Version::parse(&self.version).is_none_or(|version| version < WITH_WAITAOF) {
@@ -156,17 +141,6 @@ impl ServerFacts {
             }
         }
         None
-    }
-}
-
-impl Fsync {
-    fn parse(text: &str) -> Option<Self> {
-        match text {
-            "always" => Some(Self::Always),
-            "everysec" => Some(Self::EverySecond),
-            "no" => Some(Self::Never),
-            _ => None,
-        }
     }
 }
 
@@ -209,7 +183,7 @@ pub(super) fn text(value: &Value) -> Option<String> {
 mod tests {
     use super::*;
     use crate::provider::Durability;
-    use crate::provider::redis::{connect, durability};
+    use crate::provider::redis::durability;
 
     fn bulk(text: &str) -> Value {
         Value::BulkString(text.as_bytes().to_vec())
@@ -249,21 +223,37 @@ mod tests {
 
     #[test]
     fn durability_follows_from_what_is_in_force() {
-        let config = |fsync, rewrite| Some([("appendfsync", fsync), ("no-appendfsync-on-rewrite", rewrite)]);
-        for (info, config, expected) in [
-            ("aof_enabled:0\r\n", config("always", "no"), Durability::None),
-            ("aof_enabled:1\r\n", None, Durability::Deferred),
-            ("aof_enabled:1\r\n", config("everysec", "no"), Durability::Deferred),
-            ("aof_enabled:1\r\n", config("no", "no"), Durability::ProcessCrash),
-            ("aof_enabled:1\r\n", config("always", "yes"), Durability::ProcessCrash),
-            ("aof_enabled:1\r\n", config("always", "no"), Durability::PowerLoss),
-            ("", None, Durability::Unknown),
+        let config = |appendonly, fsync, rewrite| {
+            Some([("appendonly", appendonly), ("appendfsync", fsync), ("no-appendfsync-on-rewrite", rewrite)])
+        };
+        for (info, config, is_hidden, expected) in [
+            ("aof_enabled:0\r\n", config("no", "always", "no"), false, Durability::None),
+            ("aof_enabled:0\r\n", config("yes", "always", "no"), false, Durability::None),
+            ("", config("no", "always", "no"), false, Durability::None),
+            ("", config("yes", "always", "no"), false, Durability::PowerLoss),
+            ("aof_enabled:1\r\n", config("yes", "everysec", "no"), false, Durability::Deferred),
+            ("aof_enabled:1\r\n", config("yes", "no", "no"), false, Durability::ProcessCrash),
+            ("aof_enabled:1\r\n", config("yes", "always", "yes"), false, Durability::ProcessCrash),
+            ("aof_enabled:1\r\n", config("yes", "always", "no"), false, Durability::PowerLoss),
+            ("aof_enabled:1\r\n", config("yes", "in another way", "no"), true, Durability::Deferred),
+            ("aof_enabled:1\r\n", None, true, Durability::Deferred),
+            ("aof_enabled:0\r\n", None, true, Durability::None),
+            ("", None, true, Durability::Unknown),
         ] {
             let facts = facts(info, config.as_ref().map(|config| config.as_slice()));
-            let told = connect::persistence(facts.persistence);
-            let in_force = durability::in_force(told, false, None).unwrap();
-            assert_eq!(in_force.durability, expected, "{info:?} {config:?}");
+            let of = |declared| durability::in_force(facts.persistence, false, declared);
+            assert_eq!(of(None).unwrap().durability, expected, "{info:?} {config:?}");
+            if expected < Durability::PowerLoss {
+                let declared = of(Some(Durability::PowerLoss));
+                assert_eq!(
+                    declared.is_ok(),
+                    is_hidden,
+                    "what is hidden can be declared: {info:?} {config:?}"
+                );
+            }
         }
+        let unparsed = facts("aof_enabled:1\r\n", Some(&[]));
+        assert_eq!(unparsed.persistence, Persistence::Hidden { aof_enabled: Some(true) });
     }
 
     #[test]

@@ -87,7 +87,8 @@ pub(super) async fn open(
     } else if greeting.is_replica() {
         return Ok(Opened::ReplicaOf(info.and_then(|info| info.primary(node))));
     }
-    let settings = cmd("CONFIG").arg(&["GET", "appendfsync", "no-appendfsync-on-rewrite"]).take();
+    let settings =
+        cmd("CONFIG").arg(&["GET", "appendonly", "appendfsync", "no-appendfsync-on-rewrite"]).take();
     let settings = opening.ask_if_permitted(settings).await?;
     let facts = ServerFacts::new(&greeting, info.as_ref(), settings.as_ref());
     if let Some(objection) = facts.objection(config) {

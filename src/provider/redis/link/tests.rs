@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use self::servers::{Server, eventually};
 use super::*;
 use crate::error::EventError;
+use crate::provider::redis::durability::{Aof, Persistence};
 use crate::provider::redis::keys::Keys;
 use crate::provider::redis::script::Script;
 

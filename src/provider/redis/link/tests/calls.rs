@@ -17,7 +17,7 @@ async fn a_link_calls_scripts_and_receives_messages() {
         let facts = link.server();
         let (product, number) = version.split_once('-').unwrap();
         assert_eq!((facts.product.as_str(), facts.version.as_str()), (product, number));
-        assert_eq!((facts.max_memory, facts.persistence), (Some(0), Persistence::Memory));
+        assert_eq!((facts.max_memory, facts.persistence), (Some(0), Persistence::Shown(Aof::Off)));
         assert_eq!((facts.is_cluster, facts.replication_id.len()), (false, 40));
         let scripts = Info::parse(server.command("INFO memory").await).unwrap();
         let scripts = scripts.field("number_of_cached_scripts").unwrap().parse::<usize>().unwrap();
@@ -36,8 +36,7 @@ async fn a_link_calls_scripts_and_receives_messages() {
 async fn the_log_of_the_server_decides_about_durability() {
     let server = Server::start(REFERENCE, "appendonly yes\nappendfsync always").await;
     let (link, _) = connect(config(server.node())).await.unwrap();
-    let always = Persistence::Log { fsync: Some(Fsync::Always), pauses_for_rewrite: false };
-    assert_eq!(link.server().persistence, always);
+    assert_eq!(link.server().persistence, Persistence::Shown(Aof::Always));
 }
 
 #[tokio::test]
@@ -133,7 +132,7 @@ async fn a_user_with_few_permissions_can_use_the_link() {
         let (link, _) = connect(config).await.unwrap();
         assert_eq!(link.call("test", &count("a")).await.unwrap(), counted(1, "a"));
         let facts = link.server();
-        assert_eq!((facts.max_memory, facts.persistence), (None, Persistence::Unknown));
+        assert_eq!((facts.max_memory, facts.persistence), (None, Persistence::Hidden { aof_enabled: None }));
         link.check("test").await.unwrap();
 
         let foreign = link.call("test", &Call::new(&COUNT).key("foreign").argument("")).await.unwrap_err();
