@@ -349,12 +349,13 @@ impl<'a> Account<'a> {
         disturbance.to.saturating_add(self.terms.lease * 1_000)
     }
 
-    /// Returns true if a server was killed before it had to have written what was settled at this time.
-    pub(super) fn forgotten(&self, at: u64) -> bool {
+    /// Returns true if a server was killed before it had to have written what it settled at some moment of this time. A
+    /// process that was suspended learns of it late.
+    pub(super) fn forgotten(&self, from: u64, to: u64) -> bool {
         let within = self.terms.forgets_settlements * 1_000;
         self.disturbances
             .iter()
-            .any(|it| it.nemesis.kills_a_server() && it.to >= at && it.from <= at.saturating_add(within))
+            .any(|it| it.nemesis.kills_a_server() && it.to >= from && it.from <= to.saturating_add(within))
     }
 
     /// Returns true if a clock jumped in this time. Without a server, it decides how long an id is remembered.

@@ -330,6 +330,22 @@ fn a_promotion_may_forget_what_was_settled_shortly_before() {
     earlier.terms(|terms| terms.forgets_settlements = 100);
     earlier.nemesis(128, 300, Nemesis::Promotion, None);
     earlier.is(&[Kind::RedeliveredAfterAck]);
+    // The process was suspended, and learns after the promotion what the server answered before.
+    let late = |begun| {
+        with(|run| {
+            run.remove(
+                |fact| matches!(fact, Fact::AckConfirmed { consumer, sequence: 2 } if consumer == "own"),
+            );
+            run.remove(|fact| matches!(fact, Fact::AckBegun { consumer, sequence: 2 } if consumer == "own"));
+            run.add(begun, A, ack_begun("own", 2));
+            run.add(40, A, confirmed("own", 2));
+            run.add(120, A, delivered("own", 2, 2));
+            run.terms(|terms| terms.forgets_settlements = 100);
+            run.nemesis(25, 30, Nemesis::Promotion, None);
+        })
+    };
+    late(28).is(&[]);
+    late(31).is(&[Kind::RedeliveredAfterAck]);
 }
 
 #[test]
