@@ -247,8 +247,15 @@ impl<'a> Account<'a> {
                 self.handled(spot, consumer, *sequence).naks.push((spot, *attempt));
             }
             Fact::Term { consumer, sequence } => self.handled(spot, consumer, *sequence).terms.push(spot),
-            Fact::DeadLettered { consumer, sequence } => {
-                self.handled(spot, consumer, *sequence).letters.push(spot);
+            Fact::DeadLettered { consumer, sequence, id } => {
+                let is_it = self.stored.get(sequence).is_some_and(|stored| stored.id == *id);
+                let consumer = self.consumers.entry(consumer).or_default();
+                let handled = if is_it || !self.terms.reuses_sequences {
+                    consumer.handled(spot.journal, *sequence)
+                } else {
+                    consumer.lost.entry((*sequence, id)).or_default()
+                };
+                handled.letters.push(spot);
             }
             _ => {}
         }
