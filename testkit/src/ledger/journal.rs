@@ -176,6 +176,8 @@ pub enum Fact {
         consumer: String,
         /// Sequence of the event.
         sequence: u64,
+        /// Id of the event. The process may have received another one under its sequence meanwhile.
+        id: String,
     },
     /// The bus answered a health check.
     Health {

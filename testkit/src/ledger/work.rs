@@ -320,9 +320,9 @@ impl DlqHandler for Noted {
 
     async fn keep_letter(&self, letter: DeadLetter) -> Result<DeadLetterReceipt> {
         let consumer = letter.subscriber.clone().or_else(|| letter.consumer.clone()).unwrap_or_default();
-        let sequence = letter.event.sequence;
+        let (sequence, id) = (letter.event.sequence, letter.event.event.id.clone());
         let receipt = self.letters.keep_letter(letter).await?;
-        self.journal.note(Fact::DeadLettered { consumer, sequence });
+        self.journal.note(Fact::DeadLettered { consumer, sequence, id });
         Ok(receipt)
     }
 

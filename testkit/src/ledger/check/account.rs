@@ -247,8 +247,15 @@ impl<'a> Account<'a> {
                 self.handled(spot, consumer, *sequence).naks.push((spot, *attempt));
             }
             Fact::Term { consumer, sequence } => self.handled(spot, consumer, *sequence).terms.push(spot),
-            Fact::DeadLettered { consumer, sequence } => {
-                self.handled(spot, consumer, *sequence).letters.push(spot);
+            Fact::DeadLettered { consumer, sequence, id } => {
+                let is_it = self.stored.get(sequence).is_some_and(|stored| stored.id == *id);
+                let consumer = self.consumers.entry(consumer).or_default();
+                let handled = if is_it || !self.terms.reuses_sequences {
+                    consumer.handled(spot.journal, *sequence)
+                } else {
+                    consumer.lost.entry((*sequence, id)).or_default()
+                };
+                handled.letters.push(spot);
             }
             _ => {}
         }
@@ -349,12 +356,13 @@ impl<'a> Account<'a> {
         disturbance.to.saturating_add(self.terms.lease * 1_000)
     }
 
-    /// Returns true if a server was killed before it had to have written what was settled at this time.
-    pub(super) fn forgotten(&self, at: u64) -> bool {
+    /// Returns true if a server was killed before it had to have written what it settled at some moment of this time. A
+    /// process that was suspended learns of it late.
+    pub(super) fn forgotten(&self, from: u64, to: u64) -> bool {
         let within = self.terms.forgets_settlements * 1_000;
         self.disturbances
             .iter()
-            .any(|it| it.nemesis.kills_a_server() && it.to >= at && it.from <= at.saturating_add(within))
+            .any(|it| it.nemesis.kills_a_server() && it.to >= from && it.from <= to.saturating_add(within))
     }
 
     /// Returns true if a clock jumped in this time. Without a server, it decides how long an id is remembered.

@@ -42,14 +42,14 @@ fn check_redelivery(
             |at: u64| handled.deliveries.iter().filter(is_newer).find(move |received| received.spot.at > at);
         if let Some(confirmed) = ack.confirmed
             && let Some(again) = after(confirmed.at)
-            && !account.forgotten(confirmed.at)
+            && !account.forgotten(ack.begun.at, confirmed.at)
             && (account.terms.fenced || !account.disturbed(ack.life, published_at, confirmed.at))
         {
             let what = format!("sequence {sequence} came to {name} after its ack was confirmed");
             verdicts.push(account.verdict(Kind::RedeliveredAfterAck, what, &[confirmed, again.spot]));
         } else if let Some(stopped) = life.stopped_in_order()
             && let Some(again) = after(stopped.at)
-            && !account.forgotten(ack.begun.at)
+            && !account.forgotten(ack.begun.at, ack.begun.at)
             && !account.disturbed(ack.life, published_at, ack.begun.at + account.terms.lease * 1_000)
         {
             let what = format!(
@@ -85,7 +85,7 @@ fn check_attempts(
         let [before, after] = pair else { continue };
         if after.attempt <= before.attempt
             && is_comparable(before, after)
-            && !account.forgotten(before.spot.at)
+            && !account.forgotten(before.spot.at, before.spot.at)
             && !account.disturbed(after.life, published_at, after.spot.at)
         {
             let what = format!(

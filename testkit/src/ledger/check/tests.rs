@@ -36,6 +36,10 @@ fn confirmed(consumer: &str, sequence: u64) -> Fact {
     Fact::AckConfirmed { consumer: consumer.into(), sequence }
 }
 
+fn dead_lettered(id: &str, consumer: &str, sequence: u64) -> Fact {
+    Fact::DeadLettered { consumer: consumer.into(), sequence, id: id.into() }
+}
+
 fn begun(id: &str) -> Fact {
     Fact::PublishBegun { id: id.into(), key: "same".into() }
 }
@@ -84,7 +88,7 @@ fn sound() -> Run {
         run.add(first + 61, name, ack_begun(consumer, 3));
         run.add(first + 62, name, confirmed(consumer, 3));
         run.add(first + 10, name, Fact::Term { consumer: consumer.into(), sequence: 4 });
-        run.add(first + 11, name, Fact::DeadLettered { consumer: consumer.into(), sequence: 4 });
+        run.add(first + 11, name, dead_lettered("e4", consumer, 4));
         run.finale.letters.push(Letter::new(consumer, 4, "e4", 1_000 + first));
         run.finale.consumers.push(Position::new(consumer, 0, 0));
     }
@@ -296,16 +300,15 @@ fn an_event_that_was_lost_in_a_failover_is_not_taken_for_the_one_that_has_its_se
         run
     };
     let acked = [ack_begun("own", 2), confirmed("own", 2)];
-    let (consumer, sequence) = ("own".to_owned(), 2);
-    let given_up = [Fact::Term { consumer: consumer.clone(), sequence }];
-    let written = [given_up[0].clone(), Fact::DeadLettered { consumer, sequence }];
+    let given_up = [Fact::Term { consumer: "own".into(), sequence: 2 }];
+    let written = |id: &str| [given_up[0].clone(), dead_lettered(id, "own", 2)];
     // Another event, and another copy of the same one, which is stored later.
     for id in ["lost", "e2"] {
         strict(id, None, &[]).is(&[Kind::AttemptWentBack]);
         lost(id, None, &acked).is(&[]);
         lost(id, None, &given_up).is(&[]);
-        lost(id, None, &written).is(&[Kind::LetterMissing]);
-        lost(id, Some(id), &written).is(&[]);
+        lost(id, None, &written(id)).is(&[Kind::LetterMissing]);
+        lost(id, Some(id), &written(id)).is(&[]);
         lost(id, Some(id), &acked).is(&[Kind::LetterWithoutCause]);
         // What a process does with it says nothing about the other one.
         let mut unheard = lost(id, None, &acked);
@@ -315,7 +318,11 @@ fn an_event_that_was_lost_in_a_failover_is_not_taken_for_the_one_that_has_its_se
         unheard.notes.retain(|(time, _, fact)| !is_other((*time, fact)));
         unheard.is(&[Kind::Undelivered, Kind::OutOfOrder]);
     }
-    lost("lost", Some("e2"), &written).is(&[Kind::LetterMissing, Kind::LetterWithoutCause]);
+    lost("lost", Some("e2"), &written("lost")).is(&[Kind::LetterMissing, Kind::LetterWithoutCause]);
+    // The letter is stored after the process has received the other one.
+    let mut late = lost("lost", Some("lost"), &given_up);
+    late.add(60, A, dead_lettered("lost", "own", 2));
+    late.is(&[]);
 }
 
 #[test]
@@ -330,6 +337,22 @@ fn a_promotion_may_forget_what_was_settled_shortly_before() {
     earlier.terms(|terms| terms.forgets_settlements = 100);
     earlier.nemesis(128, 300, Nemesis::Promotion, None);
     earlier.is(&[Kind::RedeliveredAfterAck]);
+    // The process was suspended, and learns after the promotion what the server answered before.
+    let late = |begun| {
+        with(|run| {
+            run.remove(
+                |fact| matches!(fact, Fact::AckConfirmed { consumer, sequence: 2 } if consumer == "own"),
+            );
+            run.remove(|fact| matches!(fact, Fact::AckBegun { consumer, sequence: 2 } if consumer == "own"));
+            run.add(begun, A, ack_begun("own", 2));
+            run.add(40, A, confirmed("own", 2));
+            run.add(120, A, delivered("own", 2, 2));
+            run.terms(|terms| terms.forgets_settlements = 100);
+            run.nemesis(25, 30, Nemesis::Promotion, None);
+        })
+    };
+    late(28).is(&[]);
+    late(31).is(&[Kind::RedeliveredAfterAck]);
 }
 
 #[test]
