@@ -1,6 +1,7 @@
 //! Other programs that read and write the stream on the server.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::process::Command;
 
 use a3s_event::{ErrorKind, EventError};
@@ -101,6 +102,53 @@ async fn a_record_of_another_program_stops_nothing() {
         let history = provider.history(None, 10).await.unwrap();
         let numbers: Vec<_> = history.iter().map(|event| event.payload.as_u64().unwrap()).collect();
         assert_eq!(numbers, [3, 2, 1]);
+        publish_numbers(&provider, 4..=4).await;
+        assert_eq!(next(&mut *member).await.event().payload, 4);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_python_client_reads_the_log_and_the_group() {
+    /// Prints the numbers in the log and the lag of the group, adds a record of its own, and reads through the group.
+    const PROGRAM: &str = r#"
+import json, sys, redis
+client = redis.Redis(port=int(sys.argv[1]))
+log = sys.argv[2]
+records = client.xrange(log)
+group, = client.xinfo_groups(log)
+client.xadd(log, {"name": "someone"})
+client.xreadgroup(group["name"], "someone", {log: ">"})
+print(json.dumps({
+    "numbers": [json.loads(fields[b"e"])["payload"] for _, fields in records],
+    "group": group["name"].decode(),
+    "lag": group["lag"],
+}))
+"#;
+    let packages = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/python/redis-8.1.0");
+    assert!(packages.is_dir(), "the Python client is not there: run scripts/fetch-python-packages");
+    on_each(async |_, binary| {
+        let server = RedisServer::start_binary(&binary, "").await;
+        let provider = RedisProvider::connect(config(&server).mirror_groups(true)).await.unwrap();
+        let mut member = provider.subscribe_durable("worker", FILTER).await.unwrap();
+        publish_numbers(&provider, 1..=3).await;
+        next(&mut *member).await.ack_confirmed().await.unwrap();
+        let python = std::env::var_os("A3S_EVENT_PYTHON").unwrap_or_else(|| "python3".into());
+        let ran = Command::new(python)
+            .args(["-c", PROGRAM, &server.port().to_string(), LOG])
+            .env("PYTHONPATH", &packages)
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .output()
+            .unwrap();
+        assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+        let said: serde_json::Value = serde_json::from_slice(&ran.stdout).unwrap();
+        assert_eq!(said, serde_json::json!({"numbers": [1, 2, 3], "group": "worker", "lag": 2}));
+        for number in 2..=3 {
+            let delivery = next(&mut *member).await;
+            assert_eq!(delivery.event().payload, number);
+            delivery.ack_confirmed().await.unwrap();
+        }
+        assert_eq!(member.next_delivery().await.unwrap_err().kind(), ErrorKind::Undecodable);
         publish_numbers(&provider, 4..=4).await;
         assert_eq!(next(&mut *member).await.event().payload, 4);
     })

@@ -12,11 +12,9 @@ use serde_json::{Map, Value, json};
 
 use super::{cloud_events, comparable};
 
-const VERSION: &str = "2.2.0";
-
 fn packages() -> PathBuf {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/cloudevents-python").join(VERSION);
-    assert!(folder.is_dir(), "the Python SDK is not there: run scripts/fetch-cloudevents-python");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/python/cloudevents-2.2.0");
+    assert!(folder.is_dir(), "the Python SDK is not there: run scripts/fetch-python-packages");
     folder
 }
 
