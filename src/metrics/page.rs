@@ -65,7 +65,7 @@ const NOTES: [Note; 28] = [
         "a3s_event_stale_acks_total",
         "acks",
         "a3s_event.stale_acks",
-        "grows: handlers outlive their leases; only SQLite can detect and count this",
+        "grows: handlers outlive their leases; SQLite and Redis detect and count this",
     ),
     note(
         "a3s_event_connected",
