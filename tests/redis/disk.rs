@@ -41,7 +41,7 @@ impl Slow {
         let folder = tempfile::tempdir().unwrap();
         let held = folder.path().join("held");
         let environment =
-            [("LD_PRELOAD", library.to_str().unwrap()), ("A3S_EVENT_SLOW_SYNC", held.to_str().unwrap())];
+            [("LD_PRELOAD", library.to_str().unwrap()), ("A3S_EVENT_TEST_SLOW_SYNC", held.to_str().unwrap())];
         let server = RedisServer::start_in(binary, "appendfsync everysec", &environment).await;
         Self { server, held, _folder: folder }
     }

@@ -175,10 +175,10 @@ async fn a_server_gets_the_environment_of_a_test_also_when_it_starts_again() {
     on_each(async |binary| {
         // A server that shows a title in the list of processes overwrites its environment there.
         let config = "set-proc-title no";
-        let mut server = RedisServer::start_in(&binary, config, &[("A3S_EVENT_CANARY", "1")]).await;
+        let mut server = RedisServer::start_in(&binary, config, &[("A3S_EVENT_TEST_CANARY", "1")]).await;
         let has_it = |server: &RedisServer| {
             let environment = std::fs::read(format!("/proc/{}/environ", server.process_id())).unwrap();
-            environment.split(|byte| *byte == 0).any(|variable| variable == b"A3S_EVENT_CANARY=1")
+            environment.split(|byte| *byte == 0).any(|variable| variable == b"A3S_EVENT_TEST_CANARY=1")
         };
         assert!(has_it(&server));
         server.restart().await;
