@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use a3s_event_testkit::servers::nats::NatsServer;
+use a3s_event_testkit::servers::redis::RedisServer;
+
 /// Timeout of every wait.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -125,12 +128,15 @@ fn the_service_publishes_handles_measures_and_ends_in_order() {
     assert!(!said.contains("billed"), "{said}");
 }
 
-#[test]
-fn the_quickstart_continues_where_it_stopped() {
+#[tokio::test]
+async fn the_quickstart_continues_where_it_stopped() {
     let folder = tempfile::tempdir().unwrap();
-    let url = format!("sqlite:{}", folder.path().join("quakes.db").display());
-    for (left, handled) in [(0, 362), (10, 372)] {
-        let ran = example("quickstart").arg(&url).output().unwrap();
+    let server = RedisServer::start().await;
+    let file = format!("sqlite:{}", folder.path().join("quakes.db").display());
+    for (url, left, handled) in
+        [(&file, 0, 362), (&file, 10, 372), (&server.url(), 0, 362), (&server.url(), 10, 372)]
+    {
+        let ran = example("quickstart").arg(url).output().unwrap();
         let said = String::from_utf8(ran.stdout).unwrap();
         assert!(ran.status.success(), "{said}");
         assert!(said.contains(&format!("continues with {left} events that earlier runs left")), "{said}");
@@ -144,15 +150,14 @@ fn the_quickstart_continues_where_it_stopped() {
 
 #[tokio::test]
 async fn one_program_says_the_same_on_every_backend() {
-    let server = a3s_event_testkit::servers::nats::NatsServer::start().await;
-    let ran = example("memory_to_nats")
-        .args(["memory://", "sqlite::memory:", &format!("{}/EXAMPLE", server.url())])
-        .output();
+    let (nats, redis) = tokio::join!(NatsServer::start(), RedisServer::start());
+    let (nats_url, redis_url) = (format!("{}/EXAMPLE", nats.url()), format!("{}/example", redis.url()));
+    let ran = example("every_backend").args(["memory://", "sqlite::memory:", &nats_url, &redis_url]).output();
     let ran = ran.unwrap();
     let said = String::from_utf8(ran.stdout).unwrap();
     assert!(ran.status.success(), "{said}{}", String::from_utf8_lossy(&ran.stderr));
     for promise in ["a repeated publish is a duplicate: true", "a nacked event is redelivered: true"] {
-        assert_eq!(said.matches(promise).count(), 3, "{said}");
+        assert_eq!(said.matches(promise).count(), 4, "{said}");
     }
 }
 

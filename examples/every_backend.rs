@@ -1,8 +1,8 @@
 //! One program on every backend: the URL decides where the events are kept.
 //!
 //! ```text
-//! cargo run --example memory_to_nats
-//! cargo run --example memory_to_nats --features sqlite -- memory:// sqlite::memory: nats://127.0.0.1:4222/EXAMPLE
+//! cargo run --example every_backend
+//! cargo run --example every_backend --features redis,sqlite -- memory:// sqlite::memory: nats://127.0.0.1/EXAMPLE redis://127.0.0.1/example
 //! ```
 //!
 //! Each argument is the URL of a bus; the default is `memory://`. A NATS server needs JetStream: `nats-server -js`.
