@@ -46,8 +46,8 @@ async fn main() -> Outcome<()> {
     // A durable consumer. Its handler runs up to 4 events at a time; a failed one is retried after 100 ms.
     let policy = RetryPolicy::default().attempts(3).backoff(Backoff::list([Duration::from_millis(100)]));
     let consumer = bus.consumer(CONSUMER).subject("events.quake.>").concurrency(4).policy(policy);
+    println!("{CONSUMER} continues with {} events that earlier runs left\n", unhandled(&bus).await?);
     let consumer = consumer.handle_typed(assess).await?;
-    println!("{CONSUMER} continues with {} events that earlier runs left\n", consumer.lag().await?);
 
     let mut quakes = read_feed()?;
     let later = quakes.split_off(quakes.len() - LEFT_FOR_THE_NEXT_RUN);
@@ -103,9 +103,15 @@ async fn publish(bus: &EventBus, events: &[Event]) -> Outcome<()> {
     Ok(())
 }
 
+/// Returns the number of events that the consumer has not handled.
+async fn unhandled(bus: &EventBus) -> a3s_event::Result<u64> {
+    let consumers = bus.consumers_of(CONSUMER).await?;
+    Ok(consumers.iter().map(|consumer| consumer.lag + consumer.pending).sum())
+}
+
 async fn until_all_is_handled(bus: &EventBus) -> Outcome<()> {
     let handled = async {
-        while bus.consumers_of(CONSUMER).await?.iter().any(|consumer| consumer.lag + consumer.pending > 0) {
+        while unhandled(bus).await? > 0 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         Ok::<_, a3s_event::EventError>(())
