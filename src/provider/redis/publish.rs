@@ -1,9 +1,11 @@
-//! Publishing. One call is in flight; what is published meanwhile shares the next one, because a call costs the server more
-//! than an event.
+//! Publishing. Few calls are in flight; what is published meanwhile shares the next one, because a call costs the server
+//! more than an event.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
@@ -18,8 +20,12 @@ use crate::provider::PublishReceipt;
 use crate::provider::driver::Checked;
 use crate::provider::support::{OwnedTask, closed};
 
-/// Maximum number of publishes that wait for the call in flight, besides those of one call.
+/// Maximum number of publishes that wait, besides those of the calls in flight.
 const MAX_WAITING: usize = 1_024;
+
+/// Maximum number of calls in flight, so that the server works on one while the next one is made. No caller has events in
+/// both, so their order does not matter.
+const MOST_IN_FLIGHT: usize = 2;
 
 /// The task that publishes.
 pub(super) struct Publisher {
@@ -168,28 +174,44 @@ fn again(error: &EventError, count: usize) -> Vec<Result<PublishReceipt>> {
 }
 
 async fn publish_all(stream: Arc<Stream>, mut jobs: mpsc::Receiver<Job>) {
-    let (max_events, max_bytes) = (stream.config.commit_max_events, stream.config.commit_max_bytes);
-    while let Some(first) = jobs.recv().await {
-        let size = |job: &Job| job.events.iter().map(|event| event.json.len()).sum::<usize>();
-        let (mut events, mut bytes) = (first.events.len(), size(&first));
-        let mut batch = vec![first];
-        while events < max_events
-            && bytes < max_bytes
-            && let Ok(job) = jobs.try_recv()
-        {
-            events += job.events.len();
-            bytes += size(&job);
-            batch.push(job);
-        }
-        let mut has_surplus = store(&stream, batch).await;
-        while has_surplus {
+    // While the server waits for a copy, another call would only wait behind it.
+    let waits = stream.config.wait_replicas > 0 || stream.config.wait_aof;
+    let most = if waits { 1 } else { MOST_IN_FLIGHT };
+    let mut in_flight = FuturesUnordered::new();
+    let mut has_surplus = false;
+    loop {
+        // Each publish drops some, too.
+        if has_surplus && in_flight.is_empty() && jobs.is_empty() {
             has_surplus = drop_surplus(&stream).await;
-            if !jobs.is_empty() {
-                // The next call drops some, too.
-                break;
-            }
+            continue;
+        }
+        tokio::select! {
+            biased;
+            Some(left) = in_flight.next() => has_surplus = left,
+            job = jobs.recv(), if in_flight.len() < most => match job {
+                Some(first) => in_flight.push(store(&stream, share(&stream, first, &mut jobs))),
+                None => break,
+            },
         }
     }
+    while in_flight.next().await.is_some() {}
+}
+
+/// Adds what waits to the first job of a call, as far as a call takes it.
+fn share(stream: &Stream, first: Job, jobs: &mut mpsc::Receiver<Job>) -> Vec<Job> {
+    let (max_events, max_bytes) = (stream.config.commit_max_events, stream.config.commit_max_bytes);
+    let size = |job: &Job| job.events.iter().map(|event| event.json.len()).sum::<usize>();
+    let (mut events, mut bytes) = (first.events.len(), size(&first));
+    let mut batch = vec![first];
+    while events < max_events
+        && bytes < max_bytes
+        && let Ok(job) = jobs.try_recv()
+    {
+        events += job.events.len();
+        bytes += size(&job);
+        batch.push(job);
+    }
+    batch
 }
 
 /// Stores the events of some callers, and tells each one. Returns `true` if more than the limits allow is stored.
