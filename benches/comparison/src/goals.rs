@@ -4,8 +4,8 @@ use std::path::Path;
 
 use crate::board::Board;
 use crate::{
-    AT_LIMIT, BUS, CLOUD_EVENT, CONSUME, CONSUME_IN_BATCHES, FAN_OUT, HISTORY, IN_BATCHES, MANY_CALLERS, NEXT, NEXT_IN_MEMORY,
-    ONE_CALLER, ONE_TO_ONE, OURS, RARE,
+    AT_LIMIT, BUS, CLOUD_EVENT, CONSUME, CONSUME_IN_BATCHES, FAN_OUT, HISTORY, IN_BATCHES, MANY_CALLERS,
+    NEXT, NEXT_IN_MEMORY, ONE_CALLER, ONE_TO_ONE, OURS, RARE,
 };
 
 const RAW_NATS: &str = "async-nats";
@@ -38,9 +38,24 @@ const GOALS: &[(&str, &str, &str, f64)] = &[
     ("redis", MANY_CALLERS, RAW_REDIS, 0.6),
     ("redis", CONSUME_IN_BATCHES, RAW_REDIS, 0.55),
     ("redis", "per second of the server's CPU: publish in batches of 1,000", RAW_REDIS, 1.0 / 2.5),
-    ("redis", "per second of the server's CPU: publish in batches of 1,000, with a msg_id", RAW_REDIS, 1.0 / 3.5),
-    ("redis", "per second of the server's CPU: durable consumer: receive and ack what is stored", RAW_REDIS, 1.0 / 3.5),
-    ("redis", "per second of the server's CPU: durable consumer: receive and ack in batches of 500", RAW_REDIS, 1.0 / 2.2),
+    (
+        "redis",
+        "per second of the server's CPU: publish in batches of 1,000, with a msg_id",
+        RAW_REDIS,
+        1.0 / 3.5,
+    ),
+    (
+        "redis",
+        "per second of the server's CPU: durable consumer: receive and ack what is stored",
+        RAW_REDIS,
+        1.0 / 3.5,
+    ),
+    (
+        "redis",
+        "per second of the server's CPU: durable consumer: receive and ack in batches of 500",
+        RAW_REDIS,
+        1.0 / 2.2,
+    ),
     ("sqlite", HISTORY, "rusqlite", 1.0),
     ("sqlite", HISTORY, "rusqlite, in spawn_blocking", 1.0),
     ("sqlite", CONSUME, "rusqlite", 0.8),

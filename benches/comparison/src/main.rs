@@ -9,6 +9,7 @@ mod earlier;
 mod goals;
 mod memory;
 mod nats;
+mod ours;
 mod page;
 mod parts;
 #[path = "../../support/raw_sqlite.rs"]

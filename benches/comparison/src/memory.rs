@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use a3s_event::PublishRequest;
-use a3s_event::{DeliverPolicy, Event, EventProvider, MemoryProvider, SubscribeOptions};
+use a3s_event::{Event, EventProvider, MemoryProvider};
 use futures_util::future::join_all;
 use published::provider::EventProvider as _;
 use tokio::sync::{broadcast, mpsc};
 
 use crate::board::Board;
+use crate::ours;
 use crate::support::{self, Receipts};
 use crate::{
     AT_LIMIT, BATCH, BURST, CALLERS, CONSUME, FAN_OUT, FILTER, HISTORY, IN_BATCHES, MANY_CALLERS, NEWEST,
@@ -60,7 +60,7 @@ async fn one_caller(board: &mut Board) {
     let provider = theirs(0);
     board.time(ONE_CALLER, PUBLISHED, MANY, publish_theirs(&*provider, &their_event, MANY)).await;
     let provider = ours(0);
-    board.time(ONE_CALLER, OURS, MANY, publish_ours(&*provider, &event, MANY)).await;
+    board.time(ONE_CALLER, OURS, MANY, ours::publish(&*provider, &event, MANY)).await;
 }
 
 async fn at_the_limit(board: &mut Board) {
@@ -69,8 +69,8 @@ async fn at_the_limit(board: &mut Board) {
     publish_theirs(&*provider, &their_event, LIMIT).await;
     board.time(AT_LIMIT, PUBLISHED, 500, publish_theirs(&*provider, &their_event, 500)).await;
     let provider = ours(LIMIT);
-    publish_ours(&*provider, &event, LIMIT).await;
-    board.time(AT_LIMIT, OURS, MANY, publish_ours(&*provider, &event, MANY)).await;
+    ours::publish(&*provider, &event, LIMIT).await;
+    board.time(AT_LIMIT, OURS, MANY, ours::publish(&*provider, &event, MANY)).await;
 }
 
 async fn in_batches(board: &mut Board) {
@@ -81,17 +81,7 @@ async fn in_batches(board: &mut Board) {
     let provider = theirs(0);
     board.time(IN_BATCHES, PUBLISHED, count, publish_theirs(&*provider, &their_event, count)).await;
     let provider = ours(0);
-    let batch = vec![event; BATCH];
-    let batch: Vec<_> = batch.iter().map(PublishRequest::from).collect();
-    board
-        .time(IN_BATCHES, OURS, count, async {
-            for _ in 0..count / BATCH {
-                for result in provider.publish_batch(&batch).await {
-                    result.unwrap();
-                }
-            }
-        })
-        .await;
+    board.time(IN_BATCHES, OURS, count, ours::publish_in_batches(&*provider, &event, count)).await;
 }
 
 async fn many_callers(board: &mut Board) {
@@ -119,7 +109,7 @@ async fn many_callers(board: &mut Board) {
     let callers = async {
         let callers = (0..CALLERS).map(|_| {
             let (provider, event) = (Arc::clone(&provider), event.clone());
-            tokio::spawn(async move { publish_ours(&*provider, &event, each).await })
+            tokio::spawn(async move { ours::publish(&*provider, &event, each).await })
         });
         join_all(callers).await.into_iter().for_each(Result::unwrap);
     };
@@ -247,26 +237,7 @@ async fn fan_out(board: &mut Board) {
     readers.iter().for_each(tokio::task::JoinHandle::abort);
 
     let provider = ours(LIMIT * 10);
-    let receipts = Arc::new(Receipts::default());
-    let from_now_on = SubscribeOptions { deliver_policy: DeliverPolicy::New, ..SubscribeOptions::default() };
-    for _ in 0..READERS {
-        let mut subscription = provider.subscribe_with_options(FILTER, &from_now_on).await.unwrap();
-        let receipts = Arc::clone(&receipts);
-        tokio::spawn(async move {
-            while let Ok(Some(delivery)) = subscription.next_delivery().await {
-                delivery.ack().await.unwrap();
-                receipts.one();
-            }
-        });
-    }
-    board
-        .time(FAN_OUT, OURS, deliveries, async {
-            for _ in 0..BURSTS {
-                let publish = async || publish_ours(&*provider, &event, BURST).await;
-                receipts.wait_for(READERS * BURST, publish).await;
-            }
-        })
-        .await;
+    ours::fan_out(board, &*provider, &event, BURSTS).await;
     provider.close().await.unwrap();
 }
 
@@ -323,7 +294,7 @@ async fn consume(board: &mut Board) {
         })
         .await;
     let provider = ours(0);
-    publish_ours(&*provider, &event, WAITING).await;
+    ours::publish(&*provider, &event, WAITING).await;
     let mut subscription = provider.subscribe_durable("worker", FILTER).await.unwrap();
     board
         .time(CONSUME, OURS, WAITING, async {
@@ -337,12 +308,6 @@ async fn consume(board: &mut Board) {
 fn broadcast_all(sender: &broadcast::Sender<Arc<Event>>, event: &Event, count: usize) {
     for _ in 0..count {
         sender.send(Arc::new(event.clone())).unwrap();
-    }
-}
-
-pub(crate) async fn publish_ours(provider: &dyn EventProvider, event: &Event, count: usize) {
-    for _ in 0..count {
-        provider.publish(event).await.unwrap();
     }
 }
 

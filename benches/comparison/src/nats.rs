@@ -4,10 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use a3s_event::provider::PublishRequest;
-use a3s_event::{
-    DeliverPolicy, Event, EventProvider, NatsConfig, NatsProvider, SubscribeOptions, Subscription,
-};
+use a3s_event::{Event, EventProvider, NatsConfig, NatsProvider, Subscription};
 use a3s_event_testkit::NatsServer;
 use async_nats::jetstream::consumer::{self, pull};
 use async_nats::jetstream::{self, stream};
@@ -17,7 +14,8 @@ use published::provider::EventProvider as _;
 
 use crate::board::Board;
 use crate::earlier::{published as v0_3_0, published_0_2_0 as v0_2_0, published_0_4_0 as v0_4_0};
-use crate::memory::{publish_ours, publish_theirs};
+use crate::memory::publish_theirs;
+use crate::ours;
 use crate::support::{self, Receipts};
 use crate::{
     BATCH, BURST, CALLERS, CONSUME, FAN_OUT, FILTER, HISTORY, IN_BATCHES, MANY_CALLERS, NEWEST, NEXT,
@@ -114,13 +112,7 @@ impl Sides {
     }
 
     async fn publish_ours_in_batches(&self, count: usize) {
-        let batch = vec![self.event.clone(); BATCH];
-        let batch: Vec<_> = batch.iter().map(PublishRequest::from).collect();
-        for _ in 0..count / BATCH {
-            for answer in self.ours.publish_batch(&batch).await {
-                answer.unwrap();
-            }
-        }
+        ours::publish_in_batches(&*self.ours, &self.event, count).await;
     }
 
     async fn read_raw(&self, is_confirmed: bool) {
@@ -176,7 +168,7 @@ pub(crate) fn measure(board: &mut Board) {
 async fn publishing(board: &mut Board, sides: &Arc<Sides>) {
     board.time(ONE_CALLER, RAW, FEW, sides.publish_raw(FEW)).await;
     board.time(ONE_CALLER, PUBLISHED, FEW, publish_theirs(&*sides.theirs, &sides.their_event, FEW)).await;
-    board.time(ONE_CALLER, OURS, FEW, publish_ours(&*sides.ours, &sides.event, FEW)).await;
+    board.time(ONE_CALLER, OURS, FEW, ours::publish(&*sides.ours, &sides.event, FEW)).await;
 
     let in_batches = async {
         for _ in 0..MANY / BATCH {
@@ -206,7 +198,7 @@ async fn publishing(board: &mut Board, sides: &Arc<Sides>) {
     };
     board.time(MANY_CALLERS, PUBLISHED, count, callers).await;
     let callers = async {
-        let caller = |sides: Arc<Sides>| async move { publish_ours(&*sides.ours, &sides.event, each).await };
+        let caller = |sides: Arc<Sides>| async move { ours::publish(&*sides.ours, &sides.event, each).await };
         join_all((0..CALLERS).map(|_| tokio::spawn(caller(Arc::clone(sides))))).await;
     };
     board.time(MANY_CALLERS, OURS, count, callers).await;
@@ -229,16 +221,7 @@ async fn one_to_one(board: &mut Board, sides: &Sides) {
     board.time(ONE_TO_ONE, v0_2_0::NAME, FEW, sides.v0_2_0.publish_and_read(FEW)).await;
     board.time(ONE_TO_ONE, v0_3_0::NAME, FEW, sides.v0_3_0.publish_and_read(FEW)).await;
     board.time(ONE_TO_ONE, v0_4_0::NAME, FEW, sides.v0_4_0.publish_and_read(FEW)).await;
-    let mut subscription = sides.ours.subscribe_durable("pair", FILTER).await.unwrap();
-    board
-        .time(ONE_TO_ONE, OURS, FEW, async {
-            for _ in 0..FEW {
-                publish_ours(&*sides.ours, &sides.event, 1).await;
-                subscription.next_delivery().await.unwrap().unwrap().ack().await.unwrap();
-            }
-        })
-        .await;
-    sides.ours.unsubscribe("pair").await.unwrap();
+    ours::one_to_one(board, &*sides.ours, &sides.event, FEW).await;
     sides.purge().await;
 }
 
@@ -303,28 +286,7 @@ async fn fan_out(board: &mut Board, sides: &Sides) {
         .await;
     readers.iter().for_each(tokio::task::JoinHandle::abort);
 
-    let receipts = Arc::new(Receipts::default());
-    let mut readers = Vec::new();
-    let from_now_on = SubscribeOptions { deliver_policy: DeliverPolicy::New, ..SubscribeOptions::default() };
-    for _ in 0..READERS {
-        let mut subscription = sides.ours.subscribe_with_options(FILTER, &from_now_on).await.unwrap();
-        let receipts = Arc::clone(&receipts);
-        readers.push(tokio::spawn(async move {
-            while let Ok(Some(delivery)) = subscription.next_delivery().await {
-                delivery.ack().await.unwrap();
-                receipts.one();
-            }
-        }));
-    }
-    board
-        .time(FAN_OUT, OURS, deliveries, async {
-            for _ in 0..BURSTS {
-                let publish = async || publish_ours(&*sides.ours, &sides.event, BURST).await;
-                receipts.wait_for(READERS * BURST, publish).await;
-            }
-        })
-        .await;
-    readers.iter().for_each(tokio::task::JoinHandle::abort);
+    ours::fan_out(board, &*sides.ours, &sides.event, BURSTS).await;
     sides.purge().await;
 }
 
@@ -361,27 +323,9 @@ async fn consume(board: &mut Board, sides: &Sides) {
     board.time(CONSUME, v0_2_0::NAME, MANY, sides.v0_2_0.read_and_ack(MANY)).await;
     board.time(CONSUME, v0_3_0::NAME, MANY, sides.v0_3_0.read_and_ack(MANY)).await;
     board.time(CONSUME, v0_4_0::NAME, MANY, sides.v0_4_0.read_and_ack(MANY)).await;
-    let read = async {
-        let mut subscription = sides.worker().await;
-        for _ in 0..MANY {
-            subscription.next_delivery().await.unwrap().unwrap().ack().await.unwrap();
-        }
-        subscription.close().await.unwrap();
-    };
+    let read = async { ours::receive(sides.worker().await, MANY).await };
     board.time(CONSUME, OURS, MANY, read).await;
-    let read = async {
-        let mut subscription = sides.worker().await;
-        let mut left = MANY;
-        while left > 0 {
-            let batch = subscription.next_batch(500, Duration::from_secs(5)).await.unwrap();
-            assert!(!batch.is_empty(), "{left} events are left");
-            left -= batch.len();
-            for delivery in batch {
-                delivery.unwrap().ack().await.unwrap();
-            }
-        }
-        subscription.close().await.unwrap();
-    };
+    let read = async { ours::receive_in_batches(sides.worker().await, 500, MANY).await };
     board.time(CONSUME, IN_BATCHES_OF_OURS, MANY, read).await;
     sides.purge().await;
 }

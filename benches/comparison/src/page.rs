@@ -39,7 +39,10 @@ pub(crate) fn write(folder: &Path) {
     page = page.replace("{{machine}}", &machine());
     page = page.replace("{{measured}}", &measured(folder));
     page = page.replace("{{nats-server}}", a3s_event_testkit::servers::nats::REFERENCE);
-    page = page.replace("{{redis-server}}", a3s_event_testkit::servers::redis::REFERENCE.trim_start_matches("redis-"));
+    page = page.replace(
+        "{{redis-server}}",
+        a3s_event_testkit::servers::redis::REFERENCE.trim_start_matches("redis-"),
+    );
     page = page.replace("{{redis-crate}}", &versions("redis").join(" and "));
     for name in ["async-nats", "rusqlite", "tokio"] {
         page = page.replace(&format!("{{{{{name}}}}}"), &versions(name).join(" and "));

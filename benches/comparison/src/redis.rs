@@ -2,18 +2,17 @@
 //! server and have a stream each.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use a3s_event::provider::PublishRequest;
 use a3s_event::provider::redis::{RedisConfig, RedisProvider};
-use a3s_event::{DeliverPolicy, Event, EventProvider, PublishOptions, SubscribeOptions, Subscription};
+use a3s_event::{Event, EventProvider, PublishOptions, Subscription};
 use a3s_event_testkit::RedisServer;
 use futures_util::future::join_all;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, Pipeline, cmd};
 
 use crate::board::Board;
-use crate::memory::publish_ours;
+use crate::ours;
 use crate::support::{self, Receipts};
 use crate::{
     BATCH, BURST, CALLERS, CONSUME, CONSUME_IN_BATCHES, FAN_OUT, FILTER, HISTORY, IN_BATCHES,
@@ -29,9 +28,8 @@ const CALL: usize = 500;
 const AHEAD: usize = 16;
 const FEW: usize = 2_000;
 const MANY: usize = 20_000;
-const SOON: Duration = Duration::from_secs(5);
 
-/// What `XREADGROUP` returns: streams of entries, each with its id and its fields.
+/// The reply of `XREADGROUP`: streams of entries, each with its id and its fields.
 type Read = Option<Vec<(String, Vec<(String, Vec<Vec<u8>>)>)>>;
 
 /// The contenders on one server.
@@ -77,11 +75,15 @@ impl Sides {
         }
     }
 
-    async fn publish_ours_in_batches(&self, count: usize, has_ids: bool) {
+    async fn publish_ours_in_batches(&self, count: usize) {
+        ours::publish_in_batches(&*self.ours, &self.event, count).await;
+    }
+
+    async fn publish_ours_with_ids(&self, count: usize) {
+        let events = vec![self.event.clone(); BATCH];
         for batch in 0..count / BATCH {
-            let events = vec![self.event.clone(); BATCH];
             let requests = events.iter().enumerate().map(|(index, event)| {
-                let msg_id = has_ids.then(|| format!("{batch}-{index}"));
+                let msg_id = Some(format!("{batch}-{index}"));
                 PublishRequest::new(event, PublishOptions { msg_id, ..PublishOptions::default() })
             });
             for answer in self.ours.publish_batch(&requests.collect::<Vec<_>>()).await {
@@ -114,7 +116,13 @@ impl Sides {
     }
 
     /// Measures how many events the server handles in a second of its CPU time.
-    async fn on_server(&self, board: &mut Board, what: &str, contender: &str, work: impl Future<Output = ()>) {
+    async fn on_server(
+        &self,
+        board: &mut Board,
+        what: &str,
+        contender: &str,
+        work: impl Future<Output = ()>,
+    ) {
         let before = self.server.used_cpu().await;
         work.await;
         let used = self.server.used_cpu().await - before;
@@ -161,14 +169,14 @@ pub(crate) fn measure(board: &mut Board) {
 
 async fn publishing(board: &mut Board, sides: &Arc<Sides>) {
     board.time(ONE_CALLER, RAW, FEW, sides.publish_raw(FEW)).await;
-    board.time(ONE_CALLER, OURS, FEW, publish_ours(&*sides.ours, &sides.event, FEW)).await;
+    board.time(ONE_CALLER, OURS, FEW, ours::publish(&*sides.ours, &sides.event, FEW)).await;
 
     board.time(IN_BATCHES, RAW, MANY, sides.publish_raw_in_batches(MANY)).await;
-    board.time(IN_BATCHES, OURS, MANY, sides.publish_ours_in_batches(MANY, false)).await;
+    board.time(IN_BATCHES, OURS, MANY, sides.publish_ours_in_batches(MANY)).await;
     sides.on_server(board, IN_BATCHES, RAW, sides.publish_raw_in_batches(MANY)).await;
-    sides.on_server(board, IN_BATCHES, OURS, sides.publish_ours_in_batches(MANY, false)).await;
+    sides.on_server(board, IN_BATCHES, OURS, sides.publish_ours_in_batches(MANY)).await;
     sides.on_server(board, IN_BATCHES_WITH_IDS, RAW, sides.publish_raw_in_batches(MANY)).await;
-    sides.on_server(board, IN_BATCHES_WITH_IDS, OURS, sides.publish_ours_in_batches(MANY, true)).await;
+    sides.on_server(board, IN_BATCHES_WITH_IDS, OURS, sides.publish_ours_with_ids(MANY)).await;
 
     let each = MANY / CALLERS;
     let count = each * CALLERS;
@@ -178,7 +186,7 @@ async fn publishing(board: &mut Board, sides: &Arc<Sides>) {
     };
     board.time(MANY_CALLERS, RAW, count, callers).await;
     let callers = async {
-        let caller = |sides: Arc<Sides>| async move { publish_ours(&*sides.ours, &sides.event, each).await };
+        let caller = |sides: Arc<Sides>| async move { ours::publish(&*sides.ours, &sides.event, each).await };
         join_all((0..CALLERS).map(|_| tokio::spawn(caller(Arc::clone(sides))))).await;
     };
     board.time(MANY_CALLERS, OURS, count, callers).await;
@@ -197,16 +205,7 @@ async fn one_to_one(board: &mut Board, sides: &Sides) {
             }
         })
         .await;
-    let mut subscription = sides.ours.subscribe_durable("pair", FILTER).await.unwrap();
-    board
-        .time(ONE_TO_ONE, OURS, FEW, async {
-            for _ in 0..FEW {
-                publish_ours(&*sides.ours, &sides.event, 1).await;
-                subscription.next_delivery().await.unwrap().unwrap().ack().await.unwrap();
-            }
-        })
-        .await;
-    sides.ours.unsubscribe("pair").await.unwrap();
+    ours::one_to_one(board, &*sides.ours, &sides.event, FEW).await;
     sides.clear().await;
 }
 
@@ -242,34 +241,13 @@ async fn fan_out(board: &mut Board, sides: &Sides) {
     readers.iter().for_each(tokio::task::JoinHandle::abort);
     sides.clear().await;
 
-    let receipts = Arc::new(Receipts::default());
-    let mut readers = Vec::new();
-    let from_now_on = SubscribeOptions { deliver_policy: DeliverPolicy::New, ..SubscribeOptions::default() };
-    for _ in 0..READERS {
-        let mut subscription = sides.ours.subscribe_with_options(FILTER, &from_now_on).await.unwrap();
-        let receipts = Arc::clone(&receipts);
-        readers.push(tokio::spawn(async move {
-            while let Ok(Some(delivery)) = subscription.next_delivery().await {
-                delivery.ack().await.unwrap();
-                receipts.one();
-            }
-        }));
-    }
-    board
-        .time(FAN_OUT, OURS, deliveries, async {
-            for _ in 0..BURSTS {
-                let publish = async || publish_ours(&*sides.ours, &sides.event, BURST).await;
-                receipts.wait_for(READERS * BURST, publish).await;
-            }
-        })
-        .await;
-    readers.iter().for_each(tokio::task::JoinHandle::abort);
+    ours::fan_out(board, &*sides.ours, &sides.event, BURSTS).await;
     sides.clear().await;
 }
 
 async fn consume(board: &mut Board, sides: &Sides) {
     sides.publish_raw_in_batches(MANY).await;
-    sides.publish_ours_in_batches(MANY, false).await;
+    sides.publish_ours_in_batches(MANY).await;
 
     board.time(CONSUME, RAW, MANY, one_by_one_raw(sides)).await;
     board.time(CONSUME, OURS, MANY, one_by_one_ours(sides)).await;
@@ -298,11 +276,7 @@ async fn one_by_one_raw(sides: &Sides) {
 }
 
 async fn one_by_one_ours(sides: &Sides) {
-    let mut subscription = sides.worker().await;
-    for _ in 0..MANY {
-        subscription.next_delivery().await.unwrap().unwrap().ack().await.unwrap();
-    }
-    subscription.close().await.unwrap();
+    ours::receive(sides.worker().await, MANY).await;
 }
 
 async fn in_batches_raw(sides: &Sides) {
@@ -318,30 +292,21 @@ async fn in_batches_raw(sides: &Sides) {
 }
 
 async fn in_batches_ours(sides: &Sides) {
-    let mut subscription = sides.worker().await;
-    let mut left = MANY;
-    while left > 0 {
-        let batch = subscription.next_batch(CALL, SOON).await.unwrap();
-        assert!(!batch.is_empty(), "{left} events are left");
-        left -= batch.len();
-        for delivery in batch {
-            delivery.unwrap().ack().await.unwrap();
-        }
-    }
-    subscription.close().await.unwrap();
+    ours::receive_in_batches(sides.worker().await, CALL, MANY).await;
 }
 
 async fn history(board: &mut Board, sides: &Sides) {
     const COUNT: usize = 100;
     sides.publish_raw_in_batches(STORED).await;
-    sides.publish_ours_in_batches(STORED, false).await;
+    sides.publish_ours_in_batches(STORED).await;
     let read = async {
         let mut raw = sides.raw.clone();
         for _ in 0..COUNT {
             let mut newest = cmd("XREVRANGE");
             newest.arg(&[STREAM, "+", "-", "COUNT"]).arg(NEWEST);
             let newest: Vec<(String, Vec<Vec<u8>>)> = newest.query_async(&mut raw).await.unwrap();
-            let events = newest.iter().map(|(_, fields)| serde_json::from_slice::<Event>(&fields[3]).unwrap());
+            let events =
+                newest.iter().map(|(_, fields)| serde_json::from_slice::<Event>(&fields[3]).unwrap());
             assert_eq!(events.count(), NEWEST);
         }
     };

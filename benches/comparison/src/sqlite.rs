@@ -1,9 +1,7 @@
 //! Measures the SQLite provider, and rusqlite with the tables that the same work needs. 0.3.0 has no such provider.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
-use a3s_event::provider::PublishRequest;
 use a3s_event::provider::sqlite::{SqliteConfig, SqliteProvider};
 use a3s_event::{Event, EventProvider};
 use futures_util::future::join_all;
@@ -11,9 +9,9 @@ use rusqlite::{Connection, params};
 use tempfile::TempDir;
 
 use crate::board::Board;
-use crate::memory::publish_ours;
+use crate::ours;
 use crate::raw_sqlite::Raw;
-use crate::support::{self, Receipts};
+use crate::support;
 use crate::{
     BATCH, BURST, CALLERS, CONSUME, FAN_OUT, FILTER, HISTORY, IN_BATCHES, MANY_CALLERS, NEWEST, ONE_CALLER,
     ONE_TO_ONE, OURS, READERS, STORED, events,
@@ -25,7 +23,6 @@ const RAW_OFF_RUNTIME: &str = "rusqlite, in spawn_blocking";
 const OURS_ONE_BY_ONE: &str = "a3s-event, one by one";
 const FEW: usize = 500;
 const MANY: usize = 20_000;
-const SOON: Duration = Duration::from_secs(5);
 
 /// The contenders, each with its own file.
 struct Sides {
@@ -48,13 +45,7 @@ impl Sides {
     }
 
     async fn publish_ours_in_batches(&self, count: usize) {
-        let batch = vec![self.event.clone(); BATCH];
-        let batch: Vec<_> = batch.iter().map(PublishRequest::from).collect();
-        for _ in 0..count / BATCH {
-            for answer in self.ours.publish_batch(&batch).await {
-                answer.unwrap();
-            }
-        }
+        ours::publish_in_batches(&*self.ours, &self.event, count).await;
     }
 
     fn store_position_raw(&self, sequence: i64) {
@@ -74,8 +65,10 @@ fn read_raw(connection: &Connection, behind: i64, order: &str, limit: usize) -> 
             Ok((row.get(0)?, row.get_ref(1)?.as_blob()?.to_vec()))
         })
         .unwrap();
-    rows.map(|row| row.map(|(sequence, record)| (sequence, serde_json::from_slice(&record).unwrap())).unwrap())
-        .collect()
+    rows.map(|row| {
+        row.map(|(sequence, record)| (sequence, serde_json::from_slice(&record).unwrap())).unwrap()
+    })
+    .collect()
 }
 
 pub(crate) fn measure(board: &mut Board) {
@@ -91,7 +84,7 @@ pub(crate) fn measure(board: &mut Board) {
 
 async fn publishing(board: &mut Board, sides: &Sides) {
     board.time(ONE_CALLER, RAW, FEW, async { sides.raw.publish(FEW, 1, &sides.event) }).await;
-    board.time(ONE_CALLER, OURS, FEW, publish_ours(&*sides.ours, &sides.event, FEW)).await;
+    board.time(ONE_CALLER, OURS, FEW, ours::publish(&*sides.ours, &sides.event, FEW)).await;
 
     let transactions = MANY / BATCH;
     board.time(IN_BATCHES, RAW, MANY, async { sides.raw.publish(transactions, BATCH, &sides.event) }).await;
@@ -102,8 +95,9 @@ async fn publishing(board: &mut Board, sides: &Sides) {
     let count = each * CALLERS;
     board.time(MANY_CALLERS, RAW, count, async { sides.raw.publish(each, CALLERS, &sides.event) }).await;
     let callers = async {
-        let caller =
-            |ours: Arc<SqliteProvider>, event: Event| async move { publish_ours(&*ours, &event, each).await };
+        let caller = |ours: Arc<SqliteProvider>, event: Event| async move {
+            ours::publish(&*ours, &event, each).await
+        };
         join_all((0..CALLERS).map(|_| tokio::spawn(caller(Arc::clone(&sides.ours), sides.event.clone()))))
             .await;
     };
@@ -120,15 +114,7 @@ async fn one_to_one(board: &mut Board, sides: &Sides) {
             }
         })
         .await;
-    let mut subscription = sides.ours.subscribe_durable("worker", FILTER).await.unwrap();
-    board
-        .time(ONE_TO_ONE, OURS, FEW, async {
-            for _ in 0..FEW {
-                sides.ours.publish(&sides.event).await.unwrap();
-                subscription.next_delivery().await.unwrap().unwrap().ack().await.unwrap();
-            }
-        })
-        .await;
+    ours::one_to_one(board, &*sides.ours, &sides.event, FEW).await;
 }
 
 async fn fan_out(board: &mut Board, sides: &Sides) {
@@ -145,25 +131,7 @@ async fn fan_out(board: &mut Board, sides: &Sides) {
             }
         })
         .await;
-    let receipts = Arc::new(Receipts::default());
-    for _ in 0..READERS {
-        let mut subscription = sides.ours.subscribe(FILTER).await.unwrap();
-        let receipts = Arc::clone(&receipts);
-        tokio::spawn(async move {
-            while let Ok(Some(delivery)) = subscription.next_delivery().await {
-                delivery.ack().await.unwrap();
-                receipts.one();
-            }
-        });
-    }
-    board
-        .time(FAN_OUT, OURS, deliveries, async {
-            for _ in 0..BURSTS {
-                let publish = async || publish_ours(&*sides.ours, &sides.event, BURST).await;
-                receipts.wait_for(READERS * BURST, publish).await;
-            }
-        })
-        .await;
+    ours::fan_out(board, &*sides.ours, &sides.event, BURSTS).await;
     sides.ours.close().await.unwrap();
 }
 
@@ -181,7 +149,8 @@ async fn history_and_consume(board: &mut Board, sides: &Sides) {
     let read = async {
         for _ in 0..COUNT {
             let reader = Arc::clone(&reader);
-            let found = tokio::task::spawn_blocking(move || read_raw(&reader.lock().unwrap(), 0, "DESC", NEWEST));
+            let found =
+                tokio::task::spawn_blocking(move || read_raw(&reader.lock().unwrap(), 0, "DESC", NEWEST));
             assert_eq!(found.await.unwrap().len(), NEWEST);
         }
     };
@@ -202,25 +171,13 @@ async fn history_and_consume(board: &mut Board, sides: &Sides) {
     };
     board.time(CONSUME, RAW, STORED, receive).await;
     let receive = async {
-        let mut subscription = sides.ours.subscribe_durable("worker", FILTER).await.unwrap();
-        let mut left = STORED;
-        while left > 0 {
-            let batch = subscription.next_batch(BATCH, SOON).await.unwrap();
-            assert!(!batch.is_empty(), "{left} events are left");
-            left -= batch.len();
-            for delivery in batch {
-                delivery.unwrap().ack().await.unwrap();
-            }
-        }
-        subscription.close().await.unwrap();
+        let subscription = sides.ours.subscribe_durable("worker", FILTER).await.unwrap();
+        ours::receive_in_batches(subscription, BATCH, STORED).await;
     };
     board.time(CONSUME, OURS, STORED, receive).await;
     let receive = async {
-        let mut subscription = sides.ours.subscribe_durable("single", FILTER).await.unwrap();
-        for _ in 0..MANY {
-            subscription.next_delivery().await.unwrap().unwrap().ack().await.unwrap();
-        }
-        subscription.close().await.unwrap();
+        let subscription = sides.ours.subscribe_durable("single", FILTER).await.unwrap();
+        ours::receive(subscription, MANY).await;
     };
     board.time(CONSUME, OURS_ONE_BY_ONE, MANY, receive).await;
 }
