@@ -68,20 +68,9 @@ pub(in crate::provider) static SETTINGS: Settings<NatsProviderBuilder> = Setting
             "path of a credentials file (`.creds`: a JWT and its seed); `credentials_file` of the builder"
         )
     ),
-    row!(
-        "root_certificates" = root_certificates,
-        Setting::file().unset("the system's").doc("PEM file of the certificate authorities to trust")
-    ),
-    row!(
-        "client_certificate" = client_certificate,
-        Setting::file().doc("PEM file of the client's certificate with its chain; needs `client_key`")
-    ),
-    row!(
-        "client_key" = client_key,
-        Setting::file()
-            .secret()
-            .doc("PEM file of the client's key; second argument of the method `client_certificate`")
-    ),
+    row!("root_certificates" = root_certificates, common::ROOT_CERTIFICATES),
+    row!("client_certificate" = client_certificate, common::CLIENT_CERTIFICATE),
+    row!("client_key" = client_key, common::CLIENT_KEY),
     row!(
         "tls_first" = tls_first,
         Setting::flag().doc("TLS handshake before the server's greeting, for servers with `handshake_first`")

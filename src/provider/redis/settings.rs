@@ -93,20 +93,9 @@ pub(in crate::provider) static SETTINGS: Settings<RedisConfig> = Settings::new(&
             .doc("maximum size of the events that one call to the server stores for several publishers")
     ),
     row!("max_unconfirmed_acks" = max_unconfirmed_acks, common::MAX_UNCONFIRMED_ACKS),
-    row!(
-        "root_certificates" = root_certificates,
-        Setting::file().unset("the system's").doc("PEM file of the certificate authorities to trust")
-    ),
-    row!(
-        "client_certificate" = client_certificate,
-        Setting::file().doc("PEM file of the client's certificate with its chain; needs `client_key`")
-    ),
-    row!(
-        "client_key" = client_key,
-        Setting::file()
-            .secret()
-            .doc("PEM file of the client's key; second argument of the method `client_certificate`")
-    ),
+    row!("root_certificates" = root_certificates, common::ROOT_CERTIFICATES),
+    row!("client_certificate" = client_certificate, common::CLIENT_CERTIFICATE),
+    row!("client_key" = client_key, common::CLIENT_KEY),
     row!(
         "sentinel" = sentinel,
         Setting::text()

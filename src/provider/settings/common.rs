@@ -35,3 +35,16 @@ pub const MAX_UNCONFIRMED_ACKS: Setting = Setting::count("acks")
 /// Time for which a `msg_id` is remembered.
 pub const DEDUP_WINDOW: Setting =
     Setting::duration().zero("no deduplication").doc("time for which a `msg_id` is remembered");
+
+/// PEM file of the certificate authorities to trust.
+pub const ROOT_CERTIFICATES: Setting =
+    Setting::file().unset("the system's").doc("PEM file of the certificate authorities to trust");
+
+/// PEM file of the client's certificate.
+pub const CLIENT_CERTIFICATE: Setting =
+    Setting::file().doc("PEM file of the client's certificate with its chain; needs `client_key`");
+
+/// PEM file of the client's key.
+pub const CLIENT_KEY: Setting = Setting::file()
+    .secret()
+    .doc("PEM file of the client's key; second argument of the method `client_certificate`");
