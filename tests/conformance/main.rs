@@ -1,6 +1,8 @@
 //! The conformance kit against the providers of this crate, a module for each.
 
 mod custom;
+#[cfg(any(feature = "redis", feature = "sqlite"))]
+mod kept;
 mod memory;
 #[cfg(feature = "nats")]
 mod nats;

@@ -16,6 +16,8 @@ use a3s_event_testkit::servers::redis::{RedisCluster, RedisServer, reference, ve
 use a3s_event_testkit::{Case, Clock, Fixture, Harness, Outcome, Settings, async_trait, cases, run_case};
 use tokio::sync::Mutex;
 
+use crate::kept::{ON_A_STORE_OF_ITS_OWN, TOO_LONG, every_case_is_kept};
+
 /// Where the cases run.
 enum Redis {
     /// Each on a server of its own, which syncs each write.
@@ -105,35 +107,6 @@ impl Fixture for Running {
     }
 }
 
-/// It takes 120 s where waiting is not free.
-const TOO_LONG: &str = "the_dedup_window_is_120_s_by_default";
-
-/// What cannot be checked on servers that others use.
-const NOT_SHARED: [&str; 8] = [
-    TOO_LONG,
-    "stored_events_outlive_a_restart",
-    "a_position_outlives_a_restart",
-    "attempts_outlive_a_restart",
-    "a_reset_outlives_a_restart",
-    "an_undecodable_record_surfaces_once",
-    "an_undecodable_record_blocks_nothing",
-    "a_page_names_what_cannot_be_read",
-];
-
-/// One test per case, which must be kept.
-macro_rules! every_case_is_kept {
-    ({ $harness:expr, $unchecked:expr } $($module:ident { $($name:ident [$($need:ident),*] $promise:literal)* })*) => {
-        $($(
-            #[test]
-            fn $name() {
-                let outcome = run_case(stringify!($name), &$harness, Clock::Real);
-                let unchecked: &[&str] = &$unchecked;
-                assert_eq!(outcome != Outcome::Kept, unchecked.contains(&stringify!($name)), "{outcome:?}");
-            }
-        )*)*
-    };
-}
-
 mod contract {
     use super::*;
 
@@ -146,7 +119,7 @@ fn not_kept(harness: &Redis) -> Vec<(&'static str, Option<Outcome>)> {
     const THREADS: usize = 16;
     let next = std::sync::atomic::AtomicUsize::new(0);
     let run = |case: &'static Case| {
-        if NOT_SHARED.contains(&case.name) {
+        if ON_A_STORE_OF_ITS_OWN.contains(&case.name) {
             return None;
         }
         let outcome = std::panic::catch_unwind(|| run_case(case.name, harness, Clock::Real)).ok();

@@ -10,6 +10,8 @@ use a3s_event::provider::sqlite::{SqliteConfig, SqliteProvider};
 use a3s_event_testkit::{Clock, Fixture, Harness, Outcome, Settings, async_trait, run_case};
 use tempfile::TempDir;
 
+use crate::kept::{ON_A_STORE_OF_ITS_OWN, TOO_LONG, every_case_is_kept};
+
 #[path = "../support/sqlite.rs"]
 mod sqlite_file;
 
@@ -92,37 +94,6 @@ impl Harness for InMemory {
     }
 }
 
-/// It takes 120 s where waiting is not free.
-const TOO_LONG: &str = "the_dedup_window_is_120_s_by_default";
-
-/// What a database in memory cannot have.
-const NOT_IN_MEMORY: [&str; 8] = [
-    TOO_LONG,
-    // Nothing of it outlives a restart.
-    "stored_events_outlive_a_restart",
-    "a_position_outlives_a_restart",
-    "attempts_outlive_a_restart",
-    "a_reset_outlives_a_restart",
-    // No other connection can put a record into it that is not an event.
-    "an_undecodable_record_surfaces_once",
-    "an_undecodable_record_blocks_nothing",
-    "a_page_names_what_cannot_be_read",
-];
-
-/// One test per case, which must be kept: a case that is not checked is one of `$unchecked`.
-macro_rules! every_case_is_kept {
-    ({ $harness:expr, $unchecked:expr } $($module:ident { $($name:ident [$($need:ident),*] $promise:literal)* })*) => {
-        $($(
-            #[test]
-            fn $name() {
-                let outcome = run_case(stringify!($name), &$harness, Clock::Real);
-                let unchecked: &[&str] = &$unchecked;
-                assert_eq!(outcome != Outcome::Kept, unchecked.contains(&stringify!($name)), "{outcome:?}");
-            }
-        )*)*
-    };
-}
-
 mod file {
     use super::*;
 
@@ -132,5 +103,5 @@ mod file {
 mod memory {
     use super::*;
 
-    a3s_event_testkit::for_each_case! { [every_case_is_kept] InMemory, NOT_IN_MEMORY }
+    a3s_event_testkit::for_each_case! { [every_case_is_kept] InMemory, ON_A_STORE_OF_ITS_OWN }
 }
