@@ -5,7 +5,6 @@ use a3s_event::{Durability, EventProvider};
 use a3s_event_testkit::RedisServer;
 
 use crate::load::Load;
-use crate::stored::{assert_stored, intact};
 use crate::{eventually, on_each, open};
 
 /// How often each server is killed; the slow tier asks for more.
@@ -27,10 +26,7 @@ async fn what_was_acknowledged_is_stored_after_every_kill() {
             server.kill();
             server.start_again().await;
         }
-        load.acknowledged(1).await;
-        let acknowledged = load.end().await;
-        let stored = intact(&server).await;
-        assert_stored(&acknowledged, &stored);
+        let (acknowledged, stored) = load.all_stored(&server).await;
         assert_eq!(acknowledged.len(), stored.len(), "each publish was repeated until it was acknowledged");
         println!("{version}: {} events, {kills} kills", stored.len());
     })
@@ -57,10 +53,7 @@ async fn a_server_that_is_killed_while_it_loads_its_data_loses_nothing() {
             server.kill();
         }
         server.start_again().await;
-        load.acknowledged(1).await;
-        let acknowledged = load.end().await;
-        let stored = intact(&server).await;
-        assert_stored(&acknowledged, &stored);
+        let (_, stored) = load.all_stored(&server).await;
         println!("{version}: {} events", stored.len());
     })
     .await;

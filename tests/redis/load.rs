@@ -5,9 +5,11 @@ use std::sync::{Arc, Mutex};
 
 use a3s_event::provider::redis::RedisProvider;
 use a3s_event::{EventProvider, PublishOptions};
+use a3s_event_testkit::RedisServer;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::stored::{assert_stored, intact};
 use crate::{FILTER, event, eventually, short_leases};
 
 /// Name of the consumer.
@@ -80,6 +82,16 @@ impl Load {
     pub(crate) async fn end(mut self) -> Events {
         self.stop_publishers().await;
         std::mem::take(&mut *self.told.acknowledged.lock().unwrap())
+    }
+
+    /// Ends the publishers after one more acknowledged publish, and fails unless everything acknowledged is stored on this
+    /// server. Returns what was acknowledged and what is stored.
+    pub(crate) async fn all_stored(self, server: &RedisServer) -> (Events, Events) {
+        self.acknowledged(1).await;
+        let acknowledged = self.end().await;
+        let stored = intact(server).await;
+        assert_stored(&acknowledged, &stored);
+        (acknowledged, stored)
     }
 
     /// Ends the publishers, waits until the consumer has settled all events, and returns what was acknowledged and what was
