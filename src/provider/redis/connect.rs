@@ -1,4 +1,4 @@
-//! What the settings of the provider mean for the link.
+//! Translates the settings of the provider into those of the link.
 
 use super::RedisConfig;
 use super::address::Address;

@@ -65,7 +65,7 @@ impl Ahead {
     }
 }
 
-/// What the last call said: there is nothing to fetch.
+/// The answer of the last call: there is nothing to fetch.
 #[derive(Debug, Clone, Copy)]
 struct Idle {
     /// Number of announcements before the call.

@@ -54,7 +54,7 @@ pub struct RedisFetch {
     has_left: bool,
 }
 
-/// What the last answer says about events that are due again, which come before those that are held.
+/// The last answer about events that are due again, which come before those that are held.
 #[derive(Default)]
 struct Known {
     /// Number of announcements before the answer.

@@ -3,7 +3,7 @@
 /// The keys of one stream. They have one hash tag, so that a cluster keeps them on one node.
 #[derive(Debug, Clone)]
 pub(super) struct Keys {
-    /// What every key begins with.
+    /// The beginning of every key.
     base: String,
 }
 

@@ -62,7 +62,7 @@ struct Waiting {
     is_in_doubt: bool,
 }
 
-/// Who learns the result.
+/// Receiver of the result.
 enum Done {
     /// No caller waits. The ack keeps its place until it is stored.
     Sent {

@@ -1,4 +1,4 @@
-//! What a link connects to, and how.
+//! The servers that a link connects to, and its settings.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -104,7 +104,7 @@ pub(in crate::provider::redis) struct Sentinel {
     pub(in crate::provider::redis) credentials: Credentials,
 }
 
-/// What must confirm a write before a publish succeeds, besides the server itself.
+/// The confirmation of a write that a publish waits for, besides that of the server.
 #[derive(Debug, Clone, Copy, Default)]
 pub(in crate::provider::redis) struct Confirmation {
     /// Number of replicas that must have received it (`WAIT`).

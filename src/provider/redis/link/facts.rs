@@ -1,4 +1,4 @@
-//! What a server tells about itself, and whether it can keep the promises of the provider.
+//! Reads a server's report on itself, and checks that it can keep the promises of the provider.
 
 use redis::{FromRedisValue as _, Value};
 

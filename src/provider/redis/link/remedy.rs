@@ -1,4 +1,4 @@
-//! What to do about an error that the server answered before it carried anything out.
+//! Remedies for an error that the server answered before it carried anything out.
 
 use super::config::Node;
 use crate::provider::redis::error::Refusal;

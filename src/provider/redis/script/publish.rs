@@ -26,7 +26,7 @@ pub(in crate::provider::redis) struct Record<'a> {
     pub(in crate::provider::redis) json: &'a [u8],
 }
 
-/// What became of one event.
+/// Result of one event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::provider::redis) enum Outcome {
     Stored(u64),

@@ -15,7 +15,7 @@ pub(super) static SCRIPT: LazyLock<Script> = LazyLock::new(|| {
     Script::with_parts("purge", include_str!("purge.lua"), &parts)
 });
 
-/// What a step deleted.
+/// Result of a step that deletes events.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::provider::redis) struct Purged {
     pub(in crate::provider::redis) deleted: u64,

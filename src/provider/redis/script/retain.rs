@@ -14,7 +14,7 @@ pub(super) static SCRIPT: LazyLock<Script> = LazyLock::new(|| {
     Script::with_parts("retain", include_str!("retain.lua"), &parts)
 });
 
-/// What a call dropped.
+/// Result of a call that drops events.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::provider::redis) struct Retained {
     pub(in crate::provider::redis) dropped: u64,

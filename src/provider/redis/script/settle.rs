@@ -38,7 +38,7 @@ pub(in crate::provider::redis) struct Request<'a> {
     pub(in crate::provider::redis) settlings: &'a [Settling<'a>],
 }
 
-/// What became of a settlement.
+/// Result of a settlement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::provider::redis) enum Settled {
     Done,
